@@ -1,0 +1,278 @@
+"""One token stream, every arm's activations.
+
+Rows are read in one random order, block by block; inside a block the usable tokens are permuted. Both
+permutations are drawn from the trial's seed alone, so every arm sees the same tokens in the same
+order. Nothing is kept but the block in hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Int64
+from pydantic import Field
+
+from sae_placebo.errors import ModelError
+from sae_placebo.lazy import torch
+from sae_placebo.spec import Spec, numpy_generator
+from sae_placebo.text import Rows
+
+
+class HarvestSpec(Spec):
+    """How activations are read and masked.
+
+    Attributes:
+        block_rows: Rows read before their tokens are shuffled together.
+        outlier_ratio: A token whose centered-free norm exceeds this multiple of the arm's median norm
+            is left out of training, and, when any arm leaves it out, of every arm's measurements.
+    """
+
+    block_rows: int = Field(256, ge=1)
+    outlier_ratio: float = Field(10.0, gt=1.0)
+
+
+# rows in one forward: changes no result beyond rounding, which is fixed with the rest of the recipe
+FORWARD_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Block:
+    """Activations of the usable tokens of some rows, in reading order.
+
+    Attributes:
+        token_ids: [token].
+        documents: [token] index into the rows' document names.
+        places: [token, 2] row and position.
+        activations: hookpoint name -> [token, d_in]. Views of kept buffers: the next block
+            overwrites them.
+    """
+
+    token_ids: Int64[torch.Tensor, "token"]
+    documents: Int64[torch.Tensor, "token"]
+    places: Int64[torch.Tensor, "token two"]
+    activations: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How one arm's activations at one hookpoint are masked, centered and scaled.
+
+    Attributes:
+        mean: [d_in] mean of the sample, outliers left out.
+        factor: x' = (x - mean) * factor has mean squared norm d_in on the sample.
+        median_norm: Median of ||x|| in the sample.
+        largest_norm: Largest ||x|| in the sample.
+        norm_limit: Tokens above it are outliers.
+        n_tokens: Size of the sample, outliers included.
+        n_outliers: Tokens of the sample above the limit.
+    """
+
+    mean: Float[torch.Tensor, "d_in"]
+    factor: float
+    median_norm: float
+    largest_norm: float
+    norm_limit: float
+    n_tokens: int
+    n_outliers: int
+
+    def record(self) -> dict[str, float | int]:
+        """Return everything but the mean, for the trial's record."""
+        return {
+            "factor": self.factor,
+            "median_norm": self.median_norm,
+            "largest_norm": self.largest_norm,
+            "norm_limit": self.norm_limit,
+            "n_tokens": self.n_tokens,
+            "n_outliers": self.n_outliers,
+        }
+
+
+def blocks(
+    reader: Any, rows: Rows, order: Int[np.ndarray, "row"], block_rows: int
+) -> Iterator[Block]:
+    """Yield the activations of `rows`, taken in `order`, `block_rows` at a time.
+
+    Args:
+        reader: `models.Reader`: `.d_in` and `.read(token_ids) -> {hookpoint: [row pos d_in]}`.
+        rows: What to read.
+        order: Indices of the rows, in reading order.
+        block_rows: Rows in a block; the last one may be smaller.
+    """
+    usable = rows.usable()
+    capacity = int(np.sort(usable.sum(1))[::-1][:block_rows].sum())
+    buffers = {name: torch.empty(capacity, d) for name, d in reader.d_in.items()}
+    for first in range(0, len(order), block_rows):
+        chosen = order[first : first + block_rows]
+        filled = 0
+        for part in np.array_split(chosen, -(-len(chosen) // FORWARD_ROWS)):
+            keep = torch.from_numpy(usable[part])
+            read = reader.read(torch.from_numpy(rows.token_ids[part].astype(np.int64)))
+            n = int(keep.sum())
+            for name, values in read.items():
+                buffers[name][filled : filled + n] = values[keep]
+            filled += n
+        row, position = np.nonzero(usable[chosen])
+        yield Block(
+            token_ids=torch.from_numpy(rows.token_ids[chosen][row, position].astype(np.int64)),
+            documents=torch.from_numpy(rows.documents[chosen][row].astype(np.int64)),
+            places=torch.from_numpy(np.stack([chosen[row], position], axis=1).astype(np.int64)),
+            activations={name: buffer[:filled] for name, buffer in buffers.items()},
+        )
+
+
+def row_order(n_rows: int, seed: int) -> Int64[np.ndarray, "row"]:
+    """Return the order in which every arm reads the training rows."""
+    return numpy_generator(seed, "row order").permutation(n_rows)
+
+
+def calibrate(block: Block, outlier_ratio: float) -> dict[str, Calibration]:
+    """Return each hookpoint's calibration from a sample of its activations.
+
+    Raises:
+        ModelError: the activations do not vary, so they cannot be scaled.
+    """
+    result = {}
+    for name, x in block.activations.items():
+        norms = x.norm(dim=1)
+        median = float(norms.median())
+        limit = outlier_ratio * median
+        kept = x[norms <= limit].double()
+        mean = kept.mean(0)
+        energy = float((kept - mean).square().sum(1).mean())
+        if not energy > 0:
+            raise ModelError(
+                f"the activations at {name} are constant over {len(x):,} tokens: there is nothing to "
+                "learn; choose another hookpoint or control"
+            )
+        result[name] = Calibration(
+            mean=mean.float(),
+            factor=float((x.shape[1] / energy) ** 0.5),
+            median_norm=median,
+            largest_norm=float(norms.max()),
+            norm_limit=limit,
+            n_tokens=len(x),
+            n_outliers=int((norms > limit).sum()),
+        )
+    return result
+
+
+def batches(
+    block: Block,
+    calibrations: Mapping[str, Calibration],
+    batch_tokens: int,
+    seed: int,
+    index: int,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield shuffled, centered and scaled batches of one block, outliers left out.
+
+    The block is cut into equal batches of at most `batch_tokens`. The permutation depends on `seed`
+    and on the block's `index` alone; a left-out token shortens its batch and moves no other.
+
+    Args:
+        block: Activations in model units.
+        calibrations: One per hookpoint.
+        batch_tokens: Most tokens in a batch.
+        seed: The trial's seed.
+        index: The block's place in the stream.
+    """
+    n = len(block.token_ids)
+    order = torch.from_numpy(numpy_generator(seed, "shuffle", index).permutation(n))
+    kept = {
+        name: x.norm(dim=1) <= calibrations[name].norm_limit
+        for name, x in block.activations.items()
+    }
+    for part in order.chunk(-(-n // batch_tokens)):
+        batch = {}
+        for name, x in block.activations.items():
+            calibration = calibrations[name]
+            chosen = part[kept[name][part]]
+            batch[name] = x[chosen].sub_(calibration.mean).mul_(calibration.factor)
+        yield batch
+
+
+class TokenMeans:
+    """Streaming E[x | token] with shrinkage: the lookup table that an SAE has to beat.
+
+    The table's entry is mean + n / (n + c) * (token's own mean - mean), with c the within-token over
+    the between-token variance, so that a token seen once does not carry its whole noise; a token
+    never seen gets the mean. Shrinkage makes the baseline better, hence the score stricter.
+
+    Args:
+        vocabulary_size: Number of token ids.
+        d_in: Width of the activations.
+    """
+
+    def __init__(self, vocabulary_size: int, d_in: int) -> None:
+        self.sums = torch.zeros(vocabulary_size, d_in)
+        self.energy = torch.zeros(vocabulary_size, dtype=torch.float64)
+        self.counts = torch.zeros(vocabulary_size, dtype=torch.float64)
+
+    def add(
+        self, token_ids: Int64[torch.Tensor, "token"], x: Float[torch.Tensor, "token d_in"]
+    ) -> None:
+        """Count `x`, in model units, under its tokens."""
+        self.sums.index_add_(0, token_ids, x)
+        self.energy.index_add_(0, token_ids, x.double().square().sum(1))
+        self.counts.index_add_(0, token_ids, torch.ones(len(x), dtype=torch.float64))
+
+    def table(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the ids seen [entry] and the table [entry + 1, d_in]; the last row is the mean."""
+        seen = self.counts.nonzero().flatten()
+        n = self.counts[seen]
+        sums = self.sums[seen].double()
+        mean = sums.sum(0) / n.sum()
+        own = sums / n[:, None]
+        within = (self.energy[seen] - n * own.square().sum(1)).clamp_min(0).sum()
+        noise = float(within / (n.sum() - len(n)).clamp_min(1))
+        # the spread of token means holds their own noise, noise / n; take it out
+        spread = float(((own - mean).square().sum(1) * n).sum() / n.sum()) - noise * len(n) / float(
+            n.sum()
+        )
+        share = n / (n + noise / spread) if spread > 0 else torch.zeros_like(n)
+        table = mean + share[:, None] * (own - mean)
+        return seen, torch.cat([table, mean[None]]).float()
+
+
+class SecondMoments:
+    """Streaming mean and covariance of activations, for a Gaussian that matches both.
+
+    Args:
+        center: [d_in] a point near the mean, taken off first so that float32 products suffice.
+    """
+
+    def __init__(self, center: Float[torch.Tensor, "d_in"]) -> None:
+        self.center = center
+        self.total = torch.zeros(len(center), dtype=torch.float64)
+        self.products = torch.zeros(len(center), len(center), dtype=torch.float64)
+        self.n = 0
+
+    def add(self, x: Float[torch.Tensor, "token d_in"]) -> None:
+        """Count `x`."""
+        x = x - self.center
+        self.total += x.sum(0, dtype=torch.float64)
+        self.products += (x.T @ x).double()
+        self.n += len(x)
+
+    def sampler(
+        self, calibration: Calibration
+    ) -> Callable[[int, torch.Generator], Float[torch.Tensor, "token d_in"]]:
+        """Return a function (n, generator) -> n draws, centered and scaled like the activations."""
+        mean = self.total / self.n
+        covariance = self.products / self.n - torch.outer(mean, mean)
+        # eigenvalues, not Cholesky: activations may be confined to a subspace
+        values, vectors = torch.linalg.eigh(covariance)
+        root = (vectors * values.clamp_min(0).sqrt()).T.float() * calibration.factor
+        offset = ((self.center + mean - calibration.mean) * calibration.factor).float()
+
+        def draw(n: int, generator: torch.Generator) -> torch.Tensor:
+            return torch.randn(n, len(offset), generator=generator) @ root + offset
+
+        return draw
+
+
+def usable_everywhere(outliers: list[Bool[np.ndarray, "token"]]) -> Bool[np.ndarray, "token"]:
+    """Return which held-out tokens no arm leaves out: every arm is measured on these alone."""
+    return ~np.logical_or.reduce(outliers)

@@ -1,0 +1,46 @@
+"""What can go wrong for a user, one class per kind of remedy.
+
+A message says what was found, what is allowed and what to do, in one sentence or two. The command
+line prints the message alone; `--debug` adds the traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PlaceboError(Exception):
+    """Base of every error that a user can meet and mend."""
+
+
+class SpecError(PlaceboError):
+    """The trial file is wrong: mend it and run again."""
+
+
+class ModelError(PlaceboError):
+    """The model cannot be loaded, read or controlled as asked."""
+
+
+class TextError(PlaceboError):
+    """The text is missing, unreadable or too short."""
+
+
+class StoreError(PlaceboError):
+    """The store cannot be read or written."""
+
+
+class MissingExtra(PlaceboError):
+    """An optional dependency is needed; the message holds the install command."""
+
+
+class NotEstimable(PlaceboError):
+    """A value cannot be estimated from what there is; the message is the reason shown beside it."""
+
+
+def unknown_name(kind: str, found: str, known: Iterable[str]) -> str:
+    """Return the sentence for a name that is not registered, with the nearest known one."""
+    names = sorted(known)
+    near = difflib.get_close_matches(found, names, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"no {kind} is called {found!r}.{hint} Known: {', '.join(names)}."
