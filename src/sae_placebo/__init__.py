@@ -1,1 +1,69 @@
-"""Placebo-controlled trials for sparse autoencoders."""
+"""Placebo-controlled trials for sparse autoencoders on language models.
+
+`run` is the whole experiment; `sae_placebo.trial` is the file to read first.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sae_placebo.controls import CONTROLS, Control
+    from sae_placebo.errors import PlaceboError
+    from sae_placebo.metrics import METRICS, Metric
+    from sae_placebo.models import Reader, load_model, load_tokenizer
+    from sae_placebo.protocol import TrialSpec, load_trial
+    from sae_placebo.report import build_report
+    from sae_placebo.results import Trial
+    from sae_placebo.saes import SAE, SAES
+    from sae_placebo.trial import run
+
+__version__ = "0.1.0"
+
+# each name loads its module when it is first asked for, so that the import itself is instant
+_HOMES = {
+    "CONTROLS": "controls",
+    "METRICS": "metrics",
+    "SAE": "saes",
+    "SAES": "saes",
+    "Control": "controls",
+    "Metric": "metrics",
+    "PlaceboError": "errors",
+    "Reader": "models",
+    "Trial": "results",
+    "TrialSpec": "protocol",
+    "build_report": "report",
+    "load_model": "models",
+    "load_tokenizer": "models",
+    "load_trial": "protocol",
+    "run": "trial",
+}
+
+__all__ = [
+    "CONTROLS",
+    "METRICS",
+    "SAE",
+    "SAES",
+    "Control",
+    "Metric",
+    "PlaceboError",
+    "Reader",
+    "Trial",
+    "TrialSpec",
+    "build_report",
+    "load_model",
+    "load_tokenizer",
+    "load_trial",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sae_placebo' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"sae_placebo.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -7,12 +7,12 @@ order. Nothing is kept but the block in hand.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Int64
+from jaxtyping import Float, Int, Int64
 from pydantic import Field
 
 from sae_placebo.errors import ModelError
@@ -50,8 +50,8 @@ class Block:
             overwrites them.
     """
 
-    token_ids: Int64[torch.Tensor, "token"]
-    documents: Int64[torch.Tensor, "token"]
+    token_ids: Int64[torch.Tensor, " token"]
+    documents: Int64[torch.Tensor, " token"]
     places: Int64[torch.Tensor, "token two"]
     activations: dict[str, torch.Tensor]
 
@@ -70,7 +70,7 @@ class Calibration:
         n_outliers: Tokens of the sample above the limit.
     """
 
-    mean: Float[torch.Tensor, "d_in"]
+    mean: Float[torch.Tensor, " d_in"]
     factor: float
     median_norm: float
     largest_norm: float
@@ -91,7 +91,7 @@ class Calibration:
 
 
 def blocks(
-    reader: Any, rows: Rows, order: Int[np.ndarray, "row"], block_rows: int
+    reader: Any, rows: Rows, order: Int[np.ndarray, " row"], block_rows: int
 ) -> Iterator[Block]:
     """Yield the activations of `rows`, taken in `order`, `block_rows` at a time.
 
@@ -123,7 +123,7 @@ def blocks(
         )
 
 
-def row_order(n_rows: int, seed: int) -> Int64[np.ndarray, "row"]:
+def row_order(n_rows: int, seed: int) -> Int64[np.ndarray, " row"]:
     """Return the order in which every arm reads the training rows."""
     return numpy_generator(seed, "row order").permutation(n_rows)
 
@@ -211,7 +211,7 @@ class TokenMeans:
         self.counts = torch.zeros(vocabulary_size, dtype=torch.float64)
 
     def add(
-        self, token_ids: Int64[torch.Tensor, "token"], x: Float[torch.Tensor, "token d_in"]
+        self, token_ids: Int64[torch.Tensor, " token"], x: Float[torch.Tensor, "token d_in"]
     ) -> None:
         """Count `x`, in model units, under its tokens."""
         self.sums.index_add_(0, token_ids, x)
@@ -234,45 +234,3 @@ class TokenMeans:
         share = n / (n + noise / spread) if spread > 0 else torch.zeros_like(n)
         table = mean + share[:, None] * (own - mean)
         return seen, torch.cat([table, mean[None]]).float()
-
-
-class SecondMoments:
-    """Streaming mean and covariance of activations, for a Gaussian that matches both.
-
-    Args:
-        center: [d_in] a point near the mean, taken off first so that float32 products suffice.
-    """
-
-    def __init__(self, center: Float[torch.Tensor, "d_in"]) -> None:
-        self.center = center
-        self.total = torch.zeros(len(center), dtype=torch.float64)
-        self.products = torch.zeros(len(center), len(center), dtype=torch.float64)
-        self.n = 0
-
-    def add(self, x: Float[torch.Tensor, "token d_in"]) -> None:
-        """Count `x`."""
-        x = x - self.center
-        self.total += x.sum(0, dtype=torch.float64)
-        self.products += (x.T @ x).double()
-        self.n += len(x)
-
-    def sampler(
-        self, calibration: Calibration
-    ) -> Callable[[int, torch.Generator], Float[torch.Tensor, "token d_in"]]:
-        """Return a function (n, generator) -> n draws, centered and scaled like the activations."""
-        mean = self.total / self.n
-        covariance = self.products / self.n - torch.outer(mean, mean)
-        # eigenvalues, not Cholesky: activations may be confined to a subspace
-        values, vectors = torch.linalg.eigh(covariance)
-        root = (vectors * values.clamp_min(0).sqrt()).T.float() * calibration.factor
-        offset = ((self.center + mean - calibration.mean) * calibration.factor).float()
-
-        def draw(n: int, generator: torch.Generator) -> torch.Tensor:
-            return torch.randn(n, len(offset), generator=generator) @ root + offset
-
-        return draw
-
-
-def usable_everywhere(outliers: list[Bool[np.ndarray, "token"]]) -> Bool[np.ndarray, "token"]:
-    """Return which held-out tokens no arm leaves out: every arm is measured on these alone."""
-    return ~np.logical_or.reduce(outliers)

@@ -14,7 +14,7 @@ class PlaceboError(Exception):
     """Base of every error that a user can meet and mend."""
 
 
-class SpecError(PlaceboError):
+class SpecError(PlaceboError, ValueError):
     """The trial file is wrong: mend it and run again."""
 
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -69,6 +70,11 @@ class Store:
     warn: Any = field(default=lambda message: None, repr=False)
     _checked: set[Path] = field(default_factory=set, repr=False)
 
+    def seconds(self, step: Step) -> float:
+        """Return how long a finished step took."""
+        manifest = _read_manifest(self.path(step)) or {}
+        return float(manifest.get("seconds", 0.0))
+
     def path(self, step: Step) -> Path:
         """Return where the artefact of `step` lies, or would lie."""
         return self.root / step.stage / step.folder_name
@@ -102,15 +108,11 @@ class Store:
         return None
 
     @contextlib.contextmanager
-    def write(self, step: Step, record: Mapping[str, Any] | None = None) -> Iterator[Path]:
-        """Yield an empty folder to fill; on success it becomes the artefact of `step`, else nothing.
-
-        Args:
-            step: What is being written.
-            record: JSON facts for the manifest that do not enter the key (seconds, versions).
-        """
+    def write(self, step: Step) -> Iterator[Path]:
+        """Yield an empty folder to fill; on success it becomes the artefact of `step`, else nothing."""
         target = self.path(step)
         draft = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
+        start = time.perf_counter()
         with _explained(self.root):
             draft.mkdir(parents=True)
             try:
@@ -122,7 +124,7 @@ class Store:
                     "key": step.key,
                     "settings": json.loads(canonical(step.settings)),
                     "inputs": list(step.inputs),
-                    "record": dict(record or {}),
+                    "seconds": round(time.perf_counter() - start, 3),
                     "files": {
                         p.relative_to(draft).as_posix(): {
                             "bytes": p.stat().st_size,

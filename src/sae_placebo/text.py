@@ -82,8 +82,8 @@ class Rows:
     """
 
     token_ids: Int32[np.ndarray, "row pos"]
-    lengths: Int32[np.ndarray, "row"]
-    documents: Int32[np.ndarray, "row"]
+    lengths: Int32[np.ndarray, " row"]
+    documents: Int32[np.ndarray, " row"]
     names: tuple[str, ...]
 
     def usable(self) -> Bool[np.ndarray, "row pos"]:

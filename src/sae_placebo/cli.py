@@ -1,0 +1,127 @@
+"""The command line: verbs over the public API, and no logic of their own."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sae_placebo.errors import PlaceboError, StoreError
+from sae_placebo.progress import for_terminal
+
+app = typer.Typer(
+    help="Placebo-controlled trials for sparse autoencoders.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+TrialFile = Annotated[Path, typer.Argument(help="The trial file (TOML).")]
+StoreFolder = Annotated[Path, typer.Option("--store", help="Folder of artefacts and results.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="dotted.key=value; replaces a setting of the file.")
+]
+Wait = Annotated[float, typer.Option(help="Seconds to wait for another process to free the store.")]
+
+
+@app.command()
+def init(path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("trial.toml")) -> None:
+    """Write a commented trial file to start from."""
+    from sae_placebo.template import TEMPLATE
+
+    if path.exists():
+        raise StoreError(f"{str(path)!r} exists already; give another path or remove it")
+    try:
+        path.write_text(TEMPLATE, encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"{str(path)!r} cannot be written ({error.strerror})") from None
+    typer.echo(f"wrote {path}; next: sae-placebo check {path}")
+
+
+@app.command()
+def check(trial: TrialFile, overrides: Overrides = None) -> None:
+    """Resolve a trial file and print it, or say what is wrong and where."""
+    from sae_placebo.protocol import load_trial
+
+    typer.echo(load_trial(trial, overrides=overrides or []).model_dump_json(indent=2))
+
+
+@app.command()
+def plan(
+    trial: TrialFile,
+    store: StoreFolder = Path("runs"),
+    overrides: Overrides = None,
+    probe: Annotated[
+        bool, typer.Option(help="Time a few batches on this machine to estimate minutes.")
+    ] = True,
+) -> None:
+    """Print the stages, which are done, and what the rest will cost."""
+    from sae_placebo.costs import plan_table
+
+    typer.echo(plan_table(trial, store, overrides=overrides or [], probe=probe, progress=for_terminal()))
+
+
+@app.command()
+def run(
+    trial: TrialFile,
+    store: StoreFolder = Path("runs"),
+    overrides: Overrides = None,
+    wait: Wait = 0.0,
+) -> None:
+    """Run a trial, or what is left of it, and say where the report is."""
+    from sae_placebo.trial import run as run_trial
+
+    result = run_trial(
+        trial, store, overrides=overrides or [], progress=for_terminal(), wait_seconds=wait
+    )
+    typer.echo(result.summary())
+    typer.echo(f"report: {result.report}")
+
+
+@app.command()
+def status(trial: TrialFile, store: StoreFolder = Path("runs"), overrides: Overrides = None) -> None:
+    """Print which stages of a trial are done."""
+    from sae_placebo.costs import plan_table
+
+    typer.echo(plan_table(trial, store, overrides=overrides or [], probe=False, progress=for_terminal()))
+
+
+@app.command()
+def report(trial: TrialFile, store: StoreFolder = Path("runs"), overrides: Overrides = None) -> None:
+    """Write the report again from the finished tables, and say where it is."""
+    from sae_placebo.costs import unfinished
+    from sae_placebo.protocol import load_trial
+    from sae_placebo.report import build_report
+    from sae_placebo.results import trial_folder
+
+    spec = load_trial(trial, overrides=overrides or [])
+    folder = trial_folder(store, spec.name)
+    if not (folder / "trial.json").exists():
+        left = unfinished(spec, store)
+        raise StoreError(
+            f"trial {spec.name!r} has no results yet: {left} of its stages are left; sae-placebo run "
+            f"{trial} finishes them"
+        )
+    typer.echo(f"report: {build_report(folder)}")
+
+
+def main() -> None:
+    """Run the command line; what a user can mend is one sentence and exit code 1."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        app(arguments)
+    except PlaceboError as error:
+        if debug:
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; run the same command again to go on\n")
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

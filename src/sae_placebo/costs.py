@@ -1,0 +1,167 @@
+"""What a trial will cost: its steps, which are done, and minutes from a short probe of this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sae_placebo import models, precision
+from sae_placebo.activations import FORWARD_ROWS
+from sae_placebo.lazy import torch
+from sae_placebo.progress import Progress
+from sae_placebo.protocol import Plan, TrialSpec, load_trial, plan_steps
+from sae_placebo.spec import generator
+from sae_placebo.store import Step, Store
+from sae_placebo.training import Fit
+from sae_placebo.trial import CALIBRATION_ROWS, Bench
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What this machine did in a short probe.
+
+    Attributes:
+        forward: Tokens per second through the model up to the last hookpoint.
+        sae: Training tokens per second of each SAE, by label.
+        build_seconds: Time to copy, change and hash the model once.
+    """
+
+    forward: float
+    sae: Mapping[str, float]
+    build_seconds: float
+
+
+def unfinished(spec: TrialSpec, store: str | Path) -> int:
+    """Return how many steps of a trial are left."""
+    place = Store(Path(store))
+    return sum(not place.has(step) for step in plan_steps(spec).steps())
+
+
+def plan_table(
+    source: str | Path,
+    store: str | Path,
+    *,
+    overrides: Sequence[str],
+    probe: bool,
+    progress: Progress,
+) -> str:
+    """Return the stages of a trial as text: done or to do, and the cost of what is left.
+
+    Args:
+        source: The trial file.
+        store: Folder of artefacts.
+        overrides: `dotted.key=value` settings.
+        probe: Time the model and the SAEs. A packaged model is converted first, and kept.
+        progress: Where the conversion is shown.
+    """
+    spec = load_trial(source, overrides=overrides)
+    plan, place = plan_steps(spec), Store(Path(store), warn=progress.note)
+    rates = None
+    if probe and any(not place.has(step) for step in plan.steps()):
+        with place.lock(), precision.fast_products():
+            rates = measure_rates(Bench(plan, place, progress))
+    lines = [f"{'stage':<10} {'done':>9}  {'left: tokens':>14}  {'passes':>7}  {'minutes':>8}"]
+    total = 0.0
+    for stage, steps in _by_stage(plan):
+        left = [step for step in steps if not place.has(step)]
+        tokens, passes = _tokens(spec, stage), _passes(spec, stage)
+        minutes = "-"
+        if rates is not None and left:
+            seconds = len(left) * _seconds(spec, stage, rates)
+            total += seconds
+            minutes = f"{seconds / 60:.1f}"
+        done = f"{len(steps) - len(left)}/{len(steps)}"
+        lines.append(
+            f"{stage:<10} {done:>9}  {tokens * len(left):>14,}  {passes * len(left):>7,}  {minutes:>8}"
+        )
+    if rates is not None:
+        speeds = ", ".join(f"{label} {rate:,.0f}" for label, rate in rates.sae.items())
+        lines.append(
+            f"about {total / 60:.1f} minutes are left. Probe: forward {rates.forward:,.0f} tokens/s; SAE "
+            f"training {speeds} tokens/s; a control built in {rates.build_seconds:.1f} s."
+        )
+    elif not any(not place.has(step) for step in plan.steps()):
+        lines.append("every stage is done.")
+    return "\n".join(lines)
+
+
+def _by_stage(plan: Plan) -> Iterator[tuple[str, list[Step]]]:
+    stages: dict[str, list[Step]] = {}
+    for step in plan.steps():
+        stages.setdefault(step.stage, []).append(step)
+    yield from stages.items()
+
+
+def _tokens(spec: TrialSpec, stage: str) -> int:
+    """Return the tokens that one step of a stage reads."""
+    text = spec.text
+    return {
+        "tokenize": text.train_tokens + text.heldout_tokens,
+        "harvest": text.heldout_tokens + CALIBRATION_ROWS * text.context_tokens,
+        "train": text.train_tokens,
+        "measure": text.heldout_tokens,
+    }.get(stage, 0)
+
+
+def _passes(spec: TrialSpec, stage: str) -> int:
+    """Return the SAE training passes in one step: every SAE seed, and one Gaussian null each."""
+    recipes = len(spec.saes) * len(spec.hookpoints)
+    return recipes * (len(spec.sae_seeds) + 1) if stage == "train" else 0
+
+
+# seconds per step that a probe would cost as much as the step itself; measured on 2 cores
+_FIXED = {"model": 20.0, "tokenize": 5.0, "measure": 5.0}
+
+
+def _seconds(spec: TrialSpec, stage: str, rates: Rates) -> float:
+    """Return how long one step of a stage will take."""
+    if stage in _FIXED:
+        return _FIXED[stage]
+    if stage == "build":
+        return rates.build_seconds
+    seconds = _tokens(spec, stage) / rates.forward
+    if stage == "train":
+        recipes = len(spec.hookpoints) * (len(spec.sae_seeds) + 1)
+        seconds += sum(recipes * spec.text.train_tokens / rate for rate in rates.sae.values())
+    return seconds
+
+
+def measure_rates(bench: Bench) -> Rates:
+    """Time a copy of the model, three forwards and three SAE steps on this machine."""
+    spec = bench.spec
+    start = time.perf_counter()
+    model, _ = models_build(bench)
+    build_seconds = time.perf_counter() - start
+    reader = models.Reader(model, spec.hookpoints)
+    ids = torch.randint(
+        0,
+        models.vocabulary_size(model),
+        (FORWARD_ROWS, spec.text.context_tokens),
+        generator=generator(spec.seed, "probe"),
+    )
+    forward = _rate(lambda: reader.read(ids), ids.numel())
+    x = torch.randn(spec.training.batch_tokens, reader.d_in, generator=generator(spec.seed, "probe"))
+    saes = {}
+    for label, sae in spec.saes.items():
+        fit = Fit(sae.create(reader.d_in, 0), spec.training, 1_000_000)
+        saes[label] = _rate(lambda fit=fit: fit.step(x), len(x))  # type: ignore[misc]
+    return Rates(forward, saes, build_seconds)
+
+
+def models_build(bench: Bench) -> Any:
+    """Return one built control of the trial, as a run would build it."""
+    from sae_placebo.controls import build
+
+    arm = next(arm for arm in bench.spec.arms if arm != bench.spec.trained_arm)
+    return build(bench.reference, bench.spec.arms[arm], bench.spec.seed, 0)
+
+
+def _rate(work: Any, n_tokens: int, repetitions: int = 3) -> float:
+    work()
+    start = time.perf_counter()
+    for _ in range(repetitions):
+        work()
+    return repetitions * n_tokens / (time.perf_counter() - start)

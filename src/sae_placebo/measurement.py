@@ -1,0 +1,258 @@
+"""One encoding pass over an arm's held-out activations, feeding every metric.
+
+The SAE is read in model units; what leaves this module are tables: latents, measurements with their
+document replicates, and passages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int64
+from pydantic import Field
+
+from sae_placebo.classification import ClassThresholds
+from sae_placebo.gaussian import GaussianNull
+from sae_placebo.lazy import pandas, torch
+from sae_placebo.metrics import METRICS, Evidence, latent_table
+from sae_placebo.metrics import measure as evaluate
+from sae_placebo.saes import SAE, Codes
+from sae_placebo.spec import Spec, numpy_generator
+from sae_placebo.text import Rows
+
+_CHUNK_TOKENS = 8_192
+
+
+class MeasurementSpec(Spec):
+    """What is measured, and what is kept to be shown.
+
+    Attributes:
+        replicates: Resamples of the documents behind each interval.
+        thresholds: Where one class of latent ends and the next begins.
+        shown_per_class: Latents of each class, drawn at random, whose passages are kept.
+        passages: Top activating passages kept per shown latent, each from another document.
+        tokens_before: Tokens shown before the peak.
+        tokens_after: Tokens shown after the peak.
+    """
+
+    replicates: int = Field(200, ge=20)
+    thresholds: ClassThresholds = ClassThresholds()
+    shown_per_class: int = Field(12, ge=0)
+    passages: int = Field(4, ge=1)
+    tokens_before: int = Field(24, ge=0)
+    tokens_after: int = Field(12, ge=0)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out tokens that no arm leaves out.
+
+    Attributes:
+        rows: The rows they come from.
+        places: [token, 2] row and position, in reading order.
+        usable: [read] which of the tokens that were read are kept.
+        vocabulary: Text of each token id.
+    """
+
+    rows: Rows
+    places: Int64[np.ndarray, "token two"]
+    usable: Bool[np.ndarray, " read"]
+    vocabulary: Sequence[str]
+
+    @property
+    def token_ids(self) -> np.ndarray:
+        """[token] int32."""
+        return self.rows.token_ids[self.places[:, 0], self.places[:, 1]]
+
+    @property
+    def documents(self) -> np.ndarray:
+        """[token] int32, ascending."""
+        return self.rows.documents[self.places[:, 0]]
+
+
+def held_out(
+    rows: Rows, outliers: Sequence[Bool[np.ndarray, " read"]], vocabulary: Sequence[str]
+) -> HeldOut:
+    """Return the held-out tokens that are an outlier in no arm.
+
+    Args:
+        rows: Held-out rows; they were read in order.
+        outliers: One array per arm's model: which of the tokens that were read exceed its limit.
+        vocabulary: Text of each token id.
+    """
+    row, position = np.nonzero(rows.usable())
+    usable = ~np.logical_or.reduce(list(outliers))
+    places = np.stack([row, position], axis=1)[usable].astype(np.int64)
+    return HeldOut(rows, places, usable, vocabulary)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Tables about one SAE.
+
+    Attributes:
+        latents: One row per latent.
+        measurements: One row per metric: metric, value, unit, null_value, n, reason.
+        replicates: metric -> [replicate] values under resampled documents; 0 is the point estimate.
+        passages: Top activating passages of the latents drawn to be shown.
+    """
+
+    latents: Any
+    measurements: Any
+    replicates: dict[str, Float[np.ndarray, " replicate"]]
+    passages: Any
+
+
+def measure(
+    sae: SAE,
+    activations: Float[torch.Tensor, "token d_in"],
+    tokens: HeldOut,
+    lookup: tuple[torch.Tensor, torch.Tensor],
+    gaussian: GaussianNull | None,
+    weights: Float[np.ndarray, "document replicate"],
+    spec: MeasurementSpec,
+    seed: int,
+) -> Measured:
+    """Return everything measured about one SAE on the held-out tokens.
+
+    Args:
+        sae: Folded, in model units.
+        activations: Of the tokens of `tokens`, in model units.
+        tokens: What the activations were read at.
+        lookup: Ids seen in training and the table E[x | token]; see `activations.TokenMeans`.
+        gaussian: What the same recipe reached on a covariance-matched Gaussian.
+        weights: Document multiplicities; column 0 is ones.
+        spec: Thresholds and amounts.
+        seed: The trial's seed.
+    """
+    evidence = gather(sae, activations, tokens, lookup, gaussian, spec.thresholds)
+    latents = latent_table(evidence)
+    rows, replicates = [], {}
+    for name, found in evaluate(evidence, weights).items():
+        value = None
+        if found.values is not None:
+            replicates[name] = found.values
+            value = float(found.values[0])
+        unit = METRICS[name].unit
+        rows.append([name, value, unit, found.null_value, evidence.n_tokens, found.reason])
+    columns = ["metric", "value", "unit", "null_value", "n", "reason"]
+    return Measured(
+        latents=latents,
+        measurements=pandas.DataFrame(rows, columns=columns),
+        replicates=replicates,
+        passages=passages(evidence, latents, tokens, spec, seed),
+    )
+
+
+def gather(
+    sae: SAE,
+    activations: Float[torch.Tensor, "token d_in"],
+    tokens: HeldOut,
+    lookup: tuple[torch.Tensor, torch.Tensor],
+    gaussian: GaussianNull | None,
+    thresholds: ClassThresholds,
+) -> Evidence:
+    """Encode and decode once, and return what the metrics read."""
+    n_documents = len(tokens.rows.names)
+    ids = torch.from_numpy(tokens.token_ids.astype(np.int64))
+    documents = torch.from_numpy(tokens.documents.astype(np.int64))
+    seen, table = lookup
+    entry = torch.full((len(tokens.vocabulary),), len(seen))
+    entry[seen] = torch.arange(len(seen))
+    sums = {
+        name: torch.zeros(n_documents, dtype=torch.float64)
+        for name in ("squared_error", "lookup_error", "activation_energy")
+    }
+    totals = torch.zeros(n_documents, activations.shape[1], dtype=torch.float64)
+    parts: list[Codes] = []
+    for first in range(0, len(ids), _CHUNK_TOKENS):
+        chunk = slice(first, first + _CHUNK_TOKENS)
+        x, owner = activations[chunk], documents[chunk]
+        codes = sae.encode(x)
+        parts.append(codes)
+        for name, values in (
+            ("squared_error", x - sae.decode(codes)),
+            ("lookup_error", x - table[entry[ids[chunk]]]),
+            ("activation_energy", x),
+        ):
+            sums[name].index_add_(0, owner, values.double().square().sum(1))
+        totals.index_add_(0, owner, x.double())
+    codes = Codes.concatenate(parts)
+    return Evidence(
+        token_ids=tokens.token_ids,
+        documents=tokens.documents,
+        n_documents=n_documents,
+        offsets=codes.offsets.numpy(),
+        latents=codes.latents.numpy(),
+        values=codes.values.numpy(),
+        d_sae=sae.d_sae,
+        vocabulary=tokens.vocabulary,
+        squared_error=sums["squared_error"].numpy(),
+        activation_sum=totals.numpy(),
+        activation_energy=sums["activation_energy"].numpy(),
+        lookup_error=sums["lookup_error"].numpy(),
+        gaussian_null_ev=None if gaussian is None else gaussian.explained_variance,
+        gaussian_null_tokens=None if gaussian is None else gaussian.n_tokens,
+        thresholds=thresholds,
+    )
+
+
+def passages(
+    evidence: Evidence, latents: Any, tokens: HeldOut, spec: MeasurementSpec, seed: int
+) -> Any:
+    """Return the top activating passages of latents drawn at random within each class.
+
+    Columns: latent, rank, document, tokens, activations (null where the position is masked), peak.
+    """
+    from scipy.sparse import csr_matrix
+
+    draw = numpy_generator(seed, "shown latents")
+    chosen: list[int] = []
+    alive = latents[latents["n_active"] > 0]
+    for _, group in alive.groupby("class", sort=True):
+        ids = group["latent"].to_numpy()
+        chosen += draw.choice(ids, size=min(len(ids), spec.shown_per_class), replace=False).tolist()
+    flat = np.full(tokens.rows.token_ids.shape, -1, dtype=np.int64)
+    flat[tokens.places[:, 0], tokens.places[:, 1]] = np.arange(len(tokens.places))
+    codes = (evidence.values, evidence.latents, evidence.offsets)
+    by_latent = csr_matrix(codes, shape=(evidence.n_tokens, evidence.d_sae)).tocsc()
+    rows: list[dict[str, Any]] = []
+    for latent in sorted(chosen):
+        part = slice(by_latent.indptr[latent], by_latent.indptr[latent + 1])
+        at, values = by_latent.indices[part], by_latent.data[part]
+        strength = dict(zip(at.tolist(), values.tolist(), strict=True))
+        documents: set[int] = set()
+        for index in at[np.argsort(-values, kind="stable")]:
+            owner = int(evidence.documents[index])
+            if owner in documents:
+                continue
+            documents.add(owner)
+            window = _window(tokens, flat, strength, int(index), spec)
+            rows.append({"latent": latent, "rank": len(documents) - 1} | window)
+            if len(documents) == spec.passages:
+                break
+    columns = ["latent", "rank", "document", "tokens", "activations", "peak"]
+    return pandas.DataFrame(rows, columns=columns)
+
+
+def _window(
+    tokens: HeldOut,
+    flat: Int64[np.ndarray, "row pos"],
+    strength: Mapping[int, float],
+    index: int,
+    spec: MeasurementSpec,
+) -> dict[str, Any]:
+    """Return the tokens around one activation, with the latent's activation at each."""
+    row, position = (int(v) for v in tokens.places[index])
+    first = max(1, position - spec.tokens_before)
+    last = min(int(tokens.rows.lengths[row]), position + spec.tokens_after + 1)
+    measured = flat[row, first:last].tolist()
+    return {
+        "document": tokens.rows.names[int(tokens.rows.documents[row])],
+        "tokens": [tokens.vocabulary[i] for i in tokens.rows.token_ids[row, first:last]],
+        "activations": [strength.get(i, 0.0) if i >= 0 else None for i in measured],
+        "peak": position - first,
+    }

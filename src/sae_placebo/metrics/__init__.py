@@ -1,0 +1,23 @@
+"""What is measured about an SAE: evidence in, numbers with their nulls out."""
+
+from __future__ import annotations
+
+# importing a family registers its metrics; the order is that of the tables
+from sae_placebo.metrics import fidelity, sparsity, token_metrics
+from sae_placebo.metrics.base import METRICS, Evidence, Measured, Metric, measure
+from sae_placebo.metrics.latents import latent_table
+from sae_placebo.metrics.token_statistics import TokenStatistics, token_statistics
+
+__all__ = [
+    "METRICS",
+    "Evidence",
+    "Measured",
+    "Metric",
+    "TokenStatistics",
+    "fidelity",
+    "latent_table",
+    "measure",
+    "sparsity",
+    "token_metrics",
+    "token_statistics",
+]

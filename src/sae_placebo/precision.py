@@ -1,0 +1,88 @@
+"""Whether a faster float32 product of this machine may be used.
+
+On some CPUs torch's default float32 product is half as fast as oneDNN's, which is reached by
+`torch.set_float32_matmul_precision("medium")`. That setting permits bfloat16 inside, and a CPU
+with matrix units may take it up on it. So its error is measured, once per process, and the setting
+is used only where its products are as exact as float32 products are. No timing enters: the same
+machine always decides alike, and gives the same bits.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+from sae_placebo.lazy import torch
+from sae_placebo.spec import generator
+
+BOUND = 2e-6
+"""Largest relative error allowed. Float32 products of this length err by 4e-7 to 1e-6 and bfloat16
+ones by 3e-3, so the bound has room on both sides."""
+
+_SHAPES = ((512, 512, 2048), (64, 576, 512), (7, 96, 33))
+"""Tokens, terms of each sum, latents: the sizes of encoder products, small ones and odd ones."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The decision, with what it rests on: errors relative to the root mean square of the result."""
+
+    fast: bool
+    default_error: float
+    fast_error: float
+    bound: float = BOUND
+
+
+def _largest_error(setting: str) -> float:
+    """Return the largest relative error, over fixed products, of root mean square type."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(setting)
+    try:
+        errors = []
+        for tokens, terms, latents in _SHAPES:
+            random = generator(0, "precision", tokens, terms, latents)
+            left = torch.randn(tokens, terms, generator=random)
+            right = torch.randn(latents, terms, generator=random)
+            exact = left.double() @ right.double().t()
+            for found in (
+                left @ right.t(),
+                torch.addmm(torch.zeros(latents), left, right.t()),
+                torch.nn.functional.linear(left, right, torch.zeros(latents)),
+            ):
+                wrong = (found.double() - exact).square().mean() / exact.square().mean()
+                errors.append(float(wrong.sqrt()))
+        return max(errors)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@functools.cache
+def measure() -> Measured:
+    """Return whether the fast setting is exact enough here; measured once per process."""
+    fast_error = _largest_error("medium")
+    return Measured(fast_error <= BOUND, _largest_error("highest"), fast_error)
+
+
+@contextmanager
+def fast_products() -> Iterator[bool]:
+    """Use the fast float32 product inside the block, where it is as exact as float32.
+
+    Yields whether it is used. The old setting returns at the end. CPU products only: on a GPU the
+    same setting means TF32 or less, so the caller must not wrap GPU work in it.
+    """
+    if not measure().fast:
+        yield False
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield True
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def describe() -> dict[str, bool | float | str]:
+    """Return what was decided and the errors that were measured, for a trial's record."""
+    return {**asdict(measure()), "torch": torch.__version__, "unit": "relative root mean square"}

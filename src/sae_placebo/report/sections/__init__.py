@@ -1,0 +1,20 @@
+"""The report's sections, in the order of the page; one file and one template each."""
+
+from __future__ import annotations
+
+from sae_placebo.report.sections import (  # isort: skip
+    compared as compared,
+    headline as headline,
+    effects as effects,
+    classes as classes,
+    entropy as entropy,
+    latents as latents,
+    definitions as definitions,
+    limits as limits,
+)
+from sae_placebo.report.sections.base import SECTIONS as SECTIONS
+from sae_placebo.report.sections.base import Content as Content
+from sae_placebo.report.sections.base import Section as Section
+from sae_placebo.report.sections.base import View as View
+
+__all__ = ["SECTIONS", "Content", "Section", "View"]

@@ -1,0 +1,139 @@
+"""What several sections say about a row of the effects table, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sae_placebo.report.tables import at, records
+from sae_placebo.report.wording import (
+    Estimate,
+    counted,
+    decimals_for,
+    finite,
+    interval,
+    number,
+    unit_text,
+)
+
+from sae_placebo.report.sections.base import View
+
+NO_REASON = "no reason was recorded"
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """All effects of one arm against one control at one hookpoint and SAE."""
+
+    arm: str
+    control: str
+    hookpoint: str
+    sae: str
+    rows: tuple[Row, ...]
+
+
+def contrasts(view: View) -> list[Contrast]:
+    """Return every contrast, those of the trained arm first, rows in the table's order."""
+    found: list[Contrast] = []
+    for place in view.tables.places:
+        rows = records(at(view.tables.effects, place))
+        pairs = list(dict.fromkeys((str(row["arm"]), str(row["control"])) for row in rows))
+        pairs.sort(key=lambda pair: pair[0] != view.trained)
+        for arm, control in pairs:
+            chosen = [r for r in rows if (r["arm"], r["control"]) == (arm, control)]
+            chosen.sort(key=lambda row: str(row["metric"]).startswith("share_"))
+            found.append(Contrast(arm, control, *place, tuple(chosen)))
+    return found
+
+
+def bounds(row: Row, prefix: str = "") -> tuple[float | None, float | None]:
+    """Return low and high, or two Nones when either is missing."""
+    low, high = finite(row.get(f"{prefix}low")), finite(row.get(f"{prefix}high"))
+    return (None, None) if low is None or high is None else (low, high)
+
+
+def decimals(row: Row) -> int:
+    """Return the decimals that fit the effect's own interval."""
+    low, high = bounds(row)
+    return decimals_for(low, high) if low is not None else decimals_for(finite(row.get("effect")))
+
+
+def sample(row: Row) -> str:
+    """Return what the row was computed over, in full words."""
+    return (
+        f"{counted(row.get('n_documents'), 'document')}, "
+        f"{counted(row.get('n_sae_seeds'), 'SAE seed')}, models "
+        f"{number(finite(row.get('n_arm_models')), 0)} vs "
+        f"{number(finite(row.get('n_control_models')), 0)}"
+    )
+
+
+def effect_estimate(row: Row) -> Estimate:
+    """Return the effect as it is shown everywhere."""
+    places, (low, high) = decimals(row), bounds(row)
+    return Estimate(
+        number(finite(row.get("effect")), places, signed=True),
+        None if low is None else interval(low, high, places, signed=True),
+        None if low is not None else str(row.get("reason") or NO_REASON),
+        sample(row),
+    )
+
+
+def side_estimate(row: Row, side: str) -> Estimate:
+    """Return the value of one side, `arm` or `control`, of a contrast."""
+    value, (low, high) = finite(row.get(f"{side}_value")), bounds(row, f"{side}_")
+    places = decimals_for(low, high) if low is not None else decimals_for(value)
+    return Estimate(
+        number(value, places),
+        None if low is None else interval(low, high, places),
+        None if low is not None else str(row.get("reason") or NO_REASON),
+        sample(row),
+    )
+
+
+def aa_estimate(row: Row) -> Estimate:
+    """Return the A/A comparison that belongs to a row."""
+    low, high = bounds(row, "aa_")
+    value = finite(row.get("aa_effect"))
+    places = decimals_for(low, high) if low is not None else decimals(row)
+    reason = row.get("aa_reason") or ("no A/A comparison was recorded" if value is None else NO_REASON)
+    return Estimate(
+        number(value, places, signed=True),
+        None if low is None else interval(low, high, places, signed=True),
+        None if low is not None else str(reason),
+        str(row.get("aa_control") or "re-draws not named"),
+    )
+
+
+def null_of(row: Row) -> float:
+    """Return the value of the effect where there is nothing; 0 unless the table says otherwise."""
+    known = finite(row.get("null"))
+    return 0.0 if known is None else known
+
+
+def covers_null(row: Row, prefix: str = "") -> bool | None:
+    """Whether the interval holds the null; None without an interval."""
+    low, high = bounds(row, prefix)
+    if low is None or high is None:
+        return None
+    return low <= null_of(row) <= high
+
+
+def with_unit(text: str, unit: Any) -> str:
+    """Return a number's text with its unit behind it, if it has one."""
+    return f"{text} {unit_text(unit)}".strip()
+
+
+def ordered(metrics: Sequence[str], wanted: Sequence[Sequence[str]]) -> list[str]:
+    """Return the metrics that matter most: for each want, the first name that is there.
+
+    A want is a list of names or of fragments of names, the best first.
+    """
+    found: list[str] = []
+    for names in wanted:
+        exact = [name for name in names if name in metrics]
+        partly = [m for name in names for m in metrics if all(p in m for p in name.split("*") if p)]
+        found += [m for m in (exact or partly)[:1] if m not in found]
+    return found

@@ -1,0 +1,142 @@
+"""Every effect: a forest plot per contrast, and the table behind it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sae_placebo.report.plots import Figure, ForestRow, forest
+from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
+from sae_placebo.report.sections.contrasts import (
+    NO_REASON,
+    Contrast,
+    Row,
+    aa_estimate,
+    bounds,
+    contrasts,
+    covers_null,
+    decimals,
+    effect_estimate,
+    null_of,
+    sample,
+    side_estimate,
+)
+from sae_placebo.report.tables import records
+from sae_placebo.report.wording import (
+    Estimate,
+    count,
+    decimals_for,
+    finite,
+    metric_title,
+    number,
+    unit_text,
+)
+
+
+def _forest_row(row: Row) -> ForestRow:
+    low, high = bounds(row)
+    aa_low, aa_high = bounds(row, "aa_")
+    return ForestRow(
+        metric=str(row["metric"]),
+        unit=str(row["unit"] or ""),
+        null=null_of(row),
+        effect=finite(row["effect"]),
+        low=low,
+        high=high,
+        aa_effect=finite(row["aa_effect"]),
+        aa_low=aa_low,
+        aa_high=aa_high,
+        decimals=decimals(row),
+        n=sample(row),
+        reason=str(row["reason"] or NO_REASON),
+    )
+
+
+def _table_row(row: Row) -> dict[str, Any]:
+    models = [number(finite(row[key]), 0) for key in ("n_arm_models", "n_control_models")]
+    covered = covers_null(row)
+    return {
+        "metric": metric_title(row["metric"], row["unit"]),
+        "id": row["metric"],
+        "unit": unit_text(row["unit"]) or "–",
+        "effect": effect_estimate(row),
+        "arm": side_estimate(row, "arm"),
+        "control": side_estimate(row, "control"),
+        "aa": aa_estimate(row),
+        "n_documents": count(row["n_documents"]),
+        "n_tokens": count(row["n_tokens"]),
+        "n_sae_seeds": count(row["n_sae_seeds"]),
+        "models": " vs ".join(models),
+        "metric_null": row["metric_null"] or "not recorded",
+        "better": row["better"] or "–",
+        "reason": row["reason"] or "",
+        "clear": covered is False,
+        "sample": sample(row),
+    }
+
+
+def _single_saes(view: View) -> list[dict[str, Any]]:
+    """Return the value of every metric for every SAE, before any comparison."""
+    table = view.tables.measurements
+    table = table[table["latent"].isna()]
+    rows = records(table)
+    spread: dict[tuple[Any, ...], list[float]] = {}
+    for row in rows:
+        known = finite(row["value"])
+        if known is not None:
+            spread.setdefault((row["metric"], row["hookpoint"], row["sae"]), []).append(known)
+    shown = []
+    for row in rows:
+        values = spread.get((row["metric"], row["hookpoint"], row["sae"]), [])
+        places = decimals_for(*values) if values else 2
+        arm = str(row["arm"])
+        shown.append(
+            {
+                **{k: row[k] for k in ("metric", "hookpoint", "sae")},
+                "arm": arm,
+                "index": view.styles[arm].index,
+                "model_seed": count(row["model_seed"]),
+                "sae_seed": count(row["sae_seed"]),
+                "unit": unit_text(row["unit"]) or "–",
+                "estimate": Estimate(
+                    number(finite(row["value"]), places),
+                    None,
+                    str(row["reason"] or "one SAE"),
+                    count(row["n"]),
+                ),
+                "null": number(finite(row["null_value"]), places),
+                "reason": row["reason"] or "",
+            }
+        )
+    shown.sort(key=lambda r: (str(r["metric"]), str(r["hookpoint"]), str(r["sae"])))
+    return shown
+
+
+def _shown(contrast: Contrast, view: View, figures: dict[str, Figure]) -> dict[str, Any]:
+    key = f"forest-{len(figures)}"
+    rows = [_forest_row(row) for row in contrast.rows]
+    style = view.styles[contrast.control]
+    figures[key] = forest(rows, contrast.arm, contrast.control, style, view.level)
+    names = dict.fromkeys(str(r["aa_control"]) for r in contrast.rows if r["aa_control"])
+    return {
+        "arm": contrast.arm,
+        "control": contrast.control,
+        "hookpoint": contrast.hookpoint,
+        "sae": contrast.sae,
+        "arm_index": view.styles[contrast.arm].index,
+        "control_index": style.index,
+        "figure": key,
+        "height": figures[key]["layout"]["height"],
+        "rows": [_table_row(row) for row in contrast.rows],
+        "aa_controls": list(names),
+    }
+
+
+def build(view: View) -> Content:
+    """Return a forest and a table per contrast, and the values of single SAEs."""
+    figures: dict[str, Figure] = {}
+    shown = [_shown(contrast, view, figures) for contrast in contrasts(view)]
+    values = {"contrasts": shown, "single": _single_saes(view), "n_places": len(view.tables.places)}
+    return Content(values, figures)
+
+
+SECTIONS.add("effects", Section("effects", "Effects", ("effects", "measurements"), build))

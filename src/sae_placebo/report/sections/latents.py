@@ -1,0 +1,181 @@
+"""Latents of every arm, drawn at random within each class, side by side with their passages."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from sae_placebo.lazy import pandas
+from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
+from sae_placebo.report.sections.classes import class_names
+from sae_placebo.report.tables import records
+from sae_placebo.report.wording import count, finite, number, title, token_label, visible
+from sae_placebo.spec import numpy_generator
+
+SHOWN_PER_CLASS = 4
+"""Latents shown per class and arm."""
+SHOWN_PASSAGES = 5
+_OPEN_PASSAGES = 2
+_BEFORE, _AFTER = 24, 12
+_STEPS = 9
+_KEY = ["arm", "model_seed", "sae_seed", "hookpoint", "sae", "latent"]
+
+Key = tuple[Any, ...]
+Piece = tuple[str, int, bool]
+
+
+def clip(tokens: list[str], activations: list[Any], peak: int) -> tuple[int, int]:
+    """Return the bounds of the window that is shown around the peak."""
+    return max(0, peak - _BEFORE), min(len(tokens), peak + _AFTER + 1)
+
+
+def _pieces(tokens: list[str], strengths: list[float], peak: int, top: float) -> list[Piece]:
+    """Return the text as (text, step of color, is the peak); quiet tokens are joined."""
+    pieces: list[Piece] = []
+    for i, (token, strength) in enumerate(zip(tokens, strengths, strict=True)):
+        step = min(_STEPS, math.ceil(_STEPS * strength / top)) if strength > 0 and top > 0 else 0
+        text = visible(token)
+        if step == 0 and i != peak and pieces and pieces[-1][1:] == (0, False):
+            pieces[-1] = (pieces[-1][0] + text, 0, False)
+        else:
+            pieces.append((text, step, i == peak))
+    return pieces
+
+
+def _passage(row: dict[str, Any], top: float) -> dict[str, Any]:
+    tokens = [str(t) for t in row["tokens"]] if row["tokens"] is not None else []
+    raw = list(row["activations"]) if row["activations"] is not None else []
+    values = [finite(v) or 0.0 for v in raw][: len(tokens)]
+    values += [0.0] * (len(tokens) - len(values))
+    peak = row["peak"] if row["peak"] is not None and 0 <= row["peak"] < len(tokens) else 0
+    first, last = clip(tokens, values, int(peak))
+    strongest = values[int(peak)] if values else 0.0
+    return {
+        "document": visible(row["document"] or "unnamed document"),
+        "pieces": _pieces(tokens[first:last], values[first:last], int(peak) - first, top),
+        "cut_before": first > 0,
+        "cut_after": last < len(tokens),
+        "peak": number(strongest),
+        "n_tokens": len(tokens),
+    }
+
+
+def _card(latent: dict[str, Any], passages: list[dict[str, Any]]) -> dict[str, Any]:
+    peaks = [finite(max(map(_known, p["activations"]), default=0.0)) or 0.0 for p in passages]
+    top = max([finite(latent["max_activation"]) or 0.0, *peaks])
+    shown = [_passage(p, top) for p in passages[:SHOWN_PASSAGES]]
+    entropy, null = finite(latent["token_entropy_bits"]), finite(latent["token_entropy_null_bits"])
+    return {
+        "latent": count(latent["latent"]).replace(",", ""),
+        "model_seed": None if latent["model_seed"] is None else count(latent["model_seed"]),
+        "sae_seed": count(latent["sae_seed"]),
+        "hookpoint": latent["hookpoint"],
+        "sae": latent["sae"],
+        "density": _share(latent["density"]),
+        "entropy": number(entropy, 1),
+        "null": number(null, 1),
+        "why_no_entropy": "too few active tokens" if entropy is None else "",
+        "top_token": None if latent["top_token"] is None else token_label(latent["top_token"]),
+        "mass": _share(latent["top_token_mass"]),
+        "recall": _share(latent["top_token_recall"]),
+        "n_active": count(latent["n_active"]),
+        "n_tokens": count(latent["n_tokens"]),
+        "max_activation": number(finite(latent["max_activation"])),
+        "open": shown[:_OPEN_PASSAGES],
+        "folded": shown[_OPEN_PASSAGES:],
+    }
+
+
+def _known(value: Any) -> float:
+    return finite(value) or 0.0
+
+
+def _share(value: Any) -> str:
+    """Return a share in percent with two significant digits."""
+    known = finite(value)
+    if known is None:
+        return "–"
+    if known == 0:
+        return "0%"
+    percent = 100 * known
+    digits = 0 if percent >= 9.95 else min(6, 1 - math.floor(math.log10(percent)))
+    return f"{percent:.{digits}f}%"
+
+
+def _joined(view: View) -> pandas.DataFrame:
+    """Return one row per latent that has passages, with its row of the latents table."""
+    kept = view.tables.passages[_KEY].drop_duplicates()
+    if not len(kept):
+        return view.tables.latents.iloc[:0]
+    described = view.tables.latents.drop_duplicates(_KEY)
+    # a seed that is missing (the trained model is drawn once) must still match itself
+    frames = [_comparable(kept), _comparable(described)]
+    joined = frames[0].merge(frames[1], on=_KEY, how="left")
+    joined["class"] = joined["class"].fillna("unclassified")
+    return joined
+
+
+def _comparable(table: pandas.DataFrame) -> pandas.DataFrame:
+    seeds = table["model_seed"].astype(float).fillna(-1.0)
+    return table.assign(model_seed=seeds, sae_seed=table["sae_seed"].astype(float).fillna(-1.0))
+
+
+def _drawn(table: pandas.DataFrame, *names: str) -> pandas.DataFrame:
+    """Return at most SHOWN_PER_CLASS rows, drawn by name, so that pages do not depend on order."""
+    table = table.sort_values(_KEY, kind="stable")
+    if len(table) <= SHOWN_PER_CLASS:
+        return table
+    chosen = numpy_generator(0, "report", *names).choice(len(table), SHOWN_PER_CLASS, replace=False)
+    return table.iloc[sorted(int(i) for i in chosen)]
+
+
+def _passages_by_latent(view: View) -> dict[Key, list[dict[str, Any]]]:
+    table = _comparable(view.tables.passages).sort_values("rank", kind="stable")
+    found: dict[Key, list[dict[str, Any]]] = {}
+    for row in records(table):
+        found.setdefault(tuple(row[k] for k in _KEY), []).append(row)
+    return found
+
+
+def build(view: View) -> Content:
+    """Return a group per class, with a column of latents per arm."""
+    latents, joined = view.tables.latents, _joined(view)
+    passages = _passages_by_latent(view) if len(joined) else {}
+    totals = latents.groupby(["arm", "class"]).size().to_dict() if len(latents) else {}
+    known = set(joined["class"].unique()) if len(joined) else set()
+    kinds = [k for k in class_names() if k in known] + sorted(known - set(class_names()))
+    groups = []
+    for kind in kinds:
+        columns = []
+        for arm in view.arms:
+            own = joined[(joined["arm"] == arm) & (joined["class"] == kind)]
+            rows = records(_drawn(own, arm, kind))
+            cards = []
+            for row in rows:
+                key = tuple(row[k] for k in _KEY)
+                row["model_seed"] = None if row["model_seed"] == -1.0 else row["model_seed"]
+                cards.append(_card(row, passages.get(key, [])))
+            columns.append(
+                {
+                    "arm": arm,
+                    "index": view.styles[arm].index,
+                    "cards": cards,
+                    "kept": len(own),
+                    "total": totals.get((arm, kind), 0),
+                }
+            )
+        groups.append({"kind": kind, "title": title(kind), "columns": columns})
+    values = {
+        "groups": groups,
+        "shown_per_class": SHOWN_PER_CLASS,
+        "many_places": len(view.tables.places) > 1,
+        "n_kept": f"{len(joined):,}",
+        "n_all": f"{len(latents):,}",
+        "dead": sum(n for (_, kind), n in totals.items() if kind == "dead"),
+    }
+    return Content(values, {})
+
+
+SECTIONS.add(
+    "latents", Section("latents", "Latents side by side", ("latents", "passages"), build)
+)

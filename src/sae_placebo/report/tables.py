@@ -1,0 +1,148 @@
+"""The five files of a trial folder, read; a table that is not there is empty, with its columns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sae_placebo.errors import StoreError
+from sae_placebo.lazy import pandas
+
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "effects": (
+        *("metric", "hookpoint", "sae", "arm", "control", "effect", "low", "high", "se", "df"),
+        *("null", "unit", "better", "arm_value", "arm_low", "arm_high"),
+        *("control_value", "control_low", "control_high", "metric_null"),
+        *("n_documents", "n_tokens", "n_sae_seeds", "n_arm_models", "n_control_models", "reason"),
+        *("aa_effect", "aa_low", "aa_high", "aa_control", "aa_reason"),
+    ),
+    "latents": (
+        *("arm", "control", "model_seed", "sae_seed", "hookpoint", "sae", "latent", "class"),
+        *("n_tokens", "n_active", "density", "token_entropy_bits", "n_effective"),
+        *("token_entropy_null_bits", "effective_tokens", "top_token", "top_token_mass"),
+        *("top_token_recall", "family_mass", "mean_activation", "max_activation"),
+    ),
+    "measurements": (
+        *("arm", "model_seed", "sae_seed", "hookpoint", "sae", "latent", "metric"),
+        *("value", "unit", "null_value", "n", "reason"),
+    ),
+    "passages": (
+        *("arm", "model_seed", "sae_seed", "hookpoint", "sae", "latent", "rank", "document"),
+        *("tokens", "activations", "peak"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What one trial left behind.
+
+    Attributes:
+        trial: The content of `trial.json`; empty when there is none.
+        missing: File names that the folder does not hold.
+    """
+
+    trial: dict[str, Any]
+    effects: pandas.DataFrame
+    latents: pandas.DataFrame
+    measurements: pandas.DataFrame
+    passages: pandas.DataFrame
+    missing: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The trial's name, or a stand-in."""
+        return str(self.trial.get("name") or "unnamed trial")
+
+    @property
+    def arms(self) -> list[str]:
+        """Every arm, the trained one first, then in the trial's order, then as met in tables."""
+        named = list(_mapping(self.trial.get("arms")))
+        for table in (self.latents, self.passages, self.measurements, self.effects):
+            named += [str(arm) for arm in table["arm"].dropna().unique()]
+        named += [str(arm) for arm in self.effects["control"].dropna().unique()]
+        arms = list(dict.fromkeys(named))
+        return sorted(arms, key=lambda arm: arm != self.trained(arms))
+
+    def trained(self, arms: list[str] | None = None) -> str | None:
+        """The arm to which no control is applied; None when there is none."""
+        arms = self.arms if arms is None else arms
+        described = _mapping(self.trial.get("arms"))
+        for arm in arms:
+            control = _mapping(described.get(arm)).get("control", "")
+            kind = _mapping(control).get("kind") if isinstance(control, Mapping) else control
+            if arm in described and kind in (None, "none", "trained"):
+                return arm
+        return "trained" if "trained" in arms else None
+
+    @property
+    def places(self) -> list[tuple[str, str]]:
+        """Every (hookpoint, SAE) pair, in the order met."""
+        pairs: list[tuple[str, str]] = []
+        for table in (self.effects, self.latents, self.measurements, self.passages):
+            unique = table[["hookpoint", "sae"]].dropna().drop_duplicates()
+            pairs += [(str(h), str(s)) for h, s in unique.itertuples(index=False)]
+        return list(dict.fromkeys(pairs))
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def read_tables(trial_folder: Path) -> Tables:
+    """Return the tables in `trial_folder`; what is missing is empty and named in `missing`.
+
+    Raises:
+        StoreError: the folder does not exist, or a file in it cannot be read or lacks a column
+            without which its rows cannot be placed.
+    """
+    if not trial_folder.is_dir():
+        raise StoreError(f"{trial_folder} is not a folder. Give the folder that holds trial.json.")
+    missing: list[str] = []
+    frames = {name: _read_table(trial_folder, name, missing) for name in COLUMNS}
+    path, trial = trial_folder / "trial.json", {}
+    if path.exists():
+        try:
+            trial = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise StoreError(f"{path} is not JSON ({error}). Run the trial again.") from None
+        if not isinstance(trial, dict):
+            raise StoreError(f"{path} holds no JSON object. Run the trial again.")
+    else:
+        missing.insert(0, path.name)
+    return Tables(trial=trial, missing=tuple(missing), **frames)
+
+
+def _read_table(folder: Path, name: str, missing: list[str]) -> pandas.DataFrame:
+    path = folder / f"{name}.parquet"
+    columns = list(COLUMNS[name])
+    if not path.exists():
+        missing.append(path.name)
+        return pandas.DataFrame(columns=columns)
+    try:
+        table = pandas.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read as parquet: {error}") from None
+    needed = [c for c in ("arm", "hookpoint", "sae") if c not in table.columns]
+    if needed and len(table):
+        raise StoreError(f"{path} has no column {needed[0]!r}. Run the trial again.")
+    return table.reindex(columns=columns)
+
+
+def records(table: pandas.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows as dicts of plain Python values; every missing value is None."""
+    columns = [_plain(table[name]) for name in table.columns]
+    return [dict(zip(table.columns, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _plain(column: pandas.Series) -> list[Any]:
+    present = column.notna().tolist()
+    return [value if ok else None for value, ok in zip(column.tolist(), present, strict=True)]
+
+
+def at(table: pandas.DataFrame, place: tuple[str, str]) -> pandas.DataFrame:
+    """Return the rows of one (hookpoint, SAE) pair."""
+    return table[(table["hookpoint"] == place[0]) & (table["sae"] == place[1])]

@@ -1,0 +1,229 @@
+"""The result of a trial: one folder of tables and a report, `<store>/trials/<trial name>/`."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sae_placebo import artefacts, precision
+from sae_placebo.errors import StoreError
+from sae_placebo.lazy import pandas
+from sae_placebo.metrics import METRICS
+from sae_placebo.protocol import ArmModel, Plan
+from sae_placebo.report import build_report
+from sae_placebo.statistics import Cell, ReplicateTable, effects
+from sae_placebo.store import Store, read_json, write_json
+
+TABLES = ("effects", "latents", "measurements", "passages")
+
+
+def trial_folder(store: str | Path, name: str) -> Path:
+    """Return where the results of the trial called `name` lie."""
+    return Path(store) / "trials" / name
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A finished trial, read from its folder; tables load when first asked for."""
+
+    folder: Path
+
+    @functools.cached_property
+    def record(self) -> dict[str, Any]:
+        """What was compared and how: protocol, arms, text, masks, versions, seconds."""
+        return dict(read_json(self.folder / "trial.json"))
+
+    @property
+    def effects(self) -> Any:
+        """DataFrame, one row per contrast x hookpoint x SAE x metric."""
+        return self._table("effects")
+
+    @property
+    def latents(self) -> Any:
+        """DataFrame, one row per arm x model seed x SAE seed x latent."""
+        return self._table("latents")
+
+    @property
+    def measurements(self) -> Any:
+        """DataFrame, one row per arm x model seed x SAE seed x metric."""
+        return self._table("measurements")
+
+    @property
+    def passages(self) -> Any:
+        """DataFrame of top activating passages of the latents drawn to be shown."""
+        return self._table("passages")
+
+    @property
+    def report(self) -> Path:
+        """The report's page, which opens from disk."""
+        return self.folder / "report" / "index.html"
+
+    def _table(self, name: str) -> Any:
+        path = self.folder / f"{name}.parquet"
+        if not path.exists():
+            raise StoreError(f"{str(self.folder)!r} holds no {name}.parquet; run the trial to its end")
+        return artefacts.read_table(path)
+
+    def summary(self) -> str:
+        """Return the headline effects, a line each, for a terminal."""
+        lines = []
+        table = self.effects
+        for row in table[table["metric"].isin(HEADLINE)].itertuples():
+            if row.effect != row.effect or row.effect is None:
+                value = f"not estimable: {row.reason}"
+            elif row.low != row.low or row.low is None:
+                value = f"{row.effect:+.3f} (no interval: {row.reason})"
+            else:
+                value = f"{row.effect:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
+            lines.append(f"{row.metric} at {row.hookpoint}, {row.arm} - {row.control}: {value}")
+        return "\n".join(lines)
+
+
+HEADLINE = ("mean_token_entropy_bits", "share_single_token", "explained_variance_above_gaussian")
+
+
+def write_results(plan: Plan, store: Store) -> Trial:
+    """Join the tables of all SAEs, compare the arms, and write the trial's folder and report."""
+    folder = trial_folder(store.root, plan.spec.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    tables: dict[str, list[Any]] = {name: [] for name in ("latents", "measurements", "passages")}
+    for (one, hookpoint, sae, sae_seed), step in plan.measure.items():
+        keys = {
+            "arm": one.arm,
+            "control": plan.spec.arms[one.arm].kind,
+            "model_seed": one.model_seed,
+            "sae_seed": sae_seed,
+            "hookpoint": hookpoint,
+            "sae": sae,
+        }
+        for name, parts in tables.items():
+            parts.append(_labelled(artefacts.read_table(store.path(step) / f"{name}.parquet"), keys))
+    joined = {name: pandas.concat(parts, ignore_index=True) for name, parts in tables.items()}
+    joined["measurements"].insert(6, "latent", pandas.array([None] * len(joined["measurements"]), "Int64"))
+    replicates = gather(plan, store, int(joined["measurements"]["n"].min()))
+    joined["effects"] = effects(replicates, plan.spec.compared, METRICS.entries)
+    for name, table in joined.items():
+        _replace_table(folder / f"{name}.parquet", table)
+    write_json(folder / "trial.json", record(plan, store))
+    build_report(folder)
+    return Trial(folder)
+
+
+def _labelled(table: Any, keys: Mapping[str, Any]) -> Any:
+    for position, (name, value) in enumerate(keys.items()):
+        if name.endswith("seed"):
+            column = pandas.array([value] * len(table), "Int64")
+        else:
+            column = [value] * len(table)
+        table.insert(position, name, column)
+    return table
+
+
+def _replace_table(path: Path, table: Any) -> None:
+    draft = path.with_name(f".{path.name}.draft")
+    artefacts.write_table(draft, table)
+    draft.replace(path)
+
+
+def gather(plan: Plan, store: Store, n_tokens: int) -> ReplicateTable:
+    """Return every metric of every SAE under all document weights."""
+    rows = artefacts.read_rows(store.path(plan.tokenize))["heldout"]
+    drawn = frozenset(arm for arm, control in plan.spec.arms.items() if control.draws)
+    table = ReplicateTable(len(rows.names), n_tokens, drawn)
+    for (one, hookpoint, sae, sae_seed), step in plan.measure.items():
+        folder = store.path(step)
+        values = artefacts.read_replicates(folder)
+        for row in artefacts.read_table(folder / "measurements.parquet").itertuples():
+            table.add(
+                Cell(one.arm, hookpoint, sae, row.metric),
+                one.model_seed or 0,
+                sae_seed,
+                values.get(row.metric),
+                None if pandas.isna(row.null_value) else float(row.null_value),
+                row.reason,
+            )
+    return table
+
+
+def record(plan: Plan, store: Store) -> dict[str, Any]:
+    """Return what was compared and how, as JSON."""
+    spec = plan.spec
+    rows = artefacts.read_rows(store.path(plan.tokenize))
+    arms: dict[str, Any] = {}
+    for arm, control in spec.arms.items():
+        models = [ArmModel(arm, seed) for seed in spec.seeds_of(arm)]
+        arms[arm] = {
+            "control": control.model_dump(mode="json"),
+            "model_seeds": [one.model_seed for one in models],
+            "records": [_arm_record(plan, store, one) for one in models],
+        }
+    seconds: dict[str, float] = {}
+    for step in plan.steps():
+        seconds[step.stage] = round(seconds.get(step.stage, 0.0) + store.seconds(step), 1)
+    return {
+        "name": spec.name,
+        "spec": spec.model_dump(mode="json"),
+        "arms": arms,
+        "text": {
+            "source": spec.text.source,
+            "splits": {
+                split: {
+                    "n_documents": len(one.names),
+                    "n_tokens": int(one.usable().sum()),
+                    "n_rows": len(one.lengths),
+                }
+                for split, one in rows.items()
+            },
+        },
+        "masks": {split: _masks(plan, store, one, split) for split, one in rows.items()},
+        "precision": precision.describe(),
+        "versions": versions(),
+        "seconds": seconds,
+        "artefacts": {f"{s.stage}/{s.folder_name}": s.key for s in plan.steps()},
+    }
+
+
+def _arm_record(plan: Plan, store: Store, one: ArmModel) -> dict[str, Any]:
+    folder = store.path(plan.build[one])
+    calibrations = artefacts.read_calibrations(store.path(plan.harvest[one]))
+    return {
+        "model_seed": one.model_seed,
+        "recipe": read_json(folder / "recipe.json"),
+        "diagnostics": read_json(folder / "card.json"),
+        "calibration": {name: c.record() for name, c in calibrations.items()},
+        "gaussian_null": read_json(store.path(plan.train[one]) / "gaussian.json"),
+    }
+
+
+def _masks(plan: Plan, store: Store, rows: Any, split: str) -> dict[str, Any]:
+    """Count the positions that each rule leaves out."""
+    counts: dict[str, Any] = {
+        "rule": "position 0 of each row, padding, and tokens whose norm exceeds "
+        f"{plan.spec.harvest.outlier_ratio:g} x the arm's median",
+        "position_0": len(rows.lengths),
+        "padding": int(rows.token_ids.size - rows.lengths.sum()),
+    }
+    if split == "heldout":
+        folders = {one.label: store.path(step) for one, step in plan.harvest.items()}
+        for hookpoint in plan.spec.hookpoints:
+            found = {label: artefacts.outliers(f, hookpoint) for label, f in folders.items()}
+            for label, flags in found.items():
+                counts[f"outlier_norm {hookpoint} {label}"] = int(flags.sum())
+            union = sum(found.values()) > 0
+            counts[f"outlier_norm {hookpoint} any arm (left out of all)"] = int(union.sum())
+    return counts
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result may depend on."""
+    names = ("sae-placebo", "torch", "transformers", "numpy", "scipy", "tokenizers", "safetensors")
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        **{name: importlib.metadata.version(name) for name in names},
+    }

@@ -1,0 +1,470 @@
+"""Effects of arms against controls, with intervals over documents, SAE seeds and model seeds.
+
+Three things could have come out otherwise: which documents were held out, the SAE's initial bits,
+and how a control's weights were re-drawn. They are crossed: every document is read by every SAE,
+and the SAE seeds and the re-draws go by the same names in every arm, so a difference between arms
+is taken seed by seed before its variation is estimated. With Y[m, s] the difference for re-draw m
+and SAE seed s,
+
+    effect = mean of Y,    variance = V_documents + s2(mean of Y over s) / M + s2(mean over m) / S.
+
+V_documents is the variance of the effect over bootstrap replicates that draw documents with
+replacement, the seeds held as they are, times n / (n - 1). The two others are what the rescaled
+bootstrap of Rao and Wu (1988, JASA 83:231), n - 1 draws out of n, converges to for a mean; they are
+written down instead of drawn. The plain bootstrap over two seeds has half the variance, and its
+percentile interval covers half the time.
+
+Product weights for all three factors (the pigeonhole bootstrap of Owen 2007, Annals of Applied
+Statistics 1:386) would count what depends on a seed and a re-draw jointly three times; the sum
+above counts it twice, and noise peculiar to a document, a seed and a re-draw three times. So the
+interval errs to the wide side. Subtracting the surplus needs the interaction's own variance, for
+which two seeds by two re-draws leave one degree of freedom; the sums are kept.
+
+An interval is estimate +- q sqrt(variance), where q averages the two Student quantiles, that of the
+documents and that of the seeds, weighted by their variances (Cochran 1964, Biometrics 20:191; the
+seeds' own parts are pooled by Satterthwaite's rule). Satterthwaite's rule for all parts together
+covers only 88% of the time where two seeds vary much more than the documents do: when the two
+happen to agree, it credits the estimate with the documents' degrees of freedom. With two seeds an
+interval is wide: that is what two seeds can say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+from sae_placebo.errors import NotEstimable
+from sae_placebo.lazy import pandas
+from sae_placebo.spec import numpy_generator
+
+# a metric may be undefined in a few resamples; above this share the interval would mean another
+# thing
+_MOST_UNDEFINED = 0.1
+
+
+def document_weights(
+    n_documents: int, replicates: int, seed: int
+) -> Float[np.ndarray, "document replicate_plus_one"]:
+    """Return how often each document counts in each bootstrap replicate.
+
+    Column 0 is all ones: the held-out documents themselves. Every other column is a draw of
+    n_documents with replacement. All arms share these weights.
+    """
+    draws = numpy_generator(seed, "documents").multinomial(
+        n_documents, np.full(n_documents, 1 / n_documents), size=replicates
+    )
+    return np.concatenate([np.ones((1, n_documents)), draws]).T.astype(np.float64)
+
+
+class Component(NamedTuple):
+    """One source's part of an estimate's variance."""
+
+    source: str
+    variance: float
+    df: float
+
+
+class Interval(NamedTuple):
+    """A two-sided interval of half-width t(df) * se; df is None where nothing varies."""
+
+    low: float
+    high: float
+    se: float
+    df: float | None
+
+
+def interval(
+    estimate: float, components: Sequence[Component], confidence: float = 0.95
+) -> Interval:
+    """Return the interval for an estimate whose variance is the sum of its components.
+
+    Where nothing varies at all, it is a point. The degrees of freedom are those of the Student
+    quantile that results.
+
+    Source: Cochran 1964, between the documents and the seeds; Satterthwaite 1946 (Biometrics
+    2:110) among the seeds' components.
+    """
+    from scipy.special import stdtridf, stdtrit
+
+    variance = sum(part.variance for part in components)
+    if variance <= 0:
+        return Interval(estimate, estimate, 0.0, None)
+    level = 0.5 + confidence / 2
+    quantile = 0.0
+    for seeds in (False, True):
+        parts = [part for part in components if (part.source != "documents") is seeds]
+        of_these = sum(part.variance for part in parts)
+        if of_these > 0:
+            df = of_these**2 / sum(part.variance**2 / part.df for part in parts)
+            quantile += of_these / variance * float(stdtrit(df, level))
+    half = quantile * variance**0.5
+    equivalent = float(stdtridf(level, quantile))
+    return Interval(estimate - half, estimate + half, variance**0.5, equivalent)
+
+
+def document_component(replicates: Float[np.ndarray, " replicate"], n_documents: int) -> Component:
+    """Return the variance over documents of an estimate, from its bootstrap replicates.
+
+    Its degrees of freedom are those of n_documents, less what a finite number of replicates costs.
+
+    Raises:
+        NotEstimable: fewer than two documents or replicates, or too many undefined replicates.
+    """
+    if n_documents < 2:
+        raise NotEstimable("one document: the variation between documents cannot be estimated")
+    if len(replicates) < 2:
+        raise NotEstimable("fewer than two bootstrap replicates of the documents")
+    defined = replicates[np.isfinite(replicates)]
+    if len(defined) < (1 - _MOST_UNDEFINED) * len(replicates) or len(defined) < 2:
+        raise NotEstimable(
+            f"undefined in {len(replicates) - len(defined)} of {len(replicates)} resamples of the "
+            "documents; hold out more of them"
+        )
+    variance = float(defined.var(ddof=1)) * n_documents / (n_documents - 1)
+    df = 1 / (1 / (n_documents - 1) + 1 / (len(defined) - 1))
+    return Component("documents", variance, df)
+
+
+_ONE = {
+    "sae_seeds": "one SAE seed: the variation between seeds cannot be estimated; give at least two "
+    "sae_seeds",
+    "model_seeds": "one re-draw of the control: the variation between re-draws cannot be "
+    "estimated; give at least two model_seeds",
+}
+
+
+def between(
+    means: Float[np.ndarray, " seed"], source: Literal["sae_seeds", "model_seeds"]
+) -> Component:
+    """Return the variance of the mean of independent seeds, estimated from their spread.
+
+    Raises:
+        NotEstimable: there is one seed.
+    """
+    if len(means) < 2:
+        raise NotEstimable(_ONE[source])
+    return Component(source, float(means.var(ddof=1)) / len(means), len(means) - 1)
+
+
+class Cell(NamedTuple):
+    """What a table of replicates is looked up by."""
+
+    arm: str
+    hookpoint: str
+    sae: str
+    metric: str
+
+
+@dataclass(frozen=True)
+class Replicates:
+    """One metric of one arm: all its seeds under all document weights.
+
+    Attributes:
+        values: Value for each re-draw of the model, SAE seed and document weight; replicate 0 is
+            the point estimate.
+        model_seeds: Names of the re-draws.
+        sae_seeds: Names of the SAE seeds.
+        drawn: Whether another re-draw could have been made. False for a model that is given, such
+            as the trained one: it is no source of variation.
+        null_value: The metric's own null, averaged over the seeds; None where it has no number.
+    """
+
+    values: Float[np.ndarray, "model sae_seed replicate"]
+    model_seeds: tuple[int, ...]
+    sae_seeds: tuple[int, ...]
+    drawn: bool
+    null_value: float | None = None
+
+    @property
+    def point(self) -> float:
+        """Mean over seeds on the held-out documents as they are."""
+        return float(self.values[:, :, 0].mean())
+
+    @property
+    def replicates(self) -> Float[np.ndarray, " replicate"]:
+        """Mean over seeds under each bootstrap replicate of the documents."""
+        found: Float[np.ndarray, " replicate"] = self.values[:, :, 1:].mean(axis=(0, 1))
+        return found
+
+    @property
+    def by_model(self) -> Float[np.ndarray, " model"]:
+        """Mean over SAE seeds of each re-draw."""
+        found: Float[np.ndarray, " model"] = self.values[:, :, 0].mean(axis=1)
+        return found
+
+    @property
+    def by_sae_seed(self) -> Float[np.ndarray, " sae_seed"]:
+        """Mean over re-draws of each SAE seed."""
+        found: Float[np.ndarray, " sae_seed"] = self.values[:, :, 0].mean(axis=0)
+        return found
+
+
+@dataclass
+class ReplicateTable:
+    """The values of every metric of every SAE under the same document weights.
+
+    Attributes:
+        n_documents: Held-out documents.
+        n_tokens: Held-out tokens.
+        drawn: The arms whose model is drawn, and could be drawn again; in all others it is given.
+    """
+
+    n_documents: int
+    n_tokens: int
+    drawn: frozenset[str]
+    _values: dict[Cell, dict[tuple[int, int], Float[np.ndarray, " replicate"]]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+    _nulls: dict[Cell, list[float]] = field(default_factory=dict, init=False, repr=False)
+    _reasons: dict[Cell, str] = field(default_factory=dict, init=False, repr=False)
+
+    def add(
+        self,
+        cell: Cell,
+        model_seed: int,
+        sae_seed: int,
+        values: Float[np.ndarray, " replicate"] | None,
+        null_value: float | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """Add one SAE's values of one metric, or the reason why there are none."""
+        of_cell = self._values.setdefault(cell, {})
+        if values is None or not np.isfinite(values[0]):
+            self._reasons.setdefault(cell, reason or "not estimable")
+            return
+        of_cell[model_seed, sae_seed] = values
+        if null_value is not None:
+            self._nulls.setdefault(cell, []).append(null_value)
+
+    def __iter__(self) -> Iterator[Cell]:
+        return iter(self._values)
+
+    def __contains__(self, cell: object) -> bool:
+        return cell in self._values
+
+    def __getitem__(self, cell: Cell) -> Replicates:
+        """Return all seeds of one cell.
+
+        Raises:
+            NotEstimable: a seed's value is missing; the message says why.
+        """
+        if cell not in self._values:
+            raise NotEstimable(f"{cell.arm}: not measured")
+        if cell in self._reasons:
+            raise NotEstimable(f"{cell.arm}: {self._reasons[cell]}")
+        values = self._values[cell]
+        model_seeds = tuple(sorted({model for model, _ in values}))
+        sae_seeds = tuple(sorted({sae for _, sae in values}))
+        if len(values) != len(model_seeds) * len(sae_seeds):
+            raise NotEstimable(
+                f"{cell.arm}: {len(values)} SAEs, not one for each of {len(model_seeds)} model "
+                f"seeds by {len(sae_seeds)} sae_seeds"
+            )
+        nulls = self._nulls.get(cell, [])
+        return Replicates(
+            values=np.array([[values[m, s] for s in sae_seeds] for m in model_seeds]),
+            model_seeds=model_seeds,
+            sae_seeds=sae_seeds,
+            drawn=cell.arm in self.drawn,
+            null_value=float(np.mean(nulls)) if len(nulls) == len(values) else None,
+        )
+
+
+@runtime_checkable
+class Described(Protocol):
+    """What a table of effects says about a metric."""
+
+    @property
+    def unit(self) -> str:
+        """Its unit."""
+
+    @property
+    def better(self) -> str:
+        """Whether higher, lower or neither is better."""
+
+    @property
+    def null(self) -> str:
+        """Its null in words."""
+
+
+def effects(
+    table: ReplicateTable,
+    contrasts: Sequence[tuple[str, str]],
+    metrics: Mapping[str, Described],
+    confidence: float = 0.95,
+) -> pandas.DataFrame:
+    """Return one row for every contrast, hookpoint, SAE and metric: arm minus control.
+
+    What cannot be estimated is null and `reason` says why. The columns that begin with aa_ hold the
+    same difference between two halves of the control's own re-draws, which is 0 but for chance.
+
+    Args:
+        table: Every arm's values under the same document weights.
+        contrasts: Pairs of arm and control; both may be controls.
+        metrics: What each metric is; `metrics.METRICS.entries` will do.
+        confidence: Of every interval.
+    """
+    rows: list[dict[str, Any]] = []
+    places = list(dict.fromkeys((c.hookpoint, c.sae, c.metric) for c in table))
+    for arm, control in contrasts:
+        for hookpoint, sae, metric in places:
+            pair = (Cell(arm, hookpoint, sae, metric), Cell(control, hookpoint, sae, metric))
+            if pair[0] in table and pair[1] in table:
+                rows.append(_row(table, pair, metrics[metric], confidence))
+    return pandas.DataFrame(rows, columns=list(COLUMNS))
+
+
+COLUMNS: tuple[str, ...] = (
+    *("metric", "hookpoint", "sae", "arm", "control", "effect", "low", "high", "se", "df", "null"),
+    *("unit", "better", "arm_value", "arm_low", "arm_high"),
+    *("control_value", "control_low", "control_high", "metric_null"),
+    *("n_documents", "n_tokens", "n_sae_seeds", "n_arm_models", "n_control_models", "reason"),
+    *("aa_effect", "aa_low", "aa_high", "aa_control", "aa_reason"),
+)
+
+
+def _row(
+    table: ReplicateTable, pair: tuple[Cell, Cell], metric: Described, confidence: float
+) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(COLUMNS)
+    cell, against = pair
+    row |= {"metric": cell.metric, "hookpoint": cell.hookpoint, "sae": cell.sae}
+    row |= {"arm": cell.arm, "control": against.arm, "null": 0.0}
+    row |= {"unit": metric.unit, "better": metric.better, "metric_null": metric.null}
+    row |= {"n_documents": table.n_documents, "n_tokens": table.n_tokens}
+
+    reasons: list[str] = []
+    sides: list[Replicates] = []
+    nulls: list[str] = []
+    for side, name in zip(pair, ("arm", "control"), strict=True):
+        try:
+            found = table[side]
+        except NotEstimable as refusal:
+            reasons.append(str(refusal))
+            continue
+        sides.append(found)
+        row[f"{name}_value"] = found.point
+        row[f"n_{name}_models"] = len(found.model_seeds)
+        row["n_sae_seeds"] = len(found.sae_seeds)
+        if found.null_value is not None:
+            nulls.append(f"{found.null_value:.3g} in {side.arm}")
+        with contextlib.suppress(NotEstimable):
+            around = arm_interval(found, table.n_documents, confidence)
+            row |= {f"{name}_low": around.low, f"{name}_high": around.high}
+    if nulls:
+        row["metric_null"] = f"{metric.null} ({', '.join(nulls)})"
+    if len(sides) == 2:
+        row["effect"] = sides[0].point - sides[1].point
+        try:
+            around = effect_interval(sides[0], sides[1], table.n_documents, confidence)
+            row |= {"low": around.low, "high": around.high, "se": around.se, "df": around.df}
+        except NotEstimable as refusal:
+            reasons.append(str(refusal))
+    row["reason"] = "; ".join(dict.fromkeys(reasons)) or None
+    return row | _placebo_against_placebo(table, against, confidence)
+
+
+def arm_interval(arm: Replicates, n_documents: int, confidence: float = 0.95) -> Interval:
+    """Return the interval of one arm's mean.
+
+    Raises:
+        NotEstimable: one SAE seed, one re-draw of a model that is drawn, or one document.
+    """
+    documents = document_component(arm.replicates, n_documents)
+    return interval(arm.point, [documents, *_seeds(arm)], confidence)
+
+
+def effect_interval(
+    arm: Replicates, control: Replicates, n_documents: int, confidence: float = 0.95
+) -> Interval:
+    """Return the interval of arm minus control.
+
+    Seeds that go by the same names on both sides are paired; where names differ, the variation on
+    each side is added up. A model that is given adds none.
+
+    Raises:
+        NotEstimable: one SAE seed, one re-draw of a model that is drawn, or one document.
+    """
+    parts = [document_component(arm.replicates - control.replicates, n_documents)]
+    estimate = arm.point - control.point
+    if arm.sae_seeds == control.sae_seeds:
+        parts.append(between(arm.by_sae_seed - control.by_sae_seed, "sae_seeds"))
+    else:
+        parts += [between(side.by_sae_seed, "sae_seeds") for side in (arm, control)]
+    if arm.drawn and control.drawn and arm.model_seeds == control.model_seeds:
+        parts.append(between(arm.by_model - control.by_model, "model_seeds"))
+    else:
+        parts += [between(side.by_model, "model_seeds") for side in (arm, control) if side.drawn]
+    return interval(estimate, parts, confidence)
+
+
+def _seeds(arm: Replicates) -> list[Component]:
+    parts = [between(arm.by_sae_seed, "sae_seeds")]
+    if arm.drawn:
+        parts.append(between(arm.by_model, "model_seeds"))
+    return parts
+
+
+def _placebo_against_placebo(
+    table: ReplicateTable, cell: Cell, confidence: float
+) -> dict[str, Any]:
+    """Return the A/A columns: the first half of a control's re-draws minus the second half.
+
+    The variance between re-draws must come from elsewhere than the difference itself, which would
+    be covered by construction: from within the halves where there are three re-draws or more; with
+    two, from the other drawn arms' re-draws at the same place, pooled. A mean over SAE seeds of a
+    re-draw holds all that depends on it and on the SAE seeds jointly, and what depends on the SAE
+    seed alone cancels, so SAE seeds add no part of their own.
+    """
+    try:
+        control = table[cell]
+        if not control.drawn:
+            raise NotEstimable(f"{cell.arm}: its model is given, not drawn")
+        n = len(control.model_seeds)
+        if n < 2:
+            raise NotEstimable(_ONE["model_seeds"])
+    except NotEstimable as refusal:
+        return {"aa_reason": str(refusal)}
+    first, second = control.by_model[: n // 2], control.by_model[n // 2 :]
+    estimate = float(first.mean() - second.mean())
+    names = [str(seed) for seed in control.model_seeds]
+    found: dict[str, Any] = {
+        "aa_effect": estimate,
+        "aa_control": f"{cell.arm}: model_seed {', '.join(names[: n // 2])} minus "
+        f"{', '.join(names[n // 2 :])}",
+    }
+    try:
+        spread = [first, second] if n > 2 else _other_redraws(table, cell)
+        df = sum(len(group) - 1 for group in spread)
+        squares = sum(float(((group - group.mean()) ** 2).sum()) for group in spread)
+        variance = squares / df * (1 / len(first) + 1 / len(second))
+        halves = control.values[: n // 2], control.values[n // 2 :]
+        difference = halves[0].mean(axis=(0, 1)) - halves[1].mean(axis=(0, 1))
+        parts = [
+            document_component(difference[1:], table.n_documents),
+            Component("model_seeds", variance, df),
+        ]
+    except NotEstimable as refusal:
+        return found | {"aa_reason": str(refusal)}
+    around = interval(estimate, parts, confidence)
+    return found | {"aa_low": around.low, "aa_high": around.high}
+
+
+def _other_redraws(table: ReplicateTable, cell: Cell) -> list[Float[np.ndarray, " model"]]:
+    groups: list[Float[np.ndarray, " model"]] = []
+    for arm in sorted(table.drawn - {cell.arm}):
+        with contextlib.suppress(NotEstimable):
+            other = table[cell._replace(arm=arm)]
+            if len(other.model_seeds) > 1:
+                groups.append(other.by_model)
+    if not groups:
+        raise NotEstimable(
+            "two model_seeds and no other re-drawn control: the variation between re-draws cannot "
+            "be estimated apart from this difference; give at least three model_seeds"
+        )
+    return groups

@@ -1,0 +1,49 @@
+"""The commented trial file that `sae-placebo init` writes."""
+
+TEMPLATE = '''\
+# A placebo-controlled trial of sparse autoencoders. Settings left out take their defaults;
+# `sae-placebo check` prints all of them.
+name = "my-trial"                    # results: <store>/trials/my-trial/
+seed = 0                             # all randomness is drawn from it, by name
+hookpoints = ["resid_post.5"]        # also resid_pre.N, mlp_out.N, attn_out.N
+model_seeds = [0, 1]                 # re-draws of every control; one gives no interval
+sae_seeds = [0, 1]                   # initialisations of every SAE; one gives no interval
+# contrasts = [["trained", "redraw"]]  # default: trained minus every other arm
+
+[model]
+id = "smollm2-135m"                  # packaged; or a hub id, or a local folder
+# revision = "main"                  # branch, tag or commit of a hub id
+
+[text]
+source = "python-stdlib"             # or a file, folder or glob, or "hf:NAME" (needs the extra: hub)
+context_tokens = 128
+train_tokens = 250_000
+heldout_tokens = 50_000              # from other documents than the training tokens
+max_document_tokens = 1_016          # many short pieces: documents are what intervals resample
+
+# Arms. Exactly one is `trained`; the others are its placebos.
+[arms.trained]
+control = "trained"
+
+[arms.redraw]                        # every tensor re-drawn: Gaussian, its own mean and variance
+control = "redraw"
+
+[arms.redraw_keep_embeddings]        # the same, but the token embeddings are the real ones
+control = "redraw"
+keep = ["embeddings"]                # also unembedding, positions, norms, biases
+
+[saes.topk]
+kind = "topk"
+d_sae = 2048
+k = 32
+
+[training]
+batch_tokens = 1024
+
+[harvest]
+outlier_ratio = 10.0                 # tokens of larger norm, relative to the median, are left out
+
+[measurement]
+replicates = 200                     # document resamples behind each interval
+shown_per_class = 12                 # latents of each class shown in the report, at random
+'''

@@ -1,0 +1,244 @@
+"""One loop, many SAEs per pass over the activations.
+
+The caller brings batches that are already centered and scaled (mean squared norm `d_in`) and
+shuffled; this module knows nothing of models or text. SAEs of one hookpoint read the same batch
+one after the other: on a CPU, stacking them into one product gained nothing when it was measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from jaxtyping import Bool, Float
+from pydantic import Field
+
+from sae_placebo.errors import ModelError, PlaceboError, SpecError
+from sae_placebo.lazy import torch
+from sae_placebo.saes.base import PARAMETERS, SAE, Evaluation
+from sae_placebo.saes.kernels import Workspace
+from sae_placebo.spec import Spec
+
+Row = dict[str, float | None]
+"""One line of a training log."""
+
+_COLUMNS = ("tokens", "learning_rate", "loss", "fvu", "dead_share")
+
+
+class TrainingSpec(Spec):
+    """How SAEs are trained: Adam, a warm-up, a linear decay."""
+
+    batch_tokens: int = Field(1024, ge=1)
+    """Tokens per step; a batch may hold fewer."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak step size. None is `2e-4 / sqrt(d_sae / 2**14)`."""
+    warmup_share: float = Field(0.05, ge=0, le=1)
+    """Share of the training tokens over which the step size rises from zero, linearly."""
+    decay_share: float = Field(0.2, ge=0, le=1)
+    """Share of the training tokens, at the end, over which it falls to zero, linearly."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """Adam's memory of the gradient."""
+    beta2: float = Field(0.999, ge=0, lt=1)
+    """Adam's memory of its square."""
+    dead_after_tokens: int = Field(50_000, ge=1)
+    """A latent is dead once it has been silent for this many tokens."""
+
+    def peak(self, d_sae: int) -> float:
+        """Return the peak step size for an SAE of this width."""
+        return self.learning_rate or 2e-4 / math.sqrt(d_sae / 2**14)
+
+    def share(self, before: int, after: int, total_tokens: int) -> float:
+        """Return the share of the peak step size for the step between two token counts."""
+        rising = after / max(self.warmup_share * total_tokens, 1)
+        falling = (total_tokens - before) / max(self.decay_share * total_tokens, 1)
+        return max(0.0, min(1.0, rising, falling))
+
+
+class Fit:
+    """One SAE being trained: its tensors, Adam's moments, and when each latent last fired."""
+
+    def __init__(self, sae: SAE, spec: TrainingSpec, total_tokens: int) -> None:
+        """Start from `sae`, which is copied, for a run of `total_tokens`."""
+        self.spec = spec
+        self.total_tokens = total_tokens
+        self.tokens = 0
+        self._sae_spec = sae.spec
+        # W_enc lies latent by latent, as W_dec does, so that a latent's row is one run of memory
+        self._rows = {
+            name: (sae.params[name].t() if name == "W_enc" else sae.params[name])
+            .detach()
+            .clone(memory_format=torch.contiguous_format)
+            for name in PARAMETERS
+        }
+        self._adam = torch.optim.Adam(
+            list(self._rows.values()), lr=0.0, betas=(spec.beta1, spec.beta2), fused=True
+        )
+        # Adam makes its state at its first step; zeros now, so that it can be saved before that
+        self._moments = {
+            name: {"exp_avg": torch.zeros_like(rows), "exp_avg_sq": torch.zeros_like(rows)}
+            for name, rows in self._rows.items()
+        }
+        for name, rows in self._rows.items():
+            self._moments[name]["step"] = torch.zeros((), device=rows.device)
+            self._adam.state[rows].update(self._moments[name])
+        self._silent_tokens = torch.zeros(
+            sae.d_sae, dtype=torch.int64, device=self._rows["b_enc"].device
+        )
+        self._workspace = Workspace()
+        self._pending: list[tuple[int, float, torch.Tensor]] = []
+        self._log: list[Row] = []
+
+    def sae(self) -> SAE:
+        """Return a copy of the SAE as it is now, in the units of the batches."""
+        return SAE(
+            self._sae_spec, {name: tensor.clone() for name, tensor in self._parameters().items()}
+        )
+
+    def dead(self) -> Bool[torch.Tensor, "d_sae"]:
+        """Return which latents have been silent for `dead_after_tokens` tokens or more."""
+        return self._silent_tokens >= self.spec.dead_after_tokens
+
+    def step(
+        self, x: Float[torch.Tensor, "token d_in"], workspace: Workspace | None = None
+    ) -> None:
+        """Take one optimizer step on a batch of any size; a batch without tokens does nothing.
+
+        Args:
+            x: Activations, centered and scaled.
+            workspace: Buffers shared with other fits; the fit's own if there is none.
+
+        Raises:
+            ModelError: the batch holds NaN or infinity. The SAE is left as it was.
+            SpecError: the loss is not finite although the batch is: training diverged.
+        """
+        if len(x) == 0:
+            return
+        dead = self.dead()
+        found = self._sae_spec.gradients(self._parameters(), x, dead, workspace or self._workspace)
+        if not math.isfinite(float(found.loss)):
+            raise self._not_finite(x)
+        after = self.tokens + len(x)
+        peak = self.spec.peak(self._sae_spec.d_sae)
+        rate = peak * self.spec.share(self.tokens, after, self.total_tokens)
+        self._update(found, rate)
+        self._silent_tokens.add_(len(x)).masked_fill_(found.fired, 0)
+        self.tokens = after
+        variance = x.square().sum() - len(x) * x.mean(dim=0).square().sum()
+        values = torch.stack([found.loss, found.squared_error / variance, dead.float().mean()])
+        self._pending.append((after, rate, values))
+
+    def log(self) -> list[Row]:
+        """Return one row per step: tokens, learning_rate, loss, fvu, dead_share.
+
+        `fvu` is the batch's own fraction of variance unexplained, before the step; null where the
+        batch has no variance.
+        """
+        if self._pending:
+            drained = torch.stack([values for _, _, values in self._pending]).tolist()
+            for (tokens, rate, _), values in zip(self._pending, drained, strict=True):
+                numbers = [value if math.isfinite(value) else None for value in values]
+                self._log.append(dict(zip(_COLUMNS, [tokens, rate, *numbers], strict=True)))
+            self._pending.clear()
+        return list(self._log)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return a copy of all that the next step depends on, and the log."""
+        kept = {name: rows.clone() for name, rows in self._rows.items()}
+        for name, moments in self._moments.items():
+            kept |= {f"{name}.{part}": tensor.clone() for part, tensor in moments.items()}
+        log = [[_number(row[column]) for column in _COLUMNS] for row in self.log()]
+        kept["silent_tokens"] = self._silent_tokens.clone()
+        kept["tokens"] = torch.tensor(self.tokens)
+        kept["log"] = torch.tensor(log, dtype=torch.float64).reshape(-1, len(_COLUMNS))
+        return kept
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Continue from `state`, to the same bits as if training had not stopped.
+
+        Raises:
+            SpecError: the state is of an SAE of another shape.
+        """
+        if state["W_dec"].shape != self._rows["W_dec"].shape:
+            raise SpecError(
+                f"the saved state has W_dec {list(state['W_dec'].shape)}, this SAE has "
+                f"{list(self._rows['W_dec'].shape)}: continue with the settings it was saved with"
+            )
+        for name, rows in self._rows.items():
+            rows.copy_(state[name])
+            for part, tensor in self._moments[name].items():
+                tensor.copy_(state[f"{name}.{part}"])
+        self._silent_tokens.copy_(state["silent_tokens"])
+        self.tokens = int(state["tokens"])
+        self._pending.clear()
+        self._log = [
+            {
+                column: None if math.isnan(value) else value
+                for column, value in zip(_COLUMNS, row, strict=True)
+            }
+            for row in state["log"].tolist()
+        ]
+
+    def _parameters(self) -> dict[str, torch.Tensor]:
+        return {name: rows.t() if name == "W_enc" else rows for name, rows in self._rows.items()}
+
+    def _update(self, found: Evaluation, rate: float) -> None:
+        assert found.gradients is not None
+        decoder = self._rows["W_dec"]
+        gradients = dict(found.gradients)
+        along = (gradients["W_dec"] * decoder).sum(dim=1, keepdim=True)
+        gradients["W_dec"] = gradients["W_dec"].addcmul(along, decoder, value=-1)
+        gradients["W_enc"] = gradients["W_enc"].t()
+        for name, rows in self._rows.items():
+            rows.grad = gradients[name].contiguous()
+        self._adam.param_groups[0]["lr"] = rate
+        self._adam.step()
+        decoder.div_(decoder.norm(dim=1, keepdim=True))
+        self._adam.zero_grad()
+
+    def _not_finite(self, x: Float[torch.Tensor, "token d_in"]) -> PlaceboError:
+        bad = (~x.isfinite()).any(dim=1)
+        if bad.any():
+            return ModelError(
+                f"{int(bad.sum())} of {len(x)} tokens have activations that are NaN or infinite, "
+                f"after {self.tokens:,} training tokens: check the model's dtype at this hookpoint"
+            )
+        return SpecError(
+            f"training diverged after {self.tokens:,} tokens: the loss is not finite although the "
+            f"activations are; lower learning_rate ({self.spec.peak(self._sae_spec.d_sae):.2g})"
+        )
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def train(
+    batches: Iterable[Mapping[str, torch.Tensor]],
+    fits: Mapping[str, Sequence[Fit]],
+    advance: Callable[[int], None],
+) -> None:
+    """Train every fit on one pass over `batches`.
+
+    Args:
+        batches: Activations by hookpoint, `[token d_in]`, centered and scaled; each batch is one
+            step. Hookpoints without fits are passed over.
+        fits: The SAEs to train, by hookpoint: seeds and architectures may differ.
+        advance: Called with the number of tokens after each batch.
+
+    Raises:
+        SpecError: a batch lacks a hookpoint that has fits.
+        ModelError: activations are NaN or infinite.
+    """
+    workspace = Workspace()
+    for batch in batches:
+        n_tokens = 0
+        for hookpoint, members in fits.items():
+            if hookpoint not in batch:
+                raise SpecError(
+                    f"the batches hold no {hookpoint!r}; they hold {', '.join(sorted(batch))}"
+                )
+            x = batch[hookpoint]
+            n_tokens = max(n_tokens, len(x))
+            for fit in members:
+                fit.step(x, workspace)
+        advance(n_tokens)

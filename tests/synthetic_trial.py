@@ -1,0 +1,288 @@
+"""Tables of a trial that never ran, with the schema of a real one, for tests of what reads tables.
+
+Nothing here is a measurement. `write_trial` puts the five files of a trial folder on disk; the same
+arguments give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+HOOKPOINT = "resid_post.3"
+SAE = "topk-k32-d2048"
+CLASSES = ("dead", "ultra_rare", "dense", "single_token", "token_family", "other")
+WORDS = (
+    " the of and to in a is that for was on with as by at from his an were are which this be had "
+    "not or have one it but all their new also two first who been after other time when some more"
+).split(" ")[1:]
+EVIL = "</script><img src=x onerror=alert(1)>"
+
+
+@dataclass
+class Settings:
+    """What the made-up trial holds."""
+
+    arms: tuple[str, ...] = ("trained", "redraw", "redraw_keep_embeddings")
+    model_seeds: int = 2
+    sae_seeds: int = 2
+    latents: int = 400
+    kept_per_sae: int = 30
+    passages: int = 5
+    passage_tokens: int = 64
+    hookpoints: tuple[str, ...] = (HOOKPOINT,)
+    token: str | None = None
+    document: str | None = None
+    drop: tuple[str, ...] = field(default_factory=tuple)
+
+
+# metric, unit, better, null text, arm level, control level, half-width of the effect
+METRICS: tuple[tuple[str, str, str, str, float, float, float], ...] = (
+    ("fvu", "share of variance", "lower", "1 (predicts the mean)", 0.21, 0.33, 0.02),
+    ("explained_variance", "share of variance", "higher", "see gaussian", 0.79, 0.67, 0.02),
+    ("ev_above_gaussian", "share of what is left", "higher", "0", 0.55, 0.12, 0.06),
+    ("lookup_relative_ev", "share of variance", "higher", "0", 0.31, 0.02, 0.05),
+    ("token_entropy_bits", "bits", "none", "entropy of random positions, same n", 4.1, 1.9, 0.4),
+    ("token_entropy_deficit_bits", "bits", "none", "0", 2.2, 4.3, 0.4),
+    ("kl_at_matched_error_nats", "nats", "lower", "1x random error", 0.031, 0.038, 0.012),
+    ("max_cosine_to_other_seed", "cosine", "higher", "0.12 (random unit vectors)", 0.4, 0.41, 0.03),
+    ("share_dead", "share of latents", "lower", "0", 0.05, 0.07, 0.03),
+    ("share_ultra_rare", "share of latents", "none", "0", 0.03, 0.02, 0.02),
+    ("share_dense", "share of latents", "none", "0", 0.02, 0.05, 0.01),
+    ("share_single_token", "share of latents", "none", "0", 0.22, 0.58, 0.05),
+    ("share_token_family", "share of latents", "none", "0", 0.13, 0.06, 0.03),
+    ("share_other", "share of latents", "none", "0", 0.55, 0.22, 0.05),
+)
+
+
+def _seeds(settings: Settings, arm: str) -> range:
+    return range(1) if arm == settings.arms[0] else range(settings.model_seeds)
+
+
+def _rng(*names: object) -> np.random.Generator:
+    return np.random.default_rng([ord(c) for c in "/".join(map(str, names))])
+
+
+def trial_json(settings: Settings) -> dict[str, Any]:
+    kinds = ["none", "redraw", "redraw"]
+    arms: dict[str, Any] = {}
+    for i, arm in enumerate(settings.arms):
+        control = {"kind": kinds[min(i, 2)]} | ({"keep": ["embeddings"]} if i == 2 else {})
+        records = [
+            {
+                "model_seed": seed,
+                "control": control["kind"],
+                "touched": [] if i == 0 else [f"layers.{j}.mlp" for j in range(4)],
+                "kept": ["embed_tokens"] if i != 1 else [],
+                "tied": ["lm_head = embed_tokens"],
+                "n_parameters_touched": 0 if i == 0 else 28_311_552,
+                "diagnostics": {
+                    place: {
+                        "residual_norm": 41.2 - 9.5 * i + 0.3 * seed,
+                        "block_to_embedding_ratio": 3.4 - 1.1 * i + 0.02 * seed,
+                        "token_r2": 0.31 + 0.3 * i,
+                        "participation_ratio": 38.5 + 60.0 * (i == 1),
+                        "attention_entropy_bits": 2.2 + 1.9 * (i > 0),
+                        "n_tokens": 16384,
+                    }
+                    for place in settings.hookpoints
+                },
+            }
+            for seed in _seeds(settings, arm)
+        ]
+        arms[arm] = {"control": control, "model_seeds": [*_seeds(settings, arm)]}
+        arms[arm]["records"] = records
+    return {
+        "name": "synthetic",
+        "spec": {
+            "name": "synthetic",
+            "model": {"id": "example/tiny-lm", "revision": None},
+            "hookpoints": [*settings.hookpoints],
+            "saes": {SAE: {"kind": "topk", "k": 32, "d_sae": 2048}},
+            "training": {"tokens": 4_000_000, "batch_tokens": 4096, "dtype": "float32"},
+            "sae_seeds": [*range(settings.sae_seeds)],
+            "statistics": {"confidence": 0.95, "replicates": 2000},
+        },
+        "arms": arms,
+        "text": {
+            "source": "made-up stories",
+            "context_tokens": 128,
+            "n_documents": 5200,
+            "n_tokens": 4_300_000,
+            "splits": {
+                "train": {"n_documents": 5000, "n_tokens": 4_000_000},
+                "calibration": {"n_documents": 40, "n_tokens": 32_768},
+                "heldout": {"n_documents": 160, "n_tokens": 120_000},
+            },
+        },
+        "masks": {"position_0": 937, "padding": 20111, "outlier_norm": 212},
+        "versions": {"sae_placebo": "0.1.0", "torch": "2.13.0"},
+        "seconds": {"harvest": 41.0, "train": 118.4},
+    }
+
+
+def effects_table(settings: Settings) -> pd.DataFrame:
+    rows: list[dict[str, Any]] = []
+    trained = settings.arms[0]
+    contrasts = [(trained, control) for control in settings.arms[1:]]
+    if len(settings.arms) > 2:
+        contrasts.append((settings.arms[2], settings.arms[1]))
+    for place in settings.hookpoints:
+        for arm, control in contrasts:
+            for metric, unit, better, null, high_level, low_level, half in METRICS:
+                rng = _rng("effect", place, arm, control, metric)
+                a = high_level if arm == trained else 0.7 * low_level + 0.3 * high_level
+                c = low_level if control == settings.arms[1] else 0.7 * low_level + 0.3 * high_level
+                effect = a - c + 0.1 * half * rng.normal()
+                a, h = c + effect, half / 1.4
+                aa = 0.3 * half * rng.normal()
+                row = {
+                    "metric": metric, "hookpoint": place, "sae": SAE, "arm": arm,
+                    "control": control, "effect": effect, "low": effect - half,
+                    "high": effect + half, "se": half / 2, "df": 3.2, "null": 0.0, "unit": unit,
+                    "better": better, "arm_value": a, "arm_low": max(0, a - h), "arm_high": a + h,
+                    "control_value": c, "control_low": max(0, c - h), "control_high": c + h,
+                    "metric_null": null, "n_documents": 160, "n_tokens": 118_000,
+                    "n_sae_seeds": settings.sae_seeds,
+                    "n_arm_models": len(_seeds(settings, arm)),
+                    "n_control_models": len(_seeds(settings, control)), "reason": None,
+                    "aa_effect": aa, "aa_low": aa - 0.8 * half, "aa_high": aa + 0.8 * half,
+                    "aa_control": f"{control}: model seed 0 and 1", "aa_reason": None,
+                }  # fmt: skip
+                if metric == "kl_at_matched_error_nats":
+                    row |= {"low": None, "high": None, "se": None, "df": None}
+                    row |= {"reason": "one document holds 96% of the loss"}
+                if metric == "lookup_relative_ev" and control == settings.arms[1]:
+                    row |= dict.fromkeys(("effect", "low", "high", "arm_value", "arm_low"))
+                    row |= dict.fromkeys(("arm_high", "aa_effect", "aa_low", "aa_high"))
+                    row |= {"reason": "no token occurs twice in the training split"}
+                    row |= {"aa_reason": "one model re-draw"}
+                rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _class_mix(settings: Settings, arm: str) -> list[float]:
+    trained = [0.05, 0.03, 0.02, 0.22, 0.13, 0.55]
+    placebo = [0.07, 0.02, 0.05, 0.58, 0.06, 0.22]
+    return trained if arm == settings.arms[0] else placebo
+
+
+def _latent_row(kind: str, rng: np.random.Generator, token: str | None) -> dict[str, Any]:
+    if kind == "dead":
+        return {"class": kind, "n_active": 0, "density": 0.0}
+    top_mass = {"single_token": 0.95, "token_family": 0.6, "dense": 0.05}.get(kind, 0.2)
+    entropy = {"single_token": 0.5, "token_family": 1.8, "dense": 8.5}.get(kind, 4.6)
+    bits = float(max(0.0, entropy + 0.5 * rng.normal()))
+    n = 2 if kind == "ultra_rare" else int(rng.integers(30, 4000))
+    n = 30_000 + n if kind == "dense" else n
+    null_bits = min(float(np.log2(n) * 0.92), 9.4 + 0.1 * float(rng.normal()))
+    peak = float(rng.gamma(4, 2))
+    row: dict[str, Any] = {
+        "class": kind, "n_active": n, "density": n / 118_000,
+        "top_token": token or f" {WORDS[int(rng.integers(len(WORDS)))]}", "top_token_mass": top_mass,
+        "top_token_recall": float(rng.uniform(0.2, 1)), "mean_activation": peak / 4,
+        "family_mass": min(1.0, top_mass * 1.1), "max_activation": peak,
+    }  # fmt: skip
+    if kind != "ultra_rare":
+        row |= {
+            "token_entropy_bits": min(bits, null_bits), "n_effective": n / 2.0,
+            "token_entropy_null_bits": null_bits, "effective_tokens": 2.0**bits,
+        }  # fmt: skip
+    return row
+
+
+LATENT_COLUMNS = (
+    "arm control model_seed sae_seed hookpoint sae latent class n_tokens n_active density "
+    "token_entropy_bits n_effective token_entropy_null_bits effective_tokens top_token "
+    "top_token_mass top_token_recall family_mass mean_activation max_activation"
+).split()
+
+
+def latents_table(settings: Settings) -> pd.DataFrame:
+    rows = []
+    for place in settings.hookpoints:
+        for arm in settings.arms:
+            for model_seed in _seeds(settings, arm):
+                for sae_seed in range(settings.sae_seeds):
+                    rng = _rng("latents", place, arm, model_seed, sae_seed)
+                    kinds = rng.choice(CLASSES, settings.latents, p=_class_mix(settings, arm))
+                    for latent, kind in enumerate(kinds):
+                        key = {
+                            "arm": arm, "control": "redraw", "model_seed": model_seed,
+                            "sae_seed": sae_seed, "hookpoint": place, "sae": SAE,
+                            "latent": latent, "n_tokens": 118_000,
+                        }  # fmt: skip
+                        rows.append(key | _latent_row(str(kind), rng, settings.token))
+    return pd.DataFrame(rows).reindex(columns=LATENT_COLUMNS)
+
+
+def passages_table(settings: Settings, latents: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    keys = ["arm", "model_seed", "sae_seed", "hookpoint", "sae"]
+    for key, group in latents[latents["n_active"] > 0].groupby(keys, sort=False):
+        named = dict(zip(keys, key, strict=True))
+        if named["sae_seed"] != 0:
+            continue
+        kept = group.sample(min(settings.kept_per_sae, len(group)), random_state=0)
+        for latent, top, peak_value in kept[["latent", "top_token", "max_activation"]].itertuples(
+            index=False
+        ):
+            rng = _rng("passages", *key, latent)
+            for rank in range(settings.passages):
+                n, peak = settings.passage_tokens, int(rng.integers(4, settings.passage_tokens))
+                tokens = [f" {WORDS[i]}" for i in rng.integers(len(WORDS), size=n)]
+                tokens[0], tokens[peak], tokens[max(0, peak - 3)] = "Once", top, "\n"
+                values = np.where(rng.random(n) < 0.08, rng.random(n) * peak_value * 0.6, 0.0)
+                values[peak] = peak_value * (1 - 0.1 * rank)
+                rows.append(
+                    named | {
+                        "latent": latent, "rank": rank,
+                        "document": settings.document or f"stories/{rng.integers(999):03d}.txt",
+                        "tokens": tokens, "activations": [float(v) for v in values], "peak": peak,
+                    }
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def measurements_table(settings: Settings) -> pd.DataFrame:
+    rows = []
+    for place in settings.hookpoints:
+        for arm in settings.arms:
+            for model_seed in _seeds(settings, arm):
+                for sae_seed in range(settings.sae_seeds):
+                    rng = _rng("measure", place, arm, model_seed, sae_seed)
+                    for metric, unit, _, _, high_level, low_level, half in METRICS:
+                        level = high_level if arm == settings.arms[0] else low_level
+                        missing = metric == "lookup_relative_ev" and arm != settings.arms[0]
+                        rows.append({
+                            "arm": arm, "model_seed": model_seed, "sae_seed": sae_seed,
+                            "hookpoint": place, "sae": SAE, "latent": None, "metric": metric,
+                            "value": None if missing else level + 0.2 * half * rng.normal(),
+                            "unit": unit, "null_value": 0.0, "n": 118_000,
+                            "reason": "no token occurs twice" if missing else None,
+                        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def write_trial(folder: Path, settings: Settings | None = None) -> Path:
+    """Return `folder` holding the made-up trial; `settings.drop` names tables to leave out."""
+    settings = settings or Settings()
+    folder.mkdir(parents=True, exist_ok=True)
+    latents = latents_table(settings)
+    tables = {
+        "effects": effects_table(settings),
+        "latents": latents,
+        "measurements": measurements_table(settings),
+        "passages": passages_table(settings, latents),
+    }
+    for name, table in tables.items():
+        if name not in settings.drop:
+            table.to_parquet(folder / f"{name}.parquet")
+    if "trial" not in settings.drop:
+        (folder / "trial.json").write_text(json.dumps(trial_json(settings)))
+    return folder
