@@ -17,10 +17,52 @@ import pandas as pd
 HOOKPOINT = "resid_post.3"
 SAE = "topk-k32-d2048"
 CLASSES = ("dead", "ultra_rare", "dense", "single_token", "token_family", "other")
-WORDS = (
-    " the of and to in a is that for was on with as by at from his an were are which this be had "
-    "not or have one it but all their new also two first who been after other time when some more"
-).split(" ")[1:]
+WORDS = [
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "a",
+    "is",
+    "that",
+    "for",
+    "was",
+    "on",
+    "with",
+    "as",
+    "by",
+    "at",
+    "from",
+    "his",
+    "an",
+    "were",
+    "are",
+    "which",
+    "this",
+    "be",
+    "had",
+    "not",
+    "or",
+    "have",
+    "one",
+    "it",
+    "but",
+    "all",
+    "their",
+    "new",
+    "also",
+    "two",
+    "first",
+    "who",
+    "been",
+    "after",
+    "other",
+    "time",
+    "when",
+    "some",
+    "more",
+]
 EVIL = "</script><img src=x onerror=alert(1)>"
 
 
@@ -43,55 +85,81 @@ class Settings:
 
 # metric, unit, better, null text, arm level, control level, half-width of the effect
 METRICS: tuple[tuple[str, str, str, str, float, float, float], ...] = (
-    ("fvu", "share of variance", "lower", "1 (predicts the mean)", 0.21, 0.33, 0.02),
-    ("explained_variance", "share of variance", "higher", "see gaussian", 0.79, 0.67, 0.02),
-    ("ev_above_gaussian", "share of what is left", "higher", "0", 0.55, 0.12, 0.06),
-    ("lookup_relative_ev", "share of variance", "higher", "0", 0.31, 0.02, 0.05),
-    ("token_entropy_bits", "bits", "none", "entropy of random positions, same n", 4.1, 1.9, 0.4),
-    ("token_entropy_deficit_bits", "bits", "none", "0", 2.2, 4.3, 0.4),
+    ("fvu", "share", "lower", "1 (predicts the mean)", 0.21, 0.33, 0.02),
+    ("explained_variance", "share", "higher", "see gaussian", 0.79, 0.67, 0.02),
+    ("explained_variance_above_gaussian", "share", "higher", "0", 0.55, 0.12, 0.06),
+    ("lookup_relative_explained_variance", "share", "higher", "0", 0.31, 0.02, 0.05),
+    (
+        "mean_token_entropy_bits",
+        "bits",
+        "neither",
+        "entropy of random positions, same n",
+        4.1,
+        1.9,
+        0.4,
+    ),
+    ("token_entropy_deficit_bits", "bits", "neither", "0", 2.2, 4.3, 0.4),
     ("kl_at_matched_error_nats", "nats", "lower", "1x random error", 0.031, 0.038, 0.012),
     ("max_cosine_to_other_seed", "cosine", "higher", "0.12 (random unit vectors)", 0.4, 0.41, 0.03),
-    ("share_dead", "share of latents", "lower", "0", 0.05, 0.07, 0.03),
-    ("share_ultra_rare", "share of latents", "none", "0", 0.03, 0.02, 0.02),
-    ("share_dense", "share of latents", "none", "0", 0.02, 0.05, 0.01),
-    ("share_single_token", "share of latents", "none", "0", 0.22, 0.58, 0.05),
-    ("share_token_family", "share of latents", "none", "0", 0.13, 0.06, 0.03),
-    ("share_other", "share of latents", "none", "0", 0.55, 0.22, 0.05),
+    ("share_dead", "share", "lower", "0", 0.05, 0.07, 0.03),
+    ("share_ultra_rare", "share", "neither", "0", 0.03, 0.02, 0.02),
+    ("share_dense", "share", "neither", "0", 0.02, 0.05, 0.01),
+    ("share_single_token", "share", "neither", "0", 0.22, 0.58, 0.05),
+    ("share_token_family", "share", "neither", "0", 0.13, 0.06, 0.03),
+    ("share_other", "share", "neither", "0", 0.55, 0.22, 0.05),
 )
 
 
-def _seeds(settings: Settings, arm: str) -> range:
-    return range(1) if arm == settings.arms[0] else range(settings.model_seeds)
+def _seeds(settings: Settings, arm: str) -> list[int | None]:
+    """The trained model is drawn once, without a seed."""
+    return [None] if arm == settings.arms[0] else [*range(settings.model_seeds)]
+
+
+def _whole_numbers(table: pd.DataFrame) -> pd.DataFrame:
+    seeds = ["model_seed", "sae_seed", *(["latent"] if "latent" in table else [])]
+    return table.astype(dict.fromkeys(seeds, "Int64"))
 
 
 def _rng(*names: object) -> np.random.Generator:
     return np.random.default_rng([ord(c) for c in "/".join(map(str, names))])
 
 
+def _card(i: int, seed: int) -> dict[str, Any]:
+    values = {
+        "residual_norm": (41.2 - 9.5 * i + 0.3 * seed, "model units"),
+        "block_to_embedding_ratio": (3.4 - 1.1 * i + 0.02 * seed, "ratio"),
+        "token_r2": (0.31 + 0.3 * i, "share of variance"),
+        "participation_ratio": (38.5 + 60.0 * (i == 1), "dimensions"),
+        "attention_entropy": (2.2 + 1.9 * (i > 0), "nats"),
+    }
+    card: dict[str, Any] = {
+        key: {"value": value, "unit": unit, "n": 16384, "reason": None}
+        for key, (value, unit) in values.items()
+    }
+    card["attention_entropy_max"] = {
+        "value": None, "unit": "nats", "n": 0, "reason": "attention weights are not returned"
+    }  # fmt: skip
+    return card
+
+
 def trial_json(settings: Settings) -> dict[str, Any]:
-    kinds = ["none", "redraw", "redraw"]
+    kinds = ["trained", "redraw", "redraw"]
     arms: dict[str, Any] = {}
     for i, arm in enumerate(settings.arms):
         control = {"kind": kinds[min(i, 2)]} | ({"keep": ["embeddings"]} if i == 2 else {})
         records = [
             {
                 "model_seed": seed,
-                "control": control["kind"],
-                "touched": [] if i == 0 else [f"layers.{j}.mlp" for j in range(4)],
-                "kept": ["embed_tokens"] if i != 1 else [],
-                "tied": ["lm_head = embed_tokens"],
-                "n_parameters_touched": 0 if i == 0 else 28_311_552,
-                "diagnostics": {
-                    place: {
-                        "residual_norm": 41.2 - 9.5 * i + 0.3 * seed,
-                        "block_to_embedding_ratio": 3.4 - 1.1 * i + 0.02 * seed,
-                        "token_r2": 0.31 + 0.3 * i,
-                        "participation_ratio": 38.5 + 60.0 * (i == 1),
-                        "attention_entropy_bits": 2.2 + 1.9 * (i > 0),
-                        "n_tokens": 16384,
-                    }
-                    for place in settings.hookpoints
+                "recipe": {
+                    "control": control,
+                    "seed": 0,
+                    "model_seed": seed or 0,
+                    "touched": [] if i == 0 else [f"layers.{j}.mlp.weight" for j in range(9)],
+                    "kept": {"embed_tokens.weight": "embeddings"} if i == 2 else {},
+                    "notes": ["lm_head.weight is tied to embed_tokens.weight: drawn once"],
+                    "weight_hash": "0" * 64,
                 },
+                "diagnostics": {place: _card(i, seed or 0) for place in settings.hookpoints},
             }
             for seed in _seeds(settings, arm)
         ]
@@ -120,7 +188,11 @@ def trial_json(settings: Settings) -> dict[str, Any]:
                 "heldout": {"n_documents": 160, "n_tokens": 120_000},
             },
         },
-        "masks": {"position_0": 937, "padding": 20111, "outlier_norm": 212},
+        "masks": {
+            "train": {"rule": "position 0, padding, norm above 10 x median", "position_0": 31250},
+            "heldout": {"position_0": 937, "padding": 20111, "outlier_norm any arm": 212},
+        },
+        "precision": {"float32": True, "error": 1.2e-7},
         "versions": {"sae_placebo": "0.1.0", "torch": "2.13.0"},
         "seconds": {"harvest": 41.0, "train": 118.4},
     }
@@ -157,7 +229,7 @@ def effects_table(settings: Settings) -> pd.DataFrame:
                 if metric == "kl_at_matched_error_nats":
                     row |= {"low": None, "high": None, "se": None, "df": None}
                     row |= {"reason": "one document holds 96% of the loss"}
-                if metric == "lookup_relative_ev" and control == settings.arms[1]:
+                if metric == "lookup_relative_explained_variance" and control == settings.arms[1]:
                     row |= dict.fromkeys(("effect", "low", "high", "arm_value", "arm_low"))
                     row |= dict.fromkeys(("arm_high", "aa_effect", "aa_low", "aa_high"))
                     row |= {"reason": "no token occurs twice in the training split"}
@@ -196,11 +268,29 @@ def _latent_row(kind: str, rng: np.random.Generator, token: str | None) -> dict[
     return row
 
 
-LATENT_COLUMNS = (
-    "arm control model_seed sae_seed hookpoint sae latent class n_tokens n_active density "
-    "token_entropy_bits n_effective token_entropy_null_bits effective_tokens top_token "
-    "top_token_mass top_token_recall family_mass mean_activation max_activation"
-).split()
+LATENT_COLUMNS = [
+    "arm",
+    "control",
+    "model_seed",
+    "sae_seed",
+    "hookpoint",
+    "sae",
+    "latent",
+    "class",
+    "n_tokens",
+    "n_active",
+    "density",
+    "token_entropy_bits",
+    "n_effective",
+    "token_entropy_null_bits",
+    "effective_tokens",
+    "top_token",
+    "top_token_mass",
+    "top_token_recall",
+    "family_mass",
+    "mean_activation",
+    "max_activation",
+]
 
 
 def latents_table(settings: Settings) -> pd.DataFrame:
@@ -218,13 +308,13 @@ def latents_table(settings: Settings) -> pd.DataFrame:
                             "latent": latent, "n_tokens": 118_000,
                         }  # fmt: skip
                         rows.append(key | _latent_row(str(kind), rng, settings.token))
-    return pd.DataFrame(rows).reindex(columns=LATENT_COLUMNS)
+    return _whole_numbers(pd.DataFrame(rows).reindex(columns=LATENT_COLUMNS))
 
 
 def passages_table(settings: Settings, latents: pd.DataFrame) -> pd.DataFrame:
     rows = []
     keys = ["arm", "model_seed", "sae_seed", "hookpoint", "sae"]
-    for key, group in latents[latents["n_active"] > 0].groupby(keys, sort=False):
+    for key, group in latents[latents["n_active"] > 0].groupby(keys, sort=False, dropna=False):
         named = dict(zip(keys, key, strict=True))
         if named["sae_seed"] != 0:
             continue
@@ -246,7 +336,7 @@ def passages_table(settings: Settings, latents: pd.DataFrame) -> pd.DataFrame:
                         "tokens": tokens, "activations": [float(v) for v in values], "peak": peak,
                     }
                 )  # fmt: skip
-    return pd.DataFrame(rows)
+    return _whole_numbers(pd.DataFrame(rows))
 
 
 def measurements_table(settings: Settings) -> pd.DataFrame:
@@ -258,7 +348,10 @@ def measurements_table(settings: Settings) -> pd.DataFrame:
                     rng = _rng("measure", place, arm, model_seed, sae_seed)
                     for metric, unit, _, _, high_level, low_level, half in METRICS:
                         level = high_level if arm == settings.arms[0] else low_level
-                        missing = metric == "lookup_relative_ev" and arm != settings.arms[0]
+                        missing = (
+                            metric == "lookup_relative_explained_variance"
+                            and arm != settings.arms[0]
+                        )
                         rows.append({
                             "arm": arm, "model_seed": model_seed, "sae_seed": sae_seed,
                             "hookpoint": place, "sae": SAE, "latent": None, "metric": metric,
@@ -266,7 +359,7 @@ def measurements_table(settings: Settings) -> pd.DataFrame:
                             "unit": unit, "null_value": 0.0, "n": 118_000,
                             "reason": "no token occurs twice" if missing else None,
                         })  # fmt: skip
-    return pd.DataFrame(rows)
+    return _whole_numbers(pd.DataFrame(rows))
 
 
 def write_trial(folder: Path, settings: Settings | None = None) -> Path:

@@ -96,14 +96,14 @@ def blocks(
     """Yield the activations of `rows`, taken in `order`, `block_rows` at a time.
 
     Args:
-        reader: `models.Reader`: `.d_in` and `.read(token_ids) -> {hookpoint: [row pos d_in]}`.
+        reader: `models.Reader`: `names`, `d_in` and `read(token_ids) -> {name: [row pos d_in]}`.
         rows: What to read.
         order: Indices of the rows, in reading order.
         block_rows: Rows in a block; the last one may be smaller.
     """
     usable = rows.usable()
     capacity = int(np.sort(usable.sum(1))[::-1][:block_rows].sum())
-    buffers = {name: torch.empty(capacity, d) for name, d in reader.d_in.items()}
+    buffers = {name: torch.empty(capacity, reader.d_in) for name in reader.names}
     for first in range(0, len(order), block_rows):
         chosen = order[first : first + block_rows]
         filled = 0

@@ -80,7 +80,10 @@ def read_calibrations(folder: Path) -> dict[str, Calibration]:
     """Return the calibration of each hookpoint."""
     from safetensors.torch import load_file
 
-    means, records = load_file(folder / "calibration.safetensors"), read_json(folder / "calibration.json")
+    means, records = (
+        load_file(folder / "calibration.safetensors"),
+        read_json(folder / "calibration.json"),
+    )
     return {name: Calibration(mean=means[name], **record) for name, record in records.items()}
 
 

@@ -89,6 +89,10 @@ CLASSES: tuple[LatentClass, ...] = (
 CLASS_NAMES: tuple[str, ...] = tuple(kind.name for kind in CLASSES)
 
 
+# nine activations out of ten are a mass of 0.9, in single precision too
+_ROUNDING = 1e-6
+
+
 def decide(
     columns: Mapping[str, Num[np.ndarray, "..."]], thresholds: ClassThresholds
 ) -> Int8[np.ndarray, "..."]:
@@ -102,14 +106,14 @@ def decide(
     """
     n_active = columns["n_active"]
     density = columns["density"]
+    mass, recall = thresholds.mass - _ROUNDING, thresholds.recall - _ROUNDING
+    effective_tokens = thresholds.effective_tokens * (1 + _ROUNDING)
     rules: list[Bool[np.ndarray, "..."]] = [
         n_active == 0,
         (n_active < thresholds.min_firings) | (density < thresholds.ultra_rare_density),
         density > thresholds.dense_density,
-        (columns["top_token_mass"] >= thresholds.mass)
-        & (columns["top_token_recall"] >= thresholds.recall),
-        (columns["family_mass"] >= thresholds.mass)
-        | (columns["effective_tokens"] <= thresholds.effective_tokens),
+        (columns["top_token_mass"] >= mass) & (columns["top_token_recall"] >= recall),
+        (columns["family_mass"] >= mass) | (columns["effective_tokens"] <= effective_tokens),
     ]
     # from the bottom of the list up, so that the first rule that holds is written last
     found = np.full(np.shape(n_active), len(rules), dtype=np.int8)

@@ -21,13 +21,16 @@ app = typer.Typer(
 TrialFile = Annotated[Path, typer.Argument(help="The trial file (TOML).")]
 StoreFolder = Annotated[Path, typer.Option("--store", help="Folder of artefacts and results.")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="dotted.key=value; replaces a setting of the file.")
+    list[str] | None,
+    typer.Option("--set", help="dotted.key=value; replaces a setting of the file."),
 ]
 Wait = Annotated[float, typer.Option(help="Seconds to wait for another process to free the store.")]
 
 
 @app.command()
-def init(path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("trial.toml")) -> None:
+def init(
+    path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("trial.toml"),
+) -> None:
     """Write a commented trial file to start from."""
     from sae_placebo.template import TEMPLATE
 
@@ -60,7 +63,9 @@ def plan(
     """Print the stages, which are done, and what the rest will cost."""
     from sae_placebo.costs import plan_table
 
-    typer.echo(plan_table(trial, store, overrides=overrides or [], probe=probe, progress=for_terminal()))
+    typer.echo(
+        plan_table(trial, store, overrides=overrides or [], probe=probe, progress=for_terminal())
+    )
 
 
 @app.command()
@@ -81,15 +86,21 @@ def run(
 
 
 @app.command()
-def status(trial: TrialFile, store: StoreFolder = Path("runs"), overrides: Overrides = None) -> None:
+def status(
+    trial: TrialFile, store: StoreFolder = Path("runs"), overrides: Overrides = None
+) -> None:
     """Print which stages of a trial are done."""
     from sae_placebo.costs import plan_table
 
-    typer.echo(plan_table(trial, store, overrides=overrides or [], probe=False, progress=for_terminal()))
+    typer.echo(
+        plan_table(trial, store, overrides=overrides or [], probe=False, progress=for_terminal())
+    )
 
 
 @app.command()
-def report(trial: TrialFile, store: StoreFolder = Path("runs"), overrides: Overrides = None) -> None:
+def report(
+    trial: TrialFile, store: StoreFolder = Path("runs"), overrides: Overrides = None
+) -> None:
     """Write the report again from the finished tables, and say where it is."""
     from sae_placebo.costs import unfinished
     from sae_placebo.protocol import load_trial

@@ -10,6 +10,7 @@ from typing import Any
 
 from sae_placebo import models, precision
 from sae_placebo.activations import FORWARD_ROWS
+from sae_placebo.hookpoints import text_config
 from sae_placebo.lazy import torch
 from sae_placebo.progress import Progress
 from sae_placebo.protocol import Plan, TrialSpec, load_trial, plan_steps
@@ -138,12 +139,14 @@ def measure_rates(bench: Bench) -> Rates:
     reader = models.Reader(model, spec.hookpoints)
     ids = torch.randint(
         0,
-        models.vocabulary_size(model),
+        text_config(model).vocab_size,
         (FORWARD_ROWS, spec.text.context_tokens),
         generator=generator(spec.seed, "probe"),
     )
     forward = _rate(lambda: reader.read(ids), ids.numel())
-    x = torch.randn(spec.training.batch_tokens, reader.d_in, generator=generator(spec.seed, "probe"))
+    x = torch.randn(
+        spec.training.batch_tokens, reader.d_in, generator=generator(spec.seed, "probe")
+    )
     saes = {}
     for label, sae in spec.saes.items():
         fit = Fit(sae.create(reader.d_in, 0), spec.training, 1_000_000)

@@ -6,8 +6,8 @@ activations' mean and covariance owes nothing to sparse structure, so only what 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Protocol
 
 from jaxtyping import Float
 
@@ -16,7 +16,14 @@ from sae_placebo.lazy import torch
 from sae_placebo.saes import SAE
 from sae_placebo.spec import generator
 
-Draw = Callable[[int, torch.Generator], torch.Tensor]
+
+class Draw(Protocol):
+    """Draws n points, centered and scaled like the activations, from a generator."""
+
+    def __call__(self, n: int, random: torch.Generator, /) -> torch.Tensor:
+        """Return [n, d_in] draws."""
+        ...
+
 
 SCORED_TOKENS = 16_384
 

@@ -69,7 +69,9 @@ class ArmTraining:
 
         def stream() -> Iterator[dict[str, torch.Tensor]]:
             order = row_order(len(self.rows.lengths), spec.seed)
-            for index, block in enumerate(blocks(self.reader, self.rows, order, spec.harvest.block_rows)):
+            for index, block in enumerate(
+                blocks(self.reader, self.rows, order, spec.harvest.block_rows)
+            ):
                 self._gather(block, means)
                 yield from batches(
                     block, self.calibrations, spec.training.batch_tokens, spec.seed, index

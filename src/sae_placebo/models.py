@@ -68,6 +68,11 @@ class ModelSpec(Spec):
     revision: str | None = None
     """Branch, tag or commit of a hub id; commits alone never change."""
 
+    @property
+    def is_packaged(self) -> bool:
+        """Whether the weights come inside an installed package and are converted before use."""
+        return self.id == PACKAGED
+
 
 def layer_count(spec: ModelSpec) -> int | None:
     """Return how many decoder layers the model has, without torch; None where that needs a download.

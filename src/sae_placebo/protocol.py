@@ -32,6 +32,14 @@ Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 VERSIONS = {"model": 1, "tokenize": 1, "build": 1, "harvest": 1, "train": 1, "measure": 1}
 
 
+def _control(table: Any) -> Any:
+    return parse_control(table) if isinstance(table, Mapping) else table
+
+
+def _sae(table: Any) -> Any:
+    return parse_sae(table) if isinstance(table, Mapping) else table
+
+
 class TrialSpec(Spec):
     """Everything that decides a trial's result.
 
@@ -56,10 +64,10 @@ class TrialSpec(Spec):
     model: ModelSpec
     text: TextSpec
     hookpoints: tuple[str, ...] = Field(min_length=1)
-    arms: dict[Label, Annotated[SerializeAsAny[Control], BeforeValidator(parse_control)]]
+    arms: dict[Label, Annotated[SerializeAsAny[Control], BeforeValidator(_control)]]
     model_seeds: Seeds = (0, 1)
     saes: Annotated[
-        dict[Label, Annotated[SerializeAsAny[SAESpec], BeforeValidator(parse_sae)]],
+        dict[Label, Annotated[SerializeAsAny[SAESpec], BeforeValidator(_sae)]],
         Field(min_length=1),
     ]
     sae_seeds: Seeds = (0, 1)

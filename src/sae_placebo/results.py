@@ -66,7 +66,9 @@ class Trial:
     def _table(self, name: str) -> Any:
         path = self.folder / f"{name}.parquet"
         if not path.exists():
-            raise StoreError(f"{str(self.folder)!r} holds no {name}.parquet; run the trial to its end")
+            raise StoreError(
+                f"{str(self.folder)!r} holds no {name}.parquet; run the trial to its end"
+            )
         return artefacts.read_table(path)
 
     def summary(self) -> str:
@@ -102,9 +104,13 @@ def write_results(plan: Plan, store: Store) -> Trial:
             "sae": sae,
         }
         for name, parts in tables.items():
-            parts.append(_labelled(artefacts.read_table(store.path(step) / f"{name}.parquet"), keys))
+            parts.append(
+                _labelled(artefacts.read_table(store.path(step) / f"{name}.parquet"), keys)
+            )
     joined = {name: pandas.concat(parts, ignore_index=True) for name, parts in tables.items()}
-    joined["measurements"].insert(6, "latent", pandas.array([None] * len(joined["measurements"]), "Int64"))
+    joined["measurements"].insert(
+        6, "latent", pandas.array([None] * len(joined["measurements"]), "Int64")
+    )
     replicates = gather(plan, store, int(joined["measurements"]["n"].min()))
     joined["effects"] = effects(replicates, plan.spec.compared, METRICS.entries)
     for name, table in joined.items():

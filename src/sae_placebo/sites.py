@@ -50,6 +50,17 @@ def base_model(model: torch.nn.Module) -> torch.nn.Module:
     return inner
 
 
+def _is_attention(name: str, module: torch.nn.Module) -> bool:
+    kind = type(module).__name__
+    plain = "Norm" in kind or "Dropout" in kind
+    return not plain and ("attn" in name or "ttention" in name + kind)
+
+
+def attention_module(layer: torch.nn.Module) -> torch.nn.Module | None:
+    """Return the layer's child that is called attention, or whose class is; None without one."""
+    return next((m for name, m in layer.named_children() if _is_attention(name, m)), None)
+
+
 class Stopped(Exception):
     """Ends a forward pass from inside a hook."""
 
@@ -252,9 +263,7 @@ def _call(
         for position in range(1, len(args))
         if fits[position] and _adds(module, args, kwargs, position, value)
     }
-    kind = type(module).__name__
-    plain = "Norm" in kind or "Dropout" in kind
-    attention = ("attn" in name or "ttention" in name + kind) and not plain
+    attention = _is_attention(name, module)
     first = args[0].reshape(shape).clone() if args and fits[0] else None
     # clones: Falcon adds its attention's output into its MLP's output in place
     return _Call(module, first, value.reshape(shape).clone(), added, attention)

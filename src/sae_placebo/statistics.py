@@ -31,8 +31,7 @@ interval is wide: that is what two seeds can say.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -40,6 +39,7 @@ from jaxtyping import Float
 
 from sae_placebo.errors import NotEstimable
 from sae_placebo.lazy import pandas
+from sae_placebo.replicates import Cell, Replicates, ReplicateTable
 from sae_placebo.spec import numpy_generator
 
 # a metric may be undefined in a few resamples; above this share the interval would mean another
@@ -151,128 +151,22 @@ def between(
     return Component(source, float(means.var(ddof=1)) / len(means), len(means) - 1)
 
 
-class Cell(NamedTuple):
-    """What a table of replicates is looked up by."""
-
-    arm: str
-    hookpoint: str
-    sae: str
-    metric: str
-
-
-@dataclass(frozen=True)
-class Replicates:
-    """One metric of one arm: all its seeds under all document weights.
-
-    Attributes:
-        values: Value for each re-draw of the model, SAE seed and document weight; replicate 0 is
-            the point estimate.
-        model_seeds: Names of the re-draws.
-        sae_seeds: Names of the SAE seeds.
-        drawn: Whether another re-draw could have been made. False for a model that is given, such
-            as the trained one: it is no source of variation.
-        null_value: The metric's own null, averaged over the seeds; None where it has no number.
-    """
-
-    values: Float[np.ndarray, "model sae_seed replicate"]
-    model_seeds: tuple[int, ...]
-    sae_seeds: tuple[int, ...]
-    drawn: bool
-    null_value: float | None = None
-
-    @property
-    def point(self) -> float:
-        """Mean over seeds on the held-out documents as they are."""
-        return float(self.values[:, :, 0].mean())
-
-    @property
-    def replicates(self) -> Float[np.ndarray, " replicate"]:
-        """Mean over seeds under each bootstrap replicate of the documents."""
-        found: Float[np.ndarray, " replicate"] = self.values[:, :, 1:].mean(axis=(0, 1))
-        return found
-
-    @property
-    def by_model(self) -> Float[np.ndarray, " model"]:
-        """Mean over SAE seeds of each re-draw."""
-        found: Float[np.ndarray, " model"] = self.values[:, :, 0].mean(axis=1)
-        return found
-
-    @property
-    def by_sae_seed(self) -> Float[np.ndarray, " sae_seed"]:
-        """Mean over re-draws of each SAE seed."""
-        found: Float[np.ndarray, " sae_seed"] = self.values[:, :, 0].mean(axis=0)
-        return found
-
-
-@dataclass
-class ReplicateTable:
-    """The values of every metric of every SAE under the same document weights.
-
-    Attributes:
-        n_documents: Held-out documents.
-        n_tokens: Held-out tokens.
-        drawn: The arms whose model is drawn, and could be drawn again; in all others it is given.
-    """
-
-    n_documents: int
-    n_tokens: int
-    drawn: frozenset[str]
-    _values: dict[Cell, dict[tuple[int, int], Float[np.ndarray, " replicate"]]] = field(
-        default_factory=dict, init=False, repr=False
-    )
-    _nulls: dict[Cell, list[float]] = field(default_factory=dict, init=False, repr=False)
-    _reasons: dict[Cell, str] = field(default_factory=dict, init=False, repr=False)
-
-    def add(
-        self,
-        cell: Cell,
-        model_seed: int,
-        sae_seed: int,
-        values: Float[np.ndarray, " replicate"] | None,
-        null_value: float | None = None,
-        reason: str | None = None,
-    ) -> None:
-        """Add one SAE's values of one metric, or the reason why there are none."""
-        of_cell = self._values.setdefault(cell, {})
-        if values is None or not np.isfinite(values[0]):
-            self._reasons.setdefault(cell, reason or "not estimable")
-            return
-        of_cell[model_seed, sae_seed] = values
-        if null_value is not None:
-            self._nulls.setdefault(cell, []).append(null_value)
-
-    def __iter__(self) -> Iterator[Cell]:
-        return iter(self._values)
-
-    def __contains__(self, cell: object) -> bool:
-        return cell in self._values
-
-    def __getitem__(self, cell: Cell) -> Replicates:
-        """Return all seeds of one cell.
-
-        Raises:
-            NotEstimable: a seed's value is missing; the message says why.
-        """
-        if cell not in self._values:
-            raise NotEstimable(f"{cell.arm}: not measured")
-        if cell in self._reasons:
-            raise NotEstimable(f"{cell.arm}: {self._reasons[cell]}")
-        values = self._values[cell]
-        model_seeds = tuple(sorted({model for model, _ in values}))
-        sae_seeds = tuple(sorted({sae for _, sae in values}))
-        if len(values) != len(model_seeds) * len(sae_seeds):
-            raise NotEstimable(
-                f"{cell.arm}: {len(values)} SAEs, not one for each of {len(model_seeds)} model "
-                f"seeds by {len(sae_seeds)} sae_seeds"
-            )
-        nulls = self._nulls.get(cell, [])
-        return Replicates(
-            values=np.array([[values[m, s] for s in sae_seeds] for m in model_seeds]),
-            model_seeds=model_seeds,
-            sae_seeds=sae_seeds,
-            drawn=cell.arm in self.drawn,
-            null_value=float(np.mean(nulls)) if len(nulls) == len(values) else None,
-        )
+__all__ = [
+    "COLUMNS",
+    "Cell",
+    "Component",
+    "Described",
+    "Interval",
+    "ReplicateTable",
+    "Replicates",
+    "arm_interval",
+    "between",
+    "document_component",
+    "document_weights",
+    "effect_interval",
+    "effects",
+    "interval",
+]
 
 
 @runtime_checkable
@@ -316,7 +210,9 @@ def effects(
             pair = (Cell(arm, hookpoint, sae, metric), Cell(control, hookpoint, sae, metric))
             if pair[0] in table and pair[1] in table:
                 rows.append(_row(table, pair, metrics[metric], confidence))
-    return pandas.DataFrame(rows, columns=list(COLUMNS))
+    found = pandas.DataFrame(rows, columns=list(COLUMNS))
+    kinds = {name: "Int64" if name.startswith("n_") else "float64" for name in _NUMBERS}
+    return found.astype(kinds)
 
 
 COLUMNS: tuple[str, ...] = (
@@ -326,6 +222,9 @@ COLUMNS: tuple[str, ...] = (
     *("n_documents", "n_tokens", "n_sae_seeds", "n_arm_models", "n_control_models", "reason"),
     *("aa_effect", "aa_low", "aa_high", "aa_control", "aa_reason"),
 )
+_TEXTS = {"metric", "hookpoint", "sae", "arm", "control", "unit", "better", "metric_null"}
+_TEXTS |= {"reason", "aa_control", "aa_reason"}
+_NUMBERS = [name for name in COLUMNS if name not in _TEXTS]
 
 
 def _row(
@@ -417,7 +316,8 @@ def _placebo_against_placebo(
 
     The variance between re-draws must come from elsewhere than the difference itself, which would
     be covered by construction: from within the halves where there are three re-draws or more; with
-    two, from the other drawn arms' re-draws at the same place, pooled. A mean over SAE seeds of a
+    two, from the other drawn arms' re-draws at the same place, pooled, which takes it that all vary
+    alike. A mean over SAE seeds of a
     re-draw holds all that depends on it and on the SAE seeds jointly, and what depends on the SAE
     seed alone cancels, so SAE seeds add no part of their own.
     """

@@ -1,6 +1,6 @@
 """The commented trial file that `sae-placebo init` writes."""
 
-TEMPLATE = '''\
+TEMPLATE = """\
 # A placebo-controlled trial of sparse autoencoders. Settings left out take their defaults;
 # `sae-placebo check` prints all of them.
 name = "my-trial"                    # results: <store>/trials/my-trial/
@@ -46,4 +46,4 @@ outlier_ratio = 10.0                 # tokens of larger norm, relative to the me
 [measurement]
 replicates = 200                     # document resamples behind each interval
 shown_per_class = 12                 # latents of each class shown in the report, at random
-'''
+"""

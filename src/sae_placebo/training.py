@@ -19,7 +19,7 @@ from sae_placebo.saes.base import PARAMETERS, SAE, Evaluation
 from sae_placebo.saes.kernels import Workspace
 from sae_placebo.spec import Spec
 
-Row = dict[str, float | None]
+Row = dict[str, int | float | None]
 """One line of a training log."""
 
 _COLUMNS = ("tokens", "learning_rate", "loss", "fvu", "dead_share")
@@ -136,8 +136,7 @@ class Fit:
         if self._pending:
             drained = torch.stack([values for _, _, values in self._pending]).tolist()
             for (tokens, rate, _), values in zip(self._pending, drained, strict=True):
-                numbers = [value if math.isfinite(value) else None for value in values]
-                self._log.append(dict(zip(_COLUMNS, [tokens, rate, *numbers], strict=True)))
+                self._log.append(_row(tokens, [rate, *values]))
             self._pending.clear()
         return list(self._log)
 
@@ -170,13 +169,7 @@ class Fit:
         self._silent_tokens.copy_(state["silent_tokens"])
         self.tokens = int(state["tokens"])
         self._pending.clear()
-        self._log = [
-            {
-                column: None if math.isnan(value) else value
-                for column, value in zip(_COLUMNS, row, strict=True)
-            }
-            for row in state["log"].tolist()
-        ]
+        self._log = [_row(int(first), numbers) for first, *numbers in state["log"].tolist()]
 
     def _parameters(self) -> dict[str, torch.Tensor]:
         return {name: rows.t() if name == "W_enc" else rows for name, rows in self._rows.items()}
@@ -208,8 +201,13 @@ class Fit:
         )
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
+def _row(tokens: int, numbers: list[float]) -> Row:
+    known = [value if math.isfinite(value) else None for value in numbers]
+    return dict(zip(_COLUMNS, [tokens, *known], strict=True))
+
+
+def _number(value: int | float | None) -> float:
+    return math.nan if value is None else float(value)
 
 
 def train(

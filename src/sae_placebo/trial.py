@@ -114,7 +114,10 @@ class Bench:
         step, spec = self.plan.tokenize, self.spec.text
         if self.store.find(step) is None:
             wanted = spec.train_tokens + spec.heldout_tokens
-            with self.progress.track("tokenize", wanted) as advance, self.store.write(step) as draft:
+            with (
+                self.progress.track("tokenize", wanted) as advance,
+                self.store.write(step) as draft,
+            ):
                 tokenizer = models.load_tokenizer(self.source, self.spec.model.revision)
                 splits = text.tokenize(spec, tokenizer, self.spec.seed)
                 artefacts.write_rows(draft, splits, text.vocabulary(tokenizer))
@@ -136,7 +139,7 @@ class Bench:
     def prepare(self, one: ArmModel) -> None:
         """Build one arm's model, harvest its held-out activations and train its SAEs."""
         steps = (self.plan.build[one], self.plan.harvest[one], self.plan.train[one])
-        if all([self.store.find(step) for step in steps]):
+        if all(self.store.find(step) is not None for step in steps):
             return
         _ = self.rows  # too little text should be told before a model is built
         control = self.spec.arms[one.arm]
@@ -198,9 +201,7 @@ class Bench:
             return
         calibrations = artefacts.read_calibrations(self.store.path(steps.harvest[one]))
         provenance = artefacts.provenance(self.store.path(steps.build[one]), self.spec, one)
-        arm = ArmTraining(
-            self.spec, reader, self.rows["train"], calibrations, len(self.vocabulary)
-        )
+        arm = ArmTraining(self.spec, reader, self.rows["train"], calibrations, len(self.vocabulary))
         with self.store.write(step) as draft:
             with self.progress.track(f"train {one.label}", arm.n_tokens) as advance:
                 arm.fit(advance)
@@ -211,7 +212,9 @@ class Bench:
             for hookpoint, label, seed, sae, log in arm.trained():
                 folder = artefacts.sae_folder(draft, hookpoint, label, seed)
                 saelens.write(sae, folder, provenance | {"hook_name": hookpoint, "sae_seed": seed})
-                logs += [{"hookpoint": hookpoint, "sae": label, "sae_seed": seed} | row for row in log]
+                logs += [
+                    {"hookpoint": hookpoint, "sae": label, "sae_seed": seed} | row for row in log
+                ]
             artefacts.write_records(draft / "log.parquet", logs)
 
     # --- one SAE: what its latents are, and what every metric says -------------------------------
@@ -238,7 +241,10 @@ class Bench:
         trained = self.store.path(self.plan.train[one])
         activations = artefacts.read_activations(self.store.path(self.plan.harvest[one]), hookpoint)
         n = len(tokens.places)
-        with self.progress.track(f"measure {step.name}", n) as advance, self.store.write(step) as draft:
+        with (
+            self.progress.track(f"measure {step.name}", n) as advance,
+            self.store.write(step) as draft,
+        ):
             measured = measure(
                 saelens.read(artefacts.sae_folder(trained, hookpoint, label, sae_seed)),
                 activations[torch.from_numpy(tokens.usable)],

@@ -43,6 +43,8 @@ class Control(Spec, ABC):
     """What every control of this kind leaves as it was (words of `INVARIANTS`)."""
     destroys: ClassVar[frozenset[str]]
     """What every control of this kind changes."""
+    draws: ClassVar[bool] = True
+    """Whether another model seed gives another model; a control that draws nothing has one model."""
 
     def preserved(self) -> frozenset[str]:
         """Return what this control leaves as it was, its settings included."""

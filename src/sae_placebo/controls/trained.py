@@ -16,6 +16,7 @@ class Trained(Control):
 
     preserves: ClassVar[frozenset[str]] = frozenset(INVARIANTS)
     destroys: ClassVar[frozenset[str]] = frozenset()
+    draws: ClassVar[bool] = False
 
     def apply(self, model: torch.nn.Module, seed: int, model_seed: int) -> Record:
         """Touch nothing."""

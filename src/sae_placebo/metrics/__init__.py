@@ -6,7 +6,7 @@ from __future__ import annotations
 from sae_placebo.metrics import fidelity, sparsity, token_metrics
 from sae_placebo.metrics.base import METRICS, Evidence, Measured, Metric, measure
 from sae_placebo.metrics.latents import latent_table
-from sae_placebo.metrics.token_statistics import TokenStatistics, token_statistics
+from sae_placebo.metrics.tokens import TokenStatistics, token_statistics
 
 __all__ = [
     "METRICS",

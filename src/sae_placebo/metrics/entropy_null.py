@@ -20,7 +20,8 @@ from jaxtyping import Float, Num
 
 # above this expected count, k log2 k is expanded about its mean; the error is below 1e-4 of it
 _EXPAND_ABOVE = 64.0
-_GRID_POINTS = 64
+# shares of the positions drawn: three to an octave, down to one in 67 million
+_SHARES = np.exp2(-np.arange(78, -1, -1) / 3)
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class EntropyNull:
         for replicate, (sizes, bits) in enumerate(zip(self.log2_sizes, self.bits, strict=True)):
             if np.isfinite(sizes[0]):
                 found[:, replicate] = np.interp(wanted[:, replicate], sizes, bits)
+        np.minimum(found, wanted, out=found)  # n positions cannot have more than log2 n bits
         found[np.isnan(n)] = np.nan
         return found
 
@@ -45,22 +47,18 @@ def entropy_null(counts: Num[np.ndarray, "type replicate"]) -> EntropyNull:
     """Return the null for tokens that occur `counts` times in each weighted set of documents."""
     whole = np.rint(counts).astype(np.int64)
     tokens = whole.sum(0)
-    largest = max(int(tokens.max()), 1)
-    shares = np.geomspace(1 / (2 * largest), 1.0, _GRID_POINTS)
     # tokens that occur equally often contribute equally: one column for each number of occurrences
     distinct, index = np.unique(whole, return_inverse=True)
     replicates = whole.shape[1]
     column = index.reshape(whole.shape) * replicates + np.arange(replicates)
     how_many = np.bincount(column.ravel(), minlength=len(distinct) * replicates)
-    terms = _expected_k_log2_k(distinct, shares)
+    terms = _expected_k_log2_k(distinct, _SHARES)
     sums = how_many.reshape(len(distinct), replicates).T.astype(np.float64) @ terms
     with np.errstate(divide="ignore", invalid="ignore"):
-        sizes = tokens[:, None] * shares
+        sizes = tokens[:, None] * _SHARES
         bits = np.log2(sizes) - sums / sizes
         log2_sizes = np.where(tokens[:, None] > 0, np.log2(sizes), np.nan)
-    # one position has no entropy; the binomial, which may draw none or two, is a hair off there
-    bits = np.where(log2_sizes <= 0, 0.0, np.maximum(bits, 0.0))
-    return EntropyNull(log2_sizes=log2_sizes, bits=bits)
+    return EntropyNull(log2_sizes=log2_sizes, bits=np.maximum(bits, 0.0))
 
 
 def _expected_k_log2_k(

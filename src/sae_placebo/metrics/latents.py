@@ -7,7 +7,7 @@ import numpy as np
 from sae_placebo.classification import CLASS_NAMES, ClassThresholds, decide
 from sae_placebo.lazy import pandas
 from sae_placebo.metrics.base import Evidence
-from sae_placebo.metrics.token_statistics import token_statistics
+from sae_placebo.metrics.tokens import token_statistics
 
 
 def latent_table(evidence: Evidence, thresholds: ClassThresholds | None = None) -> pandas.DataFrame:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from sae_placebo.classification import CLASS_NAMES, CLASSES, decide
 from sae_placebo.errors import NotEstimable
 from sae_placebo.metrics.base import METRICS, Evidence, Metric, Values, ratio
-from sae_placebo.metrics.token_statistics import TokenStatistics, token_statistics
+from sae_placebo.metrics.tokens import TokenStatistics, token_statistics
 
 # below two effective positions the null is near 0 bits and a share of it means nothing
 _FEWEST_EFFECTIVE = 2.0

@@ -1,8 +1,8 @@
 """From a trial's tables to one page that opens from disk and loads nothing.
 
 Text from the data is escaped by the templates; numbers for the plots travel as JSON that no HTML
-parser can leave; and a content security policy names the page's three scripts by hash, so that
-nothing else on it can run.
+parser can leave; and a content security policy names the page's scripts by hash, so that nothing
+else on it can run.
 """
 
 from __future__ import annotations
@@ -14,10 +14,143 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sae_placebo.lazy import pandas as pandas
-from sae_placebo.report.sections import SECTIONS, Section, View
+from sae_placebo.report.sections import SECTIONS, Content, Section, View
 from sae_placebo.report.tables import Tables, read_tables
-from sae_placebo.store import write_text as write_text
 
 _HERE = Path(__file__).parent
-_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+_ESCAPES = {
+    "<": "\\u003c",
+    ">": "\\u003e",
+    "&": "\\u0026",
+    "\u2028": "\\u2028",
+    "\u2029": "\\u2029",
+}
+
+
+def build_report(trial_folder: Path, out: Path | None = None) -> Path:
+    """Return the path of the page written for a trial: `index.html` in its report folder.
+
+    The page needs nothing beside it. The same tables give the same bytes.
+
+    Args:
+        trial_folder: Holds `trial.json` and the four tables; what is missing is said on the page.
+        out: Report folder; `report` in the trial folder where none is given.
+
+    Raises:
+        StoreError: the folder does not exist, or a file in it cannot be read.
+    """
+    page = render(read_tables(trial_folder))
+    folder = trial_folder / "report" if out is None else out
+    folder.mkdir(parents=True, exist_ok=True)
+    index, partial = folder / "index.html", folder / "index.html.partial"
+    partial.write_text(page, encoding="utf-8", newline="\n")
+    partial.replace(index)
+    return index
+
+
+def render(tables: Tables) -> str:
+    """Return the whole page as text."""
+    view = View.of(tables)
+    parts = [(section, section.build(view)) for section in SECTIONS.entries.values()]
+    figures = {key: figure for _, part in parts for key, figure in part.figures.items()}
+    scripts = _scripts(bool(figures))
+    environment = _environment()
+    page = environment.get_template("page.html").render(
+        view=view,
+        name=tables.name,
+        style=(_HERE / "assets" / "report.css").read_text(encoding="utf-8"),
+        sections=[
+            {
+                "name": section.name,
+                "title": section.title,
+                "html": _render(environment, section, part, view),
+            }
+            for section, part in parts
+        ],
+        figures=embed_json(figures) if figures else "",
+        scripts=scripts,
+        policy=_policy(scripts),
+    )
+    return str(page)
+
+
+def render_section(section: Section, view: View) -> str:
+    """Return one section's HTML, without its figures' data."""
+    return str(_render(_environment(), section, section.build(view), view))
+
+
+def embed_json(value: Any) -> str:
+    """Return `value` as JSON that holds no character which could end a script element."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character, escaped in _ESCAPES.items():
+        text = text.replace(character, escaped)
+    return text
+
+
+def _environment() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["breakable"] = _breakable
+    return environment
+
+
+def _breakable(text: Any) -> Any:
+    """Return `text` escaped, with leave to break lines after its underscores."""
+    from markupsafe import Markup, escape
+
+    return escape(text).replace("_", Markup("_<wbr>"))
+
+
+def _render(environment: Any, section: Section, part: Content, view: View) -> Any:
+    from markupsafe import Markup
+
+    html = environment.get_template(f"{section.name}.html").render(
+        **part.values, view=view, level=view.level, absent=absent(section, view.tables)
+    )
+    # what a template has rendered is escaped already
+    return Markup(html)
+
+
+def absent(section: Section, tables: Tables) -> list[str]:
+    """Return, in words, which of a section's tables are missing or empty."""
+    said = []
+    for name in section.reads:
+        table = getattr(tables, name)
+        file = "trial.json" if name == "trial" else f"{name}.parquet"
+        if file in tables.missing:
+            said.append(f"{file} is not in the trial folder.")
+        elif not len(table):
+            said.append(f"{file} is empty.")
+    return said
+
+
+def _scripts(with_plots: bool) -> list[str]:
+    own = (_HERE / "assets" / "report.js").read_text(encoding="utf-8")
+    if not with_plots:
+        return [own]
+    from plotly.offline import get_plotlyjs
+
+    return [get_plotlyjs(), own]
+
+
+def _policy(scripts: list[str]) -> str:
+    """Return the content security policy: these scripts, inline styles, embedded pictures."""
+    digests = [
+        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts
+    ]
+    rules: Mapping[str, str] = {
+        "default-src": "'none'",
+        "script-src": " ".join(f"'sha256-{digest}'" for digest in digests),
+        "style-src": "'unsafe-inline'",
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    return "; ".join(f"{name} {value}" for name, value in rules.items())

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from sae_placebo.report.palette import MUTED, ArmStyle
-from sae_placebo.report.wording import interval, metric_title, number, shorten, unit_text, visible
+from sae_placebo.report.wording import (
+    decimals_for,
+    interval,
+    number,
+    short_metric_title,
+    shorten,
+    unit_text,
+    visible,
+)
 
 Figure = dict[str, Any]
 _ROW_PX = 50
@@ -35,6 +43,10 @@ class ForestRow:
     decimals: int
     n: str
     reason: str
+
+
+Mark = tuple[ForestRow, float, float]
+"""A row, half the width of its scale, and its height in the plot."""
 
 
 @dataclass(frozen=True)
@@ -105,15 +117,22 @@ def forest(
     for note in notes:
         note |= {"y": -0.62, "font": {"size": 12}}
     for row, span, y in zip(rows, spans, heights, strict=True):
-        shapes.append(_track(y))
+        if row.effect is not None or row.aa_effect is not None:
+            shapes.append(_track(y))
         notes += _row_notes(row, span, y)
-    main = _intervals(rows, spans, heights, style, f"effect, {level}")
-    aa = _aa_marks(rows, spans, heights)
+    shown = list(zip(rows, spans, heights, strict=True))
+    known = [mark for mark in shown if mark[0].low is not None and mark[0].high is not None]
+    alone = [mark for mark in shown if mark not in known]
+    data = [
+        _aa_marks(shown),
+        _points(known, style, f"effect, {level}", hollow=False),
+        _points(alone, style, "effect, no interval", hollow=True),
+    ]
     return {
-        "data": [aa, main],
+        "data": [trace for trace in data if trace["x"]],
         "layout": _layout(
-            _ROW_PX * len(rows) + 92,
-            {"l": 2, "r": 2, "t": 42, "b": 50},
+            _ROW_PX * len(rows) + 76,
+            {"l": 2, "r": 2, "t": 44, "b": 32},
             shapes=shapes,
             annotations=notes,
             xaxis={
@@ -159,7 +178,9 @@ def _track(y: float) -> dict[str, Any]:
 
 def _row_notes(row: ForestRow, span: float, y: float) -> list[dict[str, Any]]:
     unit = unit_text(row.unit)
-    name = metric_title(row.metric, row.unit) + (f", {unit}" if unit else "")
+    name = short_metric_title(row.metric, row.unit)
+    if unit and len(name) + len(unit) + 2 <= _LABEL_LETTERS:
+        name = f"{name}, {unit}"
     places = row.decimals
     value = number(row.effect, places, signed=True)
     if row.effect is None:
@@ -168,12 +189,13 @@ def _row_notes(row: ForestRow, span: float, y: float) -> list[dict[str, Any]]:
         value += f" {interval(row.low, row.high, places, signed=True)}"
     else:
         value += " (no interval)"
+    digits = decimals_for(0.0, span)
     ends = [
-        _note(number(row.null - span, places, signed=True), xanchor="right", x=-1.02),
-        _note(number(row.null + span, places, signed=True), xanchor="left", x=1.02),
+        _note(number(row.null - span, digits, signed=True), xanchor="right", x=-1.02),
+        _note(number(row.null + span, digits, signed=True), xanchor="left", x=1.02),
     ]
     if row.effect is None and row.aa_effect is None:
-        ends = []
+        ends = [_note(label(shorten(row.reason, 50)), xanchor="center", x=0)]
     for end in ends:
         end |= {"xref": "x", "yref": "y", "y": y - 0.12, "font": {"size": 10.5}}
     line = {"yref": "y", "y": y + 0.26, "xref": "paper"}
@@ -184,43 +206,29 @@ def _row_notes(row: ForestRow, span: float, y: float) -> list[dict[str, Any]]:
     ]
 
 
-def _intervals(
-    rows: Sequence[ForestRow],
-    spans: Sequence[float],
-    heights: Sequence[float],
-    style: ArmStyle,
-    name: str,
-) -> dict[str, Any]:
-    shown = [(r, s, y) for r, s, y in zip(rows, spans, heights, strict=True) if r.effect is not None]
-    up, down, fill, hover, x = [], [], [], [], []
+def _points(marks: Sequence[Mark], style: ArmStyle, name: str, hollow: bool) -> dict[str, Any]:
+    shown = [mark for mark in marks if mark[0].effect is not None]
+    up, down, hover, x = [], [], [], []
     for row, span, _ in shown:
         effect = row.effect if row.effect is not None else row.null
-        known = row.low is not None and row.high is not None
         x.append(round((effect - row.null) / span, 5))
-        up.append(round(((row.high or 0.0) - effect) / span, 5) if known else 0)
-        down.append(round((effect - (row.low or 0.0)) / span, 5) if known else 0)
-        fill.append(style.color if known else "rgba(0,0,0,0)")
+        up.append(0.0 if row.high is None else round((row.high - effect) / span, 5))
+        down.append(0.0 if row.low is None else round((effect - row.low) / span, 5))
         hover.append(_forest_hover(row))
+    bars = {"type": "data", "array": up, "arrayminus": down, "visible": not hollow}
     return {
         "type": "scatter",
         "mode": "markers",
-        "name": name,
+        "name": label(name),
         "x": x,
         "y": [y - 0.12 for _, _, y in shown],
         "text": hover,
         "hovertemplate": "%{text}<extra></extra>",
-        "error_x": {
-            "type": "data",
-            "array": up,
-            "arrayminus": down,
-            "color": style.color,
-            "thickness": 2.5,
-            "width": 4,
-        },
+        "error_x": {**bars, "color": style.color, "thickness": 2.5, "width": 4},
         "marker": {
             "size": 9,
             "symbol": style.marker,
-            "color": fill,
+            "color": "rgba(0,0,0,0)" if hollow else style.color,
             "line": {"color": style.color, "width": 2},
         },
     }
@@ -244,12 +252,10 @@ def _forest_hover(row: ForestRow) -> str:
     return "<br>".join(lines)
 
 
-def _aa_marks(
-    rows: Sequence[ForestRow], spans: Sequence[float], heights: Sequence[float]
-) -> dict[str, Any]:
+def _aa_marks(marks: Sequence[Mark]) -> dict[str, Any]:
     x: list[float | None] = []
     y: list[float | None] = []
-    for row, span, height in zip(rows, spans, heights, strict=True):
+    for row, span, height in marks:
         if row.aa_low is None or row.aa_high is None:
             continue
         ends = [(bound - row.null) / span for bound in (row.aa_low, row.aa_high)]
@@ -354,8 +360,8 @@ def entropy_panels(
     size = (1 - gap * (total - 1)) / total if total > 1 else 1.0
     ceiling = max((max([*p.shares, *p.null_shares], default=0.0) for p in panels), default=1.0)
     layout = _layout(
-        150 * total + 84,
-        {"l": 48, "r": 8, "t": 46, "b": 48},
+        150 * total + 100,
+        {"l": 48, "r": 8, "t": 56, "b": 44},
         bargap=0,
         showlegend=True,
         xaxis={
@@ -384,6 +390,8 @@ def entropy_panels(
         shapes, notes = _panel_marks(panel, axis, top, styles[panel.arm])
         layout["shapes"] += shapes
         layout["annotations"] += notes
+    # above the name of the first panel
+    layout["legend"] |= {"y": 1 + 22 / (150 * total)}
     return {"data": data, "layout": layout}
 
 

@@ -19,8 +19,11 @@ _WORDS = {
     "sae": "SAE",
     "r2": "R²",
     "aa": "A/A",
+    "gaussian": "Gaussian",
 }
 _UNIT_WORDS = {"bits", "nats", "tokens", "seconds"}
+# what `statistics.effects` takes unless it is told otherwise
+_CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -100,10 +103,18 @@ def metric_title(name: Any, unit: Any = None) -> str:
     """Return a metric's name as words, without a trailing unit that `unit` says anyway."""
     words = str(name).split("_")
     if words[0] == "share" and len(words) > 1:
-        return f"Share {title('_'.join(words[1:])).lower()}"
+        return f"Share of latents: {' '.join(words[1:])}"
     if len(words) > 1 and words[-1] in _UNIT_WORDS and (not unit or words[-1] in str(unit)):
         words = words[:-1]
     return title("_".join(words))
+
+
+def short_metric_title(name: Any, unit: Any = None) -> str:
+    """Return `metric_title` for where space is short."""
+    text = metric_title(name, unit)
+    for long, short in (("Share of latents:", "Share:"), ("xplained variance", "EV")):
+        text = text.replace(long, short)
+    return text.replace(" eEV", " EV").replace("EEV", "EV")
 
 
 def shorten(text: str, limit: int) -> str:
@@ -150,9 +161,9 @@ def token_label(token: Any) -> str:
 
 
 def confidence(spec: Any) -> str:
-    """Return "95% interval", with the level found in the trial's settings, else "interval"."""
-    level = _find(spec, ("confidence", "confidence_level", "level", "coverage"))
-    return f"{100 * level:g}% interval" if level is not None else "interval"
+    """Return "95% interval", or with the level that the trial's settings name."""
+    level = _find(spec, ("confidence", "confidence_level"))
+    return f"{100 * (level or _CONFIDENCE):g}% interval"
 
 
 def _find(value: Any, keys: tuple[str, ...]) -> float | None:

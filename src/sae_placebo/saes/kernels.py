@@ -137,4 +137,6 @@ def by_latent(
     ordered, order = keys.sort(stable=True)
     bounds = torch.arange(d_sae + 1, device=keys.device)
     offsets = torch.searchsorted(ordered, bounds)
+    # embedding_bag's last bag runs to the end of its input, whatever the last offset says
+    order = order[: int(offsets[-1])]
     return ByLatent(order, order // latents.shape[1], offsets)

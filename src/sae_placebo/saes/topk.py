@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Literal
 
 from jaxtyping import Bool, Float, Int64
 from pydantic import Field, model_validator
@@ -48,7 +48,7 @@ class TopKSpec(SAESpec):
     """Dead latents used per token; None is half of `d_in`. Capped by the number of dead latents."""
 
     @model_validator(mode="after")
-    def _k_fits(self) -> Self:
+    def _k_fits(self) -> TopKSpec:
         if self.k > self.d_sae:
             raise ValueError(
                 f"k is {self.k} but d_sae is {self.d_sae}: a token cannot keep more latents than "

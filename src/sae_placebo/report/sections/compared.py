@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from sae_placebo.report.wording import (
     Estimate,
     control_kind,
     count,
-    decimals_for,
+    counted,
     finite,
     number,
     title,
@@ -20,12 +21,12 @@ from sae_placebo.report.wording import (
 
 # what the card's keys stand for; a key that is not here is shown by its own name
 DIAGNOSTICS = {
-    "residual_norm": "Residual norm (mean L2)",
-    "block_to_embedding_ratio": "Block output / embedding (norm ratio)",
-    "block_output_to_embedding_ratio": "Block output / embedding (norm ratio)",
+    "residual_norm": "Residual norm",
+    "block_to_embedding_ratio": "Block output / embedding ",
+    "block_output_to_embedding_ratio": "Block output / embedding ",
     "token_r2": "R² on current token",
     "r2_on_current_token": "R² on current token",
-    "participation_ratio": "Participation ratio (dimensions)",
+    "participation_ratio": "Participation ratio",
     "attention_entropy": "Attention entropy",
     "attention_entropy_bits": "Attention entropy (bits)",
     "attention_entropy_nats": "Attention entropy (nats)",
@@ -61,19 +62,24 @@ def text_of(value: Any) -> str:
 
 
 def _listing(value: Any) -> dict[str, Any] | None:
-    """Return a list as its first names and its length; None when there is nothing to say."""
-    if value is None or value == "" or value == {}:
+    """Return a list as its first names and its length; None when it was not recorded.
+
+    A mapping of names to reasons is listed with its reasons.
+    """
+    if value is None or value == "":
         return None
+    if isinstance(value, Mapping):
+        value = [f"{name} ({text_of(why)})" for name, why in value.items()]
     if isinstance(value, Sequence) and not isinstance(value, str):
         names = [text_of(v) for v in value]
-        return {"shown": names[:5], "rest": names[5:], "n": len(names)}
+        return {"shown": names[:3], "rest": names[3:], "n": len(names)}
     return {"shown": [text_of(value)], "rest": [], "n": 1}
 
 
 def _picked(records: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Any:
     for record in records:
         for key in keys:
-            if record.get(key) not in (None, "", {}):
+            if record.get(key) not in (None, ""):
                 return record[key]
     return None
 
@@ -91,9 +97,7 @@ def _arm_rows(view: View) -> list[dict[str, Any]]:
             {
                 "arm": arm,
                 "index": view.styles[arm].index,
-                "kind": "none (the trained model)" if arm == view.trained else control_kind(control)
-                if arm in described
-                else "not recorded",
+                "kind": _kind(view, arm, control),
                 "settings": text_of(settings) if settings else "",
                 "about": _picked(records, ("description", "summary", "definition")),
                 "kept": _listing(_picked(records, ("kept", "keeps", "preserves", "holds"))),
@@ -107,6 +111,12 @@ def _arm_rows(view: View) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _kind(view: View, arm: str, control: Any) -> str:
+    if arm == view.trained:
+        return "none: the model as trained"
+    return control_kind(control) if control is not None else "not recorded"
 
 
 def _cards(view: View) -> dict[str, Any]:
@@ -127,8 +137,10 @@ def _cards(view: View) -> dict[str, Any]:
     decimals = {k: _column_decimals([row["card"].get(k) for row in rows]) for k in keys}
     for row in rows:
         row["cells"] = [_cell(row["card"].get(k), decimals[k], row["n"]) for k in keys]
+        counts = dict.fromkeys(e.n for e in row["cells"] if e.value != "–")
+        row["n"] = "; ".join(counts) or row["n"]
     return {
-        "columns": [DIAGNOSTICS.get(k, title(k)) for k in keys],
+        "columns": [_column(k, [row["card"].get(k) for row in rows]) for k in keys],
         "rows": rows,
         "places": any(row["place"] for row in rows),
     }
@@ -159,18 +171,30 @@ def _number_of(value: Any) -> float | None:
 
 
 def _column_decimals(values: Sequence[Any]) -> int:
-    known = [v for v in map(_number_of, values) if v is not None]
-    return min(decimals_for(*known), 3) if known else 2
+    """Return the decimals that give the largest value of a column three digits."""
+    known = [abs(v) for v in map(_number_of, values) if v is not None]
+    largest = max(known, default=0.0)
+    return max(0, min(4, 2 - math.floor(math.log10(largest)))) if largest else 2
+
+
+def _column(key: str, values: Sequence[Any]) -> str:
+    name = DIAGNOSTICS.get(key, title(key))
+    units = [str(v["unit"]) for v in values if isinstance(v, Mapping) and v.get("unit")]
+    return f"{name} ({units[0]})" if units and "(" not in name else name
 
 
 def _cell(value: Any, decimals: int, n: str) -> Estimate:
     known = _number_of(value)
+    own = finite(_dict(value).get("n"))
+    n = n if own is None else counted(own, "token")
     if known is not None:
         return Estimate(number(known, decimals), None, _NO_INTERVAL, n)
     if isinstance(value, Sequence) and not isinstance(value, str):
         layers = ", ".join(number(finite(v), 2) for v in value)
         return Estimate(layers, None, _NO_INTERVAL, n)
-    reason = str(_dict(value).get("reason") or (value if isinstance(value, str) else "not measured"))
+    reason = str(
+        _dict(value).get("reason") or (value if isinstance(value, str) else "not measured")
+    )
     return Estimate("–", None, reason, n)
 
 
@@ -193,10 +217,10 @@ def _facts(view: View) -> list[dict[str, str]]:
         facts.append(("SAE", saes))
     facts += [
         ("Training", spec.get("training")),
-        ("Masked positions", trial.get("masks") or trial.get("mask_counts") or trial.get("mask")),
+        *_masks(trial.get("masks")),
         ("Harvest", spec.get("harvest")),
         ("Measurement", spec.get("measurement")),
-        ("Precision", spec.get("dtype") or trial.get("dtype") or trial.get("precision")),
+        ("Precision", trial.get("precision") or spec.get("dtype")),
         ("SAE seeds", spec.get("sae_seeds")),
         ("Model seeds", spec.get("model_seeds")),
         ("Seed of the trial", spec.get("seed")),
@@ -209,6 +233,13 @@ def _facts(view: View) -> list[dict[str, str]]:
         for name, value in facts
         if value not in (None, "", {}, [], ())
     ]
+
+
+def _masks(value: Any) -> list[tuple[str, Any]]:
+    masks = _dict(value)
+    if masks and all(isinstance(v, Mapping) for v in masks.values()):
+        return [(f"Masked positions, {title(split).lower()}", v) for split, v in masks.items()]
+    return [("Masked positions", value)]
 
 
 def _rounded(value: Any) -> Any:
@@ -233,7 +264,6 @@ def build(view: View) -> Content:
         "spec": json.dumps(trial.get("spec"), indent=2, sort_keys=True, ensure_ascii=False)
         if trial.get("spec")
         else "",
-        "seconds": trial.get("seconds"),
     }
     return Content(values, {})
 

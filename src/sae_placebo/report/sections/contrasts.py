@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sae_placebo.report.sections.base import View
 from sae_placebo.report.tables import at, records
 from sae_placebo.report.wording import (
     Estimate,
@@ -16,8 +17,6 @@ from sae_placebo.report.wording import (
     number,
     unit_text,
 )
-
-from sae_placebo.report.sections.base import View
 
 NO_REASON = "no reason was recorded"
 Row = Mapping[str, Any]
@@ -98,7 +97,9 @@ def aa_estimate(row: Row) -> Estimate:
     low, high = bounds(row, "aa_")
     value = finite(row.get("aa_effect"))
     places = decimals_for(low, high) if low is not None else decimals(row)
-    reason = row.get("aa_reason") or ("no A/A comparison was recorded" if value is None else NO_REASON)
+    reason = row.get("aa_reason") or (
+        "no A/A comparison was recorded" if value is None else NO_REASON
+    )
     return Estimate(
         number(value, places, signed=True),
         None if low is None else interval(low, high, places, signed=True),

@@ -28,7 +28,6 @@ from sae_placebo.report.wording import (
     finite,
     metric_title,
     number,
-    unit_text,
 )
 
 
@@ -57,7 +56,7 @@ def _table_row(row: Row) -> dict[str, Any]:
     return {
         "metric": metric_title(row["metric"], row["unit"]),
         "id": row["metric"],
-        "unit": unit_text(row["unit"]) or "–",
+        "unit": row["unit"] or "–",
         "effect": effect_estimate(row),
         "arm": side_estimate(row, "arm"),
         "control": side_estimate(row, "control"),
@@ -96,7 +95,7 @@ def _single_saes(view: View) -> list[dict[str, Any]]:
                 "index": view.styles[arm].index,
                 "model_seed": count(row["model_seed"]),
                 "sae_seed": count(row["sae_seed"]),
-                "unit": unit_text(row["unit"]) or "–",
+                "unit": row["unit"] or "–",
                 "estimate": Estimate(
                     number(finite(row["value"]), places),
                     None,

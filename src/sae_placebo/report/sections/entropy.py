@@ -81,7 +81,8 @@ def build(view: View) -> Content:
     blocks = []
     for place in view.tables.places:
         latents = at(view.tables.latents, place)
-        latents = latents.astype({_VALUE: float, _NULL: float})
+        bits = {k: latents[k].to_numpy(dtype=np.float64, na_value=np.nan) for k in (_VALUE, _NULL)}
+        latents = latents.assign(**bits)
         usable = latents[latents[_VALUE].notna()]
         if not len(latents):
             continue

@@ -22,9 +22,16 @@ from sae_placebo.report.wording import finite, metric_title, number, unit_text
 
 # one line per question; names first, then fragments that a renamed metric would still hold
 WANTED = (
-    ("token_entropy_bits", "token_entropy", "token_entropy_median_bits", "token*entropy", "entropy"),
+    (
+        "mean_token_entropy_bits",
+        "token_entropy_bits",
+        "token_entropy",
+        "token_entropy_median_bits",
+        "token*entropy",
+        "entropy",
+    ),
     ("share_single_token", "single_token_share", "single*token"),
-    ("ev_above_gaussian", "explained_variance_above_gaussian", "variance*above", "ev*above"),
+    ("explained_variance_above_gaussian", "ev_above_gaussian", "variance*above", "ev*above"),
 )
 _FALLBACK = (("explained_variance",), ("fvu",), ("variance",))
 
@@ -47,22 +54,22 @@ def sentence(row: Row, contrast: Contrast, level: str) -> str:
     kind, _ = verdict(row)
     effect = effect_estimate(row)
     if kind == "unknown" and finite(row.get("effect")) is None:
-        return f"{name}: {contrast.arm} minus {contrast.control} cannot be estimated: {effect.reason}."
+        return (
+            f"{name}: {contrast.arm} minus {contrast.control} cannot be estimated: {effect.reason}."
+        )
     size = effect.value.lstrip("+−")
     side = "higher" if (finite(row["effect"]) or 0.0) > null_of(row) else "lower"
     if kind == "unknown":
         return (
-            f"{name} is {with_unit(size, unit)} {side} in {contrast.arm} than in "
-            f"{contrast.control}, with no interval: {effect.reason}."
+            f"{name}: {contrast.arm} is {side} than {contrast.control} by "
+            f"{with_unit(size, unit)}, with no interval: {effect.reason}."
         )
     if kind == "unclear":
         return (
-            f"Cannot tell whether {name[:1].lower() + name[1:]} differs between {contrast.arm} and "
-            f"{contrast.control}: the {level} holds the null, {number(null_of(row), 0)}."
+            f"{name}: this trial cannot tell {contrast.arm} from {contrast.control}. The {level} "
+            f"holds the null, {number(null_of(row), 0)}."
         )
-    return (
-        f"{name} is {with_unit(size, unit)} {side} in {contrast.arm} than in {contrast.control}."
-    )
+    return f"{name}: {contrast.arm} is {side} than {contrast.control} by {with_unit(size, unit)}."
 
 
 def _card(row: Row, contrast: Contrast, view: View) -> dict[str, Any]:

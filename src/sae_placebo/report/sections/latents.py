@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from sae_placebo.lazy import pandas
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
 from sae_placebo.report.sections.classes import class_names
@@ -12,7 +14,7 @@ from sae_placebo.report.tables import records
 from sae_placebo.report.wording import count, finite, number, title, token_label, visible
 from sae_placebo.spec import numpy_generator
 
-SHOWN_PER_CLASS = 4
+SHOWN_PER_CLASS = 3
 """Latents shown per class and arm."""
 SHOWN_PASSAGES = 5
 _OPEN_PASSAGES = 2
@@ -116,8 +118,11 @@ def _joined(view: View) -> pandas.DataFrame:
 
 
 def _comparable(table: pandas.DataFrame) -> pandas.DataFrame:
-    seeds = table["model_seed"].astype(float).fillna(-1.0)
-    return table.assign(model_seed=seeds, sae_seed=table["sae_seed"].astype(float).fillna(-1.0))
+    seeds = {
+        name: table[name].to_numpy(dtype=np.float64, na_value=-1.0)
+        for name in ("model_seed", "sae_seed")
+    }
+    return table.assign(**seeds)
 
 
 def _drawn(table: pandas.DataFrame, *names: str) -> pandas.DataFrame:
@@ -176,6 +181,4 @@ def build(view: View) -> Content:
     return Content(values, {})
 
 
-SECTIONS.add(
-    "latents", Section("latents", "Latents side by side", ("latents", "passages"), build)
-)
+SECTIONS.add("latents", Section("latents", "Latents side by side", ("latents", "passages"), build))

@@ -65,7 +65,7 @@ def build(view: View) -> Content:
             "Each A/A interval comes from re-draws of one control and stands in for the chance "
             "variation of both arms; the trained arm was not re-trained."
         )
-    missing = [name for name in view.tables.missing]
+    missing = list(view.tables.missing)
     if missing:
         said.append(f"Not in the trial folder when this was written: {', '.join(missing)}.")
     return Content({"standing": STANDING, "said": said, "gaps": _gaps(rows)}, {})

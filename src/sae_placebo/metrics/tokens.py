@@ -199,28 +199,32 @@ def _fill(
 ) -> None:
     """Write the statistics of the latents whose groups lie between consecutive bounds."""
     rows = slice(int(bounds[0]), int(bounds[-1]))
-    starts = bounds[:-1] - bounds[0]
+    starts = bounds - bounds[0]
     latents = groups.latents[bounds[:-1]]
     share = groups.mass[rows] @ weights.astype(np.float32)
-    total = np.add.reduceat(share, starts, axis=0)
+    total = _segment_sums(share, starts)
     silent: Bool[np.ndarray, "latent replicate"] = total <= 0
     total[silent] = 1
-    share /= np.repeat(total, np.diff(bounds), axis=0)
+    share /= np.repeat(total, np.diff(starts), axis=0)
 
     logs = np.log2(np.maximum(share, np.float32(1e-30)))
     logs *= share
-    entropy = -np.add.reduceat(logs, starts, axis=0)
+    entropy = -_segment_sums(logs, starts)
     del logs
-    families = groups.families[rows]
-    firsts = np.diff(families, prepend=-1) != 0
-    firsts[starts] = True
-    family_starts = np.flatnonzero(firsts)
-    family_share = np.add.reduceat(share, family_starts, axis=0)
-    family_mass = np.maximum.reduceat(family_share, np.searchsorted(family_starts, starts), axis=0)
-    ends = np.append(starts[1:], len(share))
-    top = np.stack(
-        [start + share[start:end].argmax(0) for start, end in zip(starts, ends, strict=True)]
-    )
+    first_of_family = np.diff(groups.families[rows], prepend=-1) != 0
+    first_of_family[starts[:-1]] = True
+    family_starts = np.append(np.flatnonzero(first_of_family), len(share))
+    family_share = _segment_sums(share, family_starts)
+    family_bounds = np.searchsorted(family_starts, starts)
+
+    top = np.empty((len(latents), weights.shape[1]), dtype=np.int64)
+    family_mass = np.empty(top.shape, dtype=np.float32)
+    for index in range(len(latents)):
+        begin, end = starts[index], starts[index + 1]
+        share[begin:end].argmax(axis=0, out=top[index])
+        begin_family, end_family = family_bounds[index], family_bounds[index + 1]
+        family_share[begin_family:end_family].max(axis=0, out=family_mass[index])
+    top += starts[:-1, None]
     top_mass = np.take_along_axis(share, top, axis=0)
 
     # recall needs the counts of the top tokens alone
@@ -235,6 +239,23 @@ def _fill(
     found.top_mass[latents] = np.where(silent, np.nan, np.minimum(top_mass, 1))
     found.recall[latents] = np.where(silent, np.nan, recall)
     found.family_mass[latents] = np.where(silent, np.nan, np.minimum(family_mass, 1))
+
+
+def _segment_sums(
+    rows: Float32[np.ndarray, "row replicate"], bounds: Int64[np.ndarray, " segments_plus_one"]
+) -> Float32[np.ndarray, "segment replicate"]:
+    """Return the sums of the rows between consecutive bounds.
+
+    A product with a matrix of ones takes a fifth of the time of `numpy.add.reduceat`.
+    """
+    from scipy.sparse import csr_matrix
+
+    ones = csr_matrix(
+        (np.ones(len(rows), dtype=np.float32), np.arange(len(rows)), bounds),
+        shape=(len(bounds) - 1, len(rows)),
+    )
+    found: Float32[np.ndarray, "segment replicate"] = ones @ rows
+    return found
 
 
 def _effective_positions(

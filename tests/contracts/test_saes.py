@@ -1,0 +1,263 @@
+"""What every registered architecture must do."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from sae_placebo.errors import SpecError
+from sae_placebo.interop import saelens
+from sae_placebo.saes import PARAMETERS, SAE, SAES, Codes, SAESpec, parse_sae
+from sae_placebo.saes.kernels import Workspace
+from sae_placebo.training import Fit, TrainingSpec
+
+D_IN, D_SAE = 24, 80
+
+KINDS = pytest.mark.parametrize("kind", sorted(SAES))
+
+
+def small(kind: str, **settings: object) -> SAESpec:
+    return parse_sae({"kind": kind, "d_sae": D_SAE, "k": 6, **settings})
+
+
+def moved(spec: SAESpec, d_in: int = D_IN, seed: int = 3) -> dict[str, torch.Tensor]:
+    """Parameters away from their symmetric start, in double precision."""
+    random = torch.Generator().manual_seed(seed)
+    return {
+        name: (tensor + 0.1 * torch.randn(tensor.shape, generator=random)).double()
+        for name, tensor in spec.create(d_in, seed).params.items()
+    }
+
+
+def batch(n_tokens: int, d_in: int = D_IN, seed: int = 5) -> torch.Tensor:
+    random = torch.Generator().manual_seed(seed)
+    return torch.randn(n_tokens, d_in, generator=random, dtype=torch.float64)
+
+
+def no_dead() -> torch.Tensor:
+    return torch.zeros(D_SAE, dtype=torch.bool)
+
+
+def planted(n_tokens: int, n_true: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sparse sums of unit directions, centered and scaled, and the directions."""
+    random = torch.Generator().manual_seed(seed)
+    truth = torch.nn.functional.normalize(torch.randn(n_true, D_IN, generator=random), dim=1)
+    active = torch.rand(n_tokens, n_true, generator=random) < 3 / n_true
+    x = (active * (0.5 + torch.rand(n_tokens, n_true, generator=random))) @ truth
+    x -= x.mean(dim=0)
+    return x * math.sqrt(D_IN / x.square().sum(dim=1).mean()), truth
+
+
+def mean_best_cosine(sae: SAE, truth: torch.Tensor) -> float:
+    return float((truth @ sae.params["W_dec"].t()).amax(dim=1).mean())
+
+
+@KINDS
+def test_shapes_and_start(kind: str) -> None:
+    sae = small(kind).create(D_IN, seed=0)
+    assert sae.d_in == D_IN
+    assert sae.d_sae == D_SAE
+    assert tuple(sae.params) == PARAMETERS
+    assert sae.params["W_enc"].shape == (D_IN, D_SAE)
+    assert sae.params["W_dec"].shape == (D_SAE, D_IN)
+    assert torch.equal(sae.params["W_enc"], sae.params["W_dec"].t())
+    assert not sae.params["b_enc"].any()
+    assert not sae.params["b_dec"].any()
+    torch.testing.assert_close(sae.params["W_dec"].norm(dim=1), torch.ones(D_SAE))
+
+
+@KINDS
+def test_initial_bits_depend_on_the_seed_alone(kind: str) -> None:
+    torch.manual_seed(1)
+    first = small(kind).create(D_IN, seed=7)
+    torch.manual_seed(2)
+    same = small(kind, k=3).create(D_IN, seed=7)
+    other = small(kind).create(D_IN, seed=8)
+    assert all(torch.equal(first.params[name], same.params[name]) for name in PARAMETERS)
+    assert (first.params["W_dec"] - other.params["W_dec"]).abs().max() > 0.1
+
+
+@KINDS
+@pytest.mark.parametrize("n_tokens", [0, 1, 1200])
+def test_codes_are_sparse_and_positive(kind: str, n_tokens: int) -> None:
+    sae = small(kind).create(D_IN, seed=0)
+    x = batch(n_tokens).float()
+    codes = sae.encode(x)
+    assert codes.n_tokens == n_tokens
+    assert codes.offsets.diff().max() <= 6 if n_tokens else len(codes.values) == 0
+    assert (codes.values > 0).all()
+    assert sae.decode(codes).shape == (n_tokens, D_IN)
+    dense = codes.dense()
+    assert int((dense > 0).sum()) == len(codes.values)
+    expected = dense @ sae.params["W_dec"] + sae.params["b_dec"]
+    torch.testing.assert_close(sae.decode(codes), expected, rtol=1e-5, atol=1e-5)
+
+
+@KINDS
+def test_codes_do_not_depend_on_the_split(kind: str) -> None:
+    sae = small(kind).create(D_IN, seed=0)
+    x = batch(900).float()
+    parts = Codes.concatenate([sae.encode(part) for part in x.split(250)])
+    whole = sae.encode(x)
+    assert torch.equal(parts.offsets, whole.offsets)
+    torch.testing.assert_close(parts.dense(), whole.dense(), rtol=1e-5, atol=1e-6)
+
+
+@KINDS
+@pytest.mark.parametrize("n_dead", [0, 1, 5, 40])
+@pytest.mark.parametrize("n_tokens", [1, 700])
+def test_fast_gradients_equal_plain_ones(kind: str, n_tokens: int, n_dead: int) -> None:
+    spec = small(kind)
+    params, x = moved(spec), batch(n_tokens)
+    dead = no_dead()
+    dead[torch.randperm(D_SAE, generator=torch.Generator().manual_seed(1))[:n_dead]] = True
+    fast = spec.gradients(params, x, dead, Workspace())
+    plain = SAESpec.gradients(spec, params, x, dead, Workspace())
+    assert torch.equal(fast.fired, plain.fired)
+    torch.testing.assert_close(fast.loss, plain.loss, rtol=1e-10, atol=0)
+    for name in PARAMETERS:
+        expected = plain.gradients[name]
+        error = (fast.gradients[name] - expected).abs().max() / expected.abs().max()
+        assert error < 1e-10, name
+
+
+@KINDS
+def test_fast_steps_equal_plain_ones_in_float32(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = small(kind)
+    training = TrainingSpec(learning_rate=1e-3, dead_after_tokens=300)
+    start = spec.create(D_IN, seed=0)
+    start.params["b_enc"][:30] = -1.7
+
+    def trained() -> tuple[Fit, list[float | None]]:
+        fit = Fit(start, training, 1000)
+        for part in batch(1000).float().split(200):
+            fit.step(part)
+        return fit, [row["dead_share"] for row in fit.log()]
+
+    fast, fast_dead = trained()
+    monkeypatch.setattr(type(spec), "gradients", SAESpec.gradients)
+    plain, plain_dead = trained()
+    assert fast_dead == plain_dead
+    assert max(fast_dead) > 0.1
+    for name in PARAMETERS:
+        expected = plain.sae().params[name]
+        error = (fast.sae().params[name] - expected).norm() / expected.norm()
+        assert error < 1e-5, name
+
+
+@KINDS
+def test_fast_equals_plain_on_zeros_and_ties(kind: str) -> None:
+    spec = small(kind)
+    zeros = torch.zeros(9, D_IN, dtype=torch.float64)
+    start = {name: tensor.double() for name, tensor in spec.create(D_IN, 0).params.items()}
+    dead = no_dead()
+    dead[:9] = True
+    found = spec.gradients(start, zeros, dead, Workspace())
+    assert float(found.loss) == 0
+    assert not found.fired.any()
+    assert not any(tensor.any() for tensor in found.gradients.values())
+
+    tied = moved(spec)
+    for name in ("W_enc", "W_dec"):
+        side = tied[name].t() if name == "W_enc" else tied[name]
+        side[20:40] = side[:20]
+    tied["b_enc"][20:40] = tied["b_enc"][:20]
+    fast = spec.gradients(tied, batch(300), dead, Workspace())
+    plain = SAESpec.gradients(spec, tied, batch(300), dead, Workspace())
+    for name in PARAMETERS:
+        torch.testing.assert_close(fast.gradients[name], plain.gradients[name])
+
+
+@KINDS
+def test_gradients_reach_every_parameter(kind: str) -> None:
+    spec = small(kind)
+    found = spec.gradients(moved(spec), batch(800), no_dead(), Workspace())
+    assert found.fired.all()
+    for name in PARAMETERS:
+        gradient = found.gradients[name]
+        side = gradient.t() if name == "W_enc" else gradient
+        assert (side.abs() > 0).all(), name
+
+
+@KINDS
+def test_gradients_are_derivatives(kind: str) -> None:
+    spec = small(kind, d_sae=12, k=3)
+    params = moved(spec, d_in=5)
+    x, dead = batch(4, d_in=5), torch.zeros(12, dtype=torch.bool)
+    found = spec.gradients(params, x, dead, Workspace())
+    for name in PARAMETERS:
+        for place in ((0,) * params[name].ndim, (-1,) * params[name].ndim):
+            ends = []
+            for step in (1e-6, -1e-6):
+                nudged = {key: tensor.clone() for key, tensor in params.items()}
+                nudged[name][place] += step
+                ends.append(float(spec.evaluate(nudged, x, dead).loss))
+            slope = (ends[0] - ends[1]) / 2e-6
+            assert slope == pytest.approx(float(found.gradients[name][place]), abs=1e-7)
+
+
+@KINDS
+def test_saved_sae_is_bit_identical(kind: str, tmp_path: object) -> None:
+    fit = Fit(small(kind).create(D_IN, seed=0), TrainingSpec(), 400)
+    fit.step(batch(400).float())
+    sae = fit.sae()
+    saelens.write(sae, tmp_path / "sae", {})
+    again = saelens.read(tmp_path / "sae")
+    assert again.spec == sae.spec
+    assert all(torch.equal(again.params[name], sae.params[name]) for name in PARAMETERS)
+
+
+@KINDS
+def test_folded_sae_reads_model_units(kind: str) -> None:
+    fit = Fit(small(kind).create(D_IN, seed=0), TrainingSpec(learning_rate=0.01), 1000)
+    for part in batch(1000).float().split(100):
+        fit.step(part)
+    sae = fit.sae()
+    factor, mean = 0.37, batch(1, seed=9).float()[0] * 4
+    scaled = batch(300, seed=11).float()
+    x = scaled / factor + mean
+    folded = sae.fold(mean, factor)
+    codes, reference = folded.encode(x), sae.encode(scaled)
+    torch.testing.assert_close(codes.dense() * factor, reference.dense(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        folded.decode(codes), sae.decode(reference) / factor + mean, rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(folded.params["W_dec"].norm(dim=1), torch.ones(D_SAE))
+    with pytest.raises(SpecError, match="above zero"):
+        sae.fold(mean, 0.0)
+
+
+@KINDS
+def test_recovers_a_planted_dictionary(kind: str) -> None:
+    x, truth = planted(40_000, n_true=40, seed=1234)
+    start = small(kind, k=4).create(D_IN, seed=0)
+    fit = Fit(start, TrainingSpec(learning_rate=1e-2), len(x))
+    for part in x.split(100):
+        fit.step(part)
+    before, after = mean_best_cosine(start, truth), mean_best_cosine(fit.sae(), truth)
+    assert before < 0.6
+    assert after > 0.97
+
+
+@KINDS
+def test_wrong_tables_are_refused_with_the_nearest_name(kind: str) -> None:
+    with pytest.raises(SpecError, match="Did you mean 'd_sae'"):
+        parse_sae({"kind": kind, "d_sea": 8})
+    with pytest.raises(SpecError, match=r"sae\.d_sae"):
+        parse_sae({"kind": kind, "d_sae": "many"})
+    with pytest.raises(SpecError, match=r"sae\.d_sae"):
+        parse_sae({"kind": kind})
+
+
+def test_unknown_kinds_are_refused() -> None:
+    with pytest.raises(SpecError, match="Did you mean 'topk'"):
+        parse_sae({"kind": "topkk", "d_sae": 8})
+    with pytest.raises(SpecError, match="needs a `kind`"):
+        parse_sae({"d_sae": 8})
+
+
+def test_k_above_d_sae_is_refused_with_both_numbers() -> None:
+    with pytest.raises(SpecError, match=r"k is 64 but d_sae is 32"):
+        parse_sae({"kind": "topk", "d_sae": 32, "k": 64})

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from sae_placebo.errors import ModelError, SpecError
+from sae_placebo.saes import PARAMETERS, SAE, TopKSpec
+from sae_placebo.training import Fit, TrainingSpec, train
+
+D_IN, D_SAE = 16, 64
+
+
+def batch(n_tokens: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n_tokens, D_IN, generator=torch.Generator().manual_seed(seed))
+
+
+def start(seed: int = 0, **settings: object) -> SAE:
+    return TopKSpec(d_sae=D_SAE, **{"k": 4, **settings}).create(D_IN, seed)
+
+
+def fit(sae: SAE | None = None, total_tokens: int = 1000, **settings: object) -> Fit:
+    return Fit(sae or start(), TrainingSpec(**settings), total_tokens)
+
+
+def test_decoder_rows_stay_unit_and_the_start_is_copied() -> None:
+    sae = start()
+    before = sae.params["W_dec"].clone()
+    running = fit(sae, learning_rate=0.01)
+    for seed in range(5):
+        running.step(batch(200, seed))
+        norms = running.sae().params["W_dec"].norm(dim=1)
+        torch.testing.assert_close(norms, torch.ones(D_SAE))
+    assert torch.equal(sae.params["W_dec"], before)
+    assert (running.sae().params["W_dec"] - before).abs().max() > 1e-3
+
+
+def test_step_is_adam_on_the_projected_gradient() -> None:
+    running = fit(total_tokens=10_000, learning_rate=1e-2, warmup_share=0, decay_share=0)
+    params = {name: tensor.clone() for name, tensor in start().params.items()}
+    adam = torch.optim.Adam([params[name].requires_grad_() for name in PARAMETERS], lr=1e-2)
+    alive = torch.zeros(D_SAE, dtype=torch.bool)
+    for seed in range(4):
+        running.step(batch(200, seed))
+        adam.zero_grad()
+        running._sae_spec.evaluate(params, batch(200, seed), alive).loss.backward()
+        with torch.no_grad():
+            rows = params["W_dec"]
+            rows.grad -= (rows.grad * rows).sum(dim=1, keepdim=True) * rows
+            adam.step()
+            rows /= rows.norm(dim=1, keepdim=True)
+    for name in PARAMETERS:
+        found, expected = running.sae().params[name], params[name].detach()
+        assert (found - expected).norm() / expected.norm() < 1e-5, name
+
+
+def test_step_size_rises_and_falls() -> None:
+    spec = TrainingSpec(warmup_share=0.1, decay_share=0.2)
+    shares = [spec.share(before, before + 100, 1000) for before in range(0, 1000, 100)]
+    assert shares == pytest.approx([1, 1, 1, 1, 1, 1, 1, 1, 1, 0.5])
+    assert spec.share(0, 20, 1000) == pytest.approx(0.2)
+    assert spec.share(1000, 1100, 1000) == 0
+    assert TrainingSpec(learning_rate=0.5).peak(64) == 0.5
+    assert TrainingSpec().peak(1024) == pytest.approx(2 * TrainingSpec().peak(4096))
+
+
+def test_log_has_a_row_per_step() -> None:
+    running = fit()
+    for size in (300, 1, 200):
+        running.step(batch(size))
+    rows = running.log()
+    assert [row["tokens"] for row in rows] == [300, 301, 501]
+    assert rows[0]["fvu"] > 0
+    assert rows[0]["dead_share"] == 0
+    assert rows[1]["fvu"] is None or math.isfinite(rows[1]["fvu"])
+    assert running.log() == rows
+
+
+def test_logged_fvu_is_that_of_the_batch() -> None:
+    sae, x = start(), batch(300) + 0.3
+    running = fit(sae)
+    running.step(x)
+    missed = (sae.decode(sae.encode(x)) - x).square().sum()
+    expected = missed / (x - x.mean(dim=0)).square().sum()
+    assert running.log()[0]["fvu"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_restored_state_continues_to_the_same_bits() -> None:
+    def running() -> Fit:
+        return fit(learning_rate=0.01, dead_after_tokens=150)
+
+    whole, first, second = running(), running(), running()
+    empty = first.state()
+    for seed in range(6):
+        whole.step(batch(100, seed))
+    for seed in range(3):
+        first.step(batch(100, seed))
+    second.step(batch(77, 9))
+    second.restore(first.state())
+    for seed in range(3, 6):
+        second.step(batch(100, seed))
+    assert all(torch.equal(second.state()[name], part) for name, part in whole.state().items())
+    assert second.log() == whole.log()
+    second.restore(empty)
+    assert torch.equal(second.sae().params["W_enc"], start().params["W_enc"])
+    with pytest.raises(SpecError, match="saved state"):
+        Fit(TopKSpec(d_sae=8, k=2).create(D_IN, 0), TrainingSpec(), 10).restore(empty)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_activations_that_are_not_finite_are_refused_and_change_nothing(bad: float) -> None:
+    running = fit()
+    running.step(batch(50))
+    before = running.state()
+    x = batch(60)
+    x[[3, 9], 2] = bad
+    with pytest.raises(ModelError, match="2 of 60 tokens"):
+        running.step(x)
+    assert all(torch.equal(before[name], part) for name, part in running.state().items())
+
+
+def test_divergence_is_named() -> None:
+    running = fit()
+    with pytest.raises(SpecError, match="diverged"):
+        running.step(torch.full((4, D_IN), 1e30))
+
+
+def test_an_empty_batch_does_nothing() -> None:
+    running = fit()
+    running.step(batch(0))
+    assert running.tokens == 0
+    assert running.log() == []
+
+
+def test_train_steps_every_fit_on_the_same_batches() -> None:
+    seeds = [fit(start(seed)) for seed in (0, 1)]
+    other = fit(start(0, k=2))
+    alone = fit(start(1))
+    seen: list[int] = []
+    batches = [{"a": batch(100, n), "b": batch(100, n + 50)} for n in range(3)]
+    train(
+        [*batches, {"a": batch(7, 3), "b": batch(7, 53)}], {"a": seeds, "b": [other]}, seen.append
+    )
+    assert seen == [100, 100, 100, 7]
+    for x in (*(part["a"] for part in batches), batch(7, 3)):
+        alone.step(x)
+    # buffers are shared between fits, results are not
+    assert torch.equal(seeds[1].sae().params["W_dec"], alone.sae().params["W_dec"])
+    assert other.tokens == 307
+    with pytest.raises(SpecError, match="the batches hold no 'c'"):
+        train(batches, {"c": [other]}, seen.append)
+
+
+def planted_with_dead_latents() -> tuple[SAE, torch.Tensor]:
+    """Half of the latents start too low to be among the k largest, but not always below zero."""
+    random = torch.Generator().manual_seed(77)
+    truth = torch.nn.functional.normalize(torch.randn(48, D_IN, generator=random), dim=1)
+    active = torch.rand(12_000, 48, generator=random) < 4 / 48
+    x = (active * (0.5 + torch.rand(12_000, 48, generator=random))) @ truth
+    x -= x.mean(dim=0)
+    sae = start()
+    sae.params["b_enc"][: D_SAE // 2] = -2.5
+    return sae, x * math.sqrt(D_IN / x.square().sum(dim=1).mean())
+
+
+def test_auxk_revives_dead_latents() -> None:
+    sae, x = planted_with_dead_latents()
+    dead = {}
+    for coefficient in (0.0, 1 / 32):
+        spec = TopKSpec(d_sae=D_SAE, k=4, aux_coefficient=coefficient)
+        running = Fit(
+            SAE(spec, sae.params), TrainingSpec(learning_rate=5e-3, dead_after_tokens=2000), len(x)
+        )
+        for part in x.split(200):
+            running.step(part)
+        dead[coefficient] = int(running.dead().sum())
+    assert dead[0.0] > 10
+    assert dead[1 / 32] < dead[0.0] / 2
+
+
+def test_auxk_reaches_the_encoder_and_the_decoder_of_dead_latents() -> None:
+    sae, x = planted_with_dead_latents()
+    dead = torch.arange(D_SAE) < D_SAE // 2
+    found = {}
+    for coefficient in (0.0, 1 / 32):
+        spec = TopKSpec(d_sae=D_SAE, k=4, aux_coefficient=coefficient)
+        found[coefficient] = Fit(SAE(spec, sae.params), TrainingSpec(), 1)._sae_spec.gradients(
+            sae.params, x[:2000], dead, Fit(sae, TrainingSpec(), 1)._workspace
+        )
+    for name, rows in (("W_enc", lambda t: t.t()[dead]), ("W_dec", lambda t: t[dead])):
+        without, with_aux = (rows(found[c].gradients[name]) for c in (0.0, 1 / 32))
+        silent = ~found[0.0].fired[dead]
+        assert silent.sum() > 10
+        assert not without[silent].any()
+        assert (with_aux[silent].abs().amax(dim=1) > 0).all(), name
+
+
+def test_padded_slots_get_no_gradient() -> None:
+    sae = start()
+    sae.params["b_enc"][:] = -2.0
+    x = batch(20)
+    z = x @ sae.params["W_enc"] - 2.0
+    positive = (z > 0).any(dim=0)
+    assert (z > 0).sum(dim=1).min() < 4
+    running = fit(sae, learning_rate=1e-2, warmup_share=0)
+    running.step(x)
+    moved = running.sae().params["b_enc"] != -2.0
+    assert moved.any()
+    assert not (moved & ~positive).any()
