@@ -10,7 +10,7 @@ from typing import Any
 
 from sae_placebo import models, precision
 from sae_placebo.activations import FORWARD_ROWS
-from sae_placebo.hookpoints import text_config
+from sae_placebo.sites import text_config
 from sae_placebo.lazy import torch
 from sae_placebo.progress import Progress
 from sae_placebo.protocol import Plan, TrialSpec, load_trial, plan_steps

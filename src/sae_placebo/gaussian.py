@@ -7,7 +7,7 @@ activations' mean and covariance owes nothing to sparse structure, so only what 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 
@@ -17,6 +17,7 @@ from sae_placebo.saes import SAE
 from sae_placebo.spec import generator
 
 
+@runtime_checkable
 class Draw(Protocol):
     """Draws n points, centered and scaled like the activations, from a generator."""
 

@@ -151,7 +151,7 @@ def gather(plan: Plan, store: Store, n_tokens: int) -> ReplicateTable:
                 sae_seed,
                 values.get(row.metric),
                 None if pandas.isna(row.null_value) else float(row.null_value),
-                row.reason,
+                None if pandas.isna(row.reason) else str(row.reason),
             )
     return table
 

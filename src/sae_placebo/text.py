@@ -285,9 +285,10 @@ def tokenize(spec: TextSpec, tokenizer: Any, seed: int) -> dict[str, Rows]:
             if pieces is None:
                 raise _too_short(spec, total + have, n_documents + len(names))
             for piece in pieces:
-                kept = piece[: target - have]
-                if len(kept) == 0:
+                if have == target:
                     break
+                # without BOS, the row's first token is read by the model but not by us
+                kept = piece[: target - have + (bos is None)]
                 rows.append([*([] if bos is None else [bos]), *kept])
                 owners.append(len(names))
                 have += len(kept) - (bos is None)

@@ -140,7 +140,7 @@ def build(
 
     The reference is not touched. The same reference, control, seed and model seed give the same bits.
     """
-    model = copy.deepcopy(reference)
+    model = _copy(reference)
     with torch.no_grad():
         record = control.apply(model, seed, model_seed)
     recipe = Recipe(
@@ -153,6 +153,15 @@ def build(
         weight_hash=weight_hash(model),
     )
     return model, recipe
+
+
+def _copy(reference: torch.nn.Module) -> torch.nn.Module:
+    model = copy.deepcopy(reference)
+    # parameters that share memory without being one object are parted by deepcopy
+    for tensor in tensors(reference):
+        for name in tensor.also:
+            model.get_parameter(name).data = model.get_parameter(tensor.name).data
+    return model
 
 
 def weight_hash(model: torch.nn.Module) -> str:

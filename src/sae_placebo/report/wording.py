@@ -103,7 +103,7 @@ def metric_title(name: Any, unit: Any = None) -> str:
     """Return a metric's name as words, without a trailing unit that `unit` says anyway."""
     words = str(name).split("_")
     if words[0] == "share" and len(words) > 1:
-        return f"Share of latents: {' '.join(words[1:])}"
+        return f"Share of {' '.join(words[1:])} latents"
     if len(words) > 1 and words[-1] in _UNIT_WORDS and (not unit or words[-1] in str(unit)):
         words = words[:-1]
     return title("_".join(words))
@@ -111,10 +111,10 @@ def metric_title(name: Any, unit: Any = None) -> str:
 
 def short_metric_title(name: Any, unit: Any = None) -> str:
     """Return `metric_title` for where space is short."""
+    if str(name).startswith("share_"):
+        return f"Share: {str(name)[6:].replace('_', ' ')}"
     text = metric_title(name, unit)
-    for long, short in (("Share of latents:", "Share:"), ("xplained variance", "EV")):
-        text = text.replace(long, short)
-    return text.replace(" eEV", " EV").replace("EEV", "EV")
+    return text.replace("Explained variance", "EV").replace("explained variance", "EV")
 
 
 def shorten(text: str, limit: int) -> str:

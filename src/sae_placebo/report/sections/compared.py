@@ -55,7 +55,9 @@ def text_of(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{title(k).lower()} {text_of(v)}" for k, v in value.items())
+        return ", ".join(
+            f"{title(k).lower()} {text_of(v)}" for k, v in value.items() if v is not None
+        )
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(text_of(v) for v in value)
     return visible(value)

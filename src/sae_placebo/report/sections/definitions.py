@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
-from sae_placebo.report.wording import unit_text
 
 WORDS: tuple[tuple[str, str], ...] = (
     ("SAE", "Sparse autoencoder: a dictionary trained to write each activation as a sum of few of "
@@ -50,23 +49,37 @@ WORDS: tuple[tuple[str, str], ...] = (
 )  # fmt: skip
 
 
-def metric_terms() -> list[dict[str, Any]]:
-    """Return the registered metrics, as they describe themselves; empty when there are none."""
+def metric_terms(recorded: Any) -> list[dict[str, Any]]:
+    """Return each metric's own description.
+
+    Those that the trial recorded (`metrics` in trial.json: name to unit, better, null, definition,
+    source) come first, since they hold for its numbers; without them, the registered metrics of this
+    version are asked.
+    """
+    if not isinstance(recorded, dict) or not recorded:
+        recorded = _registered()
+    return [
+        {
+            **{key: str(term.get(key) or "not recorded") for key in _METRIC_KEYS},
+            "name": str(name),
+        }
+        for name, term in recorded.items()
+        if isinstance(term, dict)
+    ]
+
+
+_METRIC_KEYS = ("unit", "better", "null", "definition", "source")
+
+
+def _registered() -> dict[str, dict[str, str]]:
     try:
         from sae_placebo.metrics import METRICS
     except ImportError:
-        return []
-    return [
-        {
-            "name": name,
-            "unit": unit_text(metric.unit) or str(metric.unit) or "none",
-            "better": metric.better,
-            "null": metric.null,
-            "definition": metric.definition,
-            "source": metric.source,
-        }
+        return {}
+    return {
+        name: {key: str(getattr(metric, key)) for key in _METRIC_KEYS}
         for name, metric in METRICS.entries.items()
-    ]
+    }
 
 
 def class_terms() -> list[dict[str, str]]:
@@ -85,7 +98,7 @@ def build(view: View) -> Content:
     """Return the report's words, the metrics that the trial has, and the classes."""
     used = set(view.tables.effects["metric"].dropna())
     used |= set(view.tables.measurements["metric"].dropna())
-    metrics = metric_terms()
+    metrics = metric_terms(view.tables.trial.get("metrics"))
     known = {term["name"] for term in metrics}
     values = {
         "words": WORDS,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sae_placebo.report.plots import Figure, ForestRow, forest
+from sae_placebo.report.forest import ForestRow, forest
+from sae_placebo.report.plots import Figure
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
 from sae_placebo.report.sections.contrasts import (
     NO_REASON,
@@ -86,7 +87,7 @@ def _single_saes(view: View) -> list[dict[str, Any]]:
     shown = []
     for row in rows:
         values = spread.get((row["metric"], row["hookpoint"], row["sae"]), [])
-        places = decimals_for(*values) if values else 2
+        places = min(6, decimals_for(*values) + 1) if values else 2
         arm = str(row["arm"])
         shown.append(
             {

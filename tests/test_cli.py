@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import trial_table, write_toml
+
+from sae_placebo import cli
+
+
+@pytest.fixture
+def trial(tiny_model: Path, tiny_text: Path, tmp_path: Path) -> Path:
+    table = trial_table(tiny_model, tiny_text, model_seeds=[0], sae_seeds=[0])
+    del table["arms"]["redraw_keep_embeddings"]
+    return write_toml(tmp_path / "trial.toml", table)
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
+    """Run the command line in this process and return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["sae-placebo", *map(str, arguments)])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_from_init_to_report(
+    trial: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "store"
+    assert call(monkeypatch, "status", trial, "--store", store) == 0
+    assert "0/2" in capsys.readouterr().out
+    assert call(monkeypatch, "report", trial, "--store", store) == 1
+    assert "has no results yet" in capsys.readouterr().err
+    assert call(monkeypatch, "plan", trial, "--store", store) == 0
+    planned = capsys.readouterr().out
+    assert "minutes are left" in planned
+    assert "12,000" in planned  # two models x 6,000 training tokens
+    assert call(monkeypatch, "run", trial, "--store", store) == 0
+    done = capsys.readouterr()
+    assert done.out.rstrip().endswith("index.html")
+    assert "train redraw-0: 6,000 tokens in" in done.err
+    assert call(monkeypatch, "status", trial, "--store", store) == 0
+    assert "every stage is done" in capsys.readouterr().out
+    page = store / "trials" / "tiny" / "report" / "index.html"
+    before = page.read_bytes()
+    page.unlink()
+    assert call(monkeypatch, "report", trial, "--store", store) == 0
+    assert page.read_bytes() == before
+
+
+def test_init_writes_a_file_that_check_accepts_and_never_overwrites(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "new.toml"
+    assert call(monkeypatch, "init", path) == 0
+    assert call(monkeypatch, "check", path, "--set", "saes.topk.k=16") == 0
+    assert '"k": 16' in capsys.readouterr().out
+    assert call(monkeypatch, "init", path) == 1
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_mistakes_are_one_sentence_and_a_traceback_only_on_request(
+    trial: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = ("check", trial, "--set", 'arms.redraw.control="redaw"')
+    assert call(monkeypatch, *wrong) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    with pytest.raises(ValueError, match="redaw"):
+        call(monkeypatch, "--debug", *wrong)
+
+
+def test_a_read_only_store_is_one_sentence(
+    trial: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "touch", refuse)  # a test may run as root, whom no mode stops
+    assert call(monkeypatch, "run", trial, "--store", tmp_path / "store") == 1
+    said = capsys.readouterr().err
+    assert "cannot be written (Permission denied)" in said
+    assert "Traceback" not in said

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import save_tokenizer
+from pydantic import ValidationError
+
+from sae_placebo.errors import MissingExtra, TextError
+from sae_placebo.text import TextSpec, documents, identify, library_files, tokenize, vocabulary
+
+
+def spec(source: object = "python-stdlib", **changes: Any) -> TextSpec:
+    table = {"context_tokens": 16, "train_tokens": 300, "heldout_tokens": 100} | changes
+    return TextSpec(source=str(source), **table)
+
+
+def test_library_has_no_tests_and_no_installed_packages() -> None:
+    parts = {part for path in library_files() for part in path.parts}
+    assert not parts & {"test", "tests", "idle_test", "site-packages", "__pycache__"}
+    assert any(path.name == "argparse.py" for path in library_files())
+
+
+def test_splits_hold_exactly_the_tokens_asked_for_from_different_documents(
+    tiny_tokenizer: Any,
+) -> None:
+    splits = tokenize(spec(max_document_tokens=60), tiny_tokenizer, seed=0)
+    assert splits["train"].usable().sum() == 300
+    assert splits["heldout"].usable().sum() == 100
+    assert not set(splits["train"].names) & set(splits["heldout"].names)
+    for rows in splits.values():
+        per_document = np.bincount(rows.documents, rows.usable().sum(1))
+        assert per_document.max() <= 60
+        assert np.all(np.diff(rows.documents) >= 0)
+
+
+def test_rows_are_runs_of_their_document_behind_bos(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    texts = {f"{i}.txt": f"document {i}: " + "word " * 40 for i in range(8)}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    splits = tokenize(spec(tmp_path, train_tokens=200, heldout_tokens=100), tiny_tokenizer, seed=1)
+    for rows in splits.values():
+        assert np.all(rows.token_ids[:, 0] == tiny_tokenizer.bos_token_id)
+        assert not rows.usable()[:, 0].any()
+        for ids, length, document in zip(rows.token_ids, rows.lengths, rows.documents, strict=True):
+            assert np.all(ids[length:] == 0)
+            text = tiny_tokenizer.decode(ids[1:length], clean_up_tokenization_spaces=False)
+            assert text in texts[rows.names[document]]
+
+
+def test_order_depends_on_the_seed_alone(tiny_tokenizer: Any) -> None:
+    a, b, c = (tokenize(spec(), tiny_tokenizer, seed) for seed in (0, 0, 1))
+    assert np.array_equal(a["train"].token_ids, b["train"].token_ids)
+    assert a["train"].names != c["train"].names
+
+
+def test_without_bos_the_first_position_is_masked_all_the_same(tmp_path: Path) -> None:
+    tokenizer = save_tokenizer(tmp_path, bos=False)
+    rows = tokenize(spec(), tokenizer, 0)["train"]
+    assert rows.usable().sum() == 300
+    assert not rows.usable()[:, 0].any()
+
+
+def test_too_little_text_says_how_much_there_is(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("only a few words here")
+    with pytest.raises(TextError, match=r"holds \d+ tokens in 1 documents .* asks for 400"):
+        tokenize(spec(tmp_path / "a.txt"), tiny_tokenizer, 0)
+
+
+def test_empty_text_is_told_apart(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(TextError, match="every document is empty"):
+        tokenize(spec(tmp_path / "a.txt"), tiny_tokenizer, 0)
+
+
+def test_missing_text_and_wrong_kinds_are_refused_by_the_spec(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="no text is at"):
+        spec(tmp_path / "nothing*")
+    (tmp_path / "a.bin").write_text("x")
+    with pytest.raises(ValidationError, match="cannot be read as text"):
+        spec(tmp_path / "a.bin")
+
+
+def test_a_file_that_is_not_utf8_is_named_with_its_byte(tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(TextError, match=r"latin.txt' is not UTF-8 \(byte 3: 0xe9\)"):
+        list(documents(spec(tmp_path), 0))
+
+
+def test_jsonl_and_parquet_give_a_document_per_record(tmp_path: Path) -> None:
+    import pandas as pd
+
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n\n{"text": "two"}\n')
+    pd.DataFrame({"text": ["three", None, "four"]}).to_parquet(tmp_path / "b.parquet")
+    found = {d.name: d.text for d in documents(spec(tmp_path), 0)}
+    assert found == {
+        "a.jsonl:1": "one",
+        "a.jsonl:3": "two",
+        "b.parquet:1": "three",
+        "b.parquet:3": "four",
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [("not json", "not a JSON object"), ('{"body": "x"}', "'text' key"), ('{"text": 3}', "not text")],
+)
+def test_bad_records_are_named_by_line(tmp_path: Path, line: str, words: str) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "fine"}) + "\n" + line)
+    with pytest.raises(TextError, match=rf"a.jsonl:2.*{words}"):
+        list(documents(spec(tmp_path), 0))
+
+
+def test_a_parquet_file_without_the_column_lists_its_own(tmp_path: Path) -> None:
+    import pandas as pd
+
+    pd.DataFrame({"body": ["x"]}).to_parquet(tmp_path / "b.parquet")
+    with pytest.raises(TextError, match=r"no column 'text'; it has body"):
+        list(documents(spec(tmp_path), 0))
+
+
+def test_identity_follows_content_and_not_place(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.txt").write_text("same")
+        (tmp_path / folder / "b.txt").write_text("other")
+    first = identify(spec(tmp_path / "one"))
+    assert first == identify(spec(tmp_path / "two"))
+    (tmp_path / "two" / "b.txt").write_text("changed")
+    assert first != identify(spec(tmp_path / "two"))
+
+
+def test_a_hub_dataset_without_the_extra_gives_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'sae-placebo\[hub\]'"):
+        list(documents(spec("hf:some/set"), 0))
+
+
+def test_vocabulary_decodes_each_token_alone(tiny_tokenizer: Any) -> None:
+    words = vocabulary(tiny_tokenizer)
+    assert len(words) == len(tiny_tokenizer)
+    ids = tiny_tokenizer("return self", add_special_tokens=False)["input_ids"]
+    assert "".join(words[i] for i in ids) == "return self"

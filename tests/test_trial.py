@@ -1,0 +1,262 @@
+"""A whole trial on a tiny model: its tables, its resumption, its refusals."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import save_model, save_tokenizer, trial_table, write_toml
+
+import sae_placebo as sp
+from sae_placebo.errors import ModelError, PlaceboError, StoreError
+from sae_placebo.progress import Progress
+from sae_placebo.protocol import load_trial, plan_steps
+
+TABLES = ("effects", "latents", "measurements", "passages")
+
+
+class Spy(Progress):
+    """Keeps what was worked on."""
+
+    def __init__(self) -> None:
+        self.labels: list[str] = []
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def track(self, label: str, total: int, unit: str = "tokens") -> Any:
+        self.labels.append(label)
+        return super().track(label, total, unit)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {
+        name: hashlib.sha256((folder / f"{name}.parquet").read_bytes()).hexdigest() for name in TABLES
+    }
+
+
+@pytest.fixture(scope="module")
+def table(tiny_model: Path, tiny_text: Path) -> dict[str, Any]:
+    return trial_table(tiny_model, tiny_text)
+
+
+@pytest.fixture(scope="module")
+def finished(table: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> sp.Trial:
+    """A finished trial; tests that change its store copy it first."""
+    return sp.run(table, tmp_path_factory.mktemp("finished"))
+
+
+def copied(trial: sp.Trial, to: Path) -> Path:
+    store = trial.folder.parents[1]
+    shutil.copytree(store, to, dirs_exist_ok=True)
+    return to
+
+
+def test_the_folder_holds_the_documented_files(finished: sp.Trial) -> None:
+    for name in TABLES:
+        assert (finished.folder / f"{name}.parquet").exists()
+    assert finished.report.exists()
+    assert set(finished.record["arms"]) == {"trained", "redraw", "redraw_keep_embeddings"}
+
+
+def test_latents_have_a_row_per_arm_seed_and_latent(finished: sp.Trial) -> None:
+    table = finished.latents
+    assert len(table) == 5 * 2 * 64
+    assert table["class"].notna().all()
+    assert table.groupby("arm")["model_seed"].nunique().to_dict() == {
+        "redraw": 2,
+        "redraw_keep_embeddings": 2,
+        "trained": 0,
+    }
+
+
+def test_effects_stand_beside_their_null_interval_n_and_placebo(finished: sp.Trial) -> None:
+    table = finished.effects
+    assert set(zip(table["arm"], table["control"], strict=True)) == {
+        ("trained", "redraw"),
+        ("trained", "redraw_keep_embeddings"),
+    }
+    assert set(table["metric"]) == set(sp.METRICS)
+    estimated = table[table["low"].notna()]
+    assert len(estimated) > 20
+    assert (estimated["low"] <= estimated["effect"]).all()
+    assert (estimated["effect"] <= estimated["high"]).all()
+    assert (table["low"].notna() | table["reason"].notna()).all()
+    assert (table["n_sae_seeds"] == 2).all()
+    assert (table["n_control_models"] == 2).all()
+    assert (table["n_arm_models"] == 1).all()
+    shares = table[table["metric"].str.startswith("share_")]
+    for _, group in shares.groupby("control"):
+        assert group["arm_value"].sum() == pytest.approx(1.0)
+        assert group["effect"].sum() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_every_arm_reads_the_same_tokens(finished: sp.Trial, table: dict[str, Any]) -> None:
+    assert finished.latents["n_tokens"].nunique() == 1
+    measured = finished.measurements
+    l0 = measured[measured["metric"] == "l0"]["value"]
+    assert np.allclose(l0, 4.0, atol=0.05)
+
+
+def test_text_that_tries_to_break_out_of_the_page_is_text(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    evil = "</script><img src=x onerror=alert(1)>"
+    for i in range(60):
+        (tmp_path / f"{i}.txt").write_text(f"{evil} {i} " * 12)
+    table = trial_table(tiny_model, tmp_path, model_seeds=[0], sae_seeds=[0])
+    table["text"] |= {"train_tokens": 3_000, "heldout_tokens": 1_000, "max_document_tokens": 124}
+    page = sp.run(table, tmp_path / "store").report.read_text(encoding="utf-8")
+    assert "<img src=x" not in page
+    assert "onerror=alert(1)>" not in page
+
+
+def test_one_seed_gives_no_interval_and_says_why(
+    table: dict[str, Any], tmp_path: Path
+) -> None:
+    effects = sp.run(table | {"model_seeds": [0], "sae_seeds": [0]}, tmp_path).effects
+    assert effects["low"].isna().all()
+    assert effects["reason"].str.contains("seed").all()
+    assert effects["aa_low"].isna().all()
+    assert effects["aa_reason"].notna().all()
+
+
+def test_a_second_run_does_nothing_and_changes_nothing(finished: sp.Trial, table: dict[str, Any], tmp_path: Path) -> None:
+    store = copied(finished, tmp_path / "store")
+    spy = Spy()
+    again = sp.run(table, store, progress=spy)
+    assert spy.labels == ["compare and report"]
+    assert hashes(again.folder) == hashes(finished.folder)
+
+
+def test_a_new_arm_changes_no_number_of_the_others(finished: sp.Trial, table: dict[str, Any], tmp_path: Path) -> None:
+    store = copied(finished, tmp_path / "store")
+    arms = table["arms"] | {"redraw_keep_norms": {"control": "redraw", "keep": ["norms"]}}
+    spy = Spy()
+    more = sp.run(table | {"arms": arms}, store, progress=spy)
+    assert not any(label.startswith("train redraw-") for label in spy.labels)
+    merged = more.measurements.merge(
+        finished.measurements,
+        on=["arm", "model_seed", "sae_seed", "hookpoint", "sae", "metric"],
+        suffixes=("", "_before"),
+    )
+    assert len(merged) == len(finished.measurements)
+    assert np.array_equal(merged["value"], merged["value_before"], equal_nan=True)
+
+
+def test_a_damaged_artefact_is_named_and_rebuilt_to_the_same_bits(
+    finished: sp.Trial, table: dict[str, Any], tmp_path: Path
+) -> None:
+    store = copied(finished, tmp_path / "store")
+    plan = plan_steps(load_trial(table))
+    one = next(iter(plan.train))
+    path = store / "train" / plan.train[one].folder_name / "lookup.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    measured = next(iter(plan.measure.values()))
+    (store / "measure" / measured.folder_name / "latents.parquet").write_bytes(b"PAR1")
+    spy = Spy()
+    again = sp.run(table, store, progress=spy)
+    assert len(spy.notes) == 2
+    assert plan.train[one].folder_name in spy.notes[0]
+    assert "the bytes of lookup.safetensors have changed" in spy.notes[0]
+    assert "latents.parquet has 4 bytes" in spy.notes[1]
+    assert hashes(again.folder) == hashes(finished.folder)
+
+
+@pytest.mark.slow
+def test_killed_at_random_points_and_resumed_gives_identical_results(
+    finished: sp.Trial, table: dict[str, Any], tmp_path: Path
+) -> None:
+    path, store = write_toml(tmp_path / "trial.toml", table), tmp_path / "store"
+    command = [sys.executable, "-m", "sae_placebo.cli", "run", str(path), "--store", str(store)]
+    draw, done_before = random.Random(7), 0
+    for _ in range(5):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        for _ in range(draw.randint(2, 4)):  # so many pieces of work end, then a moment passes
+            process.stderr.readline()
+        try:
+            process.wait(draw.uniform(0.0, 0.25))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert not (store / "trials").exists()
+        done = len(list(store.glob("*/*/manifest.json")))
+        assert done > done_before  # each run goes on where the last one was
+        done_before = done
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert hashes(store / "trials" / "tiny") == hashes(finished.folder)
+
+
+def test_a_model_that_gives_nan_names_arm_and_layer(
+    table: dict[str, Any], tmp_path: Path
+) -> None:
+    import torch
+
+    model = save_model(tmp_path / "model")
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
+    model.save_pretrained(tmp_path / "model")
+    save_tokenizer(tmp_path / "model")
+    broken = table | {"model": {"id": str(tmp_path / "model")}}
+    with pytest.raises(ModelError, match=r"arm trained: .*resid_post.1"):
+        sp.run(broken, tmp_path / "store")
+
+
+def test_a_model_without_a_tokenizer_is_refused(table: dict[str, Any], tmp_path: Path) -> None:
+    save_model(tmp_path / "model")
+    with pytest.raises(ModelError, match="tokenizer"):
+        sp.run(table | {"model": {"id": str(tmp_path / "model")}}, tmp_path / "store")
+
+
+def test_a_hub_id_without_a_network_is_one_sentence(table: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(PlaceboError) as caught:
+        sp.run(table | {"model": {"id": "nobody/nothing-here"}}, tmp_path)
+    assert "nobody/nothing-here" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_results_that_are_not_there_are_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="run the trial to its end"):
+        _ = sp.Trial(tmp_path).effects
+
+
+def test_saved_saes_are_in_model_units_and_carry_their_provenance(
+    finished: sp.Trial, table: dict[str, Any]
+) -> None:
+    import json
+
+    import torch
+
+    from sae_placebo import artefacts
+    from sae_placebo.interop import saelens
+
+    plan = plan_steps(load_trial(table))
+    store = finished.folder.parents[1]
+    for one, step in plan.train.items():
+        folder = artefacts.sae_folder(store / "train" / step.folder_name, "resid_post.1", "topk", 0)
+        metadata = json.loads((folder / "cfg.json").read_text())["metadata"]
+        assert metadata["arm"] == one.arm
+        assert len(metadata["weight_hash"]) == 64
+        x = artefacts.read_activations(store / "harvest" / plan.harvest[one].folder_name, "resid_post.1")
+        sae = saelens.read(folder)
+        error = (x - sae.decode(sae.encode(x))).square().sum() / (x - x.mean(0)).square().sum()
+        assert float(error) < 1.0
+        assert torch.allclose(sae.params["W_dec"].norm(dim=1), torch.ones(64), atol=1e-5)
+
+
+def test_tables_are_plain_parquet(finished: sp.Trial) -> None:
+    assert pd.read_parquet(finished.folder / "effects.parquet").equals(finished.effects)
