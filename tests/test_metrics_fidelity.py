@@ -97,10 +97,9 @@ def test_sparsity_by_hand() -> None:
     columns = np.array([[1.0, 2.0], [1.0, 0.0]])
     # codes: 2 + 1 in document 0, 2 + 0 in document 1
     np.testing.assert_allclose(METRICS["l0"].values(base, columns), [5 / 4, 3 / 2])
-    np.testing.assert_allclose(METRICS["dead_share"].values(base, columns), [1 / 3, 1 / 3])
+    np.testing.assert_allclose(METRICS["share_dead"].values(base, columns), [1 / 3, 1 / 3])
     # latent 0 is active on 3 of 4 tokens, latent 1 on 2 of 4; of document 0 on 2 and 1 of 2
     np.testing.assert_allclose(METRICS["median_density"].values(base, columns), [0.625, 0.75])
-    np.testing.assert_allclose(METRICS["dense_share"].values(base, columns), [2 / 3, 2 / 3])
 
 
 def test_a_constant_l0_is_exact_in_every_resample() -> None:

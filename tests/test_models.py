@@ -5,6 +5,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -379,6 +380,36 @@ def test_a_hub_id_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     for load in (load_model, load_tokenizer):
         with pytest.raises(ModelError, match=r"hub cannot be reached.*smollm2-135m"):
             load("nobody/no-such-model-anywhere")
+
+
+def test_a_hub_that_does_not_answer_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_name(*_: Any) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    monkeypatch.setattr("socket.getaddrinfo", no_name)
+    start = time.perf_counter()
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(ModelError, match="hub cannot be reached"):
+            load("nobody/no-such-model-anywhere")
+    assert time.perf_counter() - start < 5
+
+
+def test_damaged_folders(folder: Path) -> None:
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    whole, settings = weights.read_bytes(), json.loads(config.read_text())
+    weights.write_bytes(whole[:5000])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(folder)
+    weights.write_bytes(whole)
+    config.write_text(json.dumps(settings | {"hidden_size": 48}))
+    with pytest.raises(ModelError, match="other shapes than its config"):
+        load_model(folder)
+    config.write_text("{")
+    with pytest.raises(ModelError, match="not a valid JSON"):
+        load_model(folder)
+    with pytest.raises(ModelError, match="is not valid JSON"):
+        layer_count(ModelSpec(id=str(folder)))
 
 
 def test_pickled_weights_are_refused(folder: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,6 +11,15 @@ from sae_placebo.saes import PARAMETERS, SAE, TopKSpec
 from sae_placebo.training import Fit, TrainingSpec, train
 
 D_IN, D_SAE = 16, 64
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Steps this small only wait for a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def batch(n_tokens: int, seed: int = 0) -> torch.Tensor:
@@ -208,3 +218,25 @@ def test_padded_slots_get_no_gradient() -> None:
     moved = running.sae().params["b_enc"] != -2.0
     assert moved.any()
     assert not (moved & ~positive).any()
+
+
+def test_default_step_size_suits_a_short_run() -> None:
+    """250 steps: the usual rate for long runs is too small, ten times ours is too large."""
+    random = torch.Generator().manual_seed(5)
+    truth = torch.nn.functional.normalize(torch.randn(64, D_IN * 2, generator=random), dim=1)
+    active = torch.rand(26_000, 64, generator=random) < 3 / 64
+    x = (active * (0.5 + torch.rand(26_000, 64, generator=random))) @ truth
+    x -= x.mean(dim=0)
+    x *= math.sqrt(D_IN * 2 / x.square().sum(dim=1).mean())
+    spec = TopKSpec(d_sae=128, k=4)
+    missed = {}
+    for factor in (1 / 7, 1, 10):
+        training = TrainingSpec(learning_rate=factor * TrainingSpec().peak(128))
+        running = Fit(spec.create(D_IN * 2, seed=0), training, 25_000)
+        for part in x[:25_000].split(100):
+            running.step(part)
+        sae, held_out = running.sae(), x[25_000:]
+        reconstruction = sae.decode(sae.encode(held_out))
+        missed[factor] = float((reconstruction - held_out).square().sum() / held_out.square().sum())
+    assert missed[1] < 0.7 * missed[1 / 7]
+    assert missed[1] < 0.7 * missed[10]

@@ -10,25 +10,19 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-from collections.abc import Callable, Iterator, Sequence
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jaxtyping import Float, Int64
-
 from sae_placebo.errors import MissingExtra, ModelError, PlaceboError
-from sae_placebo.hookpoints import Hookpoint, parse_hookpoint
+from sae_placebo.hookpoints import parse_hookpoint
 from sae_placebo.lazy import torch, transformers
-from sae_placebo.sites import (
-    Sites,
-    Stopped,
-    base_model,
-    decoder_layers,
-    resolve,
-    run_until_stopped,
-    text_config,
-)
+from sae_placebo.reading import Reader, replaced, truncate
+from sae_placebo.sites import base_model, decoder_layers, text_config
 from sae_placebo.spec import Spec
 
 __all__ = [
@@ -86,7 +80,10 @@ def layer_count(spec: ModelSpec) -> int | None:
     path = folder / "config.json" if folder else _cached_config(spec)
     if path is None:
         return None
-    config = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is not valid JSON: {error}") from None
     for part in (config.get("text_config", {}), config):
         for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
             if isinstance(part.get(key), int):
@@ -221,6 +218,7 @@ def load_model(source: str | Path, revision: str | None = None) -> Any:
         return transformers.AutoModelForCausalLM.from_pretrained(
             folder or source,
             revision=revision or "main",
+            local_files_only=not _hub_answers(),
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
@@ -256,10 +254,27 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> Any:
 
     def load() -> Any:
         return transformers.AutoTokenizer.from_pretrained(
-            folder or source, revision=revision or "main", trust_remote_code=False
+            folder or source,
+            revision=revision or "main",
+            local_files_only=not _hub_answers(),
+            trust_remote_code=False,
         )
 
     return _loaded(source, load)
+
+
+def _hub_answers() -> bool:
+    """Return whether the hub's name resolves: without, huggingface_hub retries for 25 seconds."""
+    from huggingface_hub import constants
+
+    host = urllib.parse.urlsplit(constants.ENDPOINT).hostname
+    if urllib.request.getproxies():  # then the proxy resolves it
+        return True
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return True
 
 
 def _check_weights(folder: Path) -> None:
@@ -283,7 +298,7 @@ def _loaded(source: str, load: Callable[[], T]) -> T:
             return load()
     except PlaceboError:
         raise
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # transformers raises nearly every class there is
         text = " ".join(str(error).split())
         raise ModelError(_explain(source, text)) from error
 
@@ -296,11 +311,13 @@ def _explain(source: str, text: str) -> str:
         )
     if "unrecognized configuration class" in lower:
         return f"{source} is not a causal language model that transformers can load."
-    if "couldn't connect" in lower or "offline" in lower or "connection" in lower:
+    if any(sign in lower for sign in ("couldn't connect", "offline", "connection", "cached")):
         return (
             f"{source!r} is no folder here, and the Hugging Face hub cannot be reached; give a folder, "
             f"{PACKAGED!r}, or fetch it first where there is a network."
         )
+    if "mismatched_sizes" in lower:
+        return f"the weights of {source} have other shapes than its config.json says."
     if "not a valid model identifier" in lower or "not a local folder" in lower:
         return f"{source!r} is neither a folder nor a model on the Hugging Face hub."
     if "safetensors" in lower and "does not appear" in lower:
@@ -329,7 +346,9 @@ def _check_causal(model: Any, source: str) -> None:
         hidden = base_model(model)(input_ids=rows, use_cache=False)[0][:, :-1]
     # values that are not finite are told where they are read, with their hookpoint
     finite = bool(hidden.isfinite().all())
-    if finite and not torch.allclose(hidden[0], hidden[1], rtol=1e-2, atol=1e-2 * float(hidden.std())):
+    if finite and not torch.allclose(
+        hidden[0], hidden[1], rtol=1e-2, atol=1e-2 * float(hidden.std())
+    ):
         raise ModelError(f"{source} is not causal: a token changes what earlier positions hold.")
 
 
@@ -346,90 +365,3 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-class Reader:
-    """Reads one model's activations at a few hookpoints; each forward stops after the last one.
-
-    Args:
-        model: A causal language model, as `load_model` returns.
-        hookpoints: Names as `parse_hookpoint` takes them; results carry the canonical ones.
-
-    Raises:
-        SpecError: an unknown hookpoint, or a layer past the last.
-        ModelError: the model has no such place.
-    """
-
-    def __init__(self, model: torch.nn.Module, hookpoints: Sequence[str | Hookpoint]) -> None:
-        parsed = [parse_hookpoint(h) if isinstance(h, str) else h for h in hookpoints]
-        self.hookpoints: tuple[Hookpoint, ...] = tuple(dict.fromkeys(parsed))
-        self.model = model
-        self.d_in: int = text_config(model).hidden_size
-        self._sites: Sites = resolve(model, list(self.hookpoints))
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The canonical names, in the order asked for."""
-        return tuple(h.name for h in self.hookpoints)
-
-    def read(
-        self, token_ids: Int64[torch.Tensor, "row pos"]
-    ) -> dict[str, Float[torch.Tensor, "row pos d_in"]]:
-        """Return the activations by canonical name, in model units, on the model's device.
-
-        Padding must be on the right: no mask is passed, since no token sees a later one. Values are
-        copies, so what the layer does next in place cannot reach them.
-
-        Raises:
-            ModelError: a value is not finite; the message names the hookpoint.
-        """
-        found: dict[str, torch.Tensor] = {}
-
-        def keep(name: str) -> Callable[[torch.Tensor], None]:
-            def action(value: torch.Tensor) -> None:
-                # an ordinary tensor: autograd refuses to save one made in inference mode
-                with torch.inference_mode(False):
-                    found[name] = value.clone()
-                if len(found) == len(self.hookpoints):
-                    raise Stopped
-
-            return action
-
-        with torch.inference_mode(), self._sites.hooked({h: keep(h.name) for h in self.hookpoints}):
-            run_until_stopped(self.model, token_ids)
-        for name, value in found.items():
-            # one sum is infinite or NaN whenever an entry is; the slow test runs only then
-            if not torch.isfinite(value.sum()) and not torch.isfinite(value).all():
-                raise ModelError(
-                    f"{name} holds values that are not finite; the model cannot be read there in "
-                    f"{value.dtype}."
-                )
-        return {name: found[name] for name in self.names}
-
-
-@contextmanager
-def replaced(
-    model: torch.nn.Module,
-    hookpoint: str | Hookpoint,
-    function: Callable[[torch.Tensor], torch.Tensor],
-) -> Iterator[None]:
-    """Put `function(value)` in the place of the hookpoint's value [row pos d_in] in forwards inside.
-
-    Raises:
-        SpecError: an unknown hookpoint, or a layer past the last.
-        ModelError: the model has no such place.
-    """
-    place = parse_hookpoint(hookpoint) if isinstance(hookpoint, str) else hookpoint
-    with resolve(model, [place]).hooked({place: function}):
-        yield
-
-
-def truncate(model: torch.nn.Module, hookpoints: Sequence[str | Hookpoint]) -> None:
-    """Free the layers after the last hookpoint, in place, for a model that is only read from then on.
-
-    A `Reader` works as before; a full forward fails.
-    """
-    parsed = [parse_hookpoint(h) if isinstance(h, str) else h for h in hookpoints]
-    layers = decoder_layers(model)
-    for index in range(max(h.layer for h in parsed) + 1, len(layers)):
-        layers[index] = torch.nn.Identity()

@@ -13,7 +13,7 @@ from typing import Any
 from sae_placebo import artefacts, precision
 from sae_placebo.errors import StoreError
 from sae_placebo.lazy import pandas
-from sae_placebo.metrics import METRICS
+from sae_placebo.metrics import METRICS, Metric
 from sae_placebo.protocol import ArmModel, Plan
 from sae_placebo.report import build_report
 from sae_placebo.statistics import Cell, ReplicateTable, effects
@@ -86,6 +86,7 @@ class Trial:
         return "\n".join(lines)
 
 
+CONFIDENCE = 0.95
 HEADLINE = ("mean_token_entropy_bits", "share_single_token", "explained_variance_above_gaussian")
 
 
@@ -112,7 +113,7 @@ def write_results(plan: Plan, store: Store) -> Trial:
         6, "latent", pandas.array([None] * len(joined["measurements"]), "Int64")
     )
     replicates = gather(plan, store, int(joined["measurements"]["n"].min()))
-    joined["effects"] = effects(replicates, plan.spec.compared, METRICS.entries)
+    joined["effects"] = effects(replicates, plan.spec.compared, METRICS.entries, CONFIDENCE)
     for name, table in joined.items():
         _replace_table(folder / f"{name}.parquet", table)
     write_json(folder / "trial.json", record(plan, store))
@@ -187,11 +188,18 @@ def record(plan: Plan, store: Store) -> dict[str, Any]:
             },
         },
         "masks": {split: _masks(plan, store, one, split) for split, one in rows.items()},
+        "metrics": {name: _described(metric) for name, metric in METRICS.entries.items()},
+        "confidence": CONFIDENCE,
         "precision": precision.describe(),
         "versions": versions(),
         "seconds": seconds,
         "artefacts": {f"{s.stage}/{s.folder_name}": s.key for s in plan.steps()},
     }
+
+
+def _described(metric: Metric) -> dict[str, str]:
+    keys = ("unit", "better", "null", "definition", "source")
+    return {key: str(getattr(metric, key)) for key in keys}
 
 
 def _arm_record(plan: Plan, store: Store, one: ArmModel) -> dict[str, Any]:

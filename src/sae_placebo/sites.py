@@ -308,7 +308,7 @@ def _find_terms(model: torch.nn.Module, layer: torch.nn.Module, index: int) -> t
             f"attn_out.{index} and mlp_out.{index} cannot be read from {name}: its layer has no "
             f"attention module beside an MLP. Use resid_pre.{index} or resid_post.{index}."
         )
-    change = (probe.post.double() - probe.pre.double()).flatten()
+    change = (probe.post.cpu().double() - probe.pre.cpu().double()).flatten()
     tolerance = min(64 * torch.finfo(probe.post.dtype).eps, 0.05)
     best = min(pairs, key=lambda pair: _misfit(probe, change, pair, (1.0, 1.0)))
     scales = (1.0, 1.0)
@@ -338,10 +338,10 @@ def _readings(calls: list[_Call]) -> list[_Reading]:
     """Return each module's output, also less each input that the module has added to it."""
     found: list[_Reading] = []
     for call in calls:
-        output = call.output.double().flatten()
+        output = call.output.cpu().double().flatten()
         found.append((Term(call.module), output))
         for position, value in call.added.items():
-            found.append((Term(call.module, position), output - value.double().flatten()))
+            found.append((Term(call.module, position), output - value.cpu().double().flatten()))
     return found
 
 
@@ -361,7 +361,7 @@ def _misfit(
     scales: tuple[float, float],
 ) -> float:
     (_, a), (_, b) = pair
-    size = probe.pre.double().norm() + scales[0] * a.norm() + scales[1] * b.norm()
+    size = probe.pre.cpu().double().norm() + scales[0] * a.norm() + scales[1] * b.norm()
     return float((change - scales[0] * a - scales[1] * b).norm() / size)
 
 

@@ -5,7 +5,7 @@ TEMPLATE = """\
 # `sae-placebo check` prints all of them.
 name = "my-trial"                    # results: <store>/trials/my-trial/
 seed = 0                             # all randomness is drawn from it, by name
-hookpoints = ["resid_post.5"]        # also resid_pre.N, mlp_out.N, attn_out.N
+hookpoints = ["resid_post.2"]        # also resid_pre.N, mlp_out.N, attn_out.N
 model_seeds = [0, 1]                 # re-draws of every control; one gives no interval
 sae_seeds = [0, 1]                   # initialisations of every SAE; one gives no interval
 # contrasts = [["trained", "redraw"]]  # default: trained minus every other arm
@@ -17,7 +17,7 @@ id = "smollm2-135m"                  # packaged; or a hub id, or a local folder
 [text]
 source = "python-stdlib"             # or a file, folder or glob, or "hf:NAME" (needs the extra: hub)
 context_tokens = 128
-train_tokens = 250_000
+train_tokens = 300_000
 heldout_tokens = 50_000              # from other documents than the training tokens
 max_document_tokens = 1_016          # many short pieces: documents are what intervals resample
 
@@ -41,7 +41,7 @@ k = 32
 batch_tokens = 1024
 
 [harvest]
-outlier_ratio = 10.0                 # tokens of larger norm, relative to the median, are left out
+outlier_ratio = 3.0                  # tokens of larger norm, relative to the median, are left out
 
 [measurement]
 replicates = 200                     # document resamples behind each interval

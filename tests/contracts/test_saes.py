@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,6 +15,16 @@ from sae_placebo.saes.kernels import Workspace
 from sae_placebo.training import Fit, TrainingSpec
 
 D_IN, D_SAE = 24, 80
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Steps this small only wait for a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 KINDS = pytest.mark.parametrize("kind", sorted(SAES))
 

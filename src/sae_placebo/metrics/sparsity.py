@@ -46,20 +46,6 @@ def _l0(
     return ratio(codes @ weights, evidence.document_tokens @ weights)
 
 
-def _dead_share(
-    evidence: Evidence, weights: Float[np.ndarray, "document replicate"]
-) -> Float[np.ndarray, " replicate"]:
-    share = (firings(evidence, weights) == 0).mean(0)
-    return np.where(evidence.document_tokens @ weights > 0, share, np.nan)
-
-
-def _dense_share(
-    evidence: Evidence, weights: Float[np.ndarray, "document replicate"]
-) -> Float[np.ndarray, " replicate"]:
-    dense = densities(evidence, weights) > evidence.thresholds.dense_density
-    return np.where(evidence.document_tokens @ weights > 0, dense.mean(0), np.nan)
-
-
 def _median_density(
     evidence: Evidence, weights: Float[np.ndarray, "document replicate"]
 ) -> Float[np.ndarray, " replicate"]:
@@ -83,32 +69,6 @@ METRICS.add(
         definition="mean number of active latents per token",
         source="In common use.",
         compute=_l0,
-    ),
-)
-METRICS.add(
-    "dead_share",
-    Metric(
-        name="dead_share",
-        unit="share",
-        better="lower",
-        null="none: it depends on the recipe",
-        definition="share of latents that are active on no held-out token; it falls with the "
-        "number of tokens",
-        source="Bricken et al. 2023, on the held-out tokens instead of a fixed sample.",
-        compute=_dead_share,
-    ),
-)
-METRICS.add(
-    "dense_share",
-    Metric(
-        name="dense_share",
-        unit="share",
-        better="neither",
-        null="none: the value in the placebo arms is the comparison",
-        definition="share of latents, dead ones included, that are active on more than a tenth of "
-        "the tokens (`dense_density` of the thresholds)",
-        source="Sun et al. 2025 (arXiv 2506.15679), threshold 0.1.",
-        compute=_dense_share,
     ),
 )
 METRICS.add(

@@ -29,7 +29,7 @@ class View:
         """Return the view of `tables`."""
         arms, trained = tables.arms, tables.trained()
         styles = arm_styles(arms, trained)
-        return cls(tables, arms, trained, styles, confidence(tables.trial.get("spec")))
+        return cls(tables, arms, trained, styles, confidence(tables.trial))
 
 
 @dataclass(frozen=True)

@@ -50,14 +50,13 @@ WORDS: tuple[tuple[str, str], ...] = (
 
 
 def metric_terms(recorded: Any) -> list[dict[str, Any]]:
-    """Return each metric's own description.
+    """Return each metric's own description, as the trial recorded it beside its numbers.
 
-    Those that the trial recorded (`metrics` in trial.json: name to unit, better, null, definition,
-    source) come first, since they hold for its numbers; without them, the registered metrics of this
-    version are asked.
+    Args:
+        recorded: `metrics` of trial.json: name to unit, better, null, definition, source.
     """
-    if not isinstance(recorded, dict) or not recorded:
-        recorded = _registered()
+    if not isinstance(recorded, dict):
+        return []
     return [
         {
             **{key: str(term.get(key) or "not recorded") for key in _METRIC_KEYS},
@@ -69,17 +68,6 @@ def metric_terms(recorded: Any) -> list[dict[str, Any]]:
 
 
 _METRIC_KEYS = ("unit", "better", "null", "definition", "source")
-
-
-def _registered() -> dict[str, dict[str, str]]:
-    try:
-        from sae_placebo.metrics import METRICS
-    except ImportError:
-        return {}
-    return {
-        name: {key: str(getattr(metric, key)) for key in _METRIC_KEYS}
-        for name, metric in METRICS.entries.items()
-    }
 
 
 def class_terms() -> list[dict[str, str]]:
