@@ -11,6 +11,7 @@ medians; the spread is over rounds.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import time
@@ -21,7 +22,16 @@ import torch
 
 from sae_placebo import precision
 from sae_placebo.activations import FORWARD_ROWS, batches, blocks, calibrate, row_order
-from sae_placebo.models import ModelSpec, Reader, convert, decoder_layers, load_model, load_tokenizer, parse_hookpoint, truncate
+from sae_placebo.models import (
+    ModelSpec,
+    Reader,
+    convert,
+    decoder_layers,
+    load_model,
+    load_tokenizer,
+    parse_hookpoint,
+    truncate,
+)
 from sae_placebo.text import TextSpec, tokenize
 
 
@@ -37,10 +47,8 @@ def bare(model: torch.nn.Module, layer: int, ids: torch.Tensor) -> None:
     try:
         with torch.inference_mode():
             for part in ids.split(FORWARD_ROWS):
-                try:
+                with contextlib.suppress(Stopped):
                     model.model(input_ids=part, use_cache=False)
-                except Stopped:
-                    pass
     finally:
         handle.remove()
 

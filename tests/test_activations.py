@@ -71,7 +71,9 @@ def test_block_size_changes_no_activation(rows: Rows) -> None:
 def test_calibration_centers_scales_and_finds_outliers() -> None:
     x = torch.randn(1_000, 4, generator=generator(0, "test")) * 3 + 1
     x[7] = 500.0
-    one = Block(torch.zeros(1_000).long(), torch.zeros(1_000).long(), torch.zeros(1_000, 2).long(), {"h": x})
+    one = Block(
+        torch.zeros(1_000).long(), torch.zeros(1_000).long(), torch.zeros(1_000, 2).long(), {"h": x}
+    )
     found = calibrate(one, 10.0)["h"]
     assert found.n_outliers == 1
     assert found.largest_norm == pytest.approx(1_000.0)
@@ -95,7 +97,8 @@ def test_batches_share_their_order_and_lose_only_outliers() -> None:
     block, other = (Block(zero, zero, places, {"h": values}) for values in (x, spiked))
     calibrations = calibrate(block, 10.0)
     first, second = (
-        [batch["h"] for batch in batches(b, calibrations, 256, seed=3, index=1)] for b in (block, other)
+        [batch["h"] for batch in batches(b, calibrations, 256, seed=3, index=1)]
+        for b in (block, other)
     )
     assert [len(batch) for batch in first] == [250] * 4
     assert sum(len(batch) for batch in second) == 999
@@ -138,7 +141,12 @@ def test_gaussian_draws_have_the_activations_mean_and_covariance() -> None:
     random = generator(2, "cloud")
     mixing = torch.randn(5, 5, generator=random)
     x = torch.randn(40_000, 5, generator=random).abs() @ mixing + 3
-    one = Block(torch.zeros(40_000).long(), torch.zeros(40_000).long(), torch.zeros(40_000, 2).long(), {"h": x})
+    one = Block(
+        torch.zeros(40_000).long(),
+        torch.zeros(40_000).long(),
+        torch.zeros(40_000, 2).long(),
+        {"h": x},
+    )
     calibration = calibrate(one, 10.0)["h"]
     moments = SecondMoments(x[0])
     for part in x.chunk(7):

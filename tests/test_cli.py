@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import trial_table, write_toml
 
+from conftest import trial_table, write_toml
 from sae_placebo import cli
 
 

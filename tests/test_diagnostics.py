@@ -16,6 +16,7 @@ from sae_placebo.errors import NotEstimable
 from sae_placebo.models import Reader
 
 KEYS = {
+    "outlier_share",
     "residual_norm",
     "block_to_embedding_ratio",
     "token_r2",
@@ -70,6 +71,21 @@ def test_a_card_of_every_architecture(name: str) -> None:
         assert 1.9 < reach <= 2.0
     else:
         assert reach == pytest.approx(full)
+
+
+def test_outliers_are_counted_and_enter_nothing_else() -> None:
+    model = architectures.build("llama")
+    ids = architectures.token_ids(12, 20)
+    mask = usual_mask(ids)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[ids[3, 7]] *= 1e3
+    spiked = (ids == ids[3, 7]) & mask
+    found = card(model, ["resid_pre.0"], ids, mask, 20.0)["resid_pre.0"]
+    assert found["outlier_share"]["value"] == pytest.approx(float(spiked.sum() / mask.sum()))
+    rest = card(model, ["resid_pre.0"], ids, mask & ~spiked)["resid_pre.0"]
+    assert rest["outlier_share"]["value"] == 0.0
+    for name in ("residual_norm", "token_r2", "participation_ratio"):
+        assert found[name] == rest[name]
 
 
 def test_attention_entropy_by_hand() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import trial_table, write_toml
 
+from conftest import trial_table, write_toml
 from sae_placebo.errors import SpecError
 from sae_placebo.protocol import ArmModel, load_trial, plan_steps
 from sae_placebo.template import TEMPLATE
@@ -51,7 +51,10 @@ def test_aliases_of_one_hookpoint_are_one(table: dict[str, Any]) -> None:
         ("hookpoints=[]", r"hookpoints"),
         ('text.source="/nowhere"', r"at text: no text is at '/nowhere'"),
         ("text.train_tokens=0", r"at text.train_tokens: .*found 0"),
-        ("text.tokens=3", r"at text.tokens: no setting is called 'tokens'. Did you mean 'train_tokens'"),
+        (
+            "text.tokens=3",
+            r"at text.tokens: no setting is called 'tokens'. Did you mean 'train_tokens'",
+        ),
         ("sede=1", r"at sede: no setting is called 'sede'. Did you mean 'seed'\?"),
         ("sae_seeds=[1, 1]", r"sae_seeds holds a seed twice"),
         ("model_seeds=[]", r"at model_seeds"),

@@ -46,9 +46,14 @@ def test_a_written_artefact_is_found_with_its_manifest(tmp_path: Path) -> None:
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    with pytest.raises(RuntimeError, match="stop"), store.write(STEP) as folder:
-        (folder / "data.txt").write_text("half")
-        raise RuntimeError("stop")
+
+    def interrupted() -> None:
+        with store.write(STEP) as folder:
+            (folder / "data.txt").write_text("half")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        interrupted()
     assert store.find(STEP) is None
     assert list((tmp_path / "stage").iterdir()) == []
 

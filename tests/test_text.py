@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import save_tokenizer
 from pydantic import ValidationError
 
+from conftest import save_tokenizer
 from sae_placebo.errors import MissingExtra, TextError
 from sae_placebo.text import TextSpec, documents, identify, library_files, tokenize, vocabulary
 
@@ -106,7 +106,11 @@ def test_jsonl_and_parquet_give_a_document_per_record(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "words"),
-    [("not json", "not a JSON object"), ('{"body": "x"}', "'text' key"), ('{"text": 3}', "not text")],
+    [
+        ("not json", "not a JSON object"),
+        ('{"body": "x"}', "'text' key"),
+        ('{"text": 3}', "not text"),
+    ],
 )
 def test_bad_records_are_named_by_line(tmp_path: Path, line: str, words: str) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "fine"}) + "\n" + line)

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import save_model, save_tokenizer, trial_table, write_toml
 
 import sae_placebo as sp
+from conftest import save_model, save_tokenizer, trial_table, write_toml
 from sae_placebo.errors import ModelError, PlaceboError, StoreError
 from sae_placebo.progress import Progress
 from sae_placebo.protocol import load_trial, plan_steps
@@ -41,7 +41,8 @@ class Spy(Progress):
 
 def hashes(folder: Path) -> dict[str, str]:
     return {
-        name: hashlib.sha256((folder / f"{name}.parquet").read_bytes()).hexdigest() for name in TABLES
+        name: hashlib.sha256((folder / f"{name}.parquet").read_bytes()).hexdigest()
+        for name in TABLES
     }
 
 
@@ -108,9 +109,7 @@ def test_every_arm_reads_the_same_tokens(finished: sp.Trial, table: dict[str, An
     assert np.allclose(l0, 4.0, atol=0.05)
 
 
-def test_text_that_tries_to_break_out_of_the_page_is_text(
-    tiny_model: Path, tmp_path: Path
-) -> None:
+def test_text_that_tries_to_break_out_of_the_page_is_text(tiny_model: Path, tmp_path: Path) -> None:
     evil = "</script><img src=x onerror=alert(1)>"
     for i in range(60):
         (tmp_path / f"{i}.txt").write_text(f"{evil} {i} " * 12)
@@ -121,9 +120,7 @@ def test_text_that_tries_to_break_out_of_the_page_is_text(
     assert "onerror=alert(1)>" not in page
 
 
-def test_one_seed_gives_no_interval_and_says_why(
-    table: dict[str, Any], tmp_path: Path
-) -> None:
+def test_one_seed_gives_no_interval_and_says_why(table: dict[str, Any], tmp_path: Path) -> None:
     effects = sp.run(table | {"model_seeds": [0], "sae_seeds": [0]}, tmp_path).effects
     assert effects["low"].isna().all()
     assert effects["reason"].str.contains("seed").all()
@@ -131,7 +128,9 @@ def test_one_seed_gives_no_interval_and_says_why(
     assert effects["aa_reason"].notna().all()
 
 
-def test_a_second_run_does_nothing_and_changes_nothing(finished: sp.Trial, table: dict[str, Any], tmp_path: Path) -> None:
+def test_a_second_run_does_nothing_and_changes_nothing(
+    finished: sp.Trial, table: dict[str, Any], tmp_path: Path
+) -> None:
     store = copied(finished, tmp_path / "store")
     spy = Spy()
     again = sp.run(table, store, progress=spy)
@@ -139,7 +138,9 @@ def test_a_second_run_does_nothing_and_changes_nothing(finished: sp.Trial, table
     assert hashes(again.folder) == hashes(finished.folder)
 
 
-def test_a_new_arm_changes_no_number_of_the_others(finished: sp.Trial, table: dict[str, Any], tmp_path: Path) -> None:
+def test_a_new_arm_changes_no_number_of_the_others(
+    finished: sp.Trial, table: dict[str, Any], tmp_path: Path
+) -> None:
     store = copied(finished, tmp_path / "store")
     arms = table["arms"] | {"redraw_keep_norms": {"control": "redraw", "keep": ["norms"]}}
     spy = Spy()
@@ -201,9 +202,7 @@ def test_killed_at_random_points_and_resumed_gives_identical_results(
     assert hashes(store / "trials" / "tiny") == hashes(finished.folder)
 
 
-def test_a_model_that_gives_nan_names_arm_and_layer(
-    table: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_model_that_gives_nan_names_arm_and_layer(table: dict[str, Any], tmp_path: Path) -> None:
     import torch
 
     model = save_model(tmp_path / "model")
@@ -251,7 +250,9 @@ def test_saved_saes_are_in_model_units_and_carry_their_provenance(
         metadata = json.loads((folder / "cfg.json").read_text())["metadata"]
         assert metadata["arm"] == one.arm
         assert len(metadata["weight_hash"]) == 64
-        x = artefacts.read_activations(store / "harvest" / plan.harvest[one].folder_name, "resid_post.1")
+        x = artefacts.read_activations(
+            store / "harvest" / plan.harvest[one].folder_name, "resid_post.1"
+        )
         sae = saelens.read(folder)
         error = (x - sae.decode(sae.encode(x))).square().sum() / (x - x.mean(0)).square().sum()
         assert float(error) < 1.0

@@ -26,12 +26,17 @@ class HarvestSpec(Spec):
 
     Attributes:
         block_rows: Rows read before their tokens are shuffled together.
+        calibration_rows: Rows at the head of the training stream that give an arm's mean, scale and
+            norm limit.
+        card_rows: Held-out rows that the diagnostics card is made from.
         outlier_ratio: A token whose norm exceeds this multiple of the arm's median norm is left out of
             training, and, when any arm leaves it out, of every arm's measurements. Attention sinks
             are what it is for; see docs/concepts/masking.md for why 3 and not the usual 10.
     """
 
     block_rows: int = Field(256, ge=1)
+    calibration_rows: int = Field(64, ge=1)
+    card_rows: int = Field(64, ge=1)
     outlier_ratio: float = Field(3.0, gt=1.0)
 
 

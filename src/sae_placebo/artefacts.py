@@ -91,7 +91,7 @@ def read_activations(folder: Path, hookpoint: str) -> torch.Tensor:
     """Return the held-out activations [token, d_in] of one hookpoint."""
     from safetensors import safe_open
 
-    with safe_open(folder / "activations.safetensors", framework="pt") as stream:  # type: ignore[no-untyped-call]
+    with safe_open(folder / "activations.safetensors", framework="pt") as stream:
         tensor: torch.Tensor = stream.get_tensor(hookpoint)
     return tensor
 
@@ -122,7 +122,7 @@ def read_lookup(folder: Path, hookpoint: str) -> tuple[torch.Tensor, torch.Tenso
     """Return the ids seen in training [entry] and their table [entry + 1, d_in]."""
     from safetensors import safe_open
 
-    with safe_open(folder / "lookup.safetensors", framework="pt") as stream:  # type: ignore[no-untyped-call]
+    with safe_open(folder / "lookup.safetensors", framework="pt") as stream:
         return stream.get_tensor(f"{hookpoint}.ids"), stream.get_tensor(f"{hookpoint}.table")
 
 

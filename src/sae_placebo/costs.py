@@ -10,14 +10,14 @@ from typing import Any
 
 from sae_placebo import models, precision
 from sae_placebo.activations import FORWARD_ROWS
-from sae_placebo.sites import text_config
 from sae_placebo.lazy import torch
 from sae_placebo.progress import Progress
 from sae_placebo.protocol import Plan, TrialSpec, load_trial, plan_steps
+from sae_placebo.sites import text_config
 from sae_placebo.spec import generator
 from sae_placebo.store import Step, Store
 from sae_placebo.training import Fit
-from sae_placebo.trial import CALIBRATION_ROWS, Bench
+from sae_placebo.trial import Bench
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _tokens(spec: TrialSpec, stage: str) -> int:
     text = spec.text
     return {
         "tokenize": text.train_tokens + text.heldout_tokens,
-        "harvest": text.heldout_tokens + CALIBRATION_ROWS * text.context_tokens,
+        "harvest": text.heldout_tokens + spec.harvest.calibration_rows * text.context_tokens,
         "train": text.train_tokens,
         "measure": text.heldout_tokens,
     }.get(stage, 0)
@@ -150,7 +150,7 @@ def measure_rates(bench: Bench) -> Rates:
     saes = {}
     for label, sae in spec.saes.items():
         fit = Fit(sae.create(reader.d_in, 0), spec.training, 1_000_000)
-        saes[label] = _rate(lambda fit=fit: fit.step(x), len(x))  # type: ignore[misc]
+        saes[label] = _rate(lambda fit=fit: fit.step(x), len(x))
     return Rates(forward, saes, build_seconds)
 
 

@@ -29,12 +29,15 @@ def card(
     hookpoints: Sequence[str | Hookpoint],
     token_ids: Int64[torch.Tensor, "row pos"],
     mask: Bool[torch.Tensor, "row pos"],
+    outlier_ratio: float = math.inf,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Return the diagnostics of each hookpoint, ready for JSON: `value`, `unit`, `n`, `reason`.
 
     A value that cannot be estimated is None and `reason` says why; it is never NaN. `n` counts
     tokens. The quantities:
 
+    - `outlier_share`: share of the tokens whose norm exceeds `outlier_ratio` medians at the
+      hookpoint. They enter none of the other quantities but the attention entropy.
     - `residual_norm`: mean L2 norm of the activation.
     - `block_to_embedding_ratio`: mean norm of what the blocks have added, over the mean norm of what
       enters the first layer (token and learned position embeddings). Added is the residual stream
@@ -50,6 +53,7 @@ def card(
         hookpoints: Names as `parse_hookpoint` takes them.
         token_ids: Rows of tokens, padded on the right.
         mask: True where a token counts. All tokens are read, also as context.
+        outlier_ratio: See above; no token is an outlier by default.
 
     Raises:
         SpecError: an unknown hookpoint, or a layer past the last.
@@ -64,17 +68,34 @@ def card(
     entropies = _attention_entropies(model, wanted, token_ids, mask)
     cards: dict[str, dict[str, dict[str, Any]]] = {}
     for place in places:
-        x = activations[place.name]
-        term = place.site in ("attn_out", "mlp_out")
-        added = x if term else x - embedding
+        every = activations[place.name]
+        kept = _ordinary(every, outlier_ratio)
+        x, entered = every[kept], embedding[kept]
+        added = x if place.site in ("attn_out", "mlp_out") else x - entered
         cards[place.name] = {
+            "outlier_share": _row("share", len(every), partial(_share, ~kept)),
             "residual_norm": _row("model units", len(x), partial(_mean_norm, x)),
-            "block_to_embedding_ratio": _row("ratio", len(x), partial(_ratio, added, embedding)),
-            "token_r2": _r2_row(x, tokens),
+            "block_to_embedding_ratio": _row("ratio", len(x), partial(_ratio, added, entered)),
+            "token_r2": _r2_row(x, tokens[kept]),
             "participation_ratio": _row("dimensions", len(x), partial(participation_ratio, x)),
             **_entropy_rows(place, entropies),
         }
     return cards
+
+
+def _ordinary(x: torch.Tensor, outlier_ratio: float) -> torch.Tensor:
+    """Return which tokens are no norm outliers: bool [token]."""
+    norms = x.norm(dim=1)
+    if len(x) == 0 or math.isinf(outlier_ratio):
+        return torch.ones_like(norms, dtype=torch.bool)
+    ordinary: torch.Tensor = norms <= outlier_ratio * norms.median()
+    return ordinary
+
+
+def _share(flags: torch.Tensor) -> float:
+    if len(flags) == 0:
+        raise NotEstimable("no token is left by the mask")
+    return float(flags.double().mean())
 
 
 def _row(unit: str, n: int, value: Callable[[], float]) -> dict[str, Any]:

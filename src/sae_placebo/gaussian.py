@@ -71,7 +71,8 @@ class SecondMoments:
         offset = ((self.center + mean - calibration.mean) * calibration.factor).float()
 
         def draw(n: int, random: torch.Generator) -> torch.Tensor:
-            return torch.randn(n, len(offset), generator=random) @ root + offset
+            drawn: torch.Tensor = torch.randn(n, len(offset), generator=random) @ root + offset
+            return drawn
 
         return draw
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from sae_placebo import gaussian
+from sae_placebo import artefacts, gaussian
 from sae_placebo.activations import Block, Calibration, TokenMeans, batches, blocks, row_order
 from sae_placebo.gaussian import SecondMoments
+from sae_placebo.interop import saelens
 from sae_placebo.lazy import torch
 from sae_placebo.models import Reader
 from sae_placebo.progress import Advance
 from sae_placebo.protocol import TrialSpec
-from sae_placebo.saes import SAE
 from sae_placebo.spec import generator
 from sae_placebo.text import Rows
 from sae_placebo.training import Fit, train
@@ -117,8 +118,22 @@ class ArmTraining:
                 found[hookpoint][label] = gaussian.score(fit.sae(), draw, spec.seed).record()
         return found
 
-    def trained(self) -> Iterator[tuple[str, str, int, SAE, list[dict[str, Any]]]]:
-        """Yield hookpoint, SAE label, SAE seed, the SAE in model units, and its training log."""
+    def write(self, folder: Path, provenance: Mapping[str, Any]) -> None:
+        """Write the SAEs in model units, the lookup tables and the training log.
+
+        Args:
+            folder: Where to.
+            provenance: Metadata of every SAE: which model it was trained on.
+        """
+        logs: list[dict[str, Any]] = []
         for (hookpoint, label, seed), fit in self.fits.items():
             one = self.calibrations[hookpoint]
-            yield hookpoint, label, seed, fit.sae().fold(one.mean, one.factor), fit.log()
+            keys = {"hookpoint": hookpoint, "sae": label, "sae_seed": seed}
+            saelens.write(
+                fit.sae().fold(one.mean, one.factor),
+                artefacts.sae_folder(folder, hookpoint, label, seed),
+                {**provenance, "hook_name": hookpoint, "sae_seed": seed},
+            )
+            logs += [keys | row for row in fit.log()]
+        artefacts.write_lookup(folder, self.lookups)
+        artefacts.write_records(folder / "log.parquet", logs)

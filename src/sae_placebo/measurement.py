@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int32, Int64
 from pydantic import Field
 
 from sae_placebo.classification import ClassThresholds
@@ -63,14 +63,16 @@ class HeldOut:
     vocabulary: Sequence[str]
 
     @property
-    def token_ids(self) -> np.ndarray:
-        """[token] int32."""
-        return self.rows.token_ids[self.places[:, 0], self.places[:, 1]]
+    def token_ids(self) -> Int32[np.ndarray, " token"]:
+        """Id of each token."""
+        ids: np.ndarray = self.rows.token_ids[self.places[:, 0], self.places[:, 1]]
+        return ids
 
     @property
-    def documents(self) -> np.ndarray:
-        """[token] int32, ascending."""
-        return self.rows.documents[self.places[:, 0]]
+    def documents(self) -> Int32[np.ndarray, " token"]:
+        """Document of each token, ascending."""
+        documents: np.ndarray = self.rows.documents[self.places[:, 0]]
+        return documents
 
 
 def held_out(

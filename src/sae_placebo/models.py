@@ -218,7 +218,7 @@ def load_model(source: str | Path, revision: str | None = None) -> Any:
         return transformers.AutoModelForCausalLM.from_pretrained(
             folder or source,
             revision=revision or "main",
-            local_files_only=not _hub_answers(),
+            local_files_only=folder is not None or not _hub_answers(),
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
@@ -256,7 +256,7 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> Any:
         return transformers.AutoTokenizer.from_pretrained(
             folder or source,
             revision=revision or "main",
-            local_files_only=not _hub_answers(),
+            local_files_only=folder is not None or not _hub_answers(),
             trust_remote_code=False,
         )
 

@@ -288,7 +288,9 @@ def plan_steps(spec: TrialSpec) -> Plan:
             one = ArmModel(arm, model_seed)
             drawn = {"control": control, "model_seed": model_seed, "seed": spec.seed}
             hookpoints = list(spec.hookpoints)
-            build[one] = step("build", one.label, [drawn, hookpoints], model, tokenize)
+            build[one] = step(
+                "build", one.label, [drawn, hookpoints, spec.harvest], model, tokenize
+            )
             harvest[one] = step("harvest", one.label, spec.harvest, build[one])
             recipe = [spec.saes, list(spec.sae_seeds), spec.training]
             train[one] = step("train", one.label, recipe, harvest[one])

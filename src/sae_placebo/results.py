@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sae_placebo import artefacts, precision
 from sae_placebo.errors import StoreError
 from sae_placebo.lazy import pandas
@@ -228,8 +230,14 @@ def _masks(plan: Plan, store: Store, rows: Any, split: str) -> dict[str, Any]:
             found = {label: artefacts.outliers(f, hookpoint) for label, f in folders.items()}
             for label, flags in found.items():
                 counts[f"outlier_norm {hookpoint} {label}"] = int(flags.sum())
-            union = sum(found.values()) > 0
+            union = np.logical_or.reduce(list(found.values()))
             counts[f"outlier_norm {hookpoint} any arm (left out of all)"] = int(union.sum())
+    else:
+        total = int(rows.usable().sum())
+        for one, step in plan.train.items():
+            log = artefacts.read_table(store.path(step) / "log.parquet")
+            for hookpoint, seen in log.groupby("hookpoint")["tokens"].max().items():
+                counts[f"outlier_norm {hookpoint} {one.label}"] = total - int(seen)
     return counts
 
 

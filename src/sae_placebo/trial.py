@@ -36,9 +36,6 @@ from sae_placebo.results import Trial, write_results
 from sae_placebo.statistics import document_weights
 from sae_placebo.store import Store, read_json, write_json
 
-# rows of the training stream that calibrate an arm; held-out rows that its diagnostics read
-CALIBRATION_ROWS, CARD_ROWS = 64, 64
-
 
 def run(
     source: TrialSpec | Mapping[str, Any] | str | Path,
@@ -155,7 +152,7 @@ class Bench:
 
     def _record(self, one: ArmModel, model: Any, recipe: dict[str, Any]) -> None:
         """Keep what was done to the model, and its diagnostics card."""
-        step, rows = self.plan.build[one], self.rows["heldout"]
+        step, rows, spec = self.plan.build[one], self.rows["heldout"], self.spec.harvest
         folder = self.store.find(step)
         if folder is not None:
             if read_json(folder / "recipe.json")["weight_hash"] != recipe["weight_hash"]:
@@ -164,12 +161,13 @@ class Bench:
                     "go back to the recorded versions or choose another --store"
                 )
             return
+        ids = torch.from_numpy(rows.token_ids[: spec.card_rows]).long()
+        usable = torch.from_numpy(rows.usable()[: spec.card_rows])
         with self.progress.track(f"build {one.label}", 1, "model") as advance:
             with self.store.write(step) as draft:
-                ids = torch.from_numpy(rows.token_ids[:CARD_ROWS]).long()
-                usable = torch.from_numpy(rows.usable()[:CARD_ROWS])
                 write_json(draft / "recipe.json", recipe)
-                write_json(draft / "card.json", card(model, self.spec.hookpoints, ids, usable))
+                found = card(model, self.spec.hookpoints, ids, usable, spec.outlier_ratio)
+                write_json(draft / "card.json", found)
             advance(1)
 
     def _harvest(self, one: ArmModel, reader: models.Reader) -> None:
@@ -177,22 +175,22 @@ class Bench:
         step, train, heldout = self.plan.harvest[one], self.rows["train"], self.rows["heldout"]
         if self.store.find(step) is not None:
             return
-        order = row_order(len(train.lengths), self.spec.seed)[:CALIBRATION_ROWS]
+        spec = self.spec.harvest
+        sample = row_order(len(train.lengths), self.spec.seed)[: spec.calibration_rows]
         calibrations = calibrate(
-            next(blocks(reader, train, order, CALIBRATION_ROWS)), self.spec.harvest.outlier_ratio
+            next(blocks(reader, train, sample, len(sample))), spec.outlier_ratio
         )
         kept: dict[str, list[torch.Tensor]] = {name: [] for name in reader.names}
         total = int(heldout.usable().sum())
-        with self.progress.track(f"harvest {one.label}", total) as advance:
-            with self.store.write(step) as draft:
-                for block in blocks(
-                    reader, heldout, np.arange(len(heldout.lengths)), CALIBRATION_ROWS
-                ):
-                    for name, x in block.activations.items():
-                        kept[name].append(x.clone())
-                    advance(len(block.token_ids))
-                joined = {name: torch.cat(parts) for name, parts in kept.items()}
-                artefacts.write_harvest(draft, joined, calibrations)
+        in_order = np.arange(len(heldout.lengths))
+        label = f"harvest {one.label}"
+        with self.progress.track(label, total) as advance, self.store.write(step) as draft:
+            for block in blocks(reader, heldout, in_order, spec.block_rows):
+                for name, x in block.activations.items():
+                    kept[name].append(x.clone())
+                advance(len(block.token_ids))
+            joined = {name: torch.cat(parts) for name, parts in kept.items()}
+            artefacts.write_harvest(draft, joined, calibrations)
 
     def _train(self, one: ArmModel, reader: models.Reader) -> None:
         """Train every SAE of the arm in one pass over the token stream, then its Gaussian nulls."""
@@ -207,15 +205,7 @@ class Bench:
                 arm.fit(advance)
             with self.progress.track(f"gaussian null {one.label}", arm.n_null_tokens) as advance:
                 write_json(draft / "gaussian.json", arm.fit_nulls(advance))
-            artefacts.write_lookup(draft, arm.lookups)
-            logs = []
-            for hookpoint, label, seed, sae, log in arm.trained():
-                folder = artefacts.sae_folder(draft, hookpoint, label, seed)
-                saelens.write(sae, folder, provenance | {"hook_name": hookpoint, "sae_seed": seed})
-                logs += [
-                    {"hookpoint": hookpoint, "sae": label, "sae_seed": seed} | row for row in log
-                ]
-            artefacts.write_records(draft / "log.parquet", logs)
+            arm.write(draft, provenance)
 
     # --- one SAE: what its latents are, and what every metric says -------------------------------
 
