@@ -8,7 +8,7 @@ demo: .venv/demo
 	$(BIN)/sae-placebo run examples/demo.toml --store runs
 
 test: .venv/dev .venv/demo
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: .venv/dev
 	$(BIN)/ruff format --check .

@@ -100,7 +100,7 @@ def test_keys_change_with_what_decides_them_and_with_nothing_else(table: dict[st
         'name="other"': set(),
         "measurement.replicates=50": {"measure"},
         "training.batch_tokens=128": {"train", "measure"},
-        "harvest.outlier_ratio=5.0": {"harvest", "train", "measure"},
+        "harvest.outlier_ratio=5.0": {"build", "harvest", "train", "measure"},
         'arms.redraw.keep=["norms"]': {"build", "harvest", "train", "measure"},
         "text.train_tokens=5000": {"tokenize", "build", "harvest", "train", "measure"},
         "seed=1": {"tokenize", "build", "harvest", "train", "measure"},

@@ -25,17 +25,21 @@ from sae_placebo.report import build_report, read_tables, render
 from sae_placebo.report.build import embed_json
 from sae_placebo.report.plots import label
 from sae_placebo.report.sections import View
+from sae_placebo.report.sections.aa import in_short, sentences, tally
+from sae_placebo.report.sections.compared import kept_groups
 from sae_placebo.report.sections.contrasts import contrasts, ordered
 from sae_placebo.report.sections.headline import WANTED, sentence, verdict
 from sae_placebo.report.sections.latents import _pieces
 from sae_placebo.report.wording import (
     Estimate,
     decimals_for,
+    fitting,
     interval,
     metric_title,
     number,
     token_label,
     visible,
+    wrapped,
 )
 from synthetic_trial import EVIL, Settings, write_trial
 
@@ -90,7 +94,7 @@ def test_all_sections_are_there_in_order(page: Page) -> None:
     anchors = [attrs["id"] for tag, attrs in page.elements if tag == "section"]
     assert anchors == [
         *("compared", "headline", "effects", "classes"),
-        *("entropy", "latents", "definitions", "limits"),
+        *("entropy", "latents", "method", "definitions", "limits"),
     ]
 
 
@@ -201,7 +205,80 @@ def test_a_forest_marks_null_interval_and_aa_on_each_rows_own_scale(page: Page) 
     assert len(main["x"]) == 12  # of 14: one has no interval, one no estimate
     assert len(traces["effect, no interval"]["x"]) == 1
     assert len(traces["A/A interval"]["x"]) == 3 * 13
-    assert [s for s in figure["layout"]["shapes"] if s.get("yref") == "paper" and s["x0"] == 0]
+    nulls = [s for s in figure["layout"]["shapes"] if s["x0"] == s["x1"] == 0]
+    assert len(nulls) == 13  # a piece per row that shows anything
+    assert all(any(s["y0"] < y < s["y1"] for s in nulls) for y in main["y"])
+
+
+def test_shares_of_latents_are_in_percent(full: Path) -> None:
+    effects = read_tables(full).effects
+    table = effects[effects["metric"] == "share_dense"]
+    raw = float(table["effect"].iloc[0])
+    row = next(r for r in contrasts(View.of(read_tables(full)))[0].rows if "dense" in r["metric"])
+    assert row["unit"] == "%"
+    assert row["effect"] == pytest.approx(100 * raw)
+    assert row["arm_low"] == pytest.approx(100 * float(table["arm_low"].iloc[0]))
+
+
+def test_an_interval_below_zero_is_not_clipped(tmp_path: Path) -> None:
+    folder = write_trial(tmp_path / "trial", Settings(latents=40))
+    effects = pd.read_parquet(folder / "effects.parquet")
+    effects.loc[effects["metric"] == "share_dead", ["arm_low", "arm_high"]] = [-0.08, 1.2]
+    effects.to_parquet(folder / "effects.parquet")
+    page = Page(render(read_tables(folder)))
+    low, high = page.figures()["classes-0"]["layout"]["xaxis"]["range"]
+    assert low < -8
+    assert high > 120
+    assert "[\N{MINUS SIGN}8%, 120%]" in page.text
+
+
+def test_aa_intervals_are_counted_once_per_control(full: Path) -> None:
+    tables = read_tables(full)
+    effects = tables.effects
+    known = effects[effects["aa_low"].notna()]
+    distinct = len(known.drop_duplicates(["metric", "control"]))
+    assert distinct < len(known)
+    twins = {"metric": "fvu", "control": "redraw"}
+    at = (effects[list(twins)] == pd.Series(twins)).all(axis=1)
+    assert at.sum() == 2
+    effects.loc[at, ["aa_effect", "aa_low", "aa_high"]] = [0.2, 0.1, 0.3]
+    found = tally(View.of(tables))
+    assert (found.total, found.n_outside, found.points) == (distinct, 1, 0)
+    assert found.outside == {"redraw": ["FVU"]}
+    said = " ".join(sentences(found))
+    assert f"There are {distinct} A/A intervals" in said
+    assert "1 leaves 0 out: FVU in redraw." in said
+    assert f"about {round(0.05 * distinct)} would" in said
+    assert "borrowed from the other control's re-draws and has one degree of freedom" in said
+    assert f"Of {distinct} A/A intervals" in in_short(found)
+    effects.loc[at, ["aa_effect", "aa_low", "aa_high"]] = 0.0
+    found = tally(View.of(tables))
+    assert (found.total, found.n_outside, found.points) == (distinct, 0, 1)
+
+
+def test_aa_intervals_of_many_redraws_are_not_called_rough(tmp_path: Path) -> None:
+    folder = write_trial(tmp_path / "trial", Settings(latents=20, model_seeds=6))
+    assert tally(View.of(read_tables(folder))).few == ()
+
+
+def test_the_headline_shows_every_contrast_and_what_it_asks(page: Page) -> None:
+    cards = [a for _, a in page.elements if "headline" in (a.get("class") or "").split()]
+    assert len(cards) == 3 * 3
+    for words in (
+        "asks what training put into the weights, all together",
+        "asks what training put into the weights beyond embeddings",
+        "asks what trained embeddings alone change",
+        "Found on random models? Yes: the dominant class there",
+    ):
+        assert words in page.text, words
+
+
+def test_the_arms_are_told_in_groups_and_counts(full: Path, page: Page) -> None:
+    view = View.of(read_tables(full))
+    assert kept_groups(view, "redraw") == ()
+    assert kept_groups(view, "redraw_keep_embeddings") == ("embeddings",)
+    assert "212 of outlying norm in some arm" in page.text
+    assert "16,384 tokens for Residual norm" in page.text
 
 
 def test_class_shares_have_intervals_and_n(page: Page) -> None:
@@ -275,7 +352,7 @@ def test_a_missing_table_is_said(tmp_path: Path, drop: tuple[str, ...]) -> None:
     for name in drop:
         file = "trial.json" if name == "trial" else f"{name}.parquet"
         assert f"{file} is not in the trial folder." in page.text
-    assert sum(tag == "section" for tag, _ in page.elements) == 8
+    assert sum(tag == "section" for tag, _ in page.elements) == 9
 
 
 def test_empty_tables_one_arm_and_few_latents(tmp_path: Path) -> None:
@@ -374,6 +451,22 @@ def test_numbers_are_rounded_to_their_interval() -> None:
     assert number(None) == "–"
     assert interval(-0.004, 1.2, 1, signed=True) == "[0.0, +1.2]"
     assert metric_title("mean_token_entropy_bits", "bits") == "Mean token entropy"
+
+
+def test_an_estimate_shows_three_digits_and_never_hides_its_side_of_zero() -> None:
+    assert fitting(32.0, 31.9990, 32.0001) == 1
+    assert fitting(0.0, -0.00006, 0.00006) == 4
+    assert fitting(-0.0005, -0.00104, 0.00005) == 4
+    assert number(0.0002, fitting(7.5, 0.0002, 15.1)) != "0"
+    assert fitting(0.0, 0.0, 0.0) == 0
+    assert interval(0.0, 0.0, 0) == "(no variation)"
+    assert interval(-0.22, 0.27, 2, unit="%") == "[\N{MINUS SIGN}0.22%, 0.27%]"
+
+
+def test_a_long_name_is_broken_and_not_cut() -> None:
+    assert wrapped("redraw_keep_embeddings", 12) == ["redraw_keep_", "embeddings"]
+    assert "".join(wrapped("b" * 60, 25)) == "b" * 60
+    assert max(map(len, wrapped("b" * 60, 25))) <= 25
 
 
 def test_an_estimate_without_n_or_interval_cannot_be_shown() -> None:
@@ -485,13 +578,21 @@ def browser() -> Iterator[Browser]:
     shutil.rmtree(home, ignore_errors=True)
 
 
-SCROLL = """(async () => {
-  for (let y = 0; y < document.documentElement.scrollHeight; y += 700) {
-    window.scrollTo({top: y, behavior: "instant"});
-    await new Promise((go) => setTimeout(go, 40));
+DRAWN = """(async () => {
+  const plots = Array.from(document.querySelectorAll(".plot"));
+  const empty = (p) => !p.querySelector(".main-svg .trace, .main-svg .point");
+  for (let i = 0; i < 200 && plots.some(empty); i++) {
+    await new Promise((go) => setTimeout(go, 50));
   }
-  await new Promise((go) => setTimeout(go, 200));
+  return plots.filter((p) => !empty(p) && p.offsetHeight > 100).length;
 })()"""
+CUT = """Array.from(document.querySelectorAll(".plot")).flatMap((plot) => {
+  const box = plot.getBoundingClientRect();
+  return Array.from(plot.querySelectorAll(".main-svg text")).filter((text) => {
+    const own = text.getBoundingClientRect();
+    return own.width && (own.left < box.left - 1 || own.right > box.right + 1);
+  }).map((text) => text.textContent);
+})"""
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
@@ -508,10 +609,12 @@ def test_a_browser_shows_it_without_errors_or_requests(
     index = build_report(write_trial(tmp_path / "trial", settings))
     browser.events.clear()
     browser.open(index, width)
-    browser.js(SCROLL)
     plots = browser.js("document.querySelectorAll('.plot').length")
     assert plots == (0 if kind == "empty" else 5)
-    assert browser.js("document.querySelectorAll('.plot .main-svg').length") >= plots
+    # without scrolling: a printer and a picture of the whole page need all of them
+    assert browser.js(DRAWN) == plots
+    assert browser.js("window.scrollY") == 0
+    assert browser.js(CUT) == []
     assert browser.js("document.documentElement.scrollWidth") <= width
     assert (
         browser.js("document.querySelectorAll('img, main a[href]:not([href^=\"#\"])').length") == 0
@@ -522,6 +625,21 @@ def test_a_browser_shows_it_without_errors_or_requests(
         assert method != "Runtime.consoleAPICalled", params
         if method == "Network.requestWillBeSent":
             assert params["request"]["url"].startswith(("file:", "data:"))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
+def test_the_headline_begins_on_the_first_screen(browser: Browser, full: Path) -> None:
+    browser.open(build_report(full), 1280)
+    place = "document.querySelector('#{}').getBoundingClientRect().top"
+    assert browser.js(place.format("headline")) < 900
+    cards = browser.js(
+        "Array.from(document.querySelector('.cards').children)"
+        ".map((card) => card.getBoundingClientRect().top)"
+    )
+    assert len(cards) == 3
+    assert len(set(cards)) == 1
+    table = "document.querySelector('#compared .box')"
+    assert browser.js(f"{table}.scrollWidth <= {table}.clientWidth")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")

@@ -17,7 +17,7 @@ from sae_placebo.activations import Block, Calibration, TokenMeans, batches, blo
 from sae_placebo.gaussian import SecondMoments
 from sae_placebo.interop import saelens
 from sae_placebo.lazy import torch
-from sae_placebo.models import Reader
+from sae_placebo.models import Reader, parse_hookpoint
 from sae_placebo.progress import Advance
 from sae_placebo.protocol import TrialSpec
 from sae_placebo.spec import generator
@@ -132,8 +132,14 @@ class ArmTraining:
             saelens.write(
                 fit.sae().fold(one.mean, one.factor),
                 artefacts.sae_folder(folder, hookpoint, label, seed),
-                {**provenance, "hook_name": hookpoint, "sae_seed": seed},
+                {**provenance, **_hook_names(hookpoint), "sae_seed": seed},
             )
             logs += [keys | row for row in fit.log()]
         artefacts.write_lookup(folder, self.lookups)
         artefacts.write_records(folder / "log.parquet", logs)
+
+
+def _hook_names(hookpoint: str) -> dict[str, str]:
+    """Return a hookpoint under our name and, as SAELens asks, under TransformerLens's."""
+    place = parse_hookpoint(hookpoint)
+    return {"hookpoint": hookpoint, "hook_name": f"blocks.{place.layer}.hook_{place.site}"}

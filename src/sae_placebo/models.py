@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import io
 import json
 import socket
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -184,7 +185,8 @@ def _dequantized() -> tuple[Any, Any]:
     path = _packaged_file()
     if not all(importlib.util.find_spec(name) for name in ("gguf", "accelerate")):
         raise _missing()
-    with _quiet():
+    # the conversion draws a progress bar of its own, whatever transformers is told
+    with _quiet(), redirect_stderr(io.StringIO()):
         model = transformers.AutoModelForCausalLM.from_pretrained(
             path.parent,
             gguf_file=path.name,

@@ -184,12 +184,14 @@ def file_hash(path: Path) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON and flush it to disk; the file is whole or absent."""
+    """Write `value` as indented JSON; whatever kills the process, the file is whole or absent.
+
+    Nothing is synced: after a power cut the hashes in the manifests tell what was lost, and a sync
+    would wait for every file that the system still holds in memory.
+    """
     draft = path.with_name(f".{path.name}.draft")
     with draft.open("w", encoding="utf-8") as stream:
         json.dump(value, stream, indent=1, sort_keys=True, allow_nan=False)
-        stream.flush()
-        os.fsync(stream.fileno())
     draft.replace(path)
 
 

@@ -98,6 +98,7 @@ def _environment() -> Any:
         lstrip_blocks=True,
     )
     environment.filters["breakable"] = _breakable
+    environment.filters["sentence"] = _sentence
     return environment
 
 
@@ -106,6 +107,11 @@ def _breakable(text: Any) -> Any:
     from markupsafe import Markup, escape
 
     return escape(text).replace("_", Markup("_<wbr>"))
+
+
+def _sentence(text: str) -> str:
+    """Return `text` with its first letter a capital."""
+    return text[:1].upper() + text[1:]
 
 
 def _render(environment: Any, section: Section, part: Content, view: View) -> Any:

@@ -10,15 +10,22 @@ from sae_placebo.report.palette import MUTED, ArmStyle
 from sae_placebo.report.plots import Figure, label, layout_of, note
 from sae_placebo.report.wording import (
     decimals_for,
+    difference_unit,
     interval,
     number,
     short_metric_title,
     shorten,
     unit_text,
+    visible,
+    wrapped,
 )
 
 _ROW_PX = 50
-_LABEL_LETTERS = 29
+# of a phone 390 px wide: the plot's width, and that of a letter in a row's name and value
+_WIDTH_PX, _NAME_PX, _VALUE_PX = 350, 6.4, 7.2
+_TITLE_LETTERS = 44
+_REACH = 1.44
+"""Half of the axis in units of a row's scale; beyond 1 is room for the numbers at its ends."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,7 @@ class ForestRow:
     aa_low: float | None
     aa_high: float | None
     decimals: int
+    aa_decimals: int
     n: str
     reason: str
 
@@ -51,18 +59,21 @@ def forest(
     The null is one line through all rows. Each row's ends carry the value that they stand for, so
     that rows in different units share the picture and no axis.
     """
+    # a name that is too long for its side of the plot stands in the heading and the axis title
+    first = label(arm) if len(arm) <= 16 else "first arm"
+    title = _title(arm, control)
     spans = [_span(row) for row in rows]
     heights = [float(len(rows) - 1 - i) for i in range(len(rows))]
-    shapes: list[dict[str, Any]] = [_null_line()]
+    shapes: list[dict[str, Any]] = []
     notes = [
-        note(f"← lower in {label(shorten(arm, 16))}", xref="x", x=-0.03, xanchor="right", yref="y"),
-        note(f"higher in {label(shorten(arm, 16))} →", xref="x", x=0.03, xanchor="left", yref="y"),
+        note(f"← lower in {first}", xref="x", x=-0.03, xanchor="right", yref="y"),
+        note(f"higher in {first} →", xref="x", x=0.03, xanchor="left", yref="y"),
     ]
     for side in notes:
         side |= {"y": -0.62, "font": {"size": 12}}
     for row, span, y in zip(rows, spans, heights, strict=True):
         if row.effect is not None or row.aa_effect is not None:
-            shapes.append(_track(y))
+            shapes += [_null_line(y), _track(y)]
         notes += _row_notes(row, span, y)
     shown = list(zip(rows, spans, heights, strict=True))
     known = [mark for mark in shown if mark[0].low is not None and mark[0].high is not None]
@@ -75,20 +86,17 @@ def forest(
     return {
         "data": [trace for trace in data if trace["x"]],
         "layout": layout_of(
-            _ROW_PX * len(rows) + 76,
-            {"l": 2, "r": 2, "t": 44, "b": 32},
+            _ROW_PX * len(rows) + 60 + 16 * len(title),
+            {"l": 2, "r": 2, "t": 44, "b": 16 + 16 * len(title)},
             shapes=shapes,
             annotations=notes,
             xaxis={
-                "range": [-1.32, 1.32],
+                "range": [-_REACH, _REACH],
                 "fixedrange": True,
                 "showgrid": False,
                 "zeroline": False,
                 "showticklabels": False,
-                "title": {
-                    "text": f"effect: {label(shorten(arm, 20))} − {label(shorten(control, 24))}",
-                    "standoff": 4,
-                },
+                "title": {"text": "<br>".join(title), "standoff": 4, "font": {"size": 12}},
             },
             yaxis={
                 "range": [-0.9, len(rows) - 0.28],
@@ -101,6 +109,12 @@ def forest(
     }
 
 
+def _title(arm: str, control: str) -> list[str]:
+    """Return "effect: arm − control" in as many lines as a narrow screen needs."""
+    whole = f"effect: {visible(arm)} − {visible(control)}"
+    return [label(line) for line in wrapped(shorten(whole, 230), _TITLE_LETTERS)]
+
+
 def _span(row: ForestRow) -> float:
     """Half the width of the row's scale: the farthest mark from the null."""
     marks = (row.effect, row.low, row.high, row.aa_effect, row.aa_low, row.aa_high)
@@ -108,9 +122,10 @@ def _span(row: ForestRow) -> float:
     return far if far > 0 else 1.0
 
 
-def _null_line() -> dict[str, Any]:
+def _null_line(y: float) -> dict[str, Any]:
+    """Return a row's piece of the null line: below the row's text, which it would cross."""
     line = {"color": MUTED, "width": 1.5, "dash": "dash"}
-    ends = {"xref": "x", "x0": 0, "x1": 0, "yref": "paper", "y0": 0.0, "y1": 1.0}
+    ends = {"xref": "x", "x0": 0, "x1": 0, "yref": "y", "y0": y - 0.44, "y1": y + 0.14}
     return {"type": "line", "layer": "below", "line": line} | ends
 
 
@@ -122,9 +137,6 @@ def _track(y: float) -> dict[str, Any]:
 
 def _row_notes(row: ForestRow, span: float, y: float) -> list[dict[str, Any]]:
     unit = unit_text(row.unit)
-    name = short_metric_title(row.metric, row.unit)
-    if unit and len(name) + len(unit) + 2 <= _LABEL_LETTERS:
-        name = f"{name}, {unit}"
     places = row.decimals
     value = number(row.effect, places, signed=True)
     if row.effect is None:
@@ -133,7 +145,13 @@ def _row_notes(row: ForestRow, span: float, y: float) -> list[dict[str, Any]]:
         value += f" {interval(row.low, row.high, places, signed=True)}"
     else:
         value += " (no interval)"
-    digits = decimals_for(0.0, span)
+    if unit == "%" and row.effect is not None:
+        value += " pp"
+    name = short_metric_title(row.metric, row.unit)
+    letters = int((_WIDTH_PX - _VALUE_PX * len(value)) / _NAME_PX)
+    if unit not in ("", "%") and len(name) + len(unit) + 2 <= letters:
+        name = f"{name}, {unit}"
+    digits = min(4, decimals_for(0.0, span))
     ends = [
         note(number(row.null - span, digits, signed=True), xanchor="right", x=-1.02),
         note(number(row.null + span, digits, signed=True), xanchor="left", x=1.02),
@@ -144,7 +162,7 @@ def _row_notes(row: ForestRow, span: float, y: float) -> list[dict[str, Any]]:
         end |= {"xref": "x", "yref": "y", "y": y - 0.12, "font": {"size": 10.5}}
     line = {"yref": "y", "y": y + 0.26, "xref": "paper"}
     return [
-        note(label(shorten(name, _LABEL_LETTERS)), x=0, xanchor="left", **line),
+        note(label(shorten(name, letters)), x=0, xanchor="left", **line),
         note(f"<b>{label(value)}</b>", x=1, xanchor="right", **line),
         *ends,
     ]
@@ -180,7 +198,7 @@ def _points(marks: Sequence[Mark], style: ArmStyle, name: str, hollow: bool) -> 
 
 def _forest_hover(row: ForestRow) -> str:
     places = row.decimals
-    unit = unit_text(row.unit)
+    unit = difference_unit(row.unit)
     lines = [f"<b>{label(row.metric)}</b>"]
     value = f"{number(row.effect, places, signed=True)} {unit}".strip()
     if row.low is not None and row.high is not None:
@@ -189,6 +207,7 @@ def _forest_hover(row: ForestRow) -> str:
         value += f", no interval: {shorten(row.reason, 60)}"
     lines += [label(value), label(f"null {number(row.null, places)}"), label(row.n)]
     if row.aa_effect is not None:
+        places = row.aa_decimals
         aa = f"A/A {number(row.aa_effect, places, signed=True)}"
         if row.aa_low is not None and row.aa_high is not None:
             aa += f" {interval(row.aa_low, row.aa_high, places, signed=True)}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sae_placebo.report.palette import MUTED, ArmStyle
-from sae_placebo.report.wording import number, shorten, visible
+from sae_placebo.report.wording import number, shorten, visible, wrapped
 
 Figure = dict[str, Any]
 
@@ -41,6 +41,11 @@ class Panel:
 def label(text: Any) -> str:
     """Return `text` as plotly shows it literally: no tag, no entity, no control character."""
     return html.escape(visible(text), quote=True)
+
+
+def folded(text: str, width: int) -> str:
+    """Return `text` as a label of at most two lines; only what is longer than both is cut."""
+    return "<br>".join(label(line) for line in wrapped(shorten(visible(text), 2 * width), width))
 
 
 def layout_of(height: int, margin: Mapping[str, int], **rest: Any) -> dict[str, Any]:
@@ -78,29 +83,33 @@ def shares(
     step = 1.0 / (len(arms) + 1.4)
     tops = {kind: len(classes) - i for i, kind in enumerate(classes)}
     data = []
-    highest = 1.0
+    lowest, highest = 0.0, 1.0
     for i, arm in enumerate(arms):
         kinds = [kind for kind in classes if kind in dots[arm]]
         points = [dots[arm][kind] for kind in kinds]
-        bounds = [p.high if p.high is not None else p.value for p in points]
-        highest = max([highest, *bounds])
+        lowest = min([lowest, *(p.low for p in points if p.low is not None)])
+        highest = max([highest, *(p.value if p.high is None else p.high for p in points)])
         data.append(
             _share_trace(arm, points, [tops[k] - (i + 1.2) * step for k in kinds], styles[arm])
         )
     notes = [
         note(
             f"<b>{label(kind.replace('_', ' '))}</b>",
-            **{"xref": "paper", "x": 0, "xanchor": "left", "yref": "y", "y": top - 0.3 * step},
+            **{"xref": "x", "x": 0, "xanchor": "left", "xshift": 3},
+            **{"yref": "y", "y": top - 0.3 * step},
         )
         for kind, top in tops.items()
     ]
+    legend = sum(20 if len(arm) <= 40 else 36 for arm in arms)
     layout = layout_of(
-        int(len(classes) * (24 + 17 * len(arms)) + 64 + 20 * len(arms)),
-        {"l": 8, "r": 14, "t": 20 * len(arms) + 8, "b": 48},
+        int(len(classes) * (24 + 17 * len(arms)) + 64 + legend),
+        {"l": 8, "r": 14, "t": legend + 8, "b": 48},
         annotations=notes,
         xaxis={
-            "title": {"text": f"share of all latents (%), with {label(level)}"},
-            "range": [0, min(100.5, highest * 1.06)],
+            "title": {"text": f"share of all latents, with {label(level)}"},
+            # an interval may reach below 0 or beyond 100: it is shown as it is
+            "range": [lowest - 0.02 * (highest - lowest), highest + 0.04 * (highest - lowest)],
+            "ticksuffix": "%",
             "fixedrange": True,
             "zeroline": True,
         },
@@ -123,7 +132,7 @@ def _share_trace(
     return {
         "type": "scatter",
         "mode": "markers",
-        "name": label(shorten(arm, 40)),
+        "name": folded(arm, 40),
         "x": [round(p.value, 4) for p in points],
         "y": [round(y, 4) for y in heights],
         "text": [label(f"{arm}: {number(p.value)}%, {p.n}") for p in points],
@@ -192,7 +201,7 @@ def _panel_traces(
     width = edges[1] - edges[0]
     bars = {
         "type": "bar",
-        "name": label(shorten(panel.arm, 40)),
+        "name": folded(panel.arm, 40),
         "x": [round(edge + width / 2, 4) for edge in edges[:-1]],
         "y": [round(share, 3) for share in panel.shares],
         "width": width,
@@ -226,7 +235,9 @@ def _panel_traces(
 def _panel_marks(
     panel: Panel, axis: str, top: float, style: ArmStyle
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    name = f"<b>{label(shorten(panel.arm, 26))}</b> (n = {panel.n:,})"
+    median = "" if panel.median is None else f", median {number(panel.median, 1)}"
+    name = f"<b>{folded(panel.arm, 34)}</b>{'<br>' if len(panel.arm) > 16 else ' '}"
+    name += f"(n = {panel.n:,}{median})"
     place = {"xref": "paper", "x": 0, "xanchor": "left", "yref": "paper", "y": top}
     notes = [note(name, yanchor="bottom", **place)]
     shapes = []
@@ -236,7 +247,4 @@ def _panel_marks(
             {"type": "line", "xref": "x", "yref": f"{axis} domain", "y0": 0, "y1": 1}
             | {"x0": panel.median, "x1": panel.median, "line": line}
         )
-        text = f"median {number(panel.median, 1)}"
-        place = {"xref": "x", "x": panel.median, "xanchor": "left", "yref": f"{axis} domain"}
-        notes.append(note(text, y=1, yanchor="top", xshift=3, **place))
     return shapes, notes

@@ -59,6 +59,27 @@ def decimals_for(*values: float | None) -> int:
     return min(6, max(0, 1 - math.floor(math.log10(size))))
 
 
+def fitting(value: float | None, low: float | None, high: float | None) -> int:
+    """Return the decimals for an estimate with its interval: about three digits, 4 at most.
+
+    There are more where fewer would print a bound that is not 0 as 0 and so hide on which side of
+    0 the interval lies.
+    """
+    if low is None or high is None:
+        return 2 if value == 0 else min(4, decimals_for(value))
+    largest = max(abs(low), abs(high), abs(value or 0.0))
+    if largest == 0:
+        return 0
+    digits = max(0, 2 - math.floor(math.log10(largest)))
+    if low == high:
+        return 0 if low == round(low) else min(4, digits)
+    places = min(4, decimals_for(low, high), digits)
+    nearest = min(abs(low), abs(high))
+    while places < 6 and low * high > 0 and round(nearest, places) == 0:
+        places += 1
+    return places
+
+
 def number(value: float | None, decimals: int | None = None, signed: bool = False) -> str:
     """Return `value` rounded, with thousands separators and a true minus; an en dash for None."""
     if value is None:
@@ -81,15 +102,36 @@ def counted(value: Any, noun: str) -> str:
     return f"{count(value)} {noun}" + ("" if finite(value) == 1 else "s")
 
 
-def interval(low: float | None, high: float | None, decimals: int, signed: bool = False) -> str:
-    """Return "[low, high]"."""
-    return f"[{number(low, decimals, signed)}, {number(high, decimals, signed)}]"
+def interval(
+    low: float | None, high: float | None, decimals: int, signed: bool = False, unit: str = ""
+) -> str:
+    """Return "[low, high]", or words where the interval is a point; `unit` follows each bound."""
+    if low is not None and low == high:
+        return "(no variation)"
+    return f"[{number(low, decimals, signed)}{unit}, {number(high, decimals, signed)}{unit}]"
 
 
 def unit_text(unit: Any) -> str:
     """Return the unit as written after a number; empty for pure numbers."""
     text = str(unit or "").strip()
     return "" if text.lower() in _UNITLESS else text
+
+
+def difference_unit(unit: Any) -> str:
+    """Return the unit of a difference: percent differ by percentage points."""
+    text = unit_text(unit)
+    return "percentage points" if text == "%" else text
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Return `text` in lines of at most `width` characters, broken after "_", "-" or a space."""
+    lines, rest = [], text
+    while len(rest) > width:
+        cut = max(rest.rfind(mark, 0, width) for mark in "_- ") + 1
+        cut = cut if cut > width // 3 else width
+        lines.append(rest[:cut])
+        rest = rest[cut:]
+    return [*lines, rest]
 
 
 def title(name: Any) -> str:
@@ -160,10 +202,14 @@ def token_label(token: Any) -> str:
     return "·" * lead + body + "·" * tail
 
 
+def confidence_level(spec: Any) -> float:
+    """Return the level of the intervals: 0.95, or what the trial's settings name."""
+    return _find(spec, ("confidence", "confidence_level")) or _CONFIDENCE
+
+
 def confidence(spec: Any) -> str:
     """Return "95% interval", or with the level that the trial's settings name."""
-    level = _find(spec, ("confidence", "confidence_level"))
-    return f"{100 * (level or _CONFIDENCE):g}% interval"
+    return f"{100 * confidence_level(spec):g}% interval"
 
 
 def _find(value: Any, keys: tuple[str, ...]) -> float | None:

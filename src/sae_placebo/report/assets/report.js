@@ -12,23 +12,21 @@
     window.Plotly.newPlot(element, figure.data, figure.layout, settings);
   }
 
-  // Plots are drawn when they come near the screen, so that a long report opens at once.
-  if ("IntersectionObserver" in window) {
-    const watch = new IntersectionObserver(
-      (entries) => {
-        for (const entry of entries) {
-          if (entry.isIntersecting) {
-            watch.unobserve(entry.target);
-            draw(entry.target);
-          }
-        }
-      },
-      { rootMargin: "800px" }
-    );
-    plots.forEach((element) => watch.observe(element));
-  } else {
-    plots.forEach(draw);
+  // What is on the screen is drawn first, the rest one by one while the browser is idle: a long
+  // report opens at once, and a print or a picture of the whole page lacks nothing.
+  const idle = window.requestIdleCallback || ((work) => setTimeout(work, 1));
+  function near(element) {
+    const place = element.getBoundingClientRect();
+    return place.top < window.innerHeight && place.bottom > 0;
   }
+  function drawNext() {
+    const waiting = plots.filter((element) => !element.dataset.drawn);
+    if (!waiting.length) return;
+    draw(waiting.find(near) || waiting[0]);
+    idle(drawNext);
+  }
+  plots.filter(near).forEach(draw);
+  idle(drawNext);
   window.addEventListener("beforeprint", () => plots.forEach(draw));
 
   const filter = document.getElementById("latent-filter");

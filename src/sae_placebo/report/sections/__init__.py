@@ -9,6 +9,7 @@ from sae_placebo.report.sections import (  # isort: skip
     classes as classes,
     entropy as entropy,
     latents as latents,
+    method as method,
     definitions as definitions,
     limits as limits,
 )

@@ -8,7 +8,7 @@ from sae_placebo.report.plots import Dot, Figure, shares
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
 from sae_placebo.report.sections.contrasts import bounds, sample
 from sae_placebo.report.tables import at, records
-from sae_placebo.report.wording import Estimate, decimals_for, finite, interval, number
+from sae_placebo.report.wording import Estimate, finite, fitting, interval, number
 
 _KNOWN = ("dead", "ultra_rare", "dense", "single_token", "token_family", "other")
 _NO_EFFECTS = "share_ effects missing: counted from the latents table"
@@ -120,10 +120,10 @@ def _cell(found: dict[str, Any] | None, total: Any) -> Estimate:
         return Estimate(
             f"{number(100 * found['value'], 1)}%", None, found["reason"], _n(total, found["n"])
         )
-    places = max(1, decimals_for(100 * low, 100 * high))
+    places = fitting(100 * found["value"], 100 * low, 100 * high)
     return Estimate(
         f"{number(100 * found['value'], places)}%",
-        interval(100 * low, 100 * high, places),
+        interval(100 * low, 100 * high, places, unit="%"),
         None,
         _n(total, found["n"]),
     )

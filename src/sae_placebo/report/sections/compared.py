@@ -1,273 +1,157 @@
-"""What was compared and how: arms, model, text, SAEs, masks, and each arm's diagnostics card."""
+"""What was compared: the arms and the few facts needed to read the findings."""
 
 from __future__ import annotations
 
-import json
-import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
-from sae_placebo.report.wording import (
-    Estimate,
-    control_kind,
-    count,
-    counted,
-    finite,
-    number,
-    title,
-    visible,
+from sae_placebo.report.sections.diagnostics import telling
+from sae_placebo.report.sections.recorded import (
+    arm_facts,
+    arm_records,
+    mapping,
+    names_of,
+    picked,
+    saes_of,
+    splits_of,
+    text_of,
 )
+from sae_placebo.report.wording import control_kind, count, counted, finite
 
-# what the card's keys stand for; a key that is not here is shown by its own name
-DIAGNOSTICS = {
-    "residual_norm": "Residual norm",
-    "block_to_embedding_ratio": "Block output / embedding ",
-    "block_output_to_embedding_ratio": "Block output / embedding ",
-    "token_r2": "R² on current token",
-    "r2_on_current_token": "R² on current token",
-    "participation_ratio": "Participation ratio",
-    "attention_entropy": "Attention entropy",
-    "attention_entropy_bits": "Attention entropy (bits)",
-    "attention_entropy_nats": "Attention entropy (nats)",
+# controls in plain words; a kind that is not here is shown by its own name and settings
+CONTROLS_IN_WORDS = {
+    "redraw": ("every tensor", " re-drawn as Gaussian noise of its own mean and variance"),
 }
-_CARD_NAMES = ("diagnostics", "card", "diagnostics_card")
-_NO_INTERVAL = "one reading per re-draw, no interval"
+_TIED = re.compile(r"(?P<name>\S+) is (?P<roles>.+): keeping one kept both")
+_KEPT = ("kept", "keeps", "preserves", "holds")
+_TOUCHED = ("touched", "tensors_touched", "touches", "tensors")
+_NOTES = ("tied", "tied_embeddings", "tying", "notes")
 
 
-def _dict(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+def kept_groups(view: View, arm: str) -> tuple[str, ...] | None:
+    """Return what an arm keeps of the trained weights, as groups; None when not recorded."""
+    found = picked(arm_records(view.tables.trial, arm), _KEPT)
+    if isinstance(found, Mapping):
+        return tuple(dict.fromkeys(str(group) for group in found.values()))
+    return None if found is None else tuple(names_of(found))
 
 
-def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record with its recipe's keys lifted to the top."""
-    return {**_dict(record.get("recipe")), **record}
-
-
-def text_of(value: Any) -> str:
-    """Return a setting as short text; lists by comma, mappings as key = value."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return count(value)
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, Mapping):
-        return ", ".join(
-            f"{title(k).lower()} {text_of(v)}" for k, v in value.items() if v is not None
-        )
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(text_of(v) for v in value)
-    return visible(value)
-
-
-def _listing(value: Any) -> dict[str, Any] | None:
-    """Return a list as its first names and its length; None when it was not recorded.
-
-    A mapping of names to reasons is listed with its reasons.
-    """
-    if value is None or value == "":
-        return None
-    if isinstance(value, Mapping):
-        value = [f"{name} ({text_of(why)})" for name, why in value.items()]
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        names = [text_of(v) for v in value]
-        return {"shown": names[:3], "rest": names[3:], "n": len(names)}
-    return {"shown": [text_of(value)], "rest": [], "n": 1}
-
-
-def _picked(records: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Any:
-    for record in records:
-        for key in keys:
-            if record.get(key) not in (None, ""):
-                return record[key]
-    return None
-
-
-def _arm_rows(view: View) -> list[dict[str, Any]]:
-    described = _dict(view.tables.trial.get("arms"))
-    rows = []
-    for arm in view.arms:
-        facts = _dict(described.get(arm))
-        control = facts.get("control")
-        records = [_flat(_dict(r)) for r in facts.get("records") or []]
-        settings = {k: v for k, v in _dict(control).items() if k != "kind"}
-        seeds = [s for s in facts.get("model_seeds") or [] if s is not None]
-        rows.append(
-            {
-                "arm": arm,
-                "index": view.styles[arm].index,
-                "kind": _kind(view, arm, control),
-                "settings": text_of(settings) if settings else "",
-                "about": _picked(records, ("description", "summary", "definition")),
-                "kept": _listing(_picked(records, ("kept", "keeps", "preserves", "holds"))),
-                "destroys": _listing(_picked(records, ("destroys", "destroyed"))),
-                "touched": _listing(
-                    _picked(records, ("touched", "tensors_touched", "touches", "tensors"))
-                ),
-                "tied": _listing(_picked(records, ("tied", "tied_embeddings", "tying", "notes"))),
-                "seeds": ", ".join(map(str, seeds)),
-                "n_models": len(seeds) or 1,
-            }
-        )
-    return rows
-
-
-def _kind(view: View, arm: str, control: Any) -> str:
+def _kept_in_words(view: View, arm: str, notes: Sequence[str]) -> str:
     if arm == view.trained:
-        return "none: the model as trained"
-    return control_kind(control) if control is not None else "not recorded"
+        return "everything"
+    groups = kept_groups(view, arm)
+    if groups is None:
+        return "not recorded"
+    tied: dict[str, list[str]] = {}
+    kept = mapping(picked(arm_records(view.tables.trial, arm), _KEPT))
+    for found in filter(None, map(_TIED.fullmatch, notes)):
+        group = str(kept.get(found["name"], ""))
+        others = [role for role in found["roles"].split(" and ") if role != group]
+        tied.setdefault(group, []).extend(others)
+    shown = []
+    for group in groups:
+        more = ", ".join(dict.fromkeys(tied.get(group, [])))
+        shown.append(f"{group} (tied: {more} too)" if more else group)
+    return ", ".join(shown) or "nothing"
 
 
-def _cards(view: View) -> dict[str, Any]:
-    """Return the diagnostics as one table: a row per arm, re-draw and hookpoint."""
-    described = _dict(view.tables.trial.get("arms"))
-    rows: list[dict[str, Any]] = []
-    for arm in view.arms:
-        facts = _dict(described.get(arm))
-        seeds = list(facts.get("model_seeds") or [])
-        for i, record in enumerate(facts.get("records") or []):
-            record = _flat(_dict(record))
-            seed = record.get("model_seed", seeds[i] if i < len(seeds) else None)
-            found = next((record[k] for k in _CARD_NAMES if record.get(k)), None)
-            for place, card in _by_place(_dict(found)):
-                where = {"arm": arm, "index": view.styles[arm].index, "seed": seed, "place": place}
-                rows.append({**where, "card": card, "n": _card_n(card, _dict(found))})
-    keys = list(dict.fromkeys(k for row in rows for k in row["card"] if not _is_count(k)))
-    decimals = {k: _column_decimals([row["card"].get(k) for row in rows]) for k in keys}
-    for row in rows:
-        row["cells"] = [_cell(row["card"].get(k), decimals[k], row["n"]) for k in keys]
-        counts = dict.fromkeys(e.n for e in row["cells"] if e.value != "–")
-        row["n"] = "; ".join(counts) or row["n"]
+def _arm_row(view: View, arm: str) -> dict[str, Any]:
+    facts, records = arm_facts(view.tables.trial, arm), arm_records(view.tables.trial, arm)
+    notes = names_of(picked(records, _NOTES))
+    touched = picked(records, _TOUCHED)
+    seeds = [s for s in facts.get("model_seeds") or [] if s is not None]
+    models = f"{len(seeds)} ({'seed' if len(seeds) == 1 else 'seeds'} {text_of(seeds)})"
+    kept = names_of(picked(records, _KEPT))
     return {
-        "columns": [_column(k, [row["card"].get(k) for row in rows]) for k in keys],
-        "rows": rows,
-        "places": any(row["place"] for row in rows),
+        "arm": arm,
+        "index": view.styles[arm].index,
+        "control": _control_in_words(view, arm, facts.get("control")),
+        "about": picked(records, ("description", "summary", "definition")),
+        "destroys": ", ".join(names_of(picked(records, ("destroys", "destroyed")))),
+        "kept": _kept_in_words(view, arm, notes),
+        "n_touched": "not recorded" if touched is None else str(len(names_of(touched)) or "none"),
+        "models": models if seeds else "1, as given",
+        "touched_names": names_of(touched),
+        "kept_names": [] if arm == view.trained else kept,
+        "n_kept": len(kept),
+        "notes": notes,
     }
 
 
-def _is_count(key: str) -> bool:
-    return key.startswith("n_") or key == "n"
+def _control_in_words(view: View, arm: str, control: Any) -> str:
+    if arm == view.trained:
+        return "none: the model as trained"
+    if control is None:
+        return "not recorded"
+    kind = control_kind(control)
+    settings = {k: v for k, v in mapping(control).items() if k != "kind" and v not in (None, [])}
+    words = kind
+    if kind in CONTROLS_IN_WORDS:
+        but = " but the kept ones" if settings.pop("keep", None) else ""
+        words = but.join(CONTROLS_IN_WORDS[kind])
+    return f"{words}; {text_of(settings)}" if settings else words
 
 
-def _by_place(card: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    nested = {k: v for k, v in card.items() if isinstance(v, Mapping) and "value" not in v}
-    plain = {k: v for k, v in card.items() if k not in nested}
-    if not nested:
-        return [("", plain)] if plain else []
-    return [(str(place), {**plain, **values}) for place, values in nested.items()]
-
-
-def _card_n(card: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
-    for source in (card, whole):
-        for key in ("n_tokens", "n"):
-            if finite(source.get(key)) is not None:
-                return f"{count(source[key])} tokens"
-    return "tokens not recorded"
-
-
-def _number_of(value: Any) -> float | None:
-    return finite(value.get("value")) if isinstance(value, Mapping) else finite(value)
-
-
-def _column_decimals(values: Sequence[Any]) -> int:
-    """Return the decimals that give the largest value of a column three digits."""
-    known = [abs(v) for v in map(_number_of, values) if v is not None]
-    largest = max(known, default=0.0)
-    return max(0, min(4, 2 - math.floor(math.log10(largest)))) if largest else 2
-
-
-def _column(key: str, values: Sequence[Any]) -> str:
-    name = DIAGNOSTICS.get(key, title(key))
-    units = [str(v["unit"]) for v in values if isinstance(v, Mapping) and v.get("unit")]
-    return f"{name} ({units[0]})" if units and "(" not in name else name
-
-
-def _cell(value: Any, decimals: int, n: str) -> Estimate:
-    known = _number_of(value)
-    own = finite(_dict(value).get("n"))
-    n = n if own is None else counted(own, "token")
-    if known is not None:
-        return Estimate(number(known, decimals), None, _NO_INTERVAL, n)
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        layers = ", ".join(number(finite(v), 2) for v in value)
-        return Estimate(layers, None, _NO_INTERVAL, n)
-    reason = str(
-        _dict(value).get("reason") or (value if isinstance(value, str) else "not measured")
-    )
-    return Estimate("–", None, reason, n)
-
-
-def _facts(view: View) -> list[dict[str, str]]:
+def _key_facts(view: View) -> list[str]:
+    """Return the facts in one line: model, place, SAEs, text, and what was left out."""
     trial = view.tables.trial
-    spec = _dict(trial.get("spec"))
-    text = {**_dict(spec.get("text")), **_dict(trial.get("text"))}
-    splits = {k: v for k, v in text.items() if isinstance(v, Mapping)}
-    splits.update(_dict(splits.pop("splits", None)))
-    facts: list[tuple[str, Any]] = [
-        ("Model", spec.get("model")),
-        ("Hookpoints", spec.get("hookpoints") or [place[0] for place in view.tables.places]),
-        ("Text", {k: v for k, v in text.items() if not isinstance(v, Mapping) and v is not None}),
-        *((f"Text, {title(name).lower()} split", values) for name, values in splits.items()),
-    ]
-    saes = spec.get("saes") or spec.get("sae")
-    if isinstance(saes, Mapping) and all(isinstance(v, Mapping) for v in saes.values()):
-        facts += [(f"SAE {name}", values) for name, values in saes.items()]
-    elif saes:
-        facts.append(("SAE", saes))
-    facts += [
-        ("Training", spec.get("training")),
-        *_masks(trial.get("masks")),
-        ("Harvest", spec.get("harvest")),
-        ("Measurement", spec.get("measurement")),
-        ("Precision", trial.get("precision") or spec.get("dtype")),
-        ("SAE seeds", spec.get("sae_seeds")),
-        ("Model seeds", spec.get("model_seeds")),
-        ("Seed of the trial", spec.get("seed")),
-        ("Statistics", spec.get("statistics")),
-        ("Versions", trial.get("versions")),
-        ("Seconds per stage", _rounded(trial.get("seconds"))),
-    ]
-    return [
-        {"name": name, "text": text_of(value)}
-        for name, value in facts
-        if value not in (None, "", {}, [], ())
-    ]
+    spec = mapping(trial.get("spec"))
+    facts = []
+    hookpoints = spec.get("hookpoints") or list(dict.fromkeys(p[0] for p in view.tables.places))
+    if hookpoints:
+        facts.append(f"activations at {text_of(hookpoints)}")
+    for name, sae in saes_of(spec).items():
+        kind = str(sae.get("kind") or name)
+        sizes = [f"{k} {text_of(sae[k])}" for k in ("d_sae", "k") if sae.get(k) is not None]
+        facts.append(f"{_sae_kind(kind)} SAE" + (f" ({', '.join(sizes)})" if sizes else ""))
+    seeds = spec.get("sae_seeds")
+    if isinstance(seeds, Sequence) and not isinstance(seeds, str) and len(seeds):
+        facts.append(f"{counted(len(seeds), 'SAE seed')} per model")
+    source = mapping(trial.get("text")).get("source") or mapping(spec.get("text")).get("source")
+    splits = splits_of(trial)
+    for name, doing in (("train", "trained on"), ("heldout", "measured on")):
+        split = splits.get(name, {})
+        if finite(split.get("n_tokens")) is not None:
+            text = f"{doing} {count(split['n_tokens'])} tokens"
+            if finite(split.get("n_documents")) is not None:
+                text += f" of {counted(split['n_documents'], 'document')}"
+            if name == "train":
+                facts.append(f"{text} ({text_of(source)})" if source else text)
+            else:
+                facts.append(f"{text} held out{_left_out(view)}")
+    return facts
 
 
-def _masks(value: Any) -> list[tuple[str, Any]]:
-    masks = _dict(value)
-    if masks and all(isinstance(v, Mapping) for v in masks.values()):
-        return [(f"Masked positions, {title(split).lower()}", v) for split, v in masks.items()]
-    return [("Masked positions", value)]
+def _sae_kind(kind: str) -> str:
+    """Return an SAE's kind as it is usually written."""
+    return {"topk": "TopK", "batch_topk": "BatchTopK", "relu": "ReLU"}.get(kind, text_of(kind))
 
 
-def _rounded(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _rounded(v) for k, v in value.items()}
-    known = finite(value)
-    return round(known, 1) if known is not None else value
+def _left_out(view: View) -> str:
+    """Return how many held-out tokens no arm is measured on, by the masking rule."""
+    masks = mapping(mapping(view.tables.trial.get("masks")).get("heldout"))
+    counts = [(str(k), n) for k, v in masks.items() if (n := finite(v)) is not None]
+    union = [(k, n) for k, n in counts if "any arm" in k]
+    if not union:
+        return ""
+    texts = [count(n) for _, n in union]
+    where = " (by hookpoint)" if len(texts) > 1 else ""
+    return f", less {', '.join(texts)}{where} of outlying norm in some arm"
 
 
 def build(view: View) -> Content:
-    """Return the arms, the settings and the diagnostics."""
+    """Return the arms as a short table, the key facts, and the two most telling diagnostics."""
     trial = view.tables.trial
-    model = _dict(_dict(trial.get("spec")).get("model")).get("id")
     values = {
-        "name": view.tables.name,
-        "model": model,
-        "arms": _arm_rows(view),
+        "model": mapping(mapping(trial.get("spec")).get("model")).get("id"),
+        "arms": [_arm_row(view, arm) for arm in view.arms],
         "placebos": [arm for arm in view.arms if arm != view.trained],
-        "trained": view.trained,
-        "facts": _facts(view),
-        "cards": _cards(view),
-        "spec": json.dumps(trial.get("spec"), indent=2, sort_keys=True, ensure_ascii=False)
-        if trial.get("spec")
-        else "",
+        "facts": _key_facts(view),
+        "telling": telling(view),
     }
     return Content(values, {})
 
 
-SECTIONS.add("compared", Section("compared", "What was compared and how", ("trial",), build))
+SECTIONS.add("compared", Section("compared", "What was compared", ("trial",), build))

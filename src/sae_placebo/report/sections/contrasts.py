@@ -11,15 +11,19 @@ from sae_placebo.report.tables import at, records
 from sae_placebo.report.wording import (
     Estimate,
     counted,
-    decimals_for,
+    difference_unit,
     finite,
+    fitting,
     interval,
     number,
-    unit_text,
 )
 
 NO_REASON = "no reason was recorded"
 Row = Mapping[str, Any]
+_SIZES = (
+    *("effect", "low", "high", "se", "null", "arm_value", "arm_low", "arm_high"),
+    *("control_value", "control_low", "control_high", "aa_effect", "aa_low", "aa_high"),
+)
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,24 @@ class Contrast:
     rows: tuple[Row, ...]
 
 
+def in_percent(metric: Any, unit: Any) -> bool:
+    """Whether a metric counts latents or tokens as a share, which reads better in percent."""
+    return str(unit) == "share" and (str(metric).startswith("share_") or "density" in str(metric))
+
+
+def scaled(row: Row) -> Row:
+    """Return a row of the effects table as it is shown: shares of latents in percent."""
+    if not in_percent(row["metric"], row["unit"]):
+        return row
+    percent = {k: 100 * v for k in _SIZES if (v := finite(row.get(k))) is not None}
+    return {**row, **percent, "unit": "%"}
+
+
 def contrasts(view: View) -> list[Contrast]:
     """Return every contrast, those of the trained arm first, rows in the table's order."""
     found: list[Contrast] = []
     for place in view.tables.places:
-        rows = records(at(view.tables.effects, place))
+        rows = [scaled(row) for row in records(at(view.tables.effects, place))]
         pairs = list(dict.fromkeys((str(row["arm"]), str(row["control"])) for row in rows))
         pairs.sort(key=lambda pair: pair[0] != view.trained)
         for arm, control in pairs:
@@ -55,8 +72,7 @@ def bounds(row: Row, prefix: str = "") -> tuple[float | None, float | None]:
 
 def decimals(row: Row) -> int:
     """Return the decimals that fit the effect's own interval."""
-    low, high = bounds(row)
-    return decimals_for(low, high) if low is not None else decimals_for(finite(row.get("effect")))
+    return fitting(finite(row.get("effect")), *bounds(row))
 
 
 def sample(row: Row) -> str:
@@ -83,10 +99,10 @@ def effect_estimate(row: Row) -> Estimate:
 def side_estimate(row: Row, side: str) -> Estimate:
     """Return the value of one side, `arm` or `control`, of a contrast."""
     value, (low, high) = finite(row.get(f"{side}_value")), bounds(row, f"{side}_")
-    places = decimals_for(low, high) if low is not None else decimals_for(value)
+    places, unit = fitting(value, low, high), "%" if row.get("unit") == "%" else ""
     return Estimate(
-        number(value, places),
-        None if low is None else interval(low, high, places),
+        number(value, places) + (unit if value is not None else ""),
+        None if low is None else interval(low, high, places, unit=unit),
         None if low is not None else str(row.get("reason") or NO_REASON),
         sample(row),
     )
@@ -96,7 +112,7 @@ def aa_estimate(row: Row) -> Estimate:
     """Return the A/A comparison that belongs to a row."""
     low, high = bounds(row, "aa_")
     value = finite(row.get("aa_effect"))
-    places = decimals_for(low, high) if low is not None else decimals(row)
+    places = fitting(value, low, high) if low is not None else decimals(row)
     reason = row.get("aa_reason") or (
         "no A/A comparison was recorded" if value is None else NO_REASON
     )
@@ -123,8 +139,8 @@ def covers_null(row: Row, prefix: str = "") -> bool | None:
 
 
 def with_unit(text: str, unit: Any) -> str:
-    """Return a number's text with its unit behind it, if it has one."""
-    return f"{text} {unit_text(unit)}".strip()
+    """Return a difference's text with its unit behind it, if it has one."""
+    return f"{text} {difference_unit(unit)}".strip()
 
 
 def ordered(metrics: Sequence[str], wanted: Sequence[Sequence[str]]) -> list[str]:

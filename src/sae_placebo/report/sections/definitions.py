@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
+from sae_placebo.report.sections.terms import class_terms, metric_terms
 
 WORDS: tuple[tuple[str, str], ...] = (
     ("SAE", "Sparse autoencoder: a dictionary trained to write each activation as a sum of few of "
@@ -31,6 +32,8 @@ WORDS: tuple[tuple[str, str], ...] = (
     ("SAE seed", "One initialization of the SAE, the same in every arm."),
     ("Hookpoint", "Where in the model activations are read: resid_post.3 is the residual stream "
      "after block 3."),
+    ("EV, L0", "Explained variance: the share of the activations' variance that an SAE "
+     "reconstructs. L0: the number of latents active on a token."),
     ("Density", "Share of held-out tokens on which a latent is active."),
     ("Token entropy", "Entropy, in bits, of a latent's activation over token ids: 0 when one token "
      "holds all of it. It grows with the number of active positions, so that each latent is set "
@@ -45,41 +48,10 @@ WORDS: tuple[tuple[str, str], ...] = (
     ("Participation ratio", "Effective number of dimensions that the activations use: (sum of "
      "variances)² over the sum of squared variances, along principal axes."),
     ("Attention entropy", "Mean entropy of the attention weights: high when heads spread evenly "
-     "over the prefix."),
+     "over the prefix; “possible” is what an even spread would give."),
+    ("Norm outliers", "Tokens whose activation is many times longer than the median: the masking "
+     "rule leaves them out."),
 )  # fmt: skip
-
-
-def metric_terms(recorded: Any) -> list[dict[str, Any]]:
-    """Return each metric's own description, as the trial recorded it beside its numbers.
-
-    Args:
-        recorded: `metrics` of trial.json: name to unit, better, null, definition, source.
-    """
-    if not isinstance(recorded, dict):
-        return []
-    return [
-        {
-            **{key: str(term.get(key) or "not recorded") for key in _METRIC_KEYS},
-            "name": str(name),
-        }
-        for name, term in recorded.items()
-        if isinstance(term, dict)
-    ]
-
-
-_METRIC_KEYS = ("unit", "better", "null", "definition", "source")
-
-
-def class_terms() -> list[dict[str, str]]:
-    """Return the classes of latents with their rules, in the order in which they are tried."""
-    try:
-        from sae_placebo.classification import CLASSES
-    except ImportError:
-        return []
-    return [
-        {"name": kind.name, "definition": kind.definition, "on_random": kind.on_random_models}
-        for kind in CLASSES
-    ]
 
 
 def build(view: View) -> Content:

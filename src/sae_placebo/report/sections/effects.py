@@ -6,6 +6,7 @@ from typing import Any
 
 from sae_placebo.report.forest import ForestRow, forest
 from sae_placebo.report.plots import Figure
+from sae_placebo.report.sections.aa import sentences, tally
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
 from sae_placebo.report.sections.contrasts import (
     NO_REASON,
@@ -14,9 +15,9 @@ from sae_placebo.report.sections.contrasts import (
     aa_estimate,
     bounds,
     contrasts,
-    covers_null,
     decimals,
     effect_estimate,
+    in_percent,
     null_of,
     sample,
     side_estimate,
@@ -27,6 +28,7 @@ from sae_placebo.report.wording import (
     count,
     decimals_for,
     finite,
+    fitting,
     metric_title,
     number,
 )
@@ -46,39 +48,39 @@ def _forest_row(row: Row) -> ForestRow:
         aa_low=aa_low,
         aa_high=aa_high,
         decimals=decimals(row),
+        aa_decimals=fitting(finite(row["aa_effect"]), aa_low, aa_high),
         n=sample(row),
         reason=str(row["reason"] or NO_REASON),
     )
 
 
 def _table_row(row: Row) -> dict[str, Any]:
-    models = [number(finite(row[key]), 0) for key in ("n_arm_models", "n_control_models")]
-    covered = covers_null(row)
     return {
         "metric": metric_title(row["metric"], row["unit"]),
         "id": row["metric"],
-        "unit": row["unit"] or "–",
+        "unit": "%; differences in percentage points" if row["unit"] == "%" else row["unit"] or "–",
         "effect": effect_estimate(row),
         "arm": side_estimate(row, "arm"),
         "control": side_estimate(row, "control"),
         "aa": aa_estimate(row),
-        "n_documents": count(row["n_documents"]),
-        "n_tokens": count(row["n_tokens"]),
-        "n_sae_seeds": count(row["n_sae_seeds"]),
-        "models": " vs ".join(models),
+        "n": f"{count(row['n_tokens'])} tokens of {sample(row)}",
         "metric_null": row["metric_null"] or "not recorded",
         "better": row["better"] or "–",
-        "reason": row["reason"] or "",
-        "clear": covered is False,
-        "sample": sample(row),
     }
+
+
+def _in_percent(row: dict[str, Any]) -> dict[str, Any]:
+    if not in_percent(row["metric"], row["unit"]):
+        return row
+    known = {k: 100 * v for k in ("value", "null_value") if (v := finite(row[k])) is not None}
+    return {**row, **known, "unit": "%"}
 
 
 def _single_saes(view: View) -> list[dict[str, Any]]:
     """Return the value of every metric for every SAE, before any comparison."""
     table = view.tables.measurements
     table = table[table["latent"].isna()]
-    rows = records(table)
+    rows = [_in_percent(row) for row in records(table)]
     spread: dict[tuple[Any, ...], list[float]] = {}
     for row in rows:
         known = finite(row["value"])
@@ -87,7 +89,7 @@ def _single_saes(view: View) -> list[dict[str, Any]]:
     shown = []
     for row in rows:
         values = spread.get((row["metric"], row["hookpoint"], row["sae"]), [])
-        places = min(6, decimals_for(*values) + 1) if values else 2
+        places = min(4, decimals_for(*values) + 1) if values else 2
         arm = str(row["arm"])
         shown.append(
             {
@@ -135,7 +137,12 @@ def build(view: View) -> Content:
     """Return a forest and a table per contrast, and the values of single SAEs."""
     figures: dict[str, Figure] = {}
     shown = [_shown(contrast, view, figures) for contrast in contrasts(view)]
-    values = {"contrasts": shown, "single": _single_saes(view), "n_places": len(view.tables.places)}
+    values = {
+        "contrasts": shown,
+        "aa": sentences(tally(view)),
+        "single": _single_saes(view),
+        "n_places": len(view.tables.places),
+    }
     return Content(values, figures)
 
 

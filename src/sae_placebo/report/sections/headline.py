@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
+from sae_placebo.report.sections.compared import kept_groups
 from sae_placebo.report.sections.contrasts import (
     Contrast,
     Row,
@@ -18,7 +19,15 @@ from sae_placebo.report.sections.contrasts import (
     side_estimate,
     with_unit,
 )
-from sae_placebo.report.wording import finite, metric_title, number, unit_text
+from sae_placebo.report.sections.recorded import arm_facts
+from sae_placebo.report.sections.terms import class_terms, metric_terms
+from sae_placebo.report.wording import (
+    control_kind,
+    difference_unit,
+    finite,
+    metric_title,
+    number,
+)
 
 # one line per question; names first, then fragments that a renamed metric would still hold
 WANTED = (
@@ -33,6 +42,18 @@ WANTED = (
     ("share_single_token", "single_token_share", "single*token"),
     ("explained_variance_above_gaussian", "ev_above_gaussian", "variance*above", "ev*above"),
 )
+# what a metric means, for a reader who meets it here; any other is given by its own definition
+IN_PLAIN_WORDS = {
+    "mean_token_entropy_bits": "Over how many different tokens a latent's activation is spread, "
+    "averaged over latents: 0 bits is a single token, and each further bit doubles the number.",
+    "share_single_token": "How many of all latents are detectors of one token: nearly all their "
+    "activation is on it, and they are active on most of its occurrences.",
+    "explained_variance_above_gaussian": "How much better the SAE reconstructs the activations "
+    "than the same recipe does on structureless Gaussian noise of the same mean and covariance: "
+    "0 is no better than on noise, 1 is perfect.",
+    "explained_variance": "The share of the activations' variance that the SAE reconstructs: 1 is "
+    "perfect. Noise without structure gives more than 0.",
+}
 _FALLBACK = (("explained_variance",), ("fvu",), ("variance",))
 
 
@@ -50,26 +71,24 @@ def verdict(row: Row) -> tuple[str, str]:
 
 def sentence(row: Row, contrast: Contrast, level: str) -> str:
     """Return the effect in one sentence, as careful as its interval is wide."""
-    name, unit = metric_title(row["metric"], row["unit"]), row["unit"]
+    unit = row["unit"]
     kind, _ = verdict(row)
     effect = effect_estimate(row)
     if kind == "unknown" and finite(row.get("effect")) is None:
-        return (
-            f"{name}: {contrast.arm} minus {contrast.control} cannot be estimated: {effect.reason}."
-        )
+        return f"{contrast.arm} minus {contrast.control} cannot be estimated: {effect.reason}."
     size = effect.value.lstrip("+−")
     side = "higher" if (finite(row["effect"]) or 0.0) > null_of(row) else "lower"
     if kind == "unknown":
         return (
-            f"{name}: {contrast.arm} is {side} than {contrast.control} by "
+            f"{contrast.arm} is {side} than {contrast.control} by "
             f"{with_unit(size, unit)}, with no interval: {effect.reason}."
         )
     if kind == "unclear":
         return (
-            f"{name}: this trial cannot tell {contrast.arm} from {contrast.control}. The {level} "
+            f"This trial cannot tell {contrast.arm} from {contrast.control}: the {level} "
             f"holds the null, {number(null_of(row), 0)}."
         )
-    return f"{name}: {contrast.arm} is {side} than {contrast.control} by {with_unit(size, unit)}."
+    return f"{contrast.arm} is {side} than {contrast.control} by {with_unit(size, unit)}."
 
 
 def _card(row: Row, contrast: Contrast, view: View) -> dict[str, Any]:
@@ -86,7 +105,7 @@ def _card(row: Row, contrast: Contrast, view: View) -> dict[str, Any]:
         "verdict": words,
         "sentence": sentence(row, contrast, view.level),
         "effect": effect_estimate(row),
-        "unit": unit_text(row["unit"]),
+        "unit": difference_unit(row["unit"]),
         "arm": side_estimate(row, "arm"),
         "control": side_estimate(row, "control"),
         "arm_name": contrast.arm,
@@ -96,16 +115,86 @@ def _card(row: Row, contrast: Contrast, view: View) -> dict[str, Any]:
         "aa": aa,
         "caution": caution,
         "sample": sample(row),
-        "metric_null": row.get("metric_null") or "not recorded",
+        "metric_null": own_null(row, view),
         "null": number(null_of(row), 0),
     }
 
 
+def own_null(row: Row, view: View) -> str:
+    """Return the metric's own null: its numbers alone where the metric's text stands above."""
+    text = str(row.get("metric_null") or "not recorded")
+    general = _recorded(view, str(row["metric"])).get("null", "")
+    if not general or not text.startswith(general):
+        return text
+    rest = text.removeprefix(general).strip().removeprefix("(").removesuffix(")")
+    same = general.partition(":")[0]
+    return "" if all(part.startswith(f"{same} in ") for part in rest.split(", ")) else rest
+
+
+def _recorded(view: View, metric: str) -> dict[str, str]:
+    terms = metric_terms(view.tables.trial.get("metrics"))
+    return next((term for term in terms if term["name"] == metric), {})
+
+
+def meaning(row: Row, view: View) -> list[str]:
+    """Return what a metric means, its null, and what to expect of a placebo where that is known.
+
+    All from what the trial recorded of the metric, and from the rule of the class that it counts.
+    """
+    metric = str(row["metric"])
+    term = _recorded(view, metric)
+    said = [IN_PLAIN_WORDS.get(metric) or _full_stop(term.get("definition", ""))]
+    if term.get("null", "not recorded") != "not recorded":
+        none, _, rest = term["null"].partition(":")
+        if none.strip().lower() == "none" and rest:
+            said.append(f"It has no null of its own: {rest.strip().rstrip('.')}.")
+        else:
+            said.append(f"Its own null: {term['null'].rstrip('.')}.")
+    known = {f"share_{kind['name']}": kind["on_random"] for kind in class_terms()}
+    expected = {
+        "higher": "Higher is better, so a placebo would be expected to score lower.",
+        "lower": "Lower is better, so a placebo would be expected to score higher.",
+    }
+    if metric in known:
+        said.append(f"Found on random models? {_full_stop(known[metric])}")
+    else:
+        neither = "Neither direction is better, and none is expected of a placebo."
+        said.append(expected.get(str(row["better"]), neither))
+    return [text for text in said if text]
+
+
+def _full_stop(text: str) -> str:
+    return text[:1].upper() + text[1:].rstrip(".") + "." if text else ""
+
+
+def question(contrast: Contrast, view: View) -> str:
+    """Return what a contrast asks, where the arms' records say so; else nothing."""
+    kinds = [
+        control_kind(arm_facts(view.tables.trial, name).get("control"))
+        for name in (contrast.arm, contrast.control)
+    ]
+    if kinds[1] != "redraw":
+        return ""
+    kept = [kept_groups(view, name) for name in (contrast.arm, contrast.control)]
+    if kept[1] is None:
+        return ""
+    if contrast.arm == view.trained:
+        beyond = ", ".join(kept[1])
+        return (
+            f"what training put into the weights beyond {beyond}"
+            if beyond
+            else ("what training put into the weights, all together")
+        )
+    if kinds[0] != "redraw" or kept[0] is None or not set(kept[0]) > set(kept[1]):
+        return ""
+    more = ", ".join(group for group in kept[0] if group not in kept[1])
+    return f"what trained {more} alone change"
+
+
 def build(view: View) -> Content:
-    """Return a card per leading metric and contrast of the trained arm."""
+    """Return a card per leading metric and contrast, those of the trained arm first."""
     groups = []
-    every = contrasts(view)
-    leading = [c for c in every if c.arm == view.trained] or every
+    leading = contrasts(view)
     metrics = list(dict.fromkeys(str(row["metric"]) for c in leading for row in c.rows))
     chosen = ordered(metrics, WANTED)
     if not any("variance" in m or m.startswith("ev_") for m in chosen):
@@ -117,8 +206,34 @@ def build(view: View) -> Content:
             place = f"{contrast.hookpoint}, {contrast.sae}"
             by_place.setdefault(place, []).append(_card(row, contrast, view))
         unit = rows[0][0]["unit"]
-        groups.append({"metric": metric_title(metric, unit), "id": metric, "places": by_place})
-    return Content({"groups": groups, "n_places": len({(c.hookpoint, c.sae) for c in leading})}, {})
+        groups.append(
+            {
+                "metric": metric_title(metric, unit),
+                "meaning": meaning(rows[0][0], view),
+                "places": by_place,
+            }
+        )
+    values = {
+        "groups": groups,
+        "questions": _questions(leading, view),
+        "n_places": len({(c.hookpoint, c.sae) for c in leading}),
+    }
+    return Content(values, {})
+
+
+def _questions(every: list[Contrast], view: View) -> list[dict[str, Any]]:
+    found = {(c.arm, c.control): question(c, view) for c in every}
+    return [
+        {
+            "arm": arm,
+            "control": control,
+            "arm_index": view.styles[arm].index,
+            "control_index": view.styles[control].index,
+            "asks": asks,
+        }
+        for (arm, control), asks in found.items()
+        if asks
+    ]
 
 
 SECTIONS.add("headline", Section("headline", "Headline", ("effects",), build))

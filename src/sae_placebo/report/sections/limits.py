@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sae_placebo.report.sections.aa import in_short, tally
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
 from sae_placebo.report.sections.contrasts import bounds
 from sae_placebo.report.tables import records
@@ -65,6 +66,9 @@ def build(view: View) -> Content:
             "Each A/A interval comes from re-draws of one control and stands in for the chance "
             "variation of both arms; the trained arm was not re-trained."
         )
+    found = tally(view)
+    if found.total:
+        said.append(in_short(found))
     missing = list(view.tables.missing)
     if missing:
         said.append(f"Not in the trial folder when this was written: {', '.join(missing)}.")

@@ -1,0 +1,84 @@
+"""What `trial.json` says, read with care: any part of it may be missing or of another shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sae_placebo.report.wording import count, title, visible
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """Return `value` if it is a mapping, else an empty one."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def arm_facts(trial: Mapping[str, Any], arm: str) -> Mapping[str, Any]:
+    """Return what the trial recorded about an arm; empty when nothing."""
+    return mapping(mapping(trial.get("arms")).get(arm))
+
+
+def arm_records(trial: Mapping[str, Any], arm: str) -> list[dict[str, Any]]:
+    """Return one record per model of the arm, its recipe's keys lifted to the top."""
+    found = []
+    for record in arm_facts(trial, arm).get("records") or []:
+        known = mapping(record)
+        found.append({**mapping(known.get("recipe")), **known})
+    return found
+
+
+def picked(records: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Any:
+    """Return the first value that any record has under any of `keys`."""
+    for record in records:
+        for key in keys:
+            if record.get(key) not in (None, ""):
+                return record[key]
+    return None
+
+
+def names_of(value: Any) -> list[str]:
+    """Return a list as texts; a mapping of names to reasons is listed with its reasons."""
+    if value is None or value == "":
+        return []
+    if isinstance(value, Mapping):
+        return [f"{name} ({text_of(why)})" for name, why in value.items()]
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [text_of(v) for v in value]
+    return [text_of(value)]
+
+
+def text_of(value: Any) -> str:
+    """Return a setting as short text; lists by comma, mappings as key = value."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return count(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Mapping):
+        return ", ".join(
+            f"{title(k).lower()} {text_of(v)}" for k, v in value.items() if v is not None
+        )
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(text_of(v) for v in value) or "none"
+    return visible(value)
+
+
+def splits_of(trial: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return each split of the text with its counts."""
+    text = mapping(trial.get("text"))
+    found = {k: v for k, v in text.items() if isinstance(v, Mapping) and k != "splits"}
+    found.update({k: mapping(v) for k, v in mapping(text.get("splits")).items()})
+    return found
+
+
+def saes_of(spec: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return each SAE's settings by name."""
+    saes = spec.get("saes") or spec.get("sae")
+    if not isinstance(saes, Mapping) or not saes:
+        return {}
+    if all(isinstance(v, Mapping) for v in saes.values()):
+        return dict(saes)
+    return {"": saes}

@@ -1,0 +1,37 @@
+"""Metrics and classes of latents as described: by the trial's record, and by the decision list."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_METRIC_KEYS = ("unit", "better", "null", "definition", "source")
+
+
+def metric_terms(recorded: Any) -> list[dict[str, Any]]:
+    """Return each metric's own description, as the trial recorded it beside its numbers.
+
+    Args:
+        recorded: `metrics` of trial.json: name to unit, better, null, definition, source.
+    """
+    if not isinstance(recorded, dict):
+        return []
+    return [
+        {
+            **{key: str(term.get(key) or "not recorded") for key in _METRIC_KEYS},
+            "name": str(name),
+        }
+        for name, term in recorded.items()
+        if isinstance(term, dict)
+    ]
+
+
+def class_terms() -> list[dict[str, str]]:
+    """Return the classes of latents with their rules, in the order in which they are tried."""
+    try:
+        from sae_placebo.classification import CLASSES
+    except ImportError:
+        return []
+    return [
+        {"name": kind.name, "definition": kind.definition, "on_random": kind.on_random_models}
+        for kind in CLASSES
+    ]
