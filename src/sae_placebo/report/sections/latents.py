@@ -170,6 +170,8 @@ def build(view: View) -> Content:
                 }
             )
         groups.append({"kind": kind, "title": title(kind), "columns": columns})
+    # classes that most arms have come first: only there is anything side by side
+    groups.sort(key=lambda group: -sum(bool(column["cards"]) for column in group["columns"]))
     values = {
         "groups": groups,
         "shown_per_class": SHOWN_PER_CLASS,
