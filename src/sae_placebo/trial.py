@@ -110,12 +110,12 @@ class Bench:
         """Folder of the tokenized text: one tokenization for all arms."""
         step, spec = self.plan.tokenize, self.spec.text
         if self.store.find(step) is None:
-            wanted = spec.train_tokens + spec.heldout_tokens
+            wanted, source = spec.train_tokens + spec.heldout_tokens, self.source
             with (
                 self.progress.track("tokenize", wanted) as advance,
                 self.store.write(step) as draft,
             ):
-                tokenizer = models.load_tokenizer(self.source, self.spec.model.revision)
+                tokenizer = models.load_tokenizer(source, self.spec.model.revision)
                 splits = text.tokenize(spec, tokenizer, self.spec.seed)
                 artefacts.write_rows(draft, splits, text.vocabulary(tokenizer))
                 advance(wanted)
