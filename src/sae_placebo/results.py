@@ -96,6 +96,8 @@ def write_results(plan: Plan, store: Store) -> Trial:
     """Join the tables of all SAEs, compare the arms, and write the trial's folder and report."""
     folder = trial_folder(store.root, plan.spec.name)
     folder.mkdir(parents=True, exist_ok=True)
+    # written last: whatever stops us in between, tables of two runs never pass for one result
+    (folder / "trial.json").unlink(missing_ok=True)
     tables: dict[str, list[Any]] = {name: [] for name in ("latents", "measurements", "passages")}
     for (one, hookpoint, sae, sae_seed), step in plan.measure.items():
         keys = {
