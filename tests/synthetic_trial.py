@@ -189,10 +189,31 @@ def trial_json(settings: Settings) -> dict[str, Any]:
             },
         },
         "masks": {
-            "train": {"rule": "position 0, padding, norm above 10 x median", "position_0": 31250},
-            "heldout": {"position_0": 937, "padding": 20111, "outlier_norm any arm": 212},
+            "train": {
+                "rule": "position 0, padding, norm above 10 x median",
+                "position_0": 31250,
+                **{
+                    f"outlier_norm {place} {arm}": 4104 if i == 0 else 0
+                    for place in settings.hookpoints
+                    for i, arm in enumerate(settings.arms)
+                },
+            },
+            "heldout": {
+                "rule": "position 0, padding, norm above 10 x median",
+                "position_0": 937,
+                "padding": 20111,
+                f"outlier_norm {settings.hookpoints[0]} any arm (left out of all)": 212,
+            },
         },
-        "precision": {"float32": True, "error": 1.2e-7},
+        "precision": {
+            "fast": True,
+            "fast_error": 4.04e-7,
+            "default_error": 2.53e-7,
+            "bound": 2e-6,
+            "unit": "relative root mean square",
+        },
+        "model_note": "dequantized from 4-bit",
+        "environments": [{"versions": {"torch": "2.13.0"}, "threads": 2}],
         "versions": {"sae_placebo": "0.1.0", "torch": "2.13.0"},
         "seconds": {"harvest": 41.0, "train": 118.4},
     }

@@ -97,7 +97,7 @@ def test_batches_share_their_order_and_lose_only_outliers() -> None:
     block, other = (Block(zero, zero, places, {"h": values}) for values in (x, spiked))
     calibrations = calibrate(block, 10.0)
     first, second = (
-        [batch["h"] for batch in batches(b, calibrations, 256, seed=3, index=1)]
+        [batch["h"] for _, batch in batches(b, calibrations, 256, seed=3, index=1)]
         for b in (block, other)
     )
     assert [len(batch) for batch in first] == [250] * 4
@@ -107,7 +107,9 @@ def test_batches_share_their_order_and_lose_only_outliers() -> None:
     left = torch.cat(first)
     place = int((restored[:, 0] - x[13, 0]).abs().argmin())
     assert torch.equal(torch.cat([left[:place], left[place + 1 :]]), torch.cat(second))
-    again = [batch["h"] for batch in batches(block, calibrations, 256, seed=3, index=2)]
+    again = [batch["h"] for _, batch in batches(block, calibrations, 256, seed=3, index=2)]
+    offered = [size for size, _ in batches(other, calibrations, 256, seed=3, index=1)]
+    assert offered == [250] * 4
     assert not torch.equal(torch.cat(again), torch.cat(first))
 
 
@@ -116,7 +118,7 @@ def test_token_means_shrink_towards_the_mean_by_their_noise() -> None:
     true = torch.randn(50, 6, generator=random) * 2
     ids = torch.randint(0, 50, (4_000,), generator=random)
     x = true[ids] + torch.randn(4_000, 6, generator=random)
-    means = TokenMeans(60, 6)
+    means = TokenMeans(60, x[0])
     for part in range(0, 4_000, 1_000):
         means.add(ids[part : part + 1_000], x[part : part + 1_000])
     seen, table = means.table()
@@ -131,7 +133,7 @@ def test_token_means_shrink_towards_the_mean_by_their_noise() -> None:
 def test_token_means_of_pure_noise_are_the_mean() -> None:
     random = generator(1, "noise")
     ids = torch.randint(0, 500, (1_000,), generator=random)
-    means = TokenMeans(500, 8)
+    means = TokenMeans(500, torch.zeros(8))
     means.add(ids, torch.randn(1_000, 8, generator=random))
     _, table = means.table()
     assert (table - table[-1]).norm(dim=1).mean() < 0.5  # unshrunk: about 2

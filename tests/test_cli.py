@@ -34,7 +34,7 @@ def test_from_init_to_report(
     assert call(monkeypatch, "status", trial, "--store", store) == 0
     assert "0/2" in capsys.readouterr().out
     assert call(monkeypatch, "report", trial, "--store", store) == 1
-    assert "has no results yet" in capsys.readouterr().err
+    assert "has no results of these settings yet" in capsys.readouterr().err
     assert call(monkeypatch, "plan", trial, "--store", store) == 0
     planned = capsys.readouterr().out
     assert "minutes are left" in planned
@@ -45,6 +45,8 @@ def test_from_init_to_report(
     assert "train redraw-0: 6,000 tokens in" in done.err
     assert call(monkeypatch, "status", trial, "--store", store) == 0
     assert "every stage is done" in capsys.readouterr().out
+    assert call(monkeypatch, "report", trial, "--store", store, "--set", "saes.topk.k=8") == 1
+    assert "no results of these settings" in capsys.readouterr().err
     page = store / "trials" / "tiny" / "report" / "index.html"
     before = page.read_bytes()
     page.unlink()
@@ -86,3 +88,14 @@ def test_a_read_only_store_is_one_sentence(
     said = capsys.readouterr().err
     assert "cannot be written (Permission denied)" in said
     assert "Traceback" not in said
+
+
+def test_an_interrupt_says_how_to_go_on(
+    trial: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sae_placebo.trial.run", interrupt)
+    assert call(monkeypatch, "run", trial, "--store", tmp_path / "store") == 130
+    assert "run the same command again to go on" in capsys.readouterr().err

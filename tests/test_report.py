@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import re
@@ -27,8 +28,8 @@ from sae_placebo.report.plots import label
 from sae_placebo.report.sections import View
 from sae_placebo.report.sections.aa import in_short, sentences, tally
 from sae_placebo.report.sections.compared import kept_groups
-from sae_placebo.report.sections.contrasts import contrasts, ordered
-from sae_placebo.report.sections.headline import WANTED, sentence, verdict
+from sae_placebo.report.sections.contrasts import contrasts, ordered, within_aa
+from sae_placebo.report.sections.headline import WANTED, cautions, sentence, verdict
 from sae_placebo.report.sections.latents import _pieces
 from sae_placebo.report.wording import (
     Estimate,
@@ -191,10 +192,78 @@ def test_a_sentence_says_what_the_interval_allows(
     assert words in sentence(row, contrast, "95% interval")
 
 
+@pytest.mark.parametrize(
+    ("effect", "aa", "within"),
+    [
+        (2.0, (-1.0, 1.0), False),
+        (2.0, (-0.5, 2.0), True),
+        (-2.0, (-0.5, 2.0), True),
+        (2.0, (None, None), None),
+        (None, (-1.0, 1.0), None),
+    ],
+)
+def test_an_effect_no_larger_than_its_aa_interval_is_no_finding(
+    effect: float | None, aa: tuple[float | None, float | None], within: bool | None
+) -> None:
+    row = {"effect": effect, "low": 1.0, "high": 3.0, "aa_low": aa[0], "aa_high": aa[1]}
+    assert within_aa(row) is within
+    assert any("it is no finding" in words for words in cautions(row)) is bool(within)
+    if within and effect is not None and effect > 0:
+        assert verdict(row) == ("differs", "Higher, but within A/A")
+
+
+def test_an_interval_much_narrower_than_its_aa_interval_is_said_to_be() -> None:
+    row = {"effect": 9.0, "low": 8.9, "high": 9.1, "aa_low": -0.4, "aa_high": 0.4}
+    assert ["may be too narrow" in words for words in cautions(row)] == [True]
+    assert cautions(row | {"aa_low": -0.2, "aa_high": 0.2}) == []
+
+
+def test_effects_within_aa_are_marked_in_card_and_table(tmp_path: Path) -> None:
+    folder = write_trial(tmp_path / "trial", Settings(latents=20))
+    effects = pd.read_parquet(folder / "effects.parquet")
+    effects.loc[:, ["aa_low", "aa_high"]] = [-1e-9, 1e-9]
+    effects.to_parquet(folder / "effects.parquet")
+    assert 'class="within"' not in render(read_tables(folder))
+    at = (effects["metric"] == "mean_token_entropy_bits") & (effects["control"] == "redraw")
+    effects.loc[at, ["aa_low", "aa_high"]] = [-50.0, 50.0]
+    effects.to_parquet(folder / "effects.parquet")
+    page = render(read_tables(folder))
+    assert page.count('<span class="within">within A/A</span>') == int(at.sum()) == 2
+    assert page.count("Within A/A: the effect is no larger") == 2
+
+
+def test_the_record_of_masks_precision_model_and_environments_is_told(tmp_path: Path) -> None:
+    folder = write_trial(tmp_path / "trial", Settings(latents=20))
+    text = " ".join(Page(render(read_tables(folder))).text.split())
+    for words in (
+        "example/tiny-lm (dequantized from 4-bit)",
+        "4,104 of the tokens left out in trained for outlying norm",
+        "norm outliers, resid_post.3, trained",
+        "the fast product was used: its error is 4.0e-7 against 2.5e-7 of the default, limit 2e-6",
+        "Environment of the artefacts",
+    ):
+        assert words in text, words
+    assert text.count("norm above 10 x median") == 1
+    assert "different environments" not in text
+    trial = json.loads((folder / "trial.json").read_text())
+    trial["environments"] += [{"versions": {"torch": "2.12.0"}, "threads": 2}]
+    trial["environments"] += trial["environments"][:1]
+    del trial["model_note"]
+    (folder / "trial.json").write_text(json.dumps(trial))
+    text = " ".join(Page(render(read_tables(folder))).text.split())
+    assert "made under 2 different environments, which differ in torch (2.13.0 or 2.12.0)" in text
+    assert "dequantized" not in text
+
+
 def test_a_forest_marks_null_interval_and_aa_on_each_rows_own_scale(page: Page) -> None:
     figure = page.figures()["forest-0"]
     traces = {trace["name"]: trace for trace in figure["data"]}
-    main = traces["effect, 95% interval"]
+    sides = [traces["effect, 95% interval"], traces["effect within A/A, 95% interval"]]
+    assert sides[0]["marker"]["color"] != sides[1]["marker"]["color"]
+    main: dict[str, Any] = {k: [v for side in sides for v in side[k]] for k in ("x", "y")}
+    main["error_x"] = {
+        k: [v for side in sides for v in side["error_x"][k]] for k in ("array", "arrayminus")
+    }
     ends = [
         (x - down, x + up)
         for x, up, down in zip(
@@ -268,7 +337,8 @@ def test_the_headline_shows_every_contrast_and_what_it_asks(page: Page) -> None:
         "asks what training put into the weights, all together",
         "asks what training put into the weights beyond embeddings",
         "asks what trained embeddings alone change",
-        "Found on random models? Yes: the dominant class there",
+        "Reported elsewhere on random models: the dominant class there",
+        "Fit of the SAEs: explained variance is ",
     ):
         assert words in page.text, words
 
@@ -394,6 +464,23 @@ def test_a_folder_that_is_none_and_a_broken_file_are_refused(tmp_path: Path) -> 
     (tmp_path / "effects.parquet").write_text("no")
     with pytest.raises(StoreError, match="cannot be read"):
         build_report(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_trial(tmp_path / "trial", Settings(drop=("effects", "latents", "passages")))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="is not a folder; choose another one"):
+        build_report(folder, tmp_path / "file")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    # a test that runs as root may write anywhere
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with pytest.raises(StoreError, match=r"cannot be written to .*Read-only file system"):
+        build_report(folder)
 
 
 # --- data stays data -------------------------------------------------------------------------------

@@ -44,7 +44,8 @@ def table_of(
     null_value: float | None = None,
 ) -> ReplicateTable:
     """Return a table with each arm's values [model, sae_seed, replicate]."""
-    table = ReplicateTable(n_documents, 1_000, frozenset(arms) - frozenset(given))
+    drawn = frozenset(arms) - frozenset(given)
+    table = ReplicateTable({"resid_post.1": n_documents}, {"resid_post.1": 1_000}, drawn)
     for arm, values in arms.items():
         for model, seed in np.ndindex(values.shape[:2]):
             cell = Cell(arm, "resid_post.1", "topk", "score")
@@ -210,7 +211,7 @@ def test_an_incomplete_grid_is_refused() -> None:
 
 
 def test_columns_and_empty_table() -> None:
-    empty = effects(ReplicateTable(2, 2, frozenset()), [("a", "b")], METRICS)
+    empty = effects(ReplicateTable({}, {}, frozenset()), [("a", "b")], METRICS)
     assert list(empty.columns) == list(COLUMNS)
     assert len(empty) == 0
     assert empty["low"].dtype == float
@@ -346,3 +347,25 @@ def placebo_rejections(models: int, spread: Spread, trials: int, seed: int) -> f
 def test_placebo_against_placebo_excludes_zero_one_time_in_twenty(models: int) -> None:
     rate = placebo_rejections(models, Spread(0.1, 0, 1, 0.5), 400, seed=models)
     assert 0.02 <= rate <= 0.085
+
+
+def test_two_equal_counts_are_not_certainty() -> None:
+    step = 1 / 2_048
+    equal = np.array([3 * step, 3 * step])
+    assert between(equal, "sae_seeds").variance == 0
+    assert between(equal, "sae_seeds", step).variance == pytest.approx(step**2 / 24)
+    apart = np.array([3 * step, 9 * step])
+    assert between(apart, "sae_seeds", step) == between(apart, "sae_seeds")
+
+
+def test_rounded_shares_keep_their_coverage() -> None:
+    random = np.random.default_rng(11)
+    covered, step, trials = 0, 1 / 512, 1_500
+    for _ in range(trials):
+        # two seeds whose counts vary by a third of a latent: they tie most of the time
+        values = np.round(random.normal(10.4, 0.35, size=2)) * step
+        component = between(values, "sae_seeds", step)
+        found = interval(float(values.mean()), [component])
+        truth = 10.4 * step
+        covered += found.low <= truth <= found.high
+    assert covered / trials > 0.93

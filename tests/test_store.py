@@ -58,7 +58,9 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "stage").iterdir()) == []
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest", "no manifest"])
+@pytest.mark.parametrize(
+    "damage", ["truncate", "flip", "remove", "manifest", "no manifest", "no hash", "no files"]
+)
 def test_damage_is_noticed_named_and_removed(tmp_path: Path, damage: str) -> None:
     folder = fill(Store(tmp_path))
     data = folder / "sub" / "data.txt"
@@ -70,6 +72,11 @@ def test_damage_is_noticed_named_and_removed(tmp_path: Path, damage: str) -> Non
         data.unlink()
     elif damage == "manifest":
         (folder / "manifest.json").write_text('{"files": ')
+    elif damage == "no hash":
+        path = folder / "manifest.json"
+        path.write_text(path.read_text().replace("sha256", "sha257"))
+    elif damage == "no files":
+        (folder / "manifest.json").write_text('{"files": 3}')
     else:
         (folder / "manifest.json").unlink()
     said: list[str] = []
@@ -144,3 +151,11 @@ def test_manifest_is_json_with_hashes(tmp_path: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["key"] == STEP.key
     assert len(manifest["files"]["sub/data.txt"]["sha256"]) == 64
+
+
+def test_environments_tell_of_a_mixture(tmp_path: Path) -> None:
+    other = Step("stage", "other", 1, {"a": 2})
+    fill(Store(tmp_path, environment={"torch": "1"}))
+    fill(Store(tmp_path, environment={"torch": "2"}), other)
+    assert Store(tmp_path).environments([STEP]) == [{"torch": "1"}]
+    assert Store(tmp_path).environments([STEP, other]) == [{"torch": "1"}, {"torch": "2"}]

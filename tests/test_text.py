@@ -37,6 +37,17 @@ def test_splits_hold_exactly_the_tokens_asked_for_from_different_documents(
         assert np.all(np.diff(rows.documents) >= 0)
 
 
+@pytest.mark.parametrize("bos", ["auto", "none"])
+@pytest.mark.parametrize("cap", [8, 9, 14, 15, 16, 29, 30, 31])
+def test_a_document_never_gives_more_than_its_cap(tiny_tokenizer: Any, cap: int, bos: str) -> None:
+    splits = tokenize(spec(max_document_tokens=cap, bos=bos), tiny_tokenizer, seed=0)
+    for rows, wanted in ((splits["train"], 300), (splits["heldout"], 100)):
+        assert rows.usable().sum() == wanted
+        taken = np.bincount(rows.documents, rows.lengths - (bos == "auto"))
+        assert taken.max() <= cap
+        assert taken.max() >= min(cap, 15) - 1
+
+
 def test_rows_are_runs_of_their_document_behind_bos(tiny_tokenizer: Any, tmp_path: Path) -> None:
     texts = {f"{i}.txt": f"document {i}: " + "word " * 40 for i in range(8)}
     for name, text in texts.items():
@@ -124,6 +135,44 @@ def test_a_parquet_file_without_the_column_lists_its_own(tmp_path: Path) -> None
     pd.DataFrame({"body": ["x"]}).to_parquet(tmp_path / "b.parquet")
     with pytest.raises(TextError, match=r"no column 'text'; it has body"):
         list(documents(spec(tmp_path), 0))
+
+
+def test_a_broken_parquet_file_is_named(tmp_path: Path) -> None:
+    import pandas as pd
+
+    path = tmp_path / "b.parquet"
+    pd.DataFrame({"text": [f"{i} words" for i in range(2_000)]}).to_parquet(path)
+    whole = path.read_bytes()
+    broken = bytearray(whole)
+    broken[8:4_000] = b"\xff" * 3_992  # the footer is fine, the pages are not
+    for content in (b"", b"not parquet at all", whole[:-20], bytes(broken)):
+        path.write_bytes(content)
+        with pytest.raises(TextError, match=r"b\.parquet' cannot be read as parquet"):
+            list(documents(spec(tmp_path), 0))
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"), [([1, 2], "int64"), ([b"x"], "binary"), ([["x"]], "list")]
+)
+def test_a_parquet_column_that_is_not_text(tmp_path: Path, values: list[Any], kind: str) -> None:
+    import pandas as pd
+
+    pd.DataFrame({"text": values}).to_parquet(tmp_path / "b.parquet")
+    with pytest.raises(TextError, match=rf"b\.parquet': 'text' is {kind}.*not text"):
+        list(documents(spec(tmp_path), 0))
+
+
+def test_a_parquet_column_of_categories_is_text(tmp_path: Path) -> None:
+    import pandas as pd
+
+    pd.DataFrame({"text": pd.Categorical(["a", "b", "a"])}).to_parquet(tmp_path / "b.parquet")
+    assert sorted(d.text for d in documents(spec(tmp_path), 0)) == ["a", "a", "b"]
+
+
+@pytest.mark.parametrize("source", ["hf:", "hf: ", "hf::config"])
+def test_a_dataset_without_a_name_is_refused(source: str) -> None:
+    with pytest.raises(ValidationError, match="names no dataset: write hf:NAME"):
+        spec(source)
 
 
 def test_identity_follows_content_and_not_place(tmp_path: Path) -> None:

@@ -149,9 +149,8 @@ def test_train_steps_every_fit_on_the_same_batches() -> None:
     alone = fit(start(1))
     seen: list[int] = []
     batches = [{"a": batch(100, n), "b": batch(100, n + 50)} for n in range(3)]
-    train(
-        [*batches, {"a": batch(7, 3), "b": batch(7, 53)}], {"a": seeds, "b": [other]}, seen.append
-    )
+    sized = [(100, part) for part in batches] + [(7, {"a": batch(7, 3), "b": batch(7, 53)})]
+    train(sized, {"a": seeds, "b": [other]}, seen.append)
     assert seen == [100, 100, 100, 7]
     for x in (*(part["a"] for part in batches), batch(7, 3)):
         alone.step(x)
@@ -159,7 +158,18 @@ def test_train_steps_every_fit_on_the_same_batches() -> None:
     assert torch.equal(seeds[1].sae().params["W_dec"], alone.sae().params["W_dec"])
     assert other.tokens == 307
     with pytest.raises(SpecError, match="the batches hold no 'c'"):
-        train(batches, {"c": [other]}, seen.append)
+        train(sized, {"c": [other]}, seen.append)
+
+
+def test_the_step_size_follows_the_stream_and_not_what_was_left_out() -> None:
+    whole, gappy = fit(total_tokens=400), fit(total_tokens=400)
+    for n in range(4):
+        x = batch(100, n)
+        whole.step(x)
+        gappy.step(x[:60], None, 100)
+    rates = [[row["learning_rate"] for row in running.log()] for running in (whole, gappy)]
+    assert rates[0] == rates[1]
+    assert (whole.tokens, gappy.tokens, gappy.offered_tokens) == (400, 240, 400)
 
 
 def planted_with_dead_latents() -> tuple[SAE, torch.Tensor]:

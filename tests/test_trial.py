@@ -21,6 +21,7 @@ from conftest import save_model, save_tokenizer, trial_table, write_toml
 from sae_placebo.errors import ModelError, PlaceboError, StoreError
 from sae_placebo.progress import Progress
 from sae_placebo.protocol import load_trial, plan_steps
+from sae_placebo.store import file_hash, read_json, write_json
 
 TABLES = ("effects", "latents", "measurements", "passages")
 
@@ -204,6 +205,51 @@ def test_killed_at_random_points_and_resumed_gives_identical_results(
     assert hashes(store / "trials" / "tiny") == hashes(finished.folder)
 
 
+def test_a_damaged_text_is_noticed_even_when_all_else_is_done(
+    finished: sp.Trial, table: dict[str, Any], tmp_path: Path
+) -> None:
+    store = copied(finished, tmp_path / "store")
+    path = next(store.glob("tokenize/*/names.json"))
+    path.write_text(path.read_text().replace("corpus", "corpse", 1))
+    spy = Spy()
+    again = sp.run(table, store, progress=spy)
+    assert "names.json" in spy.notes[0]
+    assert hashes(again.folder) == hashes(finished.folder)
+
+
+def test_a_control_that_draws_otherwise_is_not_mixed_with_its_old_saes(
+    finished: sp.Trial, table: dict[str, Any], tmp_path: Path
+) -> None:
+    store = copied(finished, tmp_path / "store")
+    folder = next(store.glob("train/redraw-0-*"))
+    recipe = read_json(folder / "recipe.json") | {"weight_hash": "0" * 64}
+    write_json(folder / "recipe.json", recipe)
+    manifest = read_json(folder / "manifest.json")
+    facts = {"bytes": (folder / "recipe.json").stat().st_size}
+    facts["sha256"] = file_hash(folder / "recipe.json")
+    manifest["files"]["recipe.json"] = facts
+    write_json(folder / "manifest.json", manifest)
+    shutil.rmtree(next(store.glob("build/redraw-0-*")))
+    with pytest.raises(ModelError, match=r"arm redraw-0: other weights than behind the .* train"):
+        sp.run(table, store)
+
+
+def test_every_gaussian_null_takes_the_steps_of_its_own_sae(
+    finished: sp.Trial, table: dict[str, Any]
+) -> None:
+    rates = {}
+    for folder in (finished.folder.parents[1] / "train").iterdir():
+        log = pd.read_parquet(folder / "log.parquet")
+        rates[folder.name] = log[log["sae_seed"] == 0]["learning_rate"].tolist()
+        nulls = read_json(folder / "gaussian.json")["resid_post.1"]["topk"]
+        assert set(nulls) == {"0", "1"}
+        assert nulls["0"] != nulls["1"]
+        assert all(0 < null["explained_variance"] < 1 for null in nulls.values())
+    first = next(iter(rates.values()))
+    assert len(first) > 20
+    assert all(other == first for other in rates.values())  # step sizes are matched between arms
+
+
 def test_a_model_that_gives_nan_names_arm_and_layer(table: dict[str, Any], tmp_path: Path) -> None:
     import torch
 
@@ -232,7 +278,7 @@ def test_a_hub_id_without_a_network_is_one_sentence(table: dict[str, Any], tmp_p
 
 def test_results_that_are_not_there_are_asked_for(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="run the trial to its end"):
-        _ = sp.Trial(tmp_path).effects
+        _ = sp.Trial(str(tmp_path)).effects
 
 
 def test_saved_saes_are_in_model_units_and_carry_their_provenance(

@@ -171,8 +171,10 @@ def batches(
     batch_tokens: int,
     seed: int,
     index: int,
-) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield shuffled, centered and scaled batches of one block, outliers left out.
+) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+    """Yield the size and the shuffled, centered and scaled tokens of each batch of one block.
+
+    The size counts the outliers that were left out, so it is the same in every arm.
 
     The block is cut into equal batches of at most `batch_tokens`. The permutation depends on `seed`
     and on the block's `index` alone; a left-out token shortens its batch and moves no other.
@@ -196,7 +198,7 @@ def batches(
             calibration = calibrations[name]
             chosen = part[kept[name][part]]
             batch[name] = x[chosen].sub_(calibration.mean).mul_(calibration.factor)
-        yield batch
+        yield len(part), batch
 
 
 class TokenMeans:
@@ -208,11 +210,13 @@ class TokenMeans:
 
     Args:
         vocabulary_size: Number of token ids.
-        d_in: Width of the activations.
+        center: [d_in] a point near the mean. It is taken off first, and sums are kept in float64:
+            a common token is seen millions of times.
     """
 
-    def __init__(self, vocabulary_size: int, d_in: int) -> None:
-        self.sums = torch.zeros(vocabulary_size, d_in)
+    def __init__(self, vocabulary_size: int, center: Float[torch.Tensor, " d_in"]) -> None:
+        self.center = center
+        self.sums = torch.zeros(vocabulary_size, len(center), dtype=torch.float64)
         self.energy = torch.zeros(vocabulary_size, dtype=torch.float64)
         self.counts = torch.zeros(vocabulary_size, dtype=torch.float64)
 
@@ -220,15 +224,18 @@ class TokenMeans:
         self, token_ids: Int64[torch.Tensor, " token"], x: Float[torch.Tensor, "token d_in"]
     ) -> None:
         """Count `x`, in model units, under its tokens."""
-        self.sums.index_add_(0, token_ids, x)
+        x = x - self.center
+        ids, place, counts = torch.unique(token_ids, return_inverse=True, return_counts=True)
+        block = torch.zeros(len(ids), x.shape[1]).index_add_(0, place, x)
+        self.sums[ids] += block
         self.energy.index_add_(0, token_ids, x.double().square().sum(1))
-        self.counts.index_add_(0, token_ids, torch.ones(len(x), dtype=torch.float64))
+        self.counts[ids] += counts
 
     def table(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the ids seen [entry] and the table [entry + 1, d_in]; the last row is the mean."""
         seen = self.counts.nonzero().flatten()
         n = self.counts[seen]
-        sums = self.sums[seen].double()
+        sums = self.sums[seen]
         mean = sums.sum(0) / n.sum()
         own = sums / n[:, None]
         within = (self.energy[seen] - n * own.square().sum(1)).clamp_min(0).sum()
@@ -239,4 +246,4 @@ class TokenMeans:
         )
         share = n / (n + noise / spread) if spread > 0 else torch.zeros_like(n)
         table = mean + share[:, None] * (own - mean)
-        return seen, torch.cat([table, mean[None]]).float()
+        return seen, (torch.cat([table, mean[None]]) + self.center).float()

@@ -3,8 +3,8 @@
 | stage | files |
 |---|---|
 | tokenize | rows.safetensors, names.json, vocabulary.json |
-| build | recipe.json, card.json |
-| harvest | activations.safetensors, calibration.safetensors, calibration.json |
+| build | recipe.json, card.json (harvest and train keep a copy of the recipe) |
+| harvest | activations.safetensors, norms.safetensors, calibration.safetensors, calibration.json |
 | train | <hookpoint>/<sae>/seed-<n>/ (SAELens 6), lookup.safetensors, gaussian.json, log.parquet |
 | measure | latents.parquet, measurements.parquet, passages.parquet, replicates.safetensors |
 """
@@ -65,15 +65,19 @@ def write_harvest(
     folder: Path,
     activations: Mapping[str, torch.Tensor],
     calibrations: Mapping[str, Calibration],
+    build: Path,
 ) -> None:
     """Write held-out activations [token, d_in] in model units, and the calibration of each hookpoint."""
     from safetensors.torch import save_file
 
     save_file(dict(activations), folder / "activations.safetensors")
+    norms = {name: x.norm(dim=1) for name, x in activations.items()}
+    save_file(norms, folder / "norms.safetensors")
     means = {name: one.mean for name, one in calibrations.items()}
     save_file(means, folder / "calibration.safetensors")
     record = {name: one.record() for name, one in calibrations.items()}
     write_json(folder / "calibration.json", record)
+    copy_recipe(build, folder)
 
 
 def read_calibrations(folder: Path) -> dict[str, Calibration]:
@@ -98,8 +102,10 @@ def read_activations(folder: Path, hookpoint: str) -> torch.Tensor:
 
 def outliers(folder: Path, hookpoint: str) -> np.ndarray:
     """Return which held-out tokens that were read exceed the arm's norm limit: bool [token]."""
+    from safetensors.torch import load_file
+
     limit = read_calibrations(folder)[hookpoint].norm_limit
-    norms = read_activations(folder, hookpoint).norm(dim=1)
+    norms = load_file(folder / "norms.safetensors")[hookpoint]
     return np.asarray((norms > limit).numpy())
 
 
@@ -126,10 +132,9 @@ def read_lookup(folder: Path, hookpoint: str) -> tuple[torch.Tensor, torch.Tenso
         return stream.get_tensor(f"{hookpoint}.ids"), stream.get_tensor(f"{hookpoint}.table")
 
 
-def read_gaussian(folder: Path, hookpoint: str, sae: str) -> GaussianNull | None:
-    """Return the Gaussian null of one SAE recipe."""
-    record = read_json(folder / "gaussian.json").get(hookpoint, {}).get(sae)
-    return None if record is None else GaussianNull(**record)
+def read_gaussian(folder: Path, hookpoint: str, sae: str, sae_seed: int) -> GaussianNull:
+    """Return the Gaussian null of one SAE: the same recipe and seed."""
+    return GaussianNull(**read_json(folder / "gaussian.json")[hookpoint][sae][str(sae_seed)])
 
 
 def write_measured(folder: Path, measured: Measured) -> None:
@@ -159,6 +164,16 @@ def read_table(path: Path) -> Any:
     return pandas.read_parquet(path)
 
 
+def copy_recipe(build: Path, folder: Path) -> None:
+    """Keep the recipe of the arm's model beside what was made with it."""
+    write_json(folder / "recipe.json", read_json(build / "recipe.json"))
+
+
+def weight_hash(folder: Path) -> str:
+    """Return the hash of the weights behind a build, harvest or train artefact."""
+    return str(read_json(folder / "recipe.json")["weight_hash"])
+
+
 def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Write a list of flat records as parquet."""
     write_table(path, pandas.DataFrame(list(records)))
@@ -174,11 +189,10 @@ def provenance(folder: Path, spec: TrialSpec, one: ArmModel) -> dict[str, Any]:
     """
     recipe = read_json(folder / "recipe.json")
     return {
-        "model_name": spec.model.id,
+        "model_name": Path(spec.model.id).name if Path(spec.model.id).exists() else spec.model.id,
         "context_size": spec.text.context_tokens,
         "dataset_path": spec.text.source,
         "training_tokens": spec.text.train_tokens,
-        "trial": spec.name,
         "arm": one.arm,
         "control": recipe["control"],
         "model_seed": one.model_seed,

@@ -105,15 +105,15 @@ def report(
     from sae_placebo.costs import unfinished
     from sae_placebo.protocol import load_trial
     from sae_placebo.report import build_report
-    from sae_placebo.results import trial_folder
+    from sae_placebo.results import is_result_of, trial_folder
 
     spec = load_trial(trial, overrides=overrides or [])
     folder = trial_folder(store, spec.name)
-    if not (folder / "trial.json").exists():
-        left = unfinished(spec, store)
+    left = unfinished(spec, store)
+    if left or not is_result_of(folder, spec):
         raise StoreError(
-            f"trial {spec.name!r} has no results yet: {left} of its stages are left; sae-placebo run "
-            f"{trial} finishes them"
+            f"trial {spec.name!r} has no results of these settings yet: {left} of its stages are left; "
+            f"sae-placebo run {trial} finishes them"
         )
     typer.echo(f"report: {build_report(folder)}")
 
@@ -129,9 +129,10 @@ def main() -> None:
             raise
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; run the same command again to go on\n")
-        raise SystemExit(130) from None
+    except SystemExit as stop:
+        if stop.code == 130:  # what an interrupt has become on its way here
+            sys.stderr.write("stopped; run the same command again to go on\n")
+        raise
 
 
 if __name__ == "__main__":

@@ -108,9 +108,9 @@ def _tokens(spec: TrialSpec, stage: str) -> int:
 
 
 def _passes(spec: TrialSpec, stage: str) -> int:
-    """Return the SAE training passes in one step: every SAE seed, and one Gaussian null each."""
+    """Return the SAE training passes in one step: every SAE seed, and its Gaussian null."""
     recipes = len(spec.saes) * len(spec.hookpoints)
-    return recipes * (len(spec.sae_seeds) + 1) if stage == "train" else 0
+    return recipes * 2 * len(spec.sae_seeds) if stage == "train" else 0
 
 
 # seconds per step that a probe would cost as much as the step itself; measured on 2 cores
@@ -125,7 +125,7 @@ def _seconds(spec: TrialSpec, stage: str, rates: Rates) -> float:
         return rates.build_seconds
     seconds = _tokens(spec, stage) / rates.forward
     if stage == "train":
-        recipes = len(spec.hookpoints) * (len(spec.sae_seeds) + 1)
+        recipes = len(spec.hookpoints) * 2 * len(spec.sae_seeds)
         seconds += sum(recipes * spec.text.train_tokens / rate for rate in rates.sae.values())
     return seconds
 
@@ -133,6 +133,7 @@ def _seconds(spec: TrialSpec, stage: str, rates: Rates) -> float:
 def measure_rates(bench: Bench) -> Rates:
     """Time a copy of the model, three forwards and three SAE steps on this machine."""
     spec = bench.spec
+    _ = bench.reference  # loaded once, and converted once: not the cost of a control
     start = time.perf_counter()
     model, _ = models_build(bench)
     build_seconds = time.perf_counter() - start

@@ -100,7 +100,12 @@ def _share(flags: torch.Tensor) -> float:
 
 def _row(unit: str, n: int, value: Callable[[], float]) -> dict[str, Any]:
     try:
-        return {"value": value(), "unit": unit, "n": n, "reason": None}
+        found = value()
+        if not math.isfinite(found):
+            raise NotEstimable(
+                f"the activations are too large or too small: it comes out as {found}"
+            )
+        return {"value": found, "unit": unit, "n": n, "reason": None}
     except NotEstimable as error:
         return {"value": None, "unit": unit, "n": n, "reason": str(error)}
 
@@ -213,7 +218,7 @@ def _entropy_rows(
         return {n: {"value": None, "unit": "bits", "n": 0, "reason": found} for n in names}
     *values, n_tokens = found
     return {
-        name: {"value": value, "unit": "bits", "n": n_tokens, "reason": None}
+        name: _row("bits", n_tokens, partial(float, value))
         for name, value in zip(names, values, strict=True)
     }
 

@@ -7,19 +7,21 @@ mean squared norm.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sae_placebo import artefacts, gaussian
-from sae_placebo.activations import Block, Calibration, TokenMeans, batches, blocks, row_order
+from sae_placebo.activations import Calibration, TokenMeans, batches, blocks, row_order
 from sae_placebo.gaussian import SecondMoments
 from sae_placebo.interop import saelens
 from sae_placebo.lazy import torch
 from sae_placebo.models import Reader, parse_hookpoint
 from sae_placebo.progress import Advance
-from sae_placebo.protocol import TrialSpec
+from sae_placebo.protocol import ArmModel, TrialSpec
+from sae_placebo.saes.kernels import Workspace
 from sae_placebo.spec import generator
 from sae_placebo.text import Rows
 from sae_placebo.training import Fit, train
@@ -33,104 +35,116 @@ class ArmTraining:
         spec: The trial's protocol.
         reader: Of the arm's model.
         rows: The training rows.
-        calibrations: One per hookpoint.
+        harvest: The arm's harvest artefact: calibrations and held-out activations.
         vocabulary_size: Number of token ids.
     """
 
     spec: TrialSpec
     reader: Reader
     rows: Rows
-    calibrations: Mapping[str, Calibration]
+    harvest: Path
     vocabulary_size: int
     fits: dict[tuple[str, str, int], Fit] = field(default_factory=dict)
     lookups: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     moments: dict[str, SecondMoments] = field(default_factory=dict)
+    steps: list[tuple[int, dict[str, int]]] = field(default_factory=list)
+
+    @functools.cached_property
+    def calibrations(self) -> dict[str, Calibration]:
+        """How the activations are masked, centered and scaled, by hookpoint."""
+        return artefacts.read_calibrations(self.harvest)
 
     @property
     def n_tokens(self) -> int:
         """Tokens of the stream, outliers included."""
         return int(self.rows.usable().sum())
 
-    @property
-    def n_null_tokens(self) -> int:
-        """Draws that the Gaussian nulls are trained on: one SAE seed per recipe and hookpoint."""
-        return self.n_tokens * len(self.spec.saes) * len(self.spec.hookpoints)
+    def _starts(self, hookpoint: str) -> dict[tuple[str, str, int], Fit]:
+        return {
+            (hookpoint, label, seed): Fit(
+                sae.create(self.reader.d_in, seed), self.spec.training, self.n_tokens
+            )
+            for label, sae in self.spec.saes.items()
+            for seed in self.spec.sae_seeds
+        }
 
     def fit(self, advance: Advance) -> None:
         """Train the SAEs, and gather E[x | token] and the covariance from the same stream."""
-        spec, d_in = self.spec, self.reader.d_in
-        means = {name: TokenMeans(self.vocabulary_size, d_in) for name in spec.hookpoints}
-        self.moments = {name: SecondMoments(one.mean) for name, one in self.calibrations.items()}
-        self.fits = {
-            (hookpoint, label, seed): Fit(sae.create(d_in, seed), spec.training, self.n_tokens)
-            for hookpoint in spec.hookpoints
-            for label, sae in spec.saes.items()
-            for seed in spec.sae_seeds
-        }
-
-        def stream() -> Iterator[dict[str, torch.Tensor]]:
-            order = row_order(len(self.rows.lengths), spec.seed)
-            for index, block in enumerate(
-                blocks(self.reader, self.rows, order, spec.harvest.block_rows)
-            ):
-                self._gather(block, means)
-                yield from batches(
-                    block, self.calibrations, spec.training.batch_tokens, spec.seed, index
-                )
-
-        by_hookpoint = {
-            hookpoint: [fit for key, fit in self.fits.items() if key[0] == hookpoint]
-            for hookpoint in spec.hookpoints
-        }
-        train(stream(), by_hookpoint, advance)
+        centers = {name: one.mean for name, one in self.calibrations.items()}
+        means = {name: TokenMeans(self.vocabulary_size, c) for name, c in centers.items()}
+        self.moments = {name: SecondMoments(c) for name, c in centers.items()}
+        by_hookpoint = {name: self._starts(name) for name in self.spec.hookpoints}
+        self.fits = {key: fit for fits in by_hookpoint.values() for key, fit in fits.items()}
+        members = {name: list(fits.values()) for name, fits in by_hookpoint.items()}
+        train(self._stream(means), members, advance)
         self.lookups = {name: one.table() for name, one in means.items()}
 
-    def _gather(self, block: Block, means: Mapping[str, TokenMeans]) -> None:
-        for name, x in block.activations.items():
-            kept = x.norm(dim=1) <= self.calibrations[name].norm_limit
-            if not kept.all():
-                means[name].add(block.token_ids[kept], x[kept])
-                self.moments[name].add(x[kept])
-            else:
-                means[name].add(block.token_ids, x)
-                self.moments[name].add(x)
-
-    def fit_nulls(self, advance: Advance) -> dict[str, dict[str, dict[str, float | int]]]:
-        """Train each recipe, with its first seed, on Gaussian draws; return what it explains.
-
-        The number of tokens and of steps is that of the arm's own training.
-        """
+    def _stream(
+        self, means: Mapping[str, TokenMeans]
+    ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+        """Yield the arm's batches; on the way, count activations and note the batches' sizes."""
         spec = self.spec
-        found: dict[str, dict[str, dict[str, float | int]]] = {}
-        for hookpoint in spec.hookpoints:
-            draw = self.moments[hookpoint].sampler(self.calibrations[hookpoint])
-            found[hookpoint] = {}
-            for label, sae in spec.saes.items():
-                start = sae.create(self.reader.d_in, spec.sae_seeds[0])
-                fit = Fit(start, spec.training, self.n_tokens)
-                random = generator(spec.seed, "gaussian", "training")
-                left = self.n_tokens
-                while left > 0:
-                    n = min(left, spec.training.batch_tokens)
-                    fit.step(draw(n, random))
-                    left -= n
-                    advance(n)
-                found[hookpoint][label] = gaussian.score(fit.sae(), draw, spec.seed).record()
+        order = row_order(len(self.rows.lengths), spec.seed)
+        every = blocks(self.reader, self.rows, order, spec.harvest.block_rows)
+        for index, block in enumerate(every):
+            for name, x in block.activations.items():
+                kept = x.norm(dim=1) <= self.calibrations[name].norm_limit
+                ids, x = (block.token_ids, x) if kept.all() else (block.token_ids[kept], x[kept])
+                means[name].add(ids, x)
+                self.moments[name].add(x)
+            size = spec.training.batch_tokens
+            for offered, batch in batches(block, self.calibrations, size, spec.seed, index):
+                self.steps.append((offered, {name: len(x) for name, x in batch.items()}))
+                yield offered, batch
+
+    def fit_nulls(self, advance: Advance) -> dict[str, dict[str, dict[str, Any]]]:
+        """Train every recipe and seed on Gaussian draws; return what each explains, as JSON.
+
+        A null takes the arm's own steps: as many draws in each as the arm had tokens, at the same
+        step sizes. It learns from the training tokens' mean and covariance, and is scored on the
+        held-out tokens', as the arm's SAEs are.
+        """
+        found: dict[str, dict[str, dict[str, Any]]] = {}
+        for hookpoint in self.spec.hookpoints:
+            one = self.calibrations[hookpoint]
+            draw, fits = self.moments[hookpoint].sampler(one), self._starts(hookpoint)
+            random = generator(self.spec.seed, "gaussian", "training")
+            workspace = Workspace()
+            for offered, sizes in self.steps:
+                x = draw(sizes[hookpoint], random)
+                for fit in fits.values():
+                    fit.step(x, workspace, offered)
+                advance(offered)
+            unseen = self._heldout_moments(hookpoint).sampler(one)
+            found[hookpoint] = {label: {} for label in self.spec.saes}
+            for (_, label, seed), fit in fits.items():
+                scored = gaussian.score(fit.sae(), unseen, self.spec.seed)
+                found[hookpoint][label][str(seed)] = scored.record()
         return found
 
-    def write(self, folder: Path, provenance: Mapping[str, Any]) -> None:
+    def _heldout_moments(self, hookpoint: str) -> SecondMoments:
+        one = self.calibrations[hookpoint]
+        x = artefacts.read_activations(self.harvest, hookpoint)
+        moments = SecondMoments(one.mean)
+        moments.add(x[x.norm(dim=1) <= one.norm_limit])
+        return moments
+
+    def write(self, folder: Path, build: Path, one: ArmModel) -> None:
         """Write the SAEs in model units, the lookup tables and the training log.
 
         Args:
             folder: Where to.
-            provenance: Metadata of every SAE: which model it was trained on.
+            build: The arm's build artefact, whose recipe every SAE carries.
+            one: The arm and its re-draw.
         """
+        provenance = artefacts.provenance(build, self.spec, one)
+        artefacts.copy_recipe(build, folder)
         logs: list[dict[str, Any]] = []
         for (hookpoint, label, seed), fit in self.fits.items():
-            one = self.calibrations[hookpoint]
+            scale = self.calibrations[hookpoint]
             keys = {"hookpoint": hookpoint, "sae": label, "sae_seed": seed}
             saelens.write(
-                fit.sae().fold(one.mean, one.factor),
+                fit.sae().fold(scale.mean, scale.factor),
                 artefacts.sae_folder(folder, hookpoint, label, seed),
                 {**provenance, **_hook_names(hookpoint), "sae_seed": seed},
             )

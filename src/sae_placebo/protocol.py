@@ -17,7 +17,7 @@ from sae_placebo.activations import HarvestSpec
 from sae_placebo.controls import Control, parse_control
 from sae_placebo.errors import SpecError, unknown_name
 from sae_placebo.measurement import MeasurementSpec
-from sae_placebo.models import ModelSpec, identify, layer_count, parse_hookpoint
+from sae_placebo.models import ModelSpec, identify, layer_count, parse_hookpoint, position_limit
 from sae_placebo.saes import SAESpec, parse_sae
 from sae_placebo.spec import Spec
 from sae_placebo.store import Step
@@ -26,18 +26,18 @@ from sae_placebo.text import identify as identify_text
 from sae_placebo.training import TrainingSpec
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=60)]
-Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**53)], ...], Field(min_length=1)]
 
 # raised by hand when what a stage writes changes its meaning
 VERSIONS = {"model": 1, "tokenize": 1, "build": 1, "harvest": 1, "train": 1, "measure": 1}
 
 
 def _control(table: Any) -> Any:
-    return parse_control(table) if isinstance(table, Mapping) else table
+    return table if isinstance(table, Control) else parse_control(table)
 
 
 def _sae(table: Any) -> Any:
-    return parse_sae(table) if isinstance(table, Mapping) else table
+    return table if isinstance(table, SAESpec) else parse_sae(table)
 
 
 class TrialSpec(Spec):
@@ -60,7 +60,7 @@ class TrialSpec(Spec):
     """
 
     name: Label
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**53)
     model: ModelSpec
     text: TextSpec
     hookpoints: tuple[str, ...] = Field(min_length=1)
@@ -105,6 +105,8 @@ class TrialSpec(Spec):
                 raise SpecError(
                     f"contrasts: {pair[0]!r} is compared with itself; A/A needs no entry"
                 )
+        if len(set(self.contrasts)) < len(self.contrasts):
+            raise SpecError("contrasts holds a pair twice; every contrast is given once")
         for field in ("model_seeds", "sae_seeds"):
             seeds = getattr(self, field)
             if len(set(seeds)) < len(seeds):
@@ -122,6 +124,16 @@ class TrialSpec(Spec):
                     f"hookpoint {name!r} is past the last layer: {self.model.id} has {layers} layers, so "
                     f"0 to {layers - 1} are allowed"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _rows_fit_the_model(self) -> TrialSpec:
+        limit = position_limit(self.model)
+        if limit is not None and self.text.context_tokens > limit:
+            raise SpecError(
+                f"text.context_tokens is {self.text.context_tokens} but {self.model.id} has "
+                f"{limit} positions; lower it"
+            )
         return self
 
     @property

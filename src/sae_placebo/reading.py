@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from jaxtyping import Float, Int64
 
@@ -36,6 +37,8 @@ class Reader:
         parsed = [parse_hookpoint(h) if isinstance(h, str) else h for h in hookpoints]
         self.hookpoints: tuple[Hookpoint, ...] = tuple(dict.fromkeys(parsed))
         self.model = model
+        embedding: Any = model
+        self._n_ids: int = embedding.get_input_embeddings().weight.shape[0]
         self.d_in: int = text_config(model).hidden_size
         self._sites: Sites = resolve(model, list(self.hookpoints))
 
@@ -53,8 +56,10 @@ class Reader:
         copies, so what the layer does next in place cannot reach them.
 
         Raises:
-            ModelError: a value is not finite; the message names the hookpoint.
+            ModelError: a value is not finite (the message names the hookpoint), a token id lies outside
+                the embedding, or a row is longer than the model's positions.
         """
+        self._check_ids(token_ids)
         found: dict[str, torch.Tensor] = {}
 
         def keep(name: str) -> Callable[[torch.Tensor], None]:
@@ -68,7 +73,7 @@ class Reader:
             return action
 
         with torch.inference_mode(), self._sites.hooked({h: keep(h.name) for h in self.hookpoints}):
-            run_until_stopped(self.model, token_ids)
+            self._run(token_ids)
         for name, value in found.items():
             # one sum is infinite or NaN whenever an entry is; the slow test runs only then
             if not torch.isfinite(value.sum()) and not torch.isfinite(value).all():
@@ -77,6 +82,31 @@ class Reader:
                     f"{value.dtype}."
                 )
         return {name: found[name] for name in self.names}
+
+    def _check_ids(self, token_ids: torch.Tensor) -> None:
+        if token_ids.numel() == 0:
+            return
+        low, high = (int(end) for end in token_ids.aminmax())
+        if high >= self._n_ids:
+            raise ModelError(
+                f"the tokenizer gives ids up to {high}, the model's embedding has {self._n_ids} rows; "
+                "use the tokenizer that the model was trained with."
+            )
+        if low < 0:
+            raise ModelError(f"token ids count from 0; {low} was found.")
+
+    def _run(self, token_ids: torch.Tensor) -> None:
+        try:
+            run_until_stopped(self.model, token_ids)
+        except (IndexError, RuntimeError) as error:
+            config, length = text_config(self.model), token_ids.shape[1]
+            limit = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
+            if limit is None or length <= limit:
+                raise
+            raise ModelError(
+                f"rows hold {length} tokens, and the model has {limit} positions; lower "
+                "text.context_tokens."
+            ) from error
 
 
 @contextmanager

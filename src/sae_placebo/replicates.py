@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -32,6 +32,7 @@ class Replicates:
         sae_seeds: Names of the SAE seeds.
         drawn: Whether another re-draw could have been made. False for a model that is given, such
             as the trained one: it is no source of variation.
+        step: Smallest difference that the metric can show; 0 where there is none.
         null_value: The metric's own null, averaged over the seeds; None where it has no number.
     """
 
@@ -40,6 +41,7 @@ class Replicates:
     sae_seeds: tuple[int, ...]
     drawn: bool
     null_value: float | None = None
+    step: float = 0.0
 
     @property
     def point(self) -> float:
@@ -70,18 +72,19 @@ class ReplicateTable:
     """The values of every metric of every SAE under the same document weights.
 
     Attributes:
-        n_documents: Held-out documents.
-        n_tokens: Held-out tokens.
+        n_documents: Held-out documents that have tokens, by hookpoint.
+        n_tokens: Held-out tokens, by hookpoint.
         drawn: The arms whose model is drawn, and could be drawn again; in all others it is given.
     """
 
-    n_documents: int
-    n_tokens: int
+    n_documents: Mapping[str, int]
+    n_tokens: Mapping[str, int]
     drawn: frozenset[str]
     _values: dict[Cell, dict[tuple[int, int], Float[np.ndarray, " replicate"]]] = field(
         default_factory=dict, init=False, repr=False
     )
     _nulls: dict[Cell, list[float]] = field(default_factory=dict, init=False, repr=False)
+    _steps: dict[Cell, float] = field(default_factory=dict, init=False, repr=False)
     _reasons: dict[Cell, str] = field(default_factory=dict, init=False, repr=False)
 
     def add(
@@ -92,8 +95,13 @@ class ReplicateTable:
         values: Float[np.ndarray, " replicate"] | None,
         null_value: float | None = None,
         reason: str | None = None,
+        step: float = 0.0,
     ) -> None:
-        """Add one SAE's values of one metric, or the reason why there are none."""
+        """Add one SAE's values of one metric, or the reason why there are none.
+
+        `step` is the smallest difference that the metric can show, such as one latent of d_sae.
+        """
+        self._steps[cell] = step
         of_cell = self._values.setdefault(cell, {})
         if values is None or not np.isfinite(values[0]):
             self._reasons.setdefault(cell, reason or "not estimable")
@@ -132,5 +140,6 @@ class ReplicateTable:
             model_seeds=model_seeds,
             sae_seeds=sae_seeds,
             drawn=cell.arm in self.drawn,
+            step=self._steps.get(cell, 0.0),
             null_value=float(np.mean(nulls)) if len(nulls) == len(values) else None,
         )

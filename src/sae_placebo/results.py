@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from sae_placebo import artefacts, precision
+from sae_placebo import artefacts, models, precision
 from sae_placebo.errors import StoreError
-from sae_placebo.lazy import pandas
+from sae_placebo.lazy import pandas, torch
+from sae_placebo.measurement import held_out
 from sae_placebo.metrics import METRICS, Metric
-from sae_placebo.protocol import ArmModel, Plan
+from sae_placebo.protocol import ArmModel, Plan, TrialSpec
 from sae_placebo.report import build_report
 from sae_placebo.statistics import Cell, ReplicateTable, effects
 from sae_placebo.store import Store, read_json, write_json
@@ -29,11 +30,21 @@ def trial_folder(store: str | Path, name: str) -> Path:
     return Path(store) / "trials" / name
 
 
+def is_result_of(folder: Path, spec: TrialSpec) -> bool:
+    """Whether the result in `folder` is of these settings and not of others under the same name."""
+    path = folder / "trial.json"
+    return path.exists() and read_json(path).get("spec") == spec.model_dump(mode="json")
+
+
 @dataclass(frozen=True)
 class Trial:
     """A finished trial, read from its folder; tables load when first asked for."""
 
     folder: Path
+
+    def __init__(self, folder: str | Path) -> None:
+        """Read the trial in `folder`, `<store>/trials/<name>`."""
+        object.__setattr__(self, "folder", Path(folder))
 
     @functools.cached_property
     def record(self) -> dict[str, Any]:
@@ -116,7 +127,7 @@ def write_results(plan: Plan, store: Store) -> Trial:
     joined["measurements"].insert(
         6, "latent", pandas.array([None] * len(joined["measurements"]), "Int64")
     )
-    replicates = gather(plan, store, int(joined["measurements"]["n"].min()))
+    replicates = gather(plan, store)
     joined["effects"] = effects(replicates, plan.spec.compared, METRICS.entries, CONFIDENCE)
     for name, table in joined.items():
         _replace_table(folder / f"{name}.parquet", table)
@@ -141,11 +152,17 @@ def _replace_table(path: Path, table: Any) -> None:
     draft.replace(path)
 
 
-def gather(plan: Plan, store: Store, n_tokens: int) -> ReplicateTable:
+def gather(plan: Plan, store: Store) -> ReplicateTable:
     """Return every metric of every SAE under all document weights."""
-    rows = artefacts.read_rows(store.path(plan.tokenize))["heldout"]
     drawn = frozenset(arm for arm, control in plan.spec.arms.items() if control.draws)
-    table = ReplicateTable(len(rows.names), n_tokens, drawn)
+    documents, tokens = {}, {}
+    rows = artefacts.read_rows(store.path(plan.tokenize))["heldout"]
+    for hookpoint in plan.spec.hookpoints:
+        folders = [store.path(step) for step in plan.harvest.values()]
+        kept = held_out(rows, [artefacts.outliers(f, hookpoint) for f in folders], ())
+        documents[hookpoint] = len(np.unique(kept.documents))
+        tokens[hookpoint] = len(kept.places)
+    table = ReplicateTable(documents, tokens, drawn)
     for (one, hookpoint, sae, sae_seed), step in plan.measure.items():
         folder = store.path(step)
         values = artefacts.read_replicates(folder)
@@ -157,6 +174,7 @@ def gather(plan: Plan, store: Store, n_tokens: int) -> ReplicateTable:
                 values.get(row.metric),
                 None if pandas.isna(row.null_value) else float(row.null_value),
                 None if pandas.isna(row.reason) else str(row.reason),
+                1 / plan.spec.saes[sae].d_sae if METRICS[row.metric].counts_latents else 0.0,
             )
     return table
 
@@ -167,17 +185,18 @@ def record(plan: Plan, store: Store) -> dict[str, Any]:
     rows = artefacts.read_rows(store.path(plan.tokenize))
     arms: dict[str, Any] = {}
     for arm, control in spec.arms.items():
-        models = [ArmModel(arm, seed) for seed in spec.seeds_of(arm)]
+        redraws = [ArmModel(arm, seed) for seed in spec.seeds_of(arm)]
         arms[arm] = {
             "control": control.model_dump(mode="json"),
-            "model_seeds": [one.model_seed for one in models],
-            "records": [_arm_record(plan, store, one) for one in models],
+            "model_seeds": [one.model_seed for one in redraws],
+            "records": [_arm_record(plan, store, one) for one in redraws],
         }
     seconds: dict[str, float] = {}
     for step in plan.steps():
         seconds[step.stage] = round(seconds.get(step.stage, 0.0) + store.seconds(step), 1)
     return {
         "name": spec.name,
+        "model_note": models.describe(spec.model),
         "spec": spec.model_dump(mode="json"),
         "arms": arms,
         "text": {
@@ -195,7 +214,7 @@ def record(plan: Plan, store: Store) -> dict[str, Any]:
         "metrics": {name: _described(metric) for name, metric in METRICS.entries.items()},
         "confidence": CONFIDENCE,
         "precision": precision.describe(),
-        "versions": versions(),
+        "environments": store.environments(plan.steps()),
         "seconds": seconds,
         "artefacts": {f"{s.stage}/{s.folder_name}": s.key for s in plan.steps()},
     }
@@ -243,11 +262,13 @@ def _masks(plan: Plan, store: Store, rows: Any, split: str) -> dict[str, Any]:
     return counts
 
 
-def versions() -> dict[str, str]:
-    """Return the versions that a result may depend on."""
+def environment() -> dict[str, Any]:
+    """Return what a result's last bits may depend on: versions, machine, threads, precision."""
     names = ("sae-placebo", "torch", "transformers", "numpy", "scipy", "tokenizers", "safetensors")
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),
         **{name: importlib.metadata.version(name) for name in names},
+        "threads": torch.get_num_threads(),
+        "fast_products": precision.measure().fast,
     }

@@ -57,7 +57,7 @@ def document_weights(
     Column 0 is all ones: the held-out documents themselves. Every other column is a draw of
     n_documents with replacement. All arms share these weights.
     """
-    draws = numpy_generator(seed, "documents").multinomial(
+    draws = numpy_generator(seed, "document bootstrap").multinomial(
         n_documents, np.full(n_documents, 1 / n_documents), size=replicates
     )
     return np.concatenate([np.ones((1, n_documents)), draws]).T.astype(np.float64)
@@ -141,16 +141,22 @@ _ONE = {
 
 
 def between(
-    means: Float[np.ndarray, " seed"], source: Literal["sae_seeds", "model_seeds"]
+    means: Float[np.ndarray, " seed"],
+    source: Literal["sae_seeds", "model_seeds"],
+    step: float = 0.0,
 ) -> Component:
     """Return the variance of the mean of independent seeds, estimated from their spread.
+
+    A metric that moves in steps can give the same value twice by chance; two equal counts are not
+    certainty. So the variance of one value is taken to be at least that of its rounding, step^2 / 12.
 
     Raises:
         NotEstimable: there is one seed.
     """
     if len(means) < 2:
         raise NotEstimable(_ONE[source])
-    return Component(source, float(means.var(ddof=1)) / len(means), len(means) - 1)
+    variance = max(float(means.var(ddof=1)), step**2 / 12)
+    return Component(source, variance / len(means), len(means) - 1)
 
 
 __all__ = [
@@ -237,7 +243,8 @@ def _row(
     row |= {"metric": cell.metric, "hookpoint": cell.hookpoint, "sae": cell.sae}
     row |= {"arm": cell.arm, "control": against.arm, "null": 0.0}
     row |= {"unit": metric.unit, "better": metric.better, "metric_null": metric.null}
-    row |= {"n_documents": table.n_documents, "n_tokens": table.n_tokens}
+    n_documents = table.n_documents[cell.hookpoint]
+    row |= {"n_documents": n_documents, "n_tokens": table.n_tokens[cell.hookpoint]}
 
     reasons: list[str] = []
     sides: list[Replicates] = []
@@ -255,14 +262,14 @@ def _row(
         if found.null_value is not None:
             nulls.append(f"{found.null_value:.3g} in {side.arm}")
         with contextlib.suppress(NotEstimable):
-            around = arm_interval(found, table.n_documents, confidence)
+            around = arm_interval(found, n_documents, confidence)
             row |= {f"{name}_low": around.low, f"{name}_high": around.high}
     if nulls:
         row["metric_null"] = f"{metric.null} ({', '.join(nulls)})"
     if len(sides) == 2:
         row["effect"] = sides[0].point - sides[1].point
         try:
-            around = effect_interval(sides[0], sides[1], table.n_documents, confidence)
+            around = effect_interval(sides[0], sides[1], n_documents, confidence)
             row |= {"low": around.low, "high": around.high, "se": around.se, "df": around.df}
         except NotEstimable as refusal:
             reasons.append(str(refusal))
@@ -292,22 +299,23 @@ def effect_interval(
         NotEstimable: one SAE seed, one re-draw of a model that is drawn, or one document.
     """
     parts = [document_component(arm.replicates - control.replicates, n_documents)]
-    estimate = arm.point - control.point
+    estimate, step = arm.point - control.point, max(arm.step, control.step)
     if arm.sae_seeds == control.sae_seeds:
-        parts.append(between(arm.by_sae_seed - control.by_sae_seed, "sae_seeds"))
+        parts.append(between(arm.by_sae_seed - control.by_sae_seed, "sae_seeds", step))
     else:
-        parts += [between(side.by_sae_seed, "sae_seeds") for side in (arm, control)]
+        parts += [between(side.by_sae_seed, "sae_seeds", step) for side in (arm, control)]
     if arm.drawn and control.drawn and arm.model_seeds == control.model_seeds:
-        parts.append(between(arm.by_model - control.by_model, "model_seeds"))
+        parts.append(between(arm.by_model - control.by_model, "model_seeds", step))
     else:
-        parts += [between(side.by_model, "model_seeds") for side in (arm, control) if side.drawn]
+        drawn = [side for side in (arm, control) if side.drawn]
+        parts += [between(side.by_model, "model_seeds", step) for side in drawn]
     return interval(estimate, parts, confidence)
 
 
 def _seeds(arm: Replicates) -> list[Component]:
-    parts = [between(arm.by_sae_seed, "sae_seeds")]
+    parts = [between(arm.by_sae_seed, "sae_seeds", arm.step)]
     if arm.drawn:
-        parts.append(between(arm.by_model, "model_seeds"))
+        parts.append(between(arm.by_model, "model_seeds", arm.step))
     return parts
 
 
@@ -344,11 +352,11 @@ def _placebo_against_placebo(
         spread = [first, second] if n > 2 else _other_redraws(table, cell)
         df = sum(len(group) - 1 for group in spread)
         squares = sum(float(((group - group.mean()) ** 2).sum()) for group in spread)
-        variance = squares / df * (1 / len(first) + 1 / len(second))
+        variance = max(squares / df, control.step**2 / 12) * (1 / len(first) + 1 / len(second))
         halves = control.values[: n // 2], control.values[n // 2 :]
         difference = halves[0].mean(axis=(0, 1)) - halves[1].mean(axis=(0, 1))
         parts = [
-            document_component(difference[1:], table.n_documents),
+            document_component(difference[1:], table.n_documents[cell.hookpoint]),
             Component("model_seeds", variance, df),
         ]
     except NotEstimable as refusal:

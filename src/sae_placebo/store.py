@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,16 +64,28 @@ class Store:
     Args:
         root: Created when it does not exist.
         warn: Called with one sentence for each damaged artefact that is found.
+        environment: Versions and settings of this process, kept in every manifest that it writes.
+            They enter no key, so that results survive an update; `environments` tells of a mixture.
     """
 
     root: Path
     warn: Any = field(default=lambda message: None, repr=False)
+    environment: Mapping[str, Any] = field(default_factory=dict, repr=False)
     _checked: set[Path] = field(default_factory=set, repr=False)
 
     def seconds(self, step: Step) -> float:
         """Return how long a finished step took."""
         manifest = _read_manifest(self.path(step)) or {}
         return float(manifest.get("seconds", 0.0))
+
+    def environments(self, steps: Iterable[Step]) -> list[dict[str, Any]]:
+        """Return the different environments that the artefacts of `steps` were made in."""
+        found: list[dict[str, Any]] = []
+        for step in steps:
+            one = (_read_manifest(self.path(step)) or {}).get("environment", {})
+            if one not in found:
+                found.append(one)
+        return found
 
     def path(self, step: Step) -> Path:
         """Return where the artefact of `step` lies, or would lie."""
@@ -124,6 +136,7 @@ class Store:
                     "key": step.key,
                     "settings": json.loads(canonical(step.settings)),
                     "inputs": list(step.inputs),
+                    "environment": dict(self.environment),
                     "seconds": round(time.perf_counter() - start, 3),
                     "files": {
                         p.relative_to(draft).as_posix(): {
@@ -205,7 +218,14 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
         manifest = read_json(folder / MANIFEST)
     except (OSError, ValueError):
         return None
-    return manifest if isinstance(manifest, dict) and "files" in manifest else None
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict) or not all(_is_entry(entry) for entry in files.values()):
+        return None
+    return dict(manifest)
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys()
 
 
 def _sizes_match(folder: Path, manifest: Mapping[str, Any]) -> bool:
@@ -255,6 +275,11 @@ def _explained(root: Path) -> Iterator[None]:
             )
         elif number in (errno.ENOTDIR, errno.EEXIST):
             message = f"the store {str(root)!r} is not a folder; choose another --store"
+        elif number in (errno.ENOENT, errno.EFBIG, errno.EIO):
+            message = (
+                f"the store {str(root)!r} cannot be written here ({os.strerror(number)}); choose "
+                "another --store"
+            )
         else:
             raise
         raise StoreError(message) from error

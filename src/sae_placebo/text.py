@@ -57,7 +57,12 @@ class TextSpec(Spec):
 
     @model_validator(mode="after")
     def _local_source_exists(self) -> TextSpec:
-        if self.source != "python-stdlib" and not self.source.startswith("hf:"):
+        if self.source.startswith("hf:"):
+            if not self.source.removeprefix("hf:").partition(":")[0].strip():
+                raise SpecError(
+                    f"text.source {self.source!r} names no dataset: write hf:NAME or hf:NAME:CONFIG"
+                )
+        elif self.source != "python-stdlib":
             paths(self.source)
         return self
 
@@ -206,22 +211,37 @@ def _file_documents(name: str, path: Path, field: str) -> Iterator[Document]:
             if line.strip():
                 yield Document(f"{name}:{number}", _field(line, field, f"{path}:{number}"))
     elif path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        table = pq.ParquetFile(path)
-        if field not in table.schema_arrow.names:
-            raise TextError(
-                f"{str(path)!r} has no column {field!r}; it has {', '.join(table.schema_arrow.names)}: "
-                "set text.field"
-            )
-        number = 0
-        for batch in table.iter_batches(columns=[field]):
-            for text in batch.column(0).to_pylist():
-                number += 1
-                if text:
-                    yield Document(f"{name}:{number}", str(text))
+        for number, text in enumerate(_column(path, field), start=1):
+            if text:
+                yield Document(f"{name}:{number}", text)
     else:
         yield Document(name, _read(path))
+
+
+def _column(path: Path, field: str) -> Iterator[str | None]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as table:
+            schema = table.schema_arrow
+            if field not in schema.names:
+                raise TextError(
+                    f"{str(path)!r} has no column {field!r}; it has {', '.join(schema.names)}: set "
+                    "text.field"
+                )
+            kind = schema.field(field).type
+            plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+            if not (pa.types.is_string(plain) or pa.types.is_large_string(plain)):
+                raise TextError(f"{str(path)!r}: {field!r} is {kind}, not text; set text.field")
+            for batch in table.iter_batches(columns=[field]):
+                yield from batch.column(0).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise TextError(
+            f"{str(path)!r} cannot be read as parquet ({reason}); replace it or leave it out of "
+            "text.source"
+        ) from None
 
 
 def _field(line: str, field: str, where: str) -> str:
@@ -252,7 +272,8 @@ def _hub_documents(spec: TextSpec) -> Iterator[Document]:
                     f"dataset {name!r} has no column {spec.field!r}; it has {', '.join(record)}: set "
                     "text.field"
                 )
-            yield Document(f"{name}:{number}", str(record[spec.field]))
+            if record[spec.field]:
+                yield Document(f"{name}:{number}", str(record[spec.field]))
     except (OSError, ConnectionError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise TextError(
@@ -313,6 +334,8 @@ def _too_short(spec: TextSpec, tokens: int, n_documents: int) -> TextError:
 def _tokenized(spec: TextSpec, tokenizer: Any, seed: int) -> Iterator[tuple[str, list[list[int]]]]:
     """Yield each document's name and its rows of token ids, BOS not included."""
     body = spec.context_tokens - (spec.bos == "auto" and tokenizer.bos_token_id is not None)
+    cap = spec.max_document_tokens
+    body = body if cap is None else min(body, cap)
     start = numpy_generator(seed, "document starts")
     pending: list[Document] = []
 
@@ -322,9 +345,7 @@ def _tokenized(spec: TextSpec, tokenizer: Any, seed: int) -> Iterator[tuple[str,
         ]
         for document, tokens in zip(pending, ids, strict=True):
             rows = [tokens[i : i + body] for i in range(0, len(tokens), body)]
-            most = len(rows)
-            if spec.max_document_tokens is not None:
-                most = max(1, spec.max_document_tokens // body)
+            most = len(rows) if cap is None else cap // body
             first = int(start.integers(0, max(1, len(rows) - most + 1)))
             kept = [row for row in rows[first : first + most] if len(row) > 1]
             if kept:

@@ -67,6 +67,7 @@ class Fit:
         self.spec = spec
         self.total_tokens = total_tokens
         self.tokens = 0
+        self.offered_tokens = 0
         self._sae_spec = sae.spec
         # W_enc lies latent by latent, as W_dec does, so that a latent's row is one run of memory
         self._rows = {
@@ -104,34 +105,41 @@ class Fit:
         return self._silent_tokens >= self.spec.dead_after_tokens
 
     def step(
-        self, x: Float[torch.Tensor, "token d_in"], workspace: Workspace | None = None
+        self,
+        x: Float[torch.Tensor, "token d_in"],
+        workspace: Workspace | None = None,
+        offered_tokens: int | None = None,
     ) -> None:
         """Take one optimizer step on a batch of any size; a batch without tokens does nothing.
 
         Args:
             x: Activations, centered and scaled.
             workspace: Buffers shared with other fits; the fit's own if there is none.
+            offered_tokens: Tokens of the stream that this batch stands for, those left out included;
+                the step size follows them, so that it is the same in every arm. None: all of `x`.
 
         Raises:
             ModelError: the batch holds NaN or infinity. The SAE is left as it was.
             SpecError: the loss is not finite although the batch is: training diverged.
         """
+        before = self.offered_tokens
         if len(x) == 0:
+            self.offered_tokens += offered_tokens or 0
             return
         dead = self.dead()
         workspace = workspace or self._workspace
         found = self._sae_spec.gradients(self._parameters(), x, dead, workspace)
         if not math.isfinite(float(found.loss)):
             raise self._not_finite(x)
-        after = self.tokens + len(x)
+        self.tokens += len(x)
+        self.offered_tokens += len(x) if offered_tokens is None else offered_tokens
         peak = self.spec.peak(self._sae_spec.d_sae)
-        rate = peak * self.spec.share(self.tokens, after, self.total_tokens)
+        rate = peak * self.spec.share(before, self.offered_tokens, self.total_tokens)
         self._update(found, rate, workspace)
         self._silent_tokens.add_(len(x)).masked_fill_(found.fired, 0)
-        self.tokens = after
         variance = x.square().sum() - len(x) * x.mean(dim=0).square().sum()
         values = torch.stack([found.loss, found.squared_error / variance, dead.float().mean()])
-        self._pending.append((after, rate, values))
+        self._pending.append((self.tokens, rate, values))
 
     def log(self) -> list[Row]:
         """Return one row per step: tokens, learning_rate, loss, fvu, dead_share.
@@ -153,7 +161,7 @@ class Fit:
             kept |= {f"{name}.{part}": tensor.clone() for part, tensor in moments.items()}
         log = [[_number(row[column]) for column in _COLUMNS] for row in self.log()]
         kept["silent_tokens"] = self._silent_tokens.clone()
-        kept["tokens"] = torch.tensor(self.tokens)
+        kept["tokens"] = torch.tensor([self.tokens, self.offered_tokens])
         kept["log"] = torch.tensor(log, dtype=torch.float64).reshape(-1, len(_COLUMNS))
         return kept
 
@@ -173,7 +181,7 @@ class Fit:
             for part, tensor in self._moments[name].items():
                 tensor.copy_(state[f"{name}.{part}"])
         self._silent_tokens.copy_(state["silent_tokens"])
-        self.tokens = int(state["tokens"])
+        self.tokens, self.offered_tokens = (int(n) for n in state["tokens"])
         self._pending.clear()
         self._log = [_row(int(first), numbers) for first, *numbers in state["log"].tolist()]
 
@@ -218,15 +226,16 @@ def _number(value: int | float | None) -> float:
 
 
 def train(
-    batches: Iterable[Mapping[str, torch.Tensor]],
+    batches: Iterable[tuple[int, Mapping[str, torch.Tensor]]],
     fits: Mapping[str, Sequence[Fit]],
     advance: Callable[[int], None],
 ) -> None:
     """Train every fit on one pass over `batches`.
 
     Args:
-        batches: Activations by hookpoint, `[token d_in]`, centered and scaled; each batch is one
-            step. Hookpoints without fits are passed over.
+        batches: How many tokens of the stream a batch stands for, and the activations by hookpoint,
+            `[token d_in]`, centered and scaled, with tokens left out or not; each batch is one step.
+            Hookpoints without fits are passed over.
         fits: The SAEs to train, by hookpoint: seeds and architectures may differ.
         advance: Called with the number of tokens after each batch.
 
@@ -235,15 +244,12 @@ def train(
         ModelError: activations are NaN or infinite.
     """
     workspace = Workspace()
-    for batch in batches:
-        n_tokens = 0
+    for offered_tokens, batch in batches:
         for hookpoint, members in fits.items():
             if hookpoint not in batch:
                 raise SpecError(
                     f"the batches hold no {hookpoint!r}; they hold {', '.join(sorted(batch))}"
                 )
-            x = batch[hookpoint]
-            n_tokens = max(n_tokens, len(x))
             for fit in members:
-                fit.step(x, workspace)
-        advance(n_tokens)
+                fit.step(batch[hookpoint], workspace, offered_tokens)
+        advance(offered_tokens)

@@ -7,8 +7,7 @@ order, and its SAEs start from the same bits; only the model differs.
     protocol -> tokenize -> for each arm and re-draw: build, harvest, train
              -> for each SAE: measure -> compare -> report
 
-Each step's result is an artefact of the store, keyed by everything that decides it, so a stopped
-trial goes on where it was and a finished one costs nothing to run again.
+Each step's result is an artefact, keyed by everything that decides it: a stopped trial goes on.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ from sae_placebo.matched import ArmTraining
 from sae_placebo.measurement import HeldOut, held_out, measure
 from sae_placebo.progress import Progress
 from sae_placebo.protocol import ArmModel, Plan, TrialSpec, load_trial, plan_steps
-from sae_placebo.results import Trial, write_results
+from sae_placebo.results import Trial, environment, write_results
 from sae_placebo.statistics import document_weights
-from sae_placebo.store import Store, read_json, write_json
+from sae_placebo.store import Store, write_json
 
 
 def run(
@@ -59,9 +58,10 @@ def run(
     """
     spec = load_trial(source, overrides=overrides)
     progress = progress or Progress()
-    place = Store(Path(store), warn=progress.note)
+    place = Store(Path(store), warn=progress.note, environment=environment())
     with place.lock(wait_seconds), precision.fast_products():
         bench = Bench(plan_steps(spec), place, progress)
+        _ = bench.tokens  # too little text should be told before a model is built
         for one in bench.plan.train:
             bench.prepare(one)
         for step in bench.plan.measure:
@@ -94,9 +94,9 @@ class Bench:
         if not self.plan.needs_conversion:
             return self.spec.model.id
         if self.store.find(step) is None:
-            with self.progress.track(f"convert {self.spec.model.id}", 1, "model") as advance:
-                with self.store.write(step) as draft:
-                    models.convert(self.spec.model, draft)
+            label = f"convert {self.spec.model.id}"
+            with self.progress.track(label, 1, "model") as advance, self.store.write(step) as draft:
+                models.convert(self.spec.model, draft)
                 advance(1)
         return str(self.store.path(step))
 
@@ -138,7 +138,6 @@ class Bench:
         steps = (self.plan.build[one], self.plan.harvest[one], self.plan.train[one])
         if all(self.store.find(step) is not None for step in steps):
             return
-        _ = self.rows  # too little text should be told before a model is built
         control = self.spec.arms[one.arm]
         try:
             model, recipe = build(self.reference, control, self.spec.seed, one.model_seed or 0)
@@ -153,59 +152,60 @@ class Bench:
     def _record(self, one: ArmModel, model: Any, recipe: dict[str, Any]) -> None:
         """Keep what was done to the model, and its diagnostics card."""
         step, rows, spec = self.plan.build[one], self.rows["heldout"], self.spec.harvest
-        folder = self.store.find(step)
-        if folder is not None:
-            if read_json(folder / "recipe.json")["weight_hash"] != recipe["weight_hash"]:
+        for made in (step, self.plan.harvest[one], self.plan.train[one]):
+            folder = self.store.find(made)
+            if folder and artefacts.weight_hash(folder) != recipe["weight_hash"]:
                 raise ModelError(
-                    "the control gives other weights than the store holds SAEs for (another torch?); "
-                    "go back to the recorded versions or choose another --store"
+                    f"other weights than behind the store's {made.stage} artefact (another torch?); "
+                    "go back to its versions or choose another --store"
                 )
+        if self.store.find(step) is not None:
             return
         ids = torch.from_numpy(rows.token_ids[: spec.card_rows]).long()
         usable = torch.from_numpy(rows.usable()[: spec.card_rows])
-        with self.progress.track(f"build {one.label}", 1, "model") as advance:
-            with self.store.write(step) as draft:
-                write_json(draft / "recipe.json", recipe)
-                found = card(model, self.spec.hookpoints, ids, usable, spec.outlier_ratio)
-                write_json(draft / "card.json", found)
+        label = f"build {one.label}"
+        with self.progress.track(label, 1, "model") as advance, self.store.write(step) as draft:
+            write_json(draft / "recipe.json", recipe)
+            found = card(model, self.spec.hookpoints, ids, usable, spec.outlier_ratio)
+            write_json(draft / "card.json", found)
             advance(1)
 
     def _harvest(self, one: ArmModel, reader: models.Reader) -> None:
         """Calibrate the arm on the head of the training stream; keep its held-out activations."""
-        step, train, heldout = self.plan.harvest[one], self.rows["train"], self.rows["heldout"]
+        step, spec, heldout = self.plan.harvest[one], self.spec.harvest, self.rows["heldout"]
         if self.store.find(step) is not None:
             return
-        spec = self.spec.harvest
-        sample = row_order(len(train.lengths), self.spec.seed)[: spec.calibration_rows]
-        calibrations = calibrate(
-            next(blocks(reader, train, sample, len(sample))), spec.outlier_ratio
-        )
-        kept: dict[str, list[torch.Tensor]] = {name: [] for name in reader.names}
+        sample = row_order(len(self.rows["train"].lengths), self.spec.seed)[: spec.calibration_rows]
+        head = next(blocks(reader, self.rows["train"], sample, len(sample)))
+        calibrations = calibrate(head, spec.outlier_ratio)
         total = int(heldout.usable().sum())
-        in_order = np.arange(len(heldout.lengths))
-        label = f"harvest {one.label}"
+        kept = {name: torch.empty(total, reader.d_in) for name in reader.names}
+        in_order, done, label = np.arange(len(heldout.lengths)), 0, f"harvest {one.label}"
         with self.progress.track(label, total) as advance, self.store.write(step) as draft:
             for block in blocks(reader, heldout, in_order, spec.block_rows):
+                n = len(block.token_ids)
                 for name, x in block.activations.items():
-                    kept[name].append(x.clone())
-                advance(len(block.token_ids))
-            joined = {name: torch.cat(parts) for name, parts in kept.items()}
-            artefacts.write_harvest(draft, joined, calibrations)
+                    kept[name][done : done + n] = x
+                done += n
+                advance(n)
+            artefacts.write_harvest(
+                draft, kept, calibrations, self.store.path(self.plan.build[one])
+            )
 
     def _train(self, one: ArmModel, reader: models.Reader) -> None:
         """Train every SAE of the arm in one pass over the token stream, then its Gaussian nulls."""
         step, steps = self.plan.train[one], self.plan
         if self.store.find(step) is not None:
             return
-        calibrations = artefacts.read_calibrations(self.store.path(steps.harvest[one]))
-        provenance = artefacts.provenance(self.store.path(steps.build[one]), self.spec, one)
-        arm = ArmTraining(self.spec, reader, self.rows["train"], calibrations, len(self.vocabulary))
+        harvest, rows = self.store.path(steps.harvest[one]), self.rows["train"]
+        arm = ArmTraining(self.spec, reader, rows, harvest, len(self.vocabulary))
         with self.store.write(step) as draft:
             with self.progress.track(f"train {one.label}", arm.n_tokens) as advance:
                 arm.fit(advance)
-            with self.progress.track(f"gaussian null {one.label}", arm.n_null_tokens) as advance:
+            total = arm.n_tokens * len(self.spec.hookpoints)
+            with self.progress.track(f"gaussian null {one.label}", total) as advance:
                 write_json(draft / "gaussian.json", arm.fit_nulls(advance))
-            arm.write(draft, provenance)
+            arm.write(draft, self.store.path(steps.build[one]), one)
 
     # --- one SAE: what its latents are, and what every metric says -------------------------------
 
@@ -240,7 +240,7 @@ class Bench:
                 activations[torch.from_numpy(tokens.usable)],
                 tokens,
                 artefacts.read_lookup(trained, hookpoint),
-                artefacts.read_gaussian(trained, hookpoint, label),
+                artefacts.read_gaussian(trained, hookpoint, label, sae_seed),
                 document_weights(len(tokens.rows.names), spec.measurement.replicates, spec.seed),
                 spec.measurement,
                 spec.seed,

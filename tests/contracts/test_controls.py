@@ -24,7 +24,7 @@ from sae_placebo.controls import (
 )
 from sae_placebo.controls.base import Tensor, tensors
 from sae_placebo.controls.redraw import moments
-from sae_placebo.errors import SpecError
+from sae_placebo.errors import ModelError, SpecError
 
 # tied and untied, rotary, learned and ALiBi positions, norms with and without bias, parallel blocks
 ARCHITECTURES = ["llama", "llama_untied", "gpt2", "gpt_neox", "opt", "bloom", "gemma2", "phi"]
@@ -256,6 +256,15 @@ def test_moments_are_exact_where_float32_sums_are_not() -> None:
     assert moments(torch.full((1000,), 0.1))[1] == 0.0
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_tensor_that_is_not_finite_is_named(value: float) -> None:
+    reference = architectures.build("llama")
+    reference.model.layers[1].mlp.down_proj.weight[0, 3] = value
+    name = r"model\.layers\.1\.mlp\.down_proj\.weight holds values that are not finite;"
+    with pytest.raises(ModelError, match=name):
+        build(reference, Redraw(), 0, 0)
+
+
 def test_half_precision_models_are_redrawn_in_their_dtype() -> None:
     reference = architectures.build("llama")
     full, _ = build(reference, Redraw(), 0, 0)
@@ -287,6 +296,14 @@ def test_wrong_tables_say_what_is_allowed(table: dict[str, Any], message: str) -
     with pytest.raises(SpecError) as caught:
         parse_control(table)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [3, None, "redraw", ["redraw"]])
+def test_an_arm_that_is_no_table_is_told_what_one_is(value: Any) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_control(value)
+    expected = f'an arm is a table such as {{control = "redraw"}}; found {value!r}'
+    assert str(caught.value) == expected
 
 
 def test_the_order_of_keep_does_not_matter() -> None:

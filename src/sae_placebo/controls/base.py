@@ -100,14 +100,16 @@ def register(cls: type[Control]) -> type[Control]:
     return cls
 
 
-def parse_control(table: Mapping[str, Any]) -> Control:
+def parse_control(table: object) -> Control:
     """Return the control of an arm's table, such as `{control = "redraw", keep = ["embeddings"]}`.
 
     A control's own dump, with `kind` in the place of `control`, is read as well.
 
     Raises:
-        SpecError: no such control, or a setting that it does not have or allow.
+        SpecError: not a table, no such control, or a setting that it does not have or allow.
     """
+    if not isinstance(table, Mapping):
+        raise SpecError(f'an arm is a table such as {{control = "redraw"}}; found {table!r:.80}')
     settings = dict(table)
     name = settings.pop("control", None) or settings.pop("kind", None)
     if not isinstance(name, str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
 
 from pydantic import field_validator
@@ -16,6 +17,7 @@ from sae_placebo.controls.base import (
     tensors,
     tie_notes,
 )
+from sae_placebo.errors import ModelError
 from sae_placebo.lazy import torch
 from sae_placebo.spec import generator
 
@@ -81,6 +83,11 @@ class Redraw(Control):
 def _redraw(tensor: Tensor, record: Record, seed: int, model_seed: int) -> None:
     parameter = tensor.parameter
     mean, std = moments(parameter)
+    if not (math.isfinite(mean) and math.isfinite(std)):
+        raise ModelError(
+            f"{tensor.name} holds values that are not finite; it has no mean and variance to re-draw "
+            "it with. Mend the model's weights."
+        )
     if std == 0.0:
         reason = "one entry" if parameter.numel() == 1 else "no variance"
         record.kept[tensor.name] = reason

@@ -137,6 +137,7 @@ class Metric:
         compute: Values under each column of document weights; NaN where one is undefined.
         null_number: The null as a number for one SAE, where there is such a number.
         grain: What one value is about.
+        counts_latents: Whether it is a share of latents, and so moves in steps of one over d_sae.
     """
 
     name: str
@@ -148,6 +149,7 @@ class Metric:
     compute: Values
     null_number: Callable[[Evidence], float | None] | None = None
     grain: Literal["sae"] = "sae"
+    counts_latents: bool = False
 
     def values(
         self, evidence: Evidence, weights: Num[np.ndarray, "document replicate"]

@@ -99,6 +99,7 @@ for _index, _name in enumerate(CLASS_NAMES):
     METRICS.add(
         f"share_{_name}",
         Metric(
+            counts_latents=True,
             name=f"share_{_name}",
             unit="share",
             better="neither",

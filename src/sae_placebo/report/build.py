@@ -8,12 +8,14 @@ else on it can run.
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sae_placebo.errors import StoreError
 from sae_placebo.report.sections import SECTIONS, Content, Section, View
 from sae_placebo.report.tables import Tables, read_tables
 
@@ -37,15 +39,34 @@ def build_report(trial_folder: Path, out: Path | None = None) -> Path:
         out: Report folder; `report` in the trial folder where none is given.
 
     Raises:
-        StoreError: the folder does not exist, or a file in it cannot be read.
+        StoreError: the folder does not exist, a file in it cannot be read, or the page cannot be
+            written.
     """
     page = render(read_tables(trial_folder))
     folder = trial_folder / "report" if out is None else out
-    folder.mkdir(parents=True, exist_ok=True)
     index, partial = folder / "index.html", folder / "index.html.partial"
-    partial.write_text(page, encoding="utf-8", newline="\n")
-    partial.replace(index)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial.write_text(page, encoding="utf-8", newline="\n")
+        partial.replace(index)
+    except OSError as error:
+        raise StoreError(_refusal(folder, error)) from error
     return index
+
+
+def _refusal(folder: Path, error: OSError) -> str:
+    """Return why the page could not be written, and what to do, in one sentence."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"the disk that holds the report folder {str(folder)!r} is full; free some space or "
+            "choose another folder, then write the report again"
+        )
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return f"the report folder {str(folder)!r} is not a folder; choose another one"
+    return (
+        f"the report cannot be written to {str(folder)!r} ({error.strerror or error}); choose "
+        "another folder or change its permissions"
+    )
 
 
 def render(tables: Tables) -> str:

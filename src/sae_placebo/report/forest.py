@@ -45,6 +45,8 @@ class ForestRow:
     aa_decimals: int
     n: str
     reason: str
+    within_aa: bool = False
+    """Whether the effect is no larger than its A/A interval, and so no finding."""
 
 
 Mark = tuple[ForestRow, float, float]
@@ -78,10 +80,13 @@ def forest(
     shown = list(zip(rows, spans, heights, strict=True))
     known = [mark for mark in shown if mark[0].low is not None and mark[0].high is not None]
     alone = [mark for mark in shown if mark not in known]
+    beyond = [mark for mark in known if not mark[0].within_aa]
+    within = [mark for mark in known if mark[0].within_aa]
     data = [
         _aa_marks(shown),
-        _points(known, style, f"effect, {level}", hollow=False),
-        _points(alone, style, "effect, no interval", hollow=True),
+        _points(beyond, style, f"effect, {level}", style.color),
+        _points(within, style, f"effect within A/A, {level}", MUTED),
+        _points(alone, style, "effect, no interval", None),
     ]
     return {
         "data": [trace for trace in data if trace["x"]],
@@ -163,12 +168,18 @@ def _row_notes(row: ForestRow, span: float, y: float) -> list[dict[str, Any]]:
     line = {"yref": "y", "y": y + 0.26, "xref": "paper"}
     return [
         note(label(shorten(name, letters)), x=0, xanchor="left", **line),
-        note(f"<b>{label(value)}</b>", x=1, xanchor="right", **line),
+        note(
+            label(value) if row.within_aa else f"<b>{label(value)}</b>",
+            x=1,
+            xanchor="right",
+            **line,
+        ),
         *ends,
     ]
 
 
-def _points(marks: Sequence[Mark], style: ArmStyle, name: str, hollow: bool) -> dict[str, Any]:
+def _points(marks: Sequence[Mark], style: ArmStyle, name: str, fill: str | None) -> dict[str, Any]:
+    """Return the effects as points; without `fill` they are hollow and have no bars."""
     shown = [mark for mark in marks if mark[0].effect is not None]
     up, down, hover, x = [], [], [], []
     for row, span, _ in shown:
@@ -177,7 +188,7 @@ def _points(marks: Sequence[Mark], style: ArmStyle, name: str, hollow: bool) -> 
         up.append(0.0 if row.high is None else round((row.high - effect) / span, 5))
         down.append(0.0 if row.low is None else round((effect - row.low) / span, 5))
         hover.append(_forest_hover(row))
-    bars = {"type": "data", "array": up, "arrayminus": down, "visible": not hollow}
+    bars = {"type": "data", "array": up, "arrayminus": down, "visible": fill is not None}
     return {
         "type": "scatter",
         "mode": "markers",
@@ -190,7 +201,7 @@ def _points(marks: Sequence[Mark], style: ArmStyle, name: str, hollow: bool) -> 
         "marker": {
             "size": 9,
             "symbol": style.marker,
-            "color": "rgba(0,0,0,0)" if hollow else style.color,
+            "color": "rgba(0,0,0,0)" if fill is None else fill,
             "line": {"color": style.color, "width": 2},
         },
     }
@@ -212,6 +223,8 @@ def _forest_hover(row: ForestRow) -> str:
         if row.aa_low is not None and row.aa_high is not None:
             aa += f" {interval(row.aa_low, row.aa_high, places, signed=True)}"
         lines.append(label(aa))
+    if row.within_aa:
+        lines.append("within A/A: no finding")
     return "<br>".join(lines)
 
 

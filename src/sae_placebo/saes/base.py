@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Bool, Float, Float32, Int64
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from sae_placebo.errors import SpecError, unknown_name
 from sae_placebo.lazy import torch
@@ -101,6 +101,9 @@ class Evaluation:
 
 class SAESpec(Spec, ABC):
     """Settings of one architecture, and its arithmetic on a dictionary of tensors."""
+
+    # true is no number of latents, and neither is 64.0
+    model_config = ConfigDict(strict=True)
 
     kind: str
     d_sae: int = Field(ge=1)
@@ -228,13 +231,17 @@ SAES: Registry[type[SAESpec]] = Registry("SAE")
 """Every architecture, by kind."""
 
 
-def parse_sae(table: Mapping[str, Any]) -> SAESpec:
+def parse_sae(table: object) -> SAESpec:
     """Return the spec that a table of a trial file describes.
 
     Raises:
-        SpecError: the kind or a setting is unknown (the nearest known name is given), or a value
-            is not allowed.
+        SpecError: not a table, the kind or a setting is unknown (the nearest known name is given),
+            or a value is not allowed.
     """
+    if not isinstance(table, Mapping):
+        raise SpecError(
+            f'an SAE is a table such as {{kind = "topk", d_sae = 4096}}; found {table!r:.80}'
+        )
     if "kind" not in table:
         raise SpecError(f"an SAE needs a `kind`. Known: {', '.join(sorted(SAES))}.")
     kind = str(table["kind"])
@@ -247,8 +254,13 @@ def parse_sae(table: Mapping[str, Any]) -> SAESpec:
     try:
         return architecture.model_validate(dict(table))
     except ValidationError as problem:
-        found = "; ".join(
-            ".".join(["sae", *map(str, item["loc"])]) + f": {item['msg']}"
-            for item in problem.errors(include_url=False)
-        )
-        raise SpecError(found) from None
+        raise SpecError("; ".join(map(_sentence, problem.errors(include_url=False)))) from None
+
+
+def _sentence(problem: Mapping[str, Any]) -> str:
+    cause = problem.get("ctx", {}).get("error")
+    place = ".".join(["sae", *map(str, problem["loc"])]) + ": " if problem["loc"] else ""
+    if cause is not None:  # raised by a spec's own check, which says what it found
+        return f"{place}{cause}"
+    found = "" if problem["type"] == "missing" else f" (found {problem['input']!r:.80})"
+    return f"{place}{problem['msg']}{found}"

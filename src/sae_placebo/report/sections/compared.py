@@ -13,12 +13,13 @@ from sae_placebo.report.sections.recorded import (
     arm_records,
     mapping,
     names_of,
+    outliers_of,
     picked,
     saes_of,
     splits_of,
     text_of,
 )
-from sae_placebo.report.wording import control_kind, count, counted, finite
+from sae_placebo.report.wording import control_kind, count, counted, finite, visible
 
 # controls in plain words; a kind that is not here is shown by its own name and settings
 CONTROLS_IN_WORDS = {
@@ -118,7 +119,8 @@ def _key_facts(view: View) -> list[str]:
             if finite(split.get("n_documents")) is not None:
                 text += f" of {counted(split['n_documents'], 'document')}"
             if name == "train":
-                facts.append(f"{text} ({text_of(source)})" if source else text)
+                text += f" ({text_of(source)})" if source else ""
+                facts.append(text + _left_out_of_training(view))
             else:
                 facts.append(f"{text} held out{_left_out(view)}")
     return facts
@@ -141,11 +143,26 @@ def _left_out(view: View) -> str:
     return f", less {', '.join(texts)}{where} of outlying norm in some arm"
 
 
+def _left_out_of_training(view: View) -> str:
+    """Return which models were trained on fewer of the tokens, and how many were left out."""
+    masks = mapping(mapping(view.tables.trial.get("masks")).get("train"))
+    found = outliers_of(masks)
+    many = len({hookpoint for hookpoint, _, _ in found}) > 1
+    parts = [
+        f"{count(n)} of the tokens left out in {visible(model)}"
+        + (f" at {visible(hookpoint)}" if many else "")
+        for hookpoint, model, n in found
+        if n > 0
+    ]
+    return f", {', '.join(parts)} for outlying norm" if parts else ""
+
+
 def build(view: View) -> Content:
     """Return the arms as a short table, the key facts, and the two most telling diagnostics."""
     trial = view.tables.trial
     values = {
         "model": mapping(mapping(trial.get("spec")).get("model")).get("id"),
+        "model_note": text_of(trial["model_note"]) if trial.get("model_note") else "",
         "arms": [_arm_row(view, arm) for arm in view.arms],
         "placebos": [arm for arm in view.arms if arm != view.trained],
         "facts": _key_facts(view),

@@ -138,6 +138,39 @@ def covers_null(row: Row, prefix: str = "") -> bool | None:
     return low <= null_of(row) <= high
 
 
+def within_aa(row: Row) -> bool | None:
+    """Whether an effect is no larger than its A/A interval; None where either is missing.
+
+    No larger: the interval holds it, or reaches as far from the null on its other side.
+    """
+    effect, (low, high) = finite(row.get("effect")), bounds(row, "aa_")
+    if effect is None or low is None or high is None:
+        return None
+    null = null_of(row)
+    return low <= effect <= high or abs(effect - null) <= max(abs(low - null), abs(high - null))
+
+
+def narrower_than_aa(row: Row) -> bool:
+    """Whether the effect's interval is less than a third as wide as its A/A interval."""
+    (low, high), (aa_low, aa_high) = bounds(row), bounds(row, "aa_")
+    if low is None or high is None or aa_low is None or aa_high is None:
+        return False
+    return high - low < (aa_high - aa_low) / 3
+
+
+def fits(contrasts_at_place: Sequence[Contrast]) -> list[tuple[str, Estimate]]:
+    """Return each arm and its SAEs' explained variance, from the contrasts of one place."""
+    found: dict[str, Estimate] = {}
+    for contrast in contrasts_at_place:
+        for row in contrast.rows:
+            if row["metric"] != "explained_variance":
+                continue
+            for side, arm in (("arm", contrast.arm), ("control", contrast.control)):
+                if finite(row.get(f"{side}_value")) is not None:
+                    found.setdefault(arm, side_estimate(row, side))
+    return list(found.items())
+
+
 def with_unit(text: str, unit: Any) -> str:
     """Return a difference's text with its unit behind it, if it has one."""
     return f"{text} {difference_unit(unit)}".strip()

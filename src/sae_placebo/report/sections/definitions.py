@@ -42,9 +42,9 @@ WORDS: tuple[tuple[str, str], ...] = (
      "that it holds; the share of that token's occurrences on which the latent is active."),
     ("Residual norm", "Mean length of the activation vectors at the hookpoint."),
     ("Block output / embedding", "Norm of what the blocks add, over the norm of the token's "
-     "embedding: near 0, the activation is the token; large, the token is drowned."),
+     "embedding. How much of the token is left in the activation is said by R², not by this."),
     ("R² on current token", "Share of the activations' variance that a table with one vector per "
-     "token id explains."),
+     "token id explains: how much of the token is left in them."),
     ("Participation ratio", "Effective number of dimensions that the activations use: (sum of "
      "variances)² over the sum of squared variances, along principal axes."),
     ("Attention entropy", "Mean entropy of the attention weights: high when heads spread evenly "

@@ -21,6 +21,7 @@ from sae_placebo.report.sections.contrasts import (
     null_of,
     sample,
     side_estimate,
+    within_aa,
 )
 from sae_placebo.report.tables import records
 from sae_placebo.report.wording import (
@@ -51,6 +52,7 @@ def _forest_row(row: Row) -> ForestRow:
         aa_decimals=fitting(finite(row["aa_effect"]), aa_low, aa_high),
         n=sample(row),
         reason=str(row["reason"] or NO_REASON),
+        within_aa=bool(within_aa(row)),
     )
 
 
@@ -63,6 +65,7 @@ def _table_row(row: Row) -> dict[str, Any]:
         "arm": side_estimate(row, "arm"),
         "control": side_estimate(row, "control"),
         "aa": aa_estimate(row),
+        "within_aa": bool(within_aa(row)),
         "n": f"{count(row['n_tokens'])} tokens of {sample(row)}",
         "metric_null": row["metric_null"] or "not recorded",
         "better": row["better"] or "–",

@@ -13,11 +13,14 @@ from sae_placebo.report.sections.contrasts import (
     contrasts,
     covers_null,
     effect_estimate,
+    fits,
+    narrower_than_aa,
     null_of,
     ordered,
     sample,
     side_estimate,
     with_unit,
+    within_aa,
 )
 from sae_placebo.report.sections.recorded import arm_facts
 from sae_placebo.report.sections.terms import class_terms, metric_terms
@@ -66,7 +69,8 @@ def verdict(row: Row) -> tuple[str, str]:
         return "unknown", "No interval"
     if covered:
         return "unclear", "Cannot tell"
-    return "differs", "Higher" if effect > null_of(row) else "Lower"
+    words = "Higher" if effect > null_of(row) else "Lower"
+    return "differs", f"{words}, but within A/A" if within_aa(row) else words
 
 
 def sentence(row: Row, contrast: Contrast, level: str) -> str:
@@ -93,13 +97,6 @@ def sentence(row: Row, contrast: Contrast, level: str) -> str:
 
 def _card(row: Row, contrast: Contrast, view: View) -> dict[str, Any]:
     kind, words = verdict(row)
-    aa = aa_estimate(row)
-    caution = ""
-    if covers_null(row, "aa_") is False:
-        caution = (
-            "The A/A comparison, where nothing differs but the random draw, leaves the null out "
-            "as well: read this effect with care."
-        )
     return {
         "kind": kind,
         "verdict": words,
@@ -112,12 +109,33 @@ def _card(row: Row, contrast: Contrast, view: View) -> dict[str, Any]:
         "control_name": contrast.control,
         "arm_index": view.styles[contrast.arm].index,
         "control_index": view.styles[contrast.control].index,
-        "aa": aa,
-        "caution": caution,
+        "aa": aa_estimate(row),
+        "cautions": cautions(row),
         "sample": sample(row),
         "metric_null": own_null(row, view),
         "null": number(null_of(row), 0),
     }
+
+
+def cautions(row: Row) -> list[str]:
+    """Return what the A/A comparison says against an effect; nothing where it says nothing."""
+    said = []
+    if within_aa(row):
+        said.append(
+            "Within A/A: the effect is no larger than its A/A interval, where nothing differs but "
+            "the random draw. By this report's rule it is no finding."
+        )
+    if narrower_than_aa(row):
+        said.append(
+            "The interval is less than a third as wide as the A/A interval: the re-draws behind "
+            "it are few, or agreed by luck, and it may be too narrow."
+        )
+    if covers_null(row, "aa_") is False:
+        said.append(
+            "The A/A comparison, where nothing differs but the random draw, leaves the null out "
+            "as well: read this effect with care."
+        )
+    return said
 
 
 def own_null(row: Row, view: View) -> str:
@@ -156,7 +174,7 @@ def meaning(row: Row, view: View) -> list[str]:
         "lower": "Lower is better, so a placebo would be expected to score higher.",
     }
     if metric in known:
-        said.append(f"Found on random models? {_full_stop(known[metric])}")
+        said.append(f"Reported elsewhere on random models: {known[metric].rstrip('.')}.")
     else:
         neither = "Neither direction is better, and none is expected of a placebo."
         said.append(expected.get(str(row["better"]), neither))
@@ -201,16 +219,24 @@ def build(view: View) -> Content:
         chosen += [m for m in ordered(metrics, _FALLBACK)[:1] if m not in chosen]
     for metric in chosen or metrics[:3]:
         rows = [(row, c) for c in leading for row in c.rows if row["metric"] == metric]
-        by_place: dict[str, list[dict[str, Any]]] = {}
+        by_place: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for row, contrast in rows:
-            place = f"{contrast.hookpoint}, {contrast.sae}"
+            place = (contrast.hookpoint, contrast.sae)
             by_place.setdefault(place, []).append(_card(row, contrast, view))
+        of_latents = metric.startswith("share_") or "entropy" in metric
         unit = rows[0][0]["unit"]
         groups.append(
             {
                 "metric": metric_title(metric, unit),
                 "meaning": meaning(rows[0][0], view),
-                "places": by_place,
+                "places": [
+                    {
+                        "name": ", ".join(place),
+                        "cards": cards,
+                        "fit": _fit(place, leading) if of_latents else None,
+                    }
+                    for place, cards in by_place.items()
+                ],
             }
         )
     values = {
@@ -219,6 +245,21 @@ def build(view: View) -> Content:
         "n_places": len({(c.hookpoint, c.sae) for c in leading}),
     }
     return Content(values, {})
+
+
+def _fit(place: tuple[str, str], leading: list[Contrast]) -> dict[str, Any] | None:
+    """Return how well the SAEs of each arm at one place fit, and whether the arms differ in it."""
+    here = [c for c in leading if (c.hookpoint, c.sae) == place]
+    found = fits(here)
+    if len(found) < 2:
+        return None
+    rows = [row for c in here for row in c.rows if row["metric"] == "explained_variance"]
+    unequal = any(covers_null(row) is False for row in rows)
+    return {
+        "arms": [{"arm": arm, "estimate": estimate} for arm, estimate in found],
+        "sample": " or ".join(dict.fromkeys(estimate.n for _, estimate in found)),
+        "unequal": unequal,
+    }
 
 
 def _questions(every: list[Contrast], view: View) -> list[dict[str, Any]]:

@@ -8,8 +8,14 @@ from typing import Any
 
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
 from sae_placebo.report.sections.diagnostics import cards
-from sae_placebo.report.sections.recorded import mapping, saes_of, splits_of, text_of
-from sae_placebo.report.wording import finite, title
+from sae_placebo.report.sections.recorded import (
+    environments_of,
+    mapping,
+    saes_of,
+    splits_of,
+    text_of,
+)
+from sae_placebo.report.wording import finite, title, visible
 
 
 def _facts(view: View) -> list[dict[str, str]]:
@@ -18,21 +24,23 @@ def _facts(view: View) -> list[dict[str, str]]:
     text = {**mapping(spec.get("text")), **mapping(trial.get("text"))}
     facts: list[tuple[str, Any]] = [
         ("Model", spec.get("model")),
+        ("Model, note", trial.get("model_note")),
         ("Hookpoints", spec.get("hookpoints") or [place[0] for place in view.tables.places]),
         ("Text", {k: v for k, v in text.items() if not isinstance(v, Mapping) and v is not None}),
         *((f"Text, {title(name).lower()} split", v) for name, v in splits_of(trial).items()),
         *((f"SAE {name}".strip(), settings) for name, settings in saes_of(spec).items()),
         ("Training", spec.get("training")),
-        *_masks(trial.get("masks")),
+        ("Masked positions", None if _by_split(trial.get("masks")) else trial.get("masks")),
         ("Harvest", spec.get("harvest")),
         ("Measurement", spec.get("measurement")),
-        ("Precision", trial.get("precision") or spec.get("dtype")),
+        ("Precision", _precision(trial.get("precision")) or spec.get("dtype")),
         ("SAE seeds", spec.get("sae_seeds")),
         ("Model seeds", spec.get("model_seeds")),
         ("Seed of the trial", spec.get("seed")),
         ("Statistics", spec.get("statistics")),
         ("Confidence of intervals", trial.get("confidence")),
         ("Versions", trial.get("versions")),
+        *_environments(view),
         ("Seconds per stage", _rounded(trial.get("seconds"))),
     ]
     return [
@@ -42,11 +50,84 @@ def _facts(view: View) -> list[dict[str, str]]:
     ]
 
 
-def _masks(value: Any) -> list[tuple[str, Any]]:
+def _by_split(value: Any) -> dict[str, Mapping[str, Any]]:
     masks = mapping(value)
-    if masks and all(isinstance(v, Mapping) for v in masks.values()):
-        return [(f"Masked positions, {title(split).lower()}", v) for split, v in masks.items()]
-    return [("Masked positions", value)]
+    found = {str(k): v for k, v in masks.items() if isinstance(v, Mapping)}
+    return dict(sorted(found.items(), key=lambda split: split[0] != "train"))
+
+
+def _masks(value: Any) -> dict[str, Any] | None:
+    """Return what was masked as rows, with a column per split, and the rule in words."""
+    splits = _by_split(value)
+    if not splits:
+        return None
+    every = [*splits.values(), {k: v for k, v in mapping(value).items() if k not in splits}]
+    rules = dict.fromkeys(text_of(m["rule"]) for m in every if m.get("rule"))
+    keys = dict.fromkeys(str(k) for m in splits.values() for k in m if k != "rule")
+    return {
+        "rules": list(rules),
+        "splits": list(splits),
+        "rows": [
+            {"name": _mask_name(key), "cells": [text_of(m.get(key)) for m in splits.values()]}
+            for key in sorted(keys, key=_mask_rank)
+        ],
+    }
+
+
+def _mask_rank(key: str) -> int:
+    """Return where a mask stands: what any model leaves out first, outliers last."""
+    if key.startswith("outlier_norm"):
+        return 3
+    return {"position_0": 0, "padding": 1}.get(key, 2)
+
+
+def _mask_name(key: str) -> str:
+    """Return a mask in words; hookpoints and models keep their names."""
+    if key == "position_0":
+        return "position 0"
+    name, _, where = key.partition(" ")
+    if name != "outlier_norm" or not where:
+        return visible(key)
+    return f"norm outliers, {visible(where.replace(' ', ', ', 1))}"
+
+
+def _precision(value: Any) -> Any:
+    """Return how exact the float32 products were, as one sentence where all of it is recorded."""
+    found = mapping(value)
+    errors = [finite(found.get(key)) for key in ("fast_error", "default_error", "bound")]
+    fast, default, bound = errors
+    if fast is None or default is None or bound is None or "fast" not in found:
+        return value
+    used = "was used" if found["fast"] else "was not used"
+    unit = f" ({text_of(found['unit'])})" if found.get("unit") else ""
+    return (
+        f"float32; the fast product {used}: its error is {_power(fast)} against {_power(default)} "
+        f"of the default, limit {_power(bound).replace('.0e', 'e')}{unit}"
+    )
+
+
+def _power(value: float) -> str:
+    """Return a small number as in 4.0e-7."""
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def _environments(view: View) -> list[tuple[str, Any]]:
+    found = environments_of(view.tables.trial)
+    if len(found) == 1:
+        return [("Environment of the artefacts", found[0])]
+    return [(f"Environment {i} of {len(found)}", each) for i, each in enumerate(found, 1)]
+
+
+def _mixed_environments(view: View) -> dict[str, Any] | None:
+    """Return how many environments the artefacts come from and where these differ, if several."""
+    found = environments_of(view.tables.trial)
+    if len(found) < 2:
+        return None
+    keys = dict.fromkeys(key for each in found for key in each)
+    differ = {k: dict.fromkeys(text_of(each.get(k)) for each in found) for k in keys}
+    parts = [f"{visible(k)} ({' or '.join(v)})" for k, v in differ.items() if len(v) > 1]
+    return {"n": len(found), "differ": ", ".join(parts)}
 
 
 def _rounded(value: Any) -> Any:
@@ -61,6 +142,8 @@ def build(view: View) -> Content:
     spec = view.tables.trial.get("spec")
     values = {
         "facts": _facts(view),
+        "masks": _masks(view.tables.trial.get("masks")),
+        "mixed": _mixed_environments(view),
         "cards": cards(view),
         "spec": json.dumps(spec, indent=2, sort_keys=True, ensure_ascii=False) if spec else "",
     }

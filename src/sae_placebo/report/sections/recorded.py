@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sae_placebo.report.wording import count, title, visible
+from sae_placebo.report.wording import count, finite, title, visible
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
@@ -71,6 +71,29 @@ def splits_of(trial: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     text = mapping(trial.get("text"))
     found = {k: v for k, v in text.items() if isinstance(v, Mapping) and k != "splits"}
     found.update({k: mapping(v) for k, v in mapping(text.get("splits")).items()})
+    return found
+
+
+def outliers_of(masks: Mapping[str, Any]) -> list[tuple[str, str, float]]:
+    """Return (hookpoint, label of the model, tokens left out for their norm) of one split."""
+    found = []
+    for key, value in masks.items():
+        parts, known = str(key).split(" ", 2), finite(value)
+        if len(parts) == 3 and parts[0] == "outlier_norm" and known is not None:
+            found.append((parts[1], parts[2], known))
+    return [entry for entry in found if not entry[1].startswith("any arm")]
+
+
+def environments_of(trial: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the distinct environments that artefacts were made under, each as one flat mapping."""
+    recorded = trial.get("environments")
+    found: list[dict[str, Any]] = []
+    for entry in recorded if isinstance(recorded, list) else []:
+        flat: dict[str, Any] = {}
+        for key, value in mapping(entry).items():
+            flat.update(value if isinstance(value, Mapping) else {key: value})
+        if flat and flat not in found:
+            found.append(flat)
     return found
 
 

@@ -32,6 +32,11 @@ def class_terms() -> list[dict[str, str]]:
     except ImportError:
         return []
     return [
-        {"name": kind.name, "definition": kind.definition, "on_random": kind.on_random_models}
+        {
+            "name": kind.name,
+            "definition": kind.definition,
+            # what others reported, never an answer about this trial
+            "on_random": kind.on_random_models.removeprefix("Yes: "),
+        }
         for kind in CLASSES
     ]
