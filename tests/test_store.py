@@ -146,6 +146,20 @@ def test_a_mistake_of_ours_keeps_its_type(tmp_path: Path) -> None:
         _ = 1 / 0
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc, where nothing can be made")
+def test_a_store_where_no_folder_can_be_made_is_one_sentence() -> None:
+    with (
+        pytest.raises(StoreError, match="cannot be written here"),
+        Store(Path("/proc/none")).lock(),
+    ):
+        pass
+
+
+def test_a_file_missing_elsewhere_is_not_the_stores_fault(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), Store(tmp_path / "store").write(STEP):
+        (tmp_path / "of the user").read_text()
+
+
 def test_manifest_is_json_with_hashes(tmp_path: Path) -> None:
     folder = fill(Store(tmp_path))
     manifest = json.loads((folder / "manifest.json").read_text())

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Bool, Float, Int, Int64
 from pydantic import Field
 
 from sae_placebo.errors import ModelError
@@ -83,6 +83,11 @@ class Calibration:
     norm_limit: float
     n_tokens: int
     n_outliers: int
+
+    def keeps(self, x: Float[torch.Tensor, "token d_in"]) -> Bool[torch.Tensor, " token"]:
+        """Return which tokens are within the norm limit; the others are outliers."""
+        within: torch.Tensor = x.norm(dim=1) <= self.norm_limit
+        return within
 
     def record(self) -> dict[str, float | int]:
         """Return everything but the mean, for the trial's record."""
@@ -188,10 +193,7 @@ def batches(
     """
     n = len(block.token_ids)
     order = torch.from_numpy(numpy_generator(seed, "shuffle", index).permutation(n))
-    kept = {
-        name: x.norm(dim=1) <= calibrations[name].norm_limit
-        for name, x in block.activations.items()
-    }
+    kept = {name: calibrations[name].keeps(x) for name, x in block.activations.items()}
     for part in order.chunk(-(-n // batch_tokens)):
         batch = {}
         for name, x in block.activations.items():

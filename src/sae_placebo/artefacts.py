@@ -20,7 +20,7 @@ import numpy as np
 from sae_placebo.activations import Calibration
 from sae_placebo.gaussian import GaussianNull
 from sae_placebo.lazy import pandas, torch
-from sae_placebo.measurement import Measured
+from sae_placebo.measurement import Measurement
 from sae_placebo.protocol import ArmModel, TrialSpec
 from sae_placebo.store import read_json, write_json
 from sae_placebo.text import Rows
@@ -137,7 +137,7 @@ def read_gaussian(folder: Path, hookpoint: str, sae: str, sae_seed: int) -> Gaus
     return GaussianNull(**read_json(folder / "gaussian.json")[hookpoint][sae][str(sae_seed)])
 
 
-def write_measured(folder: Path, measured: Measured) -> None:
+def write_measured(folder: Path, measured: Measurement) -> None:
     """Write the tables about one SAE."""
     from safetensors.numpy import save_file
 

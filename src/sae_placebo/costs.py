@@ -10,9 +10,11 @@ from typing import Any
 
 from sae_placebo import models, precision
 from sae_placebo.activations import FORWARD_ROWS
+from sae_placebo.controls import build
 from sae_placebo.lazy import torch
 from sae_placebo.progress import Progress
 from sae_placebo.protocol import Plan, TrialSpec, load_trial, plan_steps
+from sae_placebo.results import environment
 from sae_placebo.sites import text_config
 from sae_placebo.spec import generator
 from sae_placebo.store import Step, Store
@@ -63,6 +65,7 @@ def plan_table(
     rates = None
     if probe and any(not place.has(step) for step in plan.steps()):
         with place.lock(), precision.fast_products():
+            place.environment = environment()  # a model that is converted here is kept
             rates = measure_rates(Bench(plan, place, progress))
     lines = [f"{'stage':<10} {'done':>9}  {'left: tokens':>14}  {'passes':>7}  {'minutes':>8}"]
     total = 0.0
@@ -125,8 +128,8 @@ def _seconds(spec: TrialSpec, stage: str, rates: Rates) -> float:
         return rates.build_seconds
     seconds = _tokens(spec, stage) / rates.forward
     if stage == "train":
-        recipes = len(spec.hookpoints) * 2 * len(spec.sae_seeds)
-        seconds += sum(recipes * spec.text.train_tokens / rate for rate in rates.sae.values())
+        passes = _passes(spec, stage) / len(spec.saes)
+        seconds += sum(passes * spec.text.train_tokens / rate for rate in rates.sae.values())
     return seconds
 
 
@@ -135,7 +138,8 @@ def measure_rates(bench: Bench) -> Rates:
     spec = bench.spec
     _ = bench.reference  # loaded once, and converted once: not the cost of a control
     start = time.perf_counter()
-    model, _ = models_build(bench)
+    arm = next(arm for arm in spec.arms if arm != spec.trained_arm)
+    model, _ = build(bench.reference, spec.arms[arm], spec.seed, 0)
     build_seconds = time.perf_counter() - start
     reader = models.Reader(model, spec.hookpoints)
     ids = torch.randint(
@@ -153,14 +157,6 @@ def measure_rates(bench: Bench) -> Rates:
         fit = Fit(sae.create(reader.d_in, 0), spec.training, 1_000_000)
         saes[label] = _rate(lambda fit=fit: fit.step(x), len(x))
     return Rates(forward, saes, build_seconds)
-
-
-def models_build(bench: Bench) -> Any:
-    """Return one built control of the trial, as a run would build it."""
-    from sae_placebo.controls import build
-
-    arm = next(arm for arm in bench.spec.arms if arm != bench.spec.trained_arm)
-    return build(bench.reference, bench.spec.arms[arm], bench.spec.seed, 0)
 
 
 def _rate(work: Any, n_tokens: int, repetitions: int = 3) -> float:

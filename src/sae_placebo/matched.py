@@ -88,7 +88,7 @@ class ArmTraining:
         every = blocks(self.reader, self.rows, order, spec.harvest.block_rows)
         for index, block in enumerate(every):
             for name, x in block.activations.items():
-                kept = x.norm(dim=1) <= self.calibrations[name].norm_limit
+                kept = self.calibrations[name].keeps(x)
                 ids, x = (block.token_ids, x) if kept.all() else (block.token_ids[kept], x[kept])
                 means[name].add(ids, x)
                 self.moments[name].add(x)
@@ -126,7 +126,7 @@ class ArmTraining:
         one = self.calibrations[hookpoint]
         x = artefacts.read_activations(self.harvest, hookpoint)
         moments = SecondMoments(one.mean)
-        moments.add(x[x.norm(dim=1) <= one.norm_limit])
+        moments.add(x[one.keeps(x)])
         return moments
 
     def write(self, folder: Path, build: Path, one: ArmModel) -> None:

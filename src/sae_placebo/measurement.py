@@ -92,7 +92,7 @@ def held_out(
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """Tables about one SAE.
 
     Attributes:
@@ -117,7 +117,7 @@ def measure(
     weights: Float[np.ndarray, "document replicate"],
     spec: MeasurementSpec,
     seed: int,
-) -> Measured:
+) -> Measurement:
     """Return everything measured about one SAE on the held-out tokens.
 
     Args:
@@ -141,7 +141,7 @@ def measure(
         unit = METRICS[name].unit
         rows.append([name, value, unit, found.null_value, evidence.n_tokens, found.reason])
     columns = ["metric", "value", "unit", "null_value", "n", "reason"]
-    return Measured(
+    return Measurement(
         latents=latents,
         measurements=pandas.DataFrame(rows, columns=columns),
         replicates=replicates,

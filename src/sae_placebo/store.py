@@ -253,6 +253,14 @@ def _damage(folder: Path) -> str | None:
     return None
 
 
+def _missing_below(root: Path, error: Exception) -> bool:
+    """Whether a file or folder of the store could not be made or found, not one of a user's."""
+    name = error.filename if isinstance(error, FileNotFoundError) else None
+    return isinstance(name, str | os.PathLike) and Path(name).absolute().is_relative_to(
+        root.absolute()
+    )
+
+
 @contextlib.contextmanager
 def _explained(root: Path) -> Iterator[None]:
     """Turn the operating system's refusals into one sentence each."""
@@ -275,9 +283,9 @@ def _explained(root: Path) -> Iterator[None]:
             )
         elif number in (errno.ENOTDIR, errno.EEXIST):
             message = f"the store {str(root)!r} is not a folder; choose another --store"
-        elif number in (errno.ENOENT, errno.EFBIG, errno.EIO):
+        elif number in (errno.EFBIG, errno.EIO) or _missing_below(root, error):
             message = (
-                f"the store {str(root)!r} cannot be written here ({os.strerror(number)}); choose "
+                f"the store {str(root)!r} cannot be written here ({os.strerror(number or 0)}); choose "
                 "another --store"
             )
         else:
