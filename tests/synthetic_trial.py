@@ -1,18 +1,21 @@
 """Tables of a trial that never ran, with the schema of a real one, for tests of what reads tables.
 
-Nothing here is a measurement. `write_trial` puts the five files of a trial folder on disk; the same
-arguments give the same bytes.
+Nothing here is a measurement. `write_trial` puts the files of a trial folder on disk; the same
+arguments give the same bytes. `FACTORIAL` are the arms of a trial with every kind of control.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from sae_placebo.designs import ArmParts, designs, quads
 
 HOOKPOINT = "resid_post.3"
 SAE = "topk-k32-d2048"
@@ -64,6 +67,32 @@ WORDS = [
     "more",
 ]
 EVIL = "</script><img src=x onerror=alert(1)>"
+KEEP = ["embeddings", "unembedding"]
+# each arm's parts, and how far its values lie from the trained model's (0) to a placebo's (1)
+FACTORIAL: Mapping[str, tuple[dict[str, Any], float]] = {
+    "trained": ({"control": {"kind": "trained"}}, 0.0),
+    "redraw": ({"control": {"kind": "redraw", "keep": []}}, 1.0),
+    "redraw_keep_embeddings": ({"control": {"kind": "redraw", "keep": KEEP}}, 0.7),
+    "redraw_embeddings": ({"control": {"kind": "redraw_embeddings"}}, 0.6),
+    "init": ({"control": {"kind": "init"}}, 0.95),
+    "revision": ({"control": {"kind": "revision", "revision": "step512"}}, 0.5),
+    "permute": ({"control": {"kind": "permute"}}, 0.9),
+    "spectrum": ({"control": {"kind": "spectrum"}}, 0.8),
+    "cascade_1": ({"control": {"kind": "cascade", "last": 1}}, 0.1),
+    "cascade_2": ({"control": {"kind": "cascade", "last": 2}}, 0.35),
+    "cascade_4": ({"control": {"kind": "cascade", "last": 4}}, 0.65),
+    "noise_per_type": ({"control": {"kind": "noise_embeddings", "per": "type"}}, 0.85),
+    "shuffle": ({"control": {"kind": "trained"}, "data": {"kind": "shuffle_tokens"}}, 0.4),
+    "redraw_shuffle": (
+        {"control": {"kind": "redraw", "keep": []}, "data": {"kind": "shuffle_tokens"}},
+        1.0,
+    ),
+    "frozen_decoder": (
+        {"control": {"kind": "trained"}, "dictionary": {"kind": "frozen_decoder", "init": "cov"}},
+        0.3,
+    ),
+    "pca": ({"control": {"kind": "trained"}, "dictionary": {"kind": "pca"}}, 0.45),
+}
 
 
 @dataclass
@@ -81,6 +110,20 @@ class Settings:
     token: str | None = None
     document: str | None = None
     drop: tuple[str, ...] = field(default_factory=tuple)
+    kinds: Mapping[str, tuple[dict[str, Any], float]] = field(default_factory=dict)
+
+    @classmethod
+    def every_control(cls, **rest: Any) -> Settings:
+        """Return a trial with an arm of every kind of control."""
+        return cls(arms=tuple(FACTORIAL), kinds=FACTORIAL, **rest)
+
+    @property
+    def parts(self) -> dict[str, ArmParts]:
+        """What each arm changes."""
+        return {
+            arm: ArmParts.of(p["control"], p.get("data"), p.get("dictionary"))
+            for arm, (p, _) in self.kinds.items()
+        }
 
 
 # metric, unit, better, null text, arm level, control level, half-width of the effect
@@ -108,11 +151,36 @@ METRICS: tuple[tuple[str, str, str, str, float, float, float], ...] = (
     ("share_token_family", "share", "neither", "0", 0.13, 0.06, 0.03),
     ("share_other", "share", "neither", "0", 0.55, 0.22, 0.05),
 )
+COVERAGE: tuple[tuple[str, str, str, str, float, float, float], ...] = (
+    ("coverage_token", "F1", "higher", "F1 of a lookup table", 0.81, 0.78, 0.03),
+    ("coverage_window", "F1", "higher", "F1 of a lookup table", 0.55, 0.41, 0.04),
+    ("coverage_context", "F1", "higher", "F1 of a lookup table", 0.42, 0.19, 0.05),
+)
+LABELS = {
+    "token": ("kind.keyword", "kind.operator", "kind.number", "bracket.open"),
+    "window": ("role.call_target", "role.attribute", "line.first_token"),
+    "context": ("inside.loop", "inside.docstring", "role.reuse", "inside.class", EVIL),
+    "rare": ("inside.decorator",),
+}
+
+
+def _metrics(settings: Settings) -> tuple[tuple[str, str, str, str, float, float, float], ...]:
+    return (*METRICS, *COVERAGE) if settings.kinds else METRICS
+
+
+def _level(settings: Settings, arm: str, high: float, low: float) -> float:
+    """Return an arm's value between the trained model's and a full placebo's."""
+    distance = settings.kinds[arm][1]
+    return (1 - distance) * high + distance * low
 
 
 def _seeds(settings: Settings, arm: str) -> list[int | None]:
-    """The trained model is drawn once, without a seed."""
-    return [None] if arm == settings.arms[0] else [*range(settings.model_seeds)]
+    """The trained model is drawn once, without a seed; so is what no control draws."""
+    given = arm == settings.arms[0]
+    if settings.kinds:
+        parts = settings.parts[arm]
+        given = parts.kind in ("trained", "revision") and parts.data is None
+    return [None] if given else [*range(settings.model_seeds)]
 
 
 def _whole_numbers(table: pd.DataFrame) -> pd.DataFrame:
@@ -147,6 +215,11 @@ def trial_json(settings: Settings) -> dict[str, Any]:
     arms: dict[str, Any] = {}
     for i, arm in enumerate(settings.arms):
         control = {"kind": kinds[min(i, 2)]} | ({"keep": ["embeddings"]} if i == 2 else {})
+        extra: dict[str, Any] = {}
+        if settings.kinds:
+            given = settings.kinds[arm][0]
+            control = given["control"]
+            extra = {"data": given.get("data"), "dictionary": given.get("dictionary")}
         records = [
             {
                 "model_seed": seed,
@@ -163,7 +236,7 @@ def trial_json(settings: Settings) -> dict[str, Any]:
             }
             for seed in _seeds(settings, arm)
         ]
-        arms[arm] = {"control": control, "model_seeds": [*_seeds(settings, arm)]}
+        arms[arm] = {"control": control, "model_seeds": [*_seeds(settings, arm)]} | extra
         arms[arm]["records"] = records
     return {
         "name": "synthetic",
@@ -223,14 +296,20 @@ def effects_table(settings: Settings) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     trained = settings.arms[0]
     contrasts = [(trained, control) for control in settings.arms[1:]]
-    if len(settings.arms) > 2:
+    if settings.kinds:
+        parts = settings.parts
+        contrasts += [pair for design in designs(parts) for pair in design.contrasts(parts)]
+    elif len(settings.arms) > 2:
         contrasts.append((settings.arms[2], settings.arms[1]))
     for place in settings.hookpoints:
-        for arm, control in contrasts:
-            for metric, unit, better, null, high_level, low_level, half in METRICS:
+        for arm, control in dict.fromkeys(contrasts):
+            for metric, unit, better, null, high_level, low_level, half in _metrics(settings):
                 rng = _rng("effect", place, arm, control, metric)
                 a = high_level if arm == trained else 0.7 * low_level + 0.3 * high_level
                 c = low_level if control == settings.arms[1] else 0.7 * low_level + 0.3 * high_level
+                if settings.kinds:
+                    a = _level(settings, arm, high_level, low_level)
+                    c = _level(settings, control, high_level, low_level)
                 effect = a - c + 0.1 * half * rng.normal()
                 a, h = c + effect, half / 1.4
                 aa = 0.3 * half * rng.normal()
@@ -367,7 +446,7 @@ def measurements_table(settings: Settings) -> pd.DataFrame:
             for model_seed in _seeds(settings, arm):
                 for sae_seed in range(settings.sae_seeds):
                     rng = _rng("measure", place, arm, model_seed, sae_seed)
-                    for metric, unit, _, _, high_level, low_level, half in METRICS:
+                    for metric, unit, _, _, high_level, low_level, half in _metrics(settings):
                         level = high_level if arm == settings.arms[0] else low_level
                         missing = (
                             metric == "lookup_relative_explained_variance"
@@ -383,6 +462,59 @@ def measurements_table(settings: Settings) -> pd.DataFrame:
     return _whole_numbers(pd.DataFrame(rows))
 
 
+def coverage_table(settings: Settings) -> pd.DataFrame:
+    """Return a line per SAE and label; text that is rewritten has no labels."""
+    rows: list[dict[str, Any]] = []
+    levels = {name[9:]: (high, low) for name, *_, high, low, _ in COVERAGE} | {"rare": (0.3, 0.3)}
+    for place in settings.hookpoints:
+        for arm in settings.arms:
+            if settings.parts[arm].data is not None:
+                continue
+            for model_seed in _seeds(settings, arm):
+                for sae_seed in range(settings.sae_seeds):
+                    for group, labels in LABELS.items():
+                        for i, label in enumerate(labels):
+                            rng = _rng("coverage", place, arm, model_seed, sae_seed, label)
+                            f1 = _level(settings, arm, *levels[group]) + 0.03 * rng.normal()
+                            none = group == "rare"
+                            rows.append({
+                                "arm": arm, "model_seed": model_seed, "sae_seed": sae_seed,
+                                "hookpoint": place, "sae": SAE, "label": label, "group": group,
+                                "f1": None if none else f1 - 0.04 * i,
+                                "latent": None if none else int(rng.integers(2048)),
+                                "threshold": None if none else 0.5,
+                                "fit_f1": None if none else f1 + 0.02,
+                                "lookup_f1": 0.9 if group == "token" else 0.2,
+                                "bigram_f1": 0.9 if group == "token" else 0.3,
+                                "window_f1": 0.92 if group != "context" else 0.33,
+                                "base_rate": 0.02 * (i + 1), "n_positive": 2400 * (i + 1),
+                                "n_tokens": 118_000,
+                                "reason": "12 positive tokens: too rare" if none else None,
+                            })  # fmt: skip
+    found = pd.DataFrame(rows)
+    return _whole_numbers(found) if len(found) else found
+
+
+def interactions_table(settings: Settings) -> pd.DataFrame:
+    rows: list[dict[str, Any]] = []
+    for design, cells in quads(settings.parts).items():
+        for place in settings.hookpoints:
+            for metric, unit, _, _, high, low, half in _metrics(settings):
+                levels = [_level(settings, arm, high, low) for arm in cells]
+                effect = levels[0] - levels[1] - levels[2] + levels[3]
+                bare = metric == "kl_at_matched_error_nats"
+                rows.append({
+                    "design": design, "metric": metric, "hookpoint": place, "sae": SAE,
+                    "effect": effect, "low": None if bare else effect - 1.5 * half,
+                    "high": None if bare else effect + 1.5 * half, "se": half, "df": 3.0,
+                    "null": 0.0, "unit": unit, "cells": list(cells), "n_documents": 160,
+                    "n_tokens": 118_000, "n_sae_seeds": settings.sae_seeds,
+                    "n_models": [len(_seeds(settings, arm)) for arm in cells],
+                    "reason": "one document holds 96% of the loss" if bare else None,
+                })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def write_trial(folder: Path, settings: Settings | None = None) -> Path:
     """Return `folder` holding the made-up trial; `settings.drop` names tables to leave out."""
     settings = settings or Settings()
@@ -394,6 +526,9 @@ def write_trial(folder: Path, settings: Settings | None = None) -> Path:
         "measurements": measurements_table(settings),
         "passages": passages_table(settings, latents),
     }
+    if settings.kinds:
+        tables["coverage"] = coverage_table(settings)
+        tables["interactions"] = interactions_table(settings)
     for name, table in tables.items():
         if name not in settings.drop:
             table.to_parquet(folder / f"{name}.parquet")

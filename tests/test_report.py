@@ -94,7 +94,7 @@ def page(full: Path) -> Page:
 def test_all_sections_are_there_in_order(page: Page) -> None:
     anchors = [attrs["id"] for tag, attrs in page.elements if tag == "section"]
     assert anchors == [
-        *("compared", "headline", "effects", "classes"),
+        *("compared", "headline", "effects", "designs", "dose", "data", "coverage", "classes"),
         *("entropy", "latents", "method", "definitions", "limits"),
     ]
 
@@ -228,7 +228,8 @@ def test_effects_within_aa_are_marked_in_card_and_table(tmp_path: Path) -> None:
     effects.loc[at, ["aa_low", "aa_high"]] = [-50.0, 50.0]
     effects.to_parquet(folder / "effects.parquet")
     page = render(read_tables(folder))
-    assert page.count('<span class="within">within A/A</span>') == int(at.sum()) == 2
+    table = page[page.index('<section id="effects">') : page.index('<section id="designs">')]
+    assert table.count('<span class="within">within A/A</span>') == int(at.sum()) == 2
     assert page.count("Within A/A: the effect is no larger") == 2
 
 
@@ -422,7 +423,7 @@ def test_a_missing_table_is_said(tmp_path: Path, drop: tuple[str, ...]) -> None:
     for name in drop:
         file = "trial.json" if name == "trial" else f"{name}.parquet"
         assert f"{file} is not in the trial folder." in page.text
-    assert sum(tag == "section" for tag, _ in page.elements) == 9
+    assert sum(tag == "section" for tag, _ in page.elements) == 13
 
 
 def test_empty_tables_one_arm_and_few_latents(tmp_path: Path) -> None:

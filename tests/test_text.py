@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from conftest import save_tokenizer
+from sae_placebo import artefacts
 from sae_placebo.errors import MissingExtra, TextError
 from sae_placebo.text import TextSpec, documents, identify, library_files, tokenize, vocabulary
 
@@ -37,10 +38,21 @@ def test_splits_hold_exactly_the_tokens_asked_for_from_different_documents(
         assert np.all(np.diff(rows.documents) >= 0)
 
 
+@pytest.fixture(scope="module")
+def many_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("many-texts")
+    for i, path in enumerate(library_files()[:80]):
+        (folder / f"{i}.txt").write_text((path.read_text(encoding="utf-8") * 400)[:400])
+    return folder
+
+
 @pytest.mark.parametrize("bos", ["auto", "none"])
 @pytest.mark.parametrize("cap", [8, 9, 14, 15, 16, 29, 30, 31])
-def test_a_document_never_gives_more_than_its_cap(tiny_tokenizer: Any, cap: int, bos: str) -> None:
-    splits = tokenize(spec(max_document_tokens=cap, bos=bos), tiny_tokenizer, seed=0)
+def test_a_document_never_gives_more_than_its_cap(
+    tiny_tokenizer: Any, many_texts: Path, cap: int, bos: str
+) -> None:
+    table = {"max_document_tokens": cap, "bos": bos}
+    splits = tokenize(spec(many_texts, **table), tiny_tokenizer, seed=0)
     for rows, wanted in ((splits["train"], 300), (splits["heldout"], 100)):
         assert rows.usable().sum() == wanted
         taken = np.bincount(rows.documents, rows.lengths - (bos == "auto"))
@@ -190,6 +202,118 @@ def test_a_hub_dataset_without_the_extra_gives_the_command(monkeypatch: pytest.M
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(MissingExtra, match=r"pip install 'sae-placebo\[hub\]'"):
         list(documents(spec("hf:some/set"), 0))
+
+
+def write_sources(folder: Path, n: int = 6, body: str = "") -> None:
+    body = body or "def function_{i}(first, second):\n    return first + second * 'é'\n\n\n"
+    for i in range(n):
+        (folder / f"{i}.py").write_text(body.format(i=i) * 12, encoding="utf-8")
+
+
+def held(rows: Any, label: str) -> np.ndarray:
+    places = np.argwhere(np.ones(rows.token_ids.shape, dtype=bool))
+    found = rows.labels.at(places)[:, rows.labels.names.index(label)]
+    return found.reshape(rows.token_ids.shape)
+
+
+@pytest.mark.parametrize("bos", ["auto", "none"])
+@pytest.mark.parametrize("cap", [None, 21, 60])
+def test_labels_follow_the_tokens_through_rows_and_random_starts(
+    tiny_tokenizer: Any, tmp_path: Path, bos: str, cap: int | None
+) -> None:
+    write_sources(tmp_path, 40)
+    splits = tokenize(spec(tmp_path, bos=bos, max_document_tokens=cap), tiny_tokenizer, seed=3)
+    for rows in splits.values():
+        assert rows.labels is not None
+        real = np.arange(16) < rows.lengths[:, None]
+        real[:, 0] &= bos == "none"
+        assert np.array_equal(rows.labels.known, real)
+        assert not rows.labels.bits[~real].any()
+        words = np.array([tiny_tokenizer.decode([i]) for i in range(len(tiny_tokenizer))])
+        text = words[rows.token_ids]
+        keyword = np.isin(np.char.strip(text), ["def", "return"]) & real
+        assert np.array_equal(held(rows, "kind.keyword") & keyword, keyword)
+        closing = np.char.find(text, ")") >= 0
+        assert np.array_equal(held(rows, "bracket.closing"), closing & real)
+        # not one of them could be read off the word alone
+        assert not (held(rows, "role.parameter") & held(rows, "inside.function_body")).any()
+        body, head = held(rows, "inside.function_body"), np.char.strip(text) == "def"
+        assert body[real].any()
+        assert not body[head & real].any()
+
+
+def test_asking_for_labels_changes_no_token(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    for folder, suffix in (("code", ".py"), ("prose", ".txt")):
+        (tmp_path / folder).mkdir()
+        write_sources(tmp_path / folder)
+        for path in list((tmp_path / folder).iterdir()):
+            path.rename(path.with_suffix(suffix))
+    code, prose = (tokenize(spec(tmp_path / f), tiny_tokenizer, 0) for f in ("code", "prose"))
+    for split, rows in code.items():
+        assert np.array_equal(rows.token_ids, prose[split].token_ids)
+        assert rows.labels is not None
+        assert prose[split].labels is None
+
+
+def test_prose_and_broken_code_among_code_are_unknown(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    write_sources(tmp_path, 3)
+    (tmp_path / "a.md").write_text("x = 1\n" * 30)
+    (tmp_path / "b.py").write_text("def broken(:\n" * 30)
+    rows = tokenize(
+        spec(tmp_path, train_tokens=170, heldout_tokens=100, max_document_tokens=64),
+        tiny_tokenizer,
+        0,
+    )
+    known = {}
+    for one in rows.values():
+        assert one.labels is not None
+        for i, owner in enumerate(one.documents):
+            known.setdefault(one.names[owner], []).append(one.labels.known[i].any())
+    assert len(known) == 5
+    assert not any(known["a.md"] + known["b.py"])
+    assert all(all(known[name]) for name in known if name not in ("a.md", "b.py"))
+
+
+def test_records_of_a_table_have_no_labels(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    line = json.dumps({"text": "x = 1\n" * 60})
+    (tmp_path / "a.jsonl").write_text("\n".join([line] * 8))
+    splits = tokenize(spec(tmp_path), tiny_tokenizer, 0)
+    assert all(rows.labels is None for rows in splits.values())
+
+
+def test_a_tokenizer_that_tells_no_offsets_gives_no_labels(
+    tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    class Slow:
+        bos_token_id = tiny_tokenizer.bos_token_id
+        is_fast = False
+
+        def __call__(self, texts: list[str], **settings: Any) -> Any:
+            assert not settings.pop("return_offsets_mapping", False)
+            return tiny_tokenizer(texts, **settings)
+
+    write_sources(tmp_path)
+    splits = tokenize(spec(tmp_path), Slow(), 0)
+    assert all(rows.labels is None for rows in splits.values())
+
+
+def test_labels_survive_writing_and_old_artefacts_have_none(
+    tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "new").mkdir()
+    write_sources(tmp_path / "code")
+    splits = tokenize(spec(tmp_path / "code"), tiny_tokenizer, 0)
+    artefacts.write_rows(tmp_path / "new", splits)
+    for split, rows in artefacts.read_rows(tmp_path / "new").items():
+        labels, written = rows.labels, splits[split].labels
+        assert labels is not None
+        assert written is not None
+        assert labels.names == written.names
+        assert np.array_equal(labels.bits, written.bits)
+        assert np.array_equal(labels.known, written.known)
+    (tmp_path / "new" / "labels.json").unlink()
+    assert all(rows.labels is None for rows in artefacts.read_rows(tmp_path / "new").values())
 
 
 def test_vocabulary_decodes_each_token_alone(tiny_tokenizer: Any) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -250,3 +251,126 @@ def test_default_step_size_suits_a_short_run() -> None:
         missed[factor] = float((reconstruction - held_out).square().sum() / held_out.square().sum())
     assert missed[1] < 0.7 * missed[1 / 7]
     assert missed[1] < 0.7 * missed[10]
+
+
+# --- tensors held back -----------------------------------------------------------------------------
+
+PARTS = [frozenset(names) for n in range(5) for names in itertools.combinations(PARAMETERS, n)]
+
+
+def held(frozen: frozenset[str] = frozenset(), cosine: float | None = None, seed: int = 0) -> Fit:
+    spec = TrainingSpec(learning_rate=0.03, dead_after_tokens=150, warmup_share=0)
+    return Fit(start(seed), spec, 1000, frozen, cosine)
+
+
+@pytest.mark.parametrize("frozen", PARTS, ids=lambda names: "-".join(sorted(names)) or "none")
+def test_frozen_tensors_keep_their_bits_and_the_others_move(frozen: frozenset[str]) -> None:
+    running, before = held(frozen), start()
+    for seed in range(4):
+        running.step(batch(100, seed))
+    after = running.sae()
+    moved = {n for n in PARAMETERS if not torch.equal(before.params[n], after.params[n])}
+    assert moved == set(PARAMETERS) - frozen
+    assert running.tokens == running.offered_tokens == 400
+    assert running.dead().any() == (running.log()[-1]["dead_share"] > 0)
+
+
+def test_a_frozen_tensor_does_not_change_the_first_step_of_the_others() -> None:
+    usual, frozen = held(), held(frozenset({"W_dec", "b_dec"}))
+    for running in (usual, frozen):
+        running.step(batch(200))
+    for name in ("W_enc", "b_enc"):
+        assert torch.equal(usual.sae().params[name], frozen.sae().params[name])
+
+
+def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    # the log's NaN, for a loss that is null, equals nothing
+    return a.keys() == b.keys() and all(
+        torch.equal(a[name].nan_to_num(-1), b[name].nan_to_num(-1)) for name in a
+    )
+
+
+def test_a_fit_without_learning_counts_and_logs_as_the_others_do() -> None:
+    usual, idle = held(), held(frozenset(PARAMETERS))
+    x = batch(300) + 0.2
+    usual.step(x)
+    idle.step(x, offered_tokens=320)
+    first, same = usual.log()[0], idle.log()[0]
+    assert same["fvu"] == pytest.approx(first["fvu"], rel=1e-5)
+    assert (same["tokens"], same["learning_rate"], same["loss"]) == (300, 0.0, None)
+    assert (idle.tokens, idle.offered_tokens) == (300, 320)
+    assert torch.equal(idle._silent_tokens, usual._silent_tokens)
+    x[5, 1] = math.nan
+    kept = idle.state()
+    with pytest.raises(ModelError, match="1 of 300 tokens"):
+        idle.step(x)
+    assert same_bits(kept, idle.state())
+
+
+def test_decoder_rows_turn_no_further_than_the_cone_and_to_its_nearest_edge() -> None:
+    free = held()
+    free.step(batch(200))
+    edge = float((start().params["W_dec"] * free.sae().params["W_dec"]).sum(dim=1).median())
+    limited = held(cosine=edge)
+    limited.step(batch(200))
+    s, r = (sae.params["W_dec"].double() for sae in (start(), free.sae()))
+    found = limited.sae().params["W_dec"].double()
+    cosines = (s * r).sum(dim=1)
+    outside = cosines < edge - 1e-6
+    assert outside.any()
+    assert not outside.all()
+    torch.testing.assert_close(found[~outside], r[~outside])
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(D_SAE).double())
+    torch.testing.assert_close(
+        (s * found).sum(dim=1)[outside], torch.full((int(outside.sum()),), edge).double()
+    )
+    # nearest: the angle to where the row went is the angle by which that is outside
+    turned = (found * r).sum(dim=1)[outside].clamp(max=1).acos()
+    expected = cosines[outside].acos() - math.acos(edge)
+    torch.testing.assert_close(turned, expected, rtol=0, atol=1e-3)
+
+
+def test_rows_at_and_opposite_to_their_start_are_held_back_as_well() -> None:
+    running = held(cosine=0.8)
+    rows = start().params["W_dec"].clone()
+    rows[0] *= -1
+    rows[1] = torch.nn.functional.normalize(-rows[1] + 1e-4 * rows[2], dim=0)
+    running._hold_back(rows)
+    assert torch.equal(rows[0], start().params["W_dec"][0])
+    cosines = (rows * start().params["W_dec"]).sum(dim=1)
+    assert cosines[1] == pytest.approx(0.8, abs=1e-5)
+    assert torch.equal(rows[2:], start().params["W_dec"][2:])
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(D_SAE))
+
+
+@pytest.mark.parametrize(
+    ("frozen", "cosine"),
+    [({"W_dec"}, None), ({"W_enc", "b_enc"}, None), (set(PARAMETERS), None), (set(), 0.95)],
+)
+def test_held_back_fits_continue_to_the_same_bits(frozen: set[str], cosine: float | None) -> None:
+    whole, first = held(frozenset(frozen), cosine), held(frozenset(frozen), cosine)
+    second = held(frozenset(frozen), cosine, seed=1)  # all of it is in the state, the cones as well
+    for seed in range(6):
+        whole.step(batch(100, seed))
+    for seed in range(3):
+        first.step(batch(100, seed))
+    second.restore(first.state())
+    for seed in range(3, 6):
+        second.step(batch(100, seed))
+    assert same_bits(whole.state(), second.state())
+    assert second.log() == whole.log()
+
+
+def test_a_state_continues_only_where_the_same_is_held_back() -> None:
+    kinds = [held(), held(frozenset({"W_dec"})), held(frozenset(PARAMETERS)), held(cosine=0.8)]
+    for one, other in itertools.permutations(kinds, 2):
+        with pytest.raises(SpecError, match="continue with the settings"):
+            one.restore(other.state())
+
+
+def test_wrong_limits_are_refused() -> None:
+    with pytest.raises(SpecError, match="Did you mean 'W_dec'"):
+        held(frozenset({"W_decoder"}))
+    for cosine in (1.0, -0.1, math.nan):
+        with pytest.raises(SpecError, match="freeze W_dec"):
+            held(cosine=cosine)

@@ -2,11 +2,11 @@
 
 | stage | files |
 |---|---|
-| tokenize | rows.safetensors, names.json, vocabulary.json |
+| tokenize | rows.safetensors, names.json, labels.json where text is Python, vocabulary.json |
 | build | recipe.json, card.json (harvest and train keep a copy of the recipe) |
 | harvest | activations.safetensors, norms.safetensors, calibration.safetensors, calibration.json |
 | train | <hookpoint>/<sae>/seed-<n>/ (SAELens 6), lookup.safetensors, gaussian.json, log.parquet |
-| measure | latents.parquet, measurements.parquet, passages.parquet, replicates.safetensors |
+| measure | latents.parquet, measurements.parquet, coverage.parquet, passages.parquet, replicates.safetensors |
 """
 
 from __future__ import annotations
@@ -19,25 +19,33 @@ import numpy as np
 
 from sae_placebo.activations import Calibration
 from sae_placebo.gaussian import GaussianNull
+from sae_placebo.labels.base import Labels
 from sae_placebo.lazy import pandas, torch
 from sae_placebo.measurement import Measurement
-from sae_placebo.protocol import ArmModel, TrialSpec
+from sae_placebo.plans import ArmModel
+from sae_placebo.protocol import TrialSpec
+from sae_placebo.readability import Readability
 from sae_placebo.store import read_json, write_json
 from sae_placebo.text import Rows
 
 
-def write_rows(folder: Path, splits: Mapping[str, Rows], vocabulary: Sequence[str]) -> None:
-    """Write the tokenized splits and the text of each token id."""
+def write_rows(folder: Path, splits: Mapping[str, Rows]) -> None:
+    """Write tokenized splits, and their labels where there are any."""
     from safetensors.numpy import save_file
 
-    arrays = {}
+    arrays, label_names = {}, {}
     for split, rows in splits.items():
         arrays[f"{split}.token_ids"] = rows.token_ids
         arrays[f"{split}.lengths"] = rows.lengths
         arrays[f"{split}.documents"] = rows.documents
+        if rows.labels is not None:
+            arrays[f"{split}.labels"] = rows.labels.bits
+            arrays[f"{split}.labels_known"] = rows.labels.known
+            label_names[split] = list(rows.labels.names)
     save_file(arrays, folder / "rows.safetensors")
     write_json(folder / "names.json", {split: list(rows.names) for split, rows in splits.items()})
-    write_json(folder / "vocabulary.json", list(vocabulary))
+    if label_names:
+        write_json(folder / "labels.json", label_names)
 
 
 def read_rows(folder: Path) -> dict[str, Rows]:
@@ -45,15 +53,27 @@ def read_rows(folder: Path) -> dict[str, Rows]:
     from safetensors.numpy import load_file
 
     arrays, names = load_file(folder / "rows.safetensors"), read_json(folder / "names.json")
+    labels = folder / "labels.json"
+    label_names = read_json(labels) if labels.exists() else {}
     return {
         split: Rows(
             arrays[f"{split}.token_ids"],
             arrays[f"{split}.lengths"],
             arrays[f"{split}.documents"],
             tuple(names[split]),
+            Labels(
+                tuple(label_names[split]), arrays[f"{split}.labels"], arrays[f"{split}.labels_known"]
+            )
+            if split in label_names
+            else None,
         )
         for split in names
     }
+
+
+def write_vocabulary(folder: Path, vocabulary: Sequence[str]) -> None:
+    """Write the text of each token id."""
+    write_json(folder / "vocabulary.json", list(vocabulary))
 
 
 def read_vocabulary(folder: Path) -> list[str]:
@@ -143,6 +163,7 @@ def write_measured(folder: Path, measured: Measurement) -> None:
 
     write_table(folder / "latents.parquet", measured.latents)
     write_table(folder / "measurements.parquet", measured.measurements)
+    write_table(folder / "coverage.parquet", measured.coverage)
     write_table(folder / "passages.parquet", measured.passages)
     save_file(measured.replicates, folder / "replicates.safetensors")
 
@@ -169,9 +190,9 @@ def copy_recipe(build: Path, folder: Path) -> None:
     write_json(folder / "recipe.json", read_json(build / "recipe.json"))
 
 
-def weight_hash(folder: Path) -> str:
-    """Return the hash of the weights behind a build, harvest or train artefact."""
-    return str(read_json(folder / "recipe.json")["weight_hash"])
+def read_hash(folder: Path) -> str:
+    """Return the hash of the weights that SAE inputs depend on, of a build, harvest or train artefact."""
+    return str(read_json(folder / "recipe.json")["read_hash"])
 
 
 def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -194,8 +215,30 @@ def provenance(folder: Path, spec: TrialSpec, one: ArmModel) -> dict[str, Any]:
         "dataset_path": spec.text.source,
         "training_tokens": spec.text.train_tokens,
         "arm": one.arm,
-        "control": recipe["control"],
+        **_controls(spec, one.arm),
         "model_seed": one.model_seed,
         "weight_hash": recipe["weight_hash"],
+        "read_hash": recipe["read_hash"],
         "touched_tensors": len(recipe["touched"]),
     }
+
+
+def _controls(spec: TrialSpec, arm: str) -> dict[str, Any]:
+    """Return what is controlled in an arm: the model, the data, the dictionary."""
+    return dict(spec.arms[arm].model_dump(mode="json"))
+
+
+def write_readability(folder: Path, found: Readability) -> None:
+    """Write how far each label can be read off tokens."""
+    from safetensors.numpy import save_file
+
+    write_json(folder / "readability.json", found.record())
+    save_file(found.arrays(), folder / "readability.safetensors")
+
+
+def read_readability(folder: Path) -> Readability:
+    """Return how far each label can be read off tokens."""
+    from safetensors.numpy import load_file
+
+    arrays = load_file(folder / "readability.safetensors")
+    return Readability.load(read_json(folder / "readability.json"), arrays)

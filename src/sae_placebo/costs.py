@@ -13,7 +13,8 @@ from sae_placebo.activations import FORWARD_ROWS
 from sae_placebo.controls import build
 from sae_placebo.lazy import torch
 from sae_placebo.progress import Progress
-from sae_placebo.protocol import Plan, TrialSpec, load_trial, plan_steps
+from sae_placebo.plans import Plan, plan_steps
+from sae_placebo.protocol import TrialSpec, load_trial
 from sae_placebo.results import environment
 from sae_placebo.sites import text_config
 from sae_placebo.spec import generator
@@ -117,7 +118,7 @@ def _passes(spec: TrialSpec, stage: str) -> int:
 
 
 # seconds per step that a probe would cost as much as the step itself; measured on 2 cores
-_FIXED = {"model": 20.0, "tokenize": 5.0, "measure": 5.0}
+_FIXED = {"model": 20.0, "tokenize": 5.0, "readability": 15.0, "text": 1.0, "measure": 5.0}
 
 
 def _seconds(spec: TrialSpec, stage: str, rates: Rates) -> float:
@@ -136,10 +137,11 @@ def _seconds(spec: TrialSpec, stage: str, rates: Rates) -> float:
 def measure_rates(bench: Bench) -> Rates:
     """Time a copy of the model, three forwards and three SAE steps on this machine."""
     spec = bench.spec
-    _ = bench.reference  # loaded once, and converted once: not the cost of a control
+    _ = bench.given.reference  # loaded once, and converted once: not the cost of a control
     start = time.perf_counter()
     arm = next(arm for arm in spec.arms if arm != spec.trained_arm)
-    model, _ = build(bench.reference, spec.arms[arm], spec.seed, 0)
+    control = spec.arms[arm].control
+    model, _ = build(bench.given.reference, control, spec.seed, 0, source=spec.model)
     build_seconds = time.perf_counter() - start
     reader = models.Reader(model, spec.hookpoints)
     ids = torch.randint(

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from sae_placebo import artefacts, gaussian
-from sae_placebo.activations import Calibration, TokenMeans, batches, blocks, row_order
+from sae_placebo.activations import Block, Calibration, TokenMeans, batches, blocks, row_order
+from sae_placebo.controls.dictionary import DictionaryControl, Moments
 from sae_placebo.gaussian import SecondMoments
 from sae_placebo.interop import saelens
 from sae_placebo.lazy import torch
 from sae_placebo.models import Reader, parse_hookpoint
 from sae_placebo.progress import Advance
-from sae_placebo.protocol import ArmModel, TrialSpec
+from sae_placebo.plans import ArmModel
+from sae_placebo.protocol import TrialSpec
 from sae_placebo.saes.kernels import Workspace
 from sae_placebo.spec import generator
 from sae_placebo.text import Rows
@@ -37,13 +39,15 @@ class ArmTraining:
         rows: The training rows.
         harvest: The arm's harvest artefact: calibrations and held-out activations.
         vocabulary_size: Number of token ids.
+        control: What is done to the dictionaries; None: they are trained in full.
     """
 
     spec: TrialSpec
-    reader: Reader
+    reader: Reader | gaussian.GaussianReader
     rows: Rows
     harvest: Path
     vocabulary_size: int
+    control: DictionaryControl | None = None
     fits: dict[tuple[str, str, int], Fit] = field(default_factory=dict)
     lookups: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     moments: dict[str, SecondMoments] = field(default_factory=dict)
@@ -59,14 +63,33 @@ class ArmTraining:
         """Tokens of the stream, outliers included."""
         return int(self.rows.usable().sum())
 
+    @functools.cached_property
+    def _before(self) -> dict[str, Moments]:
+        """Moments of the training stream, by hookpoint, for dictionaries that are made of them."""
+        if self.control is None or not self.control.needs_moments:
+            return {}
+        found = {name: SecondMoments(one.mean) for name, one in self.calibrations.items()}
+        for block in self._blocks():
+            for name, x in block.activations.items():
+                found[name].add(x[self.calibrations[name].keeps(x)])
+        return {name: _scaled(one, self.calibrations[name]) for name, one in found.items()}
+
     def _starts(self, hookpoint: str) -> dict[tuple[str, str, int], Fit]:
-        return {
-            (hookpoint, label, seed): Fit(
-                sae.create(self.reader.d_in, seed), self.spec.training, self.n_tokens
-            )
-            for label, sae in self.spec.saes.items()
-            for seed in self.spec.sae_seeds
-        }
+        spec, control = self.spec, self.control
+        fits = {}
+        for label, sae in spec.saes.items():
+            for seed in spec.sae_seeds:
+                start = sae.create(self.reader.d_in, seed)
+                held: dict[str, Any] = {}
+                if control is not None:
+                    start = control.start(start, self._before.get(hookpoint), spec.seed, seed)
+                    held = {"frozen": control.frozen, "decoder_cosine": control.decoder_cosine}
+                fits[hookpoint, label, seed] = Fit(start, spec.training, self.n_tokens, **held)
+        return fits
+
+    def _blocks(self) -> Iterator[Block]:
+        order = row_order(len(self.rows.lengths), self.spec.seed)
+        return blocks(self.reader, self.rows, order, self.spec.harvest.block_rows)
 
     def fit(self, advance: Advance) -> None:
         """Train the SAEs, and gather E[x | token] and the covariance from the same stream."""
@@ -84,9 +107,7 @@ class ArmTraining:
     ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
         """Yield the arm's batches; on the way, count activations and note the batches' sizes."""
         spec = self.spec
-        order = row_order(len(self.rows.lengths), spec.seed)
-        every = blocks(self.reader, self.rows, order, spec.harvest.block_rows)
-        for index, block in enumerate(every):
+        for index, block in enumerate(self._blocks()):
             for name, x in block.activations.items():
                 kept = self.calibrations[name].keeps(x)
                 ids, x = (block.token_ids, x) if kept.all() else (block.token_ids[kept], x[kept])
@@ -151,6 +172,12 @@ class ArmTraining:
             logs += [keys | row for row in fit.log()]
         artefacts.write_lookup(folder, self.lookups)
         artefacts.write_records(folder / "log.parquet", logs)
+
+
+def _scaled(counted: SecondMoments, by: Calibration) -> Moments:
+    """Return moments in the centered and scaled units of training."""
+    mean, covariance = counted.mean_and_covariance()
+    return Moments(((mean - by.mean) * by.factor).float(), (covariance * by.factor**2).float())
 
 
 def _hook_names(hookpoint: str) -> dict[str, str]:

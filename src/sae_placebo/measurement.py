@@ -7,7 +7,7 @@ document replicates, and passages.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,9 @@ from pydantic import Field
 from sae_placebo.classification import ClassThresholds
 from sae_placebo.gaussian import GaussianNull
 from sae_placebo.lazy import pandas, torch
-from sae_placebo.metrics import METRICS, Evidence, latent_table
+from sae_placebo.metrics import METRICS, Evidence, coverage_table, latent_table
 from sae_placebo.metrics import measure as evaluate
+from sae_placebo.readability import Readability
 from sae_placebo.saes import SAE, Codes
 from sae_placebo.spec import Spec, numpy_generator
 from sae_placebo.text import Rows
@@ -100,12 +101,14 @@ class Measurement:
         measurements: One row per metric: metric, value, unit, null_value, n, reason.
         replicates: metric -> [replicate] values under resampled documents; 0 is the point estimate.
         passages: Top activating passages of the latents drawn to be shown.
+        coverage: One row per label of the tokens; none without labels.
     """
 
     latents: Any
     measurements: Any
     replicates: dict[str, Float[np.ndarray, " replicate"]]
     passages: Any
+    coverage: Any
 
 
 def measure(
@@ -117,6 +120,7 @@ def measure(
     weights: Float[np.ndarray, "document replicate"],
     spec: MeasurementSpec,
     seed: int,
+    readability: Readability | None = None,
 ) -> Measurement:
     """Return everything measured about one SAE on the held-out tokens.
 
@@ -129,8 +133,12 @@ def measure(
         weights: Document multiplicities; column 0 is ones.
         spec: Thresholds and amounts.
         seed: The trial's seed.
+        readability: How far each label can be read off tokens; None where tokens have no labels.
     """
     evidence = gather(sae, activations, tokens, lookup, gaussian, spec.thresholds)
+    labels = tokens.rows.labels
+    if readability is not None and labels is not None:
+        evidence = replace(evidence, truth=readability.truth(labels, tokens.places))
     latents = latent_table(evidence)
     rows, replicates = [], {}
     for name, found in evaluate(evidence, weights).items():
@@ -146,6 +154,7 @@ def measure(
         measurements=pandas.DataFrame(rows, columns=columns),
         replicates=replicates,
         passages=passages(evidence, latents, tokens, spec, seed),
+        coverage=coverage_table(evidence),
     )
 
 

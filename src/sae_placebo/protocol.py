@@ -1,4 +1,4 @@
-"""The protocol of a trial: its settings, checked before anything is loaded, and its list of steps.
+"""The protocol of a trial: its settings, checked before anything is loaded.
 
 A protocol is read from a TOML file. Nothing here imports torch, so a wrong file is refused at once.
 """
@@ -6,34 +6,25 @@ A protocol is read from a TOML file. Nothing here imports torch, so a wrong file
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
 from sae_placebo.activations import HarvestSpec
-from sae_placebo.controls import Control, parse_control
+from sae_placebo.arms import ArmSpec, parse_arm
+from sae_placebo.designs import ArmParts, designs
 from sae_placebo.errors import SpecError, unknown_name
 from sae_placebo.measurement import MeasurementSpec
-from sae_placebo.models import ModelSpec, identify, layer_count, parse_hookpoint, position_limit
+from sae_placebo.models import ModelSpec, layer_count, parse_hookpoint, position_limit
 from sae_placebo.saes import SAESpec, parse_sae
 from sae_placebo.spec import Spec
-from sae_placebo.store import Step
 from sae_placebo.text import TextSpec
-from sae_placebo.text import identify as identify_text
 from sae_placebo.training import TrainingSpec
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=60)]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**53)], ...], Field(min_length=1)]
-
-# raised by hand when what a stage writes changes its meaning
-VERSIONS = {"model": 1, "tokenize": 1, "build": 1, "harvest": 1, "train": 1, "measure": 1}
-
-
-def _control(table: Any) -> Any:
-    return table if isinstance(table, Control) else parse_control(table)
 
 
 def _sae(table: Any) -> Any:
@@ -49,14 +40,16 @@ class TrialSpec(Spec):
         model: The reference model.
         text: Where the tokens come from.
         hookpoints: Where activations are read, such as `resid_post.6`.
-        arms: Label -> control; exactly one arm is `trained`.
+        arms: Label -> what is controlled: the model, the data, the dictionary; exactly one arm is
+            trained, with none of them.
         model_seeds: Re-draws of every control that draws.
         saes: Label -> SAE.
         sae_seeds: Initialisations of every SAE, the same bits in every arm.
         training: How SAEs are trained.
         harvest: How activations are read and masked.
         measurement: Thresholds, document replicates, and how many latents are shown.
-        contrasts: Pairs (arm, control) to compare; none given: trained minus every other arm.
+        contrasts: Pairs (arm, control) to compare; none given: trained minus every other arm, and
+            the margins of every factorial that the arms make (see `designs`).
     """
 
     name: Label
@@ -64,7 +57,7 @@ class TrialSpec(Spec):
     model: ModelSpec
     text: TextSpec
     hookpoints: tuple[str, ...] = Field(min_length=1)
-    arms: dict[Label, Annotated[SerializeAsAny[Control], BeforeValidator(_control)]]
+    arms: dict[Label, Annotated[ArmSpec, BeforeValidator(parse_arm)]]
     model_seeds: Seeds = (0, 1)
     saes: Annotated[
         dict[Label, Annotated[SerializeAsAny[SAESpec], BeforeValidator(_sae)]],
@@ -89,11 +82,11 @@ class TrialSpec(Spec):
 
     @model_validator(mode="after")
     def _arms_make_a_trial(self) -> TrialSpec:
-        trained = [arm for arm, control in self.arms.items() if control.kind == "trained"]
+        trained = [arm for arm, one in self.arms.items() if one.is_trained]
         if len(trained) != 1:
             raise SpecError(
-                f"arms holds {len(trained)} arms with control = 'trained'; a trial has exactly one, and "
-                "the others are its controls"
+                f"arms holds {len(trained)} arms with control = 'trained' and nothing else; a trial has "
+                "exactly one, and the others are its controls"
             )
         if len(self.arms) < 2:
             raise SpecError("arms holds no control: add at least one, such as control = 'redraw'")
@@ -116,8 +109,11 @@ class TrialSpec(Spec):
         return self
 
     @model_validator(mode="after")
-    def _hookpoints_exist(self) -> TrialSpec:
+    def _layers_exist(self) -> TrialSpec:
         layers = layer_count(self.model)
+        for arm in self.arms.values():
+            if layers is not None:
+                arm.control.check_layers(layers)
         for name in self.hookpoints:
             if layers is not None and parse_hookpoint(name).layer >= layers:
                 raise SpecError(
@@ -139,13 +135,25 @@ class TrialSpec(Spec):
     @property
     def trained_arm(self) -> str:
         """Label of the arm that is the reference model itself."""
-        return next(arm for arm, control in self.arms.items() if control.kind == "trained")
+        return next(arm for arm, one in self.arms.items() if one.is_trained)
+
+    @property
+    def parts(self) -> dict[str, ArmParts]:
+        """What is controlled in each arm, as `designs` reads it."""
+        return {
+            arm: ArmParts.of(**one.model_dump(mode="json"))
+            for arm, one in self.arms.items()
+        }
 
     @property
     def compared(self) -> tuple[tuple[str, str], ...]:
         """Every contrast (arm, control) of the trial."""
-        trained = self.trained_arm
-        return self.contrasts or tuple((trained, arm) for arm in self.arms if arm != trained)
+        if self.contrasts:
+            return self.contrasts
+        trained, parts = self.trained_arm, self.parts
+        pairs = [(trained, arm) for arm in self.arms if arm != trained]
+        pairs += [pair for design in designs(parts) for pair in design.contrasts(parts)]
+        return tuple(dict.fromkeys(pairs))
 
     def seeds_of(self, arm: str) -> tuple[int | None, ...]:
         """Return the model seeds of an arm: one None where the control draws nothing."""
@@ -237,86 +245,3 @@ def _unknown_key(loc: tuple[int | str, ...]) -> str:
         if known
         else f"no setting is called {loc[-1]!r}"
     )
-
-
-@dataclass(frozen=True)
-class ArmModel:
-    """One model of the trial: an arm, and the re-draw of its control (None where nothing is drawn)."""
-
-    arm: str
-    model_seed: int | None
-
-    @property
-    def label(self) -> str:
-        """Name for folders and progress: the arm and its re-draw."""
-        return self.arm if self.model_seed is None else f"{self.arm}-{self.model_seed}"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Every step of a trial, each with the key of its artefact; nothing has run yet."""
-
-    spec: TrialSpec
-    model: Step
-    tokenize: Step
-    build: dict[ArmModel, Step]
-    harvest: dict[ArmModel, Step]
-    train: dict[ArmModel, Step]
-    measure: dict[tuple[ArmModel, str, str, int], Step]
-
-    def steps(self) -> Iterator[Step]:
-        """Yield all steps in the order in which they run."""
-        if self.needs_conversion:
-            yield self.model
-        yield self.tokenize
-        for arm_model in self.build:
-            yield self.build[arm_model]
-            yield self.harvest[arm_model]
-            yield self.train[arm_model]
-        yield from self.measure.values()
-
-    @property
-    def needs_conversion(self) -> bool:
-        """Whether the reference model is first converted into a folder of the store."""
-        return self.spec.model.is_packaged
-
-
-def plan_steps(spec: TrialSpec) -> Plan:
-    """Return the steps of a trial. Reads and hashes the text and the model's files, loads neither."""
-
-    def step(stage: str, name: str, settings: Any, *inputs: Step) -> Step:
-        return Step(stage, name, VERSIONS[stage], settings, tuple(i.key for i in inputs))
-
-    model = step("model", spec.model.id.strip("/").split("/")[-1], identify(spec.model))
-    tokenize = step(
-        "tokenize",
-        Path(spec.text.source).name.strip("*.") or "text",
-        {"text": spec.text, "content": identify_text(spec.text), "seed": spec.seed},
-        model,
-    )
-    build, harvest, train, measure = {}, {}, {}, {}
-    for arm, control in spec.arms.items():
-        for model_seed in spec.seeds_of(arm):
-            one = ArmModel(arm, model_seed)
-            drawn = {"control": control, "model_seed": model_seed, "seed": spec.seed}
-            hookpoints = list(spec.hookpoints)
-            build[one] = step(
-                "build", one.label, [drawn, hookpoints, spec.harvest], model, tokenize
-            )
-            harvest[one] = step("harvest", one.label, spec.harvest, build[one])
-            recipe = [spec.saes, list(spec.sae_seeds), spec.training]
-            train[one] = step("train", one.label, recipe, harvest[one])
-    for one in train:
-        for hookpoint in spec.hookpoints:
-            for sae in spec.saes:
-                for sae_seed in spec.sae_seeds:
-                    settings = [spec.measurement, hookpoint, sae, sae_seed]
-                    # outliers of any arm are left out of all, so every harvest is an input
-                    measure[one, hookpoint, sae, sae_seed] = step(
-                        "measure",
-                        f"{one.label}-{hookpoint}-{sae}-{sae_seed}",
-                        settings,
-                        train[one],
-                        *harvest.values(),
-                    )
-    return Plan(spec, model, tokenize, build, harvest, train, measure)

@@ -13,16 +13,21 @@ from typing import Any
 import numpy as np
 
 from sae_placebo import artefacts, models, precision
+from sae_placebo.designs import quads
 from sae_placebo.errors import StoreError
+from sae_placebo.interactions import interactions
 from sae_placebo.lazy import pandas, torch
 from sae_placebo.measurement import held_out
 from sae_placebo.metrics import METRICS, Metric
-from sae_placebo.protocol import ArmModel, Plan, TrialSpec
+from sae_placebo.plans import ArmModel, Plan
+from sae_placebo.protocol import TrialSpec
 from sae_placebo.report import build_report
 from sae_placebo.statistics import Cell, ReplicateTable, effects
 from sae_placebo.store import Store, read_json, write_json
 
-TABLES = ("effects", "latents", "measurements", "passages")
+TABLES = ("effects", "interactions", "latents", "measurements", "coverage", "passages")
+
+PER_SAE = ("latents", "measurements", "coverage", "passages")
 
 
 def trial_folder(store: str | Path, name: str) -> Path:
@@ -57,6 +62,11 @@ class Trial:
         return self._table("effects")
 
     @property
+    def interactions(self) -> Any:
+        """DataFrame, one row per complete 2x2 of arms x hookpoint x SAE x metric."""
+        return self._table("interactions")
+
+    @property
     def latents(self) -> Any:
         """DataFrame, one row per arm x model seed x SAE seed x latent."""
         return self._table("latents")
@@ -65,6 +75,11 @@ class Trial:
     def measurements(self) -> Any:
         """DataFrame, one row per arm x model seed x SAE seed x metric."""
         return self._table("measurements")
+
+    @property
+    def coverage(self) -> Any:
+        """DataFrame, one row per arm x model seed x SAE seed x label; empty without labels."""
+        return self._table("coverage")
 
     @property
     def passages(self) -> Any:
@@ -100,6 +115,10 @@ class Trial:
 
 
 CONFIDENCE = 0.95
+SHARED = (
+    "what differs cannot reach a hookpoint (W_U of an untied model lies behind all of them), so the "
+    "SAEs are the same ones and were trained once"
+)
 HEADLINE = ("mean_token_entropy_bits", "share_single_token", "explained_variance_above_gaussian")
 
 
@@ -109,7 +128,7 @@ def write_results(plan: Plan, store: Store) -> Trial:
     folder.mkdir(parents=True, exist_ok=True)
     # written last: whatever stops us in between, tables of two runs never pass for one result
     (folder / "trial.json").unlink(missing_ok=True)
-    tables: dict[str, list[Any]] = {name: [] for name in ("latents", "measurements", "passages")}
+    tables: dict[str, list[Any]] = {name: [] for name in PER_SAE}
     for (one, hookpoint, sae, sae_seed), step in plan.measure.items():
         keys = {
             "arm": one.arm,
@@ -129,6 +148,9 @@ def write_results(plan: Plan, store: Store) -> Trial:
     )
     replicates = gather(plan, store)
     joined["effects"] = effects(replicates, plan.spec.compared, METRICS.entries, CONFIDENCE)
+    joined["interactions"] = interactions(
+        replicates, quads(plan.spec.parts), METRICS.entries, CONFIDENCE
+    )
     for name, table in joined.items():
         _replace_table(folder / f"{name}.parquet", table)
     write_json(folder / "trial.json", record(plan, store))
@@ -154,11 +176,11 @@ def _replace_table(path: Path, table: Any) -> None:
 
 def gather(plan: Plan, store: Store) -> ReplicateTable:
     """Return every metric of every SAE under all document weights."""
-    drawn = frozenset(arm for arm, control in plan.spec.arms.items() if control.draws)
+    drawn = frozenset(arm for arm, one in plan.spec.arms.items() if one.draws)
     documents, tokens = {}, {}
     rows = artefacts.read_rows(store.path(plan.tokenize))["heldout"]
     for hookpoint in plan.spec.hookpoints:
-        folders = [store.path(step) for step in plan.harvest.values()]
+        folders = [store.path(step) for step in plan.harvests]
         kept = held_out(rows, [artefacts.outliers(f, hookpoint) for f in folders], ())
         documents[hookpoint] = len(np.unique(kept.documents))
         tokens[hookpoint] = len(kept.places)
@@ -184,10 +206,10 @@ def record(plan: Plan, store: Store) -> dict[str, Any]:
     spec = plan.spec
     rows = artefacts.read_rows(store.path(plan.tokenize))
     arms: dict[str, Any] = {}
-    for arm, control in spec.arms.items():
+    for arm, controls in spec.arms.items():
         redraws = [ArmModel(arm, seed) for seed in spec.seeds_of(arm)]
         arms[arm] = {
-            "control": control.model_dump(mode="json"),
+            **controls.model_dump(mode="json"),
             "model_seeds": [one.model_seed for one in redraws],
             "records": [_arm_record(plan, store, one) for one in redraws],
         }
@@ -199,6 +221,7 @@ def record(plan: Plan, store: Store) -> dict[str, Any]:
         "model_note": models.describe(spec.model),
         "spec": spec.model_dump(mode="json"),
         "arms": arms,
+        "shared": [{"arm": arm, "same_as": twin, "why": SHARED} for arm, twin in plan.same_as().items()],
         "text": {
             "source": spec.text.source,
             "splits": {
@@ -221,7 +244,7 @@ def record(plan: Plan, store: Store) -> dict[str, Any]:
 
 
 def _described(metric: Metric) -> dict[str, str]:
-    keys = ("unit", "better", "null", "definition", "source")
+    keys = ("unit", "better", "null", "definition", "source", "reads")
     return {key: str(getattr(metric, key)) for key in keys}
 
 

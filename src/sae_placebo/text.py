@@ -1,8 +1,6 @@
-"""Text: sources of documents, cut into rows of tokens with their document ids.
+"""Text: sources of documents, cut into rows of tokens; see `rows` for what a row is.
 
-A row holds consecutive tokens of one document, behind the tokenizer's BOS token where it has one,
-and padding on the right. Decoder attention is causal, so padding never reaches a real token. Training
-and held-out rows come from different documents.
+Training and held-out rows come from different documents. Rows of .py files carry labels.
 """
 
 from __future__ import annotations
@@ -11,17 +9,22 @@ import glob
 import hashlib
 import json
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from jaxtyping import Bool, Int32
 from pydantic import Field, model_validator
 
 from sae_placebo.errors import MissingExtra, SpecError, TextError
+from sae_placebo.labels.align import label_tokens
+from sae_placebo.rows import Piece, Rows, RowsBuilder
 from sae_placebo.spec import Spec, numpy_generator
+
+__all__ = [
+    "Document", "Rows", "TextSpec", "documents", "identify", "library_files", "paths", "tokenize",
+    "vocabulary",
+]  # fmt: skip
 
 SUFFIXES = (".txt", ".md", ".rst", ".py", ".jsonl", ".parquet")
 # the interpreter's own library without its test folders and without what was installed later
@@ -69,36 +72,11 @@ class TextSpec(Spec):
 
 @dataclass(frozen=True)
 class Document:
-    """One document: a name that a reader can find it by, and its text."""
+    """One document: a name that a reader can find it by, its text, whether it is a .py file."""
 
     name: str
     text: str
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of token ids of one split.
-
-    Attributes:
-        token_ids: [row, pos]; padding holds id 0.
-        lengths: [row] tokens that are real, BOS included.
-        documents: [row] index into `names`.
-        names: Document names.
-    """
-
-    token_ids: Int32[np.ndarray, "row pos"]
-    lengths: Int32[np.ndarray, " row"]
-    documents: Int32[np.ndarray, " row"]
-    names: tuple[str, ...]
-
-    def usable(self) -> Bool[np.ndarray, "row pos"]:
-        """Positions that may be read: neither the first of a row nor padding.
-
-        The first position is BOS, or, without BOS, a token that sees no context and that models use
-        as an attention sink (SmolLM2-135M after layer 11: norm 23,800 against 143 elsewhere).
-        """
-        position = np.arange(self.token_ids.shape[1])
-        return np.asarray((position > 0) & (position < self.lengths[:, None]))
+    python: bool = False
 
 
 def paths(source: str) -> list[Path]:
@@ -184,13 +162,17 @@ def documents(spec: TextSpec, seed: int) -> Iterator[Document]:
     order = numpy_generator(seed, "documents")
     if all(path.suffix not in (".jsonl", ".parquet") for _, path in files):
         for i in order.permutation(len(files)):  # read one by one: most are never needed
-            yield Document(files[i][0], _read(files[i][1]))
+            yield _whole(*files[i])
         return
     found = [
         document for name, path in files for document in _file_documents(name, path, spec.field)
     ]
     for i in order.permutation(len(found)):
         yield found[i]
+
+
+def _whole(name: str, path: Path) -> Document:
+    return Document(name, _read(path), python=path.suffix == ".py")
 
 
 def _read(path: Path) -> str:
@@ -215,7 +197,7 @@ def _file_documents(name: str, path: Path, field: str) -> Iterator[Document]:
             if text:
                 yield Document(f"{name}:{number}", text)
     else:
-        yield Document(name, _read(path))
+        yield _whole(name, path)
 
 
 def _column(path: Path, field: str) -> Iterator[str | None]:
@@ -294,29 +276,27 @@ def tokenize(spec: TextSpec, tokenizer: Any, seed: int) -> dict[str, Rows]:
     bos = tokenizer.bos_token_id if spec.bos == "auto" else None
     stream = _tokenized(spec, tokenizer, seed)
     wanted = {"heldout": spec.heldout_tokens, "train": spec.train_tokens}
-    splits: dict[str, Rows] = {}
+    splits: dict[str, RowsBuilder] = {}
     total = n_documents = 0
     for split, target in wanted.items():
-        rows: list[list[int]] = []
-        owners: list[int] = []
-        names: list[str] = []
+        filled = splits[split] = RowsBuilder()
         have = 0
         while have < target:
-            name, pieces = next(stream, ("", None))
-            if pieces is None:
-                raise _too_short(spec, total + have, n_documents + len(names))
+            document = next(stream, None)
+            if document is None:
+                raise _too_short(spec, total + have, n_documents + len(filled.names))
+            name, pieces = document
             for piece in pieces:
                 if have == target:
                     break
                 # without BOS, the row's first token is read by the model but not by us
                 kept = piece[: target - have + (bos is None)]
-                rows.append([*([] if bos is None else [bos]), *kept])
-                owners.append(len(names))
-                have += len(kept) - (bos is None)
-            names.append(name)
-        total, n_documents = total + have, n_documents + len(names)
-        splits[split] = _pack(rows, owners, names, spec.context_tokens)
-    return splits
+                filled.add(kept)
+                have += len(kept.ids) - (bos is None)
+            filled.names.append(name)
+        total, n_documents = total + have, n_documents + len(filled.names)
+    labelled = any(one.labelled() for one in splits.values())
+    return {name: one.build(spec.context_tokens, bos, labelled) for name, one in splits.items()}
 
 
 def _too_short(spec: TextSpec, tokens: int, n_documents: int) -> TextError:
@@ -331,23 +311,27 @@ def _too_short(spec: TextSpec, tokens: int, n_documents: int) -> TextError:
     )
 
 
-def _tokenized(spec: TextSpec, tokenizer: Any, seed: int) -> Iterator[tuple[str, list[list[int]]]]:
-    """Yield each document's name and its rows of token ids, BOS not included."""
+def _tokenized(spec: TextSpec, tokenizer: Any, seed: int) -> Iterator[tuple[str, list[Piece]]]:
+    """Yield each document's name and its rows of tokens, BOS not included."""
     body = spec.context_tokens - (spec.bos == "auto" and tokenizer.bos_token_id is not None)
     cap = spec.max_document_tokens
     body = body if cap is None else min(body, cap)
     start = numpy_generator(seed, "document starts")
     pending: list[Document] = []
 
-    def cut() -> Iterator[tuple[str, list[list[int]]]]:
-        ids = tokenizer([d.text for d in pending], add_special_tokens=False, verbose=False)[
-            "input_ids"
-        ]
-        for document, tokens in zip(pending, ids, strict=True):
-            rows = [tokens[i : i + body] for i in range(0, len(tokens), body)]
-            most = len(rows) if cap is None else cap // body
-            first = int(start.integers(0, max(1, len(rows) - most + 1)))
-            kept = [row for row in rows[first : first + most] if len(row) > 1]
+    def cut() -> Iterator[tuple[str, list[Piece]]]:
+        ids, offsets = _encode(tokenizer, pending)
+        for document, tokens, places in zip(pending, ids, offsets, strict=True):
+            n_rows = -(-len(tokens) // body)
+            most = n_rows if cap is None else cap // body
+            first = int(start.integers(0, max(1, n_rows - most + 1)))
+            begin, end = first * body, min((first + most) * body, len(tokens))
+            labels = None
+            if document.python and places is not None and end > begin:
+                labels = label_tokens(document.text, places, begin, end)
+            run = Piece(tokens[begin:end], labels)
+            rows = [run[i : i + body] for i in range(0, end - begin, body)]
+            kept = [row for row in rows if len(row.ids) > 1]
             if kept:
                 yield document.name, kept
         pending.clear()
@@ -360,16 +344,19 @@ def _tokenized(spec: TextSpec, tokenizer: Any, seed: int) -> Iterator[tuple[str,
         yield from cut()
 
 
-def _pack(rows: list[list[int]], owners: list[int], names: list[str], context: int) -> Rows:
-    token_ids = np.zeros((len(rows), context), dtype=np.int32)
-    for i, row in enumerate(rows):
-        token_ids[i, : len(row)] = row
-    return Rows(
-        token_ids=token_ids,
-        lengths=np.array([len(row) for row in rows], dtype=np.int32),
-        documents=np.array(owners, dtype=np.int32),
-        names=tuple(names),
+def _encode(
+    tokenizer: Any, found: list[Document]
+) -> tuple[list[list[int]], Sequence[Sequence[tuple[int, int]] | None]]:
+    """Return the token ids of documents, and the characters that each token covers where needed."""
+    # tokenizers written in Python cannot tell
+    wanted = any(d.python for d in found) and getattr(tokenizer, "is_fast", False)
+    encoded = tokenizer(
+        [d.text for d in found],
+        add_special_tokens=False,
+        verbose=False,
+        return_offsets_mapping=bool(wanted),
     )
+    return encoded["input_ids"], encoded["offset_mapping"] if wanted else [None] * len(found)
 
 
 def vocabulary(tokenizer: Any) -> list[str]:

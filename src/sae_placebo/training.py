@@ -8,12 +8,12 @@ one after the other: on a CPU, stacking them into one product gained nothing whe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 
 from jaxtyping import Bool, Float
 from pydantic import Field
 
-from sae_placebo.errors import ModelError, PlaceboError, SpecError
+from sae_placebo.errors import ModelError, PlaceboError, SpecError, unknown_name
 from sae_placebo.lazy import torch
 from sae_placebo.saes.base import PARAMETERS, SAE, Evaluation
 from sae_placebo.saes.kernels import Workspace
@@ -23,6 +23,7 @@ Row = dict[str, int | float | None]
 """One line of a training log."""
 
 _COLUMNS = ("tokens", "learning_rate", "loss", "fvu", "dead_share")
+_FLOOR = 1e-12
 
 
 class TrainingSpec(Spec):
@@ -62,8 +63,29 @@ class TrainingSpec(Spec):
 class Fit:
     """One SAE being trained: its tensors, Adam's moments, and when each latent last fired."""
 
-    def __init__(self, sae: SAE, spec: TrainingSpec, total_tokens: int) -> None:
-        """Start from `sae`, which is copied, for a run of `total_tokens`."""
+    def __init__(
+        self,
+        sae: SAE,
+        spec: TrainingSpec,
+        total_tokens: int,
+        frozen: Set[str] = frozenset(),
+        decoder_cosine: float | None = None,
+    ) -> None:
+        """Start from `sae`, which is copied.
+
+        Args:
+            sae: The start.
+            spec: How it is trained.
+            total_tokens: Length of the run.
+            frozen: Names of tensors that keep their bits. If all do, a step only encodes, counts
+                and logs.
+            decoder_cosine: After each step, a decoder row with a smaller cosine to its start is
+                turned back to the nearest direction that has it. None: rows turn freely.
+
+        Raises:
+            SpecError: `frozen` holds another name, or `decoder_cosine` is not in [0, 1).
+        """
+        _check(frozen, decoder_cosine)
         self.spec = spec
         self.total_tokens = total_tokens
         self.tokens = 0
@@ -76,17 +98,26 @@ class Fit:
             .clone(memory_format=torch.contiguous_format)
             for name in PARAMETERS
         }
-        self._adam = torch.optim.Adam(
-            list(self._rows.values()), lr=0.0, betas=(spec.beta1, spec.beta2), fused=True
+        self._trained = {name: rows for name, rows in self._rows.items() if name not in frozen}
+        self._cosine = decoder_cosine if "W_dec" in self._trained else None
+        self._decoder_start = self._rows["W_dec"].clone() if self._cosine is not None else None
+        # Adam refuses to have nothing to do
+        self._adam = (
+            torch.optim.Adam(
+                list(self._trained.values()), lr=0.0, betas=(spec.beta1, spec.beta2), fused=True
+            )
+            if self._trained
+            else None
         )
         # Adam makes its state at its first step; zeros now, so that it can be saved before that
         self._moments = {
             name: {"exp_avg": torch.zeros_like(rows), "exp_avg_sq": torch.zeros_like(rows)}
-            for name, rows in self._rows.items()
+            for name, rows in self._trained.items()
         }
-        for name, rows in self._rows.items():
+        for name, rows in self._trained.items():
             self._moments[name]["step"] = torch.zeros((), device=rows.device)
-            self._adam.state[rows].update(self._moments[name])
+            if self._adam:
+                self._adam.state[rows].update(self._moments[name])
         self._silent_tokens = torch.zeros(
             sae.d_sae, dtype=torch.int64, device=self._rows["b_enc"].device
         )
@@ -128,14 +159,19 @@ class Fit:
             return
         dead = self.dead()
         workspace = workspace or self._workspace
-        found = self._sae_spec.gradients(self._parameters(), x, dead, workspace)
-        if not math.isfinite(float(found.loss)):
+        if self._trained:
+            found = self._sae_spec.gradients(self._parameters(), x, dead, workspace)
+        else:
+            found = self._encoded(x)
+        if not math.isfinite(float(found.loss if self._trained else found.squared_error)):
             raise self._not_finite(x)
         self.tokens += len(x)
         self.offered_tokens += len(x) if offered_tokens is None else offered_tokens
-        peak = self.spec.peak(self._sae_spec.d_sae)
-        rate = peak * self.spec.share(before, self.offered_tokens, self.total_tokens)
-        self._update(found, rate, workspace)
+        rate = 0.0
+        if self._trained:
+            peak = self.spec.peak(self._sae_spec.d_sae)
+            rate = peak * self.spec.share(before, self.offered_tokens, self.total_tokens)
+            self._update(found, rate, workspace)
         self._silent_tokens.add_(len(x)).masked_fill_(found.fired, 0)
         variance = x.square().sum() - len(x) * x.mean(dim=0).square().sum()
         values = torch.stack([found.loss, found.squared_error / variance, dead.float().mean()])
@@ -145,7 +181,7 @@ class Fit:
         """Return one row per step: tokens, learning_rate, loss, fvu, dead_share.
 
         `fvu` is the batch's own fraction of variance unexplained, before the step; null where the
-        batch has no variance.
+        batch has no variance. Where nothing is trained the step size is 0 and `loss` is null.
         """
         if self._pending:
             drained = torch.stack([values for _, _, values in self._pending]).tolist()
@@ -160,6 +196,8 @@ class Fit:
         for name, moments in self._moments.items():
             kept |= {f"{name}.{part}": tensor.clone() for part, tensor in moments.items()}
         log = [[_number(row[column]) for column in _COLUMNS] for row in self.log()]
+        if self._decoder_start is not None:
+            kept["decoder_start"] = self._decoder_start.clone()
         kept["silent_tokens"] = self._silent_tokens.clone()
         kept["tokens"] = torch.tensor([self.tokens, self.offered_tokens])
         kept["log"] = torch.tensor(log, dtype=torch.float64).reshape(-1, len(_COLUMNS))
@@ -169,17 +207,28 @@ class Fit:
         """Continue from `state`, to the same bits as if training had not stopped.
 
         Raises:
-            SpecError: the state is of an SAE of another shape.
+            SpecError: the state is of an SAE of another shape, or of one of which other tensors
+                are trained or held back.
         """
         if state["W_dec"].shape != self._rows["W_dec"].shape:
             raise SpecError(
                 f"the saved state has W_dec {list(state['W_dec'].shape)}, this SAE has "
                 f"{list(self._rows['W_dec'].shape)}: continue with the settings it was saved with"
             )
+        held = {name for name in PARAMETERS if f"{name}.step" in state}
+        if held != set(self._trained) or ("decoder_start" in state) != (self._cosine is not None):
+            raise SpecError(
+                f"the saved state is of an SAE that trains {sorted(held)}, this one trains "
+                f"{sorted(self._trained)}, or only one of them holds its decoder back: continue "
+                "with the settings it was saved with"
+            )
         for name, rows in self._rows.items():
             rows.copy_(state[name])
-            for part, tensor in self._moments[name].items():
+        for name, moments in self._moments.items():
+            for part, tensor in moments.items():
                 tensor.copy_(state[f"{name}.{part}"])
+        if self._decoder_start is not None:
+            self._decoder_start.copy_(state["decoder_start"])
         self._silent_tokens.copy_(state["silent_tokens"])
         self.tokens, self.offered_tokens = (int(n) for n in state["tokens"])
         self._pending.clear()
@@ -188,20 +237,53 @@ class Fit:
     def _parameters(self) -> dict[str, torch.Tensor]:
         return {name: rows.t() if name == "W_enc" else rows for name, rows in self._rows.items()}
 
+    def _encoded(self, x: Float[torch.Tensor, "token d_in"]) -> Evaluation:
+        """Return what a step of an SAE that learns nothing still records; its loss is NaN."""
+        sae = SAE(self._sae_spec, self._parameters())
+        codes = sae.encode(x)
+        fired = torch.zeros_like(self._silent_tokens, dtype=torch.bool)
+        fired[codes.latents] = True
+        missed = (sae.decode(codes) - x).square().sum()
+        return Evaluation(torch.full_like(missed, math.nan), missed, fired)
+
     def _update(self, found: Evaluation, rate: float, workspace: Workspace) -> None:
         assert found.gradients is not None
+        assert self._adam is not None
         decoder = self._rows["W_dec"]
         gradients = dict(found.gradients)
-        product = workspace.buffer("product", decoder.shape, decoder)
-        along = torch.mul(gradients["W_dec"], decoder, out=product).sum(dim=1, keepdim=True)
-        gradients["W_dec"].addcmul_(along, decoder, value=-1)
+        turns = "W_dec" in self._trained
+        if turns:
+            product = workspace.buffer("product", decoder.shape, decoder)
+            along = torch.mul(gradients["W_dec"], decoder, out=product).sum(dim=1, keepdim=True)
+            gradients["W_dec"].addcmul_(along, decoder, value=-1)
         gradients["W_enc"] = gradients["W_enc"].t()
-        for name, rows in self._rows.items():
+        for name, rows in self._trained.items():
             rows.grad = gradients[name].contiguous()
         self._adam.param_groups[0]["lr"] = rate
         self._adam.step()
-        decoder.div_(decoder.norm(dim=1, keepdim=True))
+        if turns:
+            decoder.div_(decoder.norm(dim=1, keepdim=True))
+            self._hold_back(decoder)
         self._adam.zero_grad()
+
+    def _hold_back(self, rows: Float[torch.Tensor, "d_sae d_in"]) -> None:
+        """Turn unit rows that left their cone to the nearest direction inside it, in place.
+
+        With c the cosine to the start s, a row is `c s + sin p` for a unit p at right angles to s;
+        the nearest direction in the cone lies in the same plane, at the cone's own angle. A row
+        exactly opposite to its start has no such plane and returns to the start.
+        """
+        if self._cosine is None or self._decoder_start is None:
+            return
+        cosines = (rows * self._decoder_start).sum(dim=1)
+        outside = (cosines < self._cosine).nonzero()[:, 0]
+        start = self._decoder_start[outside]
+        aside = rows[outside] - cosines[outside, None] * start
+        # once more: of a row that has hardly turned, what is left is mostly rounding
+        aside -= (aside * start).sum(dim=1, keepdim=True) * start
+        length = aside.norm(dim=1, keepdim=True)
+        aside = math.sqrt(1 - self._cosine**2) * aside / length.clamp_min(_FLOOR)
+        rows[outside] = torch.where(length > _FLOOR, self._cosine * start + aside, start)
 
     def _not_finite(self, x: Float[torch.Tensor, "token d_in"]) -> PlaceboError:
         bad = (~x.isfinite()).any(dim=1)
@@ -213,6 +295,16 @@ class Fit:
         return SpecError(
             f"training diverged after {self.tokens:,} tokens: the loss is not finite although the "
             f"activations are; lower learning_rate ({self.spec.peak(self._sae_spec.d_sae):.2g})"
+        )
+
+
+def _check(frozen: Set[str], decoder_cosine: float | None) -> None:
+    if unknown := sorted(set(frozen) - set(PARAMETERS)):
+        raise SpecError(unknown_name("tensor of an SAE", unknown[0], PARAMETERS))
+    if decoder_cosine is not None and not 0 <= decoder_cosine < 1:
+        raise SpecError(
+            f"decoder_cosine is {decoder_cosine}: a decoder row keeps a cosine of 0 or more to its "
+            "start, and below 1; to hold it fast, freeze W_dec"
         )
 
 

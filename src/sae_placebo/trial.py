@@ -18,19 +18,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from sae_placebo import artefacts, models, precision, text
-from sae_placebo.activations import blocks, calibrate, row_order
+from sae_placebo import artefacts, models, precision
 from sae_placebo.controls import build
 from sae_placebo.diagnostics import card
 from sae_placebo.errors import ModelError
+from sae_placebo.gaussian import GaussianReader
+from sae_placebo.harvesting import harvest, second_moments
 from sae_placebo.interop import saelens
 from sae_placebo.lazy import torch
 from sae_placebo.matched import ArmTraining
+from sae_placebo.materials import Materials
 from sae_placebo.measurement import HeldOut, held_out, measure
+from sae_placebo.plans import ArmModel, Plan, plan_steps
 from sae_placebo.progress import Progress
-from sae_placebo.protocol import ArmModel, Plan, TrialSpec, load_trial, plan_steps
+from sae_placebo.protocol import TrialSpec, load_trial
 from sae_placebo.results import Trial, environment, write_results
 from sae_placebo.statistics import document_weights
 from sae_placebo.store import Store, write_json
@@ -61,7 +62,7 @@ def run(
     place = Store(Path(store), warn=progress.note, environment=environment())
     with place.lock(wait_seconds), precision.fast_products():
         bench = Bench(plan_steps(spec), place, progress)
-        _ = bench.tokens  # too little text should be told before a model is built
+        _ = bench.given.tokens  # too little text should be told before a model is built
         for one in bench.plan.train:
             bench.prepare(one)
         for step in bench.plan.measure:
@@ -85,51 +86,10 @@ class Bench:
         """The protocol."""
         return self.plan.spec
 
-    # --- the reference model, and the tokens that every arm reads --------------------------------
-
     @functools.cached_property
-    def source(self) -> str:
-        """Where the reference model is loaded from: a folder or a hub id."""
-        step = self.plan.model
-        if not self.plan.needs_conversion:
-            return self.spec.model.id
-        if self.store.find(step) is None:
-            label = f"convert {self.spec.model.id}"
-            with self.progress.track(label, 1, "model") as advance, self.store.write(step) as draft:
-                models.convert(self.spec.model, draft)
-                advance(1)
-        return str(self.store.path(step))
-
-    @functools.cached_property
-    def reference(self) -> Any:
-        """The trained model; every control is a changed copy of it."""
-        return models.load_model(self.source, self.spec.model.revision)
-
-    @functools.cached_property
-    def tokens(self) -> Path:
-        """Folder of the tokenized text: one tokenization for all arms."""
-        step, spec = self.plan.tokenize, self.spec.text
-        if self.store.find(step) is None:
-            wanted, source = spec.train_tokens + spec.heldout_tokens, self.source
-            with (
-                self.progress.track("tokenize", wanted) as advance,
-                self.store.write(step) as draft,
-            ):
-                tokenizer = models.load_tokenizer(source, self.spec.model.revision)
-                splits = text.tokenize(spec, tokenizer, self.spec.seed)
-                artefacts.write_rows(draft, splits, text.vocabulary(tokenizer))
-                advance(wanted)
-        return self.store.path(step)
-
-    @functools.cached_property
-    def rows(self) -> dict[str, text.Rows]:
-        """Rows of token ids of the splits `train` and `heldout`."""
-        return artefacts.read_rows(self.tokens)
-
-    @functools.cached_property
-    def vocabulary(self) -> list[str]:
-        """Text of each token id."""
-        return artefacts.read_vocabulary(self.tokens)
+    def given(self) -> Materials:
+        """The reference model and the tokens that every arm reads."""
+        return Materials(self.plan, self.store, self.progress)
 
     # --- one arm: build the control, read its activations, train its SAEs ------------------------
 
@@ -138,12 +98,15 @@ class Bench:
         steps = (self.plan.build[one], self.plan.harvest[one], self.plan.train[one])
         if all(self.store.find(step) is not None for step in steps):
             return
-        control = self.spec.arms[one.arm]
+        control = self.spec.arms[one.arm].control
+        seed = one.model_seed if control.draws and one.model_seed is not None else 0
         try:
-            model, recipe = build(self.reference, control, self.spec.seed, one.model_seed or 0)
+            model, recipe = build(
+                self.given.reference, control, self.spec.seed, seed, source=self.spec.model
+            )
             self._record(one, model, recipe.model_dump(mode="json"))
             models.truncate(model, self.spec.hookpoints)
-            reader = models.Reader(model, self.spec.hookpoints)
+            reader = self._reader(one, models.Reader(model, self.spec.hookpoints))
             self._harvest(one, reader)
             self._train(one, reader)
         except ModelError as error:
@@ -151,10 +114,10 @@ class Bench:
 
     def _record(self, one: ArmModel, model: Any, recipe: dict[str, Any]) -> None:
         """Keep what was done to the model, and its diagnostics card."""
-        step, rows, spec = self.plan.build[one], self.rows["heldout"], self.spec.harvest
+        step, rows, spec = self.plan.build[one], self.given.rows_of(one)["heldout"], self.spec.harvest
         for made in (step, self.plan.harvest[one], self.plan.train[one]):
             folder = self.store.find(made)
-            if folder and artefacts.weight_hash(folder) != recipe["weight_hash"]:
+            if folder and artefacts.read_hash(folder) != recipe["read_hash"]:
                 raise ModelError(
                     f"other weights than behind the store's {made.stage} artefact (another torch?); "
                     "go back to its versions or choose another --store"
@@ -170,35 +133,36 @@ class Bench:
             write_json(draft / "card.json", found)
             advance(1)
 
-    def _harvest(self, one: ArmModel, reader: models.Reader) -> None:
+    def _reader(self, one: ArmModel, reader: models.Reader) -> models.Reader | GaussianReader:
+        """Return what reads the arm's activations: its model, or a Gaussian in its model's place."""
+        data = self.spec.arms[one.arm].data
+        if data is None or not data.of_activations:
+            return reader
+        with self.progress.track(f"moments {one.label}", 1, "stream") as advance:
+            rows, spec = self.given.rows["train"], self.spec
+            moments = second_moments(reader, rows, spec.harvest, spec.seed)
+            draws = {name: found.sampler() for name, found in moments.items()}
+            advance(1)
+        return GaussianReader(draws, reader.d_in, spec.seed, one.model_seed or 0)
+
+    def _harvest(self, one: ArmModel, reader: models.Reader | GaussianReader) -> None:
         """Calibrate the arm on the head of the training stream; keep its held-out activations."""
-        step, spec, heldout = self.plan.harvest[one], self.spec.harvest, self.rows["heldout"]
+        step, rows = self.plan.harvest[one], self.given.rows_of(one)
         if self.store.find(step) is not None:
             return
-        sample = row_order(len(self.rows["train"].lengths), self.spec.seed)[: spec.calibration_rows]
-        head = next(blocks(reader, self.rows["train"], sample, len(sample)))
-        calibrations = calibrate(head, spec.outlier_ratio)
-        total = int(heldout.usable().sum())
-        kept = {name: torch.empty(total, reader.d_in) for name in reader.names}
-        in_order, done, label = np.arange(len(heldout.lengths)), 0, f"harvest {one.label}"
+        label, total = f"harvest {one.label}", int(rows["heldout"].usable().sum())
         with self.progress.track(label, total) as advance, self.store.write(step) as draft:
-            for block in blocks(reader, heldout, in_order, spec.block_rows):
-                n = len(block.token_ids)
-                for name, x in block.activations.items():
-                    kept[name][done : done + n] = x
-                done += n
-                advance(n)
-            artefacts.write_harvest(
-                draft, kept, calibrations, self.store.path(self.plan.build[one])
-            )
+            found = harvest(reader, rows, self.spec.harvest, self.spec.seed, advance)
+            artefacts.write_harvest(draft, *found, self.store.path(self.plan.build[one]))
 
-    def _train(self, one: ArmModel, reader: models.Reader) -> None:
+    def _train(self, one: ArmModel, reader: models.Reader | GaussianReader) -> None:
         """Train every SAE of the arm in one pass over the token stream, then its Gaussian nulls."""
         step, steps = self.plan.train[one], self.plan
         if self.store.find(step) is not None:
             return
-        harvest, rows = self.store.path(steps.harvest[one]), self.rows["train"]
-        arm = ArmTraining(self.spec, reader, rows, harvest, len(self.vocabulary))
+        harvested, rows = self.store.path(steps.harvest[one]), self.given.rows_of(one)["train"]
+        control = self.spec.arms[one.arm].dictionary
+        arm = ArmTraining(self.spec, reader, rows, harvested, len(self.given.vocabulary), control)
         with self.store.write(step) as draft:
             with self.progress.track(f"train {one.label}", arm.n_tokens) as advance:
                 arm.fit(advance)
@@ -212,12 +176,12 @@ class Bench:
     @functools.cached_property
     def heldout(self) -> dict[str, HeldOut]:
         """Per hookpoint, the held-out tokens that no arm leaves out."""
-        folders = [self.store.path(step) for step in self.plan.harvest.values()]
+        folders = [self.store.path(step) for step in self.plan.harvests]
         return {
             name: held_out(
-                self.rows["heldout"],
+                self.given.rows["heldout"],
                 [artefacts.outliers(folder, name) for folder in folders],
-                self.vocabulary,
+                self.given.vocabulary,
             )
             for name in self.spec.hookpoints
         }
@@ -227,7 +191,8 @@ class Bench:
         step, spec = self.plan.measure[one, hookpoint, label, sae_seed], self.spec
         if self.store.find(step) is not None:
             return
-        tokens = self.heldout[hookpoint]
+        rows = self.given.rows_of(one)["heldout"]
+        tokens = dataclasses.replace(self.heldout[hookpoint], rows=rows)
         trained = self.store.path(self.plan.train[one])
         activations = artefacts.read_activations(self.store.path(self.plan.harvest[one]), hookpoint)
         n = len(tokens.places)
@@ -244,6 +209,7 @@ class Bench:
                 document_weights(len(tokens.rows.names), spec.measurement.replicates, spec.seed),
                 spec.measurement,
                 spec.seed,
+                self.given.readability,
             )
             artefacts.write_measured(draft, measured)
             advance(n)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from sae_placebo.errors import NotEstimable
-from sae_placebo.metrics import METRICS, Evidence, Metric, latent_table, measure
+from sae_placebo.metrics import METRICS, Evidence, Metric, Truth, latent_table, measure
+from sae_placebo.metrics.truth import count_outcomes
 
 D_IN, VOCABULARY = 6, [f" word{index}" for index in range(40)] + ["Word3", " words5", "##word7"]
 
@@ -48,8 +49,31 @@ def evidence(seed: int = 0, n_documents: int = 12, d_sae: int = 30, **changes: A
         "lookup_error": per_document(documents, draw.random(n) * D_IN, n_documents),
         "gaussian_null_ev": 0.2,
         "gaussian_null_tokens": n,
+        "truth": truth(draw, tokens, documents, n_documents),
     }
     return Evidence(**(fields | changes))
+
+
+def truth(
+    draw: np.random.Generator, tokens: np.ndarray, documents: np.ndarray, n_documents: int
+) -> Truth:
+    """Return one label per group, each missed on some tokens by the latent that follows a token.
+
+    That latent is wrong nowhere, so it is the best one at threshold 0 on any documents: metrics that
+    choose choose the same on a resample.
+    """
+    present = (tokens[:, None] == [2, 3, 4, 5]) | (draw.random((len(tokens), 4)) < 0.01)
+    known = draw.random(len(tokens)) < 0.9
+    lookup = (tokens[:, None] == [2, 3, 4, 5])[known]
+    counts = count_outcomes(lookup, present[known], documents[known], n_documents)
+    return Truth(
+        names=("two", "three", "four", "five"),
+        groups=("token", "window", "context", "rare"),
+        present=present,
+        known=known,
+        baselines={"lookup": counts, "bigram": counts, "window": counts},
+        second_half=np.arange(n_documents) % 2 == 1,
+    )
 
 
 def per_document(documents: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:
@@ -73,12 +97,16 @@ def with_codes(
     spans = [np.arange(base.offsets[row], base.offsets[row + 1]) for row in rows]
     codes = np.concatenate(spans) if len(spans) else np.arange(0)
     latents = base.latents[codes]
+    labels = dataclasses.replace(
+        base.truth, present=base.truth.present[rows], known=base.truth.known[rows]
+    )
     fields: dict[str, Any] = {
         "token_ids": base.token_ids[rows],
         "documents": base.documents[rows],
         "offsets": np.append(0, np.cumsum([len(span) for span in spans])).astype(np.int64),
         "latents": latents if latent_of is None else latent_of[latents],
         "values": base.values[codes],
+        "truth": labels,
     }
     return dataclasses.replace(base, **(fields | changes))
 
@@ -88,9 +116,18 @@ def copied(base: Evidence, times: np.ndarray) -> Evidence:
     order = np.repeat(np.arange(base.n_documents), times)
     rows = [np.flatnonzero(base.documents == document) for document in order]
     sums = ("squared_error", "activation_sum", "activation_energy", "lookup_error")
+    tokens = np.concatenate(rows)
+    labels = dataclasses.replace(
+        base.truth,
+        present=base.truth.present[tokens],
+        known=base.truth.known[tokens],
+        baselines={name: counts[:, order] for name, counts in base.truth.baselines.items()},
+        second_half=base.truth.second_half[order],
+    )
     return with_codes(
         base,
-        np.concatenate(rows),
+        tokens,
+        truth=labels,
         documents=np.repeat(np.arange(len(order), dtype=np.int32), [len(row) for row in rows]),
         n_documents=len(order),
         **{name: getattr(base, name)[order] for name in sums},
@@ -203,10 +240,14 @@ def test_a_resample_without_tokens_is_undefined_and_not_zero(metric: Metric) -> 
 
 
 def test_measure_reports_reasons() -> None:
-    bare = dataclasses.replace(evidence(), gaussian_null_ev=None, lookup_error=None)
+    bare = dataclasses.replace(evidence(), gaussian_null_ev=None, lookup_error=None, truth=None)
     found = measure(bare, weights(12))
     assert list(found) == list(METRICS)
-    for name in ("explained_variance_above_gaussian", "lookup_relative_explained_variance"):
+    for name in (
+        "explained_variance_above_gaussian",
+        "lookup_relative_explained_variance",
+        "coverage_context",
+    ):
         assert found[name].values is None
         assert found[name].reason
     assert found["explained_variance"].values is not None

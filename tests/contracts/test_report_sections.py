@@ -16,8 +16,9 @@ from sae_placebo.report import Tables, read_tables
 from sae_placebo.report.build import render_section
 from sae_placebo.report.sections import SECTIONS, View
 from sae_placebo.report.tables import COLUMNS
-from synthetic_trial import Settings, write_trial
+from synthetic_trial import FACTORIAL, Settings, write_trial
 
+SOME = ("trained", "redraw", "redraw_keep_embeddings", "shuffle", "cascade_2")
 VOID = {"br", "wbr", "meta", "link", "input", "hr"}
 # text that is not about what was measured: settings as given, formulas, names of things
 FREE = {"setting", "definition", "from", "text", "token", "small", "who"}
@@ -80,6 +81,10 @@ class Tree(HTMLParser):
 def tables(kind: str) -> Tables:
     settings = {
         "full": Settings(latents=80),
+        "every control": Settings.every_control(latents=20, kept_per_sae=3, passages=1),
+        "some designs": Settings(
+            arms=SOME, kinds={arm: FACTORIAL[arm] for arm in SOME}, latents=20, passages=1
+        ),
         "one arm": Settings(arms=("trained",), latents=80),
         "no effects": Settings(latents=80, drop=("effects",)),
         "no latents": Settings(drop=("latents", "passages")),
@@ -90,7 +95,16 @@ def tables(kind: str) -> Tables:
         return read_tables(write_trial(Path(folder) / "trial", settings))
 
 
-KINDS = ("full", "one arm", "no effects", "no latents", "no trial.json", "empty")
+KINDS = (
+    "full",
+    "every control",
+    "some designs",
+    "one arm",
+    "no effects",
+    "no latents",
+    "no trial.json",
+    "empty",
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -116,6 +130,8 @@ def test_section(name: str, kind: str) -> None:
     bare = NUMBER.findall(tree.root.text(without={"estimate"} | FREE))
     assert not bare, f"numbers without n and interval: {bare[:5]}"
     if kind == "full" and name in ("compared", "headline", "effects", "classes", "latents"):
+        assert estimates
+    if kind == "every control" and name in ("designs", "dose", "data", "coverage"):
         assert estimates
 
 

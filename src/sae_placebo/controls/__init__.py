@@ -11,19 +11,33 @@ from sae_placebo.controls.base import (
     Record,
     build,
     parse_control,
-    weight_hash,
 )
+from sae_placebo.controls.cascade import Cascade
+from sae_placebo.controls.init import Init
+from sae_placebo.controls.noise_embeddings import NoiseEmbeddings
+from sae_placebo.controls.permute import Permute
 from sae_placebo.controls.redraw import Redraw
+from sae_placebo.controls.redraw_embeddings import RedrawEmbeddings
+from sae_placebo.controls.revision import Revision
+from sae_placebo.controls.spectrum import Spectrum
+from sae_placebo.controls.tensors import weight_hash
 from sae_placebo.controls.trained import Trained
 
 __all__ = [
     "CONTROLS",
     "GROUPS",
     "INVARIANTS",
+    "Cascade",
     "Control",
+    "Init",
+    "NoiseEmbeddings",
+    "Permute",
     "Recipe",
     "Record",
     "Redraw",
+    "RedrawEmbeddings",
+    "Revision",
+    "Spectrum",
     "Trained",
     "build",
     "parse_control",

@@ -7,16 +7,17 @@ tests hold it to both. `build` applies one to a copy of the reference and record
 from __future__ import annotations
 
 import copy
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import ValidationError
 
+from sae_placebo.controls.tensors import Tensor, hashes, in_parallel, tensors
 from sae_placebo.errors import SpecError, unknown_name
 from sae_placebo.lazy import torch
+from sae_placebo.model_specs import ModelSpec
 from sae_placebo.spec import Registry, Spec
 
 Group = Literal["embeddings", "unembedding", "positions", "norms", "biases"]
@@ -25,12 +26,18 @@ GROUPS: tuple[Group, ...] = get_args(Group)
 INVARIANTS: Mapping[str, str] = {
     "shapes": "every tensor's name, shape and dtype, and which tensors are tied",
     "tensor_mean_and_variance": "every tensor's mean and variance, up to sampling error",
-    "embeddings": "the token embedding's bits",
+    "tensor_marginals": "the values of every tensor, in whatever order",
+    "spectra": "the singular values of every matrix: each expert's apart, a fused one as stored",
+    "embeddings": "the token embedding's bits, read or not",
     "unembedding": "the output head's bits",
     "positions": "the learned position embedding's bits, where there is one",
     "norms": "the bits of every normalization's gain and bias",
     "biases": "the bits of every other bias",
     "block_weights": "the bits of every other tensor: the layers' matrices",
+    "other_layers": "the bits of every decoder layer that the settings do not name",
+    "embedding_row_norms": "the norm of the vector with which each token id enters",
+    "lexical_geometry": "the angles between the vectors with which token ids enter",
+    "token_identity": "that a token id enters with one vector, wherever it stands",
 }
 
 
@@ -54,11 +61,36 @@ class Control(Spec, ABC):
         """Return what this control changes, its settings included, where the model has it."""
         return self.destroys
 
+    def identity(self, model: ModelSpec) -> Any:
+        """Return what else, beside the settings, decides the result, as JSON for artefact keys.
+
+        None where nothing does. Loads no torch.
+        """
+        return None
+
+    def check_layers(self, n_layers: int) -> None:
+        """Refuse settings that name a layer which a model of `n_layers` decoder layers lacks.
+
+        Raises:
+            SpecError: there is no such layer.
+        """
+
+    def seen_at_hookpoints(self, tied: bool) -> Control:
+        """Return the control as far as anything before the output head can see.
+
+        Controls that are equal by this give the same activations at every hookpoint of a model whose
+        output head is `tied` to its embedding, or is not; where that is unknown, say tied.
+        """
+        return self
+
     @abstractmethod
-    def apply(self, model: torch.nn.Module, seed: int, model_seed: int) -> Record:
+    def apply(
+        self, model: torch.nn.Module, seed: int, model_seed: int, source: ModelSpec | None = None
+    ) -> Record:
         """Change `model` in place and return what was touched and what was kept.
 
-        Random draws come from `spec.generator(seed, kind, model_seed, tensor name)` alone.
+        Random draws come from generators named by seed, model seed and tensor alone. `source` is what
+        the reference was loaded from, for controls that load another checkpoint of it.
         """
 
 
@@ -70,6 +102,19 @@ class Record:
     kept: dict[str, str] = field(default_factory=dict)
     """Tensor name to why it was kept: a group that the settings name, or a reason."""
     notes: list[str] = field(default_factory=list)
+
+
+def change_all(
+    found: Iterable[Tensor], record: Record, change: Callable[[Tensor], str | None]
+) -> None:
+    """Call `change` on every tensor, which changes it in place or returns why it keeps its value."""
+    found = list(found)
+    for tensor, reason in zip(found, in_parallel(change, found), strict=True):
+        if reason is None:
+            record.touched.append(tensor.name)
+        else:
+            record.kept[tensor.name] = reason
+            record.notes.append(f"{tensor.name} has {reason}: it keeps its value")
 
 
 class Recipe(Spec):
@@ -86,6 +131,8 @@ class Recipe(Spec):
     notes: tuple[str, ...]
     weight_hash: str
     """SHA-256 over the names, shapes, dtypes and bytes of the model's tensors."""
+    read_hash: str
+    """The same without what only the output head holds: all that activations can depend on."""
 
 
 CONTROLS: Registry[type[Control]] = Registry("control")
@@ -132,19 +179,37 @@ def _first_problem(name: str, error: ValidationError) -> str:
         return f"control {name!r}: " + unknown_name(
             "tensor group to keep", str(problem["input"]), GROUPS
         )
+    if not where:  # the settings do not fit together: the message says it all
+        return f"control {name!r}: {problem['msg'].removeprefix('Value error, ')}"
     return f"control {name!r}, {where}: {problem['msg']} (found {problem['input']!r})."
 
 
 def build(
-    reference: torch.nn.Module, control: Control, seed: int, model_seed: int
+    reference: torch.nn.Module,
+    control: Control,
+    seed: int,
+    model_seed: int,
+    source: ModelSpec | None = None,
 ) -> tuple[Any, Recipe]:
     """Return a controlled copy of `reference`, and the recipe that it was made by.
 
     The reference is not touched. The same reference, control, seed and model seed give the same bits.
+
+    Args:
+        reference: The trained model.
+        control: What is done to the copy.
+        seed: The trial's seed.
+        model_seed: Which re-draw; without effect where the control draws nothing.
+        source: What the reference was loaded from; `revision` needs it unless it names another.
+
+    Raises:
+        ModelError: the model cannot be controlled so.
+        SpecError: the control names a layer that the model does not have.
     """
     model = _copy(reference)
     with torch.no_grad():
-        record = control.apply(model, seed, model_seed)
+        record = control.apply(model, seed, model_seed, source)
+    found = hashes(model)
     recipe = Recipe(
         control=control.model_dump(mode="json"),
         seed=seed,
@@ -152,7 +217,8 @@ def build(
         touched=tuple(record.touched),
         kept=record.kept,
         notes=tuple(record.notes),
-        weight_hash=weight_hash(model),
+        weight_hash=found.weight,
+        read_hash=found.read,
     )
     return model, recipe
 
@@ -164,84 +230,3 @@ def _copy(reference: torch.nn.Module) -> torch.nn.Module:
         for name in tensor.also:
             model.get_parameter(name).data = model.get_parameter(tensor.name).data
     return model
-
-
-def weight_hash(model: torch.nn.Module) -> str:
-    """Return the SHA-256 over names, shapes, dtypes and bytes of all parameters and saved buffers.
-
-    A tensor tied to another is hashed once; that the two are tied is hashed as well.
-    """
-    total = hashlib.sha256()
-    first: dict[Any, str] = {}
-    for name, tensor in sorted(model.state_dict().items()):
-        twin = first.setdefault(_storage(tensor), name)
-        total.update(f"{name}|{twin}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
-        if twin == name:
-            flat = tensor.detach().contiguous().cpu().reshape(-1)
-            total.update(flat.view(torch.uint8).numpy())
-    return total.hexdigest()
-
-
-def _storage(tensor: torch.Tensor) -> tuple[Any, ...]:
-    """Return what two tensors share exactly when they are views of the same numbers."""
-    if tensor.numel() == 0:
-        return (id(tensor),)
-    return (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()))
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """One parameter of a model, under its first name."""
-
-    name: str
-    parameter: torch.Tensor
-    groups: tuple[str, ...]
-    """What it is: one group of `GROUPS` or `block_weights`; a tied tensor may be two."""
-    also: tuple[str, ...]
-    """Its other names, where it is tied."""
-
-
-def tensors(model: torch.nn.Module) -> list[Tensor]:
-    """Return each parameter once, with its groups, found by structure.
-
-    `embeddings` and `unembedding` are what the model says its input and output embeddings are (an
-    output head's bias included); `norms` are the parameters of modules whose class is called a norm;
-    `positions` is any other embedding table; `biases` are other one-dimensional tensors called bias;
-    the rest is `block_weights`. The first of these that fits counts. Tied tensors are recognized by
-    the memory that they share.
-    """
-    owners = _owners(model)
-    found: dict[Any, Tensor] = {}
-    for module_name, module in model.named_modules():
-        for short, parameter in module.named_parameters(recurse=False):
-            name = f"{module_name}.{short}" if module_name else short
-            group = owners.get(id(module)) or _group(module, short, parameter)
-            key = _storage(parameter)
-            if twin := found.get(key):
-                groups = tuple(dict.fromkeys([*twin.groups, group]))
-                found[key] = Tensor(twin.name, twin.parameter, groups, (*twin.also, name))
-            else:
-                found[key] = Tensor(name, parameter, (group,), ())
-    return list(found.values())
-
-
-def _owners(model: Any) -> dict[int, str]:
-    head = model.get_output_embeddings()
-    owners = {} if head is None else {id(head): "unembedding"}
-    owners[id(model.get_input_embeddings())] = "embeddings"
-    return owners
-
-
-def _group(module: torch.nn.Module, short: str, parameter: torch.Tensor) -> str:
-    if "Norm" in type(module).__name__:
-        return "norms"
-    if isinstance(module, torch.nn.Embedding):
-        return "positions"
-    if parameter.ndim == 1 and short.endswith("bias"):
-        return "biases"
-    return "block_weights"
-
-
-def tie_notes(found: Iterable[Tensor]) -> list[str]:
-    """Return one sentence per tied tensor."""
-    return [f"{', '.join(t.also)} is tied to {t.name}: one tensor" for t in found if t.also]

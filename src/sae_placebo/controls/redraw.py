@@ -5,18 +5,9 @@ from __future__ import annotations
 import math
 from typing import ClassVar, Literal
 
-from pydantic import field_validator
-
-from sae_placebo.controls.base import (
-    GROUPS,
-    Control,
-    Group,
-    Record,
-    Tensor,
-    register,
-    tensors,
-    tie_notes,
-)
+from sae_placebo.controls.base import register
+from sae_placebo.controls.keeping import Keeping, no_spread
+from sae_placebo.controls.tensors import Tensor
 from sae_placebo.errors import ModelError
 from sae_placebo.lazy import torch
 from sae_placebo.spec import generator
@@ -25,7 +16,7 @@ _CHUNK = 1 << 18
 
 
 @register
-class Redraw(Control):
+class Redraw(Keeping):
     """Each parameter's entries replaced by Gaussian ones of the tensor's own mean and variance.
 
     What is not named in `keep` is re-drawn, normalization gains and biases included: the paper does
@@ -36,51 +27,29 @@ class Redraw(Control):
     Draws are named by seed, model seed and tensor, not by arm or `keep`: two arms that differ in
     `keep` alone share the bits of every tensor that both re-draw, so their contrast is paired.
 
-    A tied tensor is drawn once; keeping one of its roles keeps both, and the recipe says so.
-
     Source: Heap, Lawson, Farnik and Aitchison 2025 (arXiv 2501.17727), "re-randomised" incl. and
     excl. embeddings (`keep = ["embeddings", "unembedding"]`). Differs: which tensors is stated; the
     variance is the population one (divided by n).
     """
 
     kind: Literal["redraw"] = "redraw"
-    keep: tuple[Group, ...] = ()
-    """Groups of tensors left as trained: embeddings, unembedding, positions, norms, biases."""
 
-    preserves: ClassVar[frozenset[str]] = frozenset({"shapes", "tensor_mean_and_variance"})
-    destroys: ClassVar[frozenset[str]] = frozenset({"block_weights"})
+    preserves: ClassVar[frozenset[str]] = Keeping.preserves | {"tensor_mean_and_variance"}
+    destroys: ClassVar[frozenset[str]] = Keeping.destroys | {"tensor_marginals", "spectra"}
 
-    @field_validator("keep")
-    @classmethod
-    def _in_order(cls, keep: tuple[Group, ...]) -> tuple[Group, ...]:
-        # a set in all but type: the same groups in another order are the same control
-        return tuple(group for group in GROUPS if group in keep)
-
-    def preserved(self) -> frozenset[str]:
-        """Return the shapes and moments, and the groups that are kept."""
-        return self.preserves | set(self.keep)
-
-    def destroyed(self) -> frozenset[str]:
-        """Return the block weights, and the groups that are not kept."""
-        return self.destroys | (set(GROUPS) - set(self.keep))
-
-    def apply(self, model: torch.nn.Module, seed: int, model_seed: int) -> Record:
-        """Re-draw in place; see the class."""
-        found = tensors(model)
-        record = Record(notes=tie_notes(found))
-        for tensor in found:
-            kept = [group for group in tensor.groups if group in self.keep]
-            if kept:
-                record.kept[tensor.name] = kept[0]
-                if len(tensor.groups) > len(kept):
-                    names = " and ".join(tensor.groups)
-                    record.notes.append(f"{tensor.name} is {names}: keeping one kept both")
-                continue
-            _redraw(tensor, record, seed, model_seed)
-        return record
+    def change(self, tensor: Tensor, seed: int, model_seed: int) -> str | None:
+        """Re-draw one tensor; see the class."""
+        return redraw(tensor, seed, model_seed)
 
 
-def _redraw(tensor: Tensor, record: Record, seed: int, model_seed: int) -> None:
+def redraw(tensor: Tensor, seed: int, model_seed: int) -> str | None:
+    """Re-draw a tensor in place from a Gaussian with its own mean and variance.
+
+    Returns why it keeps its value, where it has one entry or no variance.
+
+    Raises:
+        ModelError: it holds values that are not finite.
+    """
     parameter = tensor.parameter
     mean, std = moments(parameter)
     if not (math.isfinite(mean) and math.isfinite(std)):
@@ -88,19 +57,26 @@ def _redraw(tensor: Tensor, record: Record, seed: int, model_seed: int) -> None:
             f"{tensor.name} holds values that are not finite; it has no mean and variance to re-draw "
             "it with. Mend the model's weights."
         )
-    if std == 0.0:
-        reason = "one entry" if parameter.numel() == 1 else "no variance"
-        record.kept[tensor.name] = reason
-        record.notes.append(f"{tensor.name} has {reason}: it keeps its value")
-        return
+    reason = no_spread(parameter, std)
+    if reason is None:
+        draw(parameter, tensor.name, mean, std, seed, model_seed)
+    return reason
+
+
+def draw(
+    out: torch.Tensor, name: str, mean: float, std: float, seed: int, model_seed: int
+) -> torch.Tensor:
+    """Fill `out` with the Gaussian bits that every control draws for the tensor called `name`.
+
+    Named alike for all kinds of control, so that arms which draw the same tensor share its bits up to
+    mean and scale, and contrasts between them are paired.
+    """
     # on the CPU in float32 whatever the model's device and dtype: the same seed, the same draw
-    source = generator(seed, "redraw", model_seed, tensor.name)
-    if parameter.device.type == "cpu" and parameter.dtype == torch.float32:
-        parameter.normal_(mean, std, generator=source)
-    else:
-        drawn = torch.empty(parameter.shape, dtype=torch.float32)
-        parameter.copy_(drawn.normal_(mean, std, generator=source))
-    record.touched.append(tensor.name)
+    source = generator(seed, "redraw", model_seed, name)
+    if out.device.type == "cpu" and out.dtype == torch.float32:
+        return out.normal_(mean, std, generator=source)
+    drawn = torch.empty(out.shape, dtype=torch.float32)
+    return out.copy_(drawn.normal_(mean, std, generator=source))
 
 
 def moments(tensor: torch.Tensor) -> tuple[float, float]:
@@ -113,8 +89,10 @@ def moments(tensor: torch.Tensor) -> tuple[float, float]:
     # about the first entry: no cancellation, and exactly 0 where all entries are equal
     first = flat[:1].double()
     total, square = 0.0, 0.0
+    buffer = torch.empty(min(_CHUNK, flat.numel()), dtype=torch.float64, device=flat.device)
     for start in range(0, flat.numel(), _CHUNK):
-        chunk = flat[start : start + _CHUNK].double().sub_(first)
+        part = flat[start : start + _CHUNK]
+        chunk = buffer[: part.numel()].copy_(part).sub_(first)
         total += float(chunk.sum())
         square += float(chunk.dot(chunk))
     shift = total / flat.numel()

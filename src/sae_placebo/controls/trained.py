@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from sae_placebo.controls.base import INVARIANTS, Control, Record, register, tensors, tie_notes
+from sae_placebo.controls.base import INVARIANTS, Control, Record, register
+from sae_placebo.controls.tensors import tensors, tie_notes
 from sae_placebo.lazy import torch
+from sae_placebo.model_specs import ModelSpec
 
 
 @register
@@ -18,7 +20,9 @@ class Trained(Control):
     destroys: ClassVar[frozenset[str]] = frozenset()
     draws: ClassVar[bool] = False
 
-    def apply(self, model: torch.nn.Module, seed: int, model_seed: int) -> Record:
+    def apply(
+        self, model: torch.nn.Module, seed: int, model_seed: int, source: ModelSpec | None = None
+    ) -> Record:
         """Touch nothing."""
         found = tensors(model)
         return Record(kept={t.name: "trained" for t in found}, notes=tie_notes(found))

@@ -5,15 +5,21 @@ from __future__ import annotations
 # importing a family registers its metrics; the order is that of the tables
 from sae_placebo.metrics import fidelity, sparsity, token_metrics
 from sae_placebo.metrics.base import METRICS, Evidence, Measured, Metric, measure
+from sae_placebo.metrics.coverage import COLUMNS as COVERAGE_COLUMNS
+from sae_placebo.metrics.coverage import coverage_table
 from sae_placebo.metrics.latents import latent_table
 from sae_placebo.metrics.tokens import TokenStatistics, token_statistics
+from sae_placebo.metrics.truth import Truth
 
 __all__ = [
+    "COVERAGE_COLUMNS",
     "METRICS",
     "Evidence",
     "Measured",
     "Metric",
     "TokenStatistics",
+    "Truth",
+    "coverage_table",
     "fidelity",
     "latent_table",
     "measure",

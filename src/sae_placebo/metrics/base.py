@@ -18,6 +18,7 @@ from jaxtyping import Float, Float32, Int32, Int64, Integer, Num
 
 from sae_placebo.classification import ClassThresholds
 from sae_placebo.errors import NotEstimable
+from sae_placebo.metrics.truth import Truth
 from sae_placebo.spec import Registry
 
 R = TypeVar("R")
@@ -48,6 +49,7 @@ class Evidence:
             activations' mean and covariance; None where it was not trained.
         gaussian_null_tokens: Tokens that it was scored on.
         thresholds: Where the classes of latents end.
+        truth: What is known about the tokens; None where the text has no labels.
     """
 
     token_ids: Integer[np.ndarray, " token"]
@@ -65,6 +67,7 @@ class Evidence:
     gaussian_null_ev: float | None = None
     gaussian_null_tokens: int | None = None
     thresholds: ClassThresholds = field(default_factory=ClassThresholds)
+    truth: Truth | None = None
     _kept: dict[tuple[str, int, bytes], Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -88,6 +91,10 @@ class Evidence:
             raise ValueError("a latent index is outside 0 to d_sae - 1")
         if len(self.values) and not self.values.min() > 0:
             raise ValueError("codes hold a value that is not above 0")
+        if self.truth is not None and (
+            len(self.truth.known) != n or len(self.truth.second_half) != self.n_documents
+        ):
+            raise ValueError("truth is about other tokens or documents")
 
     @property
     def n_tokens(self) -> int:
@@ -138,6 +145,9 @@ class Metric:
         null_number: The null as a number for one SAE, where there is such a number.
         grain: What one value is about.
         counts_latents: Whether it is a share of latents, and so moves in steps of one over d_sae.
+        reads: What of the model it depends on: `activations` at a hookpoint, which W_U cannot move
+            unless it is W_E, or `outputs`, where W_U counts too. It decides which cells of the
+            W_E x W_U factorial can differ.
     """
 
     name: str
@@ -150,6 +160,7 @@ class Metric:
     null_number: Callable[[Evidence], float | None] | None = None
     grain: Literal["sae"] = "sae"
     counts_latents: bool = False
+    reads: Literal["activations", "outputs"] = "activations"
 
     def values(
         self, evidence: Evidence, weights: Num[np.ndarray, "document replicate"]

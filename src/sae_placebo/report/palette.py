@@ -1,39 +1,76 @@
-"""One color and one marker per arm, the same in every plot and beside every name."""
+"""One color and one marker per arm, the same in every plot and beside every name.
+
+Up to five controls have a color each. Beyond that a color each would be a rainbow that nobody can
+keep in mind: the color then says what is changed, and the marker which control it is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from sae_placebo.designs import ArmParts
 
 # Okabe and Ito's palette, told apart with the common color-vision deficiencies; yellow left out,
 # since it vanishes on white.
 _TRAINED = "#0072B2"
 _PLACEBOS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = ("diamond", "square", "triangle-up", "triangle-down", "cross", "x", "star")
+_SHAPES = ("diamond", "square", "triangle-up", "triangle-down", "cross", "x", "star")
+_MARKERS = (*_SHAPES, *(f"{shape}-open" for shape in _SHAPES))
 MUTED = "#8C8C8C"
+
+CHANGED = (
+    "the whole model, W_E with it",
+    "W_E alone, or all but W_E",
+    "the last blocks",
+    "the data",
+    "the dictionary",
+)
+"""What an arm changes, in the order of the colors, where there are more controls than colors."""
 
 
 @dataclass(frozen=True)
 class ArmStyle:
-    """How an arm looks; `index` names its CSS class `arm-<index>`."""
+    """How an arm looks; `index` names its CSS class `arm-<index>`, which is its color."""
 
     index: int
     color: str
     marker: str
 
 
-def arm_styles(arms: Sequence[str], trained: str | None) -> dict[str, ArmStyle]:
-    """Return each arm's look; the trained arm always has the same one.
+def many(arms: Sequence[str], trained: str | None) -> bool:
+    """Whether there are more controls than colors."""
+    return len([arm for arm in arms if arm != trained]) > len(_PLACEBOS)
 
-    Colors repeat after five placebos; the markers then differ.
-    """
+
+def arm_styles(
+    arms: Sequence[str], trained: str | None, parts: Mapping[str, ArmParts] | None = None
+) -> dict[str, ArmStyle]:
+    """Return each arm's look; the trained arm always has the same one."""
     styles: dict[str, ArmStyle] = {}
-    placebos = 0
+    grouped = many(arms, trained)
+    used = [0] * len(_PLACEBOS)
     for arm in arms:
         if arm == trained:
             styles[arm] = ArmStyle(0, _TRAINED, "circle")
             continue
-        color = _PLACEBOS[placebos % len(_PLACEBOS)]
-        styles[arm] = ArmStyle(placebos + 1, color, _MARKERS[placebos % len(_MARKERS)])
-        placebos += 1
+        group = changed((parts or {}).get(arm)) if grouped else sum(used)
+        shape = used[group] if grouped else group
+        styles[arm] = ArmStyle(group + 1, _PLACEBOS[group], _MARKERS[shape % len(_MARKERS)])
+        used[group] += 1
     return styles
+
+
+def changed(parts: ArmParts | None) -> int:
+    """Return which of `CHANGED` an arm changes."""
+    if parts is None:
+        return 0
+    if parts.dictionary is not None:
+        return 4
+    if parts.data is not None:
+        return 3
+    if parts.kind == "cascade":
+        return 2
+    keeps = parts.control.get("keep") or ()
+    of_embeddings = parts.kind in ("redraw_embeddings", "noise_embeddings")
+    return 1 if of_embeddings or "embeddings" in keeps else 0

@@ -69,6 +69,12 @@ def note(text: str, **place: Any) -> dict[str, Any]:
     return {"text": text, "showarrow": False, **place}
 
 
+_NAMED = 6
+"""Arms above which rows carry their names, since no legend of that length can be kept in mind."""
+_PANEL_PX = 150
+_NAME_PX = 150
+
+
 # --- class shares ----------------------------------------------------------------------------
 
 
@@ -100,11 +106,15 @@ def shares(
         )
         for kind, top in tops.items()
     ]
-    legend = sum(20 if len(arm) <= 40 else 36 for arm in arms)
+    named = len(arms) > _NAMED
+    if named:
+        notes += _row_names(arms, tops, step)
+    legend = 0 if named else sum(20 if len(arm) <= 40 else 36 for arm in arms)
     layout = layout_of(
         int(len(classes) * (24 + 17 * len(arms)) + 64 + legend),
-        {"l": 8, "r": 14, "t": legend + 8, "b": 48},
+        {"l": _NAME_PX if named else 8, "r": 14, "t": legend + 8, "b": 48},
         annotations=notes,
+        showlegend=not named,
         xaxis={
             "title": {"text": f"share of all latents, with {label(level)}"},
             # an interval may reach below 0 or beyond 100: it is shown as it is
@@ -124,6 +134,17 @@ def shares(
     )
     layout["legend"] |= {"orientation": "v", "traceorder": "normal"}
     return {"data": data, "layout": layout}
+
+
+def _row_names(arms: Sequence[str], tops: Mapping[str, int], step: float) -> list[dict[str, Any]]:
+    """Return each row's arm, left of the axis."""
+    place = {"xref": "paper", "x": 0, "xanchor": "right", "xshift": -4, "yref": "y"}
+    return [
+        note(label(shorten(visible(arm), 24)), y=round(top - (i + 1.2) * step, 4), **place)
+        | {"font": {"size": 10.5}}
+        for top in tops.values()
+        for i, arm in enumerate(arms)
+    ]
 
 
 def _share_trace(
@@ -156,11 +177,14 @@ def entropy_panels(
     edges: Sequence[float], panels: Sequence[Panel], styles: Mapping[str, ArmStyle]
 ) -> Figure:
     """Return one histogram per arm over the same bits, the random-position null outlined on each."""
-    gap, total = 0.11, len(panels)
+    total = len(panels)
+    height = _PANEL_PX if total <= _NAMED else _PANEL_PX - 40
+    # room for a panel's name, the same in pixels however many there are
+    gap = 0.11 if total <= 3 else 50 / (height * total)
     size = (1 - gap * (total - 1)) / total if total > 1 else 1.0
     ceiling = max((max([*p.shares, *p.null_shares], default=0.0) for p in panels), default=1.0)
     layout = layout_of(
-        150 * total + 100,
+        height * total + 100,
         {"l": 48, "r": 8, "t": 56, "b": 44},
         bargap=0,
         showlegend=True,
@@ -183,7 +207,7 @@ def entropy_panels(
             "range": [0, max(ceiling * 1.08, 1e-6)],
             "fixedrange": True,
             "nticks": 4,
-            "title": {"text": "latents (%)", "standoff": 4},
+            "title": {"text": "latents (%)" if total <= _NAMED else "%", "standoff": 4},
             "rangemode": "tozero",
         }
         data += _panel_traces(edges, panel, axis, styles[panel.arm], first=i == 0)
@@ -191,7 +215,7 @@ def entropy_panels(
         layout["shapes"] += shapes
         layout["annotations"] += notes
     # above the name of the first panel
-    layout["legend"] |= {"y": 1 + 22 / (150 * total)}
+    layout["legend"] |= {"y": 1 + 22 / (height * total)}
     return {"data": data, "layout": layout}
 
 

@@ -1,13 +1,14 @@
-"""The five files of a trial folder, read; a table that is not there is empty, with its columns."""
+"""The files of a trial folder, read; a table that is not there is empty, with its columns."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sae_placebo.designs import ArmParts
 from sae_placebo.errors import StoreError
 from sae_placebo.lazy import pandas
 
@@ -33,7 +34,22 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         *("arm", "model_seed", "sae_seed", "hookpoint", "sae", "latent", "rank", "document"),
         *("tokens", "activations", "peak"),
     ),
+    "coverage": (
+        *("arm", "model_seed", "sae_seed", "hookpoint", "sae", "label", "group", "f1", "latent"),
+        *("threshold", "fit_f1", "lookup_f1", "bigram_f1", "window_f1"),
+        *("base_rate", "n_positive", "n_tokens", "reason"),
+    ),
+    "interactions": (
+        *("design", "metric", "hookpoint", "sae", "effect", "low", "high", "se", "df"),
+        *("null", "unit", "cells", "n_documents", "n_tokens", "n_sae_seeds", "n_models", "reason"),
+    ),
 }
+OPTIONAL = ("coverage", "interactions")
+"""Tables that only some trials have: those of labeled text, and those with a factorial."""
+
+
+def _empty(name: str) -> pandas.DataFrame:
+    return pandas.DataFrame(columns=list(COLUMNS[name]))
 
 
 @dataclass(frozen=True)
@@ -42,7 +58,7 @@ class Tables:
 
     Attributes:
         trial: The content of `trial.json`; empty when there is none.
-        missing: File names that the folder does not hold.
+        missing: File names that the folder does not hold, those that every trial has.
     """
 
     trial: dict[str, Any]
@@ -51,6 +67,8 @@ class Tables:
     measurements: pandas.DataFrame
     passages: pandas.DataFrame
     missing: tuple[str, ...] = ()
+    coverage: pandas.DataFrame = field(default_factory=lambda: _empty("coverage"))
+    interactions: pandas.DataFrame = field(default_factory=lambda: _empty("interactions"))
 
     @property
     def name(self) -> str:
@@ -61,7 +79,7 @@ class Tables:
     def arms(self) -> list[str]:
         """Every arm, the trained one first, then in the trial's order, then as met in tables."""
         named = list(_mapping(self.trial.get("arms")))
-        for table in (self.latents, self.passages, self.measurements, self.effects):
+        for table in (self.latents, self.passages, self.measurements, self.effects, self.coverage):
             named += [str(arm) for arm in table["arm"].dropna().unique()]
         named += [str(arm) for arm in self.effects["control"].dropna().unique()]
         arms = list(dict.fromkeys(named))
@@ -70,13 +88,25 @@ class Tables:
     def trained(self, arms: list[str] | None = None) -> str | None:
         """The arm to which no control is applied; None when there is none."""
         arms = self.arms if arms is None else arms
-        described = _mapping(self.trial.get("arms"))
+        parts = self.parts
         for arm in arms:
-            control = _mapping(described.get(arm)).get("control", "")
-            kind = _mapping(control).get("kind") if isinstance(control, Mapping) else control
-            if arm in described and kind in (None, "none", "trained"):
+            if arm in parts and parts[arm].is_trained:
                 return arm
-        return "trained" if "trained" in arms else None
+        return "trained" if "trained" in arms and "trained" not in parts else None
+
+    @property
+    def parts(self) -> dict[str, ArmParts]:
+        """What each arm that the trial describes changes: the model, the data, the dictionary."""
+        found = {}
+        for arm, described in _mapping(self.trial.get("arms")).items():
+            facts = _mapping(described)
+            control = facts.get("control")
+            if control is None:
+                continue
+            if control == "none" or (isinstance(control, Mapping) and not control.get("kind")):
+                control = None  # no control: the trained arm
+            found[str(arm)] = ArmParts.of(control, facts.get("data"), facts.get("dictionary"))
+        return found
 
     @property
     def places(self) -> list[tuple[str, str]]:
@@ -120,13 +150,14 @@ def _read_table(folder: Path, name: str, missing: list[str]) -> pandas.DataFrame
     path = folder / f"{name}.parquet"
     columns = list(COLUMNS[name])
     if not path.exists():
-        missing.append(path.name)
-        return pandas.DataFrame(columns=columns)
+        missing += [] if name in OPTIONAL else [path.name]
+        return _empty(name)
     try:
         table = pandas.read_parquet(path)
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} cannot be read as parquet: {error}") from None
-    needed = [c for c in ("arm", "hookpoint", "sae") if c not in table.columns]
+    places = [c for c in ("arm", "hookpoint", "sae") if c in columns]
+    needed = [c for c in places if c not in table.columns]
     if needed and len(table):
         raise StoreError(f"{path} has no column {needed[0]!r}. Run the trial again.")
     return table.reindex(columns=columns)

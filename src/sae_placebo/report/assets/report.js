@@ -19,15 +19,20 @@
     const place = element.getBoundingClientRect();
     return place.top < window.innerHeight && place.bottom > 0;
   }
+  // a plot that is folded away has no width yet: it is drawn when it is opened
+  const visible = (element) => element.getClientRects().length > 0;
   function drawNext() {
-    const waiting = plots.filter((element) => !element.dataset.drawn);
+    const waiting = plots.filter((element) => !element.dataset.drawn && visible(element));
     if (!waiting.length) return;
     draw(waiting.find(near) || waiting[0]);
     idle(drawNext);
   }
-  plots.filter(near).forEach(draw);
+  plots.filter((element) => visible(element) && near(element)).forEach(draw);
   idle(drawNext);
-  window.addEventListener("beforeprint", () => plots.forEach(draw));
+  for (const folded of document.querySelectorAll("details")) {
+    folded.addEventListener("toggle", () => plots.filter(visible).forEach(draw));
+  }
+  window.addEventListener("beforeprint", () => plots.filter(visible).forEach(draw));
 
   const filter = document.getElementById("latent-filter");
   if (filter) {

@@ -5,13 +5,28 @@ The A/A interval of a control is the same under every contrast against it, so it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sae_placebo.report.sections.base import View
 from sae_placebo.report.sections.contrasts import bounds, contrasts, covers_null, null_of
-from sae_placebo.report.wording import confidence_level, finite, metric_title
+from sae_placebo.report.wording import confidence_level, finite, metric_title, number
 
 _FEW_DF = 2
+
+
+@dataclass
+class KindTally:
+    """The A/A intervals of all controls of one kind."""
+
+    kind: str
+    controls: dict[str, None] = field(default_factory=dict)
+    total: int = 0
+    points: int = 0
+    outside: int = 0
+
+    def expected(self, chance: float) -> float:
+        """Return how many leave the null out by chance: the level times those of some width."""
+        return chance * (self.total - self.points)
 
 
 @dataclass(frozen=True)
@@ -22,6 +37,7 @@ class Tally:
         total: Intervals, each control's once per metric, hookpoint and SAE.
         points: Of these, the ones of no width at the null: nothing varied.
         outside: Control -> names of the metrics whose A/A interval leaves the null out.
+        kinds: The same by kind of control.
         chance: Share that leaves the null out by chance alone.
         few: Sentences on intervals whose variance rests on very few re-draws.
     """
@@ -31,6 +47,7 @@ class Tally:
     outside: dict[str, list[str]]
     chance: float
     few: tuple[str, ...]
+    kinds: tuple[KindTally, ...] = ()
 
     @property
     def n_outside(self) -> int:
@@ -52,6 +69,7 @@ def tally(view: View) -> Tally:
     points = 0
     outside: dict[str, list[str]] = {}
     controls: dict[str, None] = {}
+    kinds: dict[str, KindTally] = {}
     for contrast in every:
         for row in contrast.rows:
             key = (contrast.hookpoint, contrast.sae, contrast.control, str(row["metric"]))
@@ -60,13 +78,50 @@ def tally(view: View) -> Tally:
                 continue
             seen.add(key)
             controls[contrast.control] = None
-            points += low == high == null_of(row)
+            kind = _kind(view, contrast.control)
+            of_kind = kinds.setdefault(kind, KindTally(kind))
+            of_kind.controls[contrast.control] = None
+            of_kind.total += 1
+            point = low == high == null_of(row)
+            points += point
+            of_kind.points += point
             if covers_null(row, "aa_") is False:
+                of_kind.outside += 1
                 name = metric_title(row["metric"], row["unit"])
                 where = f" at {contrast.hookpoint}, {contrast.sae}" if many_places else ""
                 outside.setdefault(contrast.control, []).append(name + where)
     few = _few_redraws(view, list(controls))
-    return Tally(len(seen), points, outside, 1 - confidence_level(view.tables.trial), few)
+    chance = 1 - confidence_level(view.tables.trial)
+    return Tally(len(seen), points, outside, chance, few, (*kinds.values(),))
+
+
+def _kind(view: View, control: str) -> str:
+    """Return the kinds of an arm's controls, joined; its name where they are not described."""
+    parts = view.parts.get(control)
+    if parts is None:
+        return control
+    kinds = [parts.kind, parts.data, parts.dictionary]
+    if len([kind for kind in kinds if kind]) > 1 and parts.kind == "trained":
+        kinds = kinds[1:]
+    return " + ".join(kind for kind in kinds if kind)
+
+
+def by_kind(found: Tally) -> list[dict[str, str]]:
+    """Return the tally per kind of control and of all together, as rows."""
+    every = KindTally("all together", {}, found.total, found.points, found.n_outside)
+    rows = [*found.kinds, every] if len(found.kinds) > 1 else [every]
+    return [
+        {
+            "kind": row.kind,
+            "controls": ", ".join(row.controls),
+            "total": str(row.total),
+            "points": str(row.points),
+            "outside": str(row.outside),
+            "expected": number(row.expected(found.chance), 1),
+        }
+        for row in rows
+        if found.total
+    ]
 
 
 def sentences(found: Tally) -> list[str]:

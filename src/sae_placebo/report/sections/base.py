@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sae_placebo.designs import ArmParts, Design, designs
 from sae_placebo.report.palette import ArmStyle, arm_styles
 from sae_placebo.report.plots import Figure
 from sae_placebo.report.tables import Tables
@@ -28,8 +29,21 @@ class View:
     def of(cls, tables: Tables) -> View:
         """Return the view of `tables`."""
         arms, trained = tables.arms, tables.trained()
-        styles = arm_styles(arms, trained)
+        styles = arm_styles(arms, trained, tables.parts)
         return cls(tables, arms, trained, styles, confidence(tables.trial))
+
+    @property
+    def parts(self) -> dict[str, ArmParts]:
+        """What each arm changes, as far as the trial describes it."""
+        return self.tables.parts
+
+    def designs(self, family: str) -> list[Design]:
+        """Return the designs of one family that the arms make."""
+        return [design for design in designs(self.parts) if design.family == family]
+
+    def index(self, arm: str | None) -> int:
+        """Return the number of an arm's color."""
+        return self.styles[arm].index if arm in self.styles else 0
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from sae_placebo.report.tables import at, records
 from sae_placebo.report.wording import Estimate, finite, fitting, interval, number
 
 _KNOWN = ("dead", "ultra_rare", "dense", "single_token", "token_family", "other")
+_MANY = 6
+"""Arms above which they are the table's rows, so that it needs no scrolling."""
 _NO_EFFECTS = "share_ effects missing: counted from the latents table"
 
 
@@ -84,6 +86,8 @@ def build(view: View) -> Content:
                 "arms": [
                     {"name": a, "index": view.styles[a].index, "n": totals.get(a)} for a in arms
                 ],
+                "turned": len(arms) > _MANY,
+                "kinds": kinds,
                 "rows": [
                     {
                         "kind": kind,

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sae_placebo.report.palette import CHANGED, many
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
 from sae_placebo.report.sections.diagnostics import telling
 from sae_placebo.report.sections.recorded import (
@@ -24,6 +25,13 @@ from sae_placebo.report.wording import control_kind, count, counted, finite, vis
 # controls in plain words; a kind that is not here is shown by its own name and settings
 CONTROLS_IN_WORDS = {
     "redraw": ("every tensor", " re-drawn as Gaussian noise of its own mean and variance"),
+    "init": ("every tensor", " drawn fresh by the architecture's own initializer"),
+    "revision": ("the same model", ", another checkpoint of its training"),
+    "redraw_embeddings": ("W_E", " re-drawn with matched row norms, the blocks as trained"),
+    "permute": ("every tensor", " shuffled: its own entries in random order"),
+    "spectrum": ("every matrix", " with its own singular values and random singular vectors"),
+    "cascade": ("the last blocks, or one alone,", " re-drawn as Gaussian noise"),
+    "noise_embeddings": ("token embeddings", " replaced by noise of their scale"),
 }
 _TIED = re.compile(r"(?P<name>\S+) is (?P<roles>.+): keeping one kept both")
 _KEPT = ("kept", "keeps", "preserves", "holds")
@@ -40,7 +48,7 @@ def kept_groups(view: View, arm: str) -> tuple[str, ...] | None:
 
 
 def _kept_in_words(view: View, arm: str, notes: Sequence[str]) -> str:
-    if arm == view.trained:
+    if arm == view.trained or _has_the_trained_model(view, arm):
         return "everything"
     groups = kept_groups(view, arm)
     if groups is None:
@@ -68,7 +76,7 @@ def _arm_row(view: View, arm: str) -> dict[str, Any]:
     return {
         "arm": arm,
         "index": view.styles[arm].index,
-        "control": _control_in_words(view, arm, facts.get("control")),
+        "control": _control_in_words(view, arm, facts),
         "about": picked(records, ("description", "summary", "definition")),
         "destroys": ", ".join(names_of(picked(records, ("destroys", "destroyed")))),
         "kept": _kept_in_words(view, arm, notes),
@@ -81,11 +89,31 @@ def _arm_row(view: View, arm: str) -> dict[str, Any]:
     }
 
 
-def _control_in_words(view: View, arm: str, control: Any) -> str:
+def _has_the_trained_model(view: View, arm: str) -> bool:
+    """Whether only the data or the dictionary are controlled."""
+    parts = view.parts.get(arm)
+    return parts is not None and parts.kind == "trained"
+
+
+def _control_in_words(view: View, arm: str, facts: Mapping[str, Any]) -> str:
+    """Return what is done to the model, the data and the dictionary."""
+    words = [_model_in_words(view, arm, facts.get("control"))]
+    for slot in ("data", "dictionary"):
+        if facts.get(slot):
+            settings = {k: v for k, v in mapping(facts[slot]).items() if k != "kind"}
+            known = {k: v for k, v in settings.items() if v not in (None, [], "")}
+            kind = control_kind(facts[slot]).replace("_", " ")
+            words.append(f"{slot}: {kind}" + (f" ({text_of(known)})" if known else ""))
+    return "; ".join(words)
+
+
+def _model_in_words(view: View, arm: str, control: Any) -> str:
     if arm == view.trained:
         return "none: the model as trained"
     if control is None:
         return "not recorded"
+    if _has_the_trained_model(view, arm):
+        return "the model as trained"
     kind = control_kind(control)
     settings = {k: v for k, v in mapping(control).items() if k != "kind" and v not in (None, [])}
     words = kind
@@ -157,6 +185,26 @@ def _left_out_of_training(view: View) -> str:
     return f", {', '.join(parts)} for outlying norm" if parts else ""
 
 
+def _counted(view: View) -> dict[str, Any]:
+    """Return how many arms control the model, and how many the data or dictionary alone."""
+    controls = [arm for arm in view.arms if arm != view.trained]
+    others = [arm for arm in controls if _has_the_trained_model(view, arm)]
+    parts = [view.parts[arm] for arm in others]
+    return {
+        "n_placebos": len(controls) - len(others),
+        "n_data": len([one for one in parts if one.data is not None]),
+        "n_dictionary": len([one for one in parts if one.data is None]),
+    }
+
+
+def _changed(view: View) -> list[dict[str, Any]]:
+    """Return what each color stands for, where arms share them."""
+    if not many(view.arms, view.trained):
+        return []
+    used = {view.styles[arm].index for arm in view.arms if arm != view.trained}
+    return [{"what": what, "index": i} for i, what in enumerate(CHANGED, 1) if i in used]
+
+
 def build(view: View) -> Content:
     """Return the arms as a short table, the key facts, and the two most telling diagnostics."""
     trial = view.tables.trial
@@ -164,7 +212,8 @@ def build(view: View) -> Content:
         "model": mapping(mapping(trial.get("spec")).get("model")).get("id"),
         "model_note": text_of(trial["model_note"]) if trial.get("model_note") else "",
         "arms": [_arm_row(view, arm) for arm in view.arms],
-        "placebos": [arm for arm in view.arms if arm != view.trained],
+        **_counted(view),
+        "changed": _changed(view),
         "facts": _key_facts(view),
         "telling": telling(view),
     }

@@ -19,6 +19,8 @@ WORDS: tuple[tuple[str, str], ...] = (
      "has none."),
     ("Placebo", "An arm in which the learning in question has been destroyed. What an SAE shows "
      "there is no evidence of learning."),
+    ("Interaction", "The effect of one thing where another is real, minus the same effect where "
+     "the other is random. Its null is 0: the two add up."),
     ("Effect", "The first arm's value minus the second arm's, on the same held-out tokens."),
     ("Interval", "The range of effects that the data do not rule out, from resampling documents, "
      "crossed with SAE seeds and model seeds. If it holds the null, this trial cannot tell."),
@@ -63,6 +65,7 @@ def build(view: View) -> Content:
     values = {
         "words": WORDS,
         "metrics": [term for term in metrics if term["name"] in used or not used],
+        "reads": any(term["reads"] for term in metrics),
         "undefined": sorted(str(m) for m in used - known),
         "classes": class_terms(),
         "thresholds": _thresholds(view),

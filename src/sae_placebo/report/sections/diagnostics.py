@@ -30,6 +30,7 @@ _IN_A_SENTENCE = {
     "token_r2": "the current token alone explains a share (R²) of",
     "participation_ratio": "the variance fills as many dimensions (participation ratio) as",
 }
+_IN_A_LINE = 5
 _CARD_NAMES = ("diagnostics", "card", "diagnostics_card")
 _NO_INTERVAL = "one reading per re-draw, no interval"
 _PURE = ("share", "ratio", "share of variance")
@@ -96,15 +97,23 @@ def telling(view: View) -> dict[str, Any] | None:
                 {
                     "name": _IN_A_SENTENCE[names[0]],
                     "n": " or ".join(dict.fromkeys(sizes)),
-                    "arms": [
-                        {"arm": a, "index": view.styles[a].index, "range": _range(found)}
-                        for a, found in values.items()
-                    ],
+                    "arms": _in_short(view, values),
                 }
             )
     if not parts:
         return None
     return {"parts": parts, "place": places[0] if len(places) > 1 else ""}
+
+
+def _in_short(view: View, values: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+    """Return the range of each arm; of all controls together where a sentence cannot hold them."""
+    controls = {arm: found for arm, found in values.items() if arm != view.trained}
+    groups: list[tuple[str, Sequence[float]]] = list(values.items())
+    if len(controls) > _IN_A_LINE:
+        groups = [(arm, found) for arm, found in groups if arm == view.trained]
+        every = [value for found in controls.values() for value in found]
+        groups.append((f"the {len(controls)} other arms", every))
+    return [{"arm": name, "range": _range(found)} for name, found in groups]
 
 
 def _range(values: Sequence[float]) -> str:

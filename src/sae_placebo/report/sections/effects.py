@@ -6,7 +6,7 @@ from typing import Any
 
 from sae_placebo.report.forest import ForestRow, forest
 from sae_placebo.report.plots import Figure
-from sae_placebo.report.sections.aa import sentences, tally
+from sae_placebo.report.sections.aa import by_kind, sentences, tally
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
 from sae_placebo.report.sections.contrasts import (
     NO_REASON,
@@ -23,6 +23,7 @@ from sae_placebo.report.sections.contrasts import (
     side_estimate,
     within_aa,
 )
+from sae_placebo.report.sections.overview import are_many, overview
 from sae_placebo.report.tables import records
 from sae_placebo.report.wording import (
     Estimate,
@@ -139,10 +140,15 @@ def _shown(contrast: Contrast, view: View, figures: dict[str, Figure]) -> dict[s
 def build(view: View) -> Content:
     """Return a forest and a table per contrast, and the values of single SAEs."""
     figures: dict[str, Figure] = {}
-    shown = [_shown(contrast, view, figures) for contrast in contrasts(view)]
+    every, found = contrasts(view), tally(view)
+    shown = [_shown(contrast, view, figures) for contrast in every]
     values = {
         "contrasts": shown,
-        "aa": sentences(tally(view)),
+        "folded": are_many(every),
+        "overview": overview(view, every, figures),
+        "aa": sentences(found),
+        "aa_kinds": by_kind(found),
+        "aa_level": f"{100 * found.chance:g}%",
         "single": _single_saes(view),
         "n_places": len(view.tables.places),
     }

@@ -22,6 +22,7 @@ from sae_placebo.report.sections.contrasts import (
     with_unit,
     within_aa,
 )
+from sae_placebo.report.sections.overview import MANY
 from sae_placebo.report.sections.recorded import arm_facts
 from sae_placebo.report.sections.terms import class_terms, metric_terms
 from sae_placebo.report.wording import (
@@ -187,6 +188,10 @@ def _full_stop(text: str) -> str:
 
 def question(contrast: Contrast, view: View) -> str:
     """Return what a contrast asks, where the arms' records say so; else nothing."""
+    parts = [view.parts.get(name) for name in (contrast.arm, contrast.control)]
+    if any(one is not None and not one.model_only for one in parts):
+        # what is asked of the model is not what such a contrast shows
+        return ""
     kinds = [
         control_kind(arm_facts(view.tables.trial, name).get("control"))
         for name in (contrast.arm, contrast.control)
@@ -242,6 +247,7 @@ def build(view: View) -> Content:
     values = {
         "groups": groups,
         "questions": _questions(leading, view),
+        "many": MANY,
         "n_places": len({(c.hookpoint, c.sae) for c in leading}),
     }
     return Content(values, {})

@@ -117,6 +117,9 @@ def _joined(view: View) -> pandas.DataFrame:
     return joined
 
 
+_MANY_ARMS = 6
+
+
 def _comparable(table: pandas.DataFrame) -> pandas.DataFrame:
     seeds = {
         name: table[name].to_numpy(dtype=np.float64, na_value=-1.0)
@@ -125,12 +128,12 @@ def _comparable(table: pandas.DataFrame) -> pandas.DataFrame:
     return table.assign(**seeds)
 
 
-def _drawn(table: pandas.DataFrame, *names: str) -> pandas.DataFrame:
-    """Return at most SHOWN_PER_CLASS rows, drawn by name, so that pages do not depend on order."""
+def _drawn(table: pandas.DataFrame, shown: int, *names: str) -> pandas.DataFrame:
+    """Return at most `shown` rows, drawn by name, so that pages do not depend on order."""
     table = table.sort_values(_KEY, kind="stable")
-    if len(table) <= SHOWN_PER_CLASS:
+    if len(table) <= shown:
         return table
-    chosen = numpy_generator(0, "report", *names).choice(len(table), SHOWN_PER_CLASS, replace=False)
+    chosen = numpy_generator(0, "report", *names).choice(len(table), shown, replace=False)
     return table.iloc[sorted(int(i) for i in chosen)]
 
 
@@ -150,11 +153,13 @@ def build(view: View) -> Content:
     known = set(joined["class"].unique()) if len(joined) else set()
     kinds = [k for k in class_names() if k in known] + sorted(known - set(class_names()))
     groups = []
+    # a page with very many arms has room for one latent of each
+    shown = SHOWN_PER_CLASS if len(view.arms) <= _MANY_ARMS else 1
     for kind in kinds:
         columns = []
         for arm in view.arms:
             own = joined[(joined["arm"] == arm) & (joined["class"] == kind)]
-            rows = records(_drawn(own, arm, kind))
+            rows = records(_drawn(own, shown, arm, kind))
             cards = []
             for row in rows:
                 key = tuple(row[k] for k in _KEY)
@@ -174,7 +179,7 @@ def build(view: View) -> Content:
     groups.sort(key=lambda group: -sum(bool(column["cards"]) for column in group["columns"]))
     values = {
         "groups": groups,
-        "shown_per_class": SHOWN_PER_CLASS,
+        "shown_per_class": shown,
         "many_places": len(view.tables.places) > 1,
         "n_kept": f"{len(joined):,}",
         "n_all": f"{len(latents):,}",

@@ -12,6 +12,7 @@ from sae_placebo.report.sections.recorded import (
     environments_of,
     mapping,
     saes_of,
+    shared_of,
     splits_of,
     text_of,
 )
@@ -145,6 +146,7 @@ def build(view: View) -> Content:
         "masks": _masks(view.tables.trial.get("masks")),
         "mixed": _mixed_environments(view),
         "cards": cards(view),
+        "shared": shared_of(view.tables.trial),
         "spec": json.dumps(spec, indent=2, sort_keys=True, ensure_ascii=False) if spec else "",
     }
     return Content(values, {})

@@ -27,6 +27,21 @@ def arm_records(trial: Mapping[str, Any], arm: str) -> list[dict[str, Any]]:
     return found
 
 
+def shared_of(trial: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return the arms that were not trained twice: which, the same as which, and why."""
+    recorded = trial.get("shared")
+    entries = [mapping(e) for e in recorded] if isinstance(recorded, list) else []
+    return [
+        {
+            "arm": visible(entry["arm"]),
+            "same_as": visible(entry["same_as"]),
+            "why": visible(entry.get("why") or "no reason was recorded").rstrip("."),
+        }
+        for entry in entries
+        if entry.get("arm") and entry.get("same_as")
+    ]
+
+
 def picked(records: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Any:
     """Return the first value that any record has under any of `keys`."""
     for record in records:

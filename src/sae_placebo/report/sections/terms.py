@@ -19,10 +19,18 @@ def metric_terms(recorded: Any) -> list[dict[str, Any]]:
         {
             **{key: str(term.get(key) or "not recorded") for key in _METRIC_KEYS},
             "name": str(name),
+            "reads": _words(term.get("reads")),
         }
         for name, term in recorded.items()
         if isinstance(term, dict)
     ]
+
+
+def _words(value: Any) -> str:
+    """Return what of the model a metric reads, in words; empty where it is not recorded."""
+    if isinstance(value, list | tuple):
+        return ", ".join(str(word) for word in value) or "neither"
+    return str(value or "")
 
 
 def class_terms() -> list[dict[str, str]]:

@@ -1,0 +1,95 @@
+"""Fresh weights from the architecture's own initializer: the law of step 0."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar, Literal
+
+from sae_placebo.controls.base import INVARIANTS, Control, Record, change_all, register
+from sae_placebo.controls.tensors import Tensor, tensors, tie_notes
+from sae_placebo.lazy import torch, transformers
+from sae_placebo.model_specs import ModelSpec
+from sae_placebo.spec import generator
+
+
+@register
+class Init(Control):
+    """The model as its class makes it from its config, before any training.
+
+    Every parameter is drawn anew: norm gains become 1 and biases 0 where the architecture says so.
+    Buffers hold nothing learned and stay. A parameter that is at its initial value (a bias that was
+    never trained) is listed as kept.
+
+    The law is that of the model's class in transformers and of its config's `initializer_range`. It
+    is that of the model's own step 0 only where its makers used the same; where they published
+    step 0, `revision` reads it.
+
+    Source: the "Step-0" arm of Heap, Lawson, Farnik and Aitchison 2025 (arXiv 2501.17727). Differs:
+    they load the published checkpoint, one draw; this is drawn anew for each model seed.
+    """
+
+    kind: Literal["init"] = "init"
+
+    preserves: ClassVar[frozenset[str]] = frozenset({"shapes", "token_identity"})
+    destroys: ClassVar[frozenset[str]] = frozenset(INVARIANTS) - {"shapes", "token_identity"}
+
+    def apply(
+        self, model: torch.nn.Module, seed: int, model_seed: int, source: ModelSpec | None = None
+    ) -> Record:
+        """Draw all parameters anew, in place."""
+        found = tensors(model)
+        record = Record(notes=tie_notes(found))
+        before = {t.name: _fingerprint(t.parameter) for t in found}
+        drawn = generator(seed, "init", model_seed).initial_seed()
+        plain = all(p.device.type == "cpu" and p.dtype == torch.float32 for p in model.parameters())
+        if not (plain and _initialized(model, drawn)):
+            fresh = {t.name: t.parameter for t in tensors(_fresh(model, drawn))}
+            for tensor in found:
+                tensor.parameter.copy_(fresh[tensor.name])
+
+        def change(tensor: Tensor) -> str | None:
+            same = _fingerprint(tensor.parameter) == before[tensor.name]
+            return "its initial value" if same else None
+
+        change_all(found, record, change)
+        return record
+
+
+def _fingerprint(tensor: torch.Tensor) -> tuple[int, bytes]:
+    """Return the sum of a tensor's bits as integers, and up to 4,096 of its entries."""
+    flat = tensor.detach().cpu().reshape(-1)
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()]
+    bits = flat.view(whole)
+    return int(bits.sum()), bits[:: max(1, len(bits) // 4096)].contiguous().numpy().tobytes()
+
+
+def _initialized(model: Any, seed: int) -> bool:
+    """Have the model initialize itself; return False where that leaves a parameter undrawn.
+
+    It saves making a second model. What the class sets outside of `init_weights`, and what it believes
+    is initialized, is found by filling all parameters with NaN before.
+    """
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    for part in (*model.modules(), *model.parameters(), *model.buffers()):
+        vars(part).pop("_is_hf_initialized", None)
+    for parameter in model.parameters():
+        parameter.fill_(torch.nan)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model.init_weights()
+    for buffer, value in buffers:
+        buffer.copy_(value)
+    return not any(bool(parameter.sum().isnan()) for parameter in model.parameters())
+
+
+def _fresh(model: Any, seed: int) -> Any:
+    """Return a new model of the same class and config, without moving the global generator."""
+    logging: Any = transformers.utils.logging
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.manual_seed(seed)
+            return type(model)._from_config(copy.deepcopy(model.config), dtype=torch.float32)
+    finally:
+        logging.set_verbosity(level)

@@ -1,0 +1,367 @@
+"""What comparisons a set of arms makes possible, found from what each arm is, not from its name.
+
+A single contrast cannot tell one cause from two acting together. Arms that change two things
+separately and at once can: they make a 2x2, whose interaction is the difference between two effects.
+Arms that change ever more of one thing make a dose-response curve. What is lacking to complete a
+design is said as a line for the trial file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+TRAINED = "trained"
+_EMBEDDINGS = frozenset({"embeddings", "unembedding"})
+
+
+@dataclass(frozen=True)
+class ArmParts:
+    """What one arm changes.
+
+    Attributes:
+        control: The model control's dump: its `kind` and its settings.
+        data: The data control's kind; None where the text is the trial's own.
+        dictionary: The dictionary control's kind; None where the SAEs are trained as usual.
+    """
+
+    control: Mapping[str, Any]
+    data: str | None = None
+    dictionary: str | None = None
+
+    @classmethod
+    def of(cls, control: Any, data: Any = None, dictionary: Any = None) -> ArmParts:
+        """Return the parts of an arm whose controls are given as tables, kinds or None."""
+        known = control if isinstance(control, Mapping) else {"kind": control or TRAINED}
+        return cls(known, _kind(data), _kind(dictionary))
+
+    @property
+    def kind(self) -> str:
+        """Kind of the model control."""
+        return str(self.control.get("kind") or TRAINED)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether nothing at all is changed."""
+        return self.kind == TRAINED and self.data is None and self.dictionary is None
+
+    @property
+    def model_only(self) -> bool:
+        """Whether text and SAEs are the trial's own."""
+        return self.data is None and self.dictionary is None
+
+    def settings(self, *without: str) -> tuple[tuple[str, str], ...]:
+        """Return the model control's settings, comparable; those that are empty are left out."""
+        found = {
+            str(k): repr(sorted(map(str, v)) if isinstance(v, list | tuple) else v)
+            for k, v in self.control.items()
+            if k != "kind" and k not in without and v not in (None, [], (), "")
+        }
+        return ((self.kind, ""), *sorted(found.items()))
+
+
+def _kind(value: Any) -> str | None:
+    if isinstance(value, Mapping):
+        value = value.get("kind")
+    return None if value in (None, "", "none") else str(value)
+
+
+class Factor(NamedTuple):
+    """One thing that is varied, and the values that it takes."""
+
+    name: str
+    levels: tuple[str, ...]
+
+
+class DesignCell(NamedTuple):
+    """One combination of levels, and the arm that has it."""
+
+    levels: tuple[str, ...]
+    arm: str | None
+    add: str = ""
+    """What to add to `[arms]` of the trial file where there is no such arm."""
+
+
+class Quad(NamedTuple):
+    """Four arms of a complete 2x2: the interaction is (a - b) - (c - d)."""
+
+    a: str
+    b: str
+    c: str
+    d: str
+
+
+@dataclass(frozen=True)
+class Design:
+    """A set of arms that differ in what the factors name and in nothing else.
+
+    Attributes:
+        name: Identifier, one of its own per design.
+        family: `embeddings_x_blocks`, `model_x_data`, `cascade` or `dictionary`.
+        title: In words.
+        factors: What is varied. Those of a 2x2 have two levels each, the original one first.
+        cells: Every combination; the last factor varies fastest.
+        note: What else differs between the arms, if anything.
+    """
+
+    name: str
+    family: str
+    title: str
+    factors: tuple[Factor, ...]
+    cells: tuple[DesignCell, ...]
+    note: str = ""
+
+    def arm(self, *levels: str) -> str | None:
+        """Return the arm with these levels, one per factor."""
+        return next((cell.arm for cell in self.cells if cell.levels == levels), None)
+
+    @property
+    def is_factorial(self) -> bool:
+        """Whether it is a 2x2."""
+        return [len(factor.levels) for factor in self.factors] == [2, 2]
+
+    @property
+    def quad(self) -> Quad | None:
+        """The four arms of a complete 2x2; None where it is none or lacks one."""
+        arms = [cell.arm for cell in self.cells if cell.arm is not None]
+        return Quad(*arms) if self.is_factorial and len(arms) == 4 else None
+
+    @property
+    def lacking(self) -> tuple[DesignCell, ...]:
+        """The cells without an arm."""
+        return tuple(cell for cell in self.cells if cell.arm is None)
+
+    @property
+    def margins(self) -> tuple[tuple[str, str], ...]:
+        """Pairs of arms that differ in one factor of a 2x2, or from the first cell otherwise."""
+        arms = [cell.arm for cell in self.cells]
+        if self.is_factorial:
+            pairs = [(arms[i], arms[j]) for i, j in ((0, 1), (2, 3), (0, 2), (1, 3))]
+        else:
+            pairs = [(arms[0], other) for other in arms[1:]]
+        return tuple((a, b) for a, b in pairs if a is not None and b is not None)
+
+    def contrasts(self, arms: Mapping[str, ArmParts]) -> list[tuple[str, str]]:
+        """Return the pairs (arm, control) to compare, beyond trained minus each other arm."""
+        return [(a, b) for a, b in self.margins if not arms[a].is_trained]
+
+
+def designs(arms: Mapping[str, ArmParts]) -> list[Design]:
+    """Return every design of which the arms hold at least two cells, complete or not."""
+    found = [*_embeddings_by_blocks(arms), *_model_by_data(arms), *_cascades(arms)]
+    found += _dictionaries(arms)
+    return [design for design in found if len(design.cells) - len(design.lacking) >= 2]
+
+
+def quads(arms: Mapping[str, ArmParts]) -> dict[str, Quad]:
+    """Return the four arms of every complete 2x2, by the design's name."""
+    found = {design.name: design.quad for design in designs(arms)}
+    return {name: quad for name, quad in found.items() if quad is not None}
+
+
+def _trained(arms: Mapping[str, ArmParts]) -> str | None:
+    return next((name for name, parts in arms.items() if parts.is_trained), None)
+
+
+# --- embeddings x blocks
+
+
+def _embeddings_by_blocks(arms: Mapping[str, ArmParts]) -> list[Design]:
+    models = {name: parts for name, parts in arms.items() if parts.model_only}
+    redraws = {name: _kept(parts) for name, parts in models.items() if parts.kind == "redraw"}
+    with_them = [name for name, kept in redraws.items() if "embeddings" in kept]
+    without = [name for name, kept in redraws.items() if "embeddings" not in kept]
+    keeping, redraw = _nearest_pair(redraws, with_them, without)
+    swapped = next((n for n, parts in models.items() if parts.kind == "redraw_embeddings"), None)
+    if keeping is None and swapped is None:
+        return []
+    also = redraws.get(keeping or redraw or "", frozenset()) - _EMBEDDINGS
+    kept = ", ".join(f'"{group}"' for group in ["embeddings", "unembedding", *sorted(also)])
+    rest = ", ".join(f'"{group}"' for group in sorted(also))
+    real, drawn = "real", "re-drawn"
+    line = f'redraw_keep_embeddings = {{control = "redraw", keep = [{kept}]}}'
+    bare = 'redraw = {control = "redraw"' + (f", keep = [{rest}]" if rest else "") + "}"
+    cells = (
+        DesignCell((real, real), _trained(arms), 'trained = {control = "trained"}'),
+        DesignCell((real, drawn), swapped, 'redraw_embeddings = {control = "redraw_embeddings"}'),
+        DesignCell((drawn, real), keeping, line),
+        DesignCell((drawn, drawn), redraw, bare),
+    )
+    return [
+        Design(
+            "embeddings_x_blocks",
+            "embeddings_x_blocks",
+            "Embeddings × blocks",
+            (Factor("blocks", (real, drawn)), Factor("W_E", (real, drawn))),
+            cells,
+            _other_difference(redraws, keeping, redraw),
+        )
+    ]
+
+
+def _kept(parts: ArmParts) -> frozenset[str]:
+    return frozenset(map(str, parts.control.get("keep") or ()))
+
+
+def _nearest_pair(
+    redraws: Mapping[str, frozenset[str]], with_them: list[str], without: list[str]
+) -> tuple[str | None, str | None]:
+    """Return the two re-draws, with and without embeddings, that differ in the least else."""
+    if not with_them or not without:
+        return next(iter(with_them), None), next(iter(without), None)
+    pairs = [(a, b) for a in with_them for b in without]
+    # the output head comes and goes with the embeddings; positions, norms and biases should not
+    return min(
+        pairs,
+        key=lambda pair: (
+            len((redraws[pair[0]] ^ redraws[pair[1]]) - _EMBEDDINGS),
+            "unembedding" not in redraws[pair[0]] ^ redraws[pair[1]],
+        ),
+    )
+
+
+def _other_difference(
+    redraws: Mapping[str, frozenset[str]], keeping: str | None, redraw: str | None
+) -> str:
+    if keeping is None or redraw is None:
+        return ""
+    more = sorted((redraws[keeping] ^ redraws[redraw]) - _EMBEDDINGS)
+    return f"{keeping} and {redraw} differ in {', '.join(more)} as well" if more else ""
+
+
+# --- model x data
+
+
+def _model_by_data(arms: Mapping[str, ArmParts]) -> list[Design]:
+    usual = {name: parts for name, parts in arms.items() if parts.dictionary is None}
+    kinds = dict.fromkeys(parts.data for parts in usual.values() if parts.data is not None)
+    found = []
+    for data in kinds:
+        on = {name: parts for name, parts in usual.items() if parts.data == data}
+        rewritten = next((name for name, parts in on.items() if parts.kind == TRAINED), None)
+        placebos = {
+            parts.settings(): parts.control for parts in on.values() if parts.kind != TRAINED
+        }
+        for settings, control in (placebos or _first_placebo(usual)).items():
+            found.append(_one_model_by_data(arms, usual, data, rewritten, settings, control))
+    return found
+
+
+def _first_placebo(
+    usual: Mapping[str, ArmParts],
+) -> dict[tuple[tuple[str, str], ...], Mapping[str, Any]]:
+    """Return the placebo to cross with the data where none is yet: the one that keeps least."""
+    models = [parts for parts in usual.values() if parts.data is None and parts.kind != TRAINED]
+    models.sort(key=lambda parts: (parts.kind != "redraw", len(_kept(parts))))
+    return {models[0].settings(): models[0].control} if models else {}
+
+
+def _one_model_by_data(
+    arms: Mapping[str, ArmParts],
+    usual: Mapping[str, ArmParts],
+    data: str,
+    rewritten: str | None,
+    settings: tuple[tuple[str, str], ...],
+    control: Mapping[str, Any],
+) -> Design:
+    alike = {name: parts for name, parts in usual.items() if parts.settings() == settings}
+    plain = next((name for name, parts in alike.items() if parts.data is None), None)
+    both = next((name for name, parts in alike.items() if parts.data == data), None)
+    kind = str(control.get("kind"))
+    line = _toml(control)
+    placebo = plain or both or kind
+    cells = (
+        DesignCell((TRAINED, "as it is"), _trained(arms), 'trained = {control = "trained"}'),
+        DesignCell((TRAINED, data), rewritten, f'{data} = {{data = "{data}"}}'),
+        DesignCell((placebo, "as it is"), plain, f"{kind} = {{{line}}}"),
+        DesignCell((placebo, data), both, f'{plain or kind}_{data} = {{{line}, data = "{data}"}}'),
+    )
+    return Design(
+        f"model_x_data.{data}.{placebo}",
+        "model_x_data",
+        f"Model × data: {data.replace('_', ' ')}, with {placebo} as the placebo",
+        (Factor("model", (TRAINED, placebo)), Factor("text", ("as it is", data))),
+        cells,
+    )
+
+
+def _toml(control: Mapping[str, Any]) -> str:
+    """Return a control's settings as in an arm of a trial file."""
+    parts = [f'control = "{control.get("kind")}"']
+    for name, value in control.items():
+        if name == "kind" or value in (None, [], (), ""):
+            continue
+        parts.append(f"{name} = {_toml_value(value)}")
+    return ", ".join(parts)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    return f'"{value}"'
+
+
+# --- dose-response, dictionaries
+
+
+def _cascades(arms: Mapping[str, ArmParts]) -> list[Design]:
+    """Return a curve for each set of cascade arms that differ in how many last blocks they re-draw."""
+    doses: dict[tuple[tuple[str, str], ...], dict[int, str]] = {}
+    for name, parts in arms.items():
+        last = parts.control.get("last")
+        if parts.kind == "cascade" and parts.model_only and isinstance(last, int):
+            doses.setdefault(parts.settings("last"), {}).setdefault(last, name)
+    trained = _trained(arms)
+    found = []
+    for i, (settings, curve) in enumerate(doses.items()):
+        cells = [DesignCell(("0",), trained, 'trained = {control = "trained"}')]
+        cells += [DesignCell((str(last),), curve[last]) for last in sorted(curve)]
+        also = ", ".join(f"{k} {v}" for k, v in settings[1:])
+        found.append(
+            Design(
+                "cascade" if i == 0 else f"cascade.{i + 1}",
+                "cascade",
+                "Re-drawing more and more blocks from the last" + (f" ({also})" if also else ""),
+                (Factor("last blocks re-drawn", tuple(cell.levels[0] for cell in cells)),),
+                tuple(cells),
+            )
+        )
+    return found
+
+
+def _dictionaries(arms: Mapping[str, ArmParts]) -> list[Design]:
+    """Return, for each model and text, the SAE trained as usual and its dictionary controls."""
+    groups: dict[tuple[Any, ...], dict[str, ArmParts]] = {}
+    for name, parts in arms.items():
+        groups.setdefault((parts.settings(), parts.data), {})[name] = parts
+    found = []
+    for members in groups.values():
+        usual = _first(name for name, parts in members.items() if parts.dictionary is None)
+        controls = [name for name, parts in members.items() if parts.dictionary is not None]
+        if not controls:
+            continue
+        one = members[controls[0]]
+        data = "" if one.data is None else f', data = "{one.data}"'
+        cells = [
+            DesignCell(("trained SAE",), usual, f"{one.kind} = {{{_toml(one.control)}{data}}}")
+        ]
+        cells += [DesignCell((name,), name) for name in controls]
+        found.append(
+            Design(
+                f"dictionary.{usual or one.kind}",
+                "dictionary",
+                f"Dictionary of {usual or one.kind}",
+                (Factor("dictionary", tuple(cell.levels[0] for cell in cells)),),
+                tuple(cells),
+            )
+        )
+    return found
+
+
+def _first(names: Iterable[str]) -> str | None:
+    return next(iter(names), None)

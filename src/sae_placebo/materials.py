@@ -1,0 +1,104 @@
+"""What every arm of a trial is made of: the reference model, the tokens, and their labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+from sae_placebo import artefacts, models, text
+from sae_placebo.plans import ArmModel, Plan
+from sae_placebo.progress import Progress
+from sae_placebo.protocol import TrialSpec
+from sae_placebo.readability import Readability, readability
+from sae_placebo.store import Store
+
+
+@dataclasses.dataclass
+class Materials:
+    """The reference model and the text of a trial, each made once and only when needed."""
+
+    plan: Plan
+    store: Store
+    progress: Progress
+
+    @property
+    def spec(self) -> TrialSpec:
+        """The protocol."""
+        return self.plan.spec
+
+    @functools.cached_property
+    def source(self) -> str:
+        """Where the reference model is loaded from: a folder or a hub id."""
+        step = self.plan.model
+        if not self.plan.needs_conversion:
+            return self.spec.model.id
+        if self.store.find(step) is None:
+            label = f"convert {self.spec.model.id}"
+            with self.progress.track(label, 1, "model") as advance, self.store.write(step) as draft:
+                models.convert(self.spec.model, draft)
+                advance(1)
+        return str(self.store.path(step))
+
+    @functools.cached_property
+    def reference(self) -> Any:
+        """The trained model; every control is a changed copy of it."""
+        return models.load_model(self.source, self.spec.model.revision)
+
+    @functools.cached_property
+    def tokens(self) -> Path:
+        """Folder of the tokenized text: one tokenization for all arms."""
+        step, spec = self.plan.tokenize, self.spec.text
+        if self.store.find(step) is None:
+            wanted, source = spec.train_tokens + spec.heldout_tokens, self.source
+            with (
+                self.progress.track("tokenize", wanted) as advance,
+                self.store.write(step) as draft,
+            ):
+                tokenizer = models.load_tokenizer(source, self.spec.model.revision)
+                splits = text.tokenize(spec, tokenizer, self.spec.seed)
+                artefacts.write_rows(draft, splits)
+                artefacts.write_vocabulary(draft, text.vocabulary(tokenizer))
+                advance(wanted)
+        return self.store.path(step)
+
+    @functools.cached_property
+    def rows(self) -> dict[str, text.Rows]:
+        """Rows of token ids of the splits `train` and `heldout`."""
+        return artefacts.read_rows(self.tokens)
+
+    def rows_of(self, one: ArmModel) -> dict[str, text.Rows]:
+        """Return the rows that one arm reads: the trial's own, or what its data control made of them."""
+        step, arm = self.plan.text[one], self.spec.arms[one.arm]
+        if step is self.plan.tokenize:
+            return self.rows
+        if self.store.find(step) is None:
+            assert arm.data is not None
+            with self.progress.track(f"text {one.label}", 1, "text") as advance:
+                rewritten = arm.data.rewrite(self.rows, self.spec.seed, one.model_seed or 0)
+                with self.store.write(step) as draft:
+                    artefacts.write_rows(draft, rewritten)
+                advance(1)
+        return artefacts.read_rows(self.store.path(step))
+
+    @functools.cached_property
+    def readability(self) -> Readability | None:
+        """How far each label of the held-out tokens can be read off tokens; None without labels."""
+        step, rows = self.plan.readability, self.rows
+        if step is None or rows["heldout"].labels is None or rows["train"].labels is None:
+            return None
+        if self.store.find(step) is None:
+            with self.progress.track("readability", 1, "labels") as advance:
+                found = readability(
+                    rows["train"], rows["heldout"], len(self.vocabulary), self.spec.seed
+                )
+                with self.store.write(step) as draft:
+                    artefacts.write_readability(draft, found)
+                advance(1)
+        return artefacts.read_readability(self.store.path(step))
+
+    @functools.cached_property
+    def vocabulary(self) -> list[str]:
+        """Text of each token id."""
+        return artefacts.read_vocabulary(self.tokens)

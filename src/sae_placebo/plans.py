@@ -1,0 +1,194 @@
+"""The plan of a trial: every step and the key of its artefact, before anything has run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sae_placebo import text
+from sae_placebo.arms import ArmSpec
+from sae_placebo.controls import Control
+from sae_placebo.models import identify, ties_embeddings
+from sae_placebo.protocol import TrialSpec
+from sae_placebo.store import Step
+
+# raised by hand when what a stage writes changes its meaning
+VERSIONS = {
+    "model": 1,
+    "tokenize": 2,
+    "readability": 1,
+    "text": 1,
+    "build": 2,
+    "harvest": 2,
+    "train": 2,
+    "measure": 2,
+}
+
+
+@dataclass(frozen=True)
+class ArmModel:
+    """One model of the trial: an arm, and the re-draw of its control (None where nothing is drawn)."""
+
+    arm: str
+    model_seed: int | None
+
+    @property
+    def label(self) -> str:
+        """Name for folders and progress: the arm and its re-draw."""
+        return self.arm if self.model_seed is None else f"{self.arm}-{self.model_seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every step of a trial, each with the key of its artefact; nothing has run yet.
+
+    Arms that cannot differ in what a step makes share its artefact: a control of the dictionary
+    reads the activations of the trained arm, and W_U of an untied model is behind every hookpoint.
+    """
+
+    spec: TrialSpec
+    model: Step
+    tokenize: Step
+    readability: Step | None
+    text: dict[ArmModel, Step]
+    build: dict[ArmModel, Step]
+    harvest: dict[ArmModel, Step]
+    train: dict[ArmModel, Step]
+    measure: dict[tuple[ArmModel, str, str, int], Step]
+
+    def steps(self) -> Iterator[Step]:
+        """Yield all steps in the order in which they run, each artefact once."""
+        yield from {step.key: step for step in self._in_order()}.values()
+
+    def _in_order(self) -> Iterator[Step]:
+        if self.needs_conversion:
+            yield self.model
+        yield self.tokenize
+        if self.readability is not None:
+            yield self.readability
+        for arm_model in self.build:
+            if self.text[arm_model] is not self.tokenize:
+                yield self.text[arm_model]
+            yield self.build[arm_model]
+            yield self.harvest[arm_model]
+            yield self.train[arm_model]
+        yield from self.measure.values()
+
+    @property
+    def needs_conversion(self) -> bool:
+        """Whether the reference model is first converted into a folder of the store."""
+        return self.spec.model.is_packaged
+
+    @property
+    def harvests(self) -> tuple[Step, ...]:
+        """Every harvest once."""
+        return tuple({step.key: step for step in self.harvest.values()}.values())
+
+    def same_as(self) -> dict[str, str]:
+        """Return each arm whose SAEs are those of an earlier arm, and that arm."""
+        owners: dict[str, str] = {}
+        found = {}
+        for one, step in self.train.items():
+            owner = owners.setdefault(step.key, one.arm)
+            if owner != one.arm:
+                found[one.arm] = owner
+        return found
+
+
+def plan_steps(spec: TrialSpec) -> Plan:
+    """Return the steps of a trial. Reads and hashes the text and the model's files, loads neither."""
+    return _Planner(spec).plan()
+
+
+class _Planner:
+    """Makes the steps of a trial in order; a step that was made already is found, not made again."""
+
+    def __init__(self, spec: TrialSpec) -> None:
+        self.spec = spec
+        self._made: dict[str, Step] = {}
+
+    def step(self, stage: str, name: str, settings: Any, *inputs: Step) -> Step:
+        made = Step(stage, name, VERSIONS[stage], settings, tuple(i.key for i in inputs))
+        return self._made.setdefault(made.key, made)
+
+    def plan(self) -> Plan:
+        spec = self.spec
+        model = self.step("model", spec.model.id.strip("/").split("/")[-1], identify(spec.model))
+        tokenize = self.step(
+            "tokenize",
+            Path(spec.text.source).name.strip("*.") or "text",
+            {"text": spec.text, "content": text.identify(spec.text), "seed": spec.seed},
+            model,
+        )
+        readability = None
+        if _may_have_labels(spec.text):
+            readability = self.step("readability", tokenize.name, spec.seed, tokenize)
+        tied = ties_embeddings(spec.model) is not False
+        parts: dict[str, dict[ArmModel, Step]] = {s: {} for s in ("text", "build", "harvest", "train")}
+        for arm, controls in spec.arms.items():
+            for model_seed in spec.seeds_of(arm):
+                one = ArmModel(arm, model_seed)
+                for stage, made in self._arm(one, controls, tied, model, tokenize).items():
+                    parts[stage][one] = made
+        measure = self._measure(parts["train"], parts["harvest"], readability)
+        return Plan(spec, model, tokenize, readability, **parts, measure=measure)
+
+    def _arm(
+        self, one: ArmModel, controls: ArmSpec, tied: bool, model: Step, tokenize: Step
+    ) -> dict[str, Step]:
+        spec, words, data = self.spec, tokenize, None
+        if controls.data is not None:
+            draw = one.model_seed if controls.data.draws else None
+            data = {"data": controls.data, "model_seed": draw, "seed": spec.seed}
+        if controls.rewrites_text:
+            words = self.step("text", one.label, data, tokenize)
+
+        def drawn(control: Control) -> dict[str, Any]:
+            draw = one.model_seed if control.draws else None
+            source = control.identity(spec.model)
+            return {"control": control, "model_seed": draw, "seed": spec.seed, "source": source}
+
+        hookpoints = list(spec.hookpoints)
+        build = self.step(
+            "build", one.label, [drawn(controls.control), hookpoints, spec.harvest], model, words
+        )
+        seen = drawn(controls.control.seen_at_hookpoints(tied))
+        replaced = None if controls.rewrites_text else data
+        harvest = self.step(
+            "harvest", one.label, [seen, replaced, hookpoints, spec.harvest], model, words
+        )
+        recipe = [spec.saes, list(spec.sae_seeds), spec.training, controls.dictionary]
+        train = self.step("train", one.label, recipe, harvest)
+        return {"text": words, "build": build, "harvest": harvest, "train": train}
+
+    def _measure(
+        self,
+        train: Mapping[ArmModel, Step],
+        harvest: Mapping[ArmModel, Step],
+        readability: Step | None,
+    ) -> dict[tuple[ArmModel, str, str, int], Step]:
+        spec, found = self.spec, {}
+        # outliers of any arm are left out of all, so every harvest is an input
+        inputs = list({step.key: step for step in harvest.values()}.values())
+        inputs += [] if readability is None else [readability]
+        for one in train:
+            for hookpoint in spec.hookpoints:
+                for sae in spec.saes:
+                    for sae_seed in spec.sae_seeds:
+                        found[one, hookpoint, sae, sae_seed] = self.step(
+                            "measure",
+                            f"{one.label}-{hookpoint}-{sae}-{sae_seed}",
+                            [spec.measurement, hookpoint, sae, sae_seed],
+                            train[one],
+                            *inputs,
+                        )
+        return found
+
+
+def _may_have_labels(spec: text.TextSpec) -> bool:
+    """Return whether some documents are Python, whose tokens have labels."""
+    if spec.source.startswith("hf:"):
+        return False
+    return spec.source == "python-stdlib" or any(p.suffix == ".py" for p in text.paths(spec.source))

@@ -1,0 +1,88 @@
+"""Embeddings x blocks: what a real W_E does, on real blocks and on random ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sae_placebo.designs import Design
+from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
+from sae_placebo.report.sections.contrasts import aa_estimate
+from sae_placebo.report.sections.factorial import grids, missing_arms, named_row
+from sae_placebo.report.sections.values import Place, values_at
+from sae_placebo.report.wording import count, number
+
+TITLE = "What a real W_E buys on random blocks"
+# for the page of a trial that has nothing of the kind
+TO_ADD = (
+    'redraw = {control = "redraw"}',
+    'redraw_keep_embeddings = {control = "redraw", keep = ["embeddings", "unembedding"]}',
+    'redraw_embeddings = {control = "redraw_embeddings"}',
+)
+
+
+def _place(view: View, design: Design, place: Place) -> dict[str, Any]:
+    values = values_at(view, place)
+    pair = (design.cells[2].arm, design.cells[3].arm)
+    rows = named_row(view, pair, values)
+    for row in rows:
+        row["aa"] = aa_estimate(row["row"])
+    return {
+        "hookpoint": place[0],
+        "sae": place[1],
+        "named": rows,
+        "pair": [{"name": arm, "index": view.index(arm)} for arm in pair if arm],
+        "grids": grids(view, design, place, values),
+        "alive": _alive(view, design, place),
+    }
+
+
+def _alive(view: View, design: Design, place: Place) -> dict[str, Any] | None:
+    """Return each class's share of the alive latents, per cell of the design."""
+    table = view.tables.latents
+    here = table[(table["hookpoint"] == place[0]) & (table["sae"] == place[1])]
+    alive = here[here["class"] != "dead"]
+    arms = [cell.arm for cell in design.cells if cell.arm is not None]
+    counts = alive.groupby(["arm", "class"]).size().to_dict() if len(alive) else {}
+    totals = {arm: sum(n for (a, _), n in counts.items() if a == arm) for arm in arms}
+    arms = [arm for arm in arms if totals[arm]]
+    kinds = [kind for kind in alive["class"].dropna().unique().tolist() if kind]
+    if len(arms) < 2:
+        return None
+    return {
+        "arms": [{"name": a, "index": view.index(a), "n": count(totals[a])} for a in arms],
+        "rows": [
+            {
+                "kind": str(kind).replace("_", " "),
+                "cells": [
+                    f"{number(100 * counts.get((arm, kind), 0) / totals[arm], 1)}%" for arm in arms
+                ],
+            }
+            for kind in sorted(kinds)
+        ],
+    }
+
+
+def build(view: View) -> Content:
+    """Return, per hookpoint and SAE, the named contrast and a 2x2 per metric."""
+    shown = []
+    for design in view.designs("embeddings_x_blocks"):
+        places = [_place(view, design, place) for place in view.tables.places]
+        shown.append(
+            {
+                "note": design.note,
+                "factors": [factor.name for factor in design.factors],
+                "levels": [factor.levels for factor in design.factors],
+                "missing": missing_arms(design),
+                "places": [place for place in places if place["grids"]],
+            }
+        )
+    values = {
+        "designs": shown,
+        "to_add": TO_ADD,
+        "title": TITLE,
+        "n_places": len(view.tables.places),
+    }
+    return Content(values, {})
+
+
+SECTIONS.add("designs", Section("designs", "Embeddings × blocks", ("effects", "trial"), build))

@@ -1,0 +1,141 @@
+"""How many blocks must be re-drawn: each metric along the arms that re-draw ever more last blocks."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from sae_placebo.designs import Design
+from sae_placebo.report.dots import Curve, dose_curve
+from sae_placebo.report.plots import Figure
+from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
+from sae_placebo.report.sections.values import Values, main_metrics, values_at
+from sae_placebo.report.wording import Estimate, metric_title, number
+
+AXIS = "last blocks re-drawn"
+TO_ADD = (
+    'cascade_1 = {control = "cascade", last = 1}',
+    'cascade_2 = {control = "cascade", last = 2}',
+)
+_EXACT = 8
+"""Doses up to which all orders are tried."""
+
+
+def rank_correlation(doses: Sequence[float], values: Sequence[float]) -> float | None:
+    """Return Spearman's rank correlation; None for fewer than three doses or equal values."""
+    if len(doses) < 3 or len(set(values)) < 2:
+        return None
+    x, y = _ranks(doses), _ranks(values)
+    middle = (len(x) + 1) / 2
+    top = sum((a - middle) * (b - middle) for a, b in zip(x, y, strict=True))
+    size = sum((a - middle) ** 2 for a in x) * sum((b - middle) ** 2 for b in y)
+    return top / math.sqrt(size)
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    return [
+        sum(other < value for other in values) + (1 + sum(other == value for other in values)) / 2
+        for value in values
+    ]
+
+
+def orders_as_extreme(doses: Sequence[float], values: Sequence[float]) -> tuple[int, int] | None:
+    """Return how many orders of the values correlate as strongly, and how many orders there are."""
+    found = rank_correlation(doses, values)
+    if found is None or len(values) > _EXACT:
+        return None
+    orders = [rank_correlation(doses, order) or 0.0 for order in itertools.permutations(values)]
+    return sum(abs(order) >= abs(found) - 1e-9 for order in orders), len(orders)
+
+
+def _monotone(doses: Sequence[float], values: Sequence[float]) -> Estimate | None:
+    rho = rank_correlation(doses, values)
+    if rho is None:
+        return None
+    extreme = orders_as_extreme(doses, values)
+    said = "null 0, no interval"
+    if extreme:
+        said += f"; {extreme[0]:,} of {extreme[1]:,} orders are as monotone"
+    return Estimate(number(rho, 2, signed=True), None, said, f"{len(doses)} doses")
+
+
+def _panel(
+    view: View, design: Design, metric: str, values: Values, key: str
+) -> tuple[dict[str, Any], Figure] | None:
+    arms = [cell for cell in design.cells if values.value(cell.arm, metric) is not None]
+    if len(arms) < 2:
+        return None
+    doses = [float(cell.levels[0]) for cell in arms]
+    points = [values.value(cell.arm, metric) or 0.0 for cell in arms]
+    ends = [values.bounds(cell.arm, metric) for cell in arms]
+    estimates = [values.estimate(cell.arm, metric) for cell in arms]
+    names = [str(cell.arm) for cell in arms]
+    style = view.styles[names[-1]]
+    curve = Curve(
+        name="cascade",
+        style=style,
+        x=doses,
+        y=points,
+        low=[low for low, _ in ends],
+        high=[high for _, high in ends],
+        arms=names,
+        n=[e.n if e else "" for e in estimates],
+    )
+    unit = values.unit(metric)
+    panel = {
+        "metric": metric_title(metric, unit),
+        "id": metric,
+        "figure": key,
+        "height": 230,
+        "rank": _monotone(doses, points),
+        "cells": [
+            {"dose": cell.levels[0], "value": e} for cell, e in zip(arms, estimates, strict=True)
+        ],
+    }
+    return panel, dose_curve([curve], AXIS, unit)
+
+
+def build(view: View) -> Content:
+    """Return a small plot per metric and place, and the numbers as a table."""
+    figures: dict[str, Figure] = {}
+    shown = []
+    for design in view.designs("cascade"):
+        for place in view.tables.places:
+            values = values_at(view, place)
+            panels = []
+            for metric in main_metrics(values):
+                found = _panel(view, design, metric, values, f"dose-{len(figures)}")
+                if found is not None:
+                    panels.append(found[0])
+                    figures[found[0]["figure"]] = found[1]
+            if panels:
+                doses = [cell.levels[0] for cell in design.cells]
+                shown.append(
+                    {
+                        "title": design.title,
+                        "place": ", ".join(place),
+                        "panels": panels,
+                        "doses": doses,
+                        "rows": [_row(panel, doses) for panel in panels],
+                        "arms": [
+                            {"dose": c.levels[0], "name": c.arm, "index": view.index(c.arm)}
+                            for c in design.cells
+                            if c.arm
+                        ],
+                    }
+                )
+    values_ = {"curves": shown, "to_add": TO_ADD, "n_places": len(view.tables.places)}
+    return Content(values_, figures)
+
+
+def _row(panel: dict[str, Any], doses: Sequence[str]) -> dict[str, Any]:
+    by_dose = {cell["dose"]: cell["value"] for cell in panel["cells"]}
+    cells = [by_dose.get(dose) or Estimate("–", None, "not measured", "0") for dose in doses]
+    return {"metric": panel["metric"], "rank": panel["rank"], "cells": cells}
+
+
+SECTIONS.add(
+    "dose", Section("dose", "How many blocks must be re-drawn", ("effects", "trial"), build)
+)
