@@ -62,7 +62,9 @@ def read_rows(folder: Path) -> dict[str, Rows]:
             arrays[f"{split}.documents"],
             tuple(names[split]),
             Labels(
-                tuple(label_names[split]), arrays[f"{split}.labels"], arrays[f"{split}.labels_known"]
+                tuple(label_names[split]),
+                arrays[f"{split}.labels"],
+                arrays[f"{split}.labels_known"],
             )
             if split in label_names
             else None,

@@ -97,8 +97,13 @@ def in_parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
     n_threads = torch.get_num_threads()
     if n_threads == 1:
         return [call(item) for item in items]
-    with ThreadPoolExecutor(n_threads) as pool:
-        return list(pool.map(call, items))
+    # one of torch's threads for each of ours: two pools on the same cores wait for each other
+    one: dict[str, Any] = {"initializer": torch.set_num_threads, "initargs": (1,)}
+    try:
+        with ThreadPoolExecutor(n_threads, **one) as pool:
+            return list(pool.map(call, items))
+    finally:
+        torch.set_num_threads(n_threads)  # what threads started later begin with
 
 
 @dataclass(frozen=True)
