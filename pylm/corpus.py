@@ -137,5 +137,7 @@ def sha256(found: list[Document]) -> str:
     """Return the hash of the corpus: names, splits and text, in order."""
     total = hashlib.sha256()
     for document in found:
-        total.update(f"{document.name}\0{document.split}\0{document.text}\0".encode(errors="replace"))
+        total.update(
+            f"{document.name}\0{document.split}\0{document.text}\0".encode(errors="replace")
+        )
     return total.hexdigest()

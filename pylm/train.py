@@ -193,7 +193,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("runs/pylm"))
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--until", type=int, help="stop after so many steps, to have the early ones")
+    parser.add_argument(
+        "--until", type=int, help="stop after so many steps, to have the early ones"
+    )
     parser.add_argument("--muon-rate", type=float, default=Recipe.muon_rate)
     parser.add_argument("--adam-rate", type=float, default=Recipe.adam_rate)
     given = parser.parse_args()

@@ -9,7 +9,8 @@ import pytest
 
 from conftest import trial_table, write_toml
 from sae_placebo.errors import SpecError
-from sae_placebo.protocol import ArmModel, load_trial, plan_steps
+from sae_placebo.plans import ArmModel, plan_steps
+from sae_placebo.protocol import load_trial
 from sae_placebo.template import TEMPLATE
 
 
@@ -28,7 +29,8 @@ def test_the_template_and_the_examples_are_valid(tmp_path: Path) -> None:
 def test_a_protocol_survives_its_own_json(table: dict[str, Any]) -> None:
     spec = load_trial(table)
     assert load_trial(spec.model_dump(mode="json")) == spec
-    assert spec.compared == (("trained", "redraw"), ("trained", "redraw_keep_embeddings"))
+    named = ("redraw_keep_embeddings", "redraw")  # what a real W_E buys on random blocks
+    assert spec.compared == (("trained", "redraw"), ("trained", "redraw_keep_embeddings"), named)
     assert spec.seeds_of("trained") == (None,)
     assert spec.seeds_of("redraw") == (0, 1)
 
@@ -41,7 +43,10 @@ def test_aliases_of_one_hookpoint_are_one(table: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ('arms.redraw.control="redaw"', r"at arms.redraw: .*'redaw'. Did you mean 'redraw'\?"),
+        (
+            'arms.redraw.control="redaw"',
+            r"at arms.redraw.control: .*'redaw'. Did you mean 'redraw'\?",
+        ),
         ('arms.redraw.keep=["embedings"]', r"Did you mean 'embeddings'\?"),
         ('saes.topk.kind="topkk"', r"at saes.topk: .*Did you mean 'topk'\?"),
         ("saes.topk.k=65", r"65.*64"),

@@ -90,7 +90,9 @@ def parse_arm(table: object) -> ArmSpec:
     elif settings:
         control = settings
     elif data is None and dictionary is None:
-        raise SpecError("an arm names a control, a data control or a dictionary control; found none")
+        raise SpecError(
+            "an arm names a control, a data control or a dictionary control; found none"
+        )
     else:
         control = Trained()
     return ArmSpec(control=control, data=data, dictionary=dictionary)

@@ -126,7 +126,9 @@ class _Planner:
         if _may_have_labels(spec.text):
             readability = self.step("readability", tokenize.name, spec.seed, tokenize)
         tied = ties_embeddings(spec.model) is not False
-        parts: dict[str, dict[ArmModel, Step]] = {s: {} for s in ("text", "build", "harvest", "train")}
+        parts: dict[str, dict[ArmModel, Step]] = {
+            s: {} for s in ("text", "build", "harvest", "train")
+        }
         for arm, controls in spec.arms.items():
             for model_seed in spec.seeds_of(arm):
                 one = ArmModel(arm, model_seed)

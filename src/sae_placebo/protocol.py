@@ -140,10 +140,7 @@ class TrialSpec(Spec):
     @property
     def parts(self) -> dict[str, ArmParts]:
         """What is controlled in each arm, as `designs` reads it."""
-        return {
-            arm: ArmParts.of(**one.model_dump(mode="json"))
-            for arm, one in self.arms.items()
-        }
+        return {arm: ArmParts.of(**one.model_dump(mode="json")) for arm, one in self.arms.items()}
 
     @property
     def compared(self) -> tuple[tuple[str, str], ...]:

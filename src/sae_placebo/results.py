@@ -221,7 +221,9 @@ def record(plan: Plan, store: Store) -> dict[str, Any]:
         "model_note": models.describe(spec.model),
         "spec": spec.model_dump(mode="json"),
         "arms": arms,
-        "shared": [{"arm": arm, "same_as": twin, "why": SHARED} for arm, twin in plan.same_as().items()],
+        "shared": [
+            {"arm": arm, "same_as": twin, "why": SHARED} for arm, twin in plan.same_as().items()
+        ],
         "text": {
             "source": spec.text.source,
             "splits": {

@@ -114,7 +114,11 @@ class Bench:
 
     def _record(self, one: ArmModel, model: Any, recipe: dict[str, Any]) -> None:
         """Keep what was done to the model, and its diagnostics card."""
-        step, rows, spec = self.plan.build[one], self.given.rows_of(one)["heldout"], self.spec.harvest
+        step, rows, spec = (
+            self.plan.build[one],
+            self.given.rows_of(one)["heldout"],
+            self.spec.harvest,
+        )
         for made in (step, self.plan.harvest[one], self.plan.train[one]):
             folder = self.store.find(made)
             if folder and artefacts.read_hash(folder) != recipe["read_hash"]:
