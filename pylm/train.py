@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pylm.data import Tokens, prepare
-from sae_placebo.spec import generator, numpy_generator
+from sae_placebo.spec import numpy_generator
 
 WARMUP, DECAY = 0.02, 0.6
 # kept as `revision`s: before anything is learned, before and after copying is
@@ -135,7 +136,8 @@ def train(recipe: Recipe, tokens: Tokens, work: Path, until: int | None = None) 
             curve.write(json.dumps(line) + "\n")
             curve.flush()
             left = (last - step - 1) * rows.numel() / speed / 60
-            print(f"{line}  {left:.0f} min left", flush=True)
+            sys.stdout.write(f"{line}  {left:.0f} min left\n")
+            sys.stdout.flush()
         if (step + 1) % 100 == 0 or step + 1 == last:
             _keep(work, recipe, model, steps, step + 1)
     if last == recipe.steps:

@@ -157,3 +157,17 @@ def test_importing_loads_nothing_heavy() -> None:
         "assert not {'torch', 'pandas', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_cell_without_embeddings_does_not_keep_the_head_either() -> None:
+    """In a tied model the head is the embedding, so an arm that keeps it keeps W_E."""
+    arms = {
+        "trained": ArmParts.of({"kind": "trained"}),
+        "redraw": ArmParts.of({"kind": "redraw", "keep": []}),
+        "keep_u": ArmParts.of({"kind": "redraw", "keep": ["unembedding"]}),
+        "keep_e": ArmParts.of({"kind": "redraw", "keep": ["embeddings"]}),
+        "redraw_embeddings": ArmParts.of({"kind": "redraw_embeddings"}),
+    }
+    assert set(quads(arms)["embeddings_x_blocks"]) == {
+        "trained", "redraw_embeddings", "keep_e", "redraw",
+    }  # fmt: skip

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from sae_placebo.errors import ModelError
-from sae_placebo.models import ModelSpec, load_model, load_tokenizer
 from sae_placebo.model_specs import model_folder, ties_embeddings
+from sae_placebo.models import ModelSpec, load_model, load_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -244,6 +244,20 @@ def test_two_redraws_borrow_from_the_other_controls() -> None:
     assert "at least three model_seeds" in alone["aa_reason"]
 
 
+def test_two_redraws_borrow_from_their_own_family_and_never_from_a_twin() -> None:
+    redraw = constant([[1.0, 1.0], [4.0, 4.0]])
+    shuffle = constant([[0.0, 0.0], [0.1, 0.1]])
+    arms = {"trained": redraw[:1], "redraw": redraw, "shuffle": shuffle, "twin": redraw}
+    table = table_of(arms, given=("trained",))
+    families = {"redraw": "weights", "twin": "weights", "shuffle": "data: shuffle_tokens"}
+    # what varies little says nothing of a re-draw, and an arm with the same SAEs covers anything
+    apart = ReplicateTable(table.n_documents, table.n_tokens, table.drawn, families)
+    apart._values.update(table._values)
+    assert "no other control of its family" in row_of(apart)["aa_reason"]
+    assert pandas.isna(row_of(apart)["aa_low"])
+    assert row_of(table)["aa_low"] is not None
+
+
 def test_a_given_control_has_no_placebo_comparison() -> None:
     values = constant([[1.0, 2.0]])
     row = row_of(

@@ -19,8 +19,8 @@ import pytest
 import sae_placebo as sp
 from conftest import save_model, save_tokenizer, trial_table, write_toml
 from sae_placebo.errors import ModelError, PlaceboError, StoreError
-from sae_placebo.progress import Progress
 from sae_placebo.plans import plan_steps
+from sae_placebo.progress import Progress
 from sae_placebo.protocol import load_trial
 from sae_placebo.store import file_hash, read_json, write_json
 

@@ -58,6 +58,14 @@ class ArmSpec(Spec):
         return self.control.draws or self.draws_data
 
     @property
+    def family(self) -> str:
+        """What is drawn, in a word: arms of one family are taken to vary alike between re-draws."""
+        if self.control.draws:
+            every_layer = {"block_weights", "other_layers"} <= self.control.destroyed()
+            return "weights" if every_layer else self.control.kind
+        return f"data: {self.data.kind}" if self.data is not None else ""
+
+    @property
     def rewrites_text(self) -> bool:
         """Whether the arm reads other tokens than the trained one."""
         return self.data is not None and not self.data.of_activations

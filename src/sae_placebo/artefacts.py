@@ -6,7 +6,7 @@
 | build | recipe.json, card.json (harvest and train keep a copy of the recipe) |
 | harvest | activations.safetensors, norms.safetensors, calibration.safetensors, calibration.json |
 | train | <hookpoint>/<sae>/seed-<n>/ (SAELens 6), lookup.safetensors, gaussian.json, log.parquet |
-| measure | latents.parquet, measurements.parquet, coverage.parquet, passages.parquet, replicates.safetensors |
+| measure | latents, measurements, coverage and passages.parquet, replicates.safetensors |
 """
 
 from __future__ import annotations
@@ -230,17 +230,20 @@ def _controls(spec: TrialSpec, arm: str) -> dict[str, Any]:
     return dict(spec.arms[arm].model_dump(mode="json"))
 
 
-def write_readability(folder: Path, found: Readability) -> None:
-    """Write how far each label can be read off tokens."""
+def write_readability(folder: Path, found: Readability | None) -> None:
+    """Write how far each label can be read off tokens; None where no token has labels."""
     from safetensors.numpy import save_file
 
-    write_json(folder / "readability.json", found.record())
-    save_file(found.arrays(), folder / "readability.safetensors")
+    write_json(folder / "readability.json", None if found is None else found.record())
+    if found is not None:
+        save_file(found.arrays(), folder / "readability.safetensors")
 
 
-def read_readability(folder: Path) -> Readability:
-    """Return how far each label can be read off tokens."""
+def read_readability(folder: Path) -> Readability | None:
+    """Return how far each label can be read off tokens; None where no token has labels."""
     from safetensors.numpy import load_file
 
-    arrays = load_file(folder / "readability.safetensors")
-    return Readability.load(read_json(folder / "readability.json"), arrays)
+    record = read_json(folder / "readability.json")
+    if record is None:
+        return None
+    return Readability.load(record, load_file(folder / "readability.safetensors"))

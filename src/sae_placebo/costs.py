@@ -12,8 +12,8 @@ from sae_placebo import models, precision
 from sae_placebo.activations import FORWARD_ROWS
 from sae_placebo.controls import build
 from sae_placebo.lazy import torch
-from sae_placebo.progress import Progress
 from sae_placebo.plans import Plan, plan_steps
+from sae_placebo.progress import Progress
 from sae_placebo.protocol import TrialSpec, load_trial
 from sae_placebo.results import environment
 from sae_placebo.sites import text_config

@@ -216,7 +216,9 @@ def _nearest_pair(
         pairs,
         key=lambda pair: (
             len((redraws[pair[0]] ^ redraws[pair[1]]) - _EMBEDDINGS),
-            "unembedding" not in redraws[pair[0]] ^ redraws[pair[1]],
+            # in a tied model an arm that keeps the head keeps the embedding
+            "unembedding" in redraws[pair[1]],
+            "unembedding" not in redraws[pair[0]],
         ),
     )
 

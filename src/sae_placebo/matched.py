@@ -20,8 +20,8 @@ from sae_placebo.gaussian import SecondMoments
 from sae_placebo.interop import saelens
 from sae_placebo.lazy import torch
 from sae_placebo.models import Reader, parse_hookpoint
-from sae_placebo.progress import Advance
 from sae_placebo.plans import ArmModel
+from sae_placebo.progress import Advance
 from sae_placebo.protocol import TrialSpec
 from sae_placebo.saes.kernels import Workspace
 from sae_placebo.spec import generator

@@ -56,12 +56,14 @@ class HeldOut:
         places: [token, 2] row and position, in reading order.
         usable: [read] which of the tokens that were read are kept.
         vocabulary: Text of each token id.
+        readability: How far each label can be read off tokens; None where tokens have no labels.
     """
 
     rows: Rows
     places: Int64[np.ndarray, "token two"]
     usable: Bool[np.ndarray, " read"]
     vocabulary: Sequence[str]
+    readability: Readability | None = None
 
     @property
     def token_ids(self) -> Int32[np.ndarray, " token"]:
@@ -120,7 +122,6 @@ def measure(
     weights: Float[np.ndarray, "document replicate"],
     spec: MeasurementSpec,
     seed: int,
-    readability: Readability | None = None,
 ) -> Measurement:
     """Return everything measured about one SAE on the held-out tokens.
 
@@ -133,12 +134,11 @@ def measure(
         weights: Document multiplicities; column 0 is ones.
         spec: Thresholds and amounts.
         seed: The trial's seed.
-        readability: How far each label can be read off tokens; None where tokens have no labels.
     """
     evidence = gather(sae, activations, tokens, lookup, gaussian, spec.thresholds)
     labels = tokens.rows.labels
-    if readability is not None and labels is not None:
-        evidence = replace(evidence, truth=readability.truth(labels, tokens.places))
+    if tokens.readability is not None and labels is not None:
+        evidence = replace(evidence, truth=tokens.readability.truth(labels, tokens.places))
     latents = latent_table(evidence)
     rows, replicates = [], {}
     for name, found in evaluate(evidence, weights).items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,14 +117,14 @@ class _Planner:
     def plan(self) -> Plan:
         spec = self.spec
         model = self.step("model", spec.model.id.strip("/").split("/")[-1], identify(spec.model))
-        tokenize = self.step(
-            "tokenize",
-            Path(spec.text.source).name.strip("*.") or "text",
-            {"text": spec.text, "content": text.identify(spec.text), "seed": spec.seed},
-            model,
-        )
+        labelled = _may_have_labels(spec.text)
+        content = {"text": spec.text, "content": text.identify(spec.text), "seed": spec.seed}
+        if labelled:  # labels are what this interpreter's grammar says
+            content["python"] = list(sys.version_info[:2])
+        name = Path(spec.text.source).name.strip("*.") or "text"
+        tokenize = self.step("tokenize", name, content, model)
         readability = None
-        if _may_have_labels(spec.text):
+        if labelled:
             readability = self.step("readability", tokenize.name, spec.seed, tokenize)
         tied = ties_embeddings(spec.model) is not False
         parts: dict[str, dict[ArmModel, Step]] = {

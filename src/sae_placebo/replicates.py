@@ -75,11 +75,14 @@ class ReplicateTable:
         n_documents: Held-out documents that have tokens, by hookpoint.
         n_tokens: Held-out tokens, by hookpoint.
         drawn: The arms whose model is drawn, and could be drawn again; in all others it is given.
+        families: What is drawn in each arm, in a word: re-draws of one family are taken to vary
+            alike. Arms that are not named here are of one family.
     """
 
     n_documents: Mapping[str, int]
     n_tokens: Mapping[str, int]
     drawn: frozenset[str]
+    families: Mapping[str, str] = field(default_factory=dict)
     _values: dict[Cell, dict[tuple[int, int], Float[np.ndarray, " replicate"]]] = field(
         default_factory=dict, init=False, repr=False
     )

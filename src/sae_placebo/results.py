@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,10 +115,6 @@ class Trial:
 
 
 CONFIDENCE = 0.95
-SHARED = (
-    "what differs cannot reach a hookpoint (W_U of an untied model lies behind all of them), so the "
-    "SAEs are the same ones and were trained once"
-)
 HEADLINE = ("mean_token_entropy_bits", "share_single_token", "explained_variance_above_gaussian")
 
 
@@ -142,7 +138,7 @@ def write_results(plan: Plan, store: Store) -> Trial:
             parts.append(
                 _labelled(artefacts.read_table(store.path(step) / f"{name}.parquet"), keys)
             )
-    joined = {name: pandas.concat(parts, ignore_index=True) for name, parts in tables.items()}
+    joined = {name: _joined(parts) for name, parts in tables.items()}
     joined["measurements"].insert(
         6, "latent", pandas.array([None] * len(joined["measurements"]), "Int64")
     )
@@ -156,6 +152,12 @@ def write_results(plan: Plan, store: Store) -> Trial:
     write_json(folder / "trial.json", record(plan, store))
     build_report(folder)
     return Trial(folder)
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    # a table without rows has no types, and would take theirs from the others
+    filled = [part for part in parts if len(part)]
+    return pandas.concat(filled, ignore_index=True) if filled else parts[0]
 
 
 def _labelled(table: Any, keys: Mapping[str, Any]) -> Any:
@@ -184,7 +186,8 @@ def gather(plan: Plan, store: Store) -> ReplicateTable:
         kept = held_out(rows, [artefacts.outliers(f, hookpoint) for f in folders], ())
         documents[hookpoint] = len(np.unique(kept.documents))
         tokens[hookpoint] = len(kept.places)
-    table = ReplicateTable(documents, tokens, drawn)
+    families = {arm: one.family for arm, one in plan.spec.arms.items()}
+    table = ReplicateTable(documents, tokens, drawn, families)
     for (one, hookpoint, sae, sae_seed), step in plan.measure.items():
         folder = store.path(step)
         values = artefacts.read_replicates(folder)
@@ -222,7 +225,8 @@ def record(plan: Plan, store: Store) -> dict[str, Any]:
         "spec": spec.model_dump(mode="json"),
         "arms": arms,
         "shared": [
-            {"arm": arm, "same_as": twin, "why": SHARED} for arm, twin in plan.same_as().items()
+            {"arm": arm, "same_as": twin, "why": _why_shared(spec, arm, twin)}
+            for arm, twin in plan.same_as().items()
         ],
         "text": {
             "source": spec.text.source,
@@ -243,6 +247,17 @@ def record(plan: Plan, store: Store) -> dict[str, Any]:
         "seconds": seconds,
         "artefacts": {f"{s.stage}/{s.folder_name}": s.key for s in plan.steps()},
     }
+
+
+def _why_shared(spec: TrialSpec, arm: str, twin: str) -> str:
+    if spec.arms[arm] == spec.arms[twin]:
+        return "their settings are the same, so the SAEs were trained once"
+    if models.ties_embeddings(spec.model) is False:
+        return (
+            "what differs cannot reach a hookpoint (the output head of an untied model lies behind all "
+            "of them), so the SAEs are the same ones and were trained once"
+        )
+    return "their models are the same one (the output head is the embedding), so it was used once"
 
 
 def _described(metric: Metric) -> dict[str, str]:

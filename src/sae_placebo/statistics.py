@@ -326,8 +326,8 @@ def _placebo_against_placebo(
 
     The variance between re-draws must come from elsewhere than the difference itself, which would
     be covered by construction: from within the halves where there are three re-draws or more; with
-    two, from the other drawn arms' re-draws at the same place, pooled, which takes it that all vary
-    alike. A mean over SAE seeds of a
+    two, from the re-draws of other arms of its family at the same place, pooled, which takes it that
+    these vary alike. A mean over SAE seeds of a
     re-draw holds all that depends on it and on the SAE seeds jointly, and what depends on the SAE
     seed alone cancels, so SAE seeds add no part of their own.
     """
@@ -367,14 +367,18 @@ def _placebo_against_placebo(
 
 def _other_redraws(table: ReplicateTable, cell: Cell) -> list[Float[np.ndarray, " model"]]:
     groups: list[Float[np.ndarray, " model"]] = []
+    own = table[cell].values
     for arm in sorted(table.drawn - {cell.arm}):
+        if table.families.get(arm) != table.families.get(cell.arm):
+            continue
         with contextlib.suppress(NotEstimable):
             other = table[cell._replace(arm=arm)]
-            if len(other.model_seeds) > 1:
+            # an arm that shares its SAEs would cover the difference by construction
+            if len(other.model_seeds) > 1 and not np.array_equal(other.values, own):
                 groups.append(other.by_model)
     if not groups:
         raise NotEstimable(
-            "two model_seeds and no other re-drawn control: the variation between re-draws cannot "
-            "be estimated apart from this difference; give at least three model_seeds"
+            "two model_seeds and no other control of its family re-drawn: the variation between "
+            "re-draws cannot be estimated apart from this difference; give at least three model_seeds"
         )
     return groups

@@ -196,7 +196,9 @@ class Bench:
         if self.store.find(step) is not None:
             return
         rows = self.given.rows_of(one)["heldout"]
-        tokens = dataclasses.replace(self.heldout[hookpoint], rows=rows)
+        tokens = dataclasses.replace(
+            self.heldout[hookpoint], rows=rows, readability=self.given.readability
+        )
         trained = self.store.path(self.plan.train[one])
         activations = artefacts.read_activations(self.store.path(self.plan.harvest[one]), hookpoint)
         n = len(tokens.places)
@@ -213,7 +215,6 @@ class Bench:
                 document_weights(len(tokens.rows.names), spec.measurement.replicates, spec.seed),
                 spec.measurement,
                 spec.seed,
-                self.given.readability,
             )
             artefacts.write_measured(draft, measured)
             advance(n)
