@@ -378,7 +378,7 @@ def _other_redraws(table: ReplicateTable, cell: Cell) -> list[Float[np.ndarray, 
                 groups.append(other.by_model)
     if not groups:
         raise NotEstimable(
-            "two model_seeds and no other control of its family re-drawn: the variation between "
+            "two re-draws, and no other control of its family: the variation between "
             "re-draws cannot be estimated apart from this difference; give at least three model_seeds"
         )
     return groups
