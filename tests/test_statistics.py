@@ -251,7 +251,9 @@ def test_two_redraws_borrow_from_their_own_family_and_never_from_a_twin() -> Non
     table = table_of(arms, given=("trained",))
     families = {"redraw": "weights", "twin": "weights", "shuffle": "data: shuffle_tokens"}
     # what varies little says nothing of a re-draw, and an arm with the same SAEs covers anything
-    apart = ReplicateTable(table.n_documents, table.n_tokens, table.drawn, families)
+    apart = ReplicateTable(
+        table.n_documents, table.n_tokens, table.drawn, families, {"twin": "redraw"}
+    )
     apart._values.update(table._values)
     assert "no other control of its family" in row_of(apart)["aa_reason"]
     assert pandas.isna(row_of(apart)["aa_low"])

@@ -77,12 +77,14 @@ class ReplicateTable:
         drawn: The arms whose model is drawn, and could be drawn again; in all others it is given.
         families: What is drawn in each arm, in a word: re-draws of one family are taken to vary
             alike. Arms that are not named here are of one family.
+        same_as: Arms whose SAEs are another arm's, and that arm.
     """
 
     n_documents: Mapping[str, int]
     n_tokens: Mapping[str, int]
     drawn: frozenset[str]
     families: Mapping[str, str] = field(default_factory=dict)
+    same_as: Mapping[str, str] = field(default_factory=dict)
     _values: dict[Cell, dict[tuple[int, int], Float[np.ndarray, " replicate"]]] = field(
         default_factory=dict, init=False, repr=False
     )

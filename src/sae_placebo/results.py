@@ -187,7 +187,7 @@ def gather(plan: Plan, store: Store) -> ReplicateTable:
         documents[hookpoint] = len(np.unique(kept.documents))
         tokens[hookpoint] = len(kept.places)
     families = {arm: one.family for arm, one in plan.spec.arms.items()}
-    table = ReplicateTable(documents, tokens, drawn, families)
+    table = ReplicateTable(documents, tokens, drawn, families, plan.same_as())
     for (one, hookpoint, sae, sae_seed), step in plan.measure.items():
         folder = store.path(step)
         values = artefacts.read_replicates(folder)

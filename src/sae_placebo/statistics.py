@@ -367,14 +367,16 @@ def _placebo_against_placebo(
 
 def _other_redraws(table: ReplicateTable, cell: Cell) -> list[Float[np.ndarray, " model"]]:
     groups: list[Float[np.ndarray, " model"]] = []
-    own = table[cell].values
+    own = table.same_as.get(cell.arm, cell.arm)
     for arm in sorted(table.drawn - {cell.arm}):
+        # an arm that shares its SAEs would cover the difference by construction
+        if table.same_as.get(arm, arm) == own:
+            continue
         if table.families.get(arm) != table.families.get(cell.arm):
             continue
         with contextlib.suppress(NotEstimable):
             other = table[cell._replace(arm=arm)]
-            # an arm that shares its SAEs would cover the difference by construction
-            if len(other.model_seeds) > 1 and not np.array_equal(other.values, own):
+            if len(other.model_seeds) > 1:
                 groups.append(other.by_model)
     if not groups:
         raise NotEstimable(
