@@ -19,7 +19,7 @@ from sae_placebo.store import Step
 VERSIONS = {
     "model": 1,
     "tokenize": 2,
-    "readability": 1,
+    "readability": 2,
     "text": 1,
     "build": 2,
     "harvest": 2,

@@ -206,7 +206,9 @@ def _logits(
     odds: Float32[torch.Tensor, "token label"],
 ) -> Float32[torch.Tensor, "token label"]:
     embeddings, mix, mix_bias, out, out_bias, trust = parameters
-    hidden = torch.relu(embeddings[ids].flatten(1) @ mix + mix_bias)
+    # not embeddings[ids]: its gradient is summed in an order that differs from run to run
+    looked_up = torch.nn.functional.embedding(ids, embeddings)
+    hidden = torch.relu(looked_up.flatten(1) @ mix + mix_bias)
     return hidden @ out + out_bias + trust * odds
 
 
