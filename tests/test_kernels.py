@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_placebo.saes.kernels import Workspace, by_latent, decode, largest, site_products
+from sae_placebo.saes.kernels import Workspace, by_latent, largest, site_products
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -40,35 +40,42 @@ def test_largest_keeps_nan_in_sight() -> None:
     assert 17 in largest(values, 4)[1].tolist()
 
 
+def slots(n_tokens: int, k: int, d_sae: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents [token k], each once per token, and the offsets of as many sites per token."""
+    random = torch.Generator().manual_seed(4)
+    latents = torch.stack([torch.randperm(d_sae, generator=random)[:k] for _ in range(n_tokens)])
+    return latents, torch.arange(0, n_tokens * k + 1, k)
+
+
+def test_largest_takes_the_lower_columns_among_ties() -> None:
+    values = torch.zeros(3, 4096)
+    values[0, [5, 9, 100, 4000]] = 1.0
+    values[1, [7, 8]] = 2.0
+    values[1, [1, 3000, 4095]] = 1.0
+    values[2] = 3.0
+    found = largest(values, 3).sort(dim=1).values
+    assert found.tolist() == [[5, 9, 100], [1, 7, 8], [0, 1, 2]]
+
+
 def test_site_products_match_dense_arithmetic() -> None:
-    latents = torch.stack([torch.randperm(12)[:3] for _ in range(7)])
+    latents, offsets = slots(7, 3, 12)
     values, rows, target = draw(7, 3).relu(), draw(12, 5, seed=1), draw(7, 5, seed=2)
-    error, products = site_products(latents, values, rows, target)
+    error, products = site_products(offsets, latents.reshape(-1), values.reshape(-1), rows, target)
     expected = dense(latents, values, 12) @ rows - target
     torch.testing.assert_close(error, expected)
-    torch.testing.assert_close(products, (expected @ rows.t()).gather(1, latents))
+    torch.testing.assert_close(products, (expected @ rows.t()).gather(1, latents).reshape(-1))
     assert not values.requires_grad
 
 
-def test_sums_by_latent_match_dense_arithmetic_and_drop_empty_slots() -> None:
-    latents = torch.tensor([[0, 3], [3, 1], [3, 5], [5, 0]])
-    active = torch.tensor([[True, True], [True, False], [True, True], [False, True]])
-    weights, rows = draw(4, 2), draw(4, 6, seed=1)
-    sites = by_latent(latents, active, 7)
-    # what stands in an empty slot must not count, whatever it is
-    kept = dense(latents, weights * active, 7)
+def test_sums_by_latent_match_dense_arithmetic() -> None:
+    latents, tokens = torch.tensor([0, 3, 3, 3, 5, 0]), torch.tensor([0, 0, 1, 2, 2, 3])
+    weights, rows = draw(6), draw(4, 6, seed=1)
+    sites = by_latent(latents, tokens, 7)
+    kept = torch.zeros(4, 7, dtype=torch.float64)
+    kept[tokens, latents] = weights
     torch.testing.assert_close(sites.sums(rows, weights), kept.t() @ rows)
     torch.testing.assert_close(sites.totals(weights), kept.sum(dim=0))
-    assert sites.fired().tolist() == [True, False, False, True, False, True, False]
     assert sites.offsets.tolist() == [0, 2, 2, 2, 5, 5, 6, 6]
-
-
-def test_sums_count_the_last_latent_only_once() -> None:
-    latents, active = torch.tensor([[1, 0], [1, 0]]), torch.tensor([[True, False], [True, False]])
-    sites = by_latent(latents, active, 2)
-    sums = sites.sums(torch.ones(2, 3), torch.full((2, 2), 5.0))
-    assert sums.tolist() == [[0.0] * 3, [10.0] * 3]
-    assert sites.totals(torch.full((2, 2), 5.0)).tolist() == [0.0, 10.0]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -76,12 +83,17 @@ def test_the_same_bits_every_time(threads: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        latents = largest(draw(500, 64).float(), 8)
-        values, rows = draw(500, 8).float().relu(), draw(64, 16, seed=1).float()
-        first = by_latent(latents, values > 0, 64).sums(decode(latents, values, rows), values)
-        for _ in range(5):
-            again = by_latent(latents, values > 0, 64)
-            assert torch.equal(again.sums(decode(latents, values, rows), values), first)
+        latents, offsets = slots(500, 8, 64)
+        latents, tokens = latents.reshape(-1), torch.arange(500).repeat_interleave(8)
+        values, rows = draw(4000).float().relu(), draw(64, 16, seed=1).float()
+        target = draw(500, 16, seed=2).float()
+
+        def work() -> torch.Tensor:
+            error, _ = site_products(offsets, latents, values, rows, target)
+            return by_latent(latents, tokens, 64).sums(error, values)
+
+        first = work()
+        assert all(torch.equal(work(), first) for _ in range(5))
     finally:
         torch.set_num_threads(before)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sae_placebo.errors import ModelError, SpecError
-from sae_placebo.saes import PARAMETERS, SAE, TopKSpec
+from sae_placebo.saes import PARAMETERS, SAE, Context, TopKSpec
 from sae_placebo.training import Fit, TrainingSpec, train
 
 D_IN, D_SAE = 16, 64
@@ -55,7 +55,7 @@ def test_step_is_adam_on_the_projected_gradient() -> None:
     for seed in range(4):
         running.step(batch(200, seed))
         adam.zero_grad()
-        running._sae_spec.evaluate(params, batch(200, seed), alive).loss.backward()
+        running._sae_spec.evaluate(params, batch(200, seed), Context(alive)).loss.backward()
         with torch.no_grad():
             rows = params["W_dec"]
             rows.grad -= (rows.grad * rows).sum(dim=1, keepdim=True) * rows
@@ -207,7 +207,7 @@ def test_auxk_reaches_the_encoder_and_the_decoder_of_dead_latents() -> None:
     for coefficient in (0.0, 1 / 32):
         spec = TopKSpec(d_sae=D_SAE, k=4, aux_coefficient=coefficient)
         found[coefficient] = Fit(SAE(spec, sae.params), TrainingSpec(), 1)._sae_spec.gradients(
-            sae.params, x[:2000], dead, Fit(sae, TrainingSpec(), 1)._workspace
+            sae.params, x[:2000], Context(dead), Fit(sae, TrainingSpec(), 1)._workspace
         )
     for name, rows in (("W_enc", lambda t: t.t()[dead]), ("W_dec", lambda t: t[dead])):
         without, with_aux = (rows(found[c].gradients[name]) for c in (0.0, 1 / 32))

@@ -15,14 +15,15 @@ from pydantic import Field
 
 from sae_placebo.errors import ModelError, PlaceboError, SpecError, unknown_name
 from sae_placebo.lazy import torch
-from sae_placebo.saes.base import PARAMETERS, SAE, Evaluation
+from sae_placebo.saes import stepping
+from sae_placebo.saes.base import SAE, Context, Evaluation, SAESpec
 from sae_placebo.saes.kernels import Workspace
 from sae_placebo.spec import Spec
 
 Row = dict[str, int | float | None]
 """One line of a training log."""
 
-_COLUMNS = ("tokens", "learning_rate", "loss", "fvu", "dead_share")
+_COLUMNS = ("tokens", "learning_rate", "loss", "fvu", "dead_share", "l0", "coefficient")
 _FLOOR = 1e-12
 
 
@@ -85,7 +86,7 @@ class Fit:
         Raises:
             SpecError: `frozen` holds another name, or `decoder_cosine` is not in [0, 1).
         """
-        _check(frozen, decoder_cosine)
+        _check(sae.spec, frozen, decoder_cosine)
         self.spec = spec
         self.total_tokens = total_tokens
         self.tokens = 0
@@ -96,9 +97,11 @@ class Fit:
             name: (sae.params[name].t() if name == "W_enc" else sae.params[name])
             .detach()
             .clone(memory_format=torch.contiguous_format)
-            for name in PARAMETERS
+            for name in sae.spec.parameters
         }
-        self._trained = {name: rows for name, rows in self._rows.items() if name not in frozen}
+        fixed = frozen | sae.spec.buffers
+        self._trained = {name: rows for name, rows in self._rows.items() if name not in fixed}
+        self._coefficient = sae.spec.first_coefficient()
         self._cosine = decoder_cosine if "W_dec" in self._trained else None
         self._decoder_start = self._rows["W_dec"].clone() if self._cosine is not None else None
         # Adam refuses to have nothing to do
@@ -122,7 +125,7 @@ class Fit:
             sae.d_sae, dtype=torch.int64, device=self._rows["b_enc"].device
         )
         self._workspace = Workspace()
-        self._pending: list[tuple[int, float, torch.Tensor]] = []
+        self._pending: list[tuple[int, float, torch.Tensor, float]] = []
         self._log: list[Row] = []
 
     def sae(self) -> SAE:
@@ -157,12 +160,11 @@ class Fit:
         if len(x) == 0:
             self.offered_tokens += offered_tokens or 0
             return
-        dead = self.dead()
         workspace = workspace or self._workspace
-        if self._trained:
-            found = self._sae_spec.gradients(self._parameters(), x, dead, workspace)
-        else:
-            found = self._encoded(x)
+        share = before / max(self.total_tokens, 1)
+        context = Context(self.dead(), share, self._coefficient)
+        measure = self._sae_spec.gradients if self._trained else self._looked
+        found = measure(self._parameters(), x, context, workspace)
         if not math.isfinite(float(found.loss if self._trained else found.squared_error)):
             raise self._not_finite(x)
         self.tokens += len(x)
@@ -172,21 +174,27 @@ class Fit:
             peak = self.spec.peak(self._sae_spec.d_sae)
             rate = peak * self.spec.share(before, self.offered_tokens, self.total_tokens)
             self._update(found, rate, workspace)
+        for name, value in found.buffers.items():
+            self._rows[name].copy_(value)
         self._silent_tokens.add_(len(x)).masked_fill_(found.fired, 0)
         variance = x.square().sum() - len(x) * x.mean(dim=0).square().sum()
-        values = torch.stack([found.loss, found.squared_error / variance, dead.float().mean()])
-        self._pending.append((self.tokens, rate, values))
+        l0 = found.active / len(x)
+        values = [found.loss, found.squared_error / variance, context.dead.float().mean(), l0]
+        self._pending.append((self.tokens, rate, torch.stack(values), self._coefficient))
+        self._coefficient = self._sae_spec.steer(self._coefficient, float(l0), share)
 
     def log(self) -> list[Row]:
-        """Return one row per step: tokens, learning_rate, loss, fvu, dead_share.
+        """Return one row per step: tokens, learning_rate, loss, fvu, dead_share, l0, coefficient.
 
         `fvu` is the batch's own fraction of variance unexplained, before the step; null where the
-        batch has no variance. Where nothing is trained the step size is 0 and `loss` is null.
+        batch has no variance. `l0` is its mean number of active latents per token, `coefficient` the
+        weight of the sparsity penalty, 0 where there is none. Where nothing is trained the step size
+        is 0 and `loss` is null.
         """
         if self._pending:
-            drained = torch.stack([values for _, _, values in self._pending]).tolist()
-            for (tokens, rate, _), values in zip(self._pending, drained, strict=True):
-                self._log.append(_row(tokens, [rate, *values]))
+            drained = torch.stack([values for _, _, values, _ in self._pending]).tolist()
+            for (tokens, rate, _, weight), values in zip(self._pending, drained, strict=True):
+                self._log.append(_row(tokens, [rate, *values, weight]))
             self._pending.clear()
         return list(self._log)
 
@@ -200,6 +208,7 @@ class Fit:
             kept["decoder_start"] = self._decoder_start.clone()
         kept["silent_tokens"] = self._silent_tokens.clone()
         kept["tokens"] = torch.tensor([self.tokens, self.offered_tokens])
+        kept["coefficient"] = torch.tensor(self._coefficient, dtype=torch.float64)
         kept["log"] = torch.tensor(log, dtype=torch.float64).reshape(-1, len(_COLUMNS))
         return kept
 
@@ -215,7 +224,7 @@ class Fit:
                 f"the saved state has W_dec {list(state['W_dec'].shape)}, this SAE has "
                 f"{list(self._rows['W_dec'].shape)}: continue with the settings it was saved with"
             )
-        held = {name for name in PARAMETERS if f"{name}.step" in state}
+        held = {name for name in self._rows if f"{name}.step" in state}
         if held != set(self._trained) or ("decoder_start" in state) != (self._cosine is not None):
             raise SpecError(
                 f"the saved state is of an SAE that trains {sorted(held)}, this one trains "
@@ -231,20 +240,21 @@ class Fit:
             self._decoder_start.copy_(state["decoder_start"])
         self._silent_tokens.copy_(state["silent_tokens"])
         self.tokens, self.offered_tokens = (int(n) for n in state["tokens"])
+        self._coefficient = float(state["coefficient"])
         self._pending.clear()
         self._log = [_row(int(first), numbers) for first, *numbers in state["log"].tolist()]
 
     def _parameters(self) -> dict[str, torch.Tensor]:
         return {name: rows.t() if name == "W_enc" else rows for name, rows in self._rows.items()}
 
-    def _encoded(self, x: Float[torch.Tensor, "token d_in"]) -> Evaluation:
-        """Return what a step of an SAE that learns nothing still records; its loss is NaN."""
-        sae = SAE(self._sae_spec, self._parameters())
-        codes = sae.encode(x)
-        fired = torch.zeros_like(self._silent_tokens, dtype=torch.bool)
-        fired[codes.latents] = True
-        missed = (sae.decode(codes) - x).square().sum()
-        return Evaluation(torch.full_like(missed, math.nan), missed, fired)
+    def _looked(
+        self,
+        params: Mapping[str, torch.Tensor],
+        x: Float[torch.Tensor, "token d_in"],
+        context: Context,
+        workspace: Workspace,
+    ) -> Evaluation:
+        return stepping.look(self._sae_spec, params, x, context, workspace)
 
     def _update(self, found: Evaluation, rate: float, workspace: Workspace) -> None:
         assert found.gradients is not None
@@ -264,6 +274,7 @@ class Fit:
         if turns:
             decoder.div_(decoder.norm(dim=1, keepdim=True))
             self._hold_back(decoder)
+        self._sae_spec.constrain(self._rows)
         self._adam.zero_grad()
 
     def _hold_back(self, rows: Float[torch.Tensor, "d_sae d_in"]) -> None:
@@ -298,9 +309,9 @@ class Fit:
         )
 
 
-def _check(frozen: Set[str], decoder_cosine: float | None) -> None:
-    if unknown := sorted(set(frozen) - set(PARAMETERS)):
-        raise SpecError(unknown_name("tensor of an SAE", unknown[0], PARAMETERS))
+def _check(spec: SAESpec, frozen: Set[str], decoder_cosine: float | None) -> None:
+    if unknown := sorted(set(frozen) - set(spec.parameters)):
+        raise SpecError(unknown_name(f"tensor of a {spec.kind} SAE", unknown[0], spec.parameters))
     if decoder_cosine is not None and not 0 <= decoder_cosine < 1:
         raise SpecError(
             f"decoder_cosine is {decoder_cosine}: a decoder row keeps a cosine of 0 or more to its "

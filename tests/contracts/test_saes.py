@@ -10,7 +10,7 @@ import torch
 
 from sae_placebo.errors import SpecError
 from sae_placebo.interop import saelens
-from sae_placebo.saes import PARAMETERS, SAE, SAES, Codes, SAESpec, parse_sae
+from sae_placebo.saes import PARAMETERS, SAE, SAES, Codes, Context, SAESpec, parse_sae
 from sae_placebo.saes.kernels import Workspace
 from sae_placebo.training import Fit, TrainingSpec
 
@@ -124,8 +124,8 @@ def test_fast_gradients_equal_plain_ones(kind: str, n_tokens: int, n_dead: int) 
     params, x = moved(spec), batch(n_tokens)
     dead = no_dead()
     dead[torch.randperm(D_SAE, generator=torch.Generator().manual_seed(1))[:n_dead]] = True
-    fast = spec.gradients(params, x, dead, Workspace())
-    plain = SAESpec.gradients(spec, params, x, dead, Workspace())
+    fast = spec.gradients(params, x, Context(dead), Workspace())
+    plain = spec.plain_gradients(params, x, Context(dead))
     assert torch.equal(fast.fired, plain.fired)
     torch.testing.assert_close(fast.loss, plain.loss, rtol=1e-10, atol=0)
     for name in PARAMETERS:
@@ -165,7 +165,7 @@ def test_fast_equals_plain_on_zeros_and_ties(kind: str) -> None:
     start = {name: tensor.double() for name, tensor in spec.create(D_IN, 0).params.items()}
     dead = no_dead()
     dead[:9] = True
-    found = spec.gradients(start, zeros, dead, Workspace())
+    found = spec.gradients(start, zeros, Context(dead), Workspace())
     assert float(found.loss) == 0
     assert not found.fired.any()
     assert not any(tensor.any() for tensor in found.gradients.values())
@@ -175,8 +175,8 @@ def test_fast_equals_plain_on_zeros_and_ties(kind: str) -> None:
         side = tied[name].t() if name == "W_enc" else tied[name]
         side[20:40] = side[:20]
     tied["b_enc"][20:40] = tied["b_enc"][:20]
-    fast = spec.gradients(tied, batch(300), dead, Workspace())
-    plain = SAESpec.gradients(spec, tied, batch(300), dead, Workspace())
+    fast = spec.gradients(tied, batch(300), Context(dead), Workspace())
+    plain = spec.plain_gradients(tied, batch(300), Context(dead))
     for name in PARAMETERS:
         torch.testing.assert_close(fast.gradients[name], plain.gradients[name])
 
@@ -184,7 +184,7 @@ def test_fast_equals_plain_on_zeros_and_ties(kind: str) -> None:
 @KINDS
 def test_gradients_reach_every_parameter(kind: str) -> None:
     spec = small(kind)
-    found = spec.gradients(moved(spec), batch(800), no_dead(), Workspace())
+    found = spec.gradients(moved(spec), batch(800), Context(no_dead()), Workspace())
     assert found.fired.all()
     for name in PARAMETERS:
         gradient = found.gradients[name]
@@ -197,14 +197,14 @@ def test_gradients_are_derivatives(kind: str) -> None:
     spec = small(kind, d_sae=12, k=3)
     params = moved(spec, d_in=5)
     x, dead = batch(4, d_in=5), torch.zeros(12, dtype=torch.bool)
-    found = spec.gradients(params, x, dead, Workspace())
+    found = spec.gradients(params, x, Context(dead), Workspace())
     for name in PARAMETERS:
         for place in ((0,) * params[name].ndim, (-1,) * params[name].ndim):
             ends = []
             for step in (1e-6, -1e-6):
                 nudged = {key: tensor.clone() for key, tensor in params.items()}
                 nudged[name][place] += step
-                ends.append(float(spec.evaluate(nudged, x, dead).loss))
+                ends.append(float(spec.evaluate(nudged, x, Context(dead)).loss))
             slope = (ends[0] - ends[1]) / 2e-6
             assert slope == pytest.approx(float(found.gradients[name][place]), abs=1e-7)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from sae_placebo.saes import topk as topk
-from sae_placebo.saes.base import PARAMETERS, SAE, SAES, Codes, Evaluation, SAESpec, parse_sae
+from sae_placebo.saes.base import PARAMETERS, SAE, SAES, Context, Evaluation, SAESpec, parse_sae
+from sae_placebo.saes.codes import Codes
 from sae_placebo.saes.topk import TopKSpec
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "SAE",
     "SAES",
     "Codes",
+    "Context",
     "Evaluation",
     "SAESpec",
     "TopKSpec",

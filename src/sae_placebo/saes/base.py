@@ -8,83 +8,44 @@ Conventions, for every architecture:
 - `W_enc` starts as `W_dec` transposed, `b_enc` and `b_dec` at zero: activations arrive centered.
 - Initial bits depend on (kind, d_in, d_sae, seed) alone, so all arms of a trial start alike.
 - `W_enc` may lie in memory latent by latent (a transposed view): only shapes are promised.
+- An architecture may have more tensors than the four, named in `parameters`, and some that no gradient
+  reaches, named in `buffers`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Bool, Float, Int64
 from pydantic import ConfigDict, Field, ValidationError
 
 from sae_placebo.errors import SpecError, unknown_name
 from sae_placebo.lazy import torch
+from sae_placebo.saes.codes import Codes
 from sae_placebo.saes.kernels import Workspace
+from sae_placebo.saes.selection import Selection, select
 from sae_placebo.spec import Registry, Spec, generator
 
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
-"""Names of the tensors of every SAE, in the order in which they are stored."""
+"""Names of the tensors that every SAE has, in the order in which they are stored."""
 
 
 @dataclass(frozen=True)
-class Codes:
-    """Sparse codes of some tokens: row t holds `offsets[t]` to `offsets[t + 1]`.
+class Context:
+    """What an objective depends on besides the tensors and the batch.
 
-    Values are above zero; what is zero is not stored. The order of latents within a token is not
-    promised.
+    Attributes:
+        dead: Latents that have been silent for long.
+        share: Share of the training tokens that lie behind, 0 to 1.
+        coefficient: Weight of the sparsity penalty at this step; unused where there is none.
     """
 
-    offsets: Int64[torch.Tensor, "token_plus_one"]
-    latents: Int64[torch.Tensor, "active"]
-    values: Float32[torch.Tensor, "active"]
-    d_sae: int
-
-    @property
-    def n_tokens(self) -> int:
-        """Number of tokens."""
-        return len(self.offsets) - 1
-
-    def tokens(self) -> Int64[torch.Tensor, "active"]:
-        """Return the token of each stored value, ascending."""
-        index = torch.arange(self.n_tokens, device=self.offsets.device)
-        return index.repeat_interleave(self.offsets.diff())
-
-    def dense(self) -> Float32[torch.Tensor, "token d_sae"]:
-        """Return the codes with their zeros; for small inputs."""
-        out = self.values.new_zeros(self.n_tokens, self.d_sae)
-        out[self.tokens(), self.latents] = self.values
-        return out
-
-    @classmethod
-    def from_slots(
-        cls,
-        latents: Int64[torch.Tensor, "token slot"],
-        values: Float[torch.Tensor, "token slot"],
-        d_sae: int,
-    ) -> Codes:
-        """Return codes from a fixed number of slots per token; slots at or below zero are empty."""
-        stored = values > 0
-        offsets = torch.zeros(len(values) + 1, dtype=torch.int64, device=values.device)
-        torch.cumsum(stored.sum(dim=1), dim=0, out=offsets[1:])
-        return cls(offsets, latents[stored], values[stored].float(), d_sae)
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[Codes]) -> Codes:
-        """Return the codes of all parts' tokens, in order.
-
-        Raises:
-            ValueError: there is no part, or the parts differ in `d_sae`.
-        """
-        widths = {part.d_sae for part in parts}
-        if len(widths) != 1:
-            raise ValueError(f"codes of one d_sae are needed, not of {sorted(widths)}")
-        counts = torch.cat([part.offsets.diff() for part in parts])
-        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        latents = torch.cat([part.latents for part in parts])
-        return cls(offsets, latents, torch.cat([part.values for part in parts]), widths.pop())
+    dead: Bool[torch.Tensor, "d_sae"]
+    share: float = 0.0
+    coefficient: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -96,14 +57,47 @@ class Evaluation:
     """Squared reconstruction error, summed over tokens and `d_in`."""
     fired: Bool[torch.Tensor, "d_sae"]
     """Which latents were active on at least one token."""
+    active: Int64[torch.Tensor, ""]
+    """Number of (token, latent) pairs with a code above zero."""
     gradients: Mapping[str, torch.Tensor] | None = None
+    buffers: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """New values of the tensors that no gradient reaches."""
+
+
+@dataclass(frozen=True)
+class SiteGradients:
+    """What an architecture adds at its active sites, beyond the reconstruction error.
+
+    Attributes:
+        to_z: Derivative of the loss by the pre-activation at each site.
+        penalty: The sparsity penalty, already in units of the loss.
+        to_latents: For other tensors of shape [d_sae]: the derivative's part at each site, to be
+            summed over each latent's sites.
+    """
+
+    to_z: torch.Tensor
+    penalty: torch.Tensor | float = 0.0
+    to_latents: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 class SAESpec(Spec, ABC):
-    """Settings of one architecture, and its arithmetic on a dictionary of tensors."""
+    """Settings of one architecture, and its arithmetic on a dictionary of tensors.
+
+    Every architecture gives `evaluate`, the plain objective that autograd differentiates. One whose
+    step touches few (token, latent) pairs also gives `selection`, `codes_at` and `at_sites`, and
+    `gradients` and the compiled step follow from these; an architecture of another shape may override
+    `gradients` and `encode` instead.
+    """
 
     # true is no number of latents, and neither is 64.0
     model_config = ConfigDict(strict=True)
+
+    parameters: ClassVar[tuple[str, ...]] = PARAMETERS
+    """Names of all tensors, in the order in which they are stored; the four come first."""
+    buffers: ClassVar[frozenset[str]] = frozenset()
+    """Those that no gradient reaches; an evaluation gives their new values."""
+    in_activation_units: ClassVar[frozenset[str]] = frozenset({"b_enc"})
+    """Tensors of shape [d_sae] or [] that scale with pre-activations; `fold` divides them."""
 
     kind: str
     d_sae: int = Field(ge=1)
@@ -121,42 +115,125 @@ class SAESpec(Spec, ABC):
         }
         return SAE(self, params)
 
-    @abstractmethod
+    def selection(
+        self, params: Mapping[str, torch.Tensor], context: Context | None
+    ) -> Selection | None:
+        """Return which sites a batch touches: in training, or (context None) in use.
+
+        None: the architecture has no sparse step, and overrides `encode`.
+        """
+        return None
+
+    def codes_at(
+        self, params: Mapping[str, torch.Tensor], latents: Any, z: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the codes at selected sites: z itself, where it is above zero.
+
+        Args:
+            params: The tensors.
+            latents: The latent of each site; or `slice(None)` where z is [token d_sae], so that
+                `params[name][latents]` fits z either way.
+            z: Pre-activations.
+        """
+        return z.clamp_min(0.0)
+
+    def at_sites(
+        self,
+        params: Mapping[str, torch.Tensor],
+        latents: Any,
+        z: torch.Tensor,
+        to_codes: torch.Tensor,
+        context: Context,
+        n_tokens: int,
+    ) -> SiteGradients:
+        """Return the derivatives at selected sites; the plain square loss: `to_codes` where z > 0.
+
+        Args:
+            params: The tensors.
+            latents: As in `codes_at`.
+            z: Pre-activations at the sites.
+            to_codes: Derivative of the mean square error, |x - x_hat|^2 / (n_tokens d_in), by the
+                site's code.
+            context: Of this step.
+            n_tokens: Tokens of the batch.
+        """
+        return SiteGradients(to_codes * (z > 0))
+
     def encode(
         self, params: Mapping[str, torch.Tensor], x: Float[torch.Tensor, "token d_in"]
     ) -> Codes:
         """Return the codes of `x`, never holding more than a chunk of dense pre-activations."""
+        chosen = self.selection(params, None)
+        if chosen is None:
+            raise NotImplementedError(f"{type(self).__name__} has no selection and no encode")
+        sites = select(x - params["b_dec"], params, chosen, Workspace())
+        values = self.codes_at(params, sites.latents, sites.z)
+        return Codes.from_sites(sites, values, self.d_sae)
 
     @abstractmethod
     def evaluate(
         self,
         params: Mapping[str, torch.Tensor],
         x: Float[torch.Tensor, "token d_in"],
-        dead: Bool[torch.Tensor, "d_sae"],
+        context: Context,
     ) -> Evaluation:
         """Return the training objective, differentiable by autograd: the plain reference."""
+
+    def auxiliary(self, d_in: int) -> tuple[float, int]:
+        """Return the weight of the dead latents' term and how many it uses; weight 0: none."""
+        return 0.0, 0
+
+    def next_buffers(
+        self, params: Mapping[str, torch.Tensor], values: torch.Tensor, context: Context
+    ) -> dict[str, torch.Tensor]:
+        """Return the new values of `buffers`, from the codes at a batch's sites (all those > 0)."""
+        return {}
+
+    def constrain(self, params: Mapping[str, torch.Tensor]) -> None:
+        """Put tensors back, in place, where they belong after an optimizer step."""
+        return None
+
+    def first_coefficient(self) -> float:
+        """Return the weight of the sparsity penalty at the start; 0 where there is none."""
+        return 0.0
+
+    def steer(self, coefficient: float, l0: float, share: float) -> float:
+        """Return the next step's weight of the penalty, after a step that saw `l0` at `share`."""
+        return coefficient
 
     def gradients(
         self,
         params: Mapping[str, torch.Tensor],
         x: Float[torch.Tensor, "token d_in"],
-        dead: Bool[torch.Tensor, "d_sae"],
+        context: Context,
         workspace: Workspace,
     ) -> Evaluation:
-        """Return the objective and its gradients; an architecture overrides this to be fast.
+        """Return the objective and its gradients, of all tensors but `buffers`.
 
         Gradients may live in `workspace` and hold until its next use.
         """
-        del workspace  # autograd keeps its own
-        leaves = {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
+        return self.plain_gradients(params, x, context)
+
+    def plain_gradients(
+        self,
+        params: Mapping[str, torch.Tensor],
+        x: Float[torch.Tensor, "token d_in"],
+        context: Context,
+    ) -> Evaluation:
+        """Return the objective and its gradients by autograd: what every faster way must equal."""
+        leaves = {
+            name: tensor.detach().requires_grad_()
+            for name, tensor in params.items()
+            if name not in self.buffers
+        }
         with torch.enable_grad():
-            plain = self.evaluate(leaves, x, dead)
-            found = torch.autograd.grad(plain.loss, list(leaves.values()))
-        return Evaluation(
-            plain.loss.detach(),
-            plain.squared_error.detach(),
-            plain.fired,
-            dict(zip(leaves, found, strict=True)),
+            plain = self.evaluate({**params, **leaves}, x, context)
+            found = torch.autograd.grad(plain.loss, list(leaves.values()), materialize_grads=True)
+        return replace(
+            plain,
+            loss=plain.loss.detach(),
+            squared_error=plain.squared_error.detach(),
+            gradients=dict(zip(leaves, found, strict=True)),
         )
 
     def fold(
@@ -167,14 +244,16 @@ class SAESpec(Spec, ABC):
     ) -> dict[str, torch.Tensor]:
         """Return the tensors in model units; see `SAE.fold`.
 
-        Right for every architecture whose codes scale with its pre-activations.
+        Right for every architecture whose codes scale with its pre-activations, once those of its
+        tensors that are compared with pre-activations are named in `in_activation_units`.
         """
-        return {
-            "W_enc": params["W_enc"].t().clone().t(),
-            "b_enc": params["b_enc"] / factor,
-            "W_dec": params["W_dec"].clone(),
-            "b_dec": mean.to(params["b_dec"]) + params["b_dec"] / factor,
+        folded = {
+            name: tensor / factor if name in self.in_activation_units else tensor.clone()
+            for name, tensor in params.items()
         }
+        folded["W_enc"] = params["W_enc"].t().clone().t()
+        folded["b_dec"] = mean.to(params["b_dec"]) + params["b_dec"] / factor
+        return folded
 
 
 @dataclass(frozen=True)
