@@ -76,7 +76,7 @@ def is_dense(
     workspace: Workspace,
 ) -> bool:
     """Return whether so many sites are active that dense products are faster; judged by a few tokens."""
-    if chosen.kind != "above":
+    if chosen.kind != "above" or len(inputs) == 0:
         return False
     limit = 0.0 if chosen.threshold is None else chosen.threshold
     _, z = next(pre_activations(inputs[:64], params, workspace))

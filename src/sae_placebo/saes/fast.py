@@ -1,0 +1,224 @@
+"""A step by compiled loops: selection, sparse decode, sparse gradients and Adam, nothing dense kept.
+
+It serves every architecture that gives a `Selection`, on a CPU, in float32. Two thirds of it and more
+is the encoder's product. The gradient of a weight matrix is never whole: each latent's row is summed,
+projected, stepped and scaled to unit length while it is in cache.
+
+**Adam is dense Adam**, for rows without a gradient too: their moments decay and they go on moving by
+the mean. Only after so many quiet steps that the mean is below 1e-8 of what it was (175 at beta1 0.9) is a
+row left alone; its mean is then taken as zero, and its square is decayed when the row is next
+touched. What is left out is below the rounding of the weights.
+
+Threads take ranges of tokens, then of latents; each runs its own products on one thread, so that a
+chunk of pre-activations is still in its core's cache when its k largest are looked for.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from sae_placebo.lazy import torch
+from sae_placebo.saes import auxiliary
+from sae_placebo.saes.base import Context, Evaluation, SAESpec
+from sae_placebo.saes.crew import Crew
+from sae_placebo.saes.fast_selection import Search, select_sites
+from sae_placebo.saes.kernels import Workspace
+from sae_placebo.saes.selection import Selection
+
+SWITCH = "SAE_PLACEBO_COMPILED"
+"""Environment variable; `0` switches the compiled loops off."""
+
+_NEGLIGIBLE = 1e-8
+
+
+def available() -> bool:
+    """Return whether compiled loops can be used: numba is installed and they are not switched off."""
+    return os.environ.get(SWITCH, "1") != "0" and importlib.util.find_spec("numba") is not None
+
+
+class FastStep:
+    """The compiled step of one SAE in training.
+
+    Args:
+        spec: The architecture.
+        rows: Its tensors, W_enc latent by latent; they are changed in place.
+        moments: For each trained tensor, Adam's `exp_avg`, `exp_avg_sq` and `step`.
+        betas: Adam's.
+        search: Whether candidates are looked for in 8-bit products; see `fast_selection.Search`.
+    """
+
+    def __init__(
+        self,
+        spec: SAESpec,
+        rows: Mapping[str, torch.Tensor],
+        moments: Mapping[str, Mapping[str, torch.Tensor]],
+        betas: tuple[float, float],
+        search: bool = False,
+    ) -> None:
+        self._spec, self._rows, self._moments, self._betas = spec, rows, moments, betas
+        self.search = Search(rows["W_enc"]) if search else None
+        patience = math.ceil(math.log(_NEGLIGIBLE) / math.log(betas[0])) if betas[0] > 0 else 1
+        self.patience = patience
+        n = spec.d_sae
+        # a row that never had a gradient has no moments: leaving it alone is exact from the start
+        self.quiet = {
+            name: torch.full((n,), patience + 1, dtype=torch.int32)
+            for name in ("W_enc", "W_dec")
+            if name in moments
+        }
+        self._sites: Any = None
+        self._place = np.full(n, -1, np.int32)
+
+    def evaluate(
+        self,
+        params: Mapping[str, torch.Tensor],
+        x: Float[torch.Tensor, "token d_in"],
+        chosen: Selection,
+        context: Context,
+        workspace: Workspace,
+    ) -> Evaluation:
+        """Return the objective, and the gradients of all tensors but the two matrices.
+
+        `update` then steps the matrices.
+        """
+        from sae_placebo.saes import compiled
+
+        spec = self._spec
+        with torch.no_grad(), Crew() as crew:
+            inputs = torch.sub(x, params["b_dec"], out=workspace.buffer("inputs", x.shape, x))
+            offsets, latents, z = select_sites(
+                inputs, self._rows, chosen, workspace, crew, self.search
+            )
+            index = latents.long()
+            values = spec.codes_at(params, index, z)
+            error = workspace.buffer("error", x.shape, x)
+            products = workspace.buffer("site products", z.shape, z)
+            arrays = [t.numpy() for t in (inputs, self._rows["W_dec"], offsets, latents, values)]
+            out = error.numpy(), products.numpy()
+            parts = crew.run(
+                lambda _, first, stop: compiled.decode_rows(*arrays, first, stop, *out), len(x), 64
+            )
+            energy = torch.tensor(sum(parts), dtype=x.dtype)
+            scale = 2 / x.numel()
+            more = spec.at_sites(params, index, z, products.mul_(scale), context, len(x))
+            sorted_sites, totals, fired = self._by_latent(latents, offsets, more.to_z, values)
+            found = {
+                "b_enc": totals,
+                "b_dec": error.sum(dim=0).mul_(scale).sub_(totals @ self._rows["W_enc"]),
+            }
+            for name, weights in more.to_latents.items():
+                found[name] = torch.zeros_like(totals).index_add_(0, index, weights)
+            loss = energy / x.numel() + more.penalty
+            weight, most = spec.auxiliary(x.shape[1])
+            aux = auxiliary.by_hand(params, inputs, error, context.dead, weight, most)
+            if aux is not None:
+                found["b_enc"].index_add_(0, aux.latents, aux.to_b_enc)
+                found["b_dec"] += aux.to_b_dec
+                loss = loss + aux.loss
+            buffers = spec.next_buffers(params, values, context)
+        self._sites = (sorted_sites, inputs, error, more.to_z, values, aux, scale)
+        active = (values > 0).sum()
+        return Evaluation(loss, energy, fired, active, found, buffers)
+
+    def update(self, rate: float) -> None:
+        """Step the two matrices with what `evaluate` found."""
+        with Crew() as crew:
+            self._update(rate, crew)
+
+    def _update(self, rate: float, crew: Crew) -> None:
+        from sae_placebo.saes import compiled
+
+        sites, inputs, error, to_z, values, aux, scale = self._sites
+        self._sites = None
+        width = inputs.shape[1]
+        nothing = np.empty((0, width), np.float32)
+        extra = dict.fromkeys(self.quiet, (self._place, nothing))
+        if aux is not None:
+            chosen = aux.latents.numpy()
+            self._place[chosen] = np.arange(len(chosen), dtype=np.int32)
+            extra["W_enc"] = (self._place, aux.to_encoder.numpy())
+            extra["W_dec"] = (self._place, aux.to_decoder.numpy())
+        if "W_enc" in self.quiet:
+            adam = self._stepped("W_enc", rate)
+            state, quiet = self._state("W_enc")
+            crew.run(
+                lambda _, first, stop: compiled.update_encoder(
+                    sites, inputs.numpy(), to_z.numpy(), extra["W_enc"], state, quiet, adam,
+                    self.patience, first, stop,
+                ),
+                self._spec.d_sae, 64,
+            )  # fmt: skip
+        if "W_dec" in self.quiet:
+            adam = self._stepped("W_dec", rate)
+            state, quiet = self._state("W_dec")
+            crew.run(
+                lambda _, first, stop: compiled.update_decoder(
+                    sites, error.numpy(), values.numpy(), extra["W_dec"], state, quiet, adam,
+                    self.patience, np.float32(scale), first, stop,
+                ),
+                self._spec.d_sae, 64,
+            )  # fmt: skip
+        if aux is not None:
+            self._place[chosen] = -1
+
+    def settle(self) -> None:
+        """Bring the moments of rows that were left alone up to date, before another kind of step."""
+        for name, quiet in self.quiet.items():
+            late = (quiet > self.patience).nonzero()[:, 0]
+            missed = (quiet[late] - self.patience).to(torch.float64)
+            self._moments[name]["exp_avg"][late] = 0
+            decay = (self._betas[1] ** missed).float()
+            self._moments[name]["exp_avg_sq"][late] *= decay[:, None]
+            quiet.zero_()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return what the next step depends on, besides tensors and moments."""
+        kept = {f"{name}.quiet": quiet.clone() for name, quiet in self.quiet.items()}
+        return kept | ({} if self.search is None else {"search": self.search.state()})
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take up the counts of quiet steps; a state of the plain step has none, and needs none."""
+        if self.search is not None and "search" in state:
+            self.search.restore(state["search"])
+        for name, quiet in self.quiet.items():
+            key = f"{name}.quiet"
+            quiet.copy_(state[key]) if key in state else quiet.zero_()
+
+    def _stepped(self, name: str, rate: float) -> np.ndarray:
+        step = self._moments[name]["step"]
+        step += 1
+        beta1, beta2 = self._betas
+        n = float(step)
+        root = 1 / math.sqrt(1 - beta2**n) if beta2 > 0 else 1.0
+        return np.array([rate / (1 - beta1**n), beta1, beta2, root, 1e-8], np.float32)
+
+    def _state(self, name: str) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+        moments = self._moments[name]
+        tensors = (self._rows[name], moments["exp_avg"], moments["exp_avg_sq"])
+        return tuple(tensor.numpy() for tensor in tensors), self.quiet[name].numpy()
+
+    def _by_latent(
+        self,
+        latents: torch.Tensor,
+        offsets: torch.Tensor,
+        to_z: torch.Tensor,
+        values: torch.Tensor,
+    ) -> tuple[tuple[np.ndarray, ...], torch.Tensor, torch.Tensor]:
+        from sae_placebo.saes import compiled
+
+        n, d_sae = len(latents), self._spec.d_sae
+        starts = np.empty(d_sae + 1, np.int32)
+        order, tokens = np.empty(n, np.int32), np.empty(n, np.int32)
+        totals, fired = np.empty(d_sae, np.float32), np.empty(d_sae, np.bool_)
+        compiled.by_latent(
+            latents.numpy(), offsets.numpy(), to_z.numpy(), starts, order, tokens, totals, fired,
+            values.numpy(),
+        )  # fmt: skip
+        return (starts, order, tokens), torch.from_numpy(totals), torch.from_numpy(fired)
