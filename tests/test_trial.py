@@ -37,9 +37,9 @@ class Spy(Progress):
     def note(self, message: str) -> None:
         self.notes.append(message)
 
-    def track(self, label: str, total: int, unit: str = "tokens") -> Any:
+    def track(self, label: str, total: int, unit: str = "tokens", before: int = 0) -> Any:
         self.labels.append(label)
-        return super().track(label, total, unit)
+        return super().track(label, total, unit, before)
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -7,9 +7,9 @@ order. Nothing is kept but the block in hand.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int64
@@ -17,6 +17,8 @@ from pydantic import Field
 
 from sae_placebo.errors import ModelError
 from sae_placebo.lazy import torch
+from sae_placebo.prefetching import ahead, cores_are_free
+from sae_placebo.reading import check_finite
 from sae_placebo.spec import Spec, numpy_generator
 from sae_placebo.text import Rows
 
@@ -32,12 +34,18 @@ class HarvestSpec(Spec):
         outlier_ratio: A token whose norm exceeds this multiple of the arm's median norm is left out of
             training, and, when any arm leaves it out, of every arm's measurements. Attention sinks
             are what it is for; see docs/concepts/masking.md for why 3 and not the usual 10.
+        precision: In what the models run. `auto`: each arm in bfloat16 if its error on the calibration
+            rows is within the bound at every hookpoint, else in float32. See
+            docs/concepts/precision.md before comparing arms that decided differently.
+        bf16_error_bound: Largest mean squared error over the activations' variance for `auto`.
     """
 
     block_rows: int = Field(256, ge=1)
     calibration_rows: int = Field(64, ge=1)
     card_rows: int = Field(64, ge=1)
     outlier_ratio: float = Field(3.0, gt=1.0)
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    bf16_error_bound: float = Field(1e-3, gt=0.0, lt=1.0)
 
 
 # rows in one forward: changes no result beyond rounding, which is fixed with the rest of the recipe
@@ -102,36 +110,97 @@ class Calibration:
 
 
 def blocks(
-    reader: Any, rows: Rows, order: Int[np.ndarray, " row"], block_rows: int
+    reader: Any,
+    rows: Rows,
+    order: Int[np.ndarray, " row"],
+    block_rows: int,
+    *,
+    device: str | torch.device = "cpu",
+    prefetch: bool | None = None,
 ) -> Iterator[Block]:
     """Yield the activations of `rows`, taken in `order`, `block_rows` at a time.
 
     Args:
-        reader: `models.Reader`: `names`, `d_in` and `read(token_ids) -> {name: [row pos d_in]}`.
+        reader: `models.Reader`: `names`, `d_in` and `read(token_ids) -> {name: [row pos d_in]}`; a
+            `read_into` is used where there is one.
         rows: What to read.
         order: Indices of the rows, in reading order.
         block_rows: Rows in a block; the last one may be smaller.
+        device: Where activations go; ids and places stay on the CPU.
+        prefetch: Whether the next block is read on a thread of its own while one is used, which takes a
+            second block of memory and changes no bit. None: where cores are free, or where the model
+            is on an accelerator.
+
+    Raises:
+        ModelError: as `Reader.read`.
     """
+    place = torch.device(device)
+    if prefetch is None:
+        accelerated = getattr(reader, "device", place).type != "cpu"
+        prefetch = len(order) > block_rows and (accelerated or cores_are_free())
+    if not prefetch:
+        yield from _read_blocks(reader, rows, order, block_rows, place)
+        return
+    yield from ahead(
+        lambda go_on: _read_blocks(reader, rows, order, block_rows, place, go_on=go_on, n_buffers=2)
+    )
+
+
+def _read_blocks(
+    reader: Any,
+    rows: Rows,
+    order: Int[np.ndarray, " row"],
+    block_rows: int,
+    device: torch.device,
+    *,
+    go_on: Callable[[], None] = lambda: None,
+    n_buffers: int = 1,
+) -> Iterator[Block]:
+    """Yield blocks whose activations live in `n_buffers` kept buffers in turn."""
     usable = rows.usable()
     capacity = int(np.sort(usable.sum(1))[::-1][:block_rows].sum())
-    buffers = {name: torch.empty(capacity, reader.d_in) for name in reader.names}
-    for first in range(0, len(order), block_rows):
+    # pinned, so that copies from an accelerator need no waiting
+    pinned = device.type == "cpu" and getattr(reader, "device", device).type == "cuda"
+    kept: list[dict[str, torch.Tensor]] = []
+    for index, first in enumerate(range(0, len(order), block_rows)):
+        if len(kept) < n_buffers:
+            shape = (capacity, reader.d_in)
+            kept.append(
+                {n: torch.empty(shape, device=device, pin_memory=pinned) for n in reader.names}
+            )
+        buffers = kept[index % n_buffers]
         chosen = order[first : first + block_rows]
         filled = 0
         for part in np.array_split(chosen, -(-len(chosen) // FORWARD_ROWS)):
-            keep = torch.from_numpy(usable[part])
-            read = reader.read(torch.from_numpy(rows.token_ids[part].astype(np.int64)))
-            n = int(keep.sum())
-            for name, values in read.items():
-                buffers[name][filled : filled + n] = values[keep]
-            filled += n
+            go_on()
+            places = torch.from_numpy(np.flatnonzero(usable[part]))
+            ids = torch.from_numpy(rows.token_ids[part].astype(np.int64))
+            end = filled + len(places)
+            _read_part(reader, ids, places, {n: x[filled:end] for n, x in buffers.items()})
+            filled = end
+        activations = {name: buffer[:filled] for name, buffer in buffers.items()}
+        if hasattr(reader, "read_into"):
+            reader.settled()
+            for name, x in activations.items():
+                check_finite(name, x)
         row, position = np.nonzero(usable[chosen])
         yield Block(
             token_ids=torch.from_numpy(rows.token_ids[chosen][row, position].astype(np.int64)),
             documents=torch.from_numpy(rows.documents[chosen][row].astype(np.int64)),
             places=torch.from_numpy(np.stack([chosen[row], position], axis=1).astype(np.int64)),
-            activations={name: buffer[:filled] for name, buffer in buffers.items()},
+            activations=activations,
         )
+
+
+def _read_part(
+    reader: Any, ids: torch.Tensor, places: torch.Tensor, out: Mapping[str, torch.Tensor]
+) -> None:
+    if hasattr(reader, "read_into"):
+        reader.read_into(ids, places, out)
+        return
+    for name, values in reader.read(ids).items():
+        flat = values.reshape(-1, values.shape[-1])
+        out[name].copy_(flat.index_select(0, places.to(flat.device)))
 
 
 def row_order(n_rows: int, seed: int) -> Int64[np.ndarray, " row"]:
@@ -193,13 +262,15 @@ def batches(
     """
     n = len(block.token_ids)
     order = torch.from_numpy(numpy_generator(seed, "shuffle", index).permutation(n))
-    kept = {name: calibrations[name].keeps(x) for name, x in block.activations.items()}
+    # on the CPU: what is left out decides shapes, and asking an accelerator per batch would wait for it
+    kept = {name: calibrations[name].keeps(x).cpu() for name, x in block.activations.items()}
+    means = {name: calibrations[name].mean.to(x.device) for name, x in block.activations.items()}
     for part in order.chunk(-(-n // batch_tokens)):
         batch = {}
         for name, x in block.activations.items():
             calibration = calibrations[name]
-            chosen = part[kept[name][part]]
-            batch[name] = x[chosen].sub_(calibration.mean).mul_(calibration.factor)
+            chosen = part[kept[name][part]].to(x.device, non_blocking=True)
+            batch[name] = x.index_select(0, chosen).sub_(means[name]).mul_(calibration.factor)
         yield len(part), batch
 
 

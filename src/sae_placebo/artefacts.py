@@ -4,7 +4,7 @@
 |---|---|
 | tokenize | rows.safetensors, names.json, labels.json where text is Python, vocabulary.json |
 | build | recipe.json, card.json (harvest and train keep a copy of the recipe) |
-| harvest | activations.safetensors, norms.safetensors, calibration.safetensors, calibration.json |
+| harvest | activations.safetensors, norms.safetensors, calibration.safetensors and .json, precision.json |
 | train | <hookpoint>/<sae>/seed-<n>/ (SAELens 6), lookup.safetensors, gaussian.json, log.parquet |
 | measure | latents, measurements, coverage and passages.parquet, replicates.safetensors |
 """
@@ -19,6 +19,7 @@ import numpy as np
 
 from sae_placebo.activations import Calibration
 from sae_placebo.gaussian import GaussianNull
+from sae_placebo.harvesting import HarvestPrecision
 from sae_placebo.labels.base import Labels
 from sae_placebo.lazy import pandas, torch
 from sae_placebo.measurement import Measurement
@@ -87,9 +88,10 @@ def write_harvest(
     folder: Path,
     activations: Mapping[str, torch.Tensor],
     calibrations: Mapping[str, Calibration],
+    precision: HarvestPrecision,
     build: Path,
 ) -> None:
-    """Write held-out activations [token, d_in] in model units, and the calibration of each hookpoint."""
+    """Write held-out activations [token, d_in] in model units, and each hookpoint's calibration."""
     from safetensors.torch import save_file
 
     save_file(dict(activations), folder / "activations.safetensors")
@@ -99,7 +101,13 @@ def write_harvest(
     save_file(means, folder / "calibration.safetensors")
     record = {name: one.record() for name, one in calibrations.items()}
     write_json(folder / "calibration.json", record)
+    write_json(folder / "precision.json", precision.record())
     copy_recipe(build, folder)
+
+
+def read_precision(folder: Path) -> HarvestPrecision:
+    """Return in what the arm's model ran, and why."""
+    return HarvestPrecision.from_record(read_json(folder / "precision.json"))
 
 
 def read_calibrations(folder: Path) -> dict[str, Calibration]:

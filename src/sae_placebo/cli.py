@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +24,10 @@ StoreFolder = Annotated[Path, typer.Option("--store", help="Folder of artefacts 
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="dotted.key=value; replaces a setting of the file."),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(help="Where models run: cpu, cuda or cuda:<number>; replaces the file's."),
 ]
 Wait = Annotated[float, typer.Option(help="Seconds to wait for another process to free the store.")]
 
@@ -48,7 +53,9 @@ def check(trial: TrialFile, overrides: Overrides = None) -> None:
     """Resolve a trial file and print it, or say what is wrong and where."""
     from sae_placebo.protocol import load_trial
 
-    typer.echo(load_trial(trial, overrides=overrides or []).model_dump_json(indent=2))
+    spec = load_trial(trial, overrides=overrides or [])
+    resolved = {**spec.model_dump(mode="json"), "device": spec.device}
+    typer.echo(json.dumps(resolved, indent=2, ensure_ascii=False))
 
 
 @app.command()
@@ -74,13 +81,13 @@ def run(
     store: StoreFolder = Path("runs"),
     overrides: Overrides = None,
     wait: Wait = 0.0,
+    device: Device = None,
 ) -> None:
     """Run a trial, or what is left of it, and say where the report is."""
     from sae_placebo.trial import run as run_trial
 
-    result = run_trial(
-        trial, store, overrides=overrides or [], progress=for_terminal(), wait_seconds=wait
-    )
+    settings = (overrides or []) + ([] if device is None else [f'device="{device}"'])
+    result = run_trial(trial, store, overrides=settings, progress=for_terminal(), wait_seconds=wait)
     typer.echo(result.summary())
     typer.echo(f"report: {result.report}")
 
@@ -130,7 +137,7 @@ def main() -> None:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(1) from None
     except SystemExit as stop:
-        if stop.code == 130:  # what an interrupt has become on its way here
+        if stop.code in (130, 143):  # what an interrupt and SIGTERM have become on their way here
             sys.stderr.write("stopped; run the same command again to go on\n")
         raise
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_placebo import models, precision
+from sae_placebo import models
 from sae_placebo.activations import FORWARD_ROWS
 from sae_placebo.controls import build
+from sae_placebo.devices import describe_device, settings
 from sae_placebo.lazy import torch
+from sae_placebo.nulls import placed
 from sae_placebo.plans import Plan, plan_steps
 from sae_placebo.progress import Progress
 from sae_placebo.protocol import TrialSpec, load_trial
@@ -65,22 +67,26 @@ def plan_table(
     plan, place = plan_steps(spec), Store(Path(store), warn=progress.note)
     rates = None
     if probe and any(not place.has(step) for step in plan.steps()):
-        with place.lock(), precision.fast_products():
-            place.environment = environment()  # a model that is converted here is kept
+        with place.lock(), settings(spec.device):
+            place.environment = environment() | describe_device(
+                spec.device
+            )  # a model that is converted here is kept
             rates = measure_rates(Bench(plan, place, progress))
     lines = [f"{'stage':<10} {'done':>9}  {'left: tokens':>14}  {'passes':>7}  {'minutes':>8}"]
     total = 0.0
     for stage, steps in _by_stage(plan):
         left = [step for step in steps if not place.has(step)]
-        tokens, passes = _tokens(spec, stage), _passes(spec, stage)
+        tokens, passes = _tokens(spec, stage) * _readings(left), _passes(spec, stage)
         minutes = "-"
         if rates is not None and left:
             seconds = len(left) * _seconds(spec, stage, rates)
+            if stage in ("harvest", "train"):
+                seconds += tokens / rates.forward
             total += seconds
             minutes = f"{seconds / 60:.1f}"
         done = f"{len(steps) - len(left)}/{len(steps)}"
         lines.append(
-            f"{stage:<10} {done:>9}  {tokens * len(left):>14,}  {passes * len(left):>7,}  {minutes:>8}"
+            f"{stage:<10} {done:>9}  {tokens:>14,}  {passes * len(left):>7,}  {minutes:>8}"
         )
     if rates is not None:
         speeds = ", ".join(f"{label} {rate:,.0f}" for label, rate in rates.sae.items())
@@ -111,6 +117,13 @@ def _tokens(spec: TrialSpec, stage: str) -> int:
     }.get(stage, 0)
 
 
+def _readings(steps: Sequence[Step]) -> int:
+    """Return how often steps of one stage read their tokens: SAEs of one harvest share a stream."""
+    if steps and steps[0].stage == "train":
+        return len({step.inputs for step in steps})
+    return len(steps)
+
+
 def _passes(spec: TrialSpec, stage: str) -> int:
     """Return the SAE training passes in one step: every SAE seed, and its Gaussian null."""
     recipes = len(spec.saes) * len(spec.hookpoints)
@@ -122,16 +135,13 @@ _FIXED = {"model": 20.0, "tokenize": 5.0, "readability": 15.0, "text": 1.0, "mea
 
 
 def _seconds(spec: TrialSpec, stage: str, rates: Rates) -> float:
-    """Return how long one step of a stage will take."""
+    """Return how long one step of a stage will take, without reading activations."""
     if stage in _FIXED:
         return _FIXED[stage]
     if stage == "build":
         return rates.build_seconds
-    seconds = _tokens(spec, stage) / rates.forward
-    if stage == "train":
-        passes = _passes(spec, stage) / len(spec.saes)
-        seconds += sum(passes * spec.text.train_tokens / rate for rate in rates.sae.values())
-    return seconds
+    passes = _passes(spec, stage) / len(spec.saes)
+    return sum(passes * spec.text.train_tokens / rate for rate in rates.sae.values())
 
 
 def measure_rates(bench: Bench) -> Rates:
@@ -143,7 +153,7 @@ def measure_rates(bench: Bench) -> Rates:
     control = spec.arms[arm].control
     model, _ = build(bench.given.reference, control, spec.seed, 0, source=spec.model)
     build_seconds = time.perf_counter() - start
-    reader = models.Reader(model, spec.hookpoints)
+    reader = models.Reader(model.to(spec.device), spec.hookpoints)
     ids = torch.randint(
         0,
         text_config(model).vocab_size,
@@ -153,10 +163,10 @@ def measure_rates(bench: Bench) -> Rates:
     forward = _rate(lambda: reader.read(ids), ids.numel())
     x = torch.randn(
         spec.training.batch_tokens, reader.d_in, generator=generator(spec.seed, "probe")
-    )
+    ).to(spec.device)
     saes = {}
     for label, sae in spec.saes.items():
-        fit = Fit(sae.create(reader.d_in, 0), spec.training, 1_000_000)
+        fit = Fit(placed(sae.create(reader.d_in, 0), spec.device), spec.training, 1_000_000)
         saes[label] = _rate(lambda fit=fit: fit.step(x), len(x))
     return Rates(forward, saes, build_seconds)
 

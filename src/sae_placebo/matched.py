@@ -1,177 +1,244 @@
-"""Matched training: every SAE of one arm in one pass over the token stream.
+"""Matched training: every SAE that reads the same activations in one pass over the token stream.
 
-Arms differ in their model alone. Tokens, their order and shuffles, the SAEs' initial bits, the
-optimizer and the number of tokens are the same; activations are centered and scaled to a common
-mean squared norm.
+Arms differ in their model, or in what is done to the dictionaries. Tokens, their order and shuffles, the
+SAEs' initial bits, the optimizer and the number of tokens are the same; activations are centered and
+scaled to a common mean squared norm. Arms that read the same activations share one forward, and each
+gets the bits that it would get alone.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from sae_placebo import artefacts, gaussian
-from sae_placebo.activations import Block, Calibration, TokenMeans, batches, blocks, row_order
+from sae_placebo import artefacts
+from sae_placebo.activations import Block, Calibration, TokenMeans
+from sae_placebo.checkpoints import Checkpoint, State, Work
 from sae_placebo.controls.dictionary import DictionaryControl, Moments
 from sae_placebo.gaussian import SecondMoments
 from sae_placebo.interop import saelens
 from sae_placebo.lazy import torch
-from sae_placebo.models import Reader, parse_hookpoint
+from sae_placebo.models import parse_hookpoint
+from sae_placebo.nulls import Member, Nulls, placed
 from sae_placebo.plans import ArmModel
-from sae_placebo.progress import Advance
+from sae_placebo.progress import Advance, Progress
 from sae_placebo.protocol import TrialSpec
+from sae_placebo.saes import SAE
 from sae_placebo.saes.kernels import Workspace
-from sae_placebo.spec import generator
-from sae_placebo.text import Rows
-from sae_placebo.training import Fit, train
+from sae_placebo.store import write_json
+from sae_placebo.stream import (
+    MomentsPass,
+    Stream,
+    means_state,
+    moments_state,
+    restore_means,
+    restore_moments,
+)
+from sae_placebo.training import Fit
+
+
+class Place(NamedTuple):
+    """Where in the stream training stands: the block, its batches done, and whether it was counted."""
+
+    block: int = 0
+    batch: int = 0
+    counted: bool = False
 
 
 @dataclass
-class ArmTraining:
-    """The SAEs of one arm, and what is learned of its activations on the way.
+class Matched:
+    """The SAEs of arms that read the same activations, and what is learned of these on the way.
 
     Args:
-        spec: The trial's protocol.
-        reader: Of the arm's model.
-        rows: The training rows.
-        harvest: The arm's harvest artefact: calibrations and held-out activations.
+        stream: What they read.
+        harvest: The arms' harvest artefact: calibrations and held-out activations.
         vocabulary_size: Number of token ids.
-        control: What is done to the dictionaries; None: they are trained in full.
+        controls: By the key of an arm's training, what is done to its dictionaries; None: they are
+            trained in full.
+        work: Where checkpoints are kept.
     """
 
-    spec: TrialSpec
-    reader: Reader | gaussian.GaussianReader
-    rows: Rows
+    stream: Stream
     harvest: Path
     vocabulary_size: int
-    control: DictionaryControl | None = None
-    fits: dict[tuple[str, str, int], Fit] = field(default_factory=dict)
+    controls: Mapping[str, DictionaryControl | None]
+    work: Work
+    trained: dict[tuple[str, Member], tuple[SAE, list[Any]]] = field(default_factory=dict)
     lookups: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-    moments: dict[str, SecondMoments] = field(default_factory=dict)
     steps: list[tuple[int, dict[str, int]]] = field(default_factory=list)
 
-    @functools.cached_property
-    def calibrations(self) -> dict[str, Calibration]:
-        """How the activations are masked, centered and scaled, by hookpoint."""
-        return artefacts.read_calibrations(self.harvest)
+    def __post_init__(self) -> None:
+        self._before: dict[str, Moments] = {}
+        self._fits: dict[tuple[str, Member], Fit] = {}
 
     @property
-    def n_tokens(self) -> int:
-        """Tokens of the stream, outliers included."""
-        return int(self.rows.usable().sum())
+    def spec(self) -> TrialSpec:
+        """The trial's protocol."""
+        return self.stream.spec
+
+    @property
+    def calibrations(self) -> Mapping[str, Calibration]:
+        """How the activations are masked, centered and scaled, by hookpoint."""
+        return self.stream.calibrations
+
+    def run(self, name: str, progress: Progress) -> None:
+        """Do what is left: count moments where a control needs them, train, train the nulls."""
+
+        def run(label: str, total: int, done: int, work: Callable[[Advance], None]) -> None:
+            with progress.track(f"{label} {name}", total, before=done) as advance:
+                work(advance)
+
+        total = self.stream.n_tokens
+        if any(control is not None and control.needs_moments for control in self.controls.values()):
+            counting = MomentsPass(self.stream, self.work)
+            run("moments", total, counting.done, counting.run)
+            by = self.calibrations
+            self._before = {n: _scaled(one, by[n]) for n, one in counting.moments.items()}
+        self._begin()
+        saved = self.work.load("train")
+        if saved is not None and not self.work.fits(saved, self._restore):
+            self._begin()
+        run("train", total, self._done, self._train)
+        nulls = self._nulls
+        draw = functools.partial(nulls.run, self._moments, self.steps)
+        run("gaussian null", total * len(self.spec.hookpoints), nulls.done, draw)
 
     @functools.cached_property
-    def _before(self) -> dict[str, Moments]:
-        """Moments of the training stream, by hookpoint, for dictionaries that are made of them."""
-        if self.control is None or not self.control.needs_moments:
-            return {}
-        found = {name: SecondMoments(one.mean) for name, one in self.calibrations.items()}
-        for block in self._blocks():
-            for name, x in block.activations.items():
-                found[name].add(x[self.calibrations[name].keeps(x)])
-        return {name: _scaled(one, self.calibrations[name]) for name, one in found.items()}
+    def _nulls(self) -> Nulls:
+        return Nulls(self.spec, self.harvest, self.calibrations, self._starts, self.work)
 
-    def _starts(self, hookpoint: str) -> dict[tuple[str, str, int], Fit]:
-        spec, control = self.spec, self.control
-        fits = {}
-        for label, sae in spec.saes.items():
-            for seed in spec.sae_seeds:
-                start = sae.create(self.reader.d_in, seed)
-                held: dict[str, Any] = {}
-                if control is not None:
-                    start = control.start(start, self._before.get(hookpoint), spec.seed, seed)
-                    held = {"frozen": control.frozen, "decoder_cosine": control.decoder_cosine}
-                fits[hookpoint, label, seed] = Fit(start, spec.training, self.n_tokens, **held)
+    def _starts(self, hookpoint: str) -> dict[Member, Fit]:
+        """Return new fits of every arm, SAE and seed at one hookpoint."""
+        spec, fits = self.spec, {}
+        for key, control in self.controls.items():
+            for label, sae in spec.saes.items():
+                for seed in spec.sae_seeds:
+                    start = sae.create(self.stream.reader.d_in, seed)
+                    held: dict[str, Any] = {}
+                    if control is not None:
+                        start = control.start(start, self._before.get(hookpoint), spec.seed, seed)
+                        held = {"frozen": control.frozen, "decoder_cosine": control.decoder_cosine}
+                    start = placed(start, spec.device)
+                    n = self.stream.n_tokens
+                    fits[key, label, seed] = Fit(start, spec.training, n, **held)
         return fits
 
-    def _blocks(self) -> Iterator[Block]:
-        order = row_order(len(self.rows.lengths), self.spec.seed)
-        return blocks(self.reader, self.rows, order, self.spec.harvest.block_rows)
+    # --- the pass --------------------------------------------------------------------------------
 
-    def fit(self, advance: Advance) -> None:
-        """Train the SAEs, and gather E[x | token] and the covariance from the same stream."""
+    def _begin(self) -> None:
+        """Start every SAE, with nothing counted."""
+        self._done, self._place = 0, Place()
+        self.steps.clear()
         centers = {name: one.mean for name, one in self.calibrations.items()}
-        means = {name: TokenMeans(self.vocabulary_size, c) for name, c in centers.items()}
-        self.moments = {name: SecondMoments(c) for name, c in centers.items()}
-        by_hookpoint = {name: self._starts(name) for name in self.spec.hookpoints}
-        self.fits = {key: fit for fits in by_hookpoint.values() for key, fit in fits.items()}
-        members = {name: list(fits.values()) for name, fits in by_hookpoint.items()}
-        train(self._stream(means), members, advance)
-        self.lookups = {name: one.table() for name, one in means.items()}
+        self._means = {name: TokenMeans(self.vocabulary_size, c) for name, c in centers.items()}
+        self._moments = self.stream.moments()
+        self._fits = {
+            (hookpoint, member): fit
+            for hookpoint in self.spec.hookpoints
+            for member, fit in self._starts(hookpoint).items()
+        }
 
-    def _stream(
-        self, means: Mapping[str, TokenMeans]
-    ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
-        """Yield the arm's batches; on the way, count activations and note the batches' sizes."""
-        spec = self.spec
-        for index, block in enumerate(self._blocks()):
-            for name, x in block.activations.items():
-                kept = self.calibrations[name].keeps(x)
-                ids, x = (block.token_ids, x) if kept.all() else (block.token_ids[kept], x[kept])
-                means[name].add(ids, x)
-                self.moments[name].add(x)
-            size = spec.training.batch_tokens
-            for offered, batch in batches(block, self.calibrations, size, spec.seed, index):
-                self.steps.append((offered, {name: len(x) for name, x in batch.items()}))
-                yield offered, batch
-
-    def fit_nulls(self, advance: Advance) -> dict[str, dict[str, dict[str, Any]]]:
-        """Train every recipe and seed on Gaussian draws; return what each explains, as JSON.
-
-        A null takes the arm's own steps: as many draws in each as the arm had tokens, at the same
-        step sizes. It learns from the training tokens' mean and covariance, and is scored on the
-        held-out tokens', as the arm's SAEs are.
-        """
-        found: dict[str, dict[str, dict[str, Any]]] = {}
-        for hookpoint in self.spec.hookpoints:
-            one = self.calibrations[hookpoint]
-            draw, fits = self.moments[hookpoint].sampler(one), self._starts(hookpoint)
-            random = generator(self.spec.seed, "gaussian", "training")
+    def _train(self, advance: Advance) -> None:
+        """Train the SAEs, and gather E[x | token] and the covariance from the same stream."""
+        with self.work.during("train", self._state) as checkpoint:
             workspace = Workspace()
-            for offered, sizes in self.steps:
-                x = draw(sizes[hookpoint], random)
-                for fit in fits.values():
-                    fit.step(x, workspace, offered)
-                advance(offered)
-            unseen = self._heldout_moments(hookpoint).sampler(one)
-            found[hookpoint] = {label: {} for label in self.spec.saes}
-            for (_, label, seed), fit in fits.items():
-                scored = gaussian.score(fit.sae(), unseen, self.spec.seed)
-                found[hookpoint][label][str(seed)] = scored.record()
-        return found
+            for index, block in self.stream.blocks(self._place.block):
+                if not self._place.counted:
+                    with self.work.step():
+                        self._count(block)
+                        self._place = Place(index, 0, counted=True)
+                for number, (offered, batch) in enumerate(self.stream.batches(index, block), 1):
+                    if number <= self._place.batch:
+                        continue  # done before the stop; the block was read again for the others
+                    with self.work.step():
+                        self._step(offered, batch, workspace)
+                        self._place = Place(index, number, counted=True)
+                    advance(offered)
+                    checkpoint()
+                self._place = Place(index + 1)
+        self.lookups = {name: one.table() for name, one in self._means.items()}
+        while self._fits:  # the optimizers are let go one by one
+            key = next(iter(self._fits))
+            fit = self._fits.pop(key)
+            self.trained[key] = placed(fit.sae(), "cpu"), fit.log()
 
-    def _heldout_moments(self, hookpoint: str) -> SecondMoments:
-        one = self.calibrations[hookpoint]
-        x = artefacts.read_activations(self.harvest, hookpoint)
-        moments = SecondMoments(one.mean)
-        moments.add(x[one.keeps(x)])
-        return moments
+    def _count(self, block: Block) -> None:
+        for name, ids, x in self.stream.kept(block):
+            self._means[name].add(ids, x)
+            self._moments[name].add(x)
 
-    def write(self, folder: Path, build: Path, one: ArmModel) -> None:
-        """Write the SAEs in model units, the lookup tables and the training log.
+    def _step(self, offered: int, batch: dict[str, torch.Tensor], workspace: Workspace) -> None:
+        for (hookpoint, _), fit in self._fits.items():
+            fit.step(batch[hookpoint], workspace, offered)
+        self.steps.append((offered, {name: len(x) for name, x in batch.items()}))
+        self._done += offered
+
+    # --- its state -------------------------------------------------------------------------------
+
+    def _state(self) -> State:
+        names = list(self.spec.hookpoints)
+        rows = [[offered, *(sizes[name] for name in names)] for offered, sizes in self.steps]
+        steps = torch.tensor(rows, dtype=torch.int64).reshape(-1, 1 + len(names))
+
+        def parts() -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+            yield "steps", {"sizes": steps}
+            for name in names:
+                yield f"means {name}", means_state(self._means[name])
+                yield f"moments {name}", moments_state(self._moments[name])
+            for key, fit in self._fits.items():
+                yield _part(key), fit.state()
+
+        return State(self._done, {"place": self._place, "hookpoints": names}, parts())
+
+    def _restore(self, saved: Checkpoint) -> None:
+        names = saved.record["hookpoints"]
+        self.steps += [
+            (offered, dict(zip(names, sizes, strict=True)))
+            for offered, *sizes in saved.part("steps")["sizes"].tolist()
+        ]
+        for name in names:
+            restore_means(self._means[name], saved.part(f"means {name}"))
+            restore_moments(self._moments[name], saved.part(f"moments {name}"))
+        for key, fit in self._fits.items():
+            fit.restore(saved.part(_part(key)))
+        self._done, self._place = saved.done, Place(*saved.record["place"])
+
+    # --- its result ------------------------------------------------------------------------------
+
+    def write(self, folder: Path, key: str, build: Path, one: ArmModel) -> None:
+        """Write one arm's SAEs in model units, its nulls, the lookup tables and the training log.
 
         Args:
             folder: Where to.
+            key: Of the arm's training.
             build: The arm's build artefact, whose recipe every SAE carries.
             one: The arm and its re-draw.
         """
         provenance = artefacts.provenance(build, self.spec, one)
         artefacts.copy_recipe(build, folder)
         logs: list[dict[str, Any]] = []
-        for (hookpoint, label, seed), fit in self.fits.items():
+        for (hookpoint, (of, label, seed)), (sae, log) in self.trained.items():
+            if of != key:
+                continue
             scale = self.calibrations[hookpoint]
             keys = {"hookpoint": hookpoint, "sae": label, "sae_seed": seed}
             saelens.write(
-                fit.sae().fold(scale.mean, scale.factor),
+                sae.fold(scale.mean, scale.factor),
                 artefacts.sae_folder(folder, hookpoint, label, seed),
                 {**provenance, **_hook_names(hookpoint), "sae_seed": seed},
             )
-            logs += [keys | row for row in fit.log()]
+            logs += [keys | row for row in log]
+        write_json(folder / "gaussian.json", self._nulls.scores[key])
         artefacts.write_lookup(folder, self.lookups)
         artefacts.write_records(folder / "log.parquet", logs)
+
+
+def _part(key: tuple[str, Member]) -> str:
+    hookpoint, (training, label, seed) = key
+    return f"fit {training[:16]} {hookpoint} {label} {seed}"
 
 
 def _scaled(counted: SecondMoments, by: Calibration) -> Moments:

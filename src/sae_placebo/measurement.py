@@ -37,6 +37,8 @@ class MeasurementSpec(Spec):
         passages: Top activating passages kept per shown latent, each from another document.
         tokens_before: Tokens shown before the peak.
         tokens_after: Tokens shown after the peak.
+        l0_tolerance: Largest difference to the trained arm's mean L0, relative to it, at which the
+            report calls an arm matched.
     """
 
     replicates: int = Field(200, ge=20)
@@ -45,6 +47,7 @@ class MeasurementSpec(Spec):
     passages: int = Field(4, ge=1)
     tokens_before: int = Field(24, ge=0)
     tokens_after: int = Field(12, ge=0)
+    l0_tolerance: float = Field(0.05, gt=0)
 
 
 @dataclass(frozen=True)

@@ -69,13 +69,20 @@ class Plan:
         yield self.tokenize
         if self.readability is not None:
             yield self.readability
-        for arm_model in self.build:
-            if self.text[arm_model] is not self.tokenize:
-                yield self.text[arm_model]
-            yield self.build[arm_model]
-            yield self.harvest[arm_model]
-            yield self.train[arm_model]
+        for group in self.groups:
+            yield from (self.text[one] for one in group if self.text[one] is not self.tokenize)
+            yield from (self.build[one] for one in group)
+            yield self.harvest[group[0]]
+            yield from (self.train[one] for one in group)
         yield from self.measure.values()
+
+    @property
+    def groups(self) -> tuple[tuple[ArmModel, ...], ...]:
+        """Arms that read the same activations, in the order of the trial: their SAEs share one pass."""
+        found: dict[str, list[ArmModel]] = {}
+        for one, step in self.harvest.items():
+            found.setdefault(step.key, []).append(one)
+        return tuple(tuple(group) for group in found.values())
 
     @property
     def needs_conversion(self) -> bool:

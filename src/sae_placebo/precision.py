@@ -9,7 +9,9 @@ machine always decides alike, and gives the same bits.
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -85,3 +87,56 @@ def fast_products() -> Iterator[bool]:
 def describe() -> dict[str, bool | float | str]:
     """Return what was decided and the errors that were measured, for a trial's record."""
     return {**asdict(measure()), "torch": torch.__version__, "unit": "relative root mean square"}
+
+
+# parameters of mallopt in glibc's malloc.h
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
+_HEAP_SETTINGS = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
+# glibc's own defaults, but for the thresholds: those it moves as a program frees large blocks, and
+# once set they stand still; these are the largest values that it would have come to by itself
+_RESTORED = {
+    _MMAP_MAX: 65_536,
+    _MMAP_THRESHOLD: 32 << 20,
+    _TRIM_THRESHOLD: 64 << 20,
+    _TOP_PAD: 128 << 10,
+}
+_KEPT = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _TOP_PAD: 16 << 20}
+_holders = 0
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """Return the C library, if it is glibc and nobody else has set its heap."""
+    if os.name != "posix" or any(name.startswith(_HEAP_SETTINGS) for name in os.environ):
+        return None
+    library = ctypes.CDLL(None)
+    known = all(hasattr(library, name) for name in ("gnu_get_libc_version", "mallopt"))
+    return library if known else None
+
+
+@contextmanager
+def kept_heap() -> Iterator[bool]:
+    """Keep freed memory in the process inside the block, for the next tensor of that size.
+
+    glibc maps every large tensor anew and hands it back when it is freed, so that each large
+    operation first waits for fresh pages: up to a third of a forward on CPU. Inside, such memory is
+    kept; peak memory is that of the largest moment, as before, but is held until the end, when free
+    pages go back. Yields whether it is so: other C libraries are left alone, and so is a heap that
+    the environment sets (MALLOC_*, GLIBC_TUNABLES, LD_PRELOAD). No result depends on it.
+    """
+    global _holders
+    library = _glibc()
+    if library is None:
+        yield False
+        return
+    if _holders == 0:
+        for parameter, value in _KEPT.items():
+            library.mallopt(parameter, value)
+    _holders += 1
+    try:
+        yield True
+    finally:
+        _holders -= 1
+        if _holders == 0:
+            for parameter, value in _RESTORED.items():
+                library.mallopt(parameter, value)
+            library.malloc_trim(0)

@@ -22,8 +22,17 @@ class Progress:
         """Show one line."""
 
     @contextlib.contextmanager
-    def track(self, label: str, total: int, unit: str = "tokens") -> Iterator[Advance]:
-        """Yield a function that advances this piece of work by a number of units."""
+    def track(
+        self, label: str, total: int, unit: str = "tokens", before: int = 0
+    ) -> Iterator[Advance]:
+        """Yield a function that advances this piece of work by a number of units.
+
+        Args:
+            label: What is worked on.
+            total: How many units there are.
+            unit: What is counted.
+            before: How many of them were done before a stop; rates and times are of the others.
+        """
         yield lambda n: None
 
 
@@ -36,7 +45,9 @@ class LineProgress(Progress):
         sys.stderr.flush()
 
     @contextlib.contextmanager
-    def track(self, label: str, total: int, unit: str = "tokens") -> Iterator[Advance]:
+    def track(
+        self, label: str, total: int, unit: str = "tokens", before: int = 0
+    ) -> Iterator[Advance]:
         """Yield the counter; write what was done and how fast when it ends."""
         start, done = time.perf_counter(), 0
 
@@ -47,7 +58,8 @@ class LineProgress(Progress):
         yield advance
         seconds = time.perf_counter() - start
         rate = f", {done / seconds:,.0f} {unit}/s" if done and seconds > 0.05 else ""
-        self.note(f"{label}: {done:,} {unit} in {seconds:.1f} s{rate}")
+        resumed = f" after {before:,} before a stop" if before else ""
+        self.note(f"{label}: {done:,} {unit}{resumed} in {seconds:.1f} s{rate}")
 
 
 class RichProgress(Progress):
@@ -63,7 +75,9 @@ class RichProgress(Progress):
         self._console.print(message, highlight=False, markup=False)
 
     @contextlib.contextmanager
-    def track(self, label: str, total: int, unit: str = "tokens") -> Iterator[Advance]:
+    def track(
+        self, label: str, total: int, unit: str = "tokens", before: int = 0
+    ) -> Iterator[Advance]:
         """Yield the counter behind a bar with units per second and time left."""
         from rich.markup import escape
         from rich.progress import (
@@ -86,7 +100,7 @@ class RichProgress(Progress):
         )
         start, done = time.perf_counter(), 0
         with Progress(*columns, console=self._console) as bars:
-            task = bars.add_task(escape(label), total=total, rate="")
+            task = bars.add_task(escape(label), total=total, completed=before, rate="")
 
             def advance(n: int) -> None:
                 nonlocal done

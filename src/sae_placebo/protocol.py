@@ -10,11 +10,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
 
 from sae_placebo.activations import HarvestSpec
 from sae_placebo.arms import ArmSpec, parse_arm
 from sae_placebo.designs import ArmParts, designs
+from sae_placebo.devices import check_device
 from sae_placebo.errors import SpecError, unknown_name
 from sae_placebo.measurement import MeasurementSpec
 from sae_placebo.models import ModelSpec, layer_count, parse_hookpoint, position_limit
@@ -50,6 +58,8 @@ class TrialSpec(Spec):
         measurement: Thresholds, document replicates, and how many latents are shown.
         contrasts: Pairs (arm, control) to compare; none given: trained minus every other arm, and
             the margins of every factorial that the arms make (see `designs`).
+        device: Where models run and SAEs are trained: `cpu`, `cuda` or `cuda:<number>`. It cannot
+            change what a result means, so it is in no key and in no dump; manifests record it.
     """
 
     name: Label
@@ -68,6 +78,7 @@ class TrialSpec(Spec):
     harvest: HarvestSpec = HarvestSpec()
     measurement: MeasurementSpec = MeasurementSpec()
     contrasts: tuple[tuple[str, str], ...] = ()
+    device: Annotated[str, AfterValidator(check_device)] = Field("cpu", exclude=True)
 
     @model_validator(mode="before")
     @classmethod

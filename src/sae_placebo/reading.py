@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from jaxtyping import Float, Int64
 
 from sae_placebo.errors import ModelError
+from sae_placebo.forward_kernels import FastForms, fast_forms
 from sae_placebo.hookpoints import Hookpoint, parse_hookpoint
 from sae_placebo.lazy import torch
 from sae_placebo.sites import (
@@ -20,6 +21,10 @@ from sae_placebo.sites import (
     text_config,
 )
 
+# error variance over variance up to which the faster forms count as equal in float32, and in less:
+# rounding that random blocks have amplified stays far below it, another formula far above
+_EQUAL, _EQUAL_REDUCED = 1e-7, 2e-2
+
 
 class Reader:
     """Reads one model's activations at a few hookpoints; each forward stops after the last one.
@@ -27,13 +32,17 @@ class Reader:
     Args:
         model: A causal language model, as `load_model` returns.
         hookpoints: Names as `parse_hookpoint` takes them; results carry the canonical ones.
+        fast: Use faster forms of attention, activations and norms on CPU (`forward_kernels`), if on a
+            few tokens they give the model's own values but for rounding.
 
     Raises:
         SpecError: an unknown hookpoint, or a layer past the last.
         ModelError: the model has no such place.
     """
 
-    def __init__(self, model: torch.nn.Module, hookpoints: Sequence[str | Hookpoint]) -> None:
+    def __init__(
+        self, model: torch.nn.Module, hookpoints: Sequence[str | Hookpoint], fast: bool = False
+    ) -> None:
         parsed = [parse_hookpoint(h) if isinstance(h, str) else h for h in hookpoints]
         self.hookpoints: tuple[Hookpoint, ...] = tuple(dict.fromkeys(parsed))
         self.model = model
@@ -41,11 +50,26 @@ class Reader:
         self._n_ids: int = embedding.get_input_embeddings().weight.shape[0]
         self.d_in: int = text_config(model).hidden_size
         self._sites: Sites = resolve(model, list(self.hookpoints))
+        self._forms: FastForms | None = self._checked_forms() if fast else None
 
     @property
     def names(self) -> tuple[str, ...]:
         """The canonical names, in the order asked for."""
         return tuple(h.name for h in self.hookpoints)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether faster forms are used: they were asked for, exist, and agree with the model."""
+        return self._forms is not None
+
+    def forms(self) -> AbstractContextManager[None]:
+        """Return a context in which the model runs in the faster forms, where this reader uses them."""
+        return nullcontext() if self._forms is None else self._forms.applied()
 
     def read(
         self, token_ids: Int64[torch.Tensor, "row pos"]
@@ -59,29 +83,89 @@ class Reader:
             ModelError: a value is not finite (the message names the hookpoint), a token id lies outside
                 the embedding, or a row is longer than the model's positions.
         """
-        self._check_ids(token_ids)
         found: dict[str, torch.Tensor] = {}
 
-        def keep(name: str) -> Callable[[torch.Tensor], None]:
-            def action(value: torch.Tensor) -> None:
-                # an ordinary tensor: autograd refuses to save one made in inference mode
-                with torch.inference_mode(False):
-                    found[name] = value.clone()
+        def keep(name: str, value: torch.Tensor) -> None:
+            # an ordinary tensor: autograd refuses to save one made in inference mode
+            with torch.inference_mode(False):
+                found[name] = value.clone()
+
+        self._forward(token_ids, keep)
+        for name, value in found.items():
+            check_finite(name, value)
+        return {name: found[name] for name in self.names}
+
+    def read_into(
+        self,
+        token_ids: Int64[torch.Tensor, "row pos"],
+        places: Int64[torch.Tensor, " token"],
+        out: Mapping[str, Float[torch.Tensor, "token d_in"]],
+    ) -> None:
+        """Write the activations of some positions into `out`, in its precision and on its device.
+
+        Nothing is checked for being finite, and nothing waits: a copy from an accelerator into pinned
+        memory may still be under way. `check_finite` and `settled` are the caller's, once per block.
+
+        Args:
+            token_ids: As for `read`.
+            places: Index of each wanted position in the flattened rows.
+            out: Where to, by canonical name.
+
+        Raises:
+            ModelError: as `read`, but for values that are not finite.
+        """
+        here = places.to(self.device, non_blocking=True)
+
+        def keep(name: str, value: torch.Tensor) -> None:
+            flat, target = value.reshape(-1, value.shape[-1]), out[name]
+            if flat.dtype == target.dtype and flat.device == target.device:
+                torch.index_select(flat, 0, here, out=target)
+            else:
+                target.copy_(flat.index_select(0, here), non_blocking=True)
+
+        self._forward(token_ids, keep)
+
+    def settled(self) -> None:
+        """Wait until what was read has arrived."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _forward(self, token_ids: torch.Tensor, keep: Callable[[str, torch.Tensor], None]) -> None:
+        """Run the model up to the last hookpoint; `keep` gets every value when it is there."""
+        self._check_ids(token_ids)
+        found: set[str] = set()
+
+        def action(name: str) -> Callable[[torch.Tensor], None]:
+            def act(value: torch.Tensor) -> None:
+                keep(name, value)
+                found.add(name)
                 if len(found) == len(self.hookpoints):
                     raise Stopped
 
-            return action
+            return act
 
-        with torch.inference_mode(), self._sites.hooked({h: keep(h.name) for h in self.hookpoints}):
+        hooks = self._sites.hooked({h: action(h.name) for h in self.hookpoints})
+        with torch.inference_mode(), self.forms(), hooks:
             self._run(token_ids)
-        for name, value in found.items():
-            # one sum is infinite or NaN whenever an entry is; the slow test runs only then
-            if not torch.isfinite(value.sum()) and not torch.isfinite(value).all():
-                raise ModelError(
-                    f"{name} holds values that are not finite; the model cannot be read there in "
-                    f"{value.dtype}."
-                )
-        return {name: found[name] for name in self.names}
+
+    def _checked_forms(self) -> FastForms | None:
+        """Return the model's faster forms; None without any, or where a forward says otherwise."""
+        forms = fast_forms(self.model)
+        if not forms.forwards and not forms.configs:
+            return None
+        limit = getattr(text_config(self.model), "max_position_embeddings", None) or 80
+        token_ids = (torch.arange(2 * min(80, limit)) * 7 + 3).remainder(self._n_ids).view(2, -1)
+        values = []
+        for used in (None, forms):
+            self._forms = used
+            values.append(self.read(token_ids))
+        for name, expected in values[0].items():
+            bound = _EQUAL if expected.dtype == torch.float32 else _EQUAL_REDUCED
+            expected = expected.double()
+            spread = (expected - expected.mean((0, 1))).square().sum()
+            if not (values[1][name] - expected).square().sum() <= bound * spread:
+                return None
+        return forms
 
     def _check_ids(self, token_ids: torch.Tensor) -> None:
         if token_ids.numel() == 0:
@@ -107,6 +191,20 @@ class Reader:
                 f"rows hold {length} tokens, and the model has {limit} positions; lower "
                 "text.context_tokens."
             ) from error
+
+
+def check_finite(name: str, value: torch.Tensor) -> None:
+    """Refuse activations that hold an infinity or NaN; one wait for an accelerator.
+
+    Raises:
+        ModelError: a value is not finite.
+    """
+    # one sum is infinite or NaN whenever an entry is; the slow test runs only then
+    if not torch.isfinite(value.sum()) and not torch.isfinite(value).all():
+        raise ModelError(
+            f"{name} holds values that are not finite; the model cannot be read there in "
+            f"{value.dtype}."
+        )
 
 
 @contextmanager

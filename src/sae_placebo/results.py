@@ -19,13 +19,14 @@ from sae_placebo.interactions import interactions
 from sae_placebo.lazy import pandas, torch
 from sae_placebo.measurement import held_out
 from sae_placebo.metrics import METRICS, Metric
+from sae_placebo.metrics.sparsity import l0_matches
 from sae_placebo.plans import ArmModel, Plan
 from sae_placebo.protocol import TrialSpec
 from sae_placebo.report import build_report
 from sae_placebo.statistics import Cell, ReplicateTable, effects
 from sae_placebo.store import Store, read_json, write_json
 
-TABLES = ("effects", "interactions", "latents", "measurements", "coverage", "passages")
+TABLES = ("effects", "interactions", "matching", "latents", "measurements", "coverage", "passages")
 
 PER_SAE = ("latents", "measurements", "coverage", "passages")
 
@@ -65,6 +66,11 @@ class Trial:
     def interactions(self) -> Any:
         """DataFrame, one row per complete 2x2 of arms x hookpoint x SAE x metric."""
         return self._table("interactions")
+
+    @property
+    def matching(self) -> Any:
+        """DataFrame, one row per arm x hookpoint x SAE: its L0, and how far that is from trained."""
+        return self._table("matching")
 
     @property
     def latents(self) -> Any:
@@ -141,6 +147,12 @@ def write_results(plan: Plan, store: Store) -> Trial:
     joined = {name: _joined(parts) for name, parts in tables.items()}
     joined["measurements"].insert(
         6, "latent", pandas.array([None] * len(joined["measurements"]), "Int64")
+    )
+    joined["matching"] = l0_matches(
+        joined["measurements"],
+        {label: sae.l0_target() for label, sae in plan.spec.saes.items()},
+        plan.spec.trained_arm,
+        plan.spec.measurement.l0_tolerance,
     )
     replicates = gather(plan, store)
     joined["effects"] = effects(replicates, plan.spec.compared, METRICS.entries, CONFIDENCE)

@@ -115,17 +115,22 @@ class Store:
         self.warn(
             f"artefact {step.stage}/{step.folder_name} is damaged ({problem}); building it again"
         )
-        with _explained(self.root):
+        with explained(self.root):
             shutil.rmtree(folder)
         return None
 
     @contextlib.contextmanager
-    def write(self, step: Step) -> Iterator[Path]:
-        """Yield an empty folder to fill; on success it becomes the artefact of `step`, else nothing."""
+    def write(self, step: Step, seconds: float = 0.0) -> Iterator[Path]:
+        """Yield an empty folder to fill; on success it becomes the artefact of `step`, else nothing.
+
+        Args:
+            step: What is made.
+            seconds: How long the work took that was done before.
+        """
         target = self.path(step)
         draft = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
         start = time.perf_counter()
-        with _explained(self.root):
+        with explained(self.root):
             draft.mkdir(parents=True)
             try:
                 yield draft
@@ -137,7 +142,7 @@ class Store:
                     "settings": json.loads(canonical(step.settings)),
                     "inputs": list(step.inputs),
                     "environment": dict(self.environment),
-                    "seconds": round(time.perf_counter() - start, 3),
+                    "seconds": round(seconds + time.perf_counter() - start, 3),
                     "files": {
                         p.relative_to(draft).as_posix(): {
                             "bytes": p.stat().st_size,
@@ -165,7 +170,7 @@ class Store:
             StoreError: another process holds the store for longer than `wait_seconds`, or the
                 store cannot be written.
         """
-        with _explained(self.root):
+        with explained(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             probe = self.root / f".probe-{uuid.uuid4().hex[:8]}"
             probe.touch()
@@ -262,8 +267,12 @@ def _missing_below(root: Path, error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def _explained(root: Path) -> Iterator[None]:
-    """Turn the operating system's refusals into one sentence each."""
+def explained(root: Path) -> Iterator[None]:
+    """Turn the operating system's refusals into one sentence each.
+
+    Raises:
+        StoreError: the store under `root` is full or cannot be written.
+    """
     try:
         yield
     except StoreError:

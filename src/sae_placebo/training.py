@@ -43,8 +43,10 @@ class TrainingSpec(Spec):
     """Share of the training tokens, at the end, over which it falls to zero, linearly."""
     beta1: float = Field(0.9, ge=0, lt=1)
     """Adam's memory of the gradient."""
-    beta2: float = Field(0.999, ge=0, lt=1)
-    """Adam's memory of its square."""
+    beta2: float = Field(0.98, ge=0, lt=1)
+    """Adam's memory of its square. The usual 0.999 remembers the large gradients of the start for longer
+    than a short run lasts: on real activations 0.98 explains more (fvu 0.235 against 0.238 after 150
+    steps, 0.405 against 0.406 on re-drawn weights), on planted dictionaries it recovers more."""
     dead_after_tokens: int = Field(10_000, ge=1)
     """A latent is dead, and learns from what the others miss, once it has been silent for this many
     tokens. Far below the usual 10 million, for runs of a few hundred thousand."""
@@ -183,8 +185,7 @@ class Fit:
         for name, value in found.buffers.items():
             self._rows[name].copy_(value)
         self._silent_tokens.add_(len(x)).masked_fill_(found.fired, 0)
-        flat, mean = x.reshape(-1), x.mean(dim=0)
-        variance = torch.dot(flat, flat) - len(x) * torch.dot(mean, mean)
+        variance = _variance(x) if found.variance is None else found.variance
         l0 = found.active / len(x)
         values = [found.loss, found.squared_error / variance, context.dead.float().mean(), l0]
         self._pending.append((self.tokens, rate, torch.stack(values), self._coefficient))
@@ -301,7 +302,7 @@ class Fit:
         if whole:
             gradients["W_enc"] = gradients["W_enc"].t()
         elif self._fast is not None:
-            self._fast.update(rate)
+            self._fast.update(rate, gradients["b_dec"])
         for name, rows in self._trained.items():
             if name in gradients:
                 rows.grad = gradients[name].contiguous()
@@ -356,6 +357,12 @@ def _check(spec: SAESpec, frozen: Set[str], decoder_cosine: float | None) -> Set
             "start, and below 1; to hold it fast, freeze W_dec"
         )
     return set(spec.parameters) if frozen >= set(PARAMETERS) else set(frozen)
+
+
+def _variance(x: Float[torch.Tensor, "token d_in"]) -> Float[torch.Tensor, ""]:
+    """Return the squared distance from the mean, summed over tokens."""
+    flat, mean = x.reshape(-1), x.mean(dim=0)
+    return torch.dot(flat, flat) - len(x) * torch.dot(mean, mean)
 
 
 def _row(tokens: int, numbers: list[float]) -> Row:

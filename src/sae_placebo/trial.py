@@ -7,26 +7,29 @@ order, and its SAEs start from the same bits; only the model differs.
     protocol -> tokenize -> for each arm and re-draw: build, harvest, train
              -> for each SAE: measure -> compare -> report
 
-Each step's result is an artefact, keyed by everything that decides it: a stopped trial goes on.
+Arms that read the same activations are trained in one pass. Each step's result is an artefact, keyed by
+everything that decides it, and a training keeps checkpoints: a stopped trial goes on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sae_placebo import artefacts, models, precision
+from sae_placebo import artefacts, checkpoints, interrupts, models
+from sae_placebo.checkpoints import Work
 from sae_placebo.controls import build
+from sae_placebo.devices import describe_device, settings
 from sae_placebo.diagnostics import card
 from sae_placebo.errors import ModelError
-from sae_placebo.gaussian import GaussianReader
-from sae_placebo.harvesting import harvest, second_moments
+from sae_placebo.harvesting import HarvestPrecision, arm_reader, harvest
 from sae_placebo.interop import saelens
 from sae_placebo.lazy import torch
-from sae_placebo.matched import ArmTraining
+from sae_placebo.matched import Matched
 from sae_placebo.materials import Materials
 from sae_placebo.measurement import HeldOut, held_out, measure
 from sae_placebo.plans import ArmModel, Plan, plan_steps
@@ -34,7 +37,8 @@ from sae_placebo.progress import Progress
 from sae_placebo.protocol import TrialSpec, load_trial
 from sae_placebo.results import Trial, environment, write_results
 from sae_placebo.statistics import document_weights
-from sae_placebo.store import Store, write_json
+from sae_placebo.store import Step, Store, write_json
+from sae_placebo.stream import AnyReader, Stream, in_its_place
 
 
 def run(
@@ -59,12 +63,13 @@ def run(
     """
     spec = load_trial(source, overrides=overrides)
     progress = progress or Progress()
-    place = Store(Path(store), warn=progress.note, environment=environment())
-    with place.lock(wait_seconds), precision.fast_products():
+    place = Store(Path(store), progress.note, environment() | describe_device(spec.device))
+    with place.lock(wait_seconds), settings(spec.device), interrupts.listening():
+        checkpoints.clear(place)
         bench = Bench(plan_steps(spec), place, progress)
         _ = bench.given.tokens  # too little text should be told before a model is built
-        for one in bench.plan.train:
-            bench.prepare(one)
+        for arms in bench.plan.groups:
+            bench.prepare(arms)
         for step in bench.plan.measure:
             bench.measure(*step)
         with progress.track("compare and report", 1, "trial") as advance:
@@ -91,34 +96,43 @@ class Bench:
         """The reference model and the tokens that every arm reads."""
         return Materials(self.plan, self.store, self.progress)
 
-    # --- one arm: build the control, read its activations, train its SAEs ------------------------
+    # --- arms: build the controls, read their activations, train their SAEs ----------------------
 
-    def prepare(self, one: ArmModel) -> None:
-        """Build one arm's model, harvest its held-out activations and train its SAEs."""
-        steps = (self.plan.build[one], self.plan.harvest[one], self.plan.train[one])
-        if all(self.store.find(step) is not None for step in steps):
+    def prepare(self, arms: Sequence[ArmModel]) -> None:
+        """Build the models of arms that read the same activations, harvest these, train all SAEs."""
+        plan, model, first = self.plan, None, arms[0]
+        left: dict[str, ArmModel] = {}  # arms may share an artefact, under the first one's name
+        for one in arms:
+            if self.store.find(plan.train[one]) is None:
+                left.setdefault(plan.train[one].key, one)
+        unread = bool(left) or self.store.find(plan.harvest[first]) is None
+        for one in arms:
+            if self.store.find(plan.build[one]) is None or (unread and model is None):
+                made = self._build(one)
+                model = made if model is None else model
+        if model is None or not unread:
             return
-        control = self.spec.arms[one.arm].control
-        seed = one.model_seed if control.draws and one.model_seed is not None else 0
-        try:
-            model, recipe = build(
-                self.given.reference, control, self.spec.seed, seed, source=self.spec.model
-            )
-            self._record(one, model, recipe.model_dump(mode="json"))
+        with _named(first):
             models.truncate(model, self.spec.hookpoints)
-            reader = self._reader(one, models.Reader(model, self.spec.hookpoints))
-            self._harvest(one, reader)
-            self._train(one, reader)
-        except ModelError as error:
-            raise ModelError(f"arm {one.label}: {error}") from error
+            steps = [plan.train[one] for one in left.values()] or [plan.harvest[first]]
+            source, precision = self._reader(first, model.to(self.spec.device), steps)
+            self._harvest(first, source, precision)
+            for some in checkpoints.together(self.store, steps, "train") if left else ():
+                self._train([left[step.key] for step in some], source)
+
+    def _build(self, one: ArmModel) -> Any:
+        """Return one arm's model; its recipe and diagnostics card are kept."""
+        given, spec, control = self.given.reference, self.spec, self.spec.arms[one.arm].control
+        seed = one.model_seed if control.draws and one.model_seed is not None else 0
+        with _named(one):
+            model, recipe = build(given, control, spec.seed, seed, source=spec.model)
+            self._record(one, model, recipe.model_dump(mode="json"))
+        return model
 
     def _record(self, one: ArmModel, model: Any, recipe: dict[str, Any]) -> None:
         """Keep what was done to the model, and its diagnostics card."""
-        step, rows, spec = (
-            self.plan.build[one],
-            self.given.rows_of(one)["heldout"],
-            self.spec.harvest,
-        )
+        step, spec = self.plan.build[one], self.spec.harvest
+        rows = self.given.rows_of(one)["heldout"]
         for made in (step, self.plan.harvest[one], self.plan.train[one]):
             folder = self.store.find(made)
             if folder and artefacts.read_hash(folder) != recipe["read_hash"]:
@@ -137,19 +151,25 @@ class Bench:
             write_json(draft / "card.json", found)
             advance(1)
 
-    def _reader(self, one: ArmModel, reader: models.Reader) -> models.Reader | GaussianReader:
-        """Return what reads the arm's activations: its model, or a Gaussian in its model's place."""
-        data = self.spec.arms[one.arm].data
+    def _reader(
+        self, one: ArmModel, model: Any, steps: Sequence[Step]
+    ) -> tuple[AnyReader, HarvestPrecision]:
+        """Return what reads an arm's activations, its model or a Gaussian in its place; the precision."""
+        data, spec, rows = self.spec.arms[one.arm].data, self.spec, self.given.rows_of(one)["train"]
+        known = self.store.find(self.plan.harvest[one])
+        decided = artefacts.read_precision(known) if known else None
+        reader, used = arm_reader(model, spec.hookpoints, rows, spec.harvest, spec.seed, decided)
         if data is None or not data.of_activations:
-            return reader
-        with self.progress.track(f"moments {one.label}", 1, "stream") as advance:
-            rows, spec = self.given.rows["train"], self.spec
-            moments = second_moments(reader, rows, spec.harvest, spec.seed)
-            draws = {name: found.sampler() for name, found in moments.items()}
-            advance(1)
-        return GaussianReader(draws, reader.d_in, spec.seed, one.model_seed or 0)
+            return reader, used
+        track = functools.partial(self.progress.track, f"moments {one.label}")
+        seed, work = one.model_seed or 0, self._work(one, steps)
+        return in_its_place(reader, spec, rows, seed, work, track), used
 
-    def _harvest(self, one: ArmModel, reader: models.Reader | GaussianReader) -> None:
+    def _work(self, one: ArmModel, steps: Sequence[Step]) -> Work:
+        """Return work with checkpoints, from which only a model with the same weights goes on."""
+        return Work(self.store, steps, artefacts.read_hash(self.store.path(self.plan.build[one])))
+
+    def _harvest(self, one: ArmModel, reader: AnyReader, used: HarvestPrecision) -> None:
         """Calibrate the arm on the head of the training stream; keep its held-out activations."""
         step, rows = self.plan.harvest[one], self.given.rows_of(one)
         if self.store.find(step) is not None:
@@ -157,23 +177,23 @@ class Bench:
         label, total = f"harvest {one.label}", int(rows["heldout"].usable().sum())
         with self.progress.track(label, total) as advance, self.store.write(step) as draft:
             found = harvest(reader, rows, self.spec.harvest, self.spec.seed, advance)
-            artefacts.write_harvest(draft, *found, self.store.path(self.plan.build[one]))
+            artefacts.write_harvest(draft, *found, used, self.store.path(self.plan.build[one]))
 
-    def _train(self, one: ArmModel, reader: models.Reader | GaussianReader) -> None:
-        """Train every SAE of the arm in one pass over the token stream, then its Gaussian nulls."""
-        step, steps = self.plan.train[one], self.plan
-        if self.store.find(step) is not None:
-            return
-        harvested, rows = self.store.path(steps.harvest[one]), self.given.rows_of(one)["train"]
-        control = self.spec.arms[one.arm].dictionary
-        arm = ArmTraining(self.spec, reader, rows, harvested, len(self.given.vocabulary), control)
-        with self.store.write(step) as draft:
-            with self.progress.track(f"train {one.label}", arm.n_tokens) as advance:
-                arm.fit(advance)
-            total = arm.n_tokens * len(self.spec.hookpoints)
-            with self.progress.track(f"gaussian null {one.label}", total) as advance:
-                write_json(draft / "gaussian.json", arm.fit_nulls(advance))
-            arm.write(draft, self.store.path(steps.build[one]), one)
+    def _train(self, arms: Sequence[ArmModel], reader: AnyReader) -> None:
+        """Train every SAE of the arms in one pass over the token stream, then their Gaussian nulls."""
+        plan, spec, first = self.plan, self.spec, arms[0]
+        harvested, rows = self.store.path(plan.harvest[first]), self.given.rows_of(first)["train"]
+        work = self._work(first, [plan.train[one] for one in arms])
+        controls = {plan.train[one].key: spec.arms[one.arm].dictionary for one in arms}
+        stream = Stream(spec, reader, rows, artefacts.read_calibrations(harvested))
+        pass_ = Matched(stream, harvested, len(self.given.vocabulary), controls, work)
+        more = f" and {len(arms) - 1} more" if len(arms) > 1 else ""
+        pass_.run(first.label + more, self.progress)
+        for one in arms:
+            step = plan.train[one]
+            with self.store.write(step, work.seconds / len(arms)) as draft:
+                pass_.write(draft, step.key, self.store.path(plan.build[one]), one)
+        checkpoints.clear(self.store)
 
     # --- one SAE: what its latents are, and what every metric says -------------------------------
 
@@ -218,3 +238,12 @@ class Bench:
             )
             artefacts.write_measured(draft, measured)
             advance(n)
+
+
+@contextlib.contextmanager
+def _named(one: ArmModel) -> Iterator[None]:
+    """Put the arm's name before what is wrong with its model."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"arm {one.label}: {error}") from error

@@ -10,7 +10,18 @@ import torch
 
 from sae_placebo.errors import SpecError
 from sae_placebo.interop import saelens
-from sae_placebo.saes import PARAMETERS, SAE, SAES, Codes, Context, SAESpec, parse_sae
+from sae_placebo.saes import (
+    PARAMETERS,
+    SAE,
+    SAES,
+    Codes,
+    Context,
+    PenalizedSpec,
+    SAESpec,
+    TopKSpec,
+    fast,
+    parse_sae,
+)
 from sae_placebo.saes.kernels import Workspace
 from sae_placebo.training import Fit, TrainingSpec
 
@@ -30,7 +41,15 @@ KINDS = pytest.mark.parametrize("kind", sorted(SAES))
 
 
 def small(kind: str, **settings: object) -> SAESpec:
-    return parse_sae({"kind": kind, "d_sae": D_SAE, "k": 6, **settings})
+    table: dict[str, object] = {"kind": kind, "d_sae": D_SAE, "k": 6, **settings}
+    if issubclass(SAES[kind], PenalizedSpec):
+        table["l0"] = float(table.pop("k"))
+    return parse_sae(table)
+
+
+def at(spec: SAESpec, dead: torch.Tensor) -> Context:
+    """Half-way through the training, with a penalty where there is one."""
+    return Context(dead, 0.5, spec.first_coefficient())
 
 
 def moved(spec: SAESpec, d_in: int = D_IN, seed: int = 3) -> dict[str, torch.Tensor]:
@@ -70,13 +89,31 @@ def test_shapes_and_start(kind: str) -> None:
     sae = small(kind).create(D_IN, seed=0)
     assert sae.d_in == D_IN
     assert sae.d_sae == D_SAE
-    assert tuple(sae.params) == PARAMETERS
+    assert tuple(sae.params) == sae.spec.parameters
+    assert sae.spec.parameters[:4] == PARAMETERS
     assert sae.params["W_enc"].shape == (D_IN, D_SAE)
     assert sae.params["W_dec"].shape == (D_SAE, D_IN)
-    assert torch.equal(sae.params["W_enc"], sae.params["W_dec"].t())
+    lengths = sae.params["W_enc"].norm(dim=0)
+    torch.testing.assert_close(lengths, lengths[:1].expand(D_SAE))
+    assert 0.1 < float(lengths[0]) < 1.0001
+    torch.testing.assert_close(sae.params["W_enc"] / lengths, sae.params["W_dec"].t())
     assert not sae.params["b_enc"].any()
     assert not sae.params["b_dec"].any()
     torch.testing.assert_close(sae.params["W_dec"].norm(dim=1), torch.ones(D_SAE))
+
+
+@pytest.mark.parametrize("k", [2, 8, 40])
+def test_the_first_scale_explains_isotropic_activations_best(k: int) -> None:
+    sae = parse_sae({"kind": "topk", "d_sae": 400, "k": k}).create(50, seed=0)
+    x = torch.randn(2000, 50, generator=torch.Generator().manual_seed(1))
+    explained = {}
+    for factor in (0.7, 1.0, 1.4):
+        params = {**sae.params, "W_enc": sae.params["W_enc"] * factor}
+        other = SAE(sae.spec, params)
+        error = x - other.decode(other.encode(x))
+        explained[factor] = 1 - float(error.square().sum() / x.square().sum())
+    assert max(explained, key=explained.__getitem__) == 1.0
+    assert explained[1.0] > 0
 
 
 @KINDS
@@ -84,9 +121,11 @@ def test_initial_bits_depend_on_the_seed_alone(kind: str) -> None:
     torch.manual_seed(1)
     first = small(kind).create(D_IN, seed=7)
     torch.manual_seed(2)
-    same = small(kind, k=3).create(D_IN, seed=7)
+    same = small(kind).create(D_IN, seed=7)
+    sparser = small(kind, k=3).create(D_IN, seed=7)
     other = small(kind).create(D_IN, seed=8)
     assert all(torch.equal(first.params[name], same.params[name]) for name in PARAMETERS)
+    assert torch.equal(first.params["W_dec"], sparser.params["W_dec"])
     assert (first.params["W_dec"] - other.params["W_dec"]).abs().max() > 0.1
 
 
@@ -97,7 +136,10 @@ def test_codes_are_sparse_and_positive(kind: str, n_tokens: int) -> None:
     x = batch(n_tokens).float()
     codes = sae.encode(x)
     assert codes.n_tokens == n_tokens
-    assert codes.offsets.diff().max() <= 6 if n_tokens else len(codes.values) == 0
+    counts = codes.offsets.diff()
+    assert len(codes.values) == int(counts.sum())
+    if isinstance(sae.spec, TopKSpec):
+        assert (counts <= 6).all()
     assert (codes.values > 0).all()
     assert sae.decode(codes).shape == (n_tokens, D_IN)
     dense = codes.dense()
@@ -124,22 +166,30 @@ def test_fast_gradients_equal_plain_ones(kind: str, n_tokens: int, n_dead: int) 
     params, x = moved(spec), batch(n_tokens)
     dead = no_dead()
     dead[torch.randperm(D_SAE, generator=torch.Generator().manual_seed(1))[:n_dead]] = True
-    fast = spec.gradients(params, x, Context(dead), Workspace())
-    plain = spec.plain_gradients(params, x, Context(dead))
+    fast = spec.gradients(params, x, at(spec, dead), Workspace())
+    plain = spec.plain_gradients(params, x, at(spec, dead))
     assert torch.equal(fast.fired, plain.fired)
     torch.testing.assert_close(fast.loss, plain.loss, rtol=1e-10, atol=0)
-    for name in PARAMETERS:
+    assert set(fast.gradients) == set(spec.parameters) - spec.buffers
+    for name in fast.gradients:
         expected = plain.gradients[name]
         error = (fast.gradients[name] - expected).abs().max() / expected.abs().max()
         assert error < 1e-10, name
+    assert set(fast.buffers) == set(plain.buffers) == spec.buffers
+    for name, value in plain.buffers.items():
+        torch.testing.assert_close(fast.buffers[name], value, rtol=1e-6, atol=0)
 
 
 @KINDS
-def test_fast_steps_equal_plain_ones_in_float32(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("way", ["compiled", "sparse"])
+def test_fast_steps_equal_plain_ones_in_float32(
+    kind: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = small(kind)
     training = TrainingSpec(learning_rate=1e-3, dead_after_tokens=300)
     start = spec.create(D_IN, seed=0)
-    start.params["b_enc"][:30] = -1.7
+    # without AuxK a latent is silent only where it is far from firing
+    start.params["b_enc"][:30] = -8.0 if isinstance(spec, PenalizedSpec) else -1.7
 
     def trained() -> tuple[Fit, list[float | None]]:
         fit = Fit(start, training, 1000)
@@ -147,14 +197,16 @@ def test_fast_steps_equal_plain_ones_in_float32(kind: str, monkeypatch: pytest.M
             fit.step(part)
         return fit, [row["dead_share"] for row in fit.log()]
 
-    fast, fast_dead = trained()
+    monkeypatch.setenv(fast.SWITCH, "1" if way == "compiled" else "0")
+    quick, quick_dead = trained()
+    monkeypatch.setenv(fast.SWITCH, "0")
     monkeypatch.setattr(type(spec), "gradients", SAESpec.gradients)
     plain, plain_dead = trained()
-    assert fast_dead == plain_dead
-    assert max(fast_dead) > 0.1
-    for name in PARAMETERS:
+    assert quick_dead == plain_dead
+    assert max(quick_dead) > 0.1
+    for name in spec.parameters:
         expected = plain.sae().params[name]
-        error = (fast.sae().params[name] - expected).norm() / expected.norm()
+        error = (quick.sae().params[name] - expected).norm() / expected.norm()
         assert error < 1e-5, name
 
 
@@ -165,7 +217,7 @@ def test_fast_equals_plain_on_zeros_and_ties(kind: str) -> None:
     start = {name: tensor.double() for name, tensor in spec.create(D_IN, 0).params.items()}
     dead = no_dead()
     dead[:9] = True
-    found = spec.gradients(start, zeros, Context(dead), Workspace())
+    found = spec.gradients(start, zeros, at(spec, dead), Workspace())
     assert float(found.loss) == 0
     assert not found.fired.any()
     assert not any(tensor.any() for tensor in found.gradients.values())
@@ -175,21 +227,26 @@ def test_fast_equals_plain_on_zeros_and_ties(kind: str) -> None:
         side = tied[name].t() if name == "W_enc" else tied[name]
         side[20:40] = side[:20]
     tied["b_enc"][20:40] = tied["b_enc"][:20]
-    fast = spec.gradients(tied, batch(300), Context(dead), Workspace())
-    plain = spec.plain_gradients(tied, batch(300), Context(dead))
-    for name in PARAMETERS:
+    fast = spec.gradients(tied, batch(300), at(spec, dead), Workspace())
+    plain = spec.plain_gradients(tied, batch(300), at(spec, dead))
+    for name in plain.gradients:
         torch.testing.assert_close(fast.gradients[name], plain.gradients[name])
 
 
 @KINDS
 def test_gradients_reach_every_parameter(kind: str) -> None:
     spec = small(kind)
-    found = spec.gradients(moved(spec), batch(800), Context(no_dead()), Workspace())
+    found = spec.gradients(moved(spec), batch(800), at(spec, no_dead()), Workspace())
     assert found.fired.all()
-    for name in PARAMETERS:
+    for name in set(spec.parameters) - spec.buffers:
         gradient = found.gradients[name]
         side = gradient.t() if name == "W_enc" else gradient
         assert (side.abs() > 0).all(), name
+
+
+# a threshold's gradient is that of a box that stands for a step; a gated SAE's auxiliary term takes the
+# decoder as a constant
+NO_DERIVATIVES = {"jumprelu": frozenset({"threshold"}), "gated": frozenset({"W_dec", "b_dec"})}
 
 
 @KINDS
@@ -197,14 +254,15 @@ def test_gradients_are_derivatives(kind: str) -> None:
     spec = small(kind, d_sae=12, k=3)
     params = moved(spec, d_in=5)
     x, dead = batch(4, d_in=5), torch.zeros(12, dtype=torch.bool)
-    found = spec.gradients(params, x, Context(dead), Workspace())
-    for name in PARAMETERS:
+    found = spec.gradients(params, x, at(spec, dead), Workspace())
+    estimated = NO_DERIVATIVES.get(kind, frozenset()) | spec.buffers
+    for name in set(spec.parameters) - estimated:
         for place in ((0,) * params[name].ndim, (-1,) * params[name].ndim):
             ends = []
             for step in (1e-6, -1e-6):
                 nudged = {key: tensor.clone() for key, tensor in params.items()}
                 nudged[name][place] += step
-                ends.append(float(spec.evaluate(nudged, x, Context(dead)).loss))
+                ends.append(float(spec.evaluate(nudged, x, at(spec, dead)).loss))
             slope = (ends[0] - ends[1]) / 2e-6
             assert slope == pytest.approx(float(found.gradients[name][place]), abs=1e-7)
 
@@ -217,7 +275,8 @@ def test_saved_sae_is_bit_identical(kind: str, tmp_path: object) -> None:
     saelens.write(sae, tmp_path / "sae", {})
     again = saelens.read(tmp_path / "sae")
     assert again.spec == sae.spec
-    assert all(torch.equal(again.params[name], sae.params[name]) for name in PARAMETERS)
+    assert tuple(again.params) == tuple(sae.params)
+    assert all(torch.equal(again.params[name], sae.params[name]) for name in sae.params)
 
 
 @KINDS
@@ -240,16 +299,29 @@ def test_folded_sae_reads_model_units(kind: str) -> None:
         sae.fold(mean, 0.0)
 
 
+# what is planted has 3 active of 40; inner prefixes must hold all 40, or they learn sums of them
+RECOVERY: dict[str, tuple[dict[str, object], float]] = {
+    "batchtopk": ({"k": 3}, 0.94),
+    "matryoshka": ({"k": 3, "prefixes": [0.5, 1.0]}, 0.91),
+    # a penalty on sums of codes shrinks them, and merges directions where few may be active
+    "relu": ({"k": 6}, 0.94),
+    "p_annealed": ({"k": 6}, 0.9),
+    "gated": ({"k": 3}, 0.94),
+    "jumprelu": ({"k": 3}, 0.94),
+}
+
+
 @KINDS
 def test_recovers_a_planted_dictionary(kind: str) -> None:
     x, truth = planted(40_000, n_true=40, seed=1234)
-    start = small(kind, k=4).create(D_IN, seed=0)
+    settings, least = RECOVERY.get(kind, ({"k": 4}, 0.97))
+    start = small(kind, **settings).create(D_IN, seed=0)
     fit = Fit(start, TrainingSpec(learning_rate=1e-2), len(x))
     for part in x.split(100):
         fit.step(part)
     before, after = mean_best_cosine(start, truth), mean_best_cosine(fit.sae(), truth)
     assert before < 0.6
-    assert after > 0.97
+    assert after > least
 
 
 @KINDS
@@ -272,3 +344,92 @@ def test_unknown_kinds_are_refused() -> None:
 def test_k_above_d_sae_is_refused_with_both_numbers() -> None:
     with pytest.raises(SpecError, match=r"k is 64 but d_sae is 32"):
         parse_sae({"kind": "topk", "d_sae": 32, "k": 64})
+
+
+# --- BatchTopK and Matryoshka ----------------------------------------------------------------------
+
+BATCH = pytest.mark.parametrize("kind", ["batchtopk", "matryoshka"])
+
+
+@BATCH
+def test_k_may_be_a_fraction_and_the_threshold_keeps_it_in_use(kind: str) -> None:
+    x, _ = planted(20_000, n_true=40, seed=7)
+    fit = Fit(small(kind, k=2.5).create(D_IN, 0), TrainingSpec(learning_rate=1e-2), 15_000)
+    for part in x[:15_000].split(100):
+        fit.step(part)
+    assert all(row["l0"] == pytest.approx(2.5) for row in fit.log())
+    sae = fit.sae()
+    codes = sae.encode(x[15_000:])
+    assert len(codes.values) / 5000 == pytest.approx(2.5, rel=0.05)
+    assert float(codes.values.min()) > float(sae.params["threshold"]) > 0
+    counts = codes.offsets.diff()
+    assert counts.min() < 2 < 3 < counts.max()
+    # what a token's codes are does not depend on its neighbors
+    alone = sae.encode(x[15_003:15_004])
+    torch.testing.assert_close(alone.dense(), codes.dense()[3:4], rtol=1e-5, atol=1e-6)
+
+
+@BATCH
+def test_the_threshold_is_a_running_mean_of_the_least_positive_code(kind: str) -> None:
+    spec = small(kind, threshold_rate=0.25)
+    params, context = spec.create(D_IN, 0).params, Context(no_dead())
+    expected = 0.0
+    for part in batch(600).float().split(200):
+        z = (part - params["b_dec"]) @ params["W_enc"] + params["b_enc"]
+        least = float(z.flatten().sort(descending=True).values[6 * 200 - 1])
+        expected = least if expected == 0 else 0.75 * expected + 0.25 * least
+        params = params | dict(spec.gradients(params, part, context, Workspace()).buffers)
+        assert float(params["threshold"]) == pytest.approx(expected, rel=1e-5)
+    # a batch without positive codes leaves it alone
+    still = spec.gradients(params, torch.zeros(5, D_IN), context, Workspace())
+    assert torch.equal(still.buffers["threshold"], params["threshold"])
+
+
+@BATCH
+def test_a_wrong_guess_changes_no_result(kind: str) -> None:
+    spec = small(kind)
+    x, context = batch(300), Context(no_dead())
+    found = []
+    for threshold in (0.0, 0.5, 1e6):
+        params = moved(spec) | {"threshold": torch.tensor(threshold, dtype=torch.float64)}
+        found.append(spec.gradients(params, x, context, Workspace()))
+    for name in PARAMETERS:
+        assert torch.equal(found[0].gradients[name], found[1].gradients[name])
+        assert torch.equal(found[0].gradients[name], found[2].gradients[name])
+
+
+def test_one_prefix_is_batchtopk_and_a_latent_learns_from_the_prefixes_that_hold_it() -> None:
+    whole = small("matryoshka", prefixes=[1.0])
+    params, x, context = moved(whole), batch(300), Context(no_dead())
+    plain = small("batchtopk").gradients(params, x, context, Workspace())
+    nested = whole.gradients(params, x, context, Workspace())
+    for name in PARAMETERS:
+        torch.testing.assert_close(nested.gradients[name], plain.gradients[name])
+    # with no weight on the inner prefix, its latents learn from the whole alone, as all others do
+    outer = small("matryoshka", prefixes=[0.5, 1.0], weights=[0.0, 1.0])
+    torch.testing.assert_close(
+        outer.gradients(params, x, context, Workspace()).gradients["W_dec"],
+        plain.gradients["W_dec"],
+    )
+    inner = small("matryoshka", prefixes=[0.5, 1.0]).gradients(params, x, context, Workspace())
+    late = inner.gradients["W_dec"][40:]
+    torch.testing.assert_close(late, plain.gradients["W_dec"][40:])
+    assert (inner.gradients["W_dec"][:40] - plain.gradients["W_dec"][:40]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prefixes": [0.5, 0.25, 1.0]}, "each must have more than the one before"),
+        ({"prefixes": [0.001, 0.002, 1.0]}, r"have \[1, 1, 80\] latents"),
+        ({"prefixes": [0.5]}, "the last is 1"),
+        ({"prefixes": []}, "the last is 1"),
+        ({"prefixes": [0.0, 1.0]}, "above 0"),
+        ({"weights": [1.0]}, "1.0] for 5 prefixes"),
+        ({"k": 81}, "k is 81 but d_sae is 80"),
+        ({"k": 0}, "greater than 0"),
+    ],
+)
+def test_wrong_prefixes_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        small("matryoshka", **settings)

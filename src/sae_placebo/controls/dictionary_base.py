@@ -19,6 +19,8 @@ from pydantic import ValidationError
 from sae_placebo.errors import ModelError, NotEstimable, SpecError, unknown_name
 from sae_placebo.lazy import torch
 from sae_placebo.saes import PARAMETERS, SAE
+from sae_placebo.saes.kernels import CHUNK_TOKENS, Workspace
+from sae_placebo.saes.selection import Selection, select
 from sae_placebo.spec import Registry, Spec, generator
 
 Init = Literal["iso", "cov"]
@@ -35,10 +37,11 @@ DICTIONARY_INVARIANTS: Mapping[str, str] = {
 """What an SAE trained as usual has; each control keeps some of it and destroys the rest."""
 
 ALL: frozenset[str] = frozenset(PARAMETERS)
-"""Every tensor: what a control without training freezes."""
+"""What a control without training freezes: these four, and with them all that an architecture has."""
 
 
 _SCALE_DRAWS = 8192
+_LEVEL_DRAWS = 256
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,10 @@ class DictionaryControl(Spec, ABC):
 
     @property
     def frozen(self) -> frozenset[str]:
-        """Names of the tensors that training leaves alone; all four: nothing is trained."""
+        """Names of the tensors that training leaves alone; all four: no tensor is trained.
+
+        Thresholds that no gradient reaches follow the codes in any case (`SAESpec.buffers`).
+        """
         return frozenset()
 
     @property
@@ -197,23 +203,55 @@ class RandomDirections(DictionaryControl, ABC):
 
 
 def scaled_encoder(sae: SAE, moments: Moments, seed: int, sae_seed: int) -> SAE:
-    """Return `sae` with `W_enc` times the one number that lets it explain the most.
+    """Return `sae` with its codes times the one number that lets it explain the most.
 
     Codes of rows that overlap overshoot: the sum of many is longer than what it stands for. Decoder
-    rows have unit norm in this package, so a scale of the codes sits in the encoder. It is the
-    least-squares one, <x, x_hat> / <x_hat, x_hat> with `b_dec` taken off both, on 8,192 Gaussian
-    draws with the activations' mean and covariance: no token is encoded. Activations are not
-    Gaussian, so on them it is near the best scale, not the best. It is exact for architectures whose
-    codes scale with their pre-activations, which is also what `SAE.fold` asks.
+    rows have unit norm in this package, so a scale of the codes sits in `W_enc` and in the tensors
+    that are compared with pre-activations (biases, thresholds), which leaves every site as it was. It
+    is the least-squares one, <x, x_hat> / <x_hat, x_hat> with `b_dec` taken off both, on 8,192
+    Gaussian draws with the activations' mean and covariance: no token is encoded. Where L0 is not
+    fixed per token, it is measured at the L0 of `at_target_l0`, since a start may be dense where what
+    it becomes is sparse. Activations are not Gaussian, so on them it is near the best scale, not the
+    best.
     """
+    sparse = at_target_l0(sae, moments, seed, sae_seed)
     offset = sae.params["b_dec"]
     random = generator(seed, "dictionary", "scale", sae_seed)
-    x = moments.draw(_SCALE_DRAWS, random).to(offset)
-    decoded = (sae.decode(sae.encode(x)) - offset).double()
-    energy = float(decoded.square().sum())
+    along = energy = 0.0
+    for x in torch.split(moments.draw(_SCALE_DRAWS, random).to(offset), CHUNK_TOKENS):
+        decoded = (sparse.decode(sparse.encode(x)) - offset).double()
+        along += float(((x - offset).double() * decoded).sum())
+        energy += float(decoded.square().sum())
     # no latent fires on any draw: no scale is better than another
-    scale = float(((x - offset).double() * decoded).sum()) / energy if energy > 0 else 1.0
-    return replaced(sae, W_enc=(sae.params["W_enc"].t() * scale).t())
+    scale = along / energy if energy > 0 else 1.0
+    scaled = {name: sae.params[name] * scale for name in sae.spec.in_activation_units}
+    return replaced(sae, W_enc=(sae.params["W_enc"].t() * scale).t(), **scaled)
+
+
+def at_target_l0(sae: SAE, moments: Moments, seed: int, sae_seed: int) -> SAE:
+    """Return `sae` with as many active latents per token as its recipe aims at, on Gaussian draws.
+
+    One level for all latents is found, above which lie as many pre-activations as are wanted, on
+    8,192 draws with the activations' mean and covariance. Thresholds are set to it; where there are
+    none, it is taken off `b_enc`. An SAE that fixes L0 per token, or aims at none, is returned as it
+    is; so is one that has too few positive pre-activations, or as few as are wanted.
+    """
+    target, chosen = sae.spec.l0_target(), sae.spec.selection(sae.params, None)
+    if target is None or chosen is None or chosen.kind != "above":
+        return replaced(sae)
+    random = generator(seed, "dictionary", "level", sae_seed)
+    x = moments.draw(_SCALE_DRAWS, random).to(sae.params["b_dec"]) - sae.params["b_dec"]
+    guess = None
+    for draws in (x[:_LEVEL_DRAWS], x):  # half of a start's sites are positive: few draws go first
+        wanted = Selection("batch", target, guess)
+        sites = select(draws, sae.params, wanted, Workspace())
+        if len(sites.z) < wanted.target(len(draws), sae.d_sae):
+            return replaced(sae)
+        guess = sites.z.min() * 0.85
+    level = sites.z.min()
+    if "threshold" in sae.params:
+        return replaced(sae, threshold=torch.ones_like(sae.params["threshold"]) * level)
+    return replaced(sae, b_enc=sae.params["b_enc"] - level)
 
 
 def replaced(sae: SAE, **tensors: torch.Tensor) -> SAE:

@@ -54,4 +54,5 @@ class FrozenEncoder(RandomDirections):
         start = super().start(sae, moments, seed, sae_seed)
         if self.scaled:
             return scaled_encoder(start, self.require(moments, sae), seed, sae_seed)
-        return replaced(start, W_enc=start.params["W_dec"].clone().t())
+        rows = start.params["W_dec"]
+        return replaced(sae, W_enc=rows.clone().t(), W_dec=rows.clone())

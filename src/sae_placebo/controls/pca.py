@@ -8,8 +8,10 @@ from sae_placebo.controls.dictionary_base import (
     ALL,
     DictionaryControl,
     Moments,
+    at_target_l0,
     register_dictionary,
     replaced,
+    scaled_encoder,
 )
 from sae_placebo.lazy import torch
 from sae_placebo.saes import SAE
@@ -34,6 +36,9 @@ class PCA(DictionaryControl):
     is the sum of the squared projections taken). At k = d_in it explains everything. It knows the
     covariance and nothing else of the activations: what an SAE finds beyond it is not in second
     moments.
+
+    Where an architecture reaches its L0 by learning, one level for all latents is set on Gaussian
+    draws, and where that shrinks codes they are scaled back, as in `Untrained`.
 
     Source: this package.
     """
@@ -64,7 +69,7 @@ class PCA(DictionaryControl):
 
     def start(self, sae: SAE, moments: Moments | None, seed: int, sae_seed: int) -> SAE:
         """Return the dictionary of principal directions; see the class."""
-        del seed, sae_seed
+        del sae_seed  # another SAE has the same directions
         moments = self.require(moments, sae)
         rows = sae.params["W_dec"].clone()
         directions = moments.spectrum[1].t().to(rows)
@@ -73,10 +78,14 @@ class PCA(DictionaryControl):
         rows[:n] = torch.nn.functional.normalize(signed[:n], dim=1)
         encoder, thresholds = rows.clone(), torch.zeros_like(sae.params["b_enc"])
         encoder[n:], thresholds[n:] = 0.0, _NEVER
-        return replaced(
+        start = replaced(
             sae,
             W_enc=encoder.t(),
             b_enc=thresholds,
             W_dec=rows,
             b_dec=moments.mean.to(sae.params["b_dec"]).clone(),
         )
+        level = at_target_l0(start, moments, seed, 0)
+        if torch.equal(level.params["b_enc"], thresholds):
+            return level  # codes are projections on orthogonal directions: their best scale is 1
+        return scaled_encoder(level, moments, seed, 0)

@@ -8,6 +8,7 @@ from sae_placebo.controls.dictionary_base import (
     ALL,
     DictionaryControl,
     Moments,
+    at_target_l0,
     register_dictionary,
     replaced,
     scaled_encoder,
@@ -22,6 +23,11 @@ class Untrained(DictionaryControl):
     Without a scale the codes overshoot, and the variance explained would say more about that than
     about the dictionary. The scale sits in `W_enc` and changes neither which latents fire nor where;
     see `dictionary_base.scaled_encoder`. `b_dec` is the activations' mean and `b_enc` zero.
+
+    Where an architecture reaches its L0 by learning, nothing does so here: one level for all latents
+    is set on Gaussian draws (`dictionary_base.at_target_l0`), in the thresholds or in `b_enc`. A
+    recipe without a target keeps its dense start. The threshold of the BatchTopK kinds is a running
+    mean, not a learned tensor, and follows the codes as in training.
 
     Source: the reference "linear TopK with one global scale"; `random_dictionary_ev(..., "linear")`
     is the same on isotropic noise.
@@ -48,4 +54,5 @@ class Untrained(DictionaryControl):
         """Return the start with its scale and its mean; see the class."""
         moments = self.require(moments, sae)
         mean = moments.mean.to(sae.params["b_dec"])
-        return scaled_encoder(replaced(sae, b_dec=mean.clone()), moments, seed, sae_seed)
+        start = at_target_l0(replaced(sae, b_dec=mean.clone()), moments, seed, sae_seed)
+        return scaled_encoder(start, moments, seed, sae_seed)

@@ -2,26 +2,75 @@
 
 Only SAEs in model units (see `SAE.fold`) belong in such a folder: it names no scaling, and
 `normalize_activations` is "none".
+
+| kind here | `architecture` there | tensors beside W_enc, W_dec, b_dec |
+|---|---|---|
+| topk | topk | b_enc |
+| relu, p_annealed | standard | b_enc |
+| jumprelu | jumprelu | b_enc, threshold |
+| gated | gated | b_gate (`b_enc` here), b_mag, r_mag |
+| batchtopk, matryoshka | jumprelu, as SAELens saves its own | b_enc, threshold, the same for every latent |
+
+The full recipe is in the metadata, under `sae_placebo_spec`. A folder without it is read as the kind
+that computes the same codes, with that kind's default training settings and, where there is a penalty,
+a coefficient of 0: what it was trained with is not known.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
 
-from sae_placebo.errors import StoreError
+from sae_placebo.errors import SpecError, StoreError
 from sae_placebo.lazy import torch
-from sae_placebo.saes.base import PARAMETERS, SAE
+from sae_placebo.saes.base import SAE, SAESpec, parse_sae
 from sae_placebo.saes.topk import TopKSpec
 
 SCHEMA_VERSION = "6.0.0"
 """Written as `sae_lens_version`: without it SAELens takes the old path and drops the metadata."""
 
 _CONFIG, _WEIGHTS, _SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
+
+
+@dataclass(frozen=True)
+class _Format:
+    """How SAELens stores a kind.
+
+    Attributes:
+        architecture: SAELens's name for it.
+        names: Its names for tensors, where they differ from ours.
+        aside: Numbers that only training needs; SAELens refuses tensors that it does not know, so
+            they are in the metadata.
+    """
+
+    architecture: str
+    names: Mapping[str, str] = field(default_factory=dict)
+    aside: tuple[str, ...] = ()
+
+    def stored(self, spec: SAESpec) -> dict[str, str]:
+        """Return our names of the tensors in the weights file, and theirs."""
+        ours = [name for name in spec.parameters if name not in self.aside]
+        return {name: self.names.get(name, name) for name in ours}
+
+
+_FORMATS: Mapping[str, _Format] = {
+    "topk": _Format("topk"),
+    "relu": _Format("standard"),
+    "p_annealed": _Format("standard", aside=("exponent", "penalty_scale")),
+    "jumprelu": _Format("jumprelu"),
+    "gated": _Format("gated", {"b_enc": "b_gate"}),
+    "batchtopk": _Format("jumprelu"),
+    "matryoshka": _Format("jumprelu"),
+}
+_ASIDE = "sae_placebo_numbers"
+"""Key of the metadata that holds what `_Format.aside` names."""
+_WITHOUT_SPEC = {"topk": "topk", "standard": "relu", "jumprelu": "jumprelu", "gated": "gated"}
+"""The kind that computes the codes of an architecture, where a folder holds no spec of ours."""
 
 
 def write(
@@ -45,14 +94,17 @@ def write(
     """
     from safetensors.torch import save_file
 
-    if not isinstance(sae.spec, TopKSpec):
-        raise StoreError(f"SAELens folders hold SAEs of kind 'topk', not {sae.spec.kind!r}")
+    layout = _FORMATS.get(sae.spec.kind)
+    if layout is None:
+        known = ", ".join(sorted(_FORMATS))
+        raise StoreError(
+            f"SAELens has no format for SAEs of kind {sae.spec.kind!r}; it has one for: {known}"
+        )
     config = {
-        "architecture": "topk",
+        "architecture": layout.architecture,
         "d_in": sae.d_in,
         "d_sae": sae.d_sae,
-        "k": sae.spec.k,
-        "rescale_acts_by_decoder_norm": False,
+        **_settings(sae.spec),
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": True,
@@ -62,12 +114,15 @@ def write(
             "sae_lens_version": SCHEMA_VERSION,
             **metadata,
             "sae_placebo_spec": sae.spec.model_dump(mode="json"),
+            **({_ASIDE: {n: float(sae.params[n]) for n in layout.aside}} if layout.aside else {}),
         },
     }
     text = json.dumps(config, indent=2, allow_nan=False) + "\n"
-    tensors = {
-        name: sae.params[name].detach().to("cpu", torch.float32).contiguous() for name in PARAMETERS
-    }
+    tensors = {}
+    for name, theirs in layout.stored(sae.spec).items():
+        tensor = sae.params[name].detach().to("cpu", torch.float32)
+        tensor = tensor.expand(sae.d_sae) if tensor.ndim == 0 else tensor
+        tensors[theirs] = tensor.contiguous()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder / _WEIGHTS)
@@ -81,7 +136,7 @@ def write(
 def read(folder: Path) -> SAE:
     """Return the SAE in `folder`, bit for bit as it was written.
 
-    TopK folders written by SAELens itself are read too, where they need no rescaling.
+    Folders written by SAELens itself are read too, where they need no rescaling.
 
     Raises:
         StoreError: a file is missing or unreadable, or the SAE is of a kind or setting that this
@@ -96,22 +151,68 @@ def read(folder: Path) -> SAE:
     except (OSError, ValueError, SafetensorError) as problem:
         raise StoreError(f"cannot read an SAE from {folder}: {problem}") from problem
     _refuse_unknown(config, folder)
-    missing = [name for name in PARAMETERS if name not in tensors]
-    if missing:
+    if "W_dec" not in tensors:
+        raise StoreError(f"{folder / _WEIGHTS} lacks W_dec")
+    spec = _spec(config, len(tensors["W_dec"]), folder)
+    params = _params(spec, tensors, folder)
+    aside = config.get("metadata", {}).get(_ASIDE, {})
+    if missing := [name for name in spec.parameters if name not in {**params, **aside}]:
+        raise StoreError(f"{folder / _CONFIG} lacks {', '.join(missing)} in its metadata")
+    params |= {name: torch.tensor(float(aside[name])) for name in _FORMATS[spec.kind].aside}
+    return SAE(spec, {name: params[name] for name in spec.parameters})
+
+
+def _spec(config: Mapping[str, Any], d_sae: int, folder: Path) -> SAESpec:
+    architecture = config["architecture"]
+    table = config.get("metadata", {}).get("sae_placebo_spec")
+    if table is None:
+        table = {"kind": _WITHOUT_SPEC[architecture], "d_sae": d_sae}
+        table |= {"k": config.get("k")} if architecture == "topk" else {"coefficient": 0.0}
+    try:
+        spec = parse_sae(table)
+    except SpecError as problem:
+        raise StoreError(f"{folder / _CONFIG}: {problem}") from problem
+    if (needed := _FORMATS[spec.kind].architecture) != architecture:
+        raise StoreError(
+            f"{folder / _CONFIG}: architecture is {architecture!r}, but its sae_placebo_spec is of kind "
+            f"{spec.kind!r}, which is stored as {needed!r}"
+        )
+    return spec
+
+
+def _params(
+    spec: SAESpec, tensors: Mapping[str, torch.Tensor], folder: Path
+) -> dict[str, torch.Tensor]:
+    """Return the tensors under our names, of the right shapes."""
+    names = _FORMATS[spec.kind].stored(spec)
+    if missing := [theirs for theirs in names.values() if theirs not in tensors]:
         raise StoreError(f"{folder / _WEIGHTS} lacks {', '.join(missing)}")
-    params = {name: tensors[name].float() for name in PARAMETERS}
+    params = {name: tensors[theirs].float() for name, theirs in names.items()}
     d_sae, d_in = params["W_dec"].shape
-    shapes = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "b_dec": (d_in,)}
-    for name, shape in shapes.items():
-        if params[name].shape != shape:
+    shapes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
+    for name, tensor in params.items():
+        shape = shapes.get(name, (d_sae,))
+        if tensor.shape != shape:
             raise StoreError(
-                f"{folder / _WEIGHTS}: {name} is {list(params[name].shape)}, but W_dec "
+                f"{folder / _WEIGHTS}: {names[name]} is {list(tensor.shape)}, but W_dec "
                 f"{[d_sae, d_in]} needs {list(shape)}"
             )
+    for name in spec.buffers & set(names):
+        if bool((params[name] != params[name][0]).any()):
+            raise StoreError(
+                f"{folder / _WEIGHTS}: {name} differs between latents, but an SAE of kind "
+                f"{spec.kind!r} has one for all"
+            )
+        params[name] = params[name][0].clone()
     params["W_enc"] = params["W_enc"].t().contiguous().t()
-    ours = config.get("metadata", {}).get("sae_placebo_spec")
-    spec = TopKSpec.model_validate(ours) if ours else TopKSpec(d_sae=d_sae, k=config["k"])
-    return SAE(spec, params)
+    return params
+
+
+def _settings(spec: SAESpec) -> dict[str, Any]:
+    """Return what `cfg.json` says of an architecture's own settings."""
+    if not isinstance(spec, TopKSpec):
+        return {}
+    return {"k": spec.k, "rescale_acts_by_decoder_norm": False}
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
@@ -129,8 +230,12 @@ def read_metadata(folder: Path) -> dict[str, Any]:
 
 def _refuse_unknown(config: Mapping[str, Any], folder: Path) -> None:
     """Refuse an SAE that would be computed wrongly, naming the setting."""
+    if (architecture := config.get("architecture")) not in _WITHOUT_SPEC:
+        raise StoreError(
+            f"{folder / _CONFIG}: architecture is {architecture!r}; only "
+            f"{', '.join(sorted(_WITHOUT_SPEC))} can be read"
+        )
     expected = {
-        "architecture": "topk",
         "apply_b_dec_to_input": True,
         "normalize_activations": "none",
         "reshape_activations": "none",

@@ -1,11 +1,16 @@
-"""How many latents are active, how often, and how many never."""
+"""How many latents are active, how often, and how many never; and whether arms agree in it."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from sae_placebo.errors import NotEstimable
+from sae_placebo.lazy import pandas
 from sae_placebo.metrics.base import METRICS, Evidence, Metric, ratio
 
 
@@ -57,6 +62,72 @@ def _median_density(
     medians = np.full(found.shape[1], np.nan)
     medians[alive] = np.nanmedian(found[:, alive], axis=0)
     return medians
+
+
+def l0_matches(
+    measurements: Any, targets: Mapping[str, float | None], trained: str, tolerance: float
+) -> Any:
+    """Return how far each arm's L0 lies from the trained arm's, a row per arm, hookpoint and SAE.
+
+    Arms are compared as they turned out on held-out tokens, not as they were asked for. The mean is
+    over all SAEs of an arm, of all seeds.
+
+    Args:
+        measurements: A trial's table of that name.
+        targets: For each SAE label the L0 that its settings ask for; None where they ask for none.
+        trained: Name of the arm to which the others are to be matched.
+        tolerance: Largest relative difference at which an arm counts as matched.
+
+    Returns:
+        A DataFrame: arm, hookpoint, sae, l0, l0_least, l0_most (of single SAEs), n_saes, n_tokens,
+        target, relative_to_target, relative_to_trained, tolerance, matched, reason (of nulls).
+    """
+    rows = []
+    values = measurements[measurements["metric"] == "l0"]
+    means = values.groupby(["arm", "hookpoint", "sae"], sort=False)["value"].mean()
+    for (arm, hookpoint, sae), one in values.groupby(["arm", "hookpoint", "sae"], sort=False):
+        l0, usual = means[arm, hookpoint, sae], means.get((trained, hookpoint, sae), math.nan)
+        found, target = one["value"].dropna(), targets.get(sae)
+        away, reason = _relative(l0, usual), None
+        if away is None:
+            reasons = one["reason"].dropna().astype(str)
+            reason = "the trained arm has no active latents to compare with"
+            if not len(found):
+                reason = reasons.iloc[0] if len(reasons) else "L0 was not measured"
+        rows.append(
+            {
+                "arm": arm,
+                "hookpoint": hookpoint,
+                "sae": sae,
+                "l0": float(l0),
+                "l0_least": found.min(),
+                "l0_most": found.max(),
+                "n_saes": len(found),
+                "n_tokens": int(one["n"].max()),
+                "target": target,
+                "relative_to_target": _relative(l0, target),
+                "relative_to_trained": away,
+                "tolerance": tolerance,
+                "matched": None if away is None else abs(away) <= tolerance,
+                "reason": reason,
+            }
+        )
+    types = {"n_saes": "Int64", "n_tokens": "Int64", "matched": "boolean"} | dict.fromkeys(
+        ("target", "relative_to_target", "relative_to_trained"), "float64"
+    )
+    return pandas.DataFrame(rows, columns=list(MATCHING)).astype(types)
+
+
+MATCHING = (
+    *("arm", "hookpoint", "sae", "l0", "l0_least", "l0_most", "n_saes", "n_tokens"),
+    *("target", "relative_to_target", "relative_to_trained", "tolerance", "matched", "reason"),
+)
+"""Columns of the table of matches."""
+
+
+def _relative(value: float, to: float | None) -> float | None:
+    known = to is not None and math.isfinite(value) and math.isfinite(to) and to > 0
+    return float(value / to - 1) if known and to else None
 
 
 METRICS.add(

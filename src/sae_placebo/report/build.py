@@ -17,6 +17,7 @@ from typing import Any
 
 from sae_placebo.errors import StoreError
 from sae_placebo.report.sections import SECTIONS, Content, Section, View
+from sae_placebo.report.sections.matching import unmatched
 from sae_placebo.report.tables import Tables, read_tables
 
 _HERE = Path(__file__).parent
@@ -79,6 +80,7 @@ def render(tables: Tables) -> str:
     page = environment.get_template("page.html").render(
         view=view,
         name=tables.name,
+        unmatched=[{"arm": arm, "index": view.index(arm)} for arm in unmatched(tables)],
         style=(_HERE / "assets" / "report.css").read_text(encoding="utf-8"),
         sections=[
             {

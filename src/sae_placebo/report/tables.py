@@ -39,13 +39,18 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         *("threshold", "fit_f1", "lookup_f1", "bigram_f1", "window_f1"),
         *("base_rate", "n_positive", "n_tokens", "reason"),
     ),
+    "matching": (
+        *("arm", "hookpoint", "sae", "l0", "l0_least", "l0_most", "n_saes", "n_tokens"),
+        *("target", "relative_to_target", "relative_to_trained", "tolerance", "matched", "reason"),
+    ),
     "interactions": (
         *("design", "metric", "hookpoint", "sae", "effect", "low", "high", "se", "df"),
         *("null", "unit", "cells", "n_documents", "n_tokens", "n_sae_seeds", "n_models", "reason"),
     ),
 }
-OPTIONAL = ("coverage", "interactions")
-"""Tables that only some trials have: those of labeled text, and those with a factorial."""
+OPTIONAL = ("coverage", "interactions", "matching")
+"""Tables that only some trials have: those of labeled text, those with a factorial, and those run
+since L0 is compared."""
 
 
 def _empty(name: str) -> pandas.DataFrame:
@@ -69,6 +74,7 @@ class Tables:
     missing: tuple[str, ...] = ()
     coverage: pandas.DataFrame = field(default_factory=lambda: _empty("coverage"))
     interactions: pandas.DataFrame = field(default_factory=lambda: _empty("interactions"))
+    matching: pandas.DataFrame = field(default_factory=lambda: _empty("matching"))
 
     @property
     def name(self) -> str:

@@ -5,8 +5,9 @@ Conventions, for every architecture:
 - `W_enc [d_in, d_sae]`, `b_enc [d_sae]`, `W_dec [d_sae, d_in]`, `b_dec [d_in]`; `x @ W`, row-major.
 - **Decoder rows have unit norm**, at the start and after every training step, so that the size of
   an effect on the residual stream is the code itself.
-- `W_enc` starts as `W_dec` transposed, `b_enc` and `b_dec` at zero: activations arrive centered.
-- Initial bits depend on (kind, d_in, d_sae, seed) alone, so all arms of a trial start alike.
+- `W_enc` starts as `W_dec` transposed times one number (`first_scale`), `b_enc` and `b_dec` at zero:
+  activations arrive centered.
+- Initial bits depend on the spec, d_in and the seed, never on activations: all arms start alike.
 - `W_enc` may lie in memory latent by latent (a transposed view): only shapes are promised.
 - An architecture may have more tensors than the four, named in `parameters`, and some that no gradient
   reaches, named in `buffers`.
@@ -17,6 +18,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from statistics import NormalDist
 from typing import Any, ClassVar
 
 from jaxtyping import Bool, Float, Int64
@@ -62,6 +64,8 @@ class Evaluation:
     gradients: Mapping[str, torch.Tensor] | None = None
     buffers: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """New values of the tensors that no gradient reaches."""
+    variance: Float[torch.Tensor, ""] | None = None
+    """Squared distance of the activations from their mean, summed; None: not computed on the way."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +107,22 @@ class SAESpec(Spec, ABC):
     d_sae: int = Field(ge=1)
     """Number of latents."""
 
+    def first_share(self) -> float | None:
+        """Return the share of latents active at the start, for the scale of `W_enc`; None: no scale."""
+        return None
+
     def create(self, d_in: int, seed: int) -> SAE:
-        """Return an untrained SAE; its bits depend on (kind, d_in, d_sae, seed) only."""
+        """Return an untrained SAE.
+
+        Directions depend on (kind, d_in, d_sae, seed) alone; so does the one scale of `W_enc` but for
+        the architecture's share of active latents, see `first_scale`.
+        """
         random = generator(seed, "sae", self.kind, d_in, self.d_sae)
         rows = torch.nn.functional.normalize(torch.randn(self.d_sae, d_in, generator=random), dim=1)
+        share = self.first_share()
+        scale = 1.0 if share is None else first_scale(d_in, self.d_sae, share)
         params = {
-            "W_enc": rows.clone().t(),
+            "W_enc": (rows * scale).t(),
             "b_enc": torch.zeros(self.d_sae),
             "W_dec": rows,
             "b_dec": torch.zeros(d_in),
@@ -178,6 +192,10 @@ class SAESpec(Spec, ABC):
         context: Context,
     ) -> Evaluation:
         """Return the training objective, differentiable by autograd: the plain reference."""
+
+    def l0_target(self) -> float | None:
+        """Return the number of active latents per token that the settings ask for; None: no number."""
+        return None
 
     def auxiliary(self, d_in: int) -> tuple[float, int]:
         """Return the weight of the dead latents' term and how many it uses; weight 0: none."""
@@ -304,6 +322,22 @@ class SAE:
         if not factor > 0:
             raise SpecError(f"an SAE folds with a factor above zero, not {factor}")
         return SAE(self.spec, self.spec.fold(self.params, mean, factor))
+
+
+def first_scale(d_in: int, d_sae: int, share: float) -> float:
+    """Return the scale of `W_enc` at which random directions explain the most of isotropic activations.
+
+    The codes of many overlapping rows overshoot: their sum is longer than what it stands for. For x of
+    squared norm `d_in` and unit rows in uniform directions, z is near standard normal; with the largest
+    `share` of latents active and S the expected sum of their squared codes, x_hat is near S / d_in along
+    x, with squared norm S + S^2 / d_in, so the least-squares scale is 1 / (1 + S / d_in). Training
+    starts from there instead of first unlearning the overshoot.
+    """
+    normal = NormalDist()
+    share = min(share, 0.5)
+    limit = normal.inv_cdf(1 - share)
+    energy = d_sae * (share + limit * normal.pdf(limit))
+    return 1 / (1 + energy / d_in)
 
 
 SAES: Registry[type[SAESpec]] = Registry("SAE")

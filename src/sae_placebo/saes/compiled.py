@@ -330,14 +330,18 @@ def keep_batch(found, bits, latents, offsets, k):
 
 
 @_LOOSE
-def decode_rows(inputs, decoder, offsets, latents, values, first, stop, error, products):
-    """Write decoded - inputs, and its product with each site's row; return the error's energy."""
+def decode_rows(inputs, decoder, offsets, latents, values, first, stop, error, products, sums):
+    """Write decoded - inputs, and its product with each site's row.
+
+    `sums` [2, d_in] gets the column sums of the error and of the inputs. Return the energies of both.
+    """
     d_in = inputs.shape[1]
-    energy = 0.0
+    energy, given = 0.0, 0.0
+    error_sum, input_sum = sums[0], sums[1]
     for t in range(first, stop):
-        e, start, end = error[t], offsets[t], offsets[t + 1]
+        e, x, start, end = error[t], inputs[t], offsets[t], offsets[t + 1]
         for i in range(d_in):
-            e[i] = -inputs[t, i]
+            e[i] = -x[i]
         p = start
         while p + 4 <= end:
             r0, r1 = decoder[latents[p]], decoder[latents[p + 1]]
@@ -356,11 +360,15 @@ def decode_rows(inputs, decoder, offsets, latents, values, first, stop, error, p
             for i in range(d_in):
                 total += e[i] * r0[i]
             products[p] = total
-        total = np.float32(0.0)
+        total, square = np.float32(0.0), np.float32(0.0)
         for i in range(d_in):
             total += e[i] * e[i]
+            square += x[i] * x[i]
+            error_sum[i] += e[i]
+            input_sum[i] += x[i]
         energy += float(total)
-    return energy
+        given += float(square)
+    return energy, given
 
 
 @_EXACT
@@ -456,7 +464,9 @@ def to_unit_length(row):
 
 
 @_LOOSE
-def update_encoder(sites, inputs, to_z, extra, state, quiet, adam, patience, first, stop):
+def update_encoder(
+    sites, inputs, to_z, extra, state, quiet, totals, offset, adam, patience, first, stop
+):  # fmt: skip
     """Sum each latent's gradient and take its Adam step, while its row is in cache.
 
     Args:
@@ -466,6 +476,8 @@ def update_encoder(sites, inputs, to_z, extra, state, quiet, adam, patience, fir
         extra: (place, rows): rows to add; `place[f]` is a row's number or -1.
         state: (weights, mean, square), each [d_sae, d_in].
         quiet: [d_sae] steps since the last gradient.
+        totals: [d_sae] sums of `to_z`.
+        offset: [d_in] gets minus the sum of the rows, as they were, times `totals`.
         adam: See `adam_row`.
         patience: After so many quiet steps the mean has decayed below what float32 can add.
         first: First latent.
@@ -485,6 +497,10 @@ def update_encoder(sites, inputs, to_z, extra, state, quiet, adam, patience, fir
             if quiet[f] > patience:
                 wake(mean[f], square[f], adam[2], quiet[f] - patience)
             quiet[f] = 0
+        if totals[f] != 0:
+            row, total = weights[f], totals[f]
+            for i in range(row.shape[0]):
+                offset[i] -= total * row[i]
         row_sum(inputs, tokens, order, to_z, np.float32(1.0), a, b, gradient)
         if place[f] >= 0:
             for i in range(gradient.shape[0]):

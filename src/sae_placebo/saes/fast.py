@@ -92,7 +92,10 @@ class FastStep:
 
         spec = self._spec
         with torch.no_grad(), Crew() as crew:
-            inputs = torch.sub(x, params["b_dec"], out=workspace.buffer("inputs", x.shape, x))
+            inputs = workspace.buffer("inputs", x.shape, x)
+            crew.run(
+                lambda _, a, b: torch.sub(x[a:b], params["b_dec"], out=inputs[a:b]), len(x), 64
+            )
             offsets, latents, z = select_sites(
                 inputs, self._rows, chosen, workspace, crew, self.search
             )
@@ -102,16 +105,20 @@ class FastStep:
             products = workspace.buffer("site products", z.shape, z)
             arrays = [t.numpy() for t in (inputs, self._rows["W_dec"], offsets, latents, values)]
             out = error.numpy(), products.numpy()
+            sums = np.zeros((crew.threads, 2, x.shape[1]), np.float32)
             parts = crew.run(
-                lambda _, first, stop: compiled.decode_rows(*arrays, first, stop, *out), len(x), 64
+                lambda i, a, b: compiled.decode_rows(*arrays, a, b, *out, sums[i]), len(x), 64
             )
-            energy = torch.tensor(sum(parts), dtype=x.dtype)
+            energy, given = (
+                torch.tensor(sum(part), dtype=x.dtype) for part in zip(*parts, strict=True)
+            )
+            error_sum, input_sum = torch.from_numpy(sums.sum(axis=0))
             scale = 2 / x.numel()
             more = spec.at_sites(params, index, z, products.mul_(scale), context, len(x))
             sorted_sites, totals, fired = self._by_latent(latents, offsets, more.to_z, values)
             found = {
                 "b_enc": totals,
-                "b_dec": error.sum(dim=0).mul_(scale).sub_(totals @ self._rows["W_enc"]),
+                "b_dec": error_sum.mul_(scale),  # less what `update` takes off
             }
             for name, weights in more.to_latents.items():
                 found[name] = torch.zeros_like(totals).index_add_(0, index, weights)
@@ -119,23 +126,26 @@ class FastStep:
             weight, most = spec.auxiliary(x.shape[1])
             aux = auxiliary.by_hand(params, inputs, error, context.dead, weight, most)
             if aux is not None:
-                found["b_enc"].index_add_(0, aux.latents, aux.to_b_enc)
+                found["b_enc"] = totals.index_add(0, aux.latents, aux.to_b_enc)
                 found["b_dec"] += aux.to_b_dec
                 loss = loss + aux.loss
             buffers = spec.next_buffers(params, values, context)
-        self._sites = (sorted_sites, inputs, error, more.to_z, values, aux, scale)
+        if "W_enc" not in self.quiet:
+            found["b_dec"] -= totals @ self._rows["W_enc"]
+        variance = given - torch.dot(input_sum, input_sum) / len(x)
+        self._sites = (sorted_sites, inputs, error, more.to_z, values, aux, scale, totals)
         active = (values > 0).sum()
-        return Evaluation(loss, energy, fired, active, found, buffers)
+        return Evaluation(loss, energy, fired, active, found, buffers, variance)
 
-    def update(self, rate: float) -> None:
-        """Step the two matrices with what `evaluate` found."""
+    def update(self, rate: float, b_dec: Float[torch.Tensor, "d_in"]) -> None:
+        """Step the two matrices with what `evaluate` found, and complete the gradient of `b_dec`."""
         with Crew() as crew:
-            self._update(rate, crew)
+            self._update(rate, b_dec, crew)
 
-    def _update(self, rate: float, crew: Crew) -> None:
+    def _update(self, rate: float, b_dec: torch.Tensor, crew: Crew) -> None:
         from sae_placebo.saes import compiled
 
-        sites, inputs, error, to_z, values, aux, scale = self._sites
+        sites, inputs, error, to_z, values, aux, scale, totals = self._sites
         self._sites = None
         width = inputs.shape[1]
         nothing = np.empty((0, width), np.float32)
@@ -148,13 +158,15 @@ class FastStep:
         if "W_enc" in self.quiet:
             adam = self._stepped("W_enc", rate)
             state, quiet = self._state("W_enc")
+            offsets = np.zeros((crew.threads, width), np.float32)
             crew.run(
-                lambda _, first, stop: compiled.update_encoder(
-                    sites, inputs.numpy(), to_z.numpy(), extra["W_enc"], state, quiet, adam,
-                    self.patience, first, stop,
+                lambda i, first, stop: compiled.update_encoder(
+                    sites, inputs.numpy(), to_z.numpy(), extra["W_enc"], state, quiet,
+                    totals.numpy(), offsets[i], adam, self.patience, first, stop,
                 ),
                 self._spec.d_sae, 64,
             )  # fmt: skip
+            b_dec += torch.from_numpy(offsets.sum(axis=0))
         if "W_dec" in self.quiet:
             adam = self._stepped("W_dec", rate)
             state, quiet = self._state("W_dec")

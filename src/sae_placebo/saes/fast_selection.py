@@ -13,7 +13,7 @@ from sae_placebo.saes.crew import Crew
 from sae_placebo.saes.kernels import Workspace
 from sae_placebo.saes.selection import Selection, Sites, select
 
-_CHUNK_BYTES = 4 << 20
+_CHUNK_BYTES = 12 << 20
 _CHECKED_TOKENS = 128
 _CHECK_EVERY = 50
 AGREEMENT = 0.999

@@ -144,7 +144,7 @@ def _dense(
     }
     energy = loss = inputs.new_zeros(())
     fired = torch.zeros(spec.d_sae, dtype=torch.bool, device=inputs.device)
-    active = fired.sum()
+    active, codes = fired.sum(), []
     for rows, z in pre_activations(inputs, params, workspace):
         values = spec.codes_at(params, everywhere, z)
         error = torch.addmm(inputs[rows], values, decoder, beta=-1)
@@ -165,6 +165,9 @@ def _dense(
         positive = values > 0
         fired |= positive.any(dim=0)
         active = active + positive.sum()
+        if spec.buffers:
+            codes.append(values[positive])
     found["b_dec"] -= params["W_enc"] @ found["b_enc"]
     found["W_enc"] = found["W_enc"].t()
-    return Evaluation(energy / inputs.numel() + loss, energy, fired, active, found)
+    buffers = spec.next_buffers(params, torch.cat(codes), context) if codes else {}
+    return Evaluation(energy / inputs.numel() + loss, energy, fired, active, found, buffers)

@@ -51,9 +51,17 @@ class TopKSpec(SAESpec):
             )
         return self
 
+    def first_share(self) -> float:
+        """Return the share of latents active at the start."""
+        return self.k / self.d_sae
+
     def selection(self, params: Mapping[str, torch.Tensor], context: Context | None) -> Selection:
         """Return: each token's k largest."""
         return Selection("row", self.k)
+
+    def l0_target(self) -> float:
+        """Return k."""
+        return float(self.k)
 
     def auxiliary(self, d_in: int) -> tuple[float, int]:
         """Return the weight of the dead latents' term and how many it uses per token."""

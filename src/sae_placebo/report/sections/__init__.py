@@ -5,6 +5,7 @@ from __future__ import annotations
 from sae_placebo.report.sections import (  # isort: skip
     compared as compared,
     headline as headline,
+    matching as matching,
     effects as effects,
     designs as designs,
     dose as dose,

@@ -34,6 +34,15 @@ CONTROLS_IN_WORDS = {
     "noise_embeddings": ("token embeddings", " replaced by noise of their scale"),
 }
 _TIED = re.compile(r"(?P<name>\S+) is (?P<roles>.+): keeping one kept both")
+_SAE_KINDS = {
+    "topk": "TopK",
+    "batchtopk": "BatchTopK",
+    "matryoshka": "Matryoshka",
+    "relu": "ReLU",
+    "p_annealed": "p-annealed",
+    "jumprelu": "JumpReLU",
+    "gated": "Gated",
+}
 _KEPT = ("kept", "keeps", "preserves", "holds")
 _TOUCHED = ("touched", "tensors_touched", "touches", "tensors")
 _NOTES = ("tied", "tied_embeddings", "tying", "notes")
@@ -133,7 +142,7 @@ def _key_facts(view: View) -> list[str]:
         facts.append(f"activations at {text_of(hookpoints)}")
     for name, sae in saes_of(spec).items():
         kind = str(sae.get("kind") or name)
-        sizes = [f"{k} {text_of(sae[k])}" for k in ("d_sae", "k") if sae.get(k) is not None]
+        sizes = [f"{k} {text_of(sae[k])}" for k in ("d_sae", "k", "l0") if sae.get(k) is not None]
         facts.append(f"{_sae_kind(kind)} SAE" + (f" ({', '.join(sizes)})" if sizes else ""))
     seeds = spec.get("sae_seeds")
     if isinstance(seeds, Sequence) and not isinstance(seeds, str) and len(seeds):
@@ -156,7 +165,7 @@ def _key_facts(view: View) -> list[str]:
 
 def _sae_kind(kind: str) -> str:
     """Return an SAE's kind as it is usually written."""
-    return {"topk": "TopK", "batch_topk": "BatchTopK", "relu": "ReLU"}.get(kind, text_of(kind))
+    return _SAE_KINDS.get(kind, text_of(kind))
 
 
 def _left_out(view: View) -> str:

@@ -1,0 +1,140 @@
+"""What a generator of activations with a known answer is.
+
+A generator is a frozen spec. Its `truth` is drawn from its own `seed`, once: the dictionary is the
+same in every draw, so that training and held-out tokens come from the same world. `draw` takes the
+tokens' generator.
+
+Truth and draw are in the types of an SAE (`Codes`, tensors), so that what a dictionary finds and what
+there is to find are compared without conversion.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import lru_cache
+
+from jaxtyping import Float, Float32
+from pydantic import ConfigDict, Field
+
+from sae_placebo.errors import SpecError
+from sae_placebo.lazy import torch
+from sae_placebo.saes import Codes
+from sae_placebo.spec import Registry, Spec
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known of a generator before anything is drawn from it."""
+
+    dictionary: Float32[torch.Tensor, "feature d_in"]
+    """Unit rows, one per feature."""
+    rates: Float32[torch.Tensor, " feature"]
+    """Probability that a feature is active on a token."""
+
+    @property
+    def n_features(self) -> int:
+        """Number of features."""
+        return len(self.rates)
+
+    @property
+    def l0(self) -> float:
+        """Mean number of active features of a token."""
+        return float(self.rates.sum(dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Tokens of a generator, with what they were made of."""
+
+    x: Float32[torch.Tensor, "token d_in"]
+    """The activations, as an SAE would meet them in a model: neither centered nor scaled."""
+    codes: Codes
+    """The true codes: which features are active on each token, and how much."""
+    truth: Truth
+    """The generator's truth, the same in all of its draws."""
+
+
+class GeneratorSpec(Spec, ABC):
+    """Settings of a generator. Equal settings have equal truth, and equal draws of equal generators."""
+
+    model_config = ConfigDict(strict=True)
+
+    kind: str
+    d_in: int = Field(ge=2)
+    """Width of the activations."""
+    seed: int = 0
+    """Names the truth: dictionary, and whatever else is drawn once."""
+
+    @property
+    def truth(self) -> Truth:
+        """The truth; drawn at first use and kept for a while. Not to be written to."""
+        return _truth(self)
+
+    @abstractmethod
+    def draw(self, n_tokens: int, random: torch.Generator) -> Draw:
+        """Return `n_tokens` tokens.
+
+        Args:
+            n_tokens: How many, 1 or more.
+            random: Names the tokens; `spec.generator(seed, ...)`.
+        """
+
+    @abstractmethod
+    def _draw_truth(self) -> Truth:
+        """Return the truth, from `seed` alone."""
+
+
+# not on the spec itself: a copy of it with other settings would take the old truth along
+@lru_cache(maxsize=4)
+def _truth(spec: GeneratorSpec) -> Truth:
+    return spec._draw_truth()
+
+
+GENERATORS: Registry[type[GeneratorSpec]] = Registry("generator")
+"""Every generator, by kind."""
+
+
+def unit_rows(n: int, d_in: int, random: torch.Generator) -> Float32[torch.Tensor, "n d_in"]:
+    """Return `n` independent directions, uniform on the sphere: normalized Gaussians."""
+    return torch.nn.functional.normalize(torch.randn(n, d_in, generator=random), dim=1)
+
+
+def compose(
+    codes: Codes, dictionary: Float32[torch.Tensor, "feature d_in"]
+) -> Float32[torch.Tensor, "token d_in"]:
+    """Return the sum of dictionary rows that each token's codes name."""
+    return torch.nn.functional.embedding_bag(
+        codes.latents,
+        dictionary,
+        codes.offsets,
+        per_sample_weights=codes.values,
+        mode="sum",
+        include_last_offset=True,
+    )
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """A shift and a factor that bring activations to what training expects."""
+
+    mean: Float32[torch.Tensor, " d_in"]
+    factor: float
+
+    @classmethod
+    def of(cls, x: Float32[torch.Tensor, "token d_in"]) -> Scaling:
+        """Return what centers `x` and brings its mean squared norm to `d_in`.
+
+        Raises:
+            SpecError: all rows of `x` are the same.
+        """
+        mean = x.mean(dim=0)
+        energy = float((x - mean).square().sum(dim=1).mean())
+        if not energy > 0:
+            raise SpecError("activations that are all the same have no scale: draw more tokens")
+        return cls(mean, math.sqrt(x.shape[1] / energy))
+
+    def apply(self, x: Float[torch.Tensor, "token d_in"]) -> Float[torch.Tensor, "token d_in"]:
+        """Return `(x - mean) * factor`."""
+        return (x - self.mean) * self.factor
