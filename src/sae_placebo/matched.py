@@ -37,7 +37,7 @@ from sae_placebo.stream import (
     restore_means,
     restore_moments,
 )
-from sae_placebo.training import Fit
+from sae_placebo.training import Fit, step_all
 
 
 class Place(NamedTuple):
@@ -171,8 +171,9 @@ class Matched:
             self._moments[name].add(x)
 
     def _step(self, offered: int, batch: dict[str, torch.Tensor], workspace: Workspace) -> None:
-        for (hookpoint, _), fit in self._fits.items():
-            fit.step(batch[hookpoint], workspace, offered)
+        for hookpoint in self.spec.hookpoints:
+            fits = [fit for (place, _), fit in self._fits.items() if place == hookpoint]
+            step_all(fits, batch[hookpoint], workspace, offered)
         self.steps.append((offered, {name: len(x) for name, x in batch.items()}))
         self._done += offered
 

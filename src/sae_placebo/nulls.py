@@ -22,7 +22,7 @@ from sae_placebo.protocol import TrialSpec
 from sae_placebo.saes import SAE
 from sae_placebo.saes.kernels import Workspace
 from sae_placebo.spec import generator
-from sae_placebo.training import Fit
+from sae_placebo.training import Fit, step_all
 
 Member = tuple[str, str, int]
 """One SAE at a hookpoint: key of its training, label, seed."""
@@ -111,8 +111,7 @@ class Nulls:
         for step in range(self._place[1], len(sizes)):
             with self.work.step():
                 x = draw(sizes[step], self._random).to(self.spec.device)
-                for fit in self._fits.values():
-                    fit.step(x, workspace, offered[step])
+                step_all(list(self._fits.values()), x, workspace, offered[step])
                 self._place = (index, step + 1)
                 self.done += offered[step]
             advance(offered[step])

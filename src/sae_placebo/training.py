@@ -18,6 +18,7 @@ from sae_placebo.errors import ModelError, PlaceboError, SpecError, unknown_name
 from sae_placebo.lazy import torch
 from sae_placebo.saes import fast, stepping
 from sae_placebo.saes.base import PARAMETERS, SAE, Context, Evaluation, SAESpec
+from sae_placebo.saes.crew import Crew
 from sae_placebo.saes.kernels import Workspace
 from sae_placebo.spec import Spec
 
@@ -137,6 +138,11 @@ class Fit:
         self._pending: list[tuple[int, float, torch.Tensor, float]] = []
         self._log: list[Row] = []
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether steps run in compiled loops."""
+        return self._fast is not None
+
     def sae(self) -> SAE:
         """Return a copy of the SAE as it is now, in the units of the batches."""
         return SAE(
@@ -165,14 +171,27 @@ class Fit:
             ModelError: the batch holds NaN or infinity. The SAE is left as it was.
             SpecError: the loss is not finite although the batch is: training diverged.
         """
+        workspace = workspace or self._workspace
+        if self._fast is None:
+            self._step(x, workspace, offered_tokens)
+            return
+        with Crew() as crew:
+            self._step(x, workspace, offered_tokens, crew)
+
+    def _step(
+        self,
+        x: Float[torch.Tensor, "token d_in"],
+        workspace: Workspace,
+        offered_tokens: int | None,
+        crew: Crew | None = None,
+    ) -> None:
         before = self.offered_tokens
         if len(x) == 0:
             self.offered_tokens += offered_tokens or 0
             return
-        workspace = workspace or self._workspace
         share = before / max(self.total_tokens, 1)
         context = Context(self.dead(), share, self._coefficient)
-        found = self._evaluated(x, context, workspace)
+        found = self._evaluated(x, context, workspace, crew)
         if not math.isfinite(float(found.loss if self._trained else found.squared_error)):
             raise self._not_finite(x)
         self.tokens += len(x)
@@ -273,20 +292,25 @@ class Fit:
         return fast.FastStep(self._sae_spec, self._rows, self._moments, betas, search)
 
     def _evaluated(
-        self, x: Float[torch.Tensor, "token d_in"], context: Context, workspace: Workspace
+        self,
+        x: Float[torch.Tensor, "token d_in"],
+        context: Context,
+        workspace: Workspace,
+        crew: Crew | None,
     ) -> Evaluation:
         """Return the objective and its gradients, by the fastest way there is."""
         params, spec = self._parameters(), self._sae_spec
         if not self._trained:
             return stepping.look(spec, params, x, context, workspace)
         chosen = spec.selection(params, context) if self._fast else None
-        if self._fast is None or chosen is None or x.dtype != torch.float32:
+        if self._fast is None or crew is None or chosen is None or x.dtype != torch.float32:
             return spec.gradients(params, x, context, workspace)
         with torch.no_grad():
             dense = stepping.is_dense(x[:64] - params["b_dec"], params, chosen, workspace)
         if dense:
             self._fast.settle()
-            return spec.gradients(params, x, context, workspace)
+            with crew.dismissed():
+                return spec.gradients(params, x, context, workspace)
         return self._fast.evaluate(params, x, chosen, context, workspace)
 
     def _update(self, found: Evaluation, rate: float, workspace: Workspace) -> None:
@@ -374,6 +398,40 @@ def _number(value: int | float | None) -> float:
     return math.nan if value is None else float(value)
 
 
+def step_all(
+    fits: Sequence[Fit],
+    x: Float[torch.Tensor, "token d_in"],
+    workspace: Workspace,
+    offered_tokens: int | None = None,
+) -> None:
+    """Take one step of every fit on the same batch.
+
+    Where there are as many compiled fits as threads, each thread steps fits of its own: nothing waits
+    for anything within a step. Else the threads share each step.
+
+    Args:
+        fits: The SAEs.
+        x: Activations, centered and scaled.
+        workspace: Buffers, kept from step to step.
+        offered_tokens: As in `Fit.step`.
+    """
+    if any(fit.is_compiled for fit in fits):
+        with Crew() as crew:
+            if len(fits) >= crew.threads > 1 and all(fit.is_compiled for fit in fits):
+
+                def work(thread: int, first: int, stop: int) -> None:
+                    for fit in fits[first:stop]:
+                        fit.step(x, workspace.of(thread), offered_tokens)
+
+                crew.run(work, len(fits))
+                return
+            for fit in fits:
+                fit.step(x, workspace, offered_tokens)
+        return
+    for fit in fits:
+        fit.step(x, workspace, offered_tokens)
+
+
 def train(
     batches: Iterable[tuple[int, Mapping[str, torch.Tensor]]],
     fits: Mapping[str, Sequence[Fit]],
@@ -399,6 +457,5 @@ def train(
                 raise SpecError(
                     f"the batches hold no {hookpoint!r}; they hold {', '.join(sorted(batch))}"
                 )
-            for fit in members:
-                fit.step(batch[hookpoint], workspace, offered_tokens)
+            step_all(members, batch[hookpoint], workspace, offered_tokens)
         advance(offered_tokens)

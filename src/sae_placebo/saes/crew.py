@@ -1,42 +1,76 @@
-"""Threads that take ranges of tokens or latents."""
+"""Threads that take ranges of tokens, of latents, or of SAEs."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import Any
 
 from sae_placebo.lazy import torch
+
+_LOCAL = threading.local()
 
 
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Return threads in which torch uses one thread each."""
-    pool = ThreadPoolExecutor(threads, "sae-step", functools.partial(torch.set_num_threads, 1))
-    list(pool.map(lambda _: None, range(threads)))
-    return pool
+    return ThreadPoolExecutor(threads, "sae-step", functools.partial(torch.set_num_threads, 1))
 
 
 class Crew:
     """Runs a function on ranges, one per thread; a context in which torch itself uses one thread.
 
-    Two sets of threads, torch's and these, would wait for each other: torch's go on spinning after
-    an operation. The caller's number of threads returns at the end.
+    Two sets of threads, torch's and these, would wait for each other: torch's go on spinning for
+    milliseconds after an operation. The caller's number of threads returns at the end. Inside another
+    crew of the same thread, it is that one; inside a range that a crew runs, it has one thread.
     """
 
     def __enter__(self) -> Crew:
-        self.threads = torch.get_num_threads()
-        self._pool = _pool(self.threads)
-        torch.set_num_threads(1)
+        self._outer: int | None = getattr(_LOCAL, "threads", None)
+        self.threads: int = self._outer or torch.get_num_threads()
+        if self._outer is None:
+            _LOCAL.threads = self.threads
+            torch.set_num_threads(1)
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._outer is None:
+            _LOCAL.threads = None
+            torch.set_num_threads(self.threads)
+
+    @contextmanager
+    def dismissed(self) -> Iterator[None]:
+        """Inside: torch uses all the threads itself, as it does outside the crew."""
         torch.set_num_threads(self.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(1)
 
     def run(self, work: Callable[[int, int, int], Any], n: int, least: int = 1) -> list[Any]:
         """Return `work(thread, first, stop)` for ranges that cover 0 to n, in order."""
         parts = max(1, min(self.threads, n // max(least, 1)))
         edges = [n * i // parts for i in range(parts + 1)]
-        jobs = [self._pool.submit(work, i, edges[i], edges[i + 1]) for i in range(parts)]
-        return [job.result() for job in jobs]
+        if parts == 1:
+            return [work(0, 0, n)]
+        pool = _pool(self.threads)
+        # the caller takes the first range itself: threads that are all woken by one that goes to sleep
+        # are often put on the processor that it leaves, all on the same
+        jobs = [pool.submit(_alone, work, i, edges[i], edges[i + 1]) for i in range(1, parts)]
+        try:
+            first = _alone(work, 0, edges[0], edges[1])
+        finally:
+            wait(jobs)
+        return [first, *(job.result() for job in jobs)]
+
+
+def _alone(work: Callable[[int, int, int], Any], i: int, first: int, stop: int) -> Any:
+    """Return `work` of one range; a crew inside it has one thread."""
+    before, _LOCAL.threads = getattr(_LOCAL, "threads", None), 1
+    try:
+        return work(i, first, stop)
+    finally:
+        _LOCAL.threads = before

@@ -28,6 +28,11 @@ class Workspace:
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[object, ...], torch.Tensor] = {}
+        self._children: dict[int, Workspace] = {}
+
+    def of(self, thread: int) -> Workspace:
+        """Return a workspace for one thread alone; thread 0 has this one."""
+        return self if thread == 0 else self._children.setdefault(thread, Workspace())
 
     def buffer(
         self,
