@@ -35,7 +35,7 @@ from workers import INSTALLED, PLAIN, TRIAL, TRIAL_TUNED, TUNED, Condition, Work
 
 SIZES = ("512x4096", "768x12288", "256x2048")
 KINDS = ("topk", "batchtopk")
-SEARCHES = ("bf16", "int8")
+SEARCHES = ("int8",)
 PEERS = ("sae-lens", "dictionary-learning", "sparsify", "textbook")
 REAL = "256x2048"
 

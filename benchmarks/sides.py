@@ -103,11 +103,7 @@ def ours(setting: Setting) -> Side:
     fields = SAES[setting.kind].model_fields
     table: dict[str, Any] = {"kind": setting.kind, "d_sae": setting.d_sae}
     if "k" in fields:
-        table["k"] = setting.k
-    if setting.search:
-        if "search" not in fields:
-            raise Unsupported(f"{setting.kind} has no setting `search`")
-        table["search"] = setting.search
+        table["k"] = setting.k if fields["k"].annotation is int else float(setting.k)
     if "l0" in fields and setting.target_l0 is not None:
         # it steers itself: to match what is held out, the target is moved, and nothing else
         table["l0"] = setting.target_l0 / (setting.sparsity or 1.0)
@@ -116,6 +112,7 @@ def ours(setting: Setting) -> Side:
         learning_rate=setting.learning_rate,
         warmup_share=setting.warmup_share,
         decay_share=setting.decay_share,
+        **({"search": setting.search} if setting.search else {}),
     )
     try:
         sae = parse_sae(table).create(setting.d_in, SAE_SEED)
