@@ -11,9 +11,9 @@ from jaxtyping import Float
 from sae_placebo.lazy import torch
 from sae_placebo.saes.crew import Crew
 from sae_placebo.saes.kernels import Workspace
-from sae_placebo.saes.selection import Selection, Sites, select
+from sae_placebo.saes.selection import Selection, Sites, limits, select
 
-_CHUNK_BYTES = 12 << 20
+_CHUNK_BYTES = 25 << 20
 _CHECKED_TOKENS = 128
 _CHECK_EVERY = 50
 AGREEMENT = 0.999
@@ -107,9 +107,9 @@ def select_sites(
     n, d_sae = len(inputs), len(rows["b_enc"])
     if chosen.kind == "batch":
         target = chosen.target(n, d_sae)
-        guesses = [chosen.threshold] if chosen.threshold is not None else []
-        for limit in [*guesses, torch.zeros(())]:
-            above = Selection("above", threshold=limit.clamp_min(0.0))
+        params = {"W_enc": rows["W_enc"].t(), "b_enc": rows["b_enc"]}
+        for limit in limits(inputs, params, chosen, workspace):
+            above = Selection("above", threshold=limit)
             offsets, latents, z = select_sites(inputs, rows, above, workspace, crew, search)
             if len(z) >= target:
                 break

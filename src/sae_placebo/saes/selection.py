@@ -86,9 +86,8 @@ def select(
         limit = inputs.new_zeros(()) if chosen.threshold is None else chosen.threshold
         return _above(inputs, params, limit, workspace)
     target = chosen.target(len(inputs), len(params["b_enc"]))
-    guesses = [chosen.threshold] if chosen.threshold is not None else []
-    for limit in [*guesses, inputs.new_zeros(())]:
-        sites = _above(inputs, params, limit.clamp_min(0.0), workspace)
+    for limit in limits(inputs, params, chosen, workspace):
+        sites = _above(inputs, params, limit, workspace)
         if len(sites.z) >= target:
             break
     if len(sites.z) <= target:
@@ -96,6 +95,30 @@ def select(
     kept = torch.zeros_like(sites.z, dtype=torch.bool)
     kept[largest(sites.z[None], target)[0]] = True
     return sites.keep(kept)
+
+
+_SAMPLE_TOKENS, _SAMPLE_SHARE = 64, 0.8
+
+
+def limits(
+    inputs: Float[torch.Tensor, "token d_in"],
+    params: Mapping[str, torch.Tensor],
+    chosen: Selection,
+    workspace: Workspace,
+) -> list[torch.Tensor]:
+    """Return above which values a batch's largest are looked for, the first that suffices being used.
+
+    The guess of `chosen`, or, where it has none above zero, four fifths of what a few tokens reach; then
+    zero.
+    """
+    nothing = inputs.new_zeros(())
+    if chosen.threshold is not None and float(chosen.threshold) > 0:
+        return [chosen.threshold, nothing]
+    if len(inputs) == 0:
+        return [nothing]
+    _, z = next(pre_activations(inputs[:_SAMPLE_TOKENS], params, workspace))
+    reached = z.reshape(-1).topk(chosen.target(len(z), z.shape[1]), sorted=True).values[-1]
+    return [(_SAMPLE_SHARE * reached).clamp_min(0.0), nothing]
 
 
 def _of_rows(
