@@ -88,7 +88,7 @@ class FastStep:
 
         `update` then steps the matrices.
         """
-        from sae_placebo.saes import compiled
+        from sae_placebo.saes import compiled_update as compiled
 
         spec = self._spec
         with torch.no_grad(), Crew() as crew:
@@ -143,7 +143,7 @@ class FastStep:
             self._update(rate, b_dec, crew)
 
     def _update(self, rate: float, b_dec: torch.Tensor, crew: Crew) -> None:
-        from sae_placebo.saes import compiled
+        from sae_placebo.saes import compiled_update as compiled
 
         sites, inputs, error, to_z, values, aux, scale, totals = self._sites
         self._sites = None
@@ -223,7 +223,7 @@ class FastStep:
         to_z: torch.Tensor,
         values: torch.Tensor,
     ) -> tuple[tuple[np.ndarray, ...], torch.Tensor, torch.Tensor]:
-        from sae_placebo.saes import compiled
+        from sae_placebo.saes import compiled_update as compiled
 
         n, d_sae = len(latents), self._spec.d_sae
         starts = np.empty(d_sae + 1, np.int32)

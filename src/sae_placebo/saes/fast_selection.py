@@ -55,7 +55,7 @@ class Search:
 
     def refresh(self, encoder: Float[torch.Tensor, "d_sae d_in"], crew: Crew) -> None:
         """Round the encoder's rows as they are now."""
-        from sae_placebo.saes import compiled
+        from sae_placebo.saes import compiled_selection as compiled
 
         rows, small, scales = encoder.numpy(), self._small.numpy(), self._scales
         crew.run(lambda _, a, b: compiled.quantize(rows, a, b, small, scales), len(rows), 64)
@@ -102,7 +102,7 @@ def select_sites(
         crew: Threads.
         search: Looks for candidates in 8-bit products, where that is asked for.
     """
-    from sae_placebo.saes import compiled
+    from sae_placebo.saes import compiled_selection as compiled
 
     n, d_sae = len(inputs), len(rows["b_enc"])
     if chosen.kind == "batch":
@@ -159,7 +159,7 @@ class _Part:
 
     def __call__(self, thread: int, first: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the pre-activations and the latents of the tokens' sites."""
-        from sae_placebo.saes import compiled
+        from sae_placebo.saes import compiled_selection as compiled
 
         d_sae, k = len(self.bias), int(self.chosen.k)
         chunk = max(32, min(512, _CHUNK_BYTES // (4 * d_sae)))
@@ -186,7 +186,7 @@ class _Part:
 
     def _products(self, thread: int, tokens: slice) -> Any:
         """Return a chunk's products with every encoder row: float32, or 8-bit with their scales."""
-        from sae_placebo.saes import compiled
+        from sae_placebo.saes import compiled_selection as compiled
 
         n, inputs = tokens.stop - tokens.start, self.inputs
         shape = (n, len(self.bias))
@@ -204,7 +204,7 @@ class _Part:
     def _of_rows(
         self, given: Any, tokens: slice, k: int, lanes: Any, found: Any, places: Any, at: int
     ) -> int:
-        from sae_placebo.saes import compiled
+        from sae_placebo.saes import compiled_selection as compiled
 
         bits, counts = found.view(np.int32), self.counts[tokens]
         if self.search is None:
@@ -222,7 +222,7 @@ class _Part:
     def _above(
         self, given: Any, tokens: slice, lanes: Any, found: Any, places: Any, row: int, at: int
     ) -> tuple[int, int]:
-        from sae_placebo.saes import compiled
+        from sae_placebo.saes import compiled_selection as compiled
 
         counts = self.counts[tokens]
         if self.search is None:

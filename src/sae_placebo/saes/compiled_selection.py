@@ -1,45 +1,16 @@
-"""The hot loops of a sparse step, compiled when first used; numba ships as a wheel.
+"""Compiled loops that choose sites: see `jit` for the arrays, `selection` for what is chosen."""
 
-Each kernel works on a range of tokens or of latents and lets the interpreter go, so several threads
-run it on ranges of their own; no two write to the same place and no result depends on their order.
-Nothing here is specific to one kind of CPU: loops are written so that the compiler finds vectors of
-whatever width there is.
-
-Arrays: z and inputs are float32, indices int32. Sites are stored token by token, `offsets[t]` to
-`offsets[t + 1]`. W_enc and W_dec are both [d_sae, d_in]: a latent's row is one run of memory.
-"""
-
-# numba reads this file's functions as they are: no annotations of shapes inside, plain loops
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from typing import Any
-
-import numba
 import numpy as np
+
+from sae_placebo.saes.jit import EXACT, LOOSE
 
 SEGMENTS = 8
 """A row of pre-activations is folded this many times; lane i holds the largest of so many values."""
 
 
-def _compiled(fastmath: set[str]) -> Callable[[Callable[..., Any]], Any]:
-    def compiled(function: Callable[..., Any]) -> Any:
-        # what a checker of types wrapped around the function is no part of the loop
-        return numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=fastmath)(
-            inspect.unwrap(function)
-        )
-
-    return compiled
-
-
-# NaN and signed zero may be treated loosely: a batch with NaN is refused after the step's first half.
-# Sums may be reordered in products of rows, but not where a sign decides which latent is active.
-_EXACT = _compiled({"nnan", "nsz"})
-_LOOSE = _compiled({"nnan", "nsz", "reassoc", "contract"})
-
-
-@_EXACT
+@EXACT
 def fold_row(z, bias, limit, lanes):
     """Write into `lanes` the largest of z + bias - limit in each lane; return how many lanes."""
     d_sae = z.shape[0]
@@ -71,7 +42,7 @@ def fold_row(z, bias, limit, lanes):
     return s + d_sae - SEGMENTS * s
 
 
-@_EXACT
+@EXACT
 def count_over(values, n, limit):
     """Return how many of the first n values are above `limit`."""
     count = np.int32(0)
@@ -80,7 +51,7 @@ def count_over(values, n, limit):
     return count
 
 
-@_EXACT
+@EXACT
 def low_bound(lanes, n, k):
     """Return a limit that at least k lanes exceed, and not many more; 0 if fewer are positive."""
     if count_over(lanes, n, np.float32(0.0)) <= k:
@@ -101,7 +72,7 @@ def low_bound(lanes, n, k):
     return low
 
 
-@_EXACT
+@EXACT
 def push_over(z, bias, lanes, n_lanes, limit, found, latents, at):
     """Append every z + bias above `limit` from lanes that hold one; return the new length."""
     d_sae = z.shape[0]
@@ -124,7 +95,7 @@ def push_over(z, bias, lanes, n_lanes, limit, found, latents, at):
     return at
 
 
-@_EXACT
+@EXACT
 def edge_value(bits, start, stop, k):
     """Return the k-th largest of positive floats, given as their bits, which are in order."""
     low, high = np.int32(0), np.int32(0x7F800000)
@@ -140,7 +111,7 @@ def edge_value(bits, start, stop, k):
     return low
 
 
-@_EXACT
+@EXACT
 def keep_largest(found, bits, latents, start, stop, k):
     """Keep the k largest of a run, in place; among equals the lower latents. Return its new end."""
     if stop - start <= k:
@@ -168,7 +139,7 @@ def keep_largest(found, bits, latents, start, stop, k):
     return at
 
 
-@_EXACT
+@EXACT
 def select_rows(z, bias, k, lanes, found, bits, latents, counts, at):
     """Append each token's k largest z + bias above zero; return the new length.
 
@@ -185,7 +156,7 @@ def select_rows(z, bias, k, lanes, found, bits, latents, counts, at):
     return at
 
 
-@_EXACT
+@EXACT
 def quantize(rows, first, stop, small, scales):
     """Round rows to 8 bits, each by a scale of its own."""
     d_in = rows.shape[1]
@@ -200,14 +171,14 @@ def quantize(rows, first, stop, small, scales):
             out[i] = np.int8(value + np.float32(0.5) if value > 0 else value - np.float32(0.5))
 
 
-@_EXACT
+@EXACT
 def widen(products, scale, scales, out):
     """Write one row of 8-bit products as floats in the units of the pre-activations."""
     for i in range(out.shape[0]):
         out[i] = np.float32(products[i]) * (scale * scales[i])
 
 
-@_LOOSE
+@LOOSE
 def refine(row, weights, bias, found, latents, start, stop):
     """Compute candidates' pre-activations anew, in float32; keep those above zero."""
     at = start
@@ -223,7 +194,7 @@ def refine(row, weights, bias, found, latents, start, stop):
     return at
 
 
-@_EXACT
+@EXACT
 def search_rows(
     products, scale, scales, inputs, weights, bias, k, candidates, z, lanes, found, bits, latents,
     counts, at,
@@ -246,7 +217,7 @@ def search_rows(
     return at
 
 
-@_EXACT
+@EXACT
 def search_above(
     products, scale, scales, inputs, weights, bias, loose, limit, z, lanes, found, latents, counts,
     first, at,
@@ -270,7 +241,7 @@ def search_above(
     return products.shape[0], at
 
 
-@_EXACT
+@EXACT
 def select_above(z, bias, limit, lanes, found, latents, counts, first, at):
     """Append every z + bias above `limit`, [d_sae] or [1]; return the next token and the length.
 
@@ -302,7 +273,7 @@ def select_above(z, bias, limit, lanes, found, latents, counts, first, at):
     return z.shape[0], at
 
 
-@_EXACT
+@EXACT
 def keep_batch(found, bits, latents, offsets, k):
     """Keep the k largest of all sites, in place; earlier tokens, then lower latents, among equals."""
     n = offsets[-1]
@@ -327,217 +298,3 @@ def keep_batch(found, bits, latents, offsets, k):
             latents[at] = latents[i]
             at += 1
     offsets[-1] = at
-
-
-@_LOOSE
-def decode_rows(inputs, decoder, offsets, latents, values, first, stop, error, products, sums):
-    """Write decoded - inputs, and its product with each site's row.
-
-    `sums` [2, d_in] gets the column sums of the error and of the inputs. Return the energies of both.
-    """
-    d_in = inputs.shape[1]
-    energy, given = 0.0, 0.0
-    error_sum, input_sum = sums[0], sums[1]
-    for t in range(first, stop):
-        e, x, start, end = error[t], inputs[t], offsets[t], offsets[t + 1]
-        for i in range(d_in):
-            e[i] = -x[i]
-        p = start
-        while p + 4 <= end:
-            r0, r1 = decoder[latents[p]], decoder[latents[p + 1]]
-            r2, r3 = decoder[latents[p + 2]], decoder[latents[p + 3]]
-            v0, v1, v2, v3 = values[p], values[p + 1], values[p + 2], values[p + 3]
-            for i in range(d_in):
-                e[i] += v0 * r0[i] + v1 * r1[i] + v2 * r2[i] + v3 * r3[i]
-            p += 4
-        while p < end:
-            r0, v0 = decoder[latents[p]], values[p]
-            for i in range(d_in):
-                e[i] += v0 * r0[i]
-            p += 1
-        for p in range(start, end):
-            r0, total = decoder[latents[p]], np.float32(0.0)
-            for i in range(d_in):
-                total += e[i] * r0[i]
-            products[p] = total
-        total, square = np.float32(0.0), np.float32(0.0)
-        for i in range(d_in):
-            total += e[i] * e[i]
-            square += x[i] * x[i]
-            error_sum[i] += e[i]
-            input_sum[i] += x[i]
-        energy += float(total)
-        given += float(square)
-    return energy, given
-
-
-@_EXACT
-def by_latent(latents, offsets, to_z, starts, order, tokens, totals, fired, values):
-    """Sort sites by latent, then by token; sum `to_z` by latent; note which latents fired."""
-    d_sae = starts.shape[0] - 1
-    n = offsets[-1]
-    starts[:] = 0
-    totals[:] = 0
-    fired[:] = False
-    for p in range(n):
-        starts[latents[p] + 1] += 1
-    for f in range(d_sae):
-        starts[f + 1] += starts[f]
-    for t in range(offsets.shape[0] - 1):
-        for p in range(offsets[t], offsets[t + 1]):
-            f = latents[p]
-            order[starts[f]] = p
-            tokens[starts[f]] = t
-            starts[f] += 1
-            totals[f] += to_z[p]
-            if values[p] > 0:
-                fired[f] = True
-    for f in range(d_sae, 0, -1):
-        starts[f] = starts[f - 1]
-    starts[0] = 0
-
-
-@_LOOSE
-def row_sum(rows, tokens, order, weights, scale, start, stop, total):
-    """Write the sum of `rows[tokens]`, weighted by `weights[order]` times `scale`."""
-    d_in = total.shape[0]
-    for i in range(d_in):
-        total[i] = 0
-    q = start
-    while q + 4 <= stop:
-        r0, r1, r2, r3 = (
-            rows[tokens[q]],
-            rows[tokens[q + 1]],
-            rows[tokens[q + 2]],
-            rows[tokens[q + 3]],
-        )
-        w0, w1 = scale * weights[order[q]], scale * weights[order[q + 1]]
-        w2, w3 = scale * weights[order[q + 2]], scale * weights[order[q + 3]]
-        for i in range(d_in):
-            total[i] += w0 * r0[i] + w1 * r1[i] + w2 * r2[i] + w3 * r3[i]
-        q += 4
-    while q < stop:
-        r0, w0 = rows[tokens[q]], scale * weights[order[q]]
-        for i in range(d_in):
-            total[i] += w0 * r0[i]
-        q += 1
-
-
-@_LOOSE
-def adam_row(row, mean, square, gradient, adam):
-    """Take one Adam step on a row, in place; `adam` holds rate / correction, betas, ..., see Adam."""
-    rate, beta1, beta2, root, eps = adam[0], adam[1], adam[2], adam[3], adam[4]
-    one = np.float32(1.0)
-    for i in range(row.shape[0]):
-        g = gradient[i]
-        m = mean[i] + (one - beta1) * (g - mean[i])
-        v = beta2 * square[i] + (one - beta2) * g * g
-        mean[i] = m
-        square[i] = v
-        row[i] -= rate * m / (np.sqrt(v) * root + eps)
-
-
-@_LOOSE
-def scale_row(row, factor):
-    """Multiply a row by a number, in place."""
-    for i in range(row.shape[0]):
-        row[i] *= factor
-
-
-@_LOOSE
-def away_from(gradient, row):
-    """Take off the part of `gradient` that lies along the unit `row`, in place."""
-    along = np.float32(0.0)
-    for i in range(row.shape[0]):
-        along += gradient[i] * row[i]
-    for i in range(row.shape[0]):
-        gradient[i] -= along * row[i]
-
-
-@_LOOSE
-def to_unit_length(row):
-    """Scale a row to unit length, in place."""
-    square = np.float32(0.0)
-    for i in range(row.shape[0]):
-        square += row[i] * row[i]
-    scale_row(row, np.float32(1.0) / np.sqrt(square))
-
-
-@_LOOSE
-def update_encoder(
-    sites, inputs, to_z, extra, state, quiet, totals, offset, adam, patience, first, stop
-):  # fmt: skip
-    """Sum each latent's gradient and take its Adam step, while its row is in cache.
-
-    Args:
-        sites: (starts, order, tokens) by latent.
-        inputs: What the encoder read.
-        to_z: Derivative at each site.
-        extra: (place, rows): rows to add; `place[f]` is a row's number or -1.
-        state: (weights, mean, square), each [d_sae, d_in].
-        quiet: [d_sae] steps since the last gradient.
-        totals: [d_sae] sums of `to_z`.
-        offset: [d_in] gets minus the sum of the rows, as they were, times `totals`.
-        adam: See `adam_row`.
-        patience: After so many quiet steps the mean has decayed below what float32 can add.
-        first: First latent.
-        stop: Past the last one.
-    """
-    starts, order, tokens = sites
-    place, more = extra
-    weights, mean, square = state
-    gradient = np.empty(inputs.shape[1], np.float32)
-    for f in range(first, stop):
-        a, b = starts[f], starts[f + 1]
-        if a == b and place[f] < 0:
-            quiet[f] += 1
-            if quiet[f] > patience:
-                continue
-        elif quiet[f] > 0:
-            if quiet[f] > patience:
-                wake(mean[f], square[f], adam[2], quiet[f] - patience)
-            quiet[f] = 0
-        if totals[f] != 0:
-            row, total = weights[f], totals[f]
-            for i in range(row.shape[0]):
-                offset[i] -= total * row[i]
-        row_sum(inputs, tokens, order, to_z, np.float32(1.0), a, b, gradient)
-        if place[f] >= 0:
-            for i in range(gradient.shape[0]):
-                gradient[i] += more[place[f], i]
-        adam_row(weights[f], mean[f], square[f], gradient, adam)
-
-
-@_LOOSE
-def update_decoder(sites, error, values, extra, state, quiet, adam, patience, scale, first, stop):
-    """Do the same for decoder rows, projected before the step and of unit length after it."""
-    starts, order, tokens = sites
-    place, more = extra
-    weights, mean, square = state
-    gradient = np.empty(error.shape[1], np.float32)
-    for f in range(first, stop):
-        a, b = starts[f], starts[f + 1]
-        if a == b and place[f] < 0:
-            quiet[f] += 1
-            if quiet[f] > patience:
-                continue
-        elif quiet[f] > 0:
-            if quiet[f] > patience:
-                wake(mean[f], square[f], adam[2], quiet[f] - patience)
-            quiet[f] = 0
-        row_sum(error, tokens, order, values, scale, a, b, gradient)
-        if place[f] >= 0:
-            for i in range(gradient.shape[0]):
-                gradient[i] += more[place[f], i]
-        away_from(gradient, weights[f])
-        adam_row(weights[f], mean[f], square[f], gradient, adam)
-        to_unit_length(weights[f])
-
-
-@_LOOSE
-def wake(mean, square, beta2, missed):
-    """Give a row the moments that it would have after `missed` more steps without a gradient."""
-    factor = np.float32(beta2**missed)
-    for i in range(mean.shape[0]):
-        mean[i] = 0
-        square[i] *= factor
