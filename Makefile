@@ -32,6 +32,7 @@ bench: .venv/demo
 	$(BIN)/python benchmarks/whole_training.py
 	$(BIN)/python benchmarks/harvest.py --out benchmarks/results/harvest.json
 	$(BIN)/python benchmarks/whole_trial.py
+	-$(BIN)/python benchmarks/recovery.py --peer-python .venv-bench/sae-lens/bin/python --out benchmarks/results/recovery.json
 	$(BIN)/python benchmarks/plot.py
 	$(BIN)/python benchmarks/table.py --into docs/benchmarks.md
 
