@@ -179,7 +179,7 @@ class SAESpec(Spec, ABC):
         """Return the codes of `x`, never holding more than a chunk of dense pre-activations."""
         chosen = self.selection(params, None)
         if chosen is None:
-            raise NotImplementedError(f"{type(self).__name__} has no selection and no encode")
+            raise TypeError(f"{type(self).__name__} gives neither a selection nor an encode")
         sites = select(x - params["b_dec"], params, chosen, Workspace())
         values = self.codes_at(params, sites.latents, sites.z)
         return Codes.from_sites(sites, values, self.d_sae)
