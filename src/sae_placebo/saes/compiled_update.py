@@ -142,6 +142,34 @@ def to_unit_length(row):
 
 
 @LOOSE
+def wake(mean, square, beta2, missed):
+    """Give a row the moments that it would have after `missed` more steps without a gradient."""
+    factor = np.float32(beta2**missed)
+    for i in range(mean.shape[0]):
+        mean[i] = 0
+        square[i] *= factor
+
+
+@LOOSE
+def rests(f, untouched, state, quiet, beta2, patience):
+    """Count a step without a gradient and return whether the row is left alone; wake it otherwise."""
+    if untouched:
+        quiet[f] += 1
+        return quiet[f] > patience
+    if quiet[f] > patience:
+        wake(state[1][f], state[2][f], beta2, quiet[f] - patience)
+    quiet[f] = 0
+    return False
+
+
+@LOOSE
+def add_row(total, row):
+    """Add a row, in place."""
+    for i in range(total.shape[0]):
+        total[i] += row[i]
+
+
+@LOOSE
 def update_encoder(
     sites, inputs, to_z, extra, state, quiet, totals, offset, adam, patience, first, stop
 ):  # fmt: skip
@@ -167,22 +195,15 @@ def update_encoder(
     gradient = np.empty(inputs.shape[1], np.float32)
     for f in range(first, stop):
         a, b = starts[f], starts[f + 1]
-        if a == b and place[f] < 0:
-            quiet[f] += 1
-            if quiet[f] > patience:
-                continue
-        elif quiet[f] > 0:
-            if quiet[f] > patience:
-                wake(mean[f], square[f], adam[2], quiet[f] - patience)
-            quiet[f] = 0
+        if rests(f, a == b and place[f] < 0, state, quiet, adam[2], patience):
+            continue
         if totals[f] != 0:
             row, total = weights[f], totals[f]
             for i in range(row.shape[0]):
                 offset[i] -= total * row[i]
         row_sum(inputs, tokens, order, to_z, np.float32(1.0), a, b, gradient)
         if place[f] >= 0:
-            for i in range(gradient.shape[0]):
-                gradient[i] += more[place[f], i]
+            add_row(gradient, more[place[f]])
         adam_row(weights[f], mean[f], square[f], gradient, adam)
 
 
@@ -195,27 +216,11 @@ def update_decoder(sites, error, values, extra, state, quiet, adam, patience, sc
     gradient = np.empty(error.shape[1], np.float32)
     for f in range(first, stop):
         a, b = starts[f], starts[f + 1]
-        if a == b and place[f] < 0:
-            quiet[f] += 1
-            if quiet[f] > patience:
-                continue
-        elif quiet[f] > 0:
-            if quiet[f] > patience:
-                wake(mean[f], square[f], adam[2], quiet[f] - patience)
-            quiet[f] = 0
+        if rests(f, a == b and place[f] < 0, state, quiet, adam[2], patience):
+            continue
         row_sum(error, tokens, order, values, scale, a, b, gradient)
         if place[f] >= 0:
-            for i in range(gradient.shape[0]):
-                gradient[i] += more[place[f], i]
+            add_row(gradient, more[place[f]])
         away_from(gradient, weights[f])
         adam_row(weights[f], mean[f], square[f], gradient, adam)
         to_unit_length(weights[f])
-
-
-@LOOSE
-def wake(mean, square, beta2, missed):
-    """Give a row the moments that it would have after `missed` more steps without a gradient."""
-    factor = np.float32(beta2**missed)
-    for i in range(mean.shape[0]):
-        mean[i] = 0
-        square[i] *= factor

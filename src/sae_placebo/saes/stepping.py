@@ -40,7 +40,7 @@ def gradients(
     with torch.no_grad():
         inputs = torch.sub(x, params["b_dec"], out=workspace.buffer("inputs", x.shape, x))
         if is_dense(inputs, params, chosen, workspace):
-            return _dense(spec, params, inputs, context, workspace)
+            return _dense(spec, params, inputs, chosen, context, workspace)
         return _sparse(spec, params, inputs, chosen, context, workspace)
 
 
@@ -127,12 +127,11 @@ def _dense(
     spec: SAESpec,
     params: Mapping[str, torch.Tensor],
     inputs: Float[torch.Tensor, "token d_in"],
+    chosen: Selection,
     context: Context,
     workspace: Workspace,
 ) -> Evaluation:
     """Return the same by dense products, a chunk of tokens at a time."""
-    chosen = spec.selection(params, context)
-    assert chosen is not None
     limit = 0.0 if chosen.threshold is None else chosen.threshold
     everywhere, scale = slice(None), 2 / inputs.numel()
     decoder = params["W_dec"]
