@@ -118,7 +118,7 @@ def ours(setting: Setting) -> Side:
         sae = parse_sae(table).create(setting.d_in, SAE_SEED)
     except PlaceboError as problem:
         raise Unsupported(str(problem)) from None
-    fit = Fit(sae, training, setting.total_tokens)
+    fit = Fit(sae, training, setting.total_tokens, copied=False)
 
     def reconstruct(x: torch.Tensor) -> tuple[torch.Tensor, float]:
         now = fit.sae()

@@ -380,3 +380,17 @@ def test_wrong_limits_are_refused() -> None:
     for cosine in (1.0, -0.1, math.nan):
         with pytest.raises(SpecError, match="freeze W_dec"):
             held(cosine=cosine)
+
+
+def test_a_start_that_is_given_away_trains_to_the_same_bits() -> None:
+    sae, again = start(), start()
+    again.params["W_enc"] = again.params["W_dec"].t()  # one memory, two tensors
+    sae.params["W_enc"] = sae.params["W_dec"].t().clone()
+    kept = Fit(sae, TrainingSpec(learning_rate=0.01), 1000)
+    given = Fit(again, TrainingSpec(learning_rate=0.01), 1000, copied=False)
+    for seed in range(3):
+        kept.step(batch(200, seed))
+        given.step(batch(200, seed))
+    for name, tensor in kept.sae().params.items():
+        assert torch.equal(tensor, given.sae().params[name]), name
+    assert torch.equal(again.params["b_dec"], given.sae().params["b_dec"])

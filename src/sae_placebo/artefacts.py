@@ -162,9 +162,10 @@ def read_lookup(folder: Path, hookpoint: str) -> tuple[torch.Tensor, torch.Tenso
         return stream.get_tensor(f"{hookpoint}.ids"), stream.get_tensor(f"{hookpoint}.table")
 
 
-def read_gaussian(folder: Path, hookpoint: str, sae: str, sae_seed: int) -> GaussianNull:
-    """Return the Gaussian null of one SAE: the same recipe and seed."""
-    return GaussianNull(**read_json(folder / "gaussian.json")[hookpoint][sae][str(sae_seed)])
+def read_gaussian(folder: Path, hookpoint: str, sae: str) -> GaussianNull:
+    """Return the Gaussian null of one recipe; all its SAE seeds share it."""
+    (record,) = read_json(folder / "gaussian.json")[hookpoint][sae].values()
+    return GaussianNull(**record)
 
 
 def write_measured(folder: Path, measured: Measurement) -> None:

@@ -9,7 +9,7 @@ gets the bits that it would get alone.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,12 +110,12 @@ class Matched:
     def _nulls(self) -> Nulls:
         return Nulls(self.spec, self.harvest, self.calibrations, self._starts, self.work)
 
-    def _starts(self, hookpoint: str) -> dict[Member, Fit]:
-        """Return new fits of every arm, SAE and seed at one hookpoint."""
+    def _starts(self, hookpoint: str, seeds: Sequence[int]) -> dict[Member, Fit]:
+        """Return new fits of every arm and SAE at one hookpoint."""
         spec, fits = self.spec, {}
         for key, control in self.controls.items():
             for label, sae in spec.saes.items():
-                for seed in spec.sae_seeds:
+                for seed in seeds:
                     start = sae.create(self.stream.reader.d_in, seed)
                     held: dict[str, Any] = {}
                     if control is not None:
@@ -123,7 +123,7 @@ class Matched:
                         held = {"frozen": control.frozen, "decoder_cosine": control.decoder_cosine}
                     start = placed(start, spec.device)
                     n = self.stream.n_tokens
-                    fits[key, label, seed] = Fit(start, spec.training, n, **held)
+                    fits[key, label, seed] = Fit(start, spec.training, n, copied=False, **held)
         return fits
 
     # --- the pass --------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ class Matched:
         self._fits = {
             (hookpoint, member): fit
             for hookpoint in self.spec.hookpoints
-            for member, fit in self._starts(hookpoint).items()
+            for member, fit in self._starts(hookpoint, self.spec.sae_seeds).items()
         }
 
     def _train(self, advance: Advance) -> None:

@@ -1,5 +1,7 @@
-"""The Gaussian nulls of all SAEs that read the same activations: the same recipes on Gaussian draws.
+"""The Gaussian nulls of the SAEs that read the same activations: the same recipes on Gaussian draws.
 
+There is one per arm, hookpoint and recipe, with the first SAE seed: between two seeds it moved by 0.0005
+of explained variance (median of 75 pairs; at most 0.005); between arms it differs by up to 0.4.
 A null takes the SAE's own steps: as many draws in each as there were tokens, at the same step sizes. It
 learns from the training tokens' mean and covariance, and is scored on the held-out tokens', as the
 SAE is. Each batch is drawn once for all SAEs of a hookpoint, and so are the draws that are scored.
@@ -28,7 +30,7 @@ Member = tuple[str, str, int]
 """One SAE at a hookpoint: key of its training, label, seed."""
 
 Scores = dict[str, dict[str, dict[str, dict[str, Any]]]]
-"""What each null explains, as JSON: by key of the training, hookpoint, label and seed."""
+"""What each null explains, as JSON: by key of the training, hookpoint, label and seed; one seed each."""
 
 
 @dataclass
@@ -39,14 +41,14 @@ class Nulls:
         spec: The trial's protocol.
         harvest: The harvest artefact, with the held-out activations.
         calibrations: How activations are masked, centered and scaled, by hookpoint.
-        starts: Returns new fits of a hookpoint, as the SAEs started.
+        starts: Returns new fits of a hookpoint and some SAE seeds, as the SAEs started.
         work: Where checkpoints are kept.
     """
 
     spec: TrialSpec
     harvest: Path
     calibrations: Mapping[str, Calibration]
-    starts: Callable[[str], dict[Member, Fit]]
+    starts: Callable[[str, Sequence[int]], dict[Member, Fit]]
     work: Work
     done: int = 0
     scores: Scores = field(default_factory=dict)
@@ -94,7 +96,7 @@ class Nulls:
                     self._fits, self._random, self._place = {}, None, (index + 1, 0)
 
     def _begin(self, hookpoint: str) -> None:
-        self._fits = self.starts(hookpoint)
+        self._fits = self.starts(hookpoint, self.spec.sae_seeds[:1])
         self._random = generator(self.spec.seed, "gaussian", "training")
 
     def _train(

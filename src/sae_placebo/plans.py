@@ -23,7 +23,7 @@ VERSIONS = {
     "text": 1,
     "build": 2,
     "harvest": 2,
-    "train": 3,
+    "train": 4,
     "measure": 2,
 }
 

@@ -37,8 +37,9 @@ class Fit:
         total_tokens: int,
         frozen: Set[str] = frozenset(),
         decoder_cosine: float | None = None,
+        copied: bool = True,
     ) -> None:
-        """Start from `sae`, which is copied.
+        """Start from `sae`.
 
         Args:
             sae: The start.
@@ -48,6 +49,8 @@ class Fit:
                 every other tensor that a gradient reaches, and a step only encodes, counts and logs.
             decoder_cosine: After each step, a decoder row with a smaller cosine to its start is
                 turned back to the nearest direction that has it. None: rows turn freely.
+            copied: Whether `sae` is copied. If not, its tensors become the fit's and change in every
+                step: for a caller that has no other use of it, and no memory to spare.
 
         Raises:
             SpecError: `frozen` holds another name, or `decoder_cosine` is not in [0, 1).
@@ -59,12 +62,7 @@ class Fit:
         self.offered_tokens = 0
         self._sae_spec = sae.spec
         # W_enc lies latent by latent, as W_dec does, so that a latent's row is one run of memory
-        self._rows = {
-            name: (sae.params[name].t() if name == "W_enc" else sae.params[name])
-            .detach()
-            .clone(memory_format=torch.contiguous_format)
-            for name in sae.spec.parameters
-        }
+        self._rows = sae.by_rows(copied)
         fixed = held | sae.spec.buffers
         self._trained = {name: rows for name, rows in self._rows.items() if name not in fixed}
         self._coefficient = sae.spec.first_coefficient()

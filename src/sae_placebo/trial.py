@@ -36,6 +36,7 @@ from sae_placebo.plans import ArmModel, Plan, plan_steps
 from sae_placebo.progress import Progress
 from sae_placebo.protocol import TrialSpec, load_trial
 from sae_placebo.results import Trial, environment, write_results
+from sae_placebo.saes.crew import Crew
 from sae_placebo.statistics import document_weights
 from sae_placebo.store import Step, Store, write_json
 from sae_placebo.stream import AnyReader, Stream, in_its_place
@@ -70,8 +71,7 @@ def run(
         _ = bench.given.tokens  # too little text should be told before a model is built
         for arms in bench.plan.groups:
             bench.prepare(arms)
-        for step in bench.plan.measure:
-            bench.measure(*step)
+        bench.measure()
         with progress.track("compare and report", 1, "trial") as advance:
             trial = write_results(bench.plan, place)
             advance(1)
@@ -210,34 +210,42 @@ class Bench:
             for name in self.spec.hookpoints
         }
 
-    def measure(self, one: ArmModel, hookpoint: str, label: str, sae_seed: int) -> None:
+    def measure(self) -> None:
+        """Measure every SAE that was not, as many at a time as there are threads."""
+        steps = {
+            step.key: at for at, step in self.plan.measure.items() if not self.store.find(step)
+        }
+        if not steps:
+            return
+        jobs = [functools.partial(self._measure, *at) for at in steps.values()]
+        n = len(self.heldout[self.spec.hookpoints[0]].usable)
+        _ = self.given.readability  # read once, before the threads ask for it
+        label = f"measure {len(jobs)} SAEs"
+        with self.progress.track(label, n * len(jobs)) as advance, Crew() as crew:
+            for _ in crew.each(jobs):
+                advance(n)
+
+    def _measure(self, one: ArmModel, hookpoint: str, label: str, sae_seed: int) -> None:
         """Encode the held-out activations with one SAE and write its tables."""
         step, spec = self.plan.measure[one, hookpoint, label, sae_seed], self.spec
-        if self.store.find(step) is not None:
-            return
         rows = self.given.rows_of(one)["heldout"]
         tokens = dataclasses.replace(
             self.heldout[hookpoint], rows=rows, readability=self.given.readability
         )
         trained = self.store.path(self.plan.train[one])
         activations = artefacts.read_activations(self.store.path(self.plan.harvest[one]), hookpoint)
-        n = len(tokens.places)
-        with (
-            self.progress.track(f"measure {step.name}", n) as advance,
-            self.store.write(step) as draft,
-        ):
+        with self.store.write(step) as draft:
             measured = measure(
                 saelens.read(artefacts.sae_folder(trained, hookpoint, label, sae_seed)),
                 activations[torch.from_numpy(tokens.usable)],
                 tokens,
                 artefacts.read_lookup(trained, hookpoint),
-                artefacts.read_gaussian(trained, hookpoint, label, sae_seed),
+                artefacts.read_gaussian(trained, hookpoint, label),
                 document_weights(len(tokens.rows.names), spec.measurement.replicates, spec.seed),
                 spec.measurement,
                 spec.seed,
             )
             artefacts.write_measured(draft, measured)
-            advance(n)
 
 
 @contextlib.contextmanager

@@ -309,6 +309,23 @@ class SAE:
             )
             return total.add_(self.params["b_dec"])
 
+    def by_rows(self, copied: bool) -> dict[str, torch.Tensor]:
+        """Return the tensors, `W_enc` as [d_sae, d_in], each with memory of its own, row after row.
+
+        Args:
+            copied: Whether all are copies. If not, those of `self` are given away where they can be.
+        """
+        rows: dict[str, torch.Tensor] = {}
+        taken: set[int] = set()
+        for name in self.spec.parameters:
+            given = self.params[name].detach()
+            given = given.t() if name == "W_enc" else given
+            if copied or not given.is_contiguous() or given.data_ptr() in taken:
+                given = given.clone(memory_format=torch.contiguous_format)
+            taken.add(given.data_ptr())
+            rows[name] = given
+        return rows
+
     def fold(self, mean: Float[torch.Tensor, "d_in"], factor: float) -> SAE:
         """Return the same SAE in model units, where training saw `x' = (x - mean) * factor`.
 

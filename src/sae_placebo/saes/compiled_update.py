@@ -102,6 +102,15 @@ def row_sum(rows, tokens, order, weights, scale, start, stop, total):
 
 
 @LOOSE
+def row_sums(sites, chosen, rows, weights, scale, out, first, stop):
+    """Write `row_sum` of the sites of each chosen latent."""
+    starts, order, tokens = sites
+    for i in range(first, stop):
+        f = chosen[i]
+        row_sum(rows, tokens, order, weights, scale, starts[f], starts[f + 1], out[i])
+
+
+@LOOSE
 def adam_row(row, mean, square, gradient, adam):
     """Take one Adam step on a row, in place; `adam` holds rate / correction, betas, ..., see Adam."""
     rate, beta1, beta2, root, eps = adam[0], adam[1], adam[2], adam[3], adam[4]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from sae_placebo.lazy import torch
 
 _LOCAL = threading.local()
+
+R = TypeVar("R")
 
 
 @functools.cache
@@ -65,6 +67,25 @@ class Crew:
         finally:
             wait(jobs)
         return [first, *(job.result() for job in jobs)]
+
+    def each(self, jobs: Sequence[Callable[[], R]]) -> Iterator[R]:
+        """Yield the jobs' results as they come, as many at a time as there are threads.
+
+        Where one fails, or the caller stops, those that have not begun never do, and those that have
+        are waited for.
+        """
+        pool = _pool(self.threads)
+        futures = [
+            pool.submit(_alone, lambda _, first, __: jobs[first](), 0, i, i)
+            for i in range(len(jobs))
+        ]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+            wait(futures)
 
 
 def _alone(work: Callable[[int, int, int], Any], i: int, first: int, stop: int) -> Any:

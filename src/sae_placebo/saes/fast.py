@@ -28,7 +28,8 @@ from sae_placebo.lazy import torch
 from sae_placebo.saes import auxiliary
 from sae_placebo.saes.base import Context, Evaluation, SAESpec
 from sae_placebo.saes.crew import Crew
-from sae_placebo.saes.fast_selection import Search, select_sites
+from sae_placebo.saes.fast_selection import Aside, Search, select_both
+from sae_placebo.saes.fast_sites import by_latent, decoded
 from sae_placebo.saes.kernels import Workspace
 from sae_placebo.saes.selection import Selection
 
@@ -88,34 +89,30 @@ class FastStep:
 
         `update` then steps the matrices.
         """
-        from sae_placebo.saes import compiled_update as compiled
-
         spec = self._spec
         with torch.no_grad(), Crew() as crew:
             inputs = workspace.buffer("inputs", x.shape, x)
             crew.run(
                 lambda _, a, b: torch.sub(x[a:b], params["b_dec"], out=inputs[a:b]), len(x), 64
             )
-            offsets, latents, z = select_sites(
-                inputs, self._rows, chosen, workspace, crew, self.search
-            )
+            weight, most = spec.auxiliary(x.shape[1])
+            # no more dead latents than are used: none is chosen, and dense products are faster
+            many = weight > 0 and int(context.dead.sum()) > most
+            (offsets, latents, z), *dead_sites = select_both(
+                inputs, self._rows, chosen, Aside(context.dead, most) if many else None, workspace,
+                crew, self.search,
+            )  # fmt: skip
             index = latents.long()
             values = spec.codes_at(params, index, z)
-            error = workspace.buffer("error", x.shape, x)
-            products = workspace.buffer("site products", z.shape, z)
-            arrays = [t.numpy() for t in (inputs, self._rows["W_dec"], offsets, latents, values)]
-            out = error.numpy(), products.numpy()
-            sums = np.zeros((crew.threads, 2, x.shape[1]), np.float32)
-            parts = crew.run(
-                lambda i, a, b: compiled.decode_rows(*arrays, a, b, *out, sums[i]), len(x), 64
+            codes = (offsets, latents, values)
+            error, products, missed, given, sums = decoded(
+                inputs, self._rows["W_dec"], codes, workspace, crew, "site"
             )
-            energy, given = (
-                torch.tensor(sum(part), dtype=x.dtype) for part in zip(*parts, strict=True)
-            )
-            error_sum, input_sum = torch.from_numpy(sums.sum(axis=0))
+            energy, (error_sum, input_sum) = torch.tensor(missed, dtype=x.dtype), sums
             scale = 2 / x.numel()
             more = spec.at_sites(params, index, z, products.mul_(scale), context, len(x))
-            sorted_sites, totals, fired = self._by_latent(latents, offsets, more.to_z, values)
+            sites, *counted = by_latent(codes, more.to_z, spec.d_sae)
+            totals, fired = (torch.from_numpy(count) for count in counted)
             found = {
                 "b_enc": totals,
                 "b_dec": error_sum.mul_(scale),  # less what `update` takes off
@@ -123,8 +120,11 @@ class FastStep:
             for name, weights in more.to_latents.items():
                 found[name] = torch.zeros_like(totals).index_add_(0, index, weights)
             loss = energy / x.numel() + more.penalty
-            weight, most = spec.auxiliary(x.shape[1])
-            aux = auxiliary.by_hand(params, inputs, error, context.dead, weight, most)
+            if many:
+                args = (self._rows, inputs, error, dead_sites[0], weight, workspace, crew)
+                aux: auxiliary.Auxiliary | None = auxiliary.at_sites(*args)
+            else:
+                aux = auxiliary.by_hand(params, inputs, error, context.dead, weight, most)
             if aux is not None:
                 found["b_enc"] = totals.index_add(0, aux.latents, aux.to_b_enc)
                 found["b_dec"] += aux.to_b_dec
@@ -133,7 +133,7 @@ class FastStep:
         if "W_enc" not in self.quiet:
             found["b_dec"] -= totals @ self._rows["W_enc"]
         variance = given - torch.dot(input_sum, input_sum) / len(x)
-        self._sites = (sorted_sites, inputs, error, more.to_z, values, aux, scale, totals)
+        self._sites = (sites, inputs, error, more.to_z, values, aux, scale, totals)
         active = (values > 0).sum()
         return Evaluation(loss, energy, fired, active, found, buffers, variance)
 
@@ -215,22 +215,3 @@ class FastStep:
         moments = self._moments[name]
         tensors = (self._rows[name], moments["exp_avg"], moments["exp_avg_sq"])
         return tuple(tensor.numpy() for tensor in tensors), self.quiet[name].numpy()
-
-    def _by_latent(
-        self,
-        latents: torch.Tensor,
-        offsets: torch.Tensor,
-        to_z: torch.Tensor,
-        values: torch.Tensor,
-    ) -> tuple[tuple[np.ndarray, ...], torch.Tensor, torch.Tensor]:
-        from sae_placebo.saes import compiled_update as compiled
-
-        n, d_sae = len(latents), self._spec.d_sae
-        starts = np.empty(d_sae + 1, np.int32)
-        order, tokens = np.empty(n, np.int32), np.empty(n, np.int32)
-        totals, fired = np.empty(d_sae, np.float32), np.empty(d_sae, np.bool_)
-        compiled.by_latent(
-            latents.numpy(), offsets.numpy(), to_z.numpy(), starts, order, tokens, totals, fired,
-            values.numpy(),
-        )  # fmt: skip
-        return (starts, order, tokens), torch.from_numpy(totals), torch.from_numpy(fired)

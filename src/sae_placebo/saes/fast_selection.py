@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from sae_placebo.lazy import torch
 from sae_placebo.saes.crew import Crew
@@ -84,6 +85,14 @@ class Search:
             self.given_up = self.agreement < AGREEMENT
 
 
+@dataclass(frozen=True)
+class Aside:
+    """Further sites, chosen from the same products: each token's `k` largest among `members`."""
+
+    members: Bool[torch.Tensor, " d_sae"]
+    k: int
+
+
 def select_sites(
     inputs: Float[torch.Tensor, "token d_in"],
     rows: Mapping[str, torch.Tensor],
@@ -102,6 +111,19 @@ def select_sites(
         crew: Threads.
         search: Looks for candidates in 8-bit products, where that is asked for.
     """
+    return select_both(inputs, rows, chosen, None, workspace, crew, search)[0]
+
+
+def select_both(
+    inputs: Float[torch.Tensor, "token d_in"],
+    rows: Mapping[str, torch.Tensor],
+    chosen: Selection,
+    aside: Aside | None,
+    workspace: Workspace,
+    crew: Crew,
+    search: Search | None = None,
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Return what `select_sites` does, and after it the same for `aside`, if there is one."""
     from sae_placebo.saes import compiled_selection as compiled
 
     n, d_sae = len(inputs), len(rows["b_enc"])
@@ -110,31 +132,73 @@ def select_sites(
         params = {"W_enc": rows["W_enc"].t(), "b_enc": rows["b_enc"]}
         for limit in limits(inputs, params, chosen, workspace):
             above = Selection("above", threshold=limit)
-            offsets, latents, z = select_sites(inputs, rows, above, workspace, crew, search)
-            if len(z) >= target:
+            found = select_both(inputs, rows, above, aside, workspace, crew, search)
+            if len(found[0][2]) >= target:
                 break
-        ends, found = offsets.numpy(), z.numpy()
-        compiled.keep_batch(found, found.view(np.int32), latents.numpy(), ends, target)
-        return offsets, latents[: ends[-1]], z[: ends[-1]]
-    counts = np.zeros(n, np.int32)
-    part = _Part(inputs, rows, chosen, counts, workspace)
+        offsets, latents, z = found[0]
+        ends, values = offsets.numpy(), z.numpy()
+        compiled.keep_batch(values, values.view(np.int32), latents.numpy(), ends, target)
+        return [(offsets, latents[: ends[-1]], z[: ends[-1]]), *found[1:]]
+    part = _Part(inputs, rows, chosen, aside, workspace)
     if search is not None and search.serves(chosen):
         search.refresh(rows["W_enc"], crew)
         part.search = search
     parts = crew.run(part, n, 64)
-    offsets = torch.zeros(n + 1, dtype=torch.int64)
+    both = [
+        _joined(name, counts, [taken[i] for taken in parts], inputs, workspace)
+        for i, (name, counts) in enumerate(part.counts.items())
+    ]
+    if part.search is not None:
+        offsets, latents, z = both[0]
+        part.search.check(inputs, rows, chosen, Sites(offsets, latents.long(), z))
+    return both
+
+
+def _joined(
+    name: str,
+    counts: np.ndarray,
+    parts: list[tuple[np.ndarray, np.ndarray]],
+    like: torch.Tensor,
+    workspace: Workspace,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the sites that the threads chose, as one."""
+    offsets = torch.zeros(len(counts) + 1, dtype=torch.int64)
     torch.cumsum(torch.from_numpy(counts), dim=0, out=offsets[1:])
     total = int(offsets[-1])
-    latents = workspace.buffer("site latents", (total,), inputs, torch.int32)
-    z = workspace.buffer("site z", (total,), inputs)
+    latents = workspace.buffer(f"{name} latents", (total,), like, torch.int32)
+    z = workspace.buffer(f"{name} z", (total,), like)
     at = 0
-    for found, at_latents in parts:
+    for found, places in parts:
         z[at : at + len(found)] = torch.from_numpy(found)
-        latents[at : at + len(found)] = torch.from_numpy(at_latents)
+        latents[at : at + len(found)] = torch.from_numpy(places)
         at += len(found)
-    if part.search is not None:
-        part.search.check(inputs, rows, chosen, Sites(offsets, latents.long(), z))
     return offsets, latents, z
+
+
+class _Room:
+    """What a thread has chosen so far, from z + `bias`."""
+
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        counts: np.ndarray,
+        bias: np.ndarray,
+        k: int,
+        like: torch.Tensor,
+        workspace: Workspace,
+    ) -> None:
+        self.counts, self.bias, self.k, self.at = counts, bias, k, 0
+        places = workspace.buffer(f"{name} latents", (size,), like, torch.int32)
+        self.found, self.places = workspace.buffer(name, (size,), like).numpy(), places.numpy()
+
+    def double(self) -> None:
+        """Make room for twice as much."""
+        self.found, self.places = (np.pad(a, (0, len(a))) for a in (self.found, self.places))
+
+    def taken(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the pre-activations and the latents of the chosen sites."""
+        return self.found[: self.at], self.places[: self.at]
 
 
 class _Part:
@@ -145,44 +209,54 @@ class _Part:
         inputs: torch.Tensor,
         rows: Mapping[str, torch.Tensor],
         chosen: Selection,
-        counts: np.ndarray,
+        aside: Aside | None,
         workspace: Workspace,
     ) -> None:
-        self.inputs, self.rows, self.chosen = inputs, rows, chosen
-        self.counts, self.workspace = counts, workspace
+        self.inputs, self.rows, self.chosen, self.aside = inputs, rows, chosen, aside
+        self.workspace = workspace
+        names = ["site"] if aside is None else ["site", "aside"]
+        self.counts = {name: np.zeros(len(inputs), np.int32) for name in names}
         self.bias = rows["b_enc"].detach().numpy()
+        if aside is not None:  # below zero, and so never chosen, for those that are no members
+            self.aside_bias = np.where(aside.members.numpy(), self.bias, np.float32(-np.inf))
         self.search: Search | None = None
         limit = chosen.threshold
         self.limit = (
             np.zeros(1, np.float32) if limit is None else limit.detach().reshape(-1).float().numpy()
         )
 
-    def __call__(self, thread: int, first: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the pre-activations and the latents of the tokens' sites."""
+    def __call__(self, thread: int, first: int, stop: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return the pre-activations and the latents of the tokens' sites, and of those aside."""
         from sae_placebo.saes import compiled_selection as compiled
 
-        d_sae, k = len(self.bias), int(self.chosen.k)
+        d_sae = len(self.bias)
         chunk = max(32, min(512, _CHUNK_BYTES // (4 * d_sae)))
         by_row = self.chosen.kind == "row"
-        room = (stop - first) * (k if by_row else 64) + 2 * d_sae
-        like = self.inputs
-        found = self.workspace.buffer(f"found {thread}", (room,), like).numpy()
-        latents = self.workspace.buffer(f"found latents {thread}", (room,), like, torch.int32)
-        places = latents.numpy()
+        rooms = self._rooms(thread, stop - first)
         lanes = np.empty(d_sae // compiled.SEGMENTS + compiled.SEGMENTS, np.float32)
-        at = 0
         for start in range(first, stop, chunk):
             tokens = slice(start, min(start + chunk, stop))
             given = self._products(thread, tokens)
-            if by_row:
-                at = self._of_rows(given, tokens, k, lanes, found, places, at)
-                continue
-            row = 0
+            for room in rooms if by_row else rooms[1:]:
+                self._of_rows(given, tokens, lanes, room)
+            row = tokens.stop - start if by_row else 0
             while row < tokens.stop - start:
-                row, at = self._above(given, tokens, lanes, found, places, row, at)
-                if row < tokens.stop - start:  # no room left: twice as much
-                    found, places = (np.pad(a, (0, len(a))) for a in (found, places))
-        return found[:at], places[:at]
+                row = self._above(given, tokens, lanes, rooms[0], row)
+                if row < tokens.stop - start:
+                    rooms[0].double()
+        return [room.taken() for room in rooms]
+
+    def _rooms(self, thread: int, n: int) -> list[_Room]:
+        d_sae, like, workspace = len(self.bias), self.inputs, self.workspace
+        k = int(self.chosen.k)
+        size = n * (k if self.chosen.kind == "row" else 64) + 2 * d_sae
+        name = f"found {thread}"
+        rooms = [_Room(name, size, self.counts["site"], self.bias, k, like, workspace)]
+        if self.aside is not None:
+            most, counts = self.aside.k, self.counts["aside"]
+            name, size = f"found aside {thread}", n * most + 2 * d_sae
+            rooms.append(_Room(name, size, counts, self.aside_bias, most, like, workspace))
+        return rooms
 
     def _products(self, thread: int, tokens: slice) -> Any:
         """Return a chunk's products with every encoder row: float32, or 8-bit with their scales."""
@@ -201,37 +275,33 @@ class _Part:
         row = self.workspace.buffer(f"row {thread}", (len(self.bias),), inputs).numpy()
         return z.numpy(), scale, self.search._scales, row
 
-    def _of_rows(
-        self, given: Any, tokens: slice, k: int, lanes: Any, found: Any, places: Any, at: int
-    ) -> int:
+    def _of_rows(self, given: Any, tokens: slice, lanes: Any, room: _Room) -> None:
         from sae_placebo.saes import compiled_selection as compiled
 
-        bits, counts = found.view(np.int32), self.counts[tokens]
+        counts, bits = room.counts[tokens], room.found.view(np.int32)
+        out = (lanes, room.found, bits, room.places, counts, room.at)
         if self.search is None:
-            return int(
-                compiled.select_rows(given, self.bias, k, lanes, found, bits, places, counts, at)
-            )
+            room.at = compiled.select_rows(given, room.bias, room.k, *out)
+            return
         products, scale, scales, row = given
-        return int(
-            compiled.search_rows(
-                products, scale, scales, self.inputs[tokens].numpy(), self.rows["W_enc"].numpy(),
-                self.bias, k, 2 * k, row, lanes, found, bits, places, counts, at,
-            )
-        )  # fmt: skip
+        inputs, weights = self.inputs[tokens].numpy(), self.rows["W_enc"].numpy()
+        room.at = compiled.search_rows(
+            products, scale, scales, inputs, weights, room.bias, room.k, 2 * room.k, row, *out
+        )
 
-    def _above(
-        self, given: Any, tokens: slice, lanes: Any, found: Any, places: Any, row: int, at: int
-    ) -> tuple[int, int]:
+    def _above(self, given: Any, tokens: slice, lanes: Any, room: _Room, row: int) -> int:
+        """Go on from `row`, as far as there is room; return the next row."""
         from sae_placebo.saes import compiled_selection as compiled
 
-        counts = self.counts[tokens]
+        out = (lanes, room.found, room.places, room.counts[tokens], row, room.at)
         if self.search is None:
-            return compiled.select_above(  # type: ignore[no-any-return]
-                given, self.bias, self.limit, lanes, found, places, counts, row, at
-            )
+            row, room.at = compiled.select_above(given, room.bias, self.limit, *out)
+            return row
         products, scale, scales, buffer = given
+        inputs, weights = self.inputs[tokens].numpy(), self.rows["W_enc"].numpy()
         limit = self.limit[0]
-        return compiled.search_above(  # type: ignore[no-any-return]
-            products, scale, scales, self.inputs[tokens].numpy(), self.rows["W_enc"].numpy(),
-            self.bias, np.float32(0.9) * limit, limit, buffer, lanes, found, places, counts, row, at,
+        row, room.at = compiled.search_above(
+            products, scale, scales, inputs, weights, room.bias, np.float32(0.9) * limit, limit,
+            buffer, *out,
         )  # fmt: skip
+        return row
