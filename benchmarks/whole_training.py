@@ -210,10 +210,15 @@ def compare(rounds: list[dict[str, Training]], names: list[str], most_foreign: f
             for n in peers
         }
         found["times_faster_to_common"] = {
-            n: timing.spread([a / b for a, b in zip(reached[n], reached[mine], strict=True)])
+            n: timing.spread([_ratio(a, b) for a, b in zip(reached[n], reached[mine], strict=True)])
             for n in peers
         }
     return found
+
+
+def _ratio(theirs: float, mine: float) -> float:
+    """Return a ratio of seconds; NaN where ours had the level before its first step."""
+    return theirs / mine if mine else math.nan
 
 
 def _reached(curve: list[dict[str, float]], level: float, column: str) -> float:

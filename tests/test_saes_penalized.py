@@ -10,7 +10,7 @@ import torch
 
 from sae_placebo.errors import SpecError
 from sae_placebo.saes import Context, SAESpec, parse_sae
-from sae_placebo.saes.jumprelu import FIRST_THRESHOLD, LEAST_THRESHOLD
+from sae_placebo.saes.jumprelu import LEAST_THRESHOLD, MIDDLE
 from sae_placebo.saes.kernels import Workspace
 from sae_placebo.saes.p_annealed import SOFTENING
 from sae_placebo.training import Fit, TrainingSpec
@@ -121,7 +121,7 @@ def test_a_fixed_coefficient_rises_and_stays(kind: str) -> None:
 def test_steering_raises_the_coefficient_where_l0_is_too_high(kind: str) -> None:
     spec = made(kind)
     assert spec.steer(1.0, 8.0, 0.6) > spec.steer(1.0, 6.0, 0.6) > spec.steer(1.0, 5.0, 0.6)
-    assert spec.steer(1.0, 6.0, 0.6) == pytest.approx(1.0)
+    assert spec.steer(1.0, 6.0, 0.6) == pytest.approx(MIDDLE if kind == "jumprelu" else 1.0)
     assert math.isfinite(spec.steer(1.0, 0.0, 0.6))
     assert spec.steer(1.0, 0.0, 0.6) > 0
 
@@ -191,9 +191,23 @@ def test_jumprelu_keeps_codes_whole_and_its_threshold_positive() -> None:
     x = batch(200).float()
     z = (x @ sae.params["W_enc"]).double()
     codes = sae.encode(x).dense().double()
-    torch.testing.assert_close(codes, z * (z > FIRST_THRESHOLD), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(codes, z * (z > spec.first_threshold(D_IN)), rtol=1e-5, atol=1e-5)
     spec.constrain(sae.params | {"threshold": sae.params["threshold"].sub_(5)})
     assert float(sae.params["threshold"].max()) == pytest.approx(LEAST_THRESHOLD)
+
+
+@pytest.mark.parametrize(("d_in", "d_sae"), [(64, 512), (256, 1024)])
+def test_jumprelu_starts_in_scale_with_twice_its_l0(d_in: int, d_sae: int) -> None:
+    """A start that overshoots is unlearned before anything is learned; one far from l0 never arrives."""
+    sae = parse_sae({"kind": "jumprelu", "d_sae": d_sae, "l0": 16.0}).create(d_in, 0)
+    x = torch.randn(2_000, d_in, generator=torch.Generator().manual_seed(4))
+    codes = sae.encode(x)
+    assert len(codes.values) / len(x) == pytest.approx(32.0, rel=0.1)
+    missed = float((x - sae.decode(codes)).square().mean() / x.square().mean())
+    assert missed < 0.9
+    for factor in (0.7, 1.4):
+        other = float((x - factor * sae.decode(codes)).square().mean() / x.square().mean())
+        assert other > missed
 
 
 @pytest.mark.parametrize("loss", ["l0", "tanh", "quadratic"])

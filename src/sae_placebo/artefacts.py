@@ -3,10 +3,12 @@
 | stage | files |
 |---|---|
 | tokenize | rows.safetensors, names.json, labels.json where text is Python, vocabulary.json |
-| build | recipe.json, card.json (harvest and train keep a copy of the recipe) |
-| harvest | activations.safetensors, norms.safetensors, calibration.safetensors and .json, precision.json |
+| build | recipe.json, card.json, heads.safetensors (harvest and train keep a copy of the recipe) |
+| harvest | activations, norms, repeats.safetensors, calibration.safetensors and .json, precision.json |
 | train | <hookpoint>/<sae>/seed-<n>/ (SAELens 6), lookup.safetensors, gaussian.json, log.parquet |
-| measure | latents, measurements, coverage and passages.parquet, replicates.safetensors |
+| measure | latents, measurements, coverage.parquet, replicates and codes.safetensors |
+| match | latents, measurements, passages, sensitivity.parquet, replicates.safetensors |
+| methods | methods.parquet, measurements.parquet, replicates.safetensors |
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from sae_placebo.harvesting import HarvestPrecision
 from sae_placebo.labels.base import Labels
 from sae_placebo.lazy import pandas, torch
 from sae_placebo.measurement import Measurement
+from sae_placebo.methods.compare import MethodsResult
 from sae_placebo.plans import ArmModel
+from sae_placebo.profiling import Profile
 from sae_placebo.protocol import TrialSpec
 from sae_placebo.readability import Readability
 from sae_placebo.store import read_json, write_json
@@ -168,6 +172,62 @@ def read_gaussian(folder: Path, hookpoint: str, sae: str) -> GaussianNull:
     return GaussianNull(**record)
 
 
+def write_heads(folder: Path, heads: Mapping[str, torch.Tensor | None]) -> None:
+    """Write W_E and W_U of an arm's model, those that it has."""
+    from safetensors.torch import save_file
+
+    save_file(
+        {n: t.contiguous() for n, t in heads.items() if t is not None}, folder / "heads.safetensors"
+    )
+
+
+def read_head(folder: Path, name: str) -> torch.Tensor | None:
+    """Return `embedding` or `unembedding` of an arm's model, float32 [vocabulary, width]; None: no such."""
+    from safetensors import safe_open
+
+    with safe_open(folder / "heads.safetensors", framework="pt") as stream:
+        if name not in set(stream.keys()):
+            return None
+        found: torch.Tensor = stream.get_tensor(name)
+    return found.float()
+
+
+def write_repeats(folder: Path, repeats: Mapping[str, torch.Tensor]) -> None:
+    """Write the activations on random blocks, `<hookpoint>.fresh` and `.repeated`; or none of them."""
+    from safetensors.torch import save_file
+
+    save_file(dict(repeats), folder / "repeats.safetensors")
+
+
+def read_repeats(folder: Path, hookpoint: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return the activations of one hookpoint on fresh and on repeated blocks; None: no model was read."""
+    from safetensors.torch import load_file
+
+    found = load_file(folder / "repeats.safetensors")
+    if f"{hookpoint}.fresh" not in found:
+        return None
+    return found[f"{hookpoint}.fresh"], found[f"{hookpoint}.repeated"]
+
+
+def write_codes(folder: Path, codes: Any) -> None:
+    """Write an SAE's codes on the held-out tokens, a scipy CSR matrix [token, d_sae]."""
+    from safetensors.numpy import save_file
+
+    parts = {"offsets": codes.indptr.astype(np.int64), "latents": codes.indices.astype(np.int32)}
+    parts |= {"values": codes.data.astype(np.float32), "d_sae": np.array([codes.shape[1]])}
+    save_file(parts, folder / "codes.safetensors")
+
+
+def read_codes(folder: Path) -> Any:
+    """Return the codes of `write_codes`."""
+    from safetensors.numpy import load_file
+    from scipy.sparse import csr_matrix
+
+    parts = load_file(folder / "codes.safetensors")
+    shape = (len(parts["offsets"]) - 1, int(parts["d_sae"][0]))
+    return csr_matrix((parts["values"], parts["latents"], parts["offsets"]), shape=shape)
+
+
 def write_measured(folder: Path, measured: Measurement) -> None:
     """Write the tables about one SAE."""
     from safetensors.numpy import save_file
@@ -175,7 +235,7 @@ def write_measured(folder: Path, measured: Measurement) -> None:
     write_table(folder / "latents.parquet", measured.latents)
     write_table(folder / "measurements.parquet", measured.measurements)
     write_table(folder / "coverage.parquet", measured.coverage)
-    write_table(folder / "passages.parquet", measured.passages)
+    write_codes(folder, measured.codes)
     save_file(measured.replicates, folder / "replicates.safetensors")
 
 
@@ -256,3 +316,36 @@ def read_readability(folder: Path) -> Readability | None:
     if record is None:
         return None
     return Readability.load(record, load_file(folder / "readability.safetensors"))
+
+
+def write_profile(folder: Path, found: Profile) -> None:
+    """Write what is said about the latents of one SAE."""
+    from safetensors.numpy import save_file
+
+    for name in ("latents", "measurements", "passages", "sensitivity"):
+        write_table(folder / f"{name}.parquet", getattr(found, name))
+    save_file(found.replicates, folder / "replicates.safetensors")
+
+
+def write_methods(
+    folder: Path,
+    found: MethodsResult,
+    measured: Sequence[tuple[str, int, Any, Mapping[str, np.ndarray]]],
+) -> None:
+    """Write the table of methods, and each SAE's metrics with their values under document weights.
+
+    Args:
+        folder: Where to.
+        found: Methods and SAEs of one arm.
+        measured: SAE's label, its seed, table of metrics, and metric -> [replicate].
+    """
+    from safetensors.numpy import save_file
+
+    write_table(folder / "methods.parquet", found.table)
+    tables: list[Any] = []
+    values: dict[str, np.ndarray] = {}
+    for label, seed, table, replicates in measured:
+        tables.append(table.assign(sae=label, sae_seed=seed))
+        values |= {f"{label}/{seed}/{name}": drawn for name, drawn in replicates.items()}
+    write_table(folder / "measurements.parquet", pandas.concat(tables, ignore_index=True))
+    save_file(values, folder / "replicates.safetensors")

@@ -125,6 +125,36 @@ def report(
     typer.echo(f"report: {build_report(folder)}")
 
 
+@app.command()
+def power(
+    difference: Annotated[float, typer.Option(help="The difference to detect.")] = 0.05,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="Folder of a finished trial, <store>/trials/<name>."),
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="A metric of that trial.")] = None,
+    control: Annotated[str | None, typer.Option(help="One of its controls; else all.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Held-out tokens.")] = None,
+    latents: Annotated[int | None, typer.Option(help="Latents of an SAE (d_sae).")] = None,
+    sae_seeds: Annotated[int | None, typer.Option(help="SAE seeds.")] = None,
+    model_seeds: Annotated[int | None, typer.Option(help="Re-draws of the control.")] = None,
+) -> None:
+    """Print which differences a design detects, and the tokens, latents and seeds that it takes."""
+    from sae_placebo.power import answer
+
+    text = answer(
+        difference,
+        source,
+        metric=metric,
+        control=control,
+        heldout_tokens=tokens,
+        d_sae=latents,
+        sae_seeds=sae_seeds,
+        model_seeds=model_seeds,
+    )
+    typer.echo(text)
+
+
 def main() -> None:
     """Run the command line; what a user can mend is one sentence and exit code 1."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]

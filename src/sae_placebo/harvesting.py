@@ -18,6 +18,7 @@ from sae_placebo.gaussian import GaussianReader
 from sae_placebo.lazy import torch
 from sae_placebo.models import Reader
 from sae_placebo.progress import Advance
+from sae_placebo.structure.repeats import repeat_rows
 from sae_placebo.text import Rows
 
 
@@ -169,6 +170,50 @@ def harvest(
         done += n
         advance(n)
     return kept, calibrations
+
+
+def random_rows(rows: Rows, n: int, block: int, seed: int, repeated: bool) -> Rows:
+    """Return rows of two random blocks, the second the first once more or not; see `repeat_rows`.
+
+    Args:
+        rows: Of the text: the ids that occur are drawn from, and BOS is in front where it is there.
+        n: How many rows.
+        block: Tokens of a block.
+        seed: The trial's.
+        repeated: Whether the second block is the first.
+    """
+    heads = np.unique(rows.token_ids[:, 0])
+    bos = int(heads[0]) if len(heads) == 1 and len(rows.lengths) > 1 else None
+    ids = np.unique(rows.token_ids[rows.usable()])
+    made = repeat_rows(int(ids.max()) + 1 + (bos or 0), ids, n, block, seed, bos, repeated)
+    each = np.arange(n, dtype=np.int32)
+    lengths = np.full(n, made.shape[1], dtype=np.int32)
+    return Rows(made, lengths, each, tuple(f"block {i}" for i in range(n)))
+
+
+def harvest_repeats(
+    reader: Reader, fresh: Rows, repeated: Rows, block: int
+) -> dict[str, Float[torch.Tensor, "token d_in"]]:
+    """Return the activations on the last `block` - 1 tokens of each row, by hookpoint and kind.
+
+    What comes before a block's first token is new when the block is repeated, so it is left out. The
+    names are `<hookpoint>.fresh` and `<hookpoint>.repeated`: the same tokens at the same positions,
+    behind another block and behind themselves.
+
+    Args:
+        reader: Of the model.
+        fresh: Rows that end in a block which has not been there before.
+        repeated: Rows that end in the same blocks, each for the second time.
+        block: Tokens of a block.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for kind, rows in (("fresh", fresh), ("repeated", repeated)):
+        n = len(rows.lengths)
+        for one in blocks(reader, rows, np.arange(n), n):
+            for name, x in one.activations.items():
+                by_row = x.reshape(n, -1, x.shape[1])[:, 1 - block :]
+                found[f"{name}.{kind}"] = by_row.reshape(-1, x.shape[1]).clone()
+    return found
 
 
 def calibrated(

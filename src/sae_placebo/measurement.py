@@ -1,12 +1,12 @@
 """One encoding pass over an arm's held-out activations, feeding every metric.
 
-The SAE is read in model units; what leaves this module are tables: latents, measurements with their
-document replicates, and passages.
+The SAE is read in model units; what leaves this module are its codes and tables: latents,
+measurements with their document replicates, and coverage.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from sae_placebo.metrics import METRICS, Evidence, coverage_table, latent_table
 from sae_placebo.metrics import measure as evaluate
 from sae_placebo.readability import Readability
 from sae_placebo.saes import SAE, Codes
-from sae_placebo.spec import Spec, numpy_generator
+from sae_placebo.spec import Spec
 from sae_placebo.text import Rows
 
 _CHUNK_TOKENS = 8_192
@@ -105,15 +105,15 @@ class Measurement:
         latents: One row per latent.
         measurements: One row per metric: metric, value, unit, null_value, n, reason.
         replicates: metric -> [replicate] values under resampled documents; 0 is the point estimate.
-        passages: Top activating passages of the latents drawn to be shown.
         coverage: One row per label of the tokens; none without labels.
+        codes: What the SAE made of the tokens, scipy CSR [token, d_sae].
     """
 
     latents: Any
     measurements: Any
     replicates: dict[str, Float[np.ndarray, " replicate"]]
-    passages: Any
     coverage: Any
+    codes: Any
 
 
 def measure(
@@ -124,7 +124,6 @@ def measure(
     gaussian: GaussianNull | None,
     weights: Float[np.ndarray, "document replicate"],
     spec: MeasurementSpec,
-    seed: int,
 ) -> Measurement:
     """Return everything measured about one SAE on the held-out tokens.
 
@@ -136,8 +135,9 @@ def measure(
         gaussian: What the same recipe reached on a covariance-matched Gaussian.
         weights: Document multiplicities; column 0 is ones.
         spec: Thresholds and amounts.
-        seed: The trial's seed.
     """
+    from scipy.sparse import csr_matrix
+
     evidence = gather(sae, activations, tokens, lookup, gaussian, spec.thresholds)
     labels = tokens.rows.labels
     if tokens.readability is not None and labels is not None:
@@ -156,8 +156,11 @@ def measure(
         latents=latents,
         measurements=pandas.DataFrame(rows, columns=columns),
         replicates=replicates,
-        passages=passages(evidence, latents, tokens, spec, seed),
         coverage=coverage_table(evidence),
+        codes=csr_matrix(
+            (evidence.values, evidence.latents, evidence.offsets),
+            shape=(evidence.n_tokens, evidence.d_sae),
+        ),
     )
 
 
@@ -212,61 +215,3 @@ def gather(
         gaussian_null_tokens=None if gaussian is None else gaussian.n_tokens,
         thresholds=thresholds,
     )
-
-
-def passages(
-    evidence: Evidence, latents: Any, tokens: HeldOut, spec: MeasurementSpec, seed: int
-) -> Any:
-    """Return the top activating passages of latents drawn at random within each class.
-
-    Columns: latent, rank, document, tokens, activations (null where the position is masked), peak.
-    """
-    from scipy.sparse import csr_matrix
-
-    draw = numpy_generator(seed, "shown latents")
-    chosen: list[int] = []
-    alive = latents[latents["n_active"] > 0]
-    for _, group in alive.groupby("class", sort=True):
-        ids = group["latent"].to_numpy()
-        chosen += draw.choice(ids, size=min(len(ids), spec.shown_per_class), replace=False).tolist()
-    flat = np.full(tokens.rows.token_ids.shape, -1, dtype=np.int64)
-    flat[tokens.places[:, 0], tokens.places[:, 1]] = np.arange(len(tokens.places))
-    codes = (evidence.values, evidence.latents, evidence.offsets)
-    by_latent = csr_matrix(codes, shape=(evidence.n_tokens, evidence.d_sae)).tocsc()
-    rows: list[dict[str, Any]] = []
-    for latent in sorted(chosen):
-        part = slice(by_latent.indptr[latent], by_latent.indptr[latent + 1])
-        at, values = by_latent.indices[part], by_latent.data[part]
-        strength = dict(zip(at.tolist(), values.tolist(), strict=True))
-        documents: set[int] = set()
-        for index in at[np.argsort(-values, kind="stable")]:
-            owner = int(evidence.documents[index])
-            if owner in documents:
-                continue
-            documents.add(owner)
-            window = _window(tokens, flat, strength, int(index), spec)
-            rows.append({"latent": latent, "rank": len(documents) - 1} | window)
-            if len(documents) == spec.passages:
-                break
-    columns = ["latent", "rank", "document", "tokens", "activations", "peak"]
-    return pandas.DataFrame(rows, columns=columns)
-
-
-def _window(
-    tokens: HeldOut,
-    flat: Int64[np.ndarray, "row pos"],
-    strength: Mapping[int, float],
-    index: int,
-    spec: MeasurementSpec,
-) -> dict[str, Any]:
-    """Return the tokens around one activation, with the latent's activation at each."""
-    row, position = (int(v) for v in tokens.places[index])
-    first = max(1, position - spec.tokens_before)
-    last = min(int(tokens.rows.lengths[row]), position + spec.tokens_after + 1)
-    measured = flat[row, first:last].tolist()
-    return {
-        "document": tokens.rows.names[int(tokens.rows.documents[row])],
-        "tokens": [tokens.vocabulary[i] for i in tokens.rows.token_ids[row, first:last]],
-        "activations": [strength.get(i, 0.0) if i >= 0 else None for i in measured],
-        "peak": position - first,
-    }

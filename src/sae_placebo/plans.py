@@ -21,10 +21,12 @@ VERSIONS = {
     "tokenize": 2,
     "readability": 2,
     "text": 1,
-    "build": 2,
-    "harvest": 2,
+    "build": 3,
+    "harvest": 3,
     "train": 4,
-    "measure": 2,
+    "measure": 3,
+    "match": 1,
+    "methods": 1,
 }
 
 
@@ -39,6 +41,10 @@ class ArmModel:
     def label(self) -> str:
         """Name for folders and progress: the arm and its re-draw."""
         return self.arm if self.model_seed is None else f"{self.arm}-{self.model_seed}"
+
+
+Place = tuple[ArmModel, str, str, int]
+"""One SAE: the arm's model, the hookpoint, the SAE's label and seed."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,9 @@ class Plan:
     build: dict[ArmModel, Step]
     harvest: dict[ArmModel, Step]
     train: dict[ArmModel, Step]
-    measure: dict[tuple[ArmModel, str, str, int], Step]
+    measure: dict[Place, Step]
+    match: dict[Place, Step]
+    methods: dict[tuple[ArmModel, str], Step]
 
     def steps(self) -> Iterator[Step]:
         """Yield all steps in the order in which they run, each artefact once."""
@@ -75,6 +83,8 @@ class Plan:
             yield self.harvest[group[0]]
             yield from (self.train[one] for one in group)
         yield from self.measure.values()
+        yield from self.match.values()
+        yield from self.methods.values()
 
     @property
     def groups(self) -> tuple[tuple[ArmModel, ...], ...]:
@@ -143,7 +153,20 @@ class _Planner:
                 for stage, made in self._arm(one, controls, tied, model, tokenize).items():
                     parts[stage][one] = made
         measure = self._measure(parts["train"], parts["harvest"], readability)
-        return Plan(spec, model, tokenize, readability, **parts, measure=measure)
+        match, methods = self._match(measure, parts), self._methods(measure, parts)
+        return Plan(
+            spec=spec,
+            model=model,
+            tokenize=tokenize,
+            readability=readability,
+            text=parts["text"],
+            build=parts["build"],
+            harvest=parts["harvest"],
+            train=parts["train"],
+            measure=measure,
+            match=match,
+            methods=methods,
+        )
 
     def _arm(
         self, one: ArmModel, controls: ArmSpec, tied: bool, model: Step, tokenize: Step
@@ -178,7 +201,7 @@ class _Planner:
         train: Mapping[ArmModel, Step],
         harvest: Mapping[ArmModel, Step],
         readability: Step | None,
-    ) -> dict[tuple[ArmModel, str, str, int], Step]:
+    ) -> dict[Place, Step]:
         spec, found = self.spec, {}
         # outliers of any arm are left out of all, so every harvest is an input
         inputs = list({step.key: step for step in harvest.values()}.values())
@@ -194,6 +217,41 @@ class _Planner:
                             train[one],
                             *inputs,
                         )
+        return found
+
+    def _match(
+        self, measure: Mapping[Place, Step], parts: Mapping[str, Mapping[ArmModel, Step]]
+    ) -> dict[Place, Step]:
+        """Return one step per SAE; it reads every SAE of its hookpoint and label."""
+        spec, found = self.spec, {}
+        reference = parts["build"][ArmModel(spec.trained_arm, None)]
+        for place, step in measure.items():
+            one, hookpoint, sae, sae_seed = place
+            others = [s for p, s in measure.items() if p[1:3] == (hookpoint, sae)]
+            inputs = list({s.key: s for s in others}.values())
+            settings = [spec.structure, spec.measurement, hookpoint, sae, sae_seed]
+            found[place] = self.step(
+                "match", step.name, settings, reference, parts["build"][one], step, *inputs
+            )
+        return found
+
+    def _methods(
+        self, measure: Mapping[Place, Step], parts: Mapping[str, Mapping[ArmModel, Step]]
+    ) -> dict[tuple[ArmModel, str], Step]:
+        """Return one step per arm's model and hookpoint; it reads all SAEs there."""
+        spec, found = self.spec, {}
+        for one, harvest in parts["harvest"].items():
+            for hookpoint in spec.hookpoints:
+                saes = [s for p, s in measure.items() if p[:2] == (one, hookpoint)]
+                found[one, hookpoint] = self.step(
+                    "methods",
+                    f"{one.label}-{hookpoint}",
+                    [spec.methods, spec.measurement.replicates, hookpoint],
+                    parts["build"][ArmModel(spec.trained_arm, None)],
+                    parts["build"][one],
+                    harvest,
+                    *saes,
+                )
         return found
 
 

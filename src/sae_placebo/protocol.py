@@ -25,9 +25,11 @@ from sae_placebo.designs import ArmParts, designs
 from sae_placebo.devices import check_device
 from sae_placebo.errors import SpecError, unknown_name
 from sae_placebo.measurement import MeasurementSpec
+from sae_placebo.methods.base import MethodsSpec
 from sae_placebo.models import ModelSpec, layer_count, parse_hookpoint, position_limit
 from sae_placebo.saes import SAESpec, parse_sae
 from sae_placebo.spec import Spec
+from sae_placebo.structure.spec import StructureSpec
 from sae_placebo.text import TextSpec
 from sae_placebo.training import TrainingSpec
 
@@ -56,6 +58,8 @@ class TrialSpec(Spec):
         training: How SAEs are trained.
         harvest: How activations are read and masked.
         measurement: Thresholds, document replicates, and how many latents are shown.
+        structure: How latents are held against placebos.
+        methods: How existing methods are fitted and counted beside SAEs.
         contrasts: Pairs (arm, control) to compare; none given: trained minus every other arm, and
             the margins of every factorial that the arms make (see `designs`).
         device: Where models run and SAEs are trained: `cpu`, `cuda` or `cuda:<number>`. It cannot
@@ -77,6 +81,8 @@ class TrialSpec(Spec):
     training: TrainingSpec = TrainingSpec()
     harvest: HarvestSpec = HarvestSpec()
     measurement: MeasurementSpec = MeasurementSpec()
+    structure: StructureSpec = StructureSpec()
+    methods: MethodsSpec = MethodsSpec()
     contrasts: tuple[tuple[str, str], ...] = ()
     device: Annotated[str, AfterValidator(check_device)] = Field("cpu", exclude=True)
 

@@ -16,19 +16,35 @@ from sae_placebo import artefacts, models, precision
 from sae_placebo.designs import quads
 from sae_placebo.errors import StoreError
 from sae_placebo.interactions import interactions
+from sae_placebo.ladders import ladder_table
+from sae_placebo.latent_tables import decoys_of, mechanism_of, partners_of
 from sae_placebo.lazy import pandas, torch
 from sae_placebo.measurement import held_out
-from sae_placebo.metrics import METRICS, Metric
+from sae_placebo.methods import saved
+from sae_placebo.metrics import METRICS
+from sae_placebo.metrics.base import Declared
 from sae_placebo.metrics.sparsity import l0_matches
-from sae_placebo.plans import ArmModel, Plan
+from sae_placebo.plans import ArmModel, Place, Plan
 from sae_placebo.protocol import TrialSpec
 from sae_placebo.report import build_report
 from sae_placebo.statistics import Cell, ReplicateTable, effects
 from sae_placebo.store import Store, read_json, write_json
+from sae_placebo.structure import metrics as structure_metrics
 
-TABLES = ("effects", "interactions", "matching", "latents", "measurements", "coverage", "passages")
+TABLES = (
+    *("effects", "interactions", "matching", "latents", "measurements", "coverage", "passages"),
+    *("sensitivity", "methods", "decoys", "ladder", "partners", "mechanism"),
+)
 
-PER_SAE = ("latents", "measurements", "coverage", "passages")
+OF_MEASURE = ("measurements", "coverage")
+OF_MATCH = ("latents", "measurements", "passages", "sensitivity")
+
+EVERY_METRIC: Mapping[str, Declared] = {
+    **METRICS.entries,
+    **structure_metrics.DECLARED,
+    **saved.DECLARED,
+}
+"""What every number about an SAE is, whichever stage it comes of."""
 
 
 def trial_folder(store: str | Path, name: str) -> Path:
@@ -130,21 +146,7 @@ def write_results(plan: Plan, store: Store) -> Trial:
     folder.mkdir(parents=True, exist_ok=True)
     # written last: whatever stops us in between, tables of two runs never pass for one result
     (folder / "trial.json").unlink(missing_ok=True)
-    tables: dict[str, list[Any]] = {name: [] for name in PER_SAE}
-    for (one, hookpoint, sae, sae_seed), step in plan.measure.items():
-        keys = {
-            "arm": one.arm,
-            "control": plan.spec.arms[one.arm].kind,
-            "model_seed": one.model_seed,
-            "sae_seed": sae_seed,
-            "hookpoint": hookpoint,
-            "sae": sae,
-        }
-        for name, parts in tables.items():
-            parts.append(
-                _labelled(artefacts.read_table(store.path(step) / f"{name}.parquet"), keys)
-            )
-    joined = {name: _joined(parts) for name, parts in tables.items()}
+    joined = _join(plan, store)
     joined["measurements"].insert(
         6, "latent", pandas.array([None] * len(joined["measurements"]), "Int64")
     )
@@ -155,15 +157,55 @@ def write_results(plan: Plan, store: Store) -> Trial:
         plan.spec.measurement.l0_tolerance,
     )
     replicates = gather(plan, store)
-    joined["effects"] = effects(replicates, plan.spec.compared, METRICS.entries, CONFIDENCE)
+    joined["effects"] = effects(replicates, plan.spec.compared, EVERY_METRIC, CONFIDENCE)
     joined["interactions"] = interactions(
-        replicates, quads(plan.spec.parts), METRICS.entries, CONFIDENCE
+        replicates, quads(plan.spec.parts), EVERY_METRIC, CONFIDENCE
+    )
+    least = plan.spec.measurement.thresholds.min_firings
+    joined["ladder"] = ladder_table(replicates, joined["latents"], least, CONFIDENCE)
+    joined["decoys"] = decoys_of(plan.spec, joined["latents"])
+    joined["partners"] = partners_of(plan.spec, joined["latents"])
+    joined["mechanism"] = mechanism_of(
+        plan.spec, joined["latents"], _cards(plan, store), plan.spec.measurement.thresholds
     )
     for name, table in joined.items():
         _replace_table(folder / f"{name}.parquet", table)
     write_json(folder / "trial.json", record(plan, store))
     build_report(folder)
     return Trial(folder)
+
+
+def _join(plan: Plan, store: Store) -> dict[str, Any]:
+    """Return the tables of all SAEs and arms, each in one."""
+    tables: dict[str, list[Any]] = {}
+    for stage, names in (("measure", OF_MEASURE), ("match", OF_MATCH)):
+        for (one, hookpoint, sae, sae_seed), step in getattr(plan, stage).items():
+            keys = _keys(plan, one, hookpoint, sae, sae_seed)
+            for name in names:
+                table = artefacts.read_table(store.path(step) / f"{name}.parquet")
+                tables.setdefault(name, []).append(_labelled(table, keys))
+    for (one, hookpoint), step in plan.methods.items():
+        folder = store.path(step)
+        table = artefacts.read_table(folder / "methods.parquet")
+        tables.setdefault("methods", []).append(_labelled(table, _keys(plan, one, hookpoint)))
+        measured = artefacts.read_table(folder / "measurements.parquet")
+        for (sae, sae_seed), part in measured.groupby(["sae", "sae_seed"]):
+            left = part.drop(columns=["sae", "sae_seed"]).reset_index(drop=True)
+            tables["measurements"].append(
+                _labelled(left, _keys(plan, one, hookpoint, sae, int(sae_seed)))
+            )
+    return {name: _joined(parts) for name, parts in tables.items()}
+
+
+def _keys(
+    plan: Plan, one: ArmModel, hookpoint: str, sae: str | None = None, sae_seed: int | None = None
+) -> dict[str, Any]:
+    """Return the columns that say what a row is about; those of an SAE where it is about one."""
+    keys: dict[str, Any] = {"arm": one.arm, "control": plan.spec.arms[one.arm].kind}
+    keys["model_seed"] = one.model_seed
+    if sae is None:
+        return keys | {"hookpoint": hookpoint}
+    return keys | {"sae_seed": sae_seed, "hookpoint": hookpoint, "sae": sae}
 
 
 def _joined(parts: Sequence[Any]) -> Any:
@@ -200,20 +242,34 @@ def gather(plan: Plan, store: Store) -> ReplicateTable:
         tokens[hookpoint] = len(kept.places)
     families = {arm: one.family for arm, one in plan.spec.arms.items()}
     table = ReplicateTable(documents, tokens, drawn, families, plan.same_as())
-    for (one, hookpoint, sae, sae_seed), step in plan.measure.items():
+    for stage in (plan.measure, plan.match):
+        for (one, hookpoint, sae, sae_seed), step in stage.items():
+            folder = store.path(step)
+            values = artefacts.read_replicates(folder)
+            for row in artefacts.read_table(folder / "measurements.parquet").itertuples():
+                place = one, hookpoint, sae, sae_seed
+                _add(table, plan, place, row, values.get(row.metric))
+    for (one, hookpoint), step in plan.methods.items():
         folder = store.path(step)
         values = artefacts.read_replicates(folder)
         for row in artefacts.read_table(folder / "measurements.parquet").itertuples():
-            table.add(
-                Cell(one.arm, hookpoint, sae, row.metric),
-                one.model_seed or 0,
-                sae_seed,
-                values.get(row.metric),
-                None if pandas.isna(row.null_value) else float(row.null_value),
-                None if pandas.isna(row.reason) else str(row.reason),
-                1 / plan.spec.saes[sae].d_sae if METRICS[row.metric].counts_latents else 0.0,
-            )
+            found = values.get(f"{row.sae}/{row.sae_seed}/{row.metric}")
+            _add(table, plan, (one, hookpoint, row.sae, int(row.sae_seed)), row, found)
     return table
+
+
+def _add(table: ReplicateTable, plan: Plan, place: Place, row: Any, values: Any | None) -> None:
+    """Add one row of a table of measurements."""
+    one, hookpoint, sae, sae_seed = place
+    table.add(
+        Cell(one.arm, hookpoint, sae, row.metric),
+        one.model_seed or 0,
+        sae_seed,
+        values,
+        None if pandas.isna(row.null_value) else float(row.null_value),
+        None if pandas.isna(row.reason) else str(row.reason),
+        1 / plan.spec.saes[sae].d_sae if EVERY_METRIC[row.metric].counts_latents else 0.0,
+    )
 
 
 def record(plan: Plan, store: Store) -> dict[str, Any]:
@@ -252,13 +308,21 @@ def record(plan: Plan, store: Store) -> dict[str, Any]:
             },
         },
         "masks": {split: _masks(plan, store, one, split) for split, one in rows.items()},
-        "metrics": {name: _described(metric) for name, metric in METRICS.entries.items()},
+        "metrics": {name: _described(metric) for name, metric in EVERY_METRIC.items()},
         "confidence": CONFIDENCE,
         "precision": precision.describe(),
         "environments": store.environments(plan.steps()),
         "seconds": seconds,
         "artefacts": {f"{s.stage}/{s.folder_name}": s.key for s in plan.steps()},
     }
+
+
+def _cards(plan: Plan, store: Store) -> dict[str, Any]:
+    """Return by arm the diagnostics of its first model."""
+    cards: dict[str, Any] = {}
+    for one, step in plan.build.items():
+        cards.setdefault(one.arm, read_json(store.path(step) / "card.json"))
+    return cards
 
 
 def _why_shared(spec: TrialSpec, arm: str, twin: str) -> str:
@@ -272,7 +336,7 @@ def _why_shared(spec: TrialSpec, arm: str, twin: str) -> str:
     return "their models are the same one (the output head is the embedding), so it was used once"
 
 
-def _described(metric: Metric) -> dict[str, str]:
+def _described(metric: Declared) -> dict[str, str]:
     keys = ("unit", "better", "null", "definition", "source", "reads")
     return {key: str(getattr(metric, key)) for key in keys}
 

@@ -5,7 +5,7 @@ in a placebo: the same model with its weights re-drawn. Every arm reads the same
 order, and its SAEs start from the same bits; only the model differs.
 
     protocol -> tokenize -> for each arm and re-draw: build, harvest, train
-             -> for each SAE: measure -> compare -> report
+             -> for each SAE: measure, profile -> for each arm: methods -> compare -> report
 
 Arms that read the same activations are trained in one pass. Each step's result is an artefact, keyed by
 everything that decides it, and a training keeps checkpoints: a stopped trial goes on.
@@ -26,16 +26,25 @@ from sae_placebo.controls import build
 from sae_placebo.devices import describe_device, settings
 from sae_placebo.diagnostics import card
 from sae_placebo.errors import ModelError
-from sae_placebo.harvesting import HarvestPrecision, arm_reader, harvest
+from sae_placebo.harvesting import (
+    HarvestPrecision,
+    arm_reader,
+    harvest,
+    harvest_repeats,
+    random_rows,
+)
+from sae_placebo.heads import embedding, unembedding
 from sae_placebo.interop import saelens
 from sae_placebo.lazy import torch
 from sae_placebo.matched import Matched
 from sae_placebo.materials import Materials
 from sae_placebo.measurement import HeldOut, held_out, measure
 from sae_placebo.plans import ArmModel, Plan, plan_steps
+from sae_placebo.profiles import Profiles
 from sae_placebo.progress import Progress
 from sae_placebo.protocol import TrialSpec, load_trial
 from sae_placebo.results import Trial, environment, write_results
+from sae_placebo.rows import Rows
 from sae_placebo.saes.crew import Crew
 from sae_placebo.statistics import document_weights
 from sae_placebo.store import Step, Store, write_json
@@ -72,6 +81,7 @@ def run(
         for arms in bench.plan.groups:
             bench.prepare(arms)
         bench.measure()
+        Profiles(bench.plan, place, bench.given, bench.heldout, progress).run()
         with progress.track("compare and report", 1, "trial") as advance:
             trial = write_results(bench.plan, place)
             advance(1)
@@ -149,6 +159,8 @@ class Bench:
             write_json(draft / "recipe.json", recipe)
             found = card(model, self.spec.hookpoints, ids, usable, spec.outlier_ratio)
             write_json(draft / "card.json", found)
+            heads = {"embedding": embedding(model), "unembedding": unembedding(model)}
+            artefacts.write_heads(draft, heads)
             advance(1)
 
     def _reader(
@@ -178,6 +190,18 @@ class Bench:
         with self.progress.track(label, total) as advance, self.store.write(step) as draft:
             found = harvest(reader, rows, self.spec.harvest, self.spec.seed, advance)
             artefacts.write_harvest(draft, *found, used, self.store.path(self.plan.build[one]))
+            artefacts.write_repeats(draft, self._repeats(reader, rows["heldout"]))
+
+    def _repeats(self, reader: AnyReader, rows: Rows) -> dict[str, Any]:
+        """Return the activations on random blocks, fresh and repeated; none where no model is read."""
+        spec, n = self.spec.structure, self.spec.structure.repeat_rows
+        if not isinstance(reader, models.Reader):
+            return {}
+        fresh, repeated = (
+            random_rows(rows, n, spec.repeat_block, self.spec.seed, again)
+            for again in (False, True)
+        )
+        return harvest_repeats(reader, fresh, repeated, spec.repeat_block)
 
     def _train(self, arms: Sequence[ArmModel], reader: AnyReader) -> None:
         """Train every SAE of the arms in one pass over the token stream, then their Gaussian nulls."""
@@ -243,7 +267,6 @@ class Bench:
                 artefacts.read_gaussian(trained, hookpoint, label),
                 document_weights(len(tokens.rows.names), spec.measurement.replicates, spec.seed),
                 spec.measurement,
-                spec.seed,
             )
             artefacts.write_measured(draft, measured)
 

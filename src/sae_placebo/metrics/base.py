@@ -130,9 +130,9 @@ Values = Callable[
 ]
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A number about one SAE, with what is needed to read it.
+@dataclass(frozen=True, kw_only=True)
+class Declared:
+    """What a number about one SAE is, with what is needed to read it.
 
     Attributes:
         name: How tables name it.
@@ -141,9 +141,6 @@ class Metric:
         null: The value where there is nothing to find, in words.
         definition: The formula in words.
         source: Paper and every deviation from it.
-        compute: Values under each column of document weights; NaN where one is undefined.
-        null_number: The null as a number for one SAE, where there is such a number.
-        grain: What one value is about.
         counts_latents: Whether it is a share of latents, and so moves in steps of one over d_sae.
         reads: What of the model it depends on: `activations` at a hookpoint, which W_U cannot move
             unless it is W_E, or `outputs`, where W_U counts too. It decides which cells of the
@@ -156,11 +153,23 @@ class Metric:
     null: str
     definition: str
     source: str
+    counts_latents: bool = False
+    reads: Literal["activations", "outputs"] = "activations"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric(Declared):
+    """A number that is computed from the evidence about one SAE.
+
+    Attributes:
+        compute: Values under each column of document weights; NaN where one is undefined.
+        null_number: The null as a number for one SAE, where there is such a number.
+        grain: What one value is about.
+    """
+
     compute: Values
     null_number: Callable[[Evidence], float | None] | None = None
     grain: Literal["sae"] = "sae"
-    counts_latents: bool = False
-    reads: Literal["activations", "outputs"] = "activations"
 
     def values(
         self, evidence: Evidence, weights: Num[np.ndarray, "document replicate"]

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from sae_placebo.classification import CLASS_NAMES, ClassThresholds, decide
 from sae_placebo.lazy import pandas
 from sae_placebo.metrics.base import Evidence
 from sae_placebo.metrics.tokens import token_statistics
 
 
-def latent_table(evidence: Evidence, thresholds: ClassThresholds | None = None) -> pandas.DataFrame:
+def latent_table(evidence: Evidence) -> pandas.DataFrame:
     """Return what is known about every latent of one SAE from the tokens it is active on.
 
-    Columns: latent, class, n_tokens, n_active, density (share of tokens), token_entropy_bits,
+    Columns: latent, n_tokens, n_active, density (share of tokens), token_entropy_bits,
     n_effective, token_entropy_null_bits, effective_tokens, top_token (its string), top_token_mass,
     top_token_recall, family_mass (shares), mean_activation (over active tokens) and
     max_activation (model units). What a latent that never fires cannot have is null. The terms
     are those of `TokenStatistics`.
-
-    Args:
-        evidence: The SAE on the held-out tokens.
-        thresholds: Where classes end; those of the evidence where none are given.
     """
     found = token_statistics(evidence, np.ones((evidence.n_documents, 1)))
-    classes = decide(found.columns, thresholds or evidence.thresholds)[:, 0]
     active = found.n_active[:, 0]
     dead = active == 0
     sums = np.bincount(
@@ -36,7 +30,6 @@ def latent_table(evidence: Evidence, thresholds: ClassThresholds | None = None) 
     return pandas.DataFrame(
         {
             "latent": np.arange(evidence.d_sae),
-            "class": np.array(CLASS_NAMES, dtype=object)[classes],
             "n_tokens": np.full(evidence.d_sae, evidence.n_tokens),
             "n_active": active.astype(np.int64),
             "density": found.density[:, 0],

@@ -1,13 +1,12 @@
-"""What an SAE's latents fire on, as one number per SAE: token entropies and shares of classes."""
+"""What an SAE's latents fire on, as one number per SAE: token entropies."""
 
 from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float
 
-from sae_placebo.classification import CLASS_NAMES, CLASSES, decide
 from sae_placebo.errors import NotEstimable
-from sae_placebo.metrics.base import METRICS, Evidence, Metric, Values, ratio
+from sae_placebo.metrics.base import METRICS, Evidence, Metric, ratio
 from sae_placebo.metrics.tokens import TokenStatistics, token_statistics
 
 # below two effective positions the null is near 0 bits and a share of it means nothing
@@ -52,20 +51,6 @@ def _entropy_share(
     return _mean_over_judged(evidence, statistics, share)
 
 
-def _class_share(index: int) -> Values:
-    def values(
-        evidence: Evidence, weights: Float[np.ndarray, "document replicate"]
-    ) -> Float[np.ndarray, " replicate"]:
-        statistics = token_statistics(evidence, weights)
-        classes = evidence.shared(
-            "classes", weights, lambda: decide(statistics.columns, evidence.thresholds)
-        )
-        share = (classes == index).mean(0)
-        return np.where(statistics.n_tokens > 0, share, np.nan)
-
-    return values
-
-
 METRICS.add(
     "mean_token_entropy_bits",
     Metric(
@@ -95,17 +80,3 @@ METRICS.add(
         null_number=lambda evidence: 1.0,
     ),
 )
-for _index, _name in enumerate(CLASS_NAMES):
-    METRICS.add(
-        f"share_{_name}",
-        Metric(
-            counts_latents=True,
-            name=f"share_{_name}",
-            unit="share",
-            better="neither",
-            null="none: the share in the placebo arms is the comparison",
-            definition=f"share of all latents in class {_name!r}: {CLASSES[_index].definition}",
-            source="This package; see `classification`.",
-            compute=_class_share(_index),
-        ),
-    )

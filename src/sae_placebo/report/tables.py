@@ -24,7 +24,9 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         *("arm", "control", "model_seed", "sae_seed", "hookpoint", "sae", "latent", "class"),
         *("n_tokens", "n_active", "density", "token_entropy_bits", "n_effective"),
         *("token_entropy_null_bits", "effective_tokens", "top_token", "top_token_mass"),
-        *("top_token_recall", "family_mass", "mean_activation", "max_activation"),
+        *("top_token_recall", "family_mass", "mean_activation", "max_activation", "verdict"),
+        *("evidence", "placebo_r", "placebo_null_r", "seed_r", "seed_null_r", "r2_token"),
+        *("r2_window", "r2_placebo", "r2_latents", "attribute", "attribute_r2"),
     ),
     "measurements": (
         *("arm", "model_seed", "sae_seed", "hookpoint", "sae", "latent", "metric"),
@@ -43,14 +45,71 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         *("arm", "hookpoint", "sae", "l0", "l0_least", "l0_most", "n_saes", "n_tokens"),
         *("target", "relative_to_target", "relative_to_trained", "tolerance", "matched", "reason"),
     ),
+    "ladder": (
+        *("arm", "model_seed", "sae_seed", "hookpoint", "sae", "subject", "rung", "value", "low"),
+        *("high", "gain", "gain_low", "gain_high", "n", "reason"),
+    ),
+    "sensitivity": (
+        *("arm", "control", "model_seed", "sae_seed", "hookpoint", "sae", "threshold", "value"),
+        *("change", "moved_to", "n_latents", "n_moved", "share_moved", "most_moved", "reason"),
+    ),
+    "methods": (
+        *("arm", "control", "model_seed", "hookpoint", "method", "reading", "n_atoms", "sparsity"),
+        *("explained_variance", "ev_low", "ev_high", "lookup_relative_ev", "native_ev"),
+        *(
+            "native_sparsity",
+            "pursuit_ev",
+            "pursuit_nonnegative_ev",
+            "pursuit_tokens",
+            "distortion",
+        ),
+        *("reached_distortion", "bits", "bits_low", "bits_high", "bits_indices", "bits_values"),
+        *("bits_residual", "bits_dictionary", "bits_with_dictionary", "bits_atoms", "coder_ratio"),
+        *("probe_auc", "probe_selectivity", "probe_accuracy", "probe_auc_1", "probe_selectivity_1"),
+        *("probe_accuracy_1", "probe_labels", "probe_reason", "n_tokens", "n_documents", "reason"),
+    ),
+    "decoys": (
+        *(
+            "hookpoint",
+            "sae",
+            "arm",
+            "placebo",
+            "score",
+            "threshold",
+            "rate",
+            "achieved",
+            "passing",
+        ),
+        *("low", "high", "share", "decoys_passing", "n_targets", "n_decoys", "reason", "remark"),
+    ),
+    "partners": (
+        *("arm", "model_seed", "sae_seed", "hookpoint", "sae", "latent", "class", "comparison"),
+        *("other", "correlation", "null_correlation", "has_partner", "null_has_partner", "shared"),
+        "reason",
+    ),
+    "mechanism": (
+        *("hookpoint", "sae", "name", "says", "outcome", "estimate", "low", "high", "n", "reason"),
+    ),
     "interactions": (
         *("design", "metric", "hookpoint", "sae", "effect", "low", "high", "se", "df"),
         *("null", "unit", "cells", "n_documents", "n_tokens", "n_sae_seeds", "n_models", "reason"),
     ),
 }
-OPTIONAL = ("coverage", "interactions", "matching")
+OPTIONAL = (
+    *(
+        "coverage",
+        "interactions",
+        "matching",
+        "ladder",
+        "sensitivity",
+        "methods",
+        "decoys",
+        "partners",
+    ),
+    "mechanism",
+)
 """Tables that only some trials have: those of labeled text, those with a factorial, and those run
-since L0 is compared."""
+since there are such tables."""
 
 
 def _empty(name: str) -> pandas.DataFrame:
@@ -75,6 +134,12 @@ class Tables:
     coverage: pandas.DataFrame = field(default_factory=lambda: _empty("coverage"))
     interactions: pandas.DataFrame = field(default_factory=lambda: _empty("interactions"))
     matching: pandas.DataFrame = field(default_factory=lambda: _empty("matching"))
+    ladder: pandas.DataFrame = field(default_factory=lambda: _empty("ladder"))
+    sensitivity: pandas.DataFrame = field(default_factory=lambda: _empty("sensitivity"))
+    methods: pandas.DataFrame = field(default_factory=lambda: _empty("methods"))
+    decoys: pandas.DataFrame = field(default_factory=lambda: _empty("decoys"))
+    partners: pandas.DataFrame = field(default_factory=lambda: _empty("partners"))
+    mechanism: pandas.DataFrame = field(default_factory=lambda: _empty("mechanism"))
 
     @property
     def name(self) -> str:

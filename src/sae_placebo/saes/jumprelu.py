@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from statistics import NormalDist
 from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
 from pydantic import Field, model_validator
 
 from sae_placebo.lazy import torch
-from sae_placebo.saes.base import PARAMETERS, SAE, SAES, Context, SiteGradients
+from sae_placebo.saes.base import PARAMETERS, SAE, SAES, Context, SiteGradients, first_scale
 from sae_placebo.saes.penalized import APPROACH, PenalizedSpec
 from sae_placebo.saes.selection import Selection
 
-FIRST_THRESHOLD = 1.0
-"""Thresholds at the start, in units of a pre-activation's typical spread."""
+FIRST_ACTIVE = 2.0
+"""Latents active on a token at the start, in units of `l0`. With 4,096 latents a threshold moves by at most
+0.25 in 100 steps. There (real activations, d_in 256, l0 32), held-out L0 and explained variance: 1.5 27 and
+0.793, 2 29 and 0.799, 2.5 35 and 0.810, 5 65 and 0.853 (all with 1 in place of `MIDDLE`)."""
+FIRST_SHARE = 1 / 64
+"""Share active at the start where `l0` is not given."""
 LEAST_THRESHOLD = 1e-3
 """Thresholds are kept at or above this."""
 STEEPNESS = 25
 """Power of L0 / target in the steered coefficient."""
 CUT = (5.0, 1.5)
 """How far the steered coefficient's logarithm may lie below and above its middle. Adam remembers large
-gradients for a thousand steps: one strong push and thresholds hardly move again."""
-MIDDLE = {"l0": 1.0, "tanh": 0.3}
+gradients for long (`beta2`): after one strong push thresholds hardly move."""
+MIDDLE = 0.3
 """The steered coefficient where L0 is on target."""
 RESTORING = 15
 """Coefficient of the quadratic penalty per unit of `l0`, where none is given."""
+_MOST_ACTIVE = 0.4
 _FLOOR = 1e-3
 
 
@@ -48,18 +54,22 @@ class JumpReLUSpec(PenalizedSpec):
         d f / d z = 1[z > threshold]    d f / d threshold = -threshold K    d 1[f > 0] / d threshold = -K
 
     Thresholds move by the step size at most, whatever the coefficient, so it is steered in another way
-    than elsewhere: `coefficient = m (L0 / target)^25`, m = 1 (`l0`) or 0.3 (`tanh`), the power cut to
-    [exp(-5), exp(1.5)]. The penalty is then
-    strong above the target and nearly absent below it. For `quadratic`, which restores `l0` itself, it
-    is fixed; where it is not given it rises to 15 `l0` in the first 20% of the training.
+    than elsewhere: `coefficient = 0.3 (L0 / target)^25`, the power cut to [exp(-5), exp(1.5)]. The penalty
+    is then strong above the target and nearly absent below it. For `quadratic`, which restores `l0`
+    itself, it is fixed; where it is not given it rises to 15 `l0` in the first 20% of the training.
+
+    Training starts with 2 `l0` latents active on a token (a 64th of all where `l0` is not given): `W_enc`
+    at the scale that explains most with so many (`first_scale`), thresholds at the quantile. Activations
+    have mean squared norm d_in, and with Adam a threshold moves by no more than the sum of the step sizes:
+    it could not follow from near zero.
 
     Source: Rajamanoharan et al., "Jumping ahead: improving reconstruction fidelity with JumpReLU sparse
     autoencoders", arXiv 2407.14435, section 3 (l0) and appendix (quadratic); Anthropic, "Circuits
     Updates - January 2025" (tanh). Differs: `threshold` itself is trained and kept above zero, not its
-    logarithm; `bandwidth` is made for short runs (the paper's 0.001 is for activations of unit mean
-    squared norm, here 0.001 sqrt(d_in); Anthropic's is 2); pre-activations are not cut at zero before
-    the kernel; Anthropic's weight is in `pre_act_coefficient`, and its coefficient rises all through
-    the training.
+    logarithm, and starts at the quantile (in the paper at 0.001); `bandwidth` is made for short runs (the
+    paper's 0.001 is for activations of unit mean squared norm, here 0.001 sqrt(d_in); Anthropic's is 2);
+    pre-activations are not cut at zero before the kernel; Anthropic's weight is in `pre_act_coefficient`,
+    and its coefficient rises all through the training.
     """
 
     kind: Literal["jumprelu"] = "jumprelu"
@@ -75,7 +85,6 @@ class JumpReLUSpec(PenalizedSpec):
     parameters: ClassVar[tuple[str, ...]] = (*PARAMETERS, "threshold")
     in_activation_units: ClassVar[frozenset[str]] = frozenset({"b_enc", "threshold"})
     steered_from: ClassVar[float] = 1.0
-    active_at_start: ClassVar[float] = 0.16
 
     @model_validator(mode="after")
     def _strength_is_given_once(self) -> JumpReLUSpec:
@@ -88,10 +97,22 @@ class JumpReLUSpec(PenalizedSpec):
             )
         return self
 
+    def first_share(self) -> float:
+        """Return the share of latents active at the start: twice what `l0` asks for."""
+        share = FIRST_SHARE if self.l0 is None else FIRST_ACTIVE * self.l0 / self.d_sae
+        return min(share, _MOST_ACTIVE)
+
+    def first_threshold(self, d_in: int) -> float:
+        """Return the threshold above which that share of pre-activations lies, at random directions."""
+        share = self.first_share()
+        quantile = NormalDist().inv_cdf(1 - share)
+        return max(quantile * first_scale(d_in, self.d_sae, share), LEAST_THRESHOLD)
+
     def create(self, d_in: int, seed: int) -> SAE:
         """Return an untrained SAE, with equal thresholds."""
         sae = super().create(d_in, seed)
-        return SAE(self, {**sae.params, "threshold": torch.full((self.d_sae,), FIRST_THRESHOLD)})
+        threshold = torch.full((self.d_sae,), self.first_threshold(d_in))
+        return SAE(self, {**sae.params, "threshold": threshold})
 
     def selection(
         self, params: Mapping[str, torch.Tensor], context: Context | None
@@ -176,7 +197,7 @@ class JumpReLUSpec(PenalizedSpec):
         if self.loss == "quadratic":
             return RESTORING * self.l0 * min(1.0, share / APPROACH) ** 2
         steps = STEEPNESS * math.log(max(l0, _FLOOR) / self.target(share))
-        return MIDDLE[self.loss] * math.exp(max(-CUT[0], min(CUT[1], steps)))
+        return MIDDLE * math.exp(max(-CUT[0], min(CUT[1], steps)))
 
     def constrain(self, params: Mapping[str, torch.Tensor]) -> None:
         """Keep thresholds above zero."""

@@ -104,7 +104,8 @@ class PenalizedSpec(SAESpec):
         """Return the L0 to have when this share of the training lies behind."""
         assert self.l0 is not None
         left = max(0.0, 1 - share / APPROACH)
-        return self.l0 * math.pow(self.d_sae * self.active_at_start / self.l0, left)
+        first = self.d_sae * (self.first_share() or self.active_at_start)
+        return self.l0 * math.pow(first / self.l0, left)
 
     def weight(self, params: Mapping[str, torch.Tensor], context: Context, n_tokens: int) -> float:
         """Return what one token's penalty is multiplied with in the loss of a batch."""

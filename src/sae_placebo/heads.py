@@ -1,0 +1,45 @@
+"""The two ends of a language model, as matrices: token to residual stream, residual stream to logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Float
+
+from sae_placebo.lazy import torch
+from sae_placebo.sites import decoder_layers
+
+
+def embedding(model: torch.nn.Module) -> Float[torch.Tensor, "vocabulary d_embed"]:
+    """Return W_E, a copy in float16: what each token id enters the model as."""
+    model_any: Any = model
+    weight: torch.Tensor = model_any.get_input_embeddings().weight
+    return weight.detach().to("cpu", torch.float16)
+
+
+def unembedding(model: torch.nn.Module) -> Float[torch.Tensor, "vocabulary d_in"] | None:
+    """Return W_U with the final norm's gain folded in, a copy in float16; None where there is none.
+
+    A direction of the residual stream times it is what that direction adds to the logits, but for the
+    norm's division, which is a number per token.
+    """
+    owner: Any = model
+    head = owner.get_output_embeddings()
+    if head is None:
+        return None
+    weight: torch.Tensor = head.weight.detach().to("cpu", torch.float32)
+    gain = _final_gain(model, weight.shape[1])
+    return (weight if gain is None else weight * gain).to(torch.float16)
+
+
+def _final_gain(model: torch.nn.Module, d_in: int) -> torch.Tensor | None:
+    """Return the gain of the norm behind the last layer; None where the model has none."""
+    layers, behind = decoder_layers(model), False
+    owner = next(m for m in model.modules() if any(c is layers for c in m.children()))
+    for child in owner.children():
+        if behind:
+            weight = getattr(child, "weight", None)
+            if isinstance(weight, torch.Tensor) and weight.shape == (d_in,):
+                return weight.detach().to("cpu", torch.float32)
+        behind = behind or child is layers
+    return None
