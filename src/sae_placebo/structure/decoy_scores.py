@@ -23,7 +23,8 @@ def _column(name: str) -> Callable[[Any], Float[np.ndarray, " latent"]]:
     def values(latents: Any) -> Float[np.ndarray, " latent"]:
         if name not in latents:
             return np.full(len(latents), np.nan)
-        return np.asarray(latents[name].to_numpy(dtype=np.float64, na_value=np.nan))
+        found: Float[np.ndarray, " latent"] = latents[name].to_numpy(np.float64, na_value=np.nan)
+        return found
 
     return values
 
@@ -31,7 +32,8 @@ def _column(name: str) -> Callable[[Any], Float[np.ndarray, " latent"]]:
 def _stable_unexplained(latents: Any) -> Float[np.ndarray, " latent"]:
     """Return the lesser of 1 - R2 of the ladder's token rungs and the correlation with a sibling."""
     left = 1 - np.clip(_column("r2_window")(latents), 0, 1)
-    return np.minimum(left, _column("seed_r")(latents))
+    found: Float[np.ndarray, " latent"] = np.minimum(left, _column("seed_r")(latents))
+    return found
 
 
 SCORES: Mapping[str, Score] = {

@@ -16,6 +16,7 @@ import numpy as np
 from sae_placebo.classification import ClassThresholds
 from sae_placebo.errors import NotEstimable
 from sae_placebo.lazy import pandas
+from sae_placebo.proportions import wilson
 from sae_placebo.spec import numpy_generator
 
 Outcome = Literal["holds", "fails", "undecided", "not estimable"]
@@ -166,8 +167,6 @@ def _of_counts(one: pandas.DataFrame, other: pandas.DataFrame, name: str, rest: 
 
 def _difference(n: int, total: int, other: int, other_total: int) -> tuple[float, float, float]:
     """Return the difference of two shares with its 95% interval (Newcombe 1998, method 10)."""
-    from sae_placebo.structure.planted import wilson
-
     p, q = n / total, other / other_total
     (p_low, p_high), (q_low, q_high) = wilson(n, total), wilson(other, other_total)
     low = p - q - float(np.hypot(p - p_low, q_high - q))

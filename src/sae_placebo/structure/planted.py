@@ -20,6 +20,7 @@ from sae_placebo.classification import CLASS_NAMES
 from sae_placebo.lazy import pandas, torch
 from sae_placebo.metrics.base import Evidence
 from sae_placebo.metrics.tokens import token_statistics
+from sae_placebo.proportions import wilson
 from sae_placebo.rows import Rows
 from sae_placebo.saes import SAE, parse_sae
 from sae_placebo.spec import Spec, numpy_generator
@@ -185,18 +186,6 @@ def confusion(
     return pandas.DataFrame(
         rows, columns=["planted", "found", "n", "n_planted", "share", "low", "high"]
     )
-
-
-def wilson(n: int, total: int) -> tuple[float, float]:
-    """Return Wilson's 95% interval for a share of n out of `total`, which must be above 0.
-
-    Source: Wilson 1927, as in Agresti and Coull 1998, equation 2.
-    """
-    share, squared = n / total, _Z95**2
-    center = (share + squared / (2 * total)) / (1 + squared / total)
-    spread = np.sqrt(share * (1 - share) / total + squared / (4 * total**2))
-    half = _Z95 * spread / (1 + squared / total)
-    return max(0.0, float(center - half)), min(1.0, float(center + half))
 
 
 def _draw_text(spec: PlantedSpec) -> _Scene:
