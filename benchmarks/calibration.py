@@ -70,6 +70,13 @@ def protocol(seed: int, redraws: int, quick: bool = False) -> dict[str, Any]:
         "saes": {"topk": {"kind": "topk", "d_sae": 64 if quick else 128, "k": 8}},
         "training": {"batch_tokens": 256},
         "measurement": {"replicates": 40 if quick else 100, "shown_per_class": 0},
+        # a coarse search: what is calibrated is the interval, not the bits
+        "methods": {
+            **{"n_atoms": 64, "nmf_atoms": 16, "fit_tokens": 1_500, "ica_tokens": 800},
+            **{"nmf_tokens": 500, "iterations": 5, "choose_tokens": 600, "score_tokens": 600},
+            **{"sae_pursuit_tokens": 0, "coded_tokens": 0, "distortions": [0.2]},
+            **{"shares_of_k": [1.0], "coefficient_steps": [2.0], "n_labels": 2},
+        },
     }
 
 
@@ -163,6 +170,29 @@ def _cell(row: dict[str, Any] | None) -> str:
     return said + (f", {row['verdict']}" if marked else "")
 
 
+def write_shown(found: list[dict[str, Any]], out: Path) -> None:
+    """Write what every report shows beside its intervals: one line per metric, into the package."""
+    if out.resolve() != (machine.RESULTS / "calibration.json").resolve():
+        return
+    import sae_placebo
+
+    columns = (
+        "metric",
+        "share",
+        "se",
+        "n_trials",
+        "n_points",
+        "variance_ratio",
+        "verdict",
+        "reason",
+    )
+    rows = [row for row in found if row["each"] == EACH[0] and row["kind"] == "paired"]
+    shown = [{name: row[name] for name in columns} for row in rows if row["metric"] != "all"]
+    folder = Path(sae_placebo.__file__).parent / "report" / "assets"
+    text = json.dumps(shown, indent=1, allow_nan=False)
+    (folder / "calibration.json").write_text(text + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--pools", type=int, default=10)
@@ -206,6 +236,8 @@ def main() -> None:
     results = {"rates": found, "coverage": coverage, "placebo": placebo}
     results |= {"false_discoveries": false, "seconds": seconds}
     machine.save(args.out, "calibration", settings, results)
+    if not args.quick:
+        write_shown(found, args.out)
     print(markdown(found, coverage))
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from sae_placebo.classification import ClassThresholds
-from sae_placebo.measurement import HeldOut, MeasurementSpec, gather, held_out, measure, passages
-from sae_placebo.metrics import latent_table
+from sae_placebo.measurement import HeldOut, MeasurementSpec, gather, held_out, measure
+from sae_placebo.metrics import METRICS
 from sae_placebo.saes import SAE, parse_sae
 from sae_placebo.spec import generator
 from sae_placebo.statistics import document_weights
@@ -73,50 +73,27 @@ def test_sums_per_document_equal_the_plain_ones(tokens: HeldOut, sae: SAE) -> No
         assert np.allclose(found.activation_sum[document], x.numpy()[own].sum(0), atol=1e-4)
 
 
-def test_passages_peak_where_the_latent_is_strongest(tokens: HeldOut, sae: SAE) -> None:
-    x = activations(tokens)
-    spec = MeasurementSpec(
-        passages=3, tokens_before=2, tokens_after=1, thresholds=ClassThresholds(min_firings=1)
-    )
-    evidence = gather(sae, x, tokens, no_lookup(), None, spec.thresholds)
-    latents = latent_table(evidence)
-    shown = passages(evidence, latents, tokens, spec, seed=0)
-    dense = sae.encode(x).dense().numpy()
-    assert len(shown) > 0
-    for latent, group in shown.groupby("latent"):
-        assert group["document"].is_unique
-        peaks = [row.activations[row.peak] for row in group.itertuples()]
-        assert peaks == sorted(peaks, reverse=True)
-        assert peaks[0] == pytest.approx(dense[:, latent].max())
-        for row in group.itertuples():
-            assert len(row.tokens) == len(row.activations) <= 4
-            assert row.peak <= 2
-
-
-def test_a_masked_position_is_shown_without_an_activation(rows: Rows, sae: SAE) -> None:
-    n = int(rows.usable().sum())
-    first_words = np.zeros(n, dtype=bool)
-    _, position = np.nonzero(rows.usable())
-    first_words[position == 1] = True
-    tokens = held_out(rows, [first_words], WORDS)
-    x = activations(tokens)
-    spec = MeasurementSpec(tokens_before=9, thresholds=ClassThresholds(min_firings=1))
-    evidence = gather(sae, x, tokens, no_lookup(), None, spec.thresholds)
-    shown = passages(evidence, latent_table(evidence), tokens, spec, seed=0)
-    assert all(row.activations[0] is None for row in shown.itertuples())
-
-
 def test_a_measurement_is_the_same_twice_and_says_what_is_missing(
     tokens: HeldOut, sae: SAE
 ) -> None:
     x, weights = activations(tokens), document_weights(6, 20, 0)
     spec = MeasurementSpec(thresholds=ClassThresholds(min_firings=1))
-    once, again = (measure(sae, x, tokens, no_lookup(), None, weights, spec, 0) for _ in range(2))
+    once, again = (measure(sae, x, tokens, no_lookup(), None, weights, spec) for _ in range(2))
     assert once.measurements.equals(again.measurements)
-    assert once.passages.equals(again.passages)
+    assert once.latents.equals(again.latents)
+    assert (once.codes != again.codes).nnz == 0
     by_metric = once.measurements.set_index("metric")
     missing = by_metric.loc["explained_variance_above_gaussian"]
     assert np.isnan(missing["value"])
     assert "Gaussian" in missing["reason"]
     assert by_metric.loc["l0", "value"] <= 3
     assert set(once.replicates) < set(by_metric.index)
+    assert set(by_metric.index) == set(METRICS)
+    assert not [name for name in by_metric.index if name.startswith(("share_", "origin_"))]
+
+
+def test_codes_are_what_the_sae_makes_of_the_tokens(tokens: HeldOut, sae: SAE) -> None:
+    x, weights = activations(tokens), document_weights(6, 20, 0)
+    found = measure(sae, x, tokens, no_lookup(), None, weights, MeasurementSpec())
+    assert found.codes.shape == (len(tokens.places), sae.d_sae)
+    np.testing.assert_array_equal(found.codes.toarray(), sae.encode(x).dense().numpy())

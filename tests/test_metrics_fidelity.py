@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sae_placebo.classification import CLASS_NAMES, decide
 from sae_placebo.errors import NotEstimable
-from sae_placebo.metrics import METRICS, Evidence
+from sae_placebo.metrics import METRICS, Evidence, token_statistics
 
 DOCUMENTS = np.array([0, 0, 1, 1], dtype=np.int32)
 
@@ -97,7 +98,8 @@ def test_sparsity_by_hand() -> None:
     columns = np.array([[1.0, 2.0], [1.0, 0.0]])
     # codes: 2 + 1 in document 0, 2 + 0 in document 1
     np.testing.assert_allclose(METRICS["l0"].values(base, columns), [5 / 4, 3 / 2])
-    np.testing.assert_allclose(METRICS["share_dead"].values(base, columns), [1 / 3, 1 / 3])
+    classes = decide(token_statistics(base, columns).columns, base.thresholds)
+    np.testing.assert_allclose((classes == CLASS_NAMES.index("dead")).mean(0), [1 / 3, 1 / 3])
     # latent 0 is active on 3 of 4 tokens, latent 1 on 2 of 4; of document 0 on 2 and 1 of 2
     np.testing.assert_allclose(METRICS["median_density"].values(base, columns), [0.625, 0.75])
 

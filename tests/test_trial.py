@@ -22,9 +22,9 @@ from sae_placebo.errors import ModelError, PlaceboError, StoreError
 from sae_placebo.plans import plan_steps
 from sae_placebo.progress import Progress
 from sae_placebo.protocol import load_trial
+from sae_placebo.results import EVERY_METRIC, TABLES
 from sae_placebo.store import file_hash, read_json, write_json
 
-TABLES = ("effects", "latents", "measurements", "passages")
 
 
 class Spy(Progress):
@@ -91,7 +91,8 @@ def test_effects_stand_beside_their_null_interval_n_and_placebo(finished: sp.Tri
         ("trained", "redraw_keep_embeddings"),
         ("redraw_keep_embeddings", "redraw"),
     }
-    assert set(table["metric"]) == set(sp.METRICS)
+    assert set(table["metric"]) == set(EVERY_METRIC)
+    assert set(sp.METRICS) < set(EVERY_METRIC)
     estimated = table[table["low"].notna()]
     assert len(estimated) > 20
     assert (estimated["low"] <= estimated["effect"]).all()
@@ -102,10 +103,12 @@ def test_effects_stand_beside_their_null_interval_n_and_placebo(finished: sp.Tri
     assert (known["n_control_models"] == 2).all()
     of_trained = table[table["arm"] == "trained"]
     assert (of_trained["n_arm_models"].dropna() == 1).all()
-    shares = table[table["metric"].str.startswith("share_")]
-    for _, group in shares.groupby(["arm", "control"]):
-        assert group["arm_value"].sum() == pytest.approx(1.0)
-        assert group["effect"].sum() == pytest.approx(0.0, abs=1e-12)
+    for kind in ("share_", "origin_"):
+        shares = known[known["metric"].str.startswith(kind)]
+        assert len(shares) >= 3 * 3
+        for _, group in shares.groupby(["arm", "control"]):
+            assert group["arm_value"].sum() == pytest.approx(1.0)
+            assert group["effect"].sum() == pytest.approx(0.0, abs=1e-12)
 
 
 def test_every_arm_reads_the_same_tokens(finished: sp.Trial, table: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ from sae_placebo.statistics import document_weights
 from sae_placebo.store import Step, Store
 from sae_placebo.structure.base import Folds, Placebo, Reading, TokenTable
 from sae_placebo.structure.domains import Domains, domains_of
+from sae_placebo.structure.ladder import whole_ladder
 from sae_placebo.structure.predictors import Readouts, TokenFeatures
 
 
@@ -80,9 +82,17 @@ class Profiles:
         left = {s.key: at for at, s in steps.items() if self.store.find(s) is None}
         if not left:
             return
-        jobs = [functools.partial(work, *at) for at in left.values()]
+        # one seed after the other: two at a time are then of two models, and neither waits for what
+        # SAEs of one model share
+        places = sorted(left.values(), key=lambda at: at[3] if len(at) > 3 else 0)
+        jobs = [functools.partial(work, *at) for at in places]
         label = f"{verb} {len(jobs)} {unit}"
-        with self.progress.track(label, len(jobs), unit) as advance, Crew() as crew:
+        with (
+            self.progress.track(label, len(jobs), unit) as advance,
+            warnings.catch_warnings(),  # here, since filters belong to all threads at once
+            Crew() as crew,
+        ):
+            warnings.filterwarnings("ignore", message="FastICA did not converge")
             for _ in crew.each(jobs):
                 advance(1)
 
@@ -97,6 +107,8 @@ class Profiles:
     def __post_init__(self) -> None:
         self._lock = threading.RLock()
         self._features: dict[tuple[str, str], Shared] = {}
+        self._locks: dict[tuple[ArmModel, str], threading.Lock] = {}
+        self._wholes: dict[tuple[ArmModel, str], Any] = {}
         self._made: dict[tuple[str, str, ArmModel | None], Readouts] = {}
 
     def features(self, one: ArmModel, hookpoint: str) -> Shared:
@@ -195,9 +207,29 @@ class Profiles:
             artefacts.read_head(self.store.path(self.plan.build[one]), "unembedding"),
             self._embedding,
             self._readouts(one, hookpoint, None if against is None else against.one),
+            self._whole(one, hookpoint, against),
             domains,
             reasons,
         )
+
+    def _whole(self, one: ArmModel, hookpoint: str, against: Held | None) -> Any:
+        """Return the ladder of the activations themselves, made once per arm's model.
+
+        Its last rung has the latents of the placebo's first SAE, whichever SAE is profiled.
+        """
+        readouts = self._readouts(one, hookpoint, None if against is None else against.one)
+        with self._lock:
+            lock = self._locks.setdefault((one, hookpoint), threading.Lock())
+        with lock:
+            if (one, hookpoint) not in self._wholes:
+                codes, spec = None, self.spec
+                if against is not None:
+                    first = next(iter(spec.saes))
+                    codes = self._codes(against.one, hookpoint, first, spec.sae_seeds[0])
+                values = self._activations(one, hookpoint).float().numpy()
+                whole = whole_ladder(values, readouts, codes, spec.structure.ladder)
+                self._wholes[one, hookpoint] = whole
+            return self._wholes[one, hookpoint]
 
     def _readouts(self, one: ArmModel, hookpoint: str, against: ArmModel | None) -> Readouts:
         """Return what the ladder reads, made once for all SAEs that are held against one model."""

@@ -54,6 +54,7 @@ class Around:
         unembedding: W_U of the arm's model; None where it has none.
         embedding: W_E of the trained model; None where it has none.
         readouts: What the ladder reads of the tokens and of the placebo's activations.
+        whole: [rung, fold] the ladder of the activations themselves.
         domains: Recognizable contexts of the tokens.
         reasons: Why there is no `placebo`, `sibling` or `repeats`.
     """
@@ -65,6 +66,7 @@ class Around:
     unembedding: Float[torch.Tensor, "vocabulary d_in"] | None
     embedding: Float[np.ndarray, "vocabulary d_embed"] | None
     readouts: Readouts
+    whole: Float[np.ndarray, "rung fold"]
     domains: Domains
     reasons: Mapping[str, str] = field(default_factory=dict)
 
@@ -110,13 +112,21 @@ def profile(
     """
     evidence = _evidence(reading, shown)
     climbed = ladder(
-        reading, folds, None, around.placebo, seed, spec.ladder, readouts=around.readouts
+        reading,
+        folds,
+        None,
+        around.placebo,
+        seed,
+        spec.ladder,
+        readouts=around.readouts,
+        whole=around.whole,
     )
     rungs = dict(zip(climbed.rungs, climbed.r2, strict=True))
     in_placebo, in_sibling = _partners(reading, folds, around, spec, seed)
     columns, attribute = _columns(reading, folds, around, shown, evidence)
     columns |= climbed.solo | {"placebo_r": in_placebo.r, "seed_r": in_sibling.r}
     columns |= {f"r2_{name}": r2 for name, r2 in rungs.items() if f"r2_{name}" not in columns}
+    columns["r2_placebo"] = rungs["placebo_latents"]  # the whole ladder
     classes = decide(columns, shown.thresholds)
     judged = columns["n_active"] >= shown.thresholds.min_firings
     found = verdicts(
@@ -125,7 +135,7 @@ def profile(
         in_placebo.has,
         in_sibling.has,
         spec.explained,
-        dict(around.reasons),
+        _reasons(around, in_placebo, in_sibling),
     )
     latents = latent_table(evidence)
     latents.insert(1, "class", np.array(CLASS_NAMES, dtype=object)[classes[:, 0]])
@@ -191,6 +201,12 @@ def _columns(
     if around.repeats is not None:
         found |= induction(*around.repeats, folds)
     return found, np.array(names, dtype=object)
+
+
+def _reasons(around: Around, in_placebo: Found, in_sibling: Found) -> dict[str, str]:
+    """Return why there are no partners to find; also where there is an SAE to look in."""
+    found = {"placebo": in_placebo.reason, "sibling": in_sibling.reason}
+    return dict(around.reasons) | {name: why for name, why in found.items() if why is not None}
 
 
 @dataclass(frozen=True, eq=False)

@@ -216,7 +216,7 @@ def _token_rows(
     embeddings: Float[np.ndarray, "vocabulary d_embed"] | None,
     seed: int,
     spec: LadderSpec,
-) -> tuple[Float32[np.ndarray, "vocabulary part"], str]:
+) -> tuple[Float32[np.ndarray, "id part"], str]:
     """Return a row per token id, leading principal components first, and what the rows are."""
     width = max(spec.bag, *spec.window)
     n_ids = int(tokens.rows.token_ids.max()) + 1

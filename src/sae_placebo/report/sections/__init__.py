@@ -18,6 +18,7 @@ from sae_placebo.report.sections import (  # isort: skip
     methods as methods,
     entropy as entropy,
     latents as latents,
+    calibrated as calibrated,
     method as method,
     definitions as definitions,
     limits as limits,

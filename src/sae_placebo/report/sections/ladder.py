@@ -249,6 +249,7 @@ def _arm(view: View, arm: str, steps: list[Step], key: str) -> dict[str, Any]:
         "is_trained": arm == view.trained,
         "rows": [
             {
+                "id": step.rung,
                 "rung": WORDS[step.rung],
                 "gain": _estimate(step.gain, step.gain_low, step.gain_high, step, signed=True),
                 "value": _estimate(step.value, step.low, step.high, step),

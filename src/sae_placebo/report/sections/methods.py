@@ -94,6 +94,7 @@ def _arm(view: View, arm: str, table: pandas.DataFrame) -> dict[str, Any]:
         found.append(
             {
                 "name": str(name),
+                "id": str(rows["method"].iloc[0]),
                 "is_sae": bool(rows["reading"].notna().any()),
                 "size": bits,
                 "bits": _estimate(rows, ("bits", "bits_low", "bits_high")),

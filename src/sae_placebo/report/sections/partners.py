@@ -93,6 +93,7 @@ def _classes(view: View, table: Any) -> list[dict[str, Any]]:
         {
             "arm": arm,
             "index": view.index(arm),
+            "id": str(kind),
             "kind": str(kind).replace("_", " "),
             "share": _share(own["shared"], own["reason"]),
         }

@@ -1,0 +1,122 @@
+"""Every term of the report with its definition, unit, null and source: one list, for page and document.
+
+`docs/concepts/glossary.md` is what `markdown` makes of it; the section "Definitions" shows it for one trial.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from sae_placebo.classification import CLASSES
+from sae_placebo.report import words
+from sae_placebo.report.words import Term
+
+
+class Group(NamedTuple):
+    """Terms of one kind.
+
+    Attributes:
+        kind: Part of each term's anchor, `term-<kind>-<name>`.
+        title: Heading.
+        terms: In the order in which they are read.
+    """
+
+    kind: str
+    title: str
+    terms: tuple[Term, ...]
+
+
+_PAGES = (
+    ("coverage_", "coverage"),
+    ("share_", "classes"),
+    ("origin_", "origin"),
+    ("has_", "partners"),
+    ("seed_", "partners"),
+    ("r2_", "ladder"),
+    ("activations_r2_", "ladder"),
+    ("bits_saved", "structure"),
+    ("sae_bits", "description-length"),
+)
+"""Page that says more about the metrics whose names begin so."""
+_MISSING = "not recorded"
+
+
+def _classes() -> tuple[Term, ...]:
+    """Return the classes of latents, in the order in which their rules are tried."""
+    return tuple(
+        Term(
+            kind.name,
+            kind.definition,
+            "share of all latents",
+            f"the share in the placebo arms. On random models: {_lower(kind.on_random_models)}",
+            "`classification.CLASSES`.",
+            "classes",
+        )
+        for kind in CLASSES
+    )
+
+
+def _metrics(described: Mapping[str, Mapping[str, Any]]) -> tuple[Term, ...]:
+    """Return the metrics, as they describe themselves.
+
+    Args:
+        described: By name: unit, null, definition and source.
+    """
+    return tuple(
+        Term(
+            name=name,
+            definition=str(one.get("definition") or _MISSING),
+            unit=str(one.get("unit") or _MISSING),
+            null=str(one.get("null") or _MISSING),
+            source=str(one.get("source") or _MISSING),
+            page=next((page for start, page in _PAGES if name.startswith(start)), ""),
+        )
+        for name, one in described.items()
+    )
+
+
+def glossary(metrics: Mapping[str, Mapping[str, Any]]) -> tuple[Group, ...]:
+    """Return every term by kind.
+
+    Args:
+        metrics: What every metric says of itself, as `trial.json` records it.
+    """
+    return (
+        Group("word", "Words", words.WORDS),
+        Group("metric", "Metrics", _metrics(metrics)),
+        Group("class", "Classes of latents", _classes()),
+        Group("verdict", "Verdicts", words.VERDICTS),
+        Group("rung", "Rungs of the ladder", words.RUNGS),
+        Group("score", "Scores that decoys are held against", words.SCORES),
+        Group("method", "Simpler methods", words.METHODS),
+        Group("control", "Controls", words.CONTROLS),
+    )
+
+
+def markdown(groups: Iterable[Group]) -> str:
+    """Return the terms as the text of a page of docs/concepts."""
+    lines = [
+        "# Glossary",
+        "",
+        "Every term of the report: what it is, its unit, the value that it has where there is nothing to "
+        "find, and its source. Written by `docs/glossary.py` from what the package says of itself; a test "
+        "holds the two equal.",
+    ]
+    for group in groups:
+        lines += ["", f"## {group.title}", ""]
+        lines += ["| term | definition | unit | null | source |", "|---|---|---|---|---|"]
+        lines += [_row(term, group.kind) for term in group.terms]
+    return "\n".join(lines) + "\n"
+
+
+def _row(term: Term, kind: str) -> str:
+    name = term.name if kind == "word" else f"`{term.name}`"
+    more = f"[{term.page}]({term.page}.md)" if term.page else ""
+    source = " ".join(part for part in (term.source, more) if part)
+    cells = (name, term.definition, term.unit, term.null, source)
+    return "| " + " | ".join(cell.replace("|", "\\|") or "–" for cell in cells) + " |"
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]

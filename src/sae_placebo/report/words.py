@@ -1,0 +1,292 @@
+"""Terms that no registry within the report's reach describes, in words: one entry each.
+
+Classes of latents and metrics are described where they are computed. Scores and methods are too, but in
+modules that the report may not import; a test holds their definitions here equal to those.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Term(NamedTuple):
+    """One term: what it is, in which unit, what it is where there is nothing to find, and who says so.
+
+    Attributes:
+        name: As tables and pages write it.
+        definition: One or two sentences.
+        unit: Empty where it is no number.
+        null: Value where there is nothing to find, in words; empty where it is no number.
+        source: Paper or module, with deviations.
+        page: Page of docs/concepts that says more, without its ending.
+    """
+
+    name: str
+    definition: str
+    unit: str = ""
+    null: str = ""
+    source: str = ""
+    page: str = ""
+
+
+_OURS = "This package."
+_R2 = "share of variance"
+_NO_BETTER = "0: no better than the mean"
+
+WORDS: tuple[Term, ...] = (
+    Term("SAE", "Sparse autoencoder: a dictionary trained to write each activation as a sum of few of "
+         "its directions.", page="architectures"),
+    Term("latent", "One unit of an SAE. It is not called a feature here: whether it is one is the "
+         "question."),
+    Term("dead", "A latent that is never active on the held-out tokens; it may be active elsewhere.",
+         page="classes"),
+    Term("judged", "A latent that is active on at least `min_firings` held-out tokens; of others nothing "
+         "is said but that they are dead or ultra-rare.", page="classes"),
+    Term("arm", "One of the things compared: the reference model with its controls applied. All arms "
+         "read the same tokens in the same order, and their SAEs share recipe, data order and initial "
+         "weights."),
+    Term("trained arm", "The arm without any control: the reference model as it is."),
+    Term("control", "The change that makes an arm: of the model, of the data or of the dictionary, such "
+         "as drawing the weights anew. The trained arm has none."),
+    Term("placebo", "An arm in which the learning in question has been destroyed. What an SAE shows "
+         "there is no evidence of learning."),
+    Term("reference placebo", "The one arm that single latents are held against: a re-draw of the weights "
+         "that keeps the embeddings, where there is one. An SAE is held against its SAE of another seed, and "
+         "a placebo against another re-draw.", source="`placebos`.", page="partners"),
+    Term("contrast", "Two arms that are compared, the first minus the second."),
+    Term("factorial", "Arms that cross two things, each real or random. They say which of the two an "
+         "effect is owed to."),
+    Term("interaction", "The effect of one thing where another is real, minus the same effect where "
+         "the other is random.", "the metric's", "0: the two add up", "`interactions`.", "statistics"),
+    Term("effect", "The first arm's value minus the second arm's, on the same held-out tokens.",
+         "the metric's", "0", "`statistics`.", "statistics"),
+    Term("interval", "The range of effects that the data do not rule out: documents are resampled, crossed "
+         "with SAE seeds and model seeds. If it holds the null, this trial cannot tell.",
+         "the metric's", "", "`statistics`.", "statistics"),
+    Term("null", "The value that a score takes where there is nothing to find. An effect's null is 0; "
+         "a metric's own null is often not.", page="statistics"),
+    Term("A/A", "The same calculation between two re-draws of one control, where nothing but chance "
+         "differs. An effect that is no larger than its A/A interval is no finding.",
+         "the metric's", "0", "`statistics`.", "calibration"),
+    Term("calibration", "How often intervals leave 0 out where the truth is 0, measured on A/A trials.",
+         "share of intervals", "1 minus the level: .05", "`calibration`.", "calibration"),
+    Term("power", "How often a trial of a given size finds a difference of a given size.", "share of trials",
+         "half of 1 minus the level: a false finding of that sign", "`power`.", "statistics"),
+    Term("n", "What a number was computed over: documents, SAE seeds, models, latents or tokens. "
+         "“Models 1 vs 2” counts the model draws in the first and the second arm."),
+    Term("model seed", "One re-draw of a control: another random model from the same recipe."),
+    Term("SAE seed", "One initialization of the SAE, the same in every arm."),
+    Term("sibling", "The SAE of another SAE seed on the same activations.", source="`placebos`.",
+         page="partners"),
+    Term("hookpoint", "Where in the model activations are read: resid_post.3 is the residual stream "
+         "after block 3."),
+    Term("fold", "One group of documents left out. What costs too much to resample is computed once with "
+         "each of 20 groups left out, and bootstrap replicates are made from that.", "", "",
+         "`structure.base`; the delete-a-group jackknife, Kott 2001.", "statistics"),
+    Term("to fit, to choose, to score", "What a document serves for: predictors are fitted on some, settings "
+         "chosen on others, and R² is taken on a third part.", source="`structure.base`.",
+         page="ladder"),
+    Term("held out", "Documents that no SAE was trained on; everything in the tables is computed there."),
+    Term("masked", "Left out of every arm's measurements: the first position, padding, and norm outliers "
+         "of any arm.", page="masking"),
+    Term("norm outliers", "Tokens whose activation is many times longer than the median.", "tokens",
+         page="masking"),
+    Term("EV, L0", "Explained variance: the share of the activations' variance that an SAE "
+         "reconstructs. L0: the number of latents active on a token.", "share; latents per token",
+         "that of the same recipe on a Gaussian; none", "The metrics `explained_variance` and `l0`."),
+    Term("density", "Share of held-out tokens on which a latent is active.", "share of tokens", "none"),
+    Term("token entropy", "Entropy of a latent's activation over token ids: 0 when one token "
+         "holds all of it. It grows with the number of active positions.", "bits",
+         "the entropy of as many random positions", "`metrics.tokens`.", "classes"),
+    Term("top token, mass, recall", "The token id that holds most of a latent's activation; the share "
+         "that it holds; the share of that token's occurrences on which the latent is active.", "share",
+         "none", "`metrics.tokens`.", "classes"),
+    Term("class", "What kind of latent: the first rule of one decision list that it meets. A description, "
+         "not a verdict.", "", "", "`classification`.", "classes"),
+    Term("arbitrary subset", "A latent that fires within one recognizable context, on a part of it that "
+         "nothing simple predicts.", "", "", "Seen by Bricken et al. 2023; the rule is ours.", "classes"),
+    Term("domain", "A recognizable context: a scope of the code, such as a docstring, or a cluster of "
+         "documents.",
+         source="`structure.domains`.", page="classes"),
+    Term("attribute", "A yes-or-no property of the current token: its spelling, or a label of the text.",
+         "", "", "Gurnee et al. 2024 (arXiv 2401.12181); the list is ours.", "classes"),
+    Term("label", "What is known of a token of the text, such as “inside a loop”.", page="coverage"),
+    Term("coverage", "F1 of the best latent and threshold for a label, chosen on some documents and scored "
+         "on others.", "F1", "what predictors without a model reach", "`metrics.coverage`.", "coverage"),
+    Term("partner", "The latent of another SAE whose activations on the same tokens correlate most with a "
+         "latent's own, if they do so above the threshold and above chance at its firing rate.",
+         "correlation", "the best correlation after one side's tokens are moved within their documents",
+         "Bricken et al. 2023 (universality); thresholds and nulls are ours. `structure.partners`.",
+         "partners"),
+    Term("shared", "A latent whose encoder and decoder rows are both assigned to one latent of the sibling, "
+         "with cosines of .7 or more.", "share of latents", "the same of random directions",
+         "Paulo and Belrose 2025 (arXiv 2501.16615). `structure.assignment`.", "partners"),
+    Term("decoy", "A latent of the reference placebo, scored like a trained one: decoys that pass a "
+         "threshold tell how many trained latents pass with nothing to them.", "latents",
+         "as many trained latents as decoys pass",
+         "Target-decoy estimation (Elias and Gygi 2007). `structure.decoys`.", "partners"),
+    Term("ladder", "Nested predictors of a latent, or of the activation vector, from position and token up "
+         "to the placebo's activations and latents; R² on documents that serve to score.",
+         _R2, _NO_BETTER, "`structure.ladder`.", "ladder"),
+    Term("rung", "One step of the ladder: one more predictor, beside all the ones below.", _R2,
+         "its gain is 0", "`structure.ladder`.", "ladder"),
+    Term("model-made share", "1 − R² of the ladder up to the placebo's activations: what no token "
+         "and no untrained model accounts for.", _R2,
+         "the same of the placebo beside another re-draw of it", "`structure.ladder`.", "ladder"),
+    Term("verdict", "Where a latent comes from: inherited, model-made or undetermined. It is about origin, "
+         "not about use.", "share of latents", "the same in a placebo, held against another re-draw",
+         "`structure.verdicts`.", "origin"),
+    Term("evidence", "What speaks for a latent's verdict: the first rung that explains enough of it, a "
+         "partner, or why nothing can be said.", source="`structure.verdicts`.", page="origin"),
+    Term("distortion", "Share of the activations' variance that a code leaves out; codes are compared "
+         "at the same one.", _R2, "none", "`methods.rate`.", "description-length"),
+    Term("bits per token", "Length of a code of one activation vector at a stated distortion: which atoms, "
+         "their values, and what is left over; under probabilities from other documents.", "bits/token",
+         "none by itself: the best simpler method on the same arm", "`methods.rate`.",
+         "description-length"),
+    Term("marginal structure", "Bits per token that an SAE saves over the best simpler method, trained minus "
+         "placebo.", "bits/token", "0: worth as much on the placebo", "`methods.marginal`.", "structure"),
+    Term("probe", "A logistic regression of a label on the codes of the few atoms that differ most with it, "
+         "scored on other documents. Its selectivity is its AUC less that of control tasks, random answers "
+         "that can be learned by remembering tokens.",
+         "AUC", "0.5; selectivity 0", "Kantamneni et al. 2025 (arXiv 2502.16681); Hewitt and Liang 2019. "
+         "`methods.probing`.",
+         "description-length"),
+    Term("residual norm", "Mean length of the activation vectors at the hookpoint.", "model units", "none"),
+    Term("block output / embedding", "Norm of what the blocks add, over the norm of the token's "
+         "embedding. How much of the token is left in the activation is said by R², not by this.",
+         "ratio", "0: the blocks add nothing"),
+    Term("R² on current token", "Share of the activations' variance that a table with one vector per "
+         "token id explains: how much of the token is left in them.", _R2, _NO_BETTER),
+    Term("participation ratio", "Effective number of dimensions that the activations use: (sum of "
+         "variances)² over the sum of squared variances, along principal axes.", "dimensions",
+         "d_in: all directions alike"),
+    Term("attention entropy", "Mean entropy of the attention weights: high when heads spread evenly "
+         "over the prefix; “possible” is what an even spread would give.", "bits", "the possible value"),
+)  # fmt: skip
+
+_OF_ORIGIN = (
+    "share of all latents",
+    "the same share in the placebo arms, held against another re-draw",
+)
+
+VERDICTS: tuple[Term, ...] = (
+    Term("inherited", "Held-out predictors that know tokens, positions, embeddings or a placebo model "
+         "explain at least the limit of its variance; or a placebo SAE has a partner of it.",
+         *_OF_ORIGIN, "`structure.verdicts`.", "origin"),
+    Term("model_made", "No rung of the ladder explains it, by more than two standard errors; it has no "
+         "partner in the placebo; and the SAE of another seed has it too. It means: not explained by what "
+         "was tried.",
+         *_OF_ORIGIN, "`structure.verdicts`.", "origin"),
+    Term("undetermined", "Neither can be said; the evidence says why.", *_OF_ORIGIN,
+         "`structure.verdicts`.", "origin"),
+)  # fmt: skip
+
+RUNGS: tuple[Term, ...] = tuple(
+    Term(name, definition, _R2, null, "`structure.ladder`.", "ladder")
+    for name, definition, null in (
+        ("constant", "Nothing is read: the mean on the documents that serve to fit.", "0"),
+        ("position", "The position in the row, in 16 bins.", _NO_BETTER),
+        ("token", "A table of the current token.", _NO_BETTER),
+        ("pair", "A table of the previous and the current token.", _NO_BETTER),
+        ("bag", "Linearly, two decayed sums of the embeddings of earlier tokens.", _NO_BETTER),
+        ("window", "Linearly, the bag and the embeddings of the last 8 tokens, place by place.",
+         _NO_BETTER),
+        ("placebo_readout", "Linearly, with all that: the placebo model's activations at the same "
+         "token.", "the value of the placebo beside another re-draw"),
+        ("placebo_latents", "With all that: the 4 placebo latents that correlate most.",
+         "the value of the placebo beside another re-draw"),
+    )
+)  # fmt: skip
+
+_OF_SCORE = "`structure.decoy_scores`."
+
+SCORES: tuple[Term, ...] = (
+    Term("stable_unexplained",
+         "the lesser of 1 - R2 of the ladder up to the embeddings of a window, and the correlation with "
+         "the best partner in the SAE of another seed: not explained by tokens, and yet no accident",
+         "1", "the decoys' scores", _OF_SCORE, "partners"),
+    Term("attribute_r2",
+         "share of variance removed by the best attribute of the token (its spelling, its labels)",
+         _R2, "the decoys' scores", _OF_SCORE, "partners"),
+    Term("induction_d",
+         "how much more it fires on repeated than on fresh random blocks, in standard deviations",
+         "standard deviations", "the decoys' scores; 0 where nothing is copied",
+         f"{_OF_SCORE} Repeated blocks: Olsson et al. 2022 (arXiv 2209.11895).", "partners"),
+    Term("output_lift",
+         "how much more often its promoted tokens come next than after the same current token",
+         "ratio", "the decoys' scores; 1 where nothing is promoted", _OF_SCORE, "partners"),
+    Term("token_entropy_bits",
+         "token entropy in bits: how many different tokens it is active on",
+         "bits", "the decoys' scores", _OF_SCORE, "partners"),
+)  # fmt: skip
+
+_OF_METHOD = ("bits/token", "random directions; the SAE is compared with the best of all methods")
+
+METHODS: tuple[Term, ...] = tuple(
+    Term(name, definition, *_OF_METHOD, source, "structure")
+    for name, definition, source in (
+        ("kmeans", "Centroids as directions; its own code is the nearest centroid, the code compared here "
+         "uses as many as every other method.",
+         "MiniBatchKMeans of scikit-learn, random start, at most 8 passes."),
+        ("random", "Uniform unit directions: what many directions explain without having been learned.",
+         "Korznikov et al. 2026 (arXiv 2602.14111), iso; there an encoder is trained for them, here they "
+         "are pursued."),
+        ("covariance", "Directions of Gaussian draws with the activations' covariance: what is learned is "
+         "the second moments alone.",
+         "Korznikov et al. 2026 (arXiv 2602.14111), cov; there an encoder is trained for them, here they "
+         "are pursued."),
+        ("neurons", "The coordinate axes: no direction is sought.",
+         "The usual baseline of Bricken et al. 2023, here coded like every other dictionary."),
+        ("embeddings", "Embeddings of the most frequent tokens of the text to fit on, as directions.",
+         "Ours: what the input's own directions explain. The rows are the arm's own W_E."),
+        ("ica", "Columns of FastICA's mixing matrix: directions whose sources are as independent, that is "
+         "as non-Gaussian, as can be.",
+         "Hyvarinen and Oja 2000, as in scikit-learn (parallel, logcosh); a fixed number of iterations on "
+         "a sample."),
+        ("nmf", "Non-negative matrix factorization of [relu(x), relu(-x)]; a part stands for the direction "
+         "that its two halves make together.",
+         "Lee and Seung 1999, coordinate descent as in scikit-learn. NMF needs input without signs: the "
+         "doubling is ours, and so is coding with the parts by pursuit."),
+        ("pca", "Eigenvectors of the covariance; a token is written with the components that are largest "
+         "for it.",
+         "The usual PCA; the choice of components by token, and not once for all, is ours and favors PCA "
+         "in variance while it pays for indices."),
+        ("pca_dense", "No sparse code: every principal component is quantized with one step and coded, "
+         "which spends no bits on components below the step.",
+         "Transform coding (Goyal 2001), which is reverse water-filling but for the loss of a scalar "
+         "quantizer, about a quarter bit per coded component."),
+    )
+)  # fmt: skip
+
+CONTROLS: tuple[Term, ...] = tuple(
+    Term(name, definition, source=f"docs/reference/{page}.md.")
+    for name, definition, page in (
+        ("trained", "No control: the reference model as it is.", "controls"),
+        ("redraw", "Each parameter's entries replaced by Gaussian ones of the tensor's own mean and "
+         "variance; groups of tensors can be kept.", "controls"),
+        ("cascade", "The last decoder layers, or one of them, re-drawn.", "controls"),
+        ("init", "The model as its class makes it from its config, before any training.", "controls"),
+        ("noise_embeddings", "A random vector in the place of each token's embedding; every tensor stays "
+         "as trained.", "controls"),
+        ("permute", "Each tensor's own entries in a random order.", "controls"),
+        ("redraw_embeddings", "Each row of W_E replaced by one of its own norm in a random direction.",
+         "controls"),
+        ("revision", "The tensors of another checkpoint, in the reference's architecture.", "controls"),
+        ("spectrum", "Singular values kept, singular vectors drawn anew.", "controls"),
+        ("gaussian", "Activations replaced by Gaussian draws with the mean and covariance of the arm's "
+         "own.", "controls-data"),
+        ("markov", "Text drawn from a chain of token pairs.", "controls-data"),
+        ("shuffle_tokens", "Tokens permuted within each document.", "controls-data"),
+        ("unigram", "Every token drawn independently, by how often it occurs.", "controls-data"),
+        ("frozen_decoder", "Decoder rows stay at random directions; all else is trained.",
+         "controls-dictionary"),
+        ("frozen_encoder", "Encoder rows stay at random directions; all else is trained.",
+         "controls-dictionary"),
+        ("pca", "Latents are the principal directions of the activations, plus and minus.",
+         "controls-dictionary"),
+        ("soft_frozen", "Each decoder row stays within an angle of its random start.",
+         "controls-dictionary"),
+        ("untrained", "The SAE before its training, times one scale.", "controls-dictionary"),
+    )
+)  # fmt: skip
