@@ -12,7 +12,7 @@ from sae_placebo.replicates import Cell, Replicates, ReplicateTable
 from sae_placebo.statistics import arm_interval
 from sae_placebo.structure.ladder import RUNGS
 
-SUBJECTS = {"latents": "r2_", "activations": "activations_r2_"}
+SUBJECTS = {"latents": "ladder_r2_", "activations": "activations_r2_"}
 COLUMNS = (
     *(
         "arm",
@@ -43,7 +43,7 @@ def ladder_table(table: ReplicateTable, latents: Any, min_firings: int, level: f
     """
     judged = latents[latents["n_active"] >= min_firings]
     counts = judged.groupby(["arm", "hookpoint", "sae"]).size().to_dict()
-    places = dict.fromkeys((c.arm, c.hookpoint, c.sae) for c in table if c.metric == "r2_token")
+    places = dict.fromkeys((c.arm, c.hookpoint, c.sae) for c in table if c.metric == "ladder_r2_token")
     rows = [
         row | {"n": counts.get(place, 0)}
         for place in places

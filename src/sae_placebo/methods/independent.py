@@ -7,8 +7,12 @@ import warnings
 import numpy as np
 from jaxtyping import Float32
 
+from sae_placebo.errors import NotEstimable
 from sae_placebo.methods.base import METHODS, Dictionary, Material, Method, no_sklearn
 from sae_placebo.methods.pursuit import Codes, largest_products
+
+_LEAST_SPREAD = 1e-6
+"""Variance of a principal component, relative to the first's, below which ICA leaves it out."""
 
 
 def fit_ica(material: Material) -> Dictionary:
@@ -17,7 +21,7 @@ def fit_ica(material: Material) -> Dictionary:
     The native code is the k sources that contribute most, as the unmixing matrix gives them.
 
     Raises:
-        NotEstimable: scikit-learn is not installed.
+        NotEstimable: scikit-learn is not installed, or FastICA broke off.
     """
     try:
         from sklearn.decomposition import FastICA
@@ -25,8 +29,11 @@ def fit_ica(material: Material) -> Dictionary:
     except ImportError:
         raise no_sklearn("ICA") from None
     x = material.activations[: material.spec.ica_tokens]
+    # directions of next to no variance would be blown up to unit variance, rounding and all
+    spread = np.linalg.eigvalsh(np.cov(x.astype(np.float64), rowvar=False))
+    n_spread = int((spread > _LEAST_SPREAD * spread.max()).sum())
     model = FastICA(
-        n_components=min(x.shape[1], len(x) // 4),
+        n_components=max(1, min(n_spread, len(x) // 4)),
         whiten="unit-variance",
         whiten_solver="eigh",
         max_iter=material.spec.iterations,
@@ -36,7 +43,10 @@ def fit_ica(material: Material) -> Dictionary:
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.simplefilter("ignore", RuntimeWarning)
         warnings.simplefilter("ignore", UserWarning)
-        model.fit(x)
+        try:
+            model.fit(x.astype(np.float64))
+        except (ValueError, np.linalg.LinAlgError) as failure:
+            raise NotEstimable(f"FastICA broke off: {failure}") from failure
     lengths = np.linalg.norm(model.mixing_, axis=0)
     rows = np.ascontiguousarray((model.mixing_ / lengths).T, dtype=np.float32)
     unmixing = np.ascontiguousarray((model.components_ * lengths[:, None]).T, dtype=np.float32)

@@ -26,7 +26,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         *("token_entropy_null_bits", "effective_tokens", "top_token", "top_token_mass"),
         *("top_token_recall", "family_mass", "mean_activation", "max_activation", "verdict"),
         *("evidence", "placebo_r", "placebo_null_r", "seed_r", "seed_null_r", "r2_token"),
-        *("r2_window", "r2_placebo", "r2_latents", "attribute", "attribute_r2"),
+        *("r2_window", "r2_placebo", "attribute", "attribute_r2"),
     ),
     "measurements": (
         *("arm", "model_seed", "sae_seed", "hookpoint", "sae", "latent", "metric"),

@@ -87,7 +87,7 @@ def _declared() -> Iterator[Declared]:
         )
     for rung in RUNGS[1:]:
         yield Declared(
-            name=f"r2_{rung}",
+            name=f"ladder_r2_{rung}",
             unit="share",
             better="neither",
             null="0: no better than the mean; the value in the placebo arms is the comparison",
@@ -157,7 +157,7 @@ def numbers(
         with np.errstate(invalid="ignore"):
             mean = np.where(known, r2, 0).sum(axis=0) / known.sum(axis=0)
         why = climbed.reasons.get(rung)
-        made[f"r2_{rung}"] = Number(
+        made[f"ladder_r2_{rung}"] = Number(
             None if why else mean, 0.0, why or "no latent fires often enough"
         )
         made[f"activations_r2_{rung}"] = Number(None if why else whole, 0.0, why)

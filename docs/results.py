@@ -1,0 +1,226 @@
+"""The tables of a results page, from a finished trial.
+
+    python docs/results.py runs/trials/structure-smollm2 docs/results/structure-smollm2.md
+
+Each table stands between `<!-- name -->` and `<!-- /name -->` in the page and is written anew; the prose
+around stays. Numbers are those of the trial's tables; nothing is typed by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sae_placebo.classification import CLASS_NAMES
+from sae_placebo.structure.ladder import RUNGS
+from sae_placebo.structure.verdicts import VERDICTS
+
+LEAST = 0.005
+"""Share that a class must reach in some arm to have a row."""
+
+
+class Page:
+    """What the tables are made of."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.effects = self.table("effects")
+        self.arms = list(dict.fromkeys([*self.effects["arm"], *self.effects["control"]]))
+
+    def table(self, name: str) -> pd.DataFrame:
+        return pd.read_parquet(self.folder / f"{name}.parquet")
+
+    def places(self) -> Iterator[str]:
+        yield from dict.fromkeys(self.effects["hookpoint"])
+
+    def arm(
+        self, arm: str, hookpoint: str, metric: str, scale: float = 100, digits: int = 1
+    ) -> str:
+        """Return an arm's own value with its interval."""
+        own = self.effects
+        own = own[(own["hookpoint"] == hookpoint) & (own["metric"] == metric)]
+        for side in ("arm", "control"):
+            for row in own[own[side] == arm].to_dict("records"):
+                if pd.notna(row[f"{side}_value"]):
+                    return said(row, f"{side}_", scale, digits)
+        reasons = own[(own["arm"] == arm) | (own["control"] == arm)]["reason"].dropna()
+        return f"– ({reasons.iloc[0].split(': ', 1)[-1][:80]})" if len(reasons) else "–"
+
+
+def said(row: dict[str, Any], prefix: str, scale: float, digits: int) -> str:
+    value, low, high = (row[f"{prefix}{name}"] for name in ("value", "low", "high"))
+    text = f"{scale * value:.{digits}f}"
+    if pd.isna(low):
+        return f"{text} (no interval)"
+    return f"{text} [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def by_arm(page: Page, names: list[str], metric: Callable[[str], str], **shown: Any) -> str:
+    parts = []
+    for hookpoint in page.places():
+        rows = [
+            [n, *(page.arm(a, hookpoint, metric(n), **shown) for a in page.arms)] for n in names
+        ]
+        parts.append(f"**{hookpoint}**\n\n" + markdown(["", *page.arms], rows))
+    return "\n\n".join(parts)
+
+
+def classes(page: Page) -> str:
+    latents = page.table("latents")
+    shares = latents.groupby(["arm", "hookpoint"])["class"].value_counts(normalize=True)
+    most = shares.groupby("class").max()
+    names = [
+        n
+        for n in CLASS_NAMES
+        if most.get(n, 0) >= LEAST or n in ("single_token", "arbitrary_subset")
+    ]
+    left = [n for n in CLASS_NAMES if n not in names]
+    n = latents.groupby("arm").size()
+    text = by_arm(page, names, lambda name: f"share_{name}")
+    return (
+        f"{text}\n\nPercent of latents, 95% interval. Below {LEAST:.1%} in every arm: "
+        f"{', '.join(left) or 'none'}. n, both layers together: "
+        + ", ".join(f"{arm} {count:,}" for arm, count in n.items())
+        + "."
+    )
+
+
+def verdicts(page: Page) -> str:
+    return by_arm(page, list(VERDICTS), lambda name: f"origin_{name}")
+
+
+def partners(page: Page) -> str:
+    names = {
+        "in the placebo SAE": "has_placebo_partner",
+        "in the SAE of another seed": "has_seed_partner",
+    }
+    text = by_arm(page, list(names), names.__getitem__)
+    nulls = page.table("measurements")
+    nulls = nulls[nulls["metric"].isin(names.values())].groupby("metric")["null_value"].mean()
+    return f"{text}\n\nNull, tokens moved: " + ", ".join(
+        f"{n} {100 * v:.2f}%" for n, v in nulls.items()
+    )
+
+
+def ladder(page: Page, prefix: str) -> str:
+    known = set(page.effects["metric"])
+    old = f"{prefix}r2_token" not in known  # tables of before the metric was renamed
+    stem = prefix.replace("ladder_", "") if old else prefix
+    return by_arm(page, list(RUNGS[1:]), lambda rung: f"{stem}r2_{rung}", scale=1, digits=3)
+
+
+def bits(page: Page) -> str:
+    table = page.table("methods")
+    first = table["distortion"].dropna().iloc[0]
+    table = table[(table["distortion"] == first) | table["distortion"].isna()]
+    parts = []
+    for hookpoint in page.places():
+        own = table[table["hookpoint"] == hookpoint]
+        rows = []
+        for method in dict.fromkeys(own["method"]):
+            cells = [method]
+            for arm in page.arms:
+                part = own[(own["arm"] == arm) & (own["method"] == method)]
+                value = part["bits"].mean()
+                why = part["reason"].dropna()
+                cells.append(
+                    f"{value:.0f}"
+                    if pd.notna(value)
+                    else f"– ({why.iloc[0][:60]})"
+                    if len(why)
+                    else "–"
+                )
+            rows.append(cells)
+        rows.append(
+            ["saved by the SAE", *(page.arm(a, hookpoint, "bits_saved", 1, 1) for a in page.arms)]
+        )
+        parts.append(f"**{hookpoint}**\n\n" + markdown(["bits per token", *page.arms], rows))
+    return f"At {first:.0%} of the variance left.\n\n" + "\n\n".join(parts)
+
+
+def contrasts(page: Page) -> str:
+    wanted = ["origin_model_made", "origin_inherited", "has_placebo_partner", "share_single_token"]
+    wanted += ["share_arbitrary_subset", "bits_saved", "explained_variance_above_gaussian"]
+    rows = []
+    trained = page.arms[0]
+    for row in page.effects.to_dict("records"):
+        if row["metric"] not in wanted or row["arm"] != trained:
+            continue
+        scale, unit = (100, "points") if row["unit"] == "share" else (1, row["unit"])
+        effect = {"value": row["effect"], "low": row["low"], "high": row["high"]}
+        aa = {"value": row["aa_effect"], "low": row["aa_low"], "high": row["aa_high"]}
+        cells = [said(e, "", scale, 1) if pd.notna(e["value"]) else "–" for e in (effect, aa)]
+        reason = row["reason"] if pd.isna(row["effect"]) else ""
+        rows.append(
+            [row["metric"], row["hookpoint"], row["control"], *cells, unit, str(reason or "")[:90]]
+        )
+    head = ["metric", "hookpoint", f"{trained} minus", "effect", "A/A", "unit", "reason"]
+    return markdown(
+        head, sorted(rows, key=lambda cells: (wanted.index(cells[0]), cells[1], cells[2]))
+    )
+
+
+def decoys(page: Page) -> str:
+    rows = []
+    for row in page.table("decoys").to_dict("records"):
+        found = row["reason"]
+        if pd.notna(row["passing"]):
+            found = (
+                f"{row['passing']:.0f} of {row['n_targets']} [{row['low']:.0f}, {row['high']:.0f}]"
+            )
+        rows.append([row["hookpoint"], row["score"], str(found)])
+    return markdown(["hookpoint", "score", "trained latents that pass"], rows)
+
+
+def mechanism(page: Page) -> str:
+    rows = []
+    for row in page.table("mechanism").to_dict("records"):
+        estimate = ""
+        if pd.notna(row["estimate"]):
+            estimate = f"{row['estimate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        rows.append(
+            [row["says"], row["outcome"], estimate, str(row["reason"] or ""), str(row["n"])]
+        )
+    return markdown(["prediction", "outcome", "estimate", "why not", "n"], rows)
+
+
+TABLES: dict[str, Callable[[Page], str]] = {
+    "contrasts": contrasts,
+    "classes": classes,
+    "verdicts": verdicts,
+    "partners": partners,
+    "ladder of latents": lambda page: ladder(page, "ladder_"),
+    "ladder of activations": lambda page: ladder(page, "activations_"),
+    "bits": bits,
+    "decoys": decoys,
+    "mechanism": mechanism,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("trial", type=Path)
+    parser.add_argument("page", type=Path)
+    arguments = parser.parse_args()
+    text, page = arguments.page.read_text(encoding="utf-8"), Page(arguments.trial)
+    for name, make in TABLES.items():
+        opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
+        if opening in text:
+            pattern = re.escape(opening) + ".*?" + re.escape(closing)
+            filled = f"{opening}\n\n{make(page)}\n\n{closing}"
+            text = re.sub(pattern, lambda _, new=filled: new, text, flags=re.DOTALL)
+    arguments.page.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
