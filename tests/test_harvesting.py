@@ -14,7 +14,13 @@ import architectures
 from sae_placebo import activations, harvesting
 from sae_placebo.activations import HarvestSpec, blocks
 from sae_placebo.errors import ModelError
-from sae_placebo.harvesting import HarvestPrecision, arm_reader, bf16_errors
+from sae_placebo.harvesting import (
+    HarvestPrecision,
+    arm_reader,
+    bf16_errors,
+    harvest_repeats,
+    random_rows,
+)
 from sae_placebo.models import Reader, truncate
 from sae_placebo.rows import Rows
 
@@ -183,3 +189,50 @@ def test_a_model_that_does_not_run_in_bfloat16(
     assert "odd_kernel" in decision.reason
     with pytest.raises(ModelError, match="odd_kernel"):
         arm_reader(model, PLACES, rows, HarvestSpec(precision="bf16"), 0)
+
+
+def text_rows(bos: int | None, n: int = 12) -> Rows:
+    """Rows of ordinary tokens 5 to 59, the first of which is BOS where there is one."""
+    ids = np.random.default_rng(1).integers(5, 60, (n, 20)).astype(np.int32)
+    if bos is not None:
+        ids[:, 0] = bos
+    lengths = np.full(n, 18, np.int32)
+    ids[:, 18:] = 0
+    return Rows(ids, lengths, np.zeros(n, np.int32), ("d",))
+
+
+@pytest.mark.parametrize("bos", [1, 70, None])
+def test_random_rows_repeat_a_block_of_ids_that_occur(bos: int | None) -> None:
+    text = text_rows(bos)
+    fresh, repeated = (random_rows(text, 6, 9, 3, again) for again in (False, True))
+    ahead = 0 if bos is None else 1
+    for rows in (fresh, repeated):
+        assert rows.token_ids.shape == (6, 18 + ahead)
+        assert rows.token_ids.dtype == np.int32
+        assert (rows.lengths == 18 + ahead).all()
+        assert len(rows.names) == 6
+        np.testing.assert_array_equal(rows.documents, np.arange(6))
+        assert np.isin(rows.token_ids[:, ahead:], np.unique(text.token_ids[text.usable()])).all()
+        assert bos is None or (rows.token_ids[:, 0] == bos).all()
+    first, second = (slice(ahead, ahead + 9), slice(ahead + 9, None))
+    again = repeated.token_ids
+    np.testing.assert_array_equal(again[:, first], again[:, second])
+    np.testing.assert_array_equal(fresh.token_ids[:, second], again[:, second])
+    assert (fresh.token_ids[:, first] == again[:, first]).mean() < 0.2
+    np.testing.assert_array_equal(random_rows(text, 6, 9, 3, True).token_ids, again)
+    assert (random_rows(text, 6, 9, 4, True).token_ids != again).any()
+
+
+@pytest.mark.parametrize("bos", [1, None])
+def test_repeats_are_read_where_the_second_block_is_known(model: Any, bos: int | None) -> None:
+    text = text_rows(bos)
+    fresh, repeated = (random_rows(text, 6, 9, 3, again) for again in (False, True))
+    found = harvest_repeats(Reader(model, PLACES), fresh, repeated, 9)
+    assert set(found) == {f"{name}.{kind}" for name in PLACES for kind in ("fresh", "repeated")}
+    for kind, rows in (("fresh", fresh), ("repeated", repeated)):
+        ids = torch.from_numpy(rows.token_ids).long()
+        with torch.no_grad():
+            states = model(ids, output_hidden_states=True).hidden_states
+        expected = states[1][:, -8:].reshape(48, -1)
+        torch.testing.assert_close(found[f"resid_post.0.{kind}"], expected, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(found["mlp_out.1.fresh"], found["mlp_out.1.repeated"], atol=1e-3)

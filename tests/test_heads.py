@@ -1,10 +1,10 @@
-"""The two ends of every tiny architecture, against its own logits."""
+"""The two ends of every tiny architecture, against what its model makes of them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -13,14 +13,60 @@ from sae_placebo.heads import embedding, unembedding
 from sae_placebo.sites import decoder_layers
 
 
-@pytest.fixture(params=list(architectures.NAMES) if hasattr(architectures, "NAMES") else ["llama"])
-def model(request: pytest.FixtureRequest) -> Any:
-    return architectures.build(request.param)
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    with architectures.one_thread():
+        yield
 
 
-def test_embedding_rows_are_what_token_ids_enter_as(model: Any) -> None:
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma", "opt"])
+def test_embedding_rows_are_the_models_own(name: str) -> None:
+    model = architectures.build(name)
     found = embedding(model)
     assert found.dtype == torch.float16
-    ids = torch.tensor([3, 7, 11])
-    expected = model.get_input_embeddings().weight[ids]
-    torch.testing.assert_close(found[ids].float(), expected, atol=2e-3, rtol=2e-3)
+    expected = model.get_input_embeddings().weight
+    torch.testing.assert_close(found.float(), expected, atol=1e-3, rtol=1e-3)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.zero_()
+    assert found.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", list(architectures.CONFIGS))
+def test_a_direction_times_the_unembedding_is_what_it_adds_to_the_logits(name: str) -> None:
+    model = architectures.build(name)
+    found = unembedding(model)
+    assert found is not None
+    assert found.shape == (architectures.VOCABULARY, architectures.D_IN)
+    seen: dict[str, torch.Tensor] = {}
+
+    def before_the_head(_: Any, given: tuple[torch.Tensor, ...]) -> None:
+        seen["normed"] = given[0].reshape(-1, architectures.D_IN)
+
+    def behind_the_layers(_: Any, __: Any, out: Any) -> None:
+        out = out[0] if isinstance(out, tuple) else out
+        seen["residual"] = out.reshape(-1, architectures.D_IN)
+
+    head = model.get_output_embeddings()
+    head.register_forward_pre_hook(before_the_head)
+    decoder_layers(model)[-1].register_forward_hook(behind_the_layers)
+    model(architectures.token_ids())
+    logits = seen["normed"] @ head.weight.T
+    best = 0.0
+    for centered in (False, True):  # norms that center, and such as do not
+        x = seen["residual"]
+        x = x - x.mean(1, keepdim=True) if centered else x
+        x = x / x.square().mean(1, keepdim=True).sqrt()
+        made = x @ found.float().T
+        # a norm's bias adds the same to every token's logits
+        one, other = made - made.mean(0), logits - logits.mean(0)
+        best = max(best, float((one * other).sum() / one.norm() / other.norm()))
+    assert best > 0.9999
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_model_without_an_output_head_has_no_unembedding(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = architectures.build(name)
+    monkeypatch.setattr(model, "get_output_embeddings", lambda: None)
+    assert unembedding(model) is None

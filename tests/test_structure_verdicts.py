@@ -81,7 +81,7 @@ def test_a_partner_in_the_placebo_is_inherited() -> None:
 
 def test_nearly_explained_is_undetermined() -> None:
     r2 = on_folds(0.45)
-    r2[0, 1:] = [0.35, 0.55, 0.4, 0.49]
+    r2[0, 1:] = [0.35, 0.49, 0.4, 0.49]
     verdict, why = one(columns={"window": r2})
     assert verdict == UNDETERMINED
     assert "two standard errors" in why

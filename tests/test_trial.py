@@ -133,8 +133,12 @@ def test_one_seed_gives_no_interval_and_says_why(table: dict[str, Any], tmp_path
     effects = sp.run(table | {"model_seeds": [0], "sae_seeds": [0]}, tmp_path).effects
     assert effects["low"].isna().all()
     labels = effects["metric"].str.startswith("coverage")
-    assert effects["reason"][~labels].str.contains("seed").all()
     assert effects["reason"][labels].str.contains("the text has no labels").all()
+    # the few that have no value at all say why; every other one wants another seed
+    nothing = effects["effect"].isna()
+    assert effects["reason"][~nothing].str.contains("seed").all()
+    assert effects["reason"][nothing].notna().all()
+    assert (~nothing).sum() > 0.5 * len(effects)
     assert effects["aa_low"].isna().all()
     assert effects["aa_reason"].notna().all()
 

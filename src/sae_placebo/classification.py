@@ -394,16 +394,23 @@ def is_arbitrary(columns: Mapping[str, Any], thresholds: ClassThresholds) -> Any
     )
 
 
-def not_estimable(columns: Mapping[str, Num[np.ndarray, "..."]]) -> dict[str, str]:
+def not_estimable(
+    columns: Mapping[str, Num[np.ndarray, "..."]], thresholds: ClassThresholds | None = None
+) -> dict[str, str]:
     """Return the classes that cannot be decided for an SAE, each with the reason.
 
     A class can be decided where one of the sets of columns in its `needs` is known of at least one
-    latent. A class that cannot has no share, which is not a share of 0.
+    latent. A class that cannot has no share, which is not a share of 0. Where no latent is within the
+    limits on domain_precision and domain_recall, none is on an arbitrary subset, whatever its AUC.
     """
-    table = _Table(columns)
+    table, limits = _Table(columns), thresholds or ClassThresholds()
+    candidates = (table["domain_precision"] >= limits.domain_precision - _ROUNDING) & (
+        table["domain_recall"] < limits.domain_recall
+    )
+    settled = {"domain_auc"} if not np.any(candidates) else set()
 
     def known(name: str) -> bool:
-        return bool(np.any(np.isfinite(table[name])))
+        return name in settled or bool(np.any(np.isfinite(table[name])))
 
     return {
         kind.name: "not estimable: nothing is known of "

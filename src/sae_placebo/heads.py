@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from jaxtyping import Float
@@ -34,12 +35,30 @@ def unembedding(model: torch.nn.Module) -> Float[torch.Tensor, "vocabulary d_in"
 
 def _final_gain(model: torch.nn.Module, d_in: int) -> torch.Tensor | None:
     """Return the gain of the norm behind the last layer; None where the model has none."""
-    layers, behind = decoder_layers(model), False
+    layers, behind, found = decoder_layers(model), False, None
     owner = next(m for m in model.modules() if any(c is layers for c in m.children()))
-    for child in owner.children():
-        if behind:
-            weight = getattr(child, "weight", None)
-            if isinstance(weight, torch.Tensor) and weight.shape == (d_in,):
-                return weight.detach().to("cpu", torch.float32)
+    for name, child in owner.named_children():
+        weight = getattr(child, "weight", None)
+        # OPT declares its final norm before its layers
+        last = behind or "final" in name
+        if last and isinstance(weight, torch.Tensor) and weight.shape == (d_in,):
+            found = child
+            break
         behind = behind or child is layers
-    return None
+    return None if found is None else _gain(found, d_in)
+
+
+def _gain(norm: torch.nn.Module, d_in: int) -> torch.Tensor:
+    """Return what a norm multiplies by, seen from outside: some add 1 to the weight that they keep."""
+    probe = torch.ones(d_in)
+    probe[1::2] = -1
+    if d_in % 2:
+        probe[-3:] = torch.tensor([1.0, 1.0, -2.0])
+    # without a mean, and long, so that norms that center and what keeps them from 0 change nothing
+    probe = probe * 1024
+    own: Any = copy.deepcopy(norm).to("cpu", torch.float32)
+    with torch.no_grad():
+        # a bias cancels
+        difference = (own(probe[None])[0] - own(-probe[None])[0]) / 2
+    found: torch.Tensor = difference / probe * probe.square().mean().sqrt()
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sae_placebo.errors import NotEstimable
@@ -30,7 +30,9 @@ COLUMNS = (
 )
 
 
-def ladder_table(table: ReplicateTable, latents: Any, min_firings: int, level: float) -> Any:
+def ladder_table(
+    table: ReplicateTable, latents: Any, widths: Mapping[str, int], min_firings: int, level: float
+) -> Any:
     """Return one row per arm, place, subject and rung, the constant left out.
 
     Rows are an arm's own values, over all its SAEs, so that their seeds are null.
@@ -38,14 +40,17 @@ def ladder_table(table: ReplicateTable, latents: Any, min_firings: int, level: f
     Args:
         table: Every metric of every SAE under document weights.
         latents: Every latent, for how many of them are judged.
+        widths: Dimensions of the activations, by hookpoint.
         min_firings: Tokens on which a latent is judged.
         level: Of the intervals.
     """
     judged = latents[latents["n_active"] >= min_firings]
     counts = judged.groupby(["arm", "hookpoint", "sae"]).size().to_dict()
-    places = dict.fromkeys((c.arm, c.hookpoint, c.sae) for c in table if c.metric == "ladder_r2_token")
+    places = dict.fromkeys(
+        (c.arm, c.hookpoint, c.sae) for c in table if c.metric == "ladder_r2_token"
+    )
     rows = [
-        row | {"n": counts.get(place, 0)}
+        row | {"n": counts.get(place, 0) if subject == "latents" else widths.get(place[1])}
         for place in places
         for subject in SUBJECTS
         for row in _rungs(table, place, subject, level)

@@ -6,10 +6,12 @@ are threads.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -90,9 +92,10 @@ class Profiles:
         with (
             self.progress.track(label, len(jobs), unit) as advance,
             warnings.catch_warnings(),  # here, since filters belong to all threads at once
+            _one_blas_thread(),
             Crew() as crew,
         ):
-            warnings.filterwarnings("ignore", message="FastICA did not converge")
+            warnings.filterwarnings("ignore", module=r"sklearn\.decomposition\.")
             for _ in crew.each(jobs):
                 advance(1)
 
@@ -277,6 +280,24 @@ class Profiles:
                 for label, seed in saes
             ]
             artefacts.write_methods(draft, found, measured)
+
+
+@contextlib.contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    """Keep NumPy's and SciPy's products to one thread each: the jobs are what runs side by side.
+
+    How such a product is split among threads depends on what else runs at the moment, and its last bits
+    on how it is split.
+    """
+    import scipy.linalg  # noqa: F401  its library is limited only once it is loaded
+
+    try:
+        threadpoolctl: Any = importlib.import_module("threadpoolctl")
+    except ImportError:  # comes with scikit-learn
+        yield
+        return
+    with threadpoolctl.threadpool_limits(1, "blas"):
+        yield
 
 
 def _csr(sae: SAE, x: torch.Tensor) -> Any:

@@ -154,7 +154,7 @@ def profile(
         latents[f"null_has_{name}_partner"] = partners.null_has
     shared = _shared(reading.sae, around.sibling_sae, spec, seed)
     latents["shared"] = np.nan if shared is None else shared.shared.astype(np.float64)
-    missing = not_estimable(columns)
+    missing = not_estimable(columns, shown.thresholds)
     numbers = structure_metrics.numbers(
         classes, found, climbed, in_placebo, in_sibling, judged, missing
     )

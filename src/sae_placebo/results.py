@@ -162,7 +162,9 @@ def write_results(plan: Plan, store: Store) -> Trial:
         replicates, quads(plan.spec.parts), EVERY_METRIC, CONFIDENCE
     )
     least = plan.spec.measurement.thresholds.min_firings
-    joined["ladder"] = ladder_table(replicates, joined["latents"], least, CONFIDENCE)
+    calibrations = artefacts.read_calibrations(store.path(plan.harvests[0]))
+    widths = {name: len(one.mean) for name, one in calibrations.items()}
+    joined["ladder"] = ladder_table(replicates, joined["latents"], widths, least, CONFIDENCE)
     joined["decoys"] = decoys_of(plan.spec, joined["latents"])
     joined["partners"] = partners_of(plan.spec, joined["latents"])
     joined["mechanism"] = mechanism_of(

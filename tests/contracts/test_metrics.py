@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sae_placebo.errors import NotEstimable
-from sae_placebo.metrics import METRICS, Evidence, Metric, Truth, latent_table, measure
+from sae_placebo.metrics import METRICS, Evidence, Metric, Truth, measure
 from sae_placebo.metrics.truth import count_outcomes
 
 D_IN, VOCABULARY = 6, [f" word{index}" for index in range(40)] + ["Word3", " words5", "##word7"]
@@ -252,17 +252,6 @@ def test_measure_reports_reasons() -> None:
         assert found[name].reason
     assert found["explained_variance"].values is not None
     assert found["explained_variance"].null_value is None
-
-
-def test_shares_of_classes_add_up_and_agree_with_the_table() -> None:
-    base, columns = evidence(), weights(12)
-    found = measure(base, columns)
-    shares = {name: one.values for name, one in found.items() if name.startswith("share_")}
-    total = np.sum(list(shares.values()), axis=0)
-    np.testing.assert_allclose(total, 1)
-    counts = latent_table(base)["class"].value_counts(normalize=True)
-    for name, share in counts.items():
-        assert shares[f"share_{name}"][0] == pytest.approx(share)
 
 
 @pytest.mark.parametrize(
