@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from conftest import trial_table
+from conftest import save_model, save_tokenizer, trial_table
 from sae_placebo.errors import NotEstimable, SpecError
 from sae_placebo.placebos import Held, placebo_of, reference_placebo, sibling_of
 from sae_placebo.plans import ArmModel
@@ -98,3 +98,28 @@ def test_one_redraw_is_no_placebo_of_itself_and_one_seed_no_sibling(table: dict[
     assert placebo_of(spec, ArmModel("redraw", 3), 1) == Held(ArmModel("kept", 3), 1)
     with pytest.raises(NotEstimable, match="at least two sae_seeds"):
         sibling_of(spec, ArmModel("trained", None), 1)
+
+
+def test_an_arm_that_reads_the_placebos_only_redraw_is_not_held_against_itself(
+    table: dict[str, Any],
+) -> None:
+    one_seed = {"model_seeds": [3]}
+    spec = among(table, "trained", "redraw", "redraw_frozen", **one_seed)
+    assert reference_placebo(spec) == "redraw"
+    with pytest.raises(NotEstimable, match="at least two model_seeds"):
+        placebo_of(spec, ArmModel("redraw_frozen", 3), 1)
+    spec = among(table, "trained", "redraw", "redraw_frozen")
+    assert placebo_of(spec, ArmModel("redraw_frozen", 3), 1).one == ArmModel("redraw", 5)
+
+
+def test_a_kept_head_behind_the_hookpoints_makes_no_other_placebo(
+    table: dict[str, Any], tmp_path: Path
+) -> None:
+    save_model(tmp_path, tie_word_embeddings=False)
+    save_tokenizer(tmp_path)
+    both = {"control": "redraw", "keep": ["embeddings", "unembedding"]}
+    arms = {"trained": ARMS["trained"], "kept": ARMS["kept"], "both": both}
+    spec = load_trial(table | {"arms": arms, "model_seeds": [3], "model": {"id": str(tmp_path)}})
+    assert reference_placebo(spec) == "kept"
+    with pytest.raises(NotEstimable, match="at least two model_seeds"):
+        placebo_of(spec, ArmModel("both", 3), 1)

@@ -20,13 +20,17 @@ KEYS = ["arm", "model_seed", "sae_seed", "hookpoint", "sae"]
 
 
 @pytest.fixture(scope="module")
-def trial(tiny_model: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> sp.Trial:
+def table(tiny_model: Path, tiny_text: Path) -> dict[str, Any]:
     arms = {
         "trained": {"control": "trained"},
         "redraw": {"control": "redraw"},
         "shuffled": {"data": "shuffle_tokens"},
     }
-    table = trial_table(tiny_model, tiny_text, arms=arms, name="profiles")
+    return trial_table(tiny_model, tiny_text, arms=arms, name="profiles")
+
+
+@pytest.fixture(scope="module")
+def trial(table: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> sp.Trial:
     return sp.run(table, tmp_path_factory.mktemp("profiles"))
 
 
@@ -97,9 +101,8 @@ def test_the_tables_behind_the_sections_are_there(trial: sp.Trial) -> None:
 
 
 def test_the_same_spec_gives_the_same_bits(
-    trial: sp.Trial, tiny_model: Path, tiny_text: Path, tmp_path: Path
+    trial: sp.Trial, table: dict[str, Any], tmp_path: Path
 ) -> None:
-    table = dict(trial.record["spec"])
     again = sp.run(table, tmp_path)
     for name in ("latents", "measurements", "effects", "methods", "partners", "ladder", "decoys"):
         pd.testing.assert_frame_equal(

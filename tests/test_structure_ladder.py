@@ -323,10 +323,8 @@ def read_tables_of(ladder_table: Any) -> Any:
 
     from sae_placebo.report.tables import COLUMNS as KNOWN
 
-    class WithLadder(Tables):
-        ladder = ladder_table
-
     empty = {n: pandas.DataFrame(columns=list(KNOWN[n])) for n in ("effects", "latents")}
     rest = {n: pandas.DataFrame(columns=list(KNOWN[n])) for n in ("measurements", "passages")}
     arms = {"trained": {"control": "none"}, "redraw": {"control": {"kind": "redraw"}}}
-    return WithLadder(trial={"name": "a trial", "arms": arms}, **empty, **rest)
+    own = {} if ladder_table is None else {"ladder": ladder_table}
+    return Tables(trial={"name": "a trial", "arms": arms}, **empty, **rest, **own)

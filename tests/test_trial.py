@@ -26,7 +26,6 @@ from sae_placebo.results import EVERY_METRIC, TABLES
 from sae_placebo.store import file_hash, read_json, write_json
 
 
-
 class Spy(Progress):
     """Keeps what was worked on."""
 
@@ -134,11 +133,12 @@ def test_one_seed_gives_no_interval_and_says_why(table: dict[str, Any], tmp_path
     assert effects["low"].isna().all()
     labels = effects["metric"].str.startswith("coverage")
     assert effects["reason"][labels].str.contains("the text has no labels").all()
-    # the few that have no value at all say why; every other one wants another seed
-    nothing = effects["effect"].isna()
-    assert effects["reason"][~nothing].str.contains("seed").all()
-    assert effects["reason"][nothing].notna().all()
-    assert (~nothing).sum() > 0.5 * len(effects)
+    # bits are counted on the few documents that are scored, and some resamples have none of them
+    bits = effects["metric"].str.endswith("bits") | (effects["metric"] == "bits_saved")
+    known = effects["effect"].notna()
+    assert effects["reason"][known & ~bits].str.contains("seed").all()
+    assert effects["reason"].notna().all()
+    assert (known & ~bits).sum() > 0.5 * len(effects)
     assert effects["aa_low"].isna().all()
     assert effects["aa_reason"].notna().all()
 

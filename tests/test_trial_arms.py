@@ -14,6 +14,7 @@ import torch
 import sae_placebo as sp
 from conftest import save_model, save_tokenizer, trial_table
 from sae_placebo import artefacts
+from sae_placebo.classification import CLASS_NAMES
 from sae_placebo.controls import CONTROLS
 from sae_placebo.controls.data import DATA_CONTROLS
 from sae_placebo.controls.dictionary import DICTIONARY_CONTROLS
@@ -91,8 +92,17 @@ def test_w_u_lies_behind_every_hookpoint_so_its_arm_is_not_trained_twice(
     assert plan.same_as() == {"keep_both": "keep_W_E"}
     (shared,) = finished.record["shared"]
     assert (shared["arm"], shared["same_as"]) == ("keep_both", "keep_W_E")
-    a, b = (finished.measurements.query(f"arm == '{arm}'") for arm in ("keep_W_E", "keep_both"))
+    # what a latent promotes is read off W_U, and decides only from the class `output` downwards
+    below = CLASS_NAMES[CLASS_NAMES.index("output") :]
+    of_heads = {f"share_{name}" for name in below}
+    measured = finished.measurements[~finished.measurements["metric"].isin(of_heads)]
+    a, b = (measured.query(f"arm == '{arm}'") for arm in ("keep_W_E", "keep_both"))
+    assert a["metric"].tolist() == b["metric"].tolist()
     assert a["value"].tolist() == pytest.approx(b["value"].tolist(), nan_ok=True)
+    a, b = (finished.latents.query(f"arm == '{arm}'") for arm in ("keep_W_E", "keep_both"))
+    for name in set(a.columns) - {"arm", "control", "class", "output_lift", "unembedding_kurtosis"}:
+        assert a[name].reset_index(drop=True).equals(b[name].reset_index(drop=True)), name
+    assert not np.allclose(a["unembedding_kurtosis"], b["unembedding_kurtosis"], equal_nan=True)
     trained = len(list(finished.folder.parents[1].glob("train/*")))
     assert trained == len(ARMS) - 1
 

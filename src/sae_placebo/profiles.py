@@ -25,7 +25,7 @@ from sae_placebo.materials import Materials
 from sae_placebo.measurement import HeldOut
 from sae_placebo.methods.base import MethodsSpec
 from sae_placebo.methods.compare import compare_methods
-from sae_placebo.methods.saved import saved
+from sae_placebo.methods.saved import refused, saved
 from sae_placebo.placebos import Held, placebo_of, sibling_of
 from sae_placebo.plans import ArmModel, Place, Plan
 from sae_placebo.profiling import Around, profile
@@ -45,9 +45,11 @@ class Shared(NamedTuple):
     """What is read off the held-out tokens of one hookpoint, for every SAE that reads them."""
 
     tokens: TokenTable
-    features: TokenFeatures
+    features: TokenFeatures | None
     domains: Domains
     folds: Folds
+    why: str | None = None
+    """Why there are no features."""
 
 
 @dataclass
@@ -121,10 +123,15 @@ class Profiles:
             if key not in self._features:
                 tokens, spec = self.tokens(one, hookpoint), self.spec
                 folds = Folds.of(tokens.documents, tokens.n_documents, spec.seed)
-                made = TokenFeatures.of(
-                    tokens, folds, self._embedding, spec.seed, spec.structure.ladder
-                )
-                self._features[key] = Shared(tokens, made, domains_of(tokens, spec.seed), folds)
+                made, why = None, None
+                try:
+                    made = TokenFeatures.of(
+                        tokens, folds, self._embedding, spec.seed, spec.structure.ladder
+                    )
+                except NotEstimable as refusal:
+                    why = str(refusal)
+                domains = domains_of(tokens, spec.seed)
+                self._features[key] = Shared(tokens, made, domains, folds, why)
             return self._features[key]
 
     @functools.cached_property
@@ -201,7 +208,9 @@ class Profiles:
                 self._activations(against.one, hookpoint),
                 self._codes(against.one, hookpoint, label, against.sae_seed),
             )
-        domains = self.features(one, hookpoint).domains
+        shared = self.features(one, hookpoint)
+        if shared.why is not None:
+            reasons["ladder"] = shared.why
         return Around(
             placebo,
             None if sibling is None else self._codes(one, hookpoint, label, sibling.sae_seed),
@@ -211,7 +220,7 @@ class Profiles:
             self._embedding,
             self._readouts(one, hookpoint, None if against is None else against.one),
             self._whole(one, hookpoint, against),
-            domains,
+            shared.domains,
             reasons,
         )
 
@@ -221,6 +230,8 @@ class Profiles:
         Its last rung has the latents of the placebo's first SAE, whichever SAE is profiled.
         """
         readouts = self._readouts(one, hookpoint, None if against is None else against.one)
+        if readouts is None:
+            return None
         with self._lock:
             lock = self._locks.setdefault((one, hookpoint), threading.Lock())
         with lock:
@@ -234,13 +245,16 @@ class Profiles:
                 self._wholes[one, hookpoint] = whole
             return self._wholes[one, hookpoint]
 
-    def _readouts(self, one: ArmModel, hookpoint: str, against: ArmModel | None) -> Readouts:
+    def _readouts(self, one: ArmModel, hookpoint: str, against: ArmModel | None) -> Readouts | None:
         """Return what the ladder reads, made once for all SAEs that are held against one model."""
         key = (self.plan.text[one].key, hookpoint, against)
+        features = self.features(one, hookpoint).features
+        if features is None:
+            return None
         with self._lock:
             if key not in self._made:
                 x = None if against is None else self._activations(against, hookpoint)
-                self._made[key] = Readouts.of(self.features(one, hookpoint).features, x)
+                self._made[key] = Readouts.of(features, x)
             return self._made[key]
 
     def _repeats(
@@ -256,7 +270,8 @@ class Profiles:
     def _methods(self, one: ArmModel, hookpoint: str) -> None:
         """Fit existing methods on one arm's activations, and count bits beside its SAEs."""
         spec = self.spec
-        tokens, _, _, folds = self.features(one, hookpoint)
+        shared = self.features(one, hookpoint)
+        tokens, folds = shared.tokens, shared.folds
         saes = {
             (label, seed): self.reading(one, hookpoint, label, seed)
             for label in spec.saes
@@ -266,15 +281,18 @@ class Profiles:
         weights = document_weights(tokens.n_documents, shown.replicates, spec.seed)
         step = self.plan.methods[one, hookpoint]
         with self.store.write(step) as draft:
-            found = compare_methods(
-                self._activations(one, hookpoint),
-                tokens,
-                folds,
-                {f"{label}/{seed}": reading for (label, seed), reading in saes.items()},
-                artefacts.read_head(self.store.path(self.plan.build[one]), "embedding"),
-                spec.seed,
-                self._method_settings,
-            )
+            try:
+                found = compare_methods(
+                    self._activations(one, hookpoint),
+                    tokens,
+                    folds,
+                    {f"{label}/{seed}": reading for (label, seed), reading in saes.items()},
+                    artefacts.read_head(self.store.path(self.plan.build[one]), "embedding"),
+                    spec.seed,
+                    self._method_settings,
+                )
+            except NotEstimable as refusal:
+                found = refused(str(refusal))
             measured = [
                 (label, seed, *saved(found, f"{label}/{seed}", weights, spec.methods))
                 for label, seed in saes

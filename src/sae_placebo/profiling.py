@@ -7,6 +7,7 @@ as every other metric.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +29,7 @@ from sae_placebo.structure.base import Columns, Folds, Placebo, Reading
 from sae_placebo.structure.domains import Domains
 from sae_placebo.structure.geometry import geometry
 from sae_placebo.structure.in_context import in_context
-from sae_placebo.structure.ladder import ladder
+from sae_placebo.structure.ladder import Ladder, ladder, no_ladder
 from sae_placebo.structure.ngrams import ngrams
 from sae_placebo.structure.nonlinear import nonlinear_auc
 from sae_placebo.structure.outputs import outputs
@@ -53,10 +54,11 @@ class Around:
         repeats: Its codes on fresh and on repeated random blocks; None where no model was read.
         unembedding: W_U of the arm's model; None where it has none.
         embedding: W_E of the trained model; None where it has none.
-        readouts: What the ladder reads of the tokens and of the placebo's activations.
+        readouts: What the ladder reads of the tokens and of the placebo's activations; None: there are
+            too few documents.
         whole: [rung, fold] the ladder of the activations themselves.
         domains: Recognizable contexts of the tokens.
-        reasons: Why there is no `placebo`, `sibling` or `repeats`.
+        reasons: Why there is no `placebo`, `sibling`, `repeats` or `ladder`.
     """
 
     placebo: Placebo | None
@@ -65,8 +67,8 @@ class Around:
     repeats: tuple[Any, Any] | None
     unembedding: Float[torch.Tensor, "vocabulary d_in"] | None
     embedding: Float[np.ndarray, "vocabulary d_embed"] | None
-    readouts: Readouts
-    whole: Float[np.ndarray, "rung fold"]
+    readouts: Readouts | None
+    whole: Float[np.ndarray, "rung fold"] | None
     domains: Domains
     reasons: Mapping[str, str] = field(default_factory=dict)
 
@@ -111,16 +113,7 @@ def profile(
         seed: The trial's.
     """
     evidence = _evidence(reading, shown)
-    climbed = ladder(
-        reading,
-        folds,
-        None,
-        around.placebo,
-        seed,
-        spec.ladder,
-        readouts=around.readouts,
-        whole=around.whole,
-    )
+    climbed = _climbed(reading, folds, around, spec, seed)
     rungs = dict(zip(climbed.rungs, climbed.r2, strict=True))
     in_placebo, in_sibling = _partners(reading, folds, around, spec, seed)
     columns, attribute = _columns(reading, folds, around, shown, evidence)
@@ -165,6 +158,27 @@ def profile(
         passages(reading, latents, shown, seed),
         sensitivity(columns, shown.thresholds),
     )
+
+
+def _climbed(
+    reading: Reading, folds: Folds, around: Around, spec: StructureSpec, seed: int
+) -> Ladder:
+    """Return the ladder, with the reasons that are known of what it lacks."""
+    if around.readouts is None or around.whole is None:
+        reason = around.reasons.get("ladder", "no features were read off the tokens")
+        return no_ladder(reading.d_sae, 1 + folds.n_groups, reason)
+    found = ladder(
+        reading,
+        folds,
+        None,
+        around.placebo,
+        seed,
+        spec.ladder,
+        readouts=around.readouts,
+        whole=around.whole,
+    )
+    known = {rung: around.reasons.get("placebo", why) for rung, why in found.reasons.items()}
+    return dataclasses.replace(found, reasons=known)
 
 
 def _evidence(reading: Reading, shown: MeasurementSpec) -> Evidence:

@@ -52,6 +52,8 @@ class MethodsResult:
     table: pandas.DataFrame
     bits: Mapping[Coded, DocumentBits]
     k: int
+    reason: str | None = None
+    """Why there is no comparison at all; None where there is one."""
 
     def simpler(self, distortion: float) -> dict[str, DocumentBits]:
         """Return the bits of all methods that are no SAE at one distortion."""

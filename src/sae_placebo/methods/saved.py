@@ -9,8 +9,8 @@ from jaxtyping import Float
 
 from sae_placebo.errors import NotEstimable
 from sae_placebo.lazy import pandas
-from sae_placebo.methods.base import MethodsSpec
-from sae_placebo.methods.compare import MethodsResult
+from sae_placebo.methods.base import METHODS, MethodsSpec
+from sae_placebo.methods.compare import COLUMNS, MethodsResult
 from sae_placebo.methods.marginal import best_simpler, bits_saved
 from sae_placebo.metrics.base import Declared
 
@@ -41,6 +41,15 @@ DECLARED: dict[str, Declared] = {
 """What `saved` measures, by name."""
 
 
+def refused(reason: str) -> MethodsResult:
+    """Return the result of a comparison that could not be made: every method with the reason."""
+    rows = [{"method": name, "reason": reason} for name in METHODS.entries]
+    table = pandas.DataFrame(rows).reindex(columns=list(COLUMNS))
+    texts = {"method", "reading", "probe_reason", "reason"}
+    numbers = dict.fromkeys([name for name in COLUMNS if name not in texts], "float64")
+    return MethodsResult(table.astype(numbers), {}, 0, reason)
+
+
 def saved(
     found: MethodsResult,
     reading: str,
@@ -65,7 +74,8 @@ def saved(
         nulls = {"bits_saved": 0.0, "sae_bits": float(simpler[best].per_token(weights[:, :1])[0])}
         reason, n = None, int(sae.tokens.sum())
     except (NotEstimable, KeyError) as refusal:
-        reason, n, nulls = f"its bits cannot be counted: {refusal}", 0, {}
+        why = found.reason or str(refusal)
+        reason, n, nulls = f"its bits cannot be counted: {why}", 0, {}
     for name, declared in DECLARED.items():
         value = float(replicates[name][0]) if name in replicates else None
         rows.append([name, value, declared.unit, nulls.get(name), n, reason])

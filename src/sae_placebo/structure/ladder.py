@@ -126,6 +126,19 @@ def ladder(
     return Ladder(RUNGS, r2, whole, alone, reasons, readouts.tokens.source)
 
 
+def no_ladder(n_latents: int, n_folds: int, reason: str) -> Ladder:
+    """Return a ladder of which nothing is known, and why.
+
+    Args:
+        n_latents: Latents of the SAE.
+        n_folds: Folds, the whole among them.
+        reason: Why no rung can be estimated.
+    """
+    r2 = np.full((len(RUNGS), n_latents, n_folds), np.nan)
+    solo = {name: r2[0].copy() for name in (*_SOLO, "r2_window")}
+    return Ladder(RUNGS, r2, r2[:, 0].copy(), solo, dict.fromkeys(RUNGS, reason), "nothing")
+
+
 def whole_ladder(
     values: Float[np.ndarray, "token target"], readouts: Readouts, placebo: Any, spec: LadderSpec
 ) -> Float64[np.ndarray, "rung fold"]:
