@@ -95,7 +95,11 @@ def test_one_redraw_is_no_placebo_of_itself_and_one_seed_no_sibling(table: dict[
     spec = load_trial(table | {"model_seeds": [3], "sae_seeds": [1]})
     with pytest.raises(NotEstimable, match="at least two model_seeds"):
         placebo_of(spec, ArmModel("kept", 3), 1)
-    assert placebo_of(spec, ArmModel("redraw", 3), 1) == Held(ArmModel("kept", 3), 1)
+    with pytest.raises(NotEstimable, match="shares bits"):
+        placebo_of(spec, ArmModel("redraw", 3), 1)
+    other = table | {"arms": table["arms"] | {"init": {"control": "init"}}, "model_seeds": [3]}
+    held = placebo_of(load_trial(other | {"sae_seeds": [1]}), ArmModel("init", 3), 1)
+    assert held == Held(ArmModel("kept", 3), 1)
     with pytest.raises(NotEstimable, match="at least two sae_seeds"):
         sibling_of(spec, ArmModel("trained", None), 1)
 

@@ -190,7 +190,11 @@ class _Planner:
         seen = drawn(controls.control.seen_at_hookpoints(tied))
         replaced = None if controls.rewrites_text else data
         harvest = self.step(
-            "harvest", one.label, [seen, replaced, hookpoints, spec.harvest], model, words
+            "harvest",
+            one.label,
+            [seen, replaced, hookpoints, spec.harvest, spec.structure.repeats],
+            model,
+            words,
         )
         recipe = [spec.saes, list(spec.sae_seeds), spec.training, controls.dictionary]
         train = self.step("train", one.label, recipe, harvest)
@@ -222,12 +226,12 @@ class _Planner:
     def _match(
         self, measure: Mapping[Place, Step], parts: Mapping[str, Mapping[ArmModel, Step]]
     ) -> dict[Place, Step]:
-        """Return one step per SAE; it reads every SAE of its hookpoint and label."""
+        """Return one step per SAE; it reads every SAE of its hookpoint."""
         spec, found = self.spec, {}
         reference = parts["build"][ArmModel(spec.trained_arm, None)]
         for place, step in measure.items():
             one, hookpoint, sae, sae_seed = place
-            others = [s for p, s in measure.items() if p[1:3] == (hookpoint, sae)]
+            others = [s for p, s in measure.items() if p[1] == hookpoint]
             inputs = list({s.key: s for s in others}.values())
             settings = [spec.structure, spec.measurement, hookpoint, sae, sae_seed]
             found[place] = self.step(

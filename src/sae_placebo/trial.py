@@ -194,14 +194,15 @@ class Bench:
 
     def _repeats(self, reader: AnyReader, rows: Rows) -> dict[str, Any]:
         """Return the activations on random blocks, fresh and repeated; none where no model is read."""
-        spec, n = self.spec.structure, self.spec.structure.repeat_rows
+        n, block = self.spec.structure.repeats
+        # BOS and two blocks: rows are no longer than the text's, which the model is known to read
+        block = min(block, (self.spec.text.context_tokens - 1) // 2)
         if not isinstance(reader, models.Reader):
             return {}
         fresh, repeated = (
-            random_rows(rows, n, spec.repeat_block, self.spec.seed, again)
-            for again in (False, True)
+            random_rows(rows, n, block, self.spec.seed, again) for again in (False, True)
         )
-        return harvest_repeats(reader, fresh, repeated, spec.repeat_block)
+        return harvest_repeats(reader, fresh, repeated, block)
 
     def _train(self, arms: Sequence[ArmModel], reader: AnyReader) -> None:
         """Train every SAE of the arms in one pass over the token stream, then their Gaussian nulls."""

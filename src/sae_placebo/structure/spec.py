@@ -33,3 +33,8 @@ class StructureSpec(Spec):
     repeat_rows: int = Field(64, ge=1)
     repeat_block: int = Field(32, ge=2)
     decoy_rate: float = Field(0.1, gt=0, lt=1)
+
+    @property
+    def repeats(self) -> tuple[int, int]:
+        """What decides the random repeated blocks: rows, and tokens of a block."""
+        return self.repeat_rows, self.repeat_block
