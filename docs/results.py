@@ -89,7 +89,7 @@ def classes(page: Page) -> str:
     text = by_arm(page, names, lambda name: f"share_{name}")
     return (
         f"{text}\n\nPercent of latents, 95% interval. Below {LEAST:.1%} in every arm: "
-        f"{', '.join(left) or 'none'}. n, both layers together: "
+        f"{', '.join(left) or 'none'}. n, all SAEs and layers together: "
         + ", ".join(f"{arm} {count:,}" for arm, count in n.items())
         + "."
     )
