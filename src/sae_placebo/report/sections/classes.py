@@ -32,19 +32,21 @@ def class_names() -> tuple[str, ...]:
     return tuple(CLASS_NAMES)
 
 
-def _from_effects(view: View, place: tuple[str, str]) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return (arm, class) -> value, bounds, reason and n, each arm's value once."""
+def arm_shares(
+    view: View, place: tuple[str, str], prefix: str
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return (arm, what stands behind the prefix) -> value, bounds, reason and n, each value once."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for row in records(at(view.tables.effects, place)):
         metric = str(row["metric"])
-        if not metric.startswith("share_"):
+        if not metric.startswith(prefix):
             continue
         for side, name in (("arm", str(row["arm"])), ("control", str(row["control"]))):
             value, (low, high) = finite(row[f"{side}_value"]), bounds(row, f"{side}_")
-            known = found.get((name, metric[6:]))
+            known = found.get((name, metric[len(prefix) :]))
             if known is not None and (value is None or known["value"] is not None):
                 continue
-            found[name, metric[6:]] = {
+            found[name, metric[len(prefix) :]] = {
                 "value": value,
                 "low": low,
                 "high": high,
@@ -59,7 +61,7 @@ def _known(view: View, place: tuple[str, str]) -> tuple[dict[tuple[str, str], An
     latents = at(view.tables.latents, place)
     counts = latents.groupby(["arm", "class"]).size().to_dict() if len(latents) else {}
     totals = latents.groupby("arm").size().to_dict() if len(latents) else {}
-    known = _from_effects(view, place)
+    known = arm_shares(view, place, "share_")
     for (arm, kind), n in counts.items():
         counted = {
             "value": n / totals[arm],

@@ -6,31 +6,13 @@ from typing import Any
 
 from sae_placebo.report.plots import Dot, Figure, shares
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
-from sae_placebo.report.sections.contrasts import bounds, sample
+from sae_placebo.report.sections.classes import arm_shares
 from sae_placebo.report.tables import at, records
 from sae_placebo.report.wording import Estimate, count, finite, fitting, interval, number
 
 _PREFIX = "origin_"
 VERDICTS = ("inherited", "model_made", "undetermined")
 _PERCENT = 100.0
-
-
-def _values(view: View, place: tuple[str, str]) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return (arm, verdict) -> its share with bounds, n and the reason why there are none."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in records(at(view.tables.effects, place)):
-        metric = str(row["metric"])
-        if not metric.startswith(_PREFIX):
-            continue
-        for side, arm in (("arm", str(row["arm"])), ("control", str(row["control"]))):
-            key, value = (arm, metric[len(_PREFIX) :]), finite(row[f"{side}_value"])
-            if key in found and (value is None or found[key]["value"] is not None):
-                continue
-            low, high = bounds(row, f"{side}_")
-            reason = None if low is not None else str(row["reason"] or "no reason recorded")
-            found[key] = {"value": value, "low": low, "high": high, "reason": reason}
-            found[key]["n"] = sample(row)
-    return found
 
 
 def _cell(found: dict[str, Any] | None) -> Estimate:
@@ -107,7 +89,7 @@ def build(view: View) -> Content:
     figures: dict[str, Figure] = {}
     blocks = []
     for place in view.tables.places:
-        known = _values(view, place)
+        known = arm_shares(view, place, _PREFIX)
         arms = [arm for arm in view.arms if any(a == arm for a, _ in known)]
         told = [
             a for a in arms if any(known.get((a, v), {}).get("value") is not None for v in VERDICTS)
