@@ -1,0 +1,198 @@
+"""Whether ablating a direction costs more than ablating one that means nothing.
+
+A random direction of equal size is no fair null: an ablation shortens the activation, a random push
+lengthens it, and models answer to length. Null directions here have, at every firing, the same angle to
+the activation and the same amount removed, so that the edited activation has the same length and the
+same angle to the old one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Float64, Int64
+
+from sae_placebo.lazy import torch
+from sae_placebo.spec import numpy_generator
+from sae_placebo.use.ablation import Ablations, Advance
+from sae_placebo.use.base import Directions, Subject
+from sae_placebo.use.firings import Firings
+from sae_placebo.use.spec import UseSpec
+
+
+@dataclass(frozen=True, eq=False)
+class NullTest:
+    """Rank of a direction's cost among those of null directions; NaN where it was not asked.
+
+    Attributes:
+        p: [direction] (1 + nulls at least as costly) / (nulls + 1).
+        null: [direction] mean cost of the null directions, nats per firing.
+        cost: [direction] the direction's own, at the same firings.
+        n_nulls: [direction] null directions.
+        p_decoders: [direction] rank among other directions of about the same angle to the activations.
+    """
+
+    p: Float64[np.ndarray, " direction"]
+    null: Float64[np.ndarray, " direction"]
+    cost: Float64[np.ndarray, " direction"]
+    n_nulls: Int64[np.ndarray, " direction"]
+    p_decoders: Float64[np.ndarray, " direction"]
+
+
+def against_nulls(
+    subject: Subject,
+    directions: Directions,
+    ablated: Ablations,
+    candidates: Int64[np.ndarray, " candidate"],
+    spec: UseSpec,
+    seed: int,
+    advance: Advance = lambda n: None,
+) -> NullTest:
+    """Return how the candidates' costs rank among those of null directions.
+
+    One null direction is one random vector for all firings of a candidate, turned at each firing to the
+    candidate's angle: firings of a latent are alike, so that costs of one direction at several firings go
+    together, and a null with a new vector at each would be too narrow. Candidates with p of at least
+    `spec.give_up` after the first nulls keep that p; this makes p at smaller levels no smaller.
+
+    Args:
+        subject: The model behind the hookpoint, and the tokens.
+        directions: All directions; those that are no candidates serve as the second null.
+        ablated: What ablations of the candidates cost.
+        candidates: Directions that are asked about.
+        spec: Firings and nulls.
+        seed: Names the null directions.
+        advance: Told how many firings are done, of those of all candidates.
+
+    Source: matching norm and cosine is in arXiv 2605.03160; rank p-values with an early end are
+    Besag and Clifford (1991). One vector for all firings is ours.
+    """
+    m = len(directions)
+    cost, null, p, p_decoders = (np.full(m, np.nan) for _ in range(4))
+    n_nulls = np.zeros(m, dtype=np.int64)
+    firings, own = _few_firings(ablated, candidates, spec.null_firings, seed)
+    if not len(firings):
+        return NullTest(p, null, cost, n_nulls, p_decoders)
+    random = numpy_generator(seed, "null directions")
+    shape = (spec.nulls, directions.vectors.shape[1])
+    drawn = torch.from_numpy(random.standard_normal(shape).astype(np.float32))
+    ask = _Ask(subject, directions, firings, own[:, 0], spec.window)
+    swaps = _alike(subject, directions, firings, candidates, spec.first_nulls)
+    totals = np.zeros((m, spec.nulls + swaps.shape[1]))
+    zero = np.bincount(firings.directions, own[:, 1], minlength=m)
+    n = np.bincount(firings.directions, minlength=m)
+    first = min(spec.first_nulls, spec.nulls)
+    asked = np.arange(len(firings))
+    for start, stop, others in ((0, first, True), (first, spec.nulls, False)):
+        if start == stop or not len(asked):
+            continue
+        columns = np.arange(start, stop)
+        if others:
+            columns = np.concatenate([columns, np.arange(spec.nulls, totals.shape[1])])
+        for i, costs in ask.costs(asked, drawn[start:stop], swaps if others else None):
+            totals[firings.directions[i], columns] += costs
+            advance(int(others))
+        some = np.unique(firings.directions[asked])
+        n_nulls[some] = stop
+        higher = (totals[some, :stop] >= zero[some, None] * (1 - 1e-9)).sum(1)
+        p[some] = (1 + higher) / (1 + stop)
+        null[some] = totals[some, :stop].mean(1) / n[some]
+        if others:
+            above = (totals[some, spec.nulls :] >= zero[some, None] * (1 - 1e-9)).sum(1)
+            p_decoders[some] = (1 + above) / (1 + swaps.shape[1])
+        asked = asked[p[firings.directions[asked]] < spec.give_up]
+    there = n > 0
+    cost[there] = zero[there] / n[there]
+    return NullTest(p, null, cost, n_nulls, p_decoders)
+
+
+def turned(
+    vectors: Float[torch.Tensor, "null d_in"],
+    direction: Float[torch.Tensor, " d_in"],
+    activation: Float[torch.Tensor, " d_in"],
+) -> Float[torch.Tensor, "null d_in"]:
+    """Return unit vectors at the direction's angle to the activation, otherwise as given.
+
+    u = c x + sqrt(1 - c^2) w, with x the activation and w what a vector has across it, both of length 1,
+    and c the cosine of direction and activation.
+    """
+    unit = activation / activation.norm().clamp_min(1e-30)
+    cosine: torch.Tensor = (direction @ unit).clamp(-1, 1)
+    across = vectors - (vectors @ unit)[:, None] * unit
+    across = across / across.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    found: torch.Tensor = cosine * unit + (1 - cosine**2).sqrt() * across
+    return found
+
+
+def _few_firings(
+    ablated: Ablations, candidates: Int64[np.ndarray, " candidate"], most: int, seed: int
+) -> tuple[Firings, Float64[np.ndarray, "firing two"]]:
+    """Return up to `most` firings of each candidate, at random; their amounts and costs."""
+    order = numpy_generator(seed, "firings for nulls").permutation(len(ablated.firings))
+    owner = ablated.firings.directions[order]
+    by_owner = np.argsort(owner, kind="stable")
+    first = np.searchsorted(owner[by_owner], owner[by_owner])
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order[by_owner]] = np.arange(len(order)) - first
+    kept = (rank < most) & np.isin(ablated.firings.directions, candidates)
+    return ablated.firings.kept(kept), np.stack([ablated.amounts[kept], ablated.zero[kept]], axis=1)
+
+
+def _alike(
+    subject: Subject,
+    directions: Directions,
+    firings: Firings,
+    candidates: Int64[np.ndarray, " candidate"],
+    n: int,
+) -> Int64[np.ndarray, "direction other"]:
+    """Return, of each candidate, other directions whose mean cosine with its activations is nearest."""
+    x = subject.activations[torch.from_numpy(firings.tokens)].float().cpu().numpy()
+    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-30)
+    usable = np.flatnonzero(directions.vectors.any(axis=1))
+    n = min(n, len(usable) - 1)
+    found = np.zeros((len(directions), n), dtype=np.int64)
+    sums = np.zeros((len(directions), x.shape[1]), dtype=np.float32)
+    np.add.at(sums, firings.directions, x)
+    counts = np.bincount(firings.directions, minlength=len(directions))
+    for direction in candidates:
+        if not counts[direction]:
+            continue
+        cosines = directions.vectors[usable] @ (sums[direction] / counts[direction])
+        own = directions.vectors[direction] @ (sums[direction] / counts[direction])
+        apart = np.where(usable == direction, np.inf, np.abs(cosines - own))
+        found[direction] = usable[np.argpartition(apart, n - 1)[:n]]
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Ask:
+    """Ablations of null directions at firings of others."""
+
+    subject: Subject
+    directions: Directions
+    firings: Firings
+    amounts: Float64[np.ndarray, " firing"]
+    window: int
+
+    def costs(
+        self,
+        asked: Int64[np.ndarray, " asked"],
+        drawn: Float[torch.Tensor, "null d_in"],
+        swaps: Int64[np.ndarray, "direction other"] | None,
+    ) -> Iterator[tuple[int, Float64[np.ndarray, " null"]]]:
+        """Yield each firing asked about, and what removing its amount of every null direction costs."""
+        subject, vectors = self.subject, torch.from_numpy(self.directions.vectors)
+        for row, part in subject.by_row(self.firings.tokens[asked]):
+            clean = subject.clean(row)
+            for i in asked[part]:
+                token, direction = int(self.firings.tokens[i]), int(self.firings.directions[i])
+                x = subject.activations[token].float().cpu()
+                nulls = turned(drawn, vectors[direction], x)
+                if swaps is not None:
+                    nulls = torch.cat([nulls, vectors[torch.from_numpy(swaps[direction])]])
+                position = int(subject.tokens.places[token, 1])
+                deltas = -float(self.amounts[i]) * nulls
+                cost = subject.downstream.kl_of_edits(clean, position, deltas, self.window)
+                yield int(i), cost.double().cpu().numpy()

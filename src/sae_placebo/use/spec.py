@@ -1,0 +1,41 @@
+"""Settings of what is asked about use."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from sae_placebo.spec import Spec
+
+
+class UseSpec(Spec):
+    """How use is measured, and when a direction counts as used or as not used.
+
+    Effects are shares of a **full swap**: what it costs to replace the whole activation of a token by
+    that of another one.
+    """
+
+    latents: int | None = Field(300, ge=1)
+    """Latents of each SAE that get a verdict, drawn evenly from the cells of class and origin; null for
+    all of them."""
+    firings: int = Field(32, ge=2)
+    """Tokens at which each is ablated, at most one per document."""
+    window: int = Field(4, ge=0)
+    """Later tokens whose predictions are compared, beside that at the token itself."""
+    null_firings: int = Field(4, ge=1)
+    """Of these, the ones at which null directions are ablated as well."""
+    first_nulls: int = Field(19, ge=1)
+    """Null directions that every candidate is held against; the rest only where it matters."""
+    nulls: int = Field(99, ge=1)
+    """Null directions in all: the smallest p-value is 1 / (nulls + 1)."""
+    give_up: float = Field(0.2, gt=0, le=1)
+    """p-value after the first nulls from which on the rest is left out."""
+    false_discovery_rate: float = Field(0.05, gt=0, lt=1)
+    """Of directions called used for beating their nulls (Benjamini-Hochberg)."""
+    least_effect: float = Field(0.001, gt=0)
+    """Smallest effect of interest: a used direction has at least this share of a full swap."""
+    negligible: float = Field(0.0005, gt=0)
+    """Largest effect of a direction that is not used."""
+    negligible_joint: float = Field(0.005, gt=0)
+    """Largest effect of removing all directions that are not used at once, everywhere."""
+    documents: int = Field(20, ge=2)
+    """Documents that a direction must be ablated in before it may be called not used."""

@@ -1,0 +1,122 @@
+"""Whether the model uses a direction: used, not used, or undetermined, each with its reason.
+
+**Used**: ablating it costs more than ablating null directions (Benjamini-Hochberg over the directions
+asked about), and surely at least the smallest effect of interest.
+**Not used** is a claim of its own, not what is left: its effect is surely below what is negligible, alone
+and beside others that are removed at random; and removing all such directions at once, everywhere, costs
+next to nothing on documents that had no say in choosing them.
+**Undetermined**: everything else.
+
+All of it is about one hookpoint, these tokens, and predictions a few tokens ahead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int8, Int64, Shaped
+
+from sae_placebo.multiplicity import adjusted
+from sae_placebo.use.effects import Effects
+from sae_placebo.use.spec import UseSpec
+
+USES = ("used", "not_used", "undetermined")
+USED, NOT_USED, UNDETERMINED = range(3)
+
+FEW = "too few documents hold it"
+LIKE_NULLS = "no costlier than null directions"
+SMALL = "costlier than null directions, but perhaps by less than the smallest effect of interest"
+BETWEEN = "its effect may be larger than what is negligible"
+REDUNDANT = "negligible alone, but not when others are removed as well"
+JOINT = "negligible alone, but removing all such directions at once is not"
+REASONS = (FEW, LIKE_NULLS, SMALL, BETWEEN, REDUNDANT, JOINT)
+"""Why a verdict is undetermined."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What is known of every direction; effects are shares of a full swap.
+
+    Attributes:
+        effect: Of zero ablation.
+        beside: Of removal beside others removed at random; NaN where it was not measured.
+        p: Rank p-value against null directions; NaN where it was not asked, which counts as 1.
+        survives: Whether it is in the set whose joint removal is negligible.
+        asked: Directions that verdicts are wanted on.
+    """
+
+    effect: Effects
+    beside: Effects
+    p: Float64[np.ndarray, " direction"]
+    survives: Bool[np.ndarray, " direction"]
+    asked: Int64[np.ndarray, " asked"]
+
+
+@dataclass(frozen=True, eq=False)
+class UseVerdicts:
+    """What is said of the directions asked about.
+
+    Attributes:
+        verdict: [asked] index into `USES`.
+        reason: [asked] of `REASONS` where undetermined, else empty.
+        beats_nulls: [asked] whether its p-value passes.
+    """
+
+    verdict: Int8[np.ndarray, " asked"]
+    reason: Shaped[np.ndarray, " asked"]
+    beats_nulls: Bool[np.ndarray, " asked"]
+
+
+def use_verdicts(measured: Measured, spec: UseSpec) -> UseVerdicts:
+    """Return the verdicts.
+
+    Args:
+        measured: Effects, p-values, joint removal.
+        spec: Limits.
+    """
+    at = measured.asked
+    p = np.where(np.isfinite(measured.p[at]), measured.p[at], 1.0)
+    beats = adjusted(p) <= spec.false_discovery_rate
+    effect, beside = measured.effect, measured.beside
+    with np.errstate(invalid="ignore"):
+        large = np.fmax(effect.low[at], beside.low[at]) >= spec.least_effect
+        alone = effect.high[at] < spec.negligible
+        together = ~(beside.high[at] >= spec.negligible)
+        enough = effect.n[at] >= spec.documents
+    used = beats & large
+    negligible = enough & alone & together
+    unused = ~used & negligible & measured.survives[at]
+    verdict = np.full(len(at), UNDETERMINED, dtype=np.int8)
+    verdict[used], verdict[unused] = USED, NOT_USED
+    reason = np.full(len(at), "", dtype=object)
+    left = ~used & ~unused
+    # the last that holds is told
+    for why, holds in (
+        (LIKE_NULLS, ~beats),
+        (BETWEEN, ~beats & ~alone & large),
+        (SMALL, beats & ~large),
+        (REDUNDANT, alone & ~together),
+        (JOINT, negligible & ~measured.survives[at]),
+        (FEW, ~enough & ~beats),
+    ):
+        reason[left & holds] = why
+    return UseVerdicts(verdict, reason, beats)
+
+
+def sensitivity(
+    measured: Measured, spec: UseSpec, limits: Float64[np.ndarray, " limit"]
+) -> Float64[np.ndarray, "limit verdict"]:
+    """Return the share of each verdict as the smallest effect of interest moves.
+
+    What is negligible moves in proportion; the set that survives joint removal stays.
+    """
+    ratio = spec.negligible / spec.least_effect
+    shares = []
+    for limit in limits:
+        moved = spec.model_copy(
+            update={"least_effect": float(limit), "negligible": float(limit * ratio)}
+        )
+        verdict = use_verdicts(measured, moved).verdict
+        shares.append(np.bincount(verdict, minlength=len(USES)) / max(len(verdict), 1))
+    return np.array(shares)
