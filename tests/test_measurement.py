@@ -80,7 +80,7 @@ def test_a_measurement_is_the_same_twice_and_says_what_is_missing(
     spec = MeasurementSpec(thresholds=ClassThresholds(min_firings=1))
     once, again = (measure(sae, x, tokens, no_lookup(), None, weights, spec) for _ in range(2))
     assert once.measurements.equals(again.measurements)
-    assert once.latents.equals(again.latents)
+    assert once.coverage.equals(again.coverage)
     assert (once.codes != again.codes).nnz == 0
     by_metric = once.measurements.set_index("metric")
     missing = by_metric.loc["explained_variance_above_gaussian"]

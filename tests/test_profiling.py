@@ -16,6 +16,7 @@ from sae_placebo.measurement import MeasurementSpec
 from sae_placebo.metrics import METRICS
 from sae_placebo.profiling import Around, Profile, profile
 from sae_placebo.statistics import document_weights
+from sae_placebo.structure.assignment import sharing
 from sae_placebo.structure.base import Folds, Placebo, Reading
 from sae_placebo.structure.domains import domains_of
 from sae_placebo.structure.ladder import RUNGS, whole_ladder
@@ -81,10 +82,11 @@ def scene() -> Scene:
     features = TokenFeatures.of(table, folds, None, 0, SPEC.ladder)
     readouts, others = Readouts.of(features, x), csr_matrix(placebo.astype(np.float32))
     activations = reading.activations.numpy()
+    directions = tuple(reading.sae.params[name].numpy() for name in ("W_dec", "W_dec"))
     around = Around(
         placebo=Placebo("another model", x, others),
         sibling=csr_matrix(sibling.astype(np.float32)),
-        sibling_sae=reading.sae,
+        shared=sharing(directions, directions),
         repeats=None,
         unembedding=None,
         embedding=None,
@@ -221,7 +223,7 @@ def test_without_a_placebo_nothing_is_said_of_origins(scene: Scene) -> None:
         scene.around,
         placebo=None,
         sibling=None,
-        sibling_sae=None,
+        shared=None,
         readouts=readouts,
         whole=whole_ladder(activations, readouts, None, SPEC.ladder),
         reasons=why,

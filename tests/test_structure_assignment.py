@@ -14,6 +14,7 @@ from sae_placebo.structure.assignment import (
     random_assignment,
     sharing,
     sharing_by_class,
+    sharing_of_both,
     unit_rows,
 )
 
@@ -60,7 +61,7 @@ def test_null_dictionaries(
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.5, 1.0])
-def test_sure_pairs_leave_the_best_sum_as_it_is(shared: float) -> None:
+def test_an_auction_before_it_leaves_the_best_sum_as_it_is(shared: float) -> None:
     from scipy.optimize import linear_sum_assignment
 
     x, noise = rows(0, 300, 24), rows(1, 300, 24)
@@ -71,6 +72,29 @@ def test_sure_pairs_leave_the_best_sum_as_it_is(shared: float) -> None:
     best = (x @ y.T)[linear_sum_assignment(x @ y.T, maximize=True)].sum()
     assert found.cosine.sum() == pytest.approx(best, abs=1e-4)
     assert sorted(found.partner) == list(range(300))
+
+
+def test_rows_that_are_all_alike_are_assigned_as_well() -> None:
+    x = np.repeat(rows(0, 3, 24), 100, axis=0)
+    found = assign(x, x)
+    assert found.cosine == pytest.approx(np.ones(300), abs=1e-5)
+    assert sorted(found.partner) == list(range(300))
+
+
+@pytest.mark.parametrize("optimal_up_to", [1000, 10])
+def test_both_sides_of_a_pair_see_the_same(optimal_up_to: int) -> None:
+    spec = AssignmentSpec(optimal_up_to=optimal_up_to)
+    a, b = (rows(0, 90, 16), rows(1, 90, 16)), (rows(2, 70, 16), rows(3, 70, 16))
+    both = sharing_of_both(a, b, spec)
+    for found, alone in zip(both, (sharing(a, b, spec), sharing(b, a, spec)), strict=True):
+        for part in ("encoder", "decoder"):
+            one, other = getattr(found, part), getattr(alone, part)
+            assert (one.partner == other.partner).all()
+            np.testing.assert_allclose(one.cosine, other.cosine, atol=1e-6)
+        assert (found.shared == alone.shared).all()
+        assert found.mmcs.value == pytest.approx(alone.mmcs.value, abs=1e-6)
+        assert found.mmcs.null == alone.mmcs.null
+        assert found.mmcs.n == len(found.shared)
 
 
 def test_greedy_takes_the_nearest_pairs_first() -> None:

@@ -197,6 +197,39 @@ def test_sums_over_keys_equal_predictions_written_down(bed: Bed) -> None:
     assert np.abs(ratio).max() < 2e-4
 
 
+def test_partners_added_up_give_the_errors_of_each(bed: Bed) -> None:
+    """One weighted column in place of all partners changes no squared error."""
+    readouts = bed.readouts()
+    partners = _partners(bed.reading.codes, bed.placebo.codes, readouts.tokens, SPEC)
+    latents = Latents(bed.reading.codes, readouts, partners, bed.placebo.codes)
+    mix = np.random.default_rng(8).standard_normal(partners.shape)
+    sums = readouts.score[1]
+    each, one = latents.moments(sums).gram, latents.moments(sums, mix).gram
+    joint = np.zeros((len(NAMES), 6, 9))
+    joint[:, np.arange(5), np.arange(5)] = 1
+    joint[:, 5, 5:] = mix.T
+    expected = joint @ each @ joint.transpose(0, 2, 1)
+    scale = np.sqrt(np.einsum("mkk->mk", expected))
+    assert (scale[:-1, 5] > 0).all()
+    apart = (one - expected) / np.maximum(scale[:, :, None] * scale[:, None], 1e-9)
+    assert np.abs(apart[:-1]).max() < 1e-5
+
+
+def test_readouts_hold_no_second_copy_of_what_tokens_tell(bed: Bed) -> None:
+    tokens = TokenFeatures.of(bed.tokens, bed.folds, bed.embeddings, 0, SPEC)
+    readouts = Readouts.of(tokens, bed.placebo.activations)
+    assert readouts.own is not None
+    assert readouts.own.shape == (len(tokens.order), 16)
+    for sums in (readouts.choose, *readouts.score):
+        shared, own = sums.parts
+        assert np.shares_memory(shared, tokens.x)
+        assert np.shares_memory(own, readouts.own)
+    x = np.concatenate(readouts.fitted, axis=1)
+    assert x[:, 1:].mean(0) == pytest.approx(0, abs=1e-5)
+    assert x.std(0)[1:] == pytest.approx(1, abs=1e-4)
+    assert readouts.fit_gram == pytest.approx(x.T.astype(float) @ x, abs=0.1)
+
+
 def test_the_rung_of_the_token_by_hand(bed: Bed, climbed: Ladder) -> None:
     """R2 of position and token, with tables and weights computed one token at a time."""
     of = NAMES.index("token")
@@ -279,7 +312,7 @@ def shown_table(arms: tuple[str, ...] = ("trained", "redraw")) -> Any:
     rows = []
     for arm in arms:
         for subject, n in (("latents", 900), ("activations", 256)):
-            value = 0.0
+            value: float | None = 0.0
             for i, rung in enumerate(RUNGS[1:]):
                 missing = arm == "redraw" and i >= 5
                 gain = None if missing else 0.05 + 0.01 * i

@@ -181,13 +181,13 @@ def test_a_damaged_artefact_is_named_and_rebuilt_to_the_same_bits(
     data[-1] ^= 1
     path.write_bytes(data)
     measured = next(iter(plan.measure.values()))
-    (store / "measure" / measured.folder_name / "latents.parquet").write_bytes(b"PAR1")
+    (store / "measure" / measured.folder_name / "coverage.parquet").write_bytes(b"PAR1")
     spy = Spy()
     again = sp.run(table, store, progress=spy)
     assert len(spy.notes) == 2
     assert plan.train[one].folder_name in spy.notes[0]
     assert "the bytes of lookup.safetensors have changed" in spy.notes[0]
-    assert "latents.parquet has 4 bytes" in spy.notes[1]
+    assert "coverage.parquet has 4 bytes" in spy.notes[1]
     assert hashes(again.folder) == hashes(finished.folder)
 
 

@@ -49,10 +49,11 @@ UNUSED = {"low": 0.0, "high": 0.0001, "p": 0.9, "survives": True}
         ({"p": 0.5}, UNDETERMINED, BETWEEN),
         ({"p": np.nan, "low": 0.0}, UNDETERMINED, LIKE_NULLS),
         ({"low": 0.0004}, UNDETERMINED, SMALL),
-        ({"low": 0.0004, "beside": 0.003}, USED, ""),
+        ({"low": 0.0004, "beside": 0.003}, UNDETERMINED, SMALL),
         (UNUSED, NOT_USED, ""),
+        (UNUSED | {"beside": 0.003}, NOT_USED, ""),
         (UNUSED | {"survives": False}, UNDETERMINED, JOINT),
-        (UNUSED | {"beside": 0.003}, UNDETERMINED, REDUNDANT),
+        (UNUSED | {"beside": 0.003, "survives": False}, UNDETERMINED, REDUNDANT),
         (UNUSED | {"n": 5}, UNDETERMINED, FEW),
     ],
 )

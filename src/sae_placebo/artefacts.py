@@ -6,7 +6,7 @@
 | build | recipe.json, card.json, heads.safetensors (harvest and train keep a copy of the recipe) |
 | harvest | activations, norms, repeats.safetensors, calibration.safetensors and .json, precision.json |
 | train | <hookpoint>/<sae>/seed-<n>/ (SAELens 6), lookup.safetensors, gaussian.json, log.parquet |
-| measure | latents, measurements, coverage.parquet, replicates and codes.safetensors |
+| measure | measurements, coverage.parquet, replicates and codes.safetensors |
 | match | latents, measurements, passages, sensitivity.parquet, replicates.safetensors |
 | methods | methods.parquet, measurements.parquet, replicates.safetensors |
 """
@@ -232,7 +232,6 @@ def write_measured(folder: Path, measured: Measurement) -> None:
     """Write the tables about one SAE."""
     from safetensors.numpy import save_file
 
-    write_table(folder / "latents.parquet", measured.latents)
     write_table(folder / "measurements.parquet", measured.measurements)
     write_table(folder / "coverage.parquet", measured.coverage)
     write_codes(folder, measured.codes)

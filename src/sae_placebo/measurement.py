@@ -1,7 +1,7 @@
 """One encoding pass over an arm's held-out activations, feeding every metric.
 
-The SAE is read in model units; what leaves this module are its codes and tables: latents,
-measurements with their document replicates, and coverage.
+The SAE is read in model units; what leaves this module are its codes and tables: measurements
+with their document replicates, and coverage.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import Field
 from sae_placebo.classification import ClassThresholds
 from sae_placebo.gaussian import GaussianNull
 from sae_placebo.lazy import pandas, torch
-from sae_placebo.metrics import METRICS, Evidence, coverage_table, latent_table
+from sae_placebo.metrics import METRICS, Evidence, coverage_table
 from sae_placebo.metrics import measure as evaluate
 from sae_placebo.readability import Readability
 from sae_placebo.saes import SAE, Codes
@@ -102,14 +102,12 @@ class Measurement:
     """Tables about one SAE.
 
     Attributes:
-        latents: One row per latent.
         measurements: One row per metric: metric, value, unit, null_value, n, reason.
         replicates: metric -> [replicate] values under resampled documents; 0 is the point estimate.
         coverage: One row per label of the tokens; none without labels.
         codes: What the SAE made of the tokens, scipy CSR [token, d_sae].
     """
 
-    latents: Any
     measurements: Any
     replicates: dict[str, Float[np.ndarray, " replicate"]]
     coverage: Any
@@ -142,7 +140,6 @@ def measure(
     labels = tokens.rows.labels
     if tokens.readability is not None and labels is not None:
         evidence = replace(evidence, truth=tokens.readability.truth(labels, tokens.places))
-    latents = latent_table(evidence)
     rows, replicates = [], {}
     for name, found in evaluate(evidence, weights).items():
         value = None
@@ -153,7 +150,6 @@ def measure(
         rows.append([name, value, unit, found.null_value, evidence.n_tokens, found.reason])
     columns = ["metric", "value", "unit", "null_value", "n", "reason"]
     return Measurement(
-        latents=latents,
         measurements=pandas.DataFrame(rows, columns=columns),
         replicates=replicates,
         coverage=coverage_table(evidence),

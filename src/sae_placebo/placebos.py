@@ -12,12 +12,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sae_placebo.arms import ArmSpec
-from sae_placebo.errors import NotEstimable, SpecError, unknown_name
+from sae_placebo.errors import NotEstimable
 from sae_placebo.plans import ArmModel
 from sae_placebo.protocol import TrialSpec
-
-_EMBEDDINGS = "embeddings"
+from sae_placebo.reference import reference_placebo
 
 
 class Held(NamedTuple):
@@ -25,39 +23,6 @@ class Held(NamedTuple):
 
     one: ArmModel
     sae_seed: int
-
-
-def reference_placebo(spec: TrialSpec) -> str:
-    """Return the arm that latents are held against.
-
-    Raises:
-        NotEstimable: no arm re-draws the weights of the model alone.
-        SpecError: the one that is asked for does not exist or cannot serve.
-    """
-    asked = spec.structure.placebo
-    if asked is not None:
-        if asked not in spec.arms:
-            raise SpecError(f"structure.placebo: {unknown_name('arm', asked, spec.arms)}")
-        if not _serves(spec.arms[asked]):
-            raise SpecError(
-                f"structure.placebo is {asked!r}, which does not re-draw the weights of the model "
-                "alone: name an arm with a drawn control and neither data nor dictionary"
-            )
-        return asked
-    able = [arm for arm, one in spec.arms.items() if _serves(one)]
-    if not able:
-        raise NotEstimable("no arm re-draws the weights of the model alone")
-
-    def rank(arm: str) -> tuple[bool, bool]:
-        control = spec.arms[arm].control
-        return control.kind != "redraw", _EMBEDDINGS not in getattr(control, "keep", ())
-
-    return min(able, key=rank)
-
-
-def _serves(arm: ArmSpec) -> bool:
-    every_layer = {"block_weights", "other_layers"} <= arm.control.destroyed()
-    return arm.control.draws and every_layer and arm.data is None and arm.dictionary is None
 
 
 def placebo_of(spec: TrialSpec, one: ArmModel, sae_seed: int) -> Held:

@@ -13,6 +13,7 @@ from sae_placebo.arms import ArmSpec
 from sae_placebo.controls import Control
 from sae_placebo.models import identify, ties_embeddings
 from sae_placebo.protocol import TrialSpec
+from sae_placebo.reference import use_arms
 from sae_placebo.store import Step
 
 # raised by hand when what a stage writes changes its meaning
@@ -24,9 +25,10 @@ VERSIONS = {
     "build": 3,
     "harvest": 3,
     "train": 4,
-    "measure": 3,
-    "match": 1,
+    "measure": 4,
+    "match": 2,
     "methods": 1,
+    "use": 1,
 }
 
 
@@ -66,6 +68,7 @@ class Plan:
     measure: dict[Place, Step]
     match: dict[Place, Step]
     methods: dict[tuple[ArmModel, str], Step]
+    use: dict[Place, Step]
 
     def steps(self) -> Iterator[Step]:
         """Yield all steps in the order in which they run, each artefact once."""
@@ -85,6 +88,7 @@ class Plan:
         yield from self.measure.values()
         yield from self.match.values()
         yield from self.methods.values()
+        yield from self.use.values()
 
     @property
     def groups(self) -> tuple[tuple[ArmModel, ...], ...]:
@@ -166,6 +170,7 @@ class _Planner:
             measure=measure,
             match=match,
             methods=methods,
+            use=self._use(match, parts),
         )
 
     def _arm(
@@ -256,6 +261,30 @@ class _Planner:
                     harvest,
                     *saes,
                 )
+        return found
+
+    def _use(
+        self, match: Mapping[Place, Step], parts: Mapping[str, Mapping[ArmModel, Step]]
+    ) -> dict[Place, Step]:
+        """Return one step per SAE whose model is asked: the first re-draw and SAE seed of some arms."""
+        spec, found = self.spec, {}
+        asked = use_arms(spec)
+        for place, step in match.items():
+            one, hookpoint, sae, sae_seed = place
+            first = spec.seeds_of(one.arm)[0], spec.sae_seeds[0]
+            if one.arm not in asked or (one.model_seed, sae_seed) != first:
+                continue
+            asked_how = spec.use.model_dump(mode="json", exclude={"arms"})
+            settings = [asked_how, spec.circuits, hookpoint, sae, sae_seed]
+            found[place] = self.step(
+                "use",
+                step.name,
+                settings,
+                parts["build"][one],
+                parts["harvest"][one],
+                parts["train"][one],
+                step,
+            )
         return found
 
 

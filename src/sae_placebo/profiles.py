@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import itertools
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,13 +29,15 @@ from sae_placebo.methods.compare import compare_methods
 from sae_placebo.methods.saved import refused, saved
 from sae_placebo.placebos import Held, placebo_of, sibling_of
 from sae_placebo.plans import ArmModel, Place, Plan
-from sae_placebo.profiling import Around, profile
+from sae_placebo.profiling import Around, Profile, profile
 from sae_placebo.progress import Progress
 from sae_placebo.protocol import TrialSpec
 from sae_placebo.saes import SAE
 from sae_placebo.saes.crew import Crew
+from sae_placebo.shelf import Shelf
 from sae_placebo.statistics import document_weights
 from sae_placebo.store import Step, Store
+from sae_placebo.structure.assignment import Sharing, sharing_of_both
 from sae_placebo.structure.base import Folds, Placebo, Reading, TokenTable
 from sae_placebo.structure.domains import Domains, domains_of
 from sae_placebo.structure.ladder import whole_ladder
@@ -45,11 +48,16 @@ class Shared(NamedTuple):
     """What is read off the held-out tokens of one hookpoint, for every SAE that reads them."""
 
     tokens: TokenTable
-    features: TokenFeatures | None
     domains: Domains
     folds: Folds
-    why: str | None = None
-    """Why there are no features."""
+
+
+class _Held(NamedTuple):
+    """What an SAE is held against, and why there is none."""
+
+    against: Held | None
+    sibling: Held | None
+    reasons: dict[str, str]
 
 
 @dataclass
@@ -86,53 +94,116 @@ class Profiles:
         left = {s.key: at for at, s in steps.items() if self.store.find(s) is None}
         if not left:
             return
-        # one seed after the other: two at a time are then of two models, and neither waits for what
-        # SAEs of one model share
-        places = sorted(left.values(), key=lambda at: at[3] if len(at) > 3 else 0)
-        jobs = [functools.partial(work, *at) for at in places]
-        label = f"{verb} {len(jobs)} {unit}"
+        batches = [list(left.values())]
+        if steps is self.plan.match:
+            batches = self._batches(batches[0])
+            for place in left.values():
+                self._shelf.announce(self._used(*place))
+        label = f"{verb} {len(left)} {unit}"
         with (
-            self.progress.track(label, len(jobs), unit) as advance,
+            self.progress.track(label, len(left), unit) as advance,
             warnings.catch_warnings(),  # here, since filters belong to all threads at once
             _one_blas_thread(),
             Crew() as crew,
         ):
             warnings.filterwarnings("ignore", module=r"sklearn\.decomposition\.")
-            for _ in crew.each(jobs):
-                advance(1)
+            for batch in batches:
+                for _ in crew.each([functools.partial(work, *at) for at in batch]):
+                    advance(1)
+
+    def _batches(self, places: Sequence[Place]) -> list[list[Place]]:
+        """Return the SAEs that are held against one model together, so that few models are in memory.
+
+        In a batch there is a lane of models for each thread, one SAE of a model after the other, so that
+        two that run at once seldom wait for what both read.
+        """
+        models: dict[Hashable, list[Place]] = {}
+        for at in places:
+            models.setdefault(at[:2], []).append(at)
+        batches: dict[Hashable, list[list[Place]]] = {}
+        for own in models.values():
+            one, hookpoint, _, sae_seed = own[0]
+            key = self._readouts_key(one, hookpoint, self._held(one, sae_seed).against)
+            lanes = batches.setdefault(key, [[] for _ in range(torch.get_num_threads())])
+            min(lanes, key=len).extend(own)
+        return [
+            [at for row in itertools.zip_longest(*lanes) for at in row if at is not None]
+            for lanes in batches.values()
+        ]
 
     # --- what several jobs read --------------------------------------------------------------------
+
+    def __post_init__(self) -> None:
+        self._shelf = Shelf()
+        self._lock = threading.Lock()
+        self._shared: dict[tuple[str, str], Shared] = {}
+
+    def _used(self, one: ArmModel, hookpoint: str, sae: str, sae_seed: int) -> list[Hashable]:
+        """Return the keys of all that an SAE shares with others."""
+        held = self._held(one, sae_seed)
+        against = held.against
+        models = [one] if against is None else [one, against.one]
+        keys = [self._activations_key(model, hookpoint) for model in models]
+        keys += [self._features_key(one, hookpoint), ("whole", one, hookpoint)]
+        keys.append(self._readouts_key(one, hookpoint, against))
+        if held.sibling is not None:
+            pair = frozenset((sae_seed, held.sibling.sae_seed))
+            keys.append(("sharing", one, hookpoint, sae, pair))
+        return keys
+
+    def _activations_key(self, one: ArmModel, hookpoint: str) -> Hashable:
+        return "activations", self.plan.harvest[one].key, hookpoint
+
+    def _features_key(self, one: ArmModel, hookpoint: str) -> Hashable:
+        return "features", self.plan.text[one].key, hookpoint
+
+    def _readouts_key(self, one: ArmModel, hookpoint: str, against: Held | None) -> Hashable:
+        model = None if against is None else against.one
+        return "readouts", self.plan.text[one].key, hookpoint, model
+
+    def _held(self, one: ArmModel, sae_seed: int) -> _Held:
+        """Return what an SAE is held against."""
+        reasons: dict[str, str] = {}
+
+        def held(name: str, find: Callable[..., Held]) -> Held | None:
+            try:
+                return find(self.spec, one, sae_seed)
+            except NotEstimable as refusal:
+                reasons[name] = str(refusal)
+                return None
+
+        return _Held(held("placebo", placebo_of), held("sibling", sibling_of), reasons)
+
+    def shared(self, one: ArmModel, hookpoint: str) -> Shared:
+        """Return what is read off tokens alone, made once for all arms that read the same ones."""
+        key = (self.plan.text[one].key, hookpoint)
+        with self._lock:
+            if key not in self._shared:
+                tokens, seed = self.tokens(one, hookpoint), self.spec.seed
+                folds = Folds.of(tokens.documents, tokens.n_documents, seed)
+                self._shared[key] = Shared(tokens, domains_of(tokens, seed), folds)
+            return self._shared[key]
+
+    def _features(self, one: ArmModel, hookpoint: str) -> tuple[TokenFeatures | None, str | None]:
+        """Return what the ladder reads off tokens, or why there is nothing."""
+
+        def make() -> tuple[TokenFeatures | None, str | None]:
+            found, spec = self.shared(one, hookpoint), self.spec
+            try:
+                made = TokenFeatures.of(
+                    found.tokens, found.folds, self._embedding, spec.seed, spec.structure.ladder
+                )
+            except NotEstimable as refusal:
+                return None, str(refusal)
+            return made, None
+
+        return self._shelf.get(self._features_key(one, hookpoint), make)
 
     def tokens(self, one: ArmModel, hookpoint: str) -> TokenTable:
         """Return the held-out tokens as one arm reads them."""
         kept = self.heldout[hookpoint]
         rows = self.given.rows_of(one)["heldout"]
         return TokenTable(rows, kept.places, tuple(self.given.vocabulary))
-
-    def __post_init__(self) -> None:
-        self._lock = threading.RLock()
-        self._features: dict[tuple[str, str], Shared] = {}
-        self._locks: dict[tuple[ArmModel, str], threading.Lock] = {}
-        self._wholes: dict[tuple[ArmModel, str], Any] = {}
-        self._made: dict[tuple[str, str, ArmModel | None], Readouts] = {}
-
-    def features(self, one: ArmModel, hookpoint: str) -> Shared:
-        """Return what is read off tokens alone, made once for all arms that read the same ones."""
-        key = (self.plan.text[one].key, hookpoint)
-        with self._lock:
-            if key not in self._features:
-                tokens, spec = self.tokens(one, hookpoint), self.spec
-                folds = Folds.of(tokens.documents, tokens.n_documents, spec.seed)
-                made, why = None, None
-                try:
-                    made = TokenFeatures.of(
-                        tokens, folds, self._embedding, spec.seed, spec.structure.ladder
-                    )
-                except NotEstimable as refusal:
-                    why = str(refusal)
-                domains = domains_of(tokens, spec.seed)
-                self._features[key] = Shared(tokens, made, domains, folds, why)
-            return self._features[key]
 
     @functools.cached_property
     def _embedding(self) -> Any:
@@ -145,14 +216,18 @@ class Profiles:
         return artefacts.read_codes(self.store.path(step))
 
     def _activations(self, one: ArmModel, hookpoint: str) -> torch.Tensor:
-        read = artefacts.read_activations(self.store.path(self.plan.harvest[one]), hookpoint)
-        return read[torch.from_numpy(self.heldout[hookpoint].usable)]
+        def make() -> torch.Tensor:
+            read = artefacts.read_activations(self.store.path(self.plan.harvest[one]), hookpoint)
+            usable = self.heldout[hookpoint].usable
+            return read if usable.all() else read[torch.from_numpy(np.flatnonzero(usable))]
+
+        return self._shelf.get(self._activations_key(one, hookpoint), make)
 
     def reading(self, one: ArmModel, hookpoint: str, sae: str, sae_seed: int) -> Reading:
         """Return one SAE on the held-out tokens."""
         return Reading(
             self._sae(one, hookpoint, sae, sae_seed),
-            self.features(one, hookpoint).tokens,
+            self.shared(one, hookpoint).tokens,
             self._codes(one, hookpoint, sae, sae_seed),
             self._activations(one, hookpoint),
         )
@@ -173,34 +248,25 @@ class Profiles:
 
     def _match(self, one: ArmModel, hookpoint: str, sae: str, sae_seed: int) -> None:
         """Profile the latents of one SAE."""
-        spec, place = self.spec, (one, hookpoint, sae, sae_seed)
-        reading, folds = self.reading(*place), self.features(one, hookpoint).folds
-        n_documents, shown = reading.tokens.n_documents, spec.measurement
-        weights = document_weights(n_documents, shown.replicates, spec.seed)
-        with self.store.write(self.plan.match[place]) as draft:
-            found = profile(
-                reading,
-                folds,
-                self._around(place, reading.sae),
-                weights,
-                spec.structure,
-                shown,
-                spec.seed,
-            )
-            artefacts.write_profile(draft, found)
+        place = (one, hookpoint, sae, sae_seed)
+        with (
+            self._shelf.serving(self._used(*place)),
+            self.store.write(self.plan.match[place]) as draft,
+        ):
+            artefacts.write_profile(draft, self._profile(place))
+
+    def _profile(self, place: Place) -> Profile:
+        one, hookpoint, _, _ = place
+        reading, folds, spec = self.reading(*place), self.shared(one, hookpoint).folds, self.spec
+        weights = document_weights(
+            reading.tokens.n_documents, spec.measurement.replicates, spec.seed
+        )
+        around = self._around(place, reading.sae)
+        return profile(reading, folds, around, weights, spec.structure, spec.measurement, spec.seed)
 
     def _around(self, place: Place, sae: SAE) -> Around:
         one, hookpoint, label, sae_seed = place
-        reasons: dict[str, str] = {}
-
-        def held(name: str, find: Callable[..., Held]) -> Held | None:
-            try:
-                return find(self.spec, one, sae_seed)
-            except NotEstimable as refusal:
-                reasons[name] = str(refusal)
-                return None
-
-        against, sibling = held("placebo", placebo_of), held("sibling", sibling_of)
+        against, sibling, reasons = self._held(one, sae_seed)
         placebo = None
         if against is not None:
             placebo = Placebo(
@@ -208,54 +274,67 @@ class Profiles:
                 self._activations(against.one, hookpoint),
                 self._codes(against.one, hookpoint, label, against.sae_seed),
             )
-        shared = self.features(one, hookpoint)
-        if shared.why is not None:
-            reasons["ladder"] = shared.why
+        why = self._features(one, hookpoint)[1]
+        if why is not None:
+            reasons["ladder"] = why
         return Around(
             placebo,
             None if sibling is None else self._codes(one, hookpoint, label, sibling.sae_seed),
-            None if sibling is None else self._sae(one, hookpoint, label, sibling.sae_seed),
+            None if sibling is None else self._sharing(place, sibling.sae_seed),
             self._repeats(one, hookpoint, sae, reasons),
             artefacts.read_head(self.store.path(self.plan.build[one]), "unembedding"),
             self._embedding,
-            self._readouts(one, hookpoint, None if against is None else against.one),
+            self._readouts(one, hookpoint, against),
             self._whole(one, hookpoint, against),
-            shared.domains,
+            self.shared(one, hookpoint).domains,
             reasons,
         )
+
+    def _sharing(self, place: Place, sibling: int) -> Sharing:
+        """Return what an SAE has in common with that of another seed, found once for both."""
+        one, hookpoint, label, sae_seed = place
+        pair = frozenset((sae_seed, sibling))
+
+        def make() -> dict[int, Sharing]:
+            low, high = sorted(pair)
+            rows = [_rows(self._sae(one, hookpoint, label, seed)) for seed in (low, high)]
+            found = sharing_of_both(
+                rows[0], rows[1], self.spec.structure.assignment, self.spec.seed
+            )
+            return {low: found[0], high: found[1]}
+
+        return self._shelf.get(("sharing", one, hookpoint, label, pair), make)[sae_seed]
 
     def _whole(self, one: ArmModel, hookpoint: str, against: Held | None) -> Any:
         """Return the ladder of the activations themselves, made once per arm's model.
 
         Its last rung has the latents of the placebo's first SAE, whichever SAE is profiled.
         """
-        readouts = self._readouts(one, hookpoint, None if against is None else against.one)
+        readouts = self._readouts(one, hookpoint, against)
         if readouts is None:
             return None
-        with self._lock:
-            lock = self._locks.setdefault((one, hookpoint), threading.Lock())
-        with lock:
-            if (one, hookpoint) not in self._wholes:
-                codes, spec = None, self.spec
-                if against is not None:
-                    first = next(iter(spec.saes))
-                    codes = self._codes(against.one, hookpoint, first, spec.sae_seeds[0])
-                values = self._activations(one, hookpoint).float().numpy()
-                whole = whole_ladder(values, readouts, codes, spec.structure.ladder)
-                self._wholes[one, hookpoint] = whole
-            return self._wholes[one, hookpoint]
 
-    def _readouts(self, one: ArmModel, hookpoint: str, against: ArmModel | None) -> Readouts | None:
+        def make() -> Any:
+            codes, spec = None, self.spec
+            if against is not None:
+                first = next(iter(spec.saes))
+                codes = self._codes(against.one, hookpoint, first, spec.sae_seeds[0])
+            values = self._activations(one, hookpoint).float().numpy()
+            return whole_ladder(values, readouts, codes, spec.structure.ladder)
+
+        return self._shelf.get(("whole", one, hookpoint), make)
+
+    def _readouts(self, one: ArmModel, hookpoint: str, against: Held | None) -> Readouts | None:
         """Return what the ladder reads, made once for all SAEs that are held against one model."""
-        key = (self.plan.text[one].key, hookpoint, against)
-        features = self.features(one, hookpoint).features
+        features, _ = self._features(one, hookpoint)
         if features is None:
             return None
-        with self._lock:
-            if key not in self._made:
-                x = None if against is None else self._activations(against, hookpoint)
-                self._made[key] = Readouts.of(features, x)
-            return self._made[key]
+
+        def make() -> Readouts:
+            x = None if against is None else self._activations(against.one, hookpoint)
+            return Readouts.of(features, x)
+
+        return self._shelf.get(self._readouts_key(one, hookpoint, against), make)
 
     def _repeats(
         self, one: ArmModel, hookpoint: str, sae: SAE, reasons: dict[str, str]
@@ -270,8 +349,7 @@ class Profiles:
     def _methods(self, one: ArmModel, hookpoint: str) -> None:
         """Fit existing methods on one arm's activations, and count bits beside its SAEs."""
         spec = self.spec
-        shared = self.features(one, hookpoint)
-        tokens, folds = shared.tokens, shared.folds
+        tokens, _, folds = self.shared(one, hookpoint)
         saes = {
             (label, seed): self.reading(one, hookpoint, label, seed)
             for label in spec.saes
@@ -316,6 +394,11 @@ def _one_blas_thread() -> Iterator[None]:
         return
     with threadpoolctl.threadpool_limits(1, "blas"):
         yield
+
+
+def _rows(sae: SAE) -> tuple[np.ndarray, np.ndarray]:
+    """Return the encoder's and the decoder's directions, a row per latent."""
+    return sae.params["W_enc"].t().contiguous().numpy(), sae.params["W_dec"].numpy()
 
 
 def _csr(sae: SAE, x: torch.Tensor) -> Any:

@@ -21,9 +21,8 @@ from sae_placebo.lazy import pandas, torch
 from sae_placebo.measurement import MeasurementSpec
 from sae_placebo.metrics import Evidence, latent_table, token_statistics
 from sae_placebo.passages import passages
-from sae_placebo.saes import SAE
 from sae_placebo.structure import metrics as structure_metrics
-from sae_placebo.structure.assignment import Sharing, sharing
+from sae_placebo.structure.assignment import Sharing
 from sae_placebo.structure.attributes import attributes
 from sae_placebo.structure.base import Columns, Folds, Placebo, Reading
 from sae_placebo.structure.domains import Domains
@@ -50,7 +49,7 @@ class Around:
     Attributes:
         placebo: What it is held against; None where there is none.
         sibling: Codes of the SAE of another seed on the same tokens; None where there is none.
-        sibling_sae: That SAE.
+        shared: What it has in common with that SAE by their directions; None where there is none.
         repeats: Its codes on fresh and on repeated random blocks; None where no model was read.
         unembedding: W_U of the arm's model; None where it has none.
         embedding: W_E of the trained model; None where it has none.
@@ -63,7 +62,7 @@ class Around:
 
     placebo: Placebo | None
     sibling: Any | None
-    sibling_sae: SAE | None
+    shared: Sharing | None
     repeats: tuple[Any, Any] | None
     unembedding: Float[torch.Tensor, "vocabulary d_in"] | None
     embedding: Float[np.ndarray, "vocabulary d_embed"] | None
@@ -130,7 +129,7 @@ def profile(
         spec.explained,
         _reasons(around, in_placebo, in_sibling),
     )
-    latents = latent_table(evidence)
+    latents = latent_table(evidence, folds.weights)
     latents.insert(1, "class", np.array(CLASS_NAMES, dtype=object)[classes[:, 0]])
     latents["verdict"] = np.array(VERDICTS, dtype=object)[found.verdict[:, 0]]
     latents["evidence"], latents["attribute"] = found.evidence, attribute
@@ -145,7 +144,7 @@ def profile(
         latents[f"{name}_partner"], latents[f"{name}_null_r"] = partners.partner, partners.null
         latents[f"has_{name}_partner"] = partners.column()
         latents[f"null_has_{name}_partner"] = partners.null_has
-    shared = _shared(reading.sae, around.sibling_sae, spec, seed)
+    shared = around.shared
     latents["shared"] = np.nan if shared is None else shared.shared.astype(np.float64)
     missing = not_estimable(columns, shown.thresholds)
     numbers = structure_metrics.numbers(
@@ -283,17 +282,6 @@ def _found(
     except NotEstimable as refusal:
         return Found(r, None, index, null, nothing[:, 0], str(refusal))
     return Found(r, has, index, null, null_has)
-
-
-def _shared(sae: SAE, sibling: SAE | None, spec: StructureSpec, seed: int) -> Sharing | None:
-    """Return what two SAEs of the same activations share by their directions; None without another."""
-    if sibling is None:
-        return None
-    one, other = (
-        (s.params["W_enc"].t().contiguous().numpy(), s.params["W_dec"].numpy())
-        for s in (sae, sibling)
-    )
-    return sharing(one, other, spec.assignment, seed)
 
 
 def _measured(

@@ -21,6 +21,7 @@ from pydantic import (
 
 from sae_placebo.activations import HarvestSpec
 from sae_placebo.arms import ArmSpec, parse_arm
+from sae_placebo.circuits.spec import CircuitSpec
 from sae_placebo.designs import ArmParts, designs
 from sae_placebo.devices import check_device
 from sae_placebo.errors import SpecError, unknown_name
@@ -32,6 +33,7 @@ from sae_placebo.spec import Spec
 from sae_placebo.structure.spec import StructureSpec
 from sae_placebo.text import TextSpec
 from sae_placebo.training import TrainingSpec
+from sae_placebo.use.spec import UseSpec
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=60)]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**53)], ...], Field(min_length=1)]
@@ -60,6 +62,8 @@ class TrialSpec(Spec):
         measurement: Thresholds, document replicates, and how many latents are shown.
         structure: How latents are held against placebos.
         methods: How existing methods are fitted and counted beside SAEs.
+        use: How it is asked whether the model uses what latents stand for.
+        circuits: How readers and writers of latents are looked for.
         contrasts: Pairs (arm, control) to compare; none given: trained minus every other arm, and
             the margins of every factorial that the arms make (see `designs`).
         device: Where models run and SAEs are trained: `cpu`, `cuda` or `cuda:<number>`. It cannot
@@ -83,6 +87,8 @@ class TrialSpec(Spec):
     measurement: MeasurementSpec = MeasurementSpec()
     structure: StructureSpec = StructureSpec()
     methods: MethodsSpec = MethodsSpec()
+    use: UseSpec = UseSpec()
+    circuits: CircuitSpec = CircuitSpec()
     contrasts: tuple[tuple[str, str], ...] = ()
     device: Annotated[str, AfterValidator(check_device)] = Field("cpu", exclude=True)
 

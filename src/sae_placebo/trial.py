@@ -5,7 +5,8 @@ in a placebo: the same model with its weights re-drawn. Every arm reads the same
 order, and its SAEs start from the same bits; only the model differs.
 
     protocol -> tokenize -> for each arm and re-draw: build, harvest, train
-             -> for each SAE: measure, profile -> for each arm: methods -> compare -> report
+             -> for each SAE: measure, profile -> for each arm: methods -> for some SAEs: use
+             -> compare -> report
 
 Arms that read the same activations are trained in one pass. Each step's result is an artefact, keyed by
 everything that decides it, and a training keeps checkpoints: a stopped trial goes on.
@@ -49,6 +50,7 @@ from sae_placebo.saes.crew import Crew
 from sae_placebo.statistics import document_weights
 from sae_placebo.store import Step, Store, write_json
 from sae_placebo.stream import AnyReader, Stream, in_its_place
+from sae_placebo.uses import Uses
 
 
 def run(
@@ -81,7 +83,9 @@ def run(
         for arms in bench.plan.groups:
             bench.prepare(arms)
         bench.measure()
-        Profiles(bench.plan, place, bench.given, bench.heldout, progress).run()
+        profiles = Profiles(bench.plan, place, bench.given, bench.heldout, progress)
+        profiles.run()
+        Uses(bench.plan, place, profiles, progress).run()
         with progress.track("compare and report", 1, "trial") as advance:
             trial = write_results(bench.plan, place)
             advance(1)

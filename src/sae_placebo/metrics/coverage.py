@@ -118,12 +118,14 @@ def _coverage(evidence: Evidence, truth: Truth) -> Coverage:
 
 
 def _sorted_codes(evidence: Evidence) -> _Codes:
-    known = _truth(evidence).known[evidence.code_tokens]
-    latents, values = evidence.latents[known], evidence.values[known]
+    tokens = evidence.code_tokens
+    known = np.flatnonzero(_truth(evidence).known[tokens])
     # bits of positive floats are ordered like the floats, so that one key holds both
-    keys = (latents.astype(np.int64) << 32) - values.view(np.int32)
-    order = np.argsort(keys, kind="stable")
-    return _Codes(latents[order], values[order], evidence.code_tokens[known][order], evidence.d_sae)
+    keys = evidence.latents[known].astype(np.int64) << 32
+    keys -= evidence.values[known].view(np.int32)
+    # equal values of a latent may come in any order: no threshold lies between them
+    order = known[np.argsort(keys)]
+    return _Codes(evidence.latents[order], evidence.values[order], tokens[order], evidence.d_sae)
 
 
 def choose(
@@ -162,44 +164,43 @@ def _best_f1(
     """Return each latent's best F1 over the thresholds of `_SHARES`."""
     from scipy.sparse import csr_matrix
 
-    starts, levels = codes.starts, _levels(codes)
+    starts, n_levels, edges = codes.starts, len(_SHARES), _edges(codes)
     best = np.zeros((codes.d_sae, present.shape[1]), dtype=np.float32)
     for first in range(0, codes.d_sae, _LATENTS_AT_ONCE):
         last = min(first + _LATENTS_AT_ONCE, codes.d_sae)
         part = slice(starts[first], starts[last])
-        bins = (codes.latents[part].astype(np.int64) - first) * len(_SHARES) + levels[part]
-        shape = (last - first, len(_SHARES), -1)
-        n_bins = (last - first) * len(_SHARES)
-        ones = np.ones(len(bins), dtype=np.float32)
-        of_bin = csr_matrix((ones, (bins, codes.tokens[part])), shape=(n_bins, len(present)))
+        shape = (last - first, n_levels, -1)
+        offsets = np.append(edges[first:last].ravel(), starts[last]) - starts[first]
+        active = np.diff(offsets).astype(np.float32).reshape(shape)
+        ones = np.ones(offsets[-1], dtype=np.float32)
+        of_bin = csr_matrix(
+            (ones, codes.tokens[part], offsets), shape=(len(offsets) - 1, len(present))
+        )
         hits = (of_bin @ present).reshape(shape)
-        active = np.bincount(bins, minlength=n_bins).astype(np.float32).reshape(shape)
-        for level in range(
-            len(_SHARES) - 2, -1, -1
-        ):  # a lower threshold keeps what a higher one does
-            hits[:, level] += hits[:, level + 1]
-            active[:, level] += active[:, level + 1]
+        for level in range(1, n_levels):  # a lower threshold keeps what a higher one does
+            hits[:, level] += hits[:, level - 1]
+            active[:, level] += active[:, level - 1]
         hits *= 2
         active = np.maximum(active + n_positive.astype(np.float32), 1)
         best[first:last] = np.divide(hits, active, out=hits).max(1)
     return best
 
 
-def _levels(codes: _Codes) -> Int64[np.ndarray, " active"]:
-    """Return the highest threshold, as an index into `_SHARES`, at which each code still counts.
+def _edges(codes: _Codes) -> Int64[np.ndarray, "latent level"]:
+    """Return where the codes begin that a threshold lets in and no higher one: highest threshold first.
 
-    Equal values of a latent share a level, the lowest among them.
+    The threshold at share s of n codes lets in those of rank 0 to below s n; of equal values all or
+    none, and none where some are beyond.
     """
     starts = codes.starts
-    rank = np.arange(len(codes.latents)) - starts[codes.latents]
-    is_last = np.ones(len(rank), dtype=bool)
-    is_last[:-1] = (codes.latents[1:] != codes.latents[:-1]) | (
+    kept = np.ceil(np.diff(starts)[:, None] * _SHARES[::-1]).astype(np.int64)
+    begins = np.ones(len(codes.latents) + 1, dtype=bool)
+    begins[1:-1] = (codes.latents[1:] != codes.latents[:-1]) | (
         codes.values[1:] != codes.values[:-1]
     )
-    run = np.cumsum(is_last) - is_last
-    share = rank[is_last][run] / np.diff(starts)[codes.latents]
-    levels: Int64[np.ndarray, " active"] = np.searchsorted(-_SHARES, -share, side="left") - 1
-    return levels
+    runs = np.flatnonzero(begins)
+    ends = runs[np.searchsorted(runs, starts[:-1, None] + kept, side="right") - 1]
+    return np.concatenate([starts[:-1, None], ends[:, :-1]], axis=1)
 
 
 def _score(

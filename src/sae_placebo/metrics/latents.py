@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float
 
 from sae_placebo.lazy import pandas
 from sae_placebo.metrics.base import Evidence
 from sae_placebo.metrics.tokens import token_statistics
 
 
-def latent_table(evidence: Evidence) -> pandas.DataFrame:
+def latent_table(
+    evidence: Evidence, weights: Float[np.ndarray, "document fold"] | None = None
+) -> pandas.DataFrame:
     """Return what is known about every latent of one SAE from the tokens it is active on.
 
     Columns: latent, n_tokens, n_active, density (share of tokens), token_entropy_bits,
@@ -17,13 +20,17 @@ def latent_table(evidence: Evidence) -> pandas.DataFrame:
     top_token_recall, family_mass (shares), mean_activation (over active tokens) and
     max_activation (model units). What a latent that never fires cannot have is null. The terms
     are those of `TokenStatistics`.
+
+    Args:
+        evidence: About the SAE.
+        weights: Document weights whose column 0 is ones, for which token statistics are known already;
+            the table is of that column. None: ones alone.
     """
-    found = token_statistics(evidence, np.ones((evidence.n_documents, 1)))
+    ones = np.ones((evidence.n_documents, 1))
+    found = token_statistics(evidence, ones if weights is None else weights)
     active = found.n_active[:, 0]
     dead = active == 0
-    sums = np.bincount(
-        evidence.latents, weights=evidence.values.astype(np.float64), minlength=evidence.d_sae
-    )
+    sums = np.bincount(evidence.latents, evidence.values, minlength=evidence.d_sae)
     largest = np.zeros(evidence.d_sae, dtype=np.float32)
     np.maximum.at(largest, evidence.latents, evidence.values)
     top = [None if token < 0 else evidence.vocabulary[token] for token in found.top_token[:, 0]]

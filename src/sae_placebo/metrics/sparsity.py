@@ -14,19 +14,22 @@ from sae_placebo.lazy import pandas
 from sae_placebo.metrics.base import METRICS, Evidence, Metric, ratio
 
 
+def by_document(evidence: Evidence, what: Float[np.ndarray, " active"]) -> Any:
+    """Return the sum of what stands at a latent's codes in each document: CSR [latent, document]."""
+    from scipy.sparse import coo_matrix
+
+    documents = evidence.documents[evidence.code_tokens]
+    shape = (evidence.d_sae, evidence.n_documents)
+    return coo_matrix((what, (evidence.latents, documents)), shape=shape).tocsr()
+
+
 def firings(
     evidence: Evidence, weights: Float[np.ndarray, "document replicate"]
 ) -> Float[np.ndarray, "latent replicate"]:
     """Return on how many tokens each latent is active, under each column of weights."""
 
     def compute() -> Float[np.ndarray, "latent replicate"]:
-        from scipy.sparse import coo_matrix
-
-        documents = evidence.documents[evidence.code_tokens]
-        counts = coo_matrix(
-            (np.ones(len(documents)), (evidence.latents, documents)),
-            shape=(evidence.d_sae, evidence.n_documents),
-        ).tocsr()
+        counts = by_document(evidence, np.ones(len(evidence.latents)))
         found: Float[np.ndarray, "latent replicate"] = counts @ weights
         return found
 

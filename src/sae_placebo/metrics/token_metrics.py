@@ -7,7 +7,8 @@ from jaxtyping import Float
 
 from sae_placebo.errors import NotEstimable
 from sae_placebo.metrics.base import METRICS, Evidence, Metric, ratio
-from sae_placebo.metrics.tokens import TokenStatistics, token_statistics
+from sae_placebo.metrics.sparsity import firings
+from sae_placebo.metrics.tokens import token_entropies, token_null
 
 # below two effective positions the null is near 0 bits and a share of it means nothing
 _FEWEST_EFFECTIVE = 2.0
@@ -15,11 +16,11 @@ _FEWEST_EFFECTIVE = 2.0
 
 def _mean_over_judged(
     evidence: Evidence,
-    statistics: TokenStatistics,
+    n_active: Float[np.ndarray, "latent replicate"],
     what: Float[np.ndarray, "latent replicate"],
 ) -> Float[np.ndarray, " replicate"]:
     """Return the mean over latents with min_firings active tokens in the replicate."""
-    judged = (statistics.n_active >= evidence.thresholds.min_firings) & np.isfinite(what)
+    judged = (n_active >= evidence.thresholds.min_firings) & np.isfinite(what)
     if not judged[:, 0].any():
         raise NotEstimable(
             f"no latent is active on {evidence.thresholds.min_firings} held-out tokens or more"
@@ -31,24 +32,23 @@ def _mean_over_judged(
 def _mean_token_entropy(
     evidence: Evidence, weights: Float[np.ndarray, "document replicate"]
 ) -> Float[np.ndarray, " replicate"]:
-    statistics = token_statistics(evidence, weights)
-    return _mean_over_judged(evidence, statistics, statistics.token_entropy_bits)
+    found = token_entropies(evidence, weights)
+    return _mean_over_judged(evidence, found.n_active, found.token_entropy_bits)
 
 
 def _null_entropy(evidence: Evidence) -> float | None:
-    statistics = token_statistics(evidence, np.ones((evidence.n_documents, 1)))
-    return float(_mean_over_judged(evidence, statistics, statistics.token_entropy_null_bits)[0])
+    ones = np.ones((evidence.n_documents, 1))
+    null = token_null(evidence, ones)[1]
+    return float(_mean_over_judged(evidence, firings(evidence, ones), null)[0])
 
 
 def _entropy_share(
     evidence: Evidence, weights: Float[np.ndarray, "document replicate"]
 ) -> Float[np.ndarray, " replicate"]:
-    statistics = token_statistics(evidence, weights)
-    null = np.where(
-        statistics.n_effective >= _FEWEST_EFFECTIVE, statistics.token_entropy_null_bits, 0
-    ).astype(np.float64)
-    share = ratio(statistics.token_entropy_bits.astype(np.float64), null)
-    return _mean_over_judged(evidence, statistics, share)
+    found = token_entropies(evidence, weights)
+    null = np.where(found.n_effective >= _FEWEST_EFFECTIVE, found.token_entropy_null_bits, 0)
+    share = ratio(found.token_entropy_bits.astype(np.float64), null.astype(np.float64))
+    return _mean_over_judged(evidence, found.n_active, share)
 
 
 METRICS.add(

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Float32, Int64, Integer
 
 from sae_placebo.metrics.base import Evidence, ratio
 from sae_placebo.metrics.entropy_null import entropy_null
-from sae_placebo.metrics.sparsity import firings
+from sae_placebo.metrics.sparsity import by_document, firings
 from sae_placebo.metrics.token_families import token_families
 
 # the largest block of [latent and token, replicate] masses held at once, in elements
@@ -72,6 +72,45 @@ class TokenStatistics:
         }
 
 
+@dataclass(frozen=True)
+class TokenEntropies:
+    """The entropies of `TokenStatistics`, which take a part of the work."""
+
+    n_active: Float[np.ndarray, "latent replicate"]
+    token_entropy_bits: Float32[np.ndarray, "latent replicate"]
+    n_effective: Float32[np.ndarray, "latent replicate"]
+    token_entropy_null_bits: Float32[np.ndarray, "latent replicate"]
+
+
+def token_entropies(
+    evidence: Evidence, weights: Float[np.ndarray, "document replicate"]
+) -> TokenEntropies:
+    """Return the token entropies of every latent under each column of document weights.
+
+    The work is done once for each pair of evidence and weights.
+    """
+
+    def compute() -> TokenEntropies:
+        n_effective, null = token_null(evidence, weights)
+        found = _filled(evidence, weights, entropy_alone=True)
+        return TokenEntropies(firings(evidence, weights), found.entropy, n_effective, null)
+
+    return evidence.shared("token_entropies", weights, compute)
+
+
+def token_null(
+    evidence: Evidence, weights: Float[np.ndarray, "document replicate"]
+) -> tuple[Float32[np.ndarray, "latent replicate"], Float32[np.ndarray, "latent replicate"]]:
+    """Return `n_effective` and `token_entropy_null_bits`, which need no sum by token."""
+
+    def compute() -> tuple[Any, Any]:
+        n_effective = _effective_positions(evidence, weights)
+        null = entropy_null(_types(evidence).counts @ weights).at(n_effective)
+        return n_effective.astype(np.float32), null.astype(np.float32)
+
+    return evidence.shared("token_null", weights, compute)
+
+
 def token_statistics(
     evidence: Evidence, weights: Float[np.ndarray, "document replicate"]
 ) -> TokenStatistics:
@@ -80,6 +119,27 @@ def token_statistics(
     The work is done once for each pair of evidence and weights.
     """
     return evidence.shared("token_statistics", weights, lambda: _compute(evidence, weights))
+
+
+@dataclass(frozen=True)
+class _Types:
+    """The token ids that occur, and how often in each document."""
+
+    ids: Integer[np.ndarray, " type"]
+    of_token: Integer[np.ndarray, " token"]
+    counts: Any  # CSR [type, document]
+
+
+def _types(evidence: Evidence) -> _Types:
+    from scipy.sparse import coo_matrix
+
+    def compute() -> _Types:
+        ids, types = np.unique(evidence.token_ids, return_inverse=True)
+        shape = (len(ids), evidence.n_documents)
+        ones = np.ones(evidence.n_tokens)
+        return _Types(ids, types, coo_matrix((ones, (types, evidence.documents)), shape).tocsr())
+
+    return evidence.shared("types", np.zeros((0, 0)), compute)
 
 
 @dataclass(frozen=True)
@@ -93,38 +153,40 @@ class _Groups:
     counts: Any  # CSR [group, document], float32
 
 
-def _groups(
-    evidence: Evidence,
-    types: Integer[np.ndarray, " token"],
-    families: Int64[np.ndarray, " type"],
-) -> _Groups:
+def _groups(evidence: Evidence) -> _Groups:
     from scipy.sparse import csr_matrix
 
+    seen = _types(evidence)
+    families = token_families(evidence.vocabulary, seen.ids.astype(np.int64))
     # types are renumbered so that their order is that of their families
     order = np.lexsort((np.arange(len(families)), families))
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
-    tokens = evidence.code_tokens
-    key = evidence.latents.astype(np.int64)
-    key *= len(families)
-    key += place[types[tokens]]
-    key *= evidence.n_documents
-    key += evidence.documents[tokens]
-    by_key = np.argsort(key, kind="stable")
-    key = key[by_key]
-    starts = np.flatnonzero(np.diff(key, prepend=-1))
-    mass = np.add.reduceat(evidence.values[by_key], starts, dtype=np.float64)
-    counts = np.diff(starts, append=len(key)).astype(np.float32)
-    group, document = np.divmod(key[starts], evidence.n_documents)
-    rows = np.flatnonzero(np.diff(group, prepend=-1))
+    # tokens in the order of type and document; by latent, the codes are then in that order, and no
+    # more than the tokens has to be sorted
+    cell = place[seen.of_token] * evidence.n_documents + evidence.documents
+    by_cell = np.argsort(cell, kind="stable")
+    shape = (evidence.n_tokens, evidence.d_sae)
+    codes = csr_matrix((evidence.values, evidence.latents, evidence.offsets), shape=shape)
+    codes = codes[by_cell].tocsc()
+    cells = cell[by_cell][codes.indices]
+    first = np.diff(cells, prepend=-1) != 0
+    first[codes.indptr[:-1][np.diff(codes.indptr) > 0]] = True
+    starts = np.flatnonzero(first)
+    mass = np.add.reduceat(codes.data, starts, dtype=np.float64)
+    counts = np.diff(starts, append=len(cells)).astype(np.float32)
+    latents = np.repeat(np.arange(evidence.d_sae), np.diff(codes.indptr))[starts]
+    place_of, document = np.divmod(cells[starts], evidence.n_documents)
+    rows = np.flatnonzero(
+        (np.diff(latents, prepend=-1) != 0) | (np.diff(place_of, prepend=-1) != 0)
+    )
     shape = (len(rows), evidence.n_documents)
-    pointers = np.append(rows, len(group)).astype(np.int32)
-    document = document.astype(np.int32)
-    latent, place_of = np.divmod(group[rows], len(families))
+    pointers = np.append(rows, len(latents)).astype(np.int32)
+    document, types = document.astype(np.int32), order[place_of[rows]]
     return _Groups(
-        latents=latent,
-        types=order[place_of],
-        families=families[order[place_of]],
+        latents=latents[rows],
+        types=types,
+        families=families[types],
         mass=csr_matrix((mass.astype(np.float32), document, pointers), shape=shape),
         counts=csr_matrix((counts, document, pointers), shape=shape),
     )
@@ -133,20 +195,32 @@ def _groups(
 def _compute(
     evidence: Evidence, weights: Float[np.ndarray, "document replicate"]
 ) -> TokenStatistics:
-    from scipy.sparse import coo_matrix
-
-    ids, types = np.unique(evidence.token_ids, return_inverse=True)
-    families = token_families(evidence.vocabulary, ids.astype(np.int64))
-    occurrences = coo_matrix(
-        (np.ones(evidence.n_tokens), (types, evidence.documents)),
-        shape=(len(ids), evidence.n_documents),
-    ).tocsr()
-    type_counts: Float[np.ndarray, "type replicate"] = occurrences @ weights
-    n_tokens = type_counts.sum(0)
+    n_tokens = evidence.document_tokens @ weights
     n_active = firings(evidence, weights)
-    n_effective = _effective_positions(evidence, weights)
-    null = entropy_null(type_counts).at(n_effective)
+    n_effective, null = token_null(evidence, weights)
+    found = _filled(evidence, weights)
+    silent = ~(n_active > 0)
+    return TokenStatistics(
+        n_tokens=n_tokens,
+        n_active=n_active,
+        density=ratio(n_active, np.broadcast_to(n_tokens, n_active.shape)),
+        token_entropy_bits=found.entropy,
+        n_effective=n_effective,
+        token_entropy_null_bits=null,
+        effective_tokens=np.exp2(found.entropy),
+        top_token=np.where(silent, -1, _types(evidence).ids[found.top].astype(np.int64)),
+        top_token_mass=found.top_mass,
+        top_token_recall=found.recall,
+        family_mass=found.family_mass,
+    )
 
+
+def _filled(
+    evidence: Evidence,
+    weights: Float[np.ndarray, "document replicate"],
+    entropy_alone: bool = False,
+) -> _Found:
+    """Return what the masses by token say, block by block of latents."""
     shape = (evidence.d_sae, weights.shape[1])
     found = _Found(
         entropy=np.full(shape, np.nan, dtype=np.float32),
@@ -155,30 +229,18 @@ def _compute(
         recall=np.full(shape, np.nan, dtype=np.float32),
         family_mass=np.full(shape, np.nan, dtype=np.float32),
     )
-    if len(evidence.latents):
-        groups = _groups(evidence, types, families)
-        firsts = np.flatnonzero(np.diff(groups.latents, prepend=-1))
-        bounds = np.append(firsts, len(groups.latents))
-        most = max(1, _BLOCK // weights.shape[1])
-        begin = 0
-        while begin < len(firsts):
-            end = max(begin + 1, int(np.searchsorted(bounds, bounds[begin] + most, "right")) - 1)
-            _fill(found, groups, bounds[begin : end + 1], weights, type_counts)
-            begin = end
-    silent = ~(n_active > 0)
-    return TokenStatistics(
-        n_tokens=n_tokens,
-        n_active=n_active,
-        density=ratio(n_active, np.broadcast_to(n_tokens, n_active.shape)),
-        token_entropy_bits=found.entropy,
-        n_effective=n_effective.astype(np.float32),
-        token_entropy_null_bits=null.astype(np.float32),
-        effective_tokens=np.exp2(found.entropy),
-        top_token=np.where(silent, -1, ids[found.top].astype(np.int64)),
-        top_token_mass=found.top_mass,
-        top_token_recall=found.recall,
-        family_mass=found.family_mass,
-    )
+    if len(evidence.latents) == 0:
+        return found
+    groups, type_counts = _groups(evidence), _types(evidence).counts @ weights
+    firsts = np.flatnonzero(np.diff(groups.latents, prepend=-1))
+    bounds = np.append(firsts, len(groups.latents))
+    most = max(1, _BLOCK // weights.shape[1])
+    begin = 0
+    while begin < len(firsts):
+        end = max(begin + 1, int(np.searchsorted(bounds, bounds[begin] + most, "right")) - 1)
+        _fill(found, groups, bounds[begin : end + 1], weights, type_counts, entropy_alone)
+        begin = end
+    return found
 
 
 @dataclass(frozen=True)
@@ -196,6 +258,7 @@ def _fill(
     bounds: Int64[np.ndarray, " latents_plus_one"],
     weights: Float[np.ndarray, "document replicate"],
     type_counts: Float[np.ndarray, "type replicate"],
+    entropy_alone: bool,
 ) -> None:
     """Write the statistics of the latents whose groups lie between consecutive bounds."""
     rows = slice(int(bounds[0]), int(bounds[-1]))
@@ -211,6 +274,9 @@ def _fill(
     logs *= share
     entropy = -_segment_sums(logs, starts)
     del logs
+    found.entropy[latents] = np.where(silent, np.nan, np.maximum(entropy, 0))
+    if entropy_alone:
+        return
     first_of_family = np.diff(groups.families[rows], prepend=-1) != 0
     first_of_family[starts[:-1]] = True
     family_starts = np.append(np.flatnonzero(first_of_family), len(share))
@@ -234,7 +300,6 @@ def _fill(
     replicate = np.broadcast_to(np.arange(weights.shape[1]), top.shape)
     recall = ratio(active[place.reshape(top.shape), replicate], type_counts[top_types, replicate])
 
-    found.entropy[latents] = np.where(silent, np.nan, np.maximum(entropy, 0))
     found.top[latents] = top_types
     found.top_mass[latents] = np.where(silent, np.nan, np.minimum(top_mass, 1))
     found.recall[latents] = np.where(silent, np.nan, recall)
@@ -262,16 +327,10 @@ def _effective_positions(
     evidence: Evidence, weights: Float[np.ndarray, "document replicate"]
 ) -> Float[np.ndarray, "latent replicate"]:
     """Return 2 to the entropy of each latent's activation over positions."""
-    from scipy.sparse import coo_matrix
-
-    documents = evidence.documents[evidence.code_tokens]
-    shape = (evidence.d_sae, evidence.n_documents)
     values = evidence.values.astype(np.float64)
 
     def weighted(what: Float[np.ndarray, " active"]) -> Float[np.ndarray, "latent replicate"]:
-        found: Float[np.ndarray, "latent replicate"] = (
-            coo_matrix((what, (evidence.latents, documents)), shape=shape).tocsr() @ weights
-        )
+        found: Float[np.ndarray, "latent replicate"] = by_document(evidence, what) @ weights
         return found
 
     total = weighted(values)

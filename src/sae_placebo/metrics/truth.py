@@ -59,9 +59,11 @@ def count_outcomes(
     from scipy.sparse import csr_matrix
 
     n = len(documents)
-    owner = csr_matrix((np.ones(n), (documents, np.arange(n))), shape=(n_documents, n))
+    # below 2^24 tokens in a document, single precision counts them exactly
+    ones = np.ones(n, dtype=np.float32)
+    owner = csr_matrix((ones, (documents, np.arange(n))), shape=(n_documents, n))
     kinds = (predicted & present, predicted & ~present, ~predicted & present)
-    counts = [np.rint(owner @ kind.astype(np.float64)).astype(np.int64).T for kind in kinds]
+    counts = [np.rint(owner @ kind.astype(np.float32)).astype(np.int64).T for kind in kinds]
     return np.stack(counts, axis=2)
 
 

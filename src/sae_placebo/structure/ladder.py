@@ -8,24 +8,26 @@ other model read linearly, accounts for.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 
 from sae_placebo.structure.base import Columns, Folds, Placebo, Reading
-from sae_placebo.structure.predictors import LadderSpec, Readouts, TokenFeatures
-from sae_placebo.structure.ridge import readout, squared_error, weigh
-from sae_placebo.structure.targets import (
+from sae_placebo.structure.pieces import (
     N_LOOKUPS,
     PAIR,
     POSITION,
     PREVIOUS,
     TOKEN,
-    Latents,
+    Fitted,
     Moments,
 )
+from sae_placebo.structure.predictors import LadderSpec, Readouts, TokenFeatures
+from sae_placebo.structure.ridge import readout, weigh
+from sae_placebo.structure.targets import Latents
 from sae_placebo.structure.vectors import Vector
 
 RUNGS = (
@@ -168,17 +170,18 @@ def _partners(
     at = tokens.fit[::step]
     a, b = codes[at], placebo[at]
     n, k = len(at), min(spec.partners, placebo.shape[1])
-    scale = 1 / np.maximum(np.sqrt(_variance(b, n)), 1e-20)
+    scale = (1 / np.maximum(np.sqrt(_variance(b, n)), 1e-20)).astype(np.float32)
     mean = np.asarray(b.mean(axis=0)).ravel()
     found = np.empty((k, m), dtype=np.int64)
     for first in range(0, m, 512):
         part = a[:, first : first + 512]
         products = part.T @ b
-        both = (products if isinstance(products, np.ndarray) else products.toarray()) / n
-        both -= np.outer(np.asarray(part.mean(axis=0)).ravel(), mean)
+        both = products if isinstance(products, np.ndarray) else products.toarray()
+        both -= np.outer(np.asarray(part.mean(axis=0)).ravel() * n, mean)
         # the scale of the target changes no order
-        size = np.abs(both * scale)
-        found[:, first : first + 512] = np.argpartition(-size, k - 1, axis=1)[:, :k].T
+        both *= scale
+        np.abs(both, out=both)
+        found[:, first : first + 512] = np.argpartition(both, -k, axis=1)[:, -k:].T
     return found
 
 
@@ -186,31 +189,6 @@ def _variance(codes: Any, n: int) -> Float64[np.ndarray, " other"]:
     square = np.asarray(codes.multiply(codes).sum(axis=0, dtype=np.float64)).ravel() / n
     mean = np.asarray(codes.sum(axis=0, dtype=np.float64)).ravel() / n
     return np.asarray(square - mean**2)
-
-
-@dataclass(frozen=True, eq=False)
-class _Fitted:
-    """All predictions of all targets.
-
-    Attributes:
-        weights: Of each rung, then of each predictor alone: of the pieces, then of the readouts.
-        coefficients: Of the readouts in `READOUTS`.
-    """
-
-    weights: dict[str, Float64[np.ndarray, "target piece"]]
-    coefficients: Float32[np.ndarray, "target readout feature"]
-
-    def errors(
-        self, moments: Moments, names: tuple[str, ...]
-    ) -> Float64[np.ndarray, "what target"]:
-        """Return the sum of squared errors of each; NaN where there is no such prediction."""
-        gram = moments.with_readouts(self.coefficients)
-        absent = np.full(len(gram), np.nan)
-        found = [
-            squared_error(gram, self.weights[name]) if name in self.weights else absent
-            for name in names
-        ]
-        return np.stack(found)
 
 
 def _climb(
@@ -222,17 +200,13 @@ def _climb(
     Bool[np.ndarray, "target fold"],
 ]:
     """Return squared errors by rung, of the constant and of each predictor alone, and who lives."""
-    chosen = targets.moments(readouts.choose)
-    fitted = _fitted(targets, chosen, readouts, spec)
-    m, n_groups = len(chosen.gram), readouts.tokens.n_groups
-    names = (*RUNGS, *_SOLO)
-    errors = np.zeros((len(names), m, 1 + n_groups))
+    fitted = _fitted(targets, targets.moments(readouts.choose), readouts, spec)
+    m, n_groups = len(targets.n_fitted), readouts.tokens.n_groups
+    errors = np.zeros((len(fitted.names), m, 1 + n_groups))
     active = np.zeros((m, 1 + n_groups))
     for sums in readouts.score:
-        moments = targets.moments(sums)
-        group = 1 + sums.block.group
-        active[:, group] = moments.active
-        errors[:, :, group] = fitted.errors(moments, names)
+        group = 1 + sums.keys.block.group
+        active[:, group], errors[:, :, group] = targets.errors(sums, fitted)
     for values in (errors, active):
         # of each group until here; now all of them, then all but one
         values[..., 0] = values[..., 1:].sum(-1)
@@ -244,12 +218,15 @@ def _climb(
 
 def _fitted(
     targets: Latents | Vector, chosen: Moments, readouts: Readouts, spec: LadderSpec
-) -> _Fitted:
+) -> Fitted:
     """Return the fitted predictions; those of a placebo that is not there are left out."""
     events = chosen.squares**2 / np.maximum(chosen.fourths, 1e-300)
     m, k = chosen.gram.shape[:2]
-    coefficients = np.zeros((m, len(READOUTS), targets.fitted.shape[1]), dtype=np.float32)
-    gram = chosen.with_readouts(coefficients)
+    # once for all readouts
+    products = tuple(chosen.products(slice(0, m)))
+    chosen = replace(chosen, products=lambda rows: [product[rows] for product in products])
+    gram = chosen.with_room(len(READOUTS))
+    fitted: list[tuple[slice, Any] | None] = [None] * len(READOUTS)
     pair, partners = (POSITION, TOKEN, PAIR), tuple(range(N_LOOKUPS, k))
     weights = {"constant": np.zeros((m, gram.shape[1]))}
 
@@ -262,12 +239,12 @@ def _fitted(
         reading = readouts.readings.get(name)
         if reading is None:
             continue
-        left = chosen.products[:, 0]
+        left = products[0]
         if name in RUNGS:
-            left = _left(chosen, below, coefficients)
+            left = _left(products, chosen.features, below, fitted)
         b = readout(reading, targets.fitted, left, chosen.features, spec.penalties)
-        coefficients[:, i, reading.columns] = b
-        gram = chosen.with_readouts(coefficients)
+        fitted[i] = reading.columns, b
+        chosen.put(gram, {i: (reading.columns, b)})
         if name in RUNGS:
             weights[name] = below = weighed(*pair, k + i)
             if name == "placebo_readout":
@@ -279,22 +256,24 @@ def _fitted(
     # what pairs add to tokens, and tokens: the table of pairs
     both = np.eye(gram.shape[1])[[TOKEN, PAIR]].sum(0, keepdims=True)
     weights["r2_pair"] = weigh(gram, both, events)
-    return _Fitted(weights, coefficients)
+    return Fitted((*RUNGS, *_SOLO), weights, tuple(fitted), k - N_LOOKUPS)
 
 
 def _left(
-    moments: Moments,
+    products: Sequence[Float32[np.ndarray, "target feature"]],
+    features: Float64[np.ndarray, "feature feature"],
     weights: Float64[np.ndarray, "target piece"],
-    coefficients: Float32[np.ndarray, "target readout feature"],
+    readouts: Sequence[tuple[slice, Any] | None],
 ) -> Float32[np.ndarray, "target feature"]:
     """Return X'r of what a rung leaves over."""
     of = weights.astype(np.float32)
-    left: Float32[np.ndarray, "target feature"] = moments.products[:, 0].copy()
+    left: Float32[np.ndarray, "target feature"] = products[0].copy()
     for piece in (POSITION, TOKEN, PAIR):
-        left -= of[:, piece, None] * moments.products[:, piece]
-    k = moments.gram.shape[1]
-    inner = np.einsum("mz,mzd->md", of[:, k:], coefficients)
-    left -= inner @ moments.features.astype(np.float32)
+        left -= of[:, piece, None] * products[piece]
+    for i, read in enumerate(readouts, of.shape[1] - len(readouts)):
+        if read is not None and of[:, i].any():
+            columns, b = read
+            left -= (of[:, i, None] * b) @ features[columns].astype(np.float32)
     return left
 
 

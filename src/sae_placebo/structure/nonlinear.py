@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 from pydantic import Field
@@ -18,6 +21,9 @@ from sae_placebo.structure.subsets import (
     scenes_of,
     token_vectors,
 )
+
+_DECAYS, _TINY = (0.9, 0.999), 1e-8
+"""Of AdamW's running means, and what keeps its quotient finite."""
 
 
 class MLPSpec(Spec):
@@ -92,27 +98,53 @@ def _fit(
     y = torch.zeros(len(x), len(latents))
     token, owner = entries_of(reading, scene, latents, 0)
     y[torch.from_numpy(token), torch.from_numpy(owner)] = 1
-    draw = generator(seed, "MLP on token and bag")
-    first = torch.randn(x.shape[1], spec.hidden, generator=draw) / x.shape[1] ** 0.5
-    second = torch.randn(spec.hidden, len(latents), generator=draw) / spec.hidden**0.5
-    weights = [first, torch.zeros(spec.hidden), second, torch.zeros(len(latents))]
-    for one in weights:
-        one.requires_grad_(True)
-    adam = torch.optim.AdamW(weights, lr=spec.learning_rate, weight_decay=spec.weight_decay)
-
-    def scores(inputs: Float[torch.Tensor, "some feature"]) -> Float[torch.Tensor, "some latent"]:
-        found: torch.Tensor = torch.relu(inputs @ weights[0] + weights[1]) @ weights[2] + weights[3]
-        return found
-
-    for _ in range(spec.steps):
-        batch = torch.randint(len(x), (spec.batch,), generator=draw)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(scores(x[batch]), y[batch])
-        adam.zero_grad()
-        # summed over latents, so that a step does not depend on how many share the layer
-        total = loss * len(latents)
-        total.backward()  # type: ignore[no-untyped-call]
-        adam.step()
-    with torch.no_grad():
-        read = scores(held).numpy()
+    weights = _trained(x, y, generator(seed, "MLP on token and bag"), spec)
+    hidden = torch.addmm(weights[1], held, weights[0]).relu_()
+    read = torch.nn.functional.linear(hidden, weights[2], weights[3]).numpy()
     active = entries_of(reading, scene, latents, 2)
     return auc_by_column(read, read[active], active, active[1], len(latents))
+
+
+def _trained(
+    x: Float32[torch.Tensor, "token feature"],
+    y: Float32[torch.Tensor, "token latent"],
+    draw: torch.Generator,
+    spec: MLPSpec,
+) -> list[torch.Tensor]:
+    """Return weights and biases of both layers after AdamW on the logistic loss, summed over latents.
+
+    Written out: for so small a layer, autograd and an optimizer's step take as long as the products.
+    """
+    # rows of the second layer are latents: of few columns, products are slow
+    shapes = [(x.shape[1], spec.hidden), (spec.hidden,), (y.shape[1], spec.hidden), (y.shape[1],)]
+    flat, slope, mean, square, root = torch.zeros(5, sum(math.prod(shape) for shape in shapes))
+    first, first_bias, second, second_bias = weights = _views(flat, shapes)
+    slopes = _views(slope, shapes)
+    first.normal_(generator=draw).div_(x.shape[1] ** 0.5)
+    second.copy_(torch.randn(spec.hidden, y.shape[1], generator=draw).t() / spec.hidden**0.5)
+    for step in range(1, spec.steps + 1):
+        batch = torch.randint(len(x), (spec.batch,), generator=draw)
+        inputs = x.index_select(0, batch)
+        hidden = torch.addmm(first_bias, inputs, first).relu_()
+        error = torch.nn.functional.linear(hidden, second, second_bias).sigmoid_()
+        error.sub_(y.index_select(0, batch)).div_(spec.batch)
+        back = error @ second
+        torch.mm(error.t(), hidden, out=slopes[2])
+        torch.sum(error, 0, out=slopes[3])
+        back.mul_(hidden.sign_())
+        torch.mm(inputs.t(), back, out=slopes[0])
+        torch.sum(back, 0, out=slopes[1])
+        mean.lerp_(slope, 1 - _DECAYS[0])
+        square.mul_(_DECAYS[1]).addcmul_(slope, slope, value=1 - _DECAYS[1])
+        torch.sqrt(square, out=root).div_((1 - _DECAYS[1] ** step) ** 0.5).add_(_TINY)
+        flat.mul_(1 - spec.learning_rate * spec.weight_decay)
+        flat.addcdiv_(mean, root, value=-spec.learning_rate / (1 - _DECAYS[0] ** step))
+    return weights
+
+
+def _views(
+    flat: Float32[torch.Tensor, " number"], shapes: list[tuple[int, ...]]
+) -> list[torch.Tensor]:
+    ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
+    parts = zip([0, *ends], ends, shapes, strict=False)
+    return [flat[begin:end].view(shape) for begin, end, shape in parts]

@@ -7,7 +7,6 @@ set of tokens, `Readouts` per set of tokens and placebo model.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +18,19 @@ from sae_placebo.errors import NotEstimable
 from sae_placebo.lazy import torch
 from sae_placebo.spec import Spec, numpy_generator
 from sae_placebo.structure.base import Folds, TokenTable
+from sae_placebo.structure.block_sums import (
+    Block,
+    BlockKeys,
+    BlockSums,
+    Keys,
+    Tables,
+    gram_of,
+    parts_of,
+)
 
 FIT, CHOOSE, SCORE = 0, 1, 2
 _TOKENS_AT_ONCE = 65_536
+_AT_ONCE = 4_096
 
 
 class LadderSpec(Spec):
@@ -58,65 +67,6 @@ class LadderSpec(Spec):
 
 
 @dataclass(frozen=True, eq=False)
-class Keys:
-    """The keys of one lookup table.
-
-    Attributes:
-        of: Key of each token; `len(n) - 1` where the table has none and backs off.
-        n: Occurrences in the fitted documents, 0 for the last.
-        prior: Occurrences that what is backed off to is worth.
-    """
-
-    of: Int64[np.ndarray, " token"]
-    n: Int64[np.ndarray, " key"]
-    prior: float
-
-    @classmethod
-    def among(
-        cls,
-        keys: Integer[np.ndarray, " token"],
-        fit: Int64[np.ndarray, " fitted"],
-        prior: float,
-        least: int = 1,
-    ) -> Keys:
-        """Return the keys seen at least `least` times at the tokens `fit`."""
-        known, n = np.unique(keys[fit], return_counts=True)
-        known, n = known[n >= least], n[n >= least]
-        if not len(known):
-            return cls(np.zeros(len(keys), dtype=np.int64), np.zeros(1, dtype=np.int64), prior)
-        at = np.minimum(np.searchsorted(known, keys), len(known) - 1)
-        of = np.where(known[at] == keys, at, len(known)).astype(np.int64)
-        return cls(of, np.append(n, 0).astype(np.int64), prior)
-
-    @functools.cached_property
-    def rest(self) -> Float64[np.ndarray, " key"]:
-        """Weight of what is backed off to: prior / (n + prior)."""
-        return np.asarray(self.prior / (self.n + self.prior))
-
-    def sums(self, tokens: Int64[np.ndarray, " chosen"]) -> Any:
-        """Return the sparse matrix [key, chosen] that adds up by key, nothing for the last key."""
-        found = adder(self.of[tokens], len(self.n))
-        found.data[found.indptr[-2] :] = 0
-        return found
-
-
-def adder(keys: Int64[np.ndarray, " chosen"], n_keys: int) -> Any:
-    """Return the float32 CSR matrix [key, chosen] that adds up by key."""
-    from scipy.sparse import csr_matrix
-
-    ones = np.ones(len(keys), dtype=np.float32)
-    return csr_matrix((ones, (keys, np.arange(len(keys)))), shape=(n_keys, len(keys)))
-
-
-@dataclass(frozen=True, eq=False)
-class Block:
-    """Tokens that are summed over together: those chosen on, or those of one scored group."""
-
-    tokens: Int64[np.ndarray, " chosen"]
-    group: int
-
-
-@dataclass(frozen=True, eq=False)
 class TokenFeatures:
     """What can be known of the tokens without a model: shared by all SAEs read at them.
 
@@ -126,10 +76,12 @@ class TokenFeatures:
         pairs: Table of both.
         bins: Bin of each position.
         n_bins: Bins.
-        dense: [token, feature] bags, then windows; as they are, neither centered nor scaled.
+        x: The columns of `Readouts` that need no placebo. Rows are the fitted tokens, those chosen on,
+            then the scored by group, so that those of a block are a view.
         fit: Fitted tokens.
         choose: Tokens to choose on.
         score: Scored tokens by group of documents.
+        n_groups: Groups of documents.
         source: What stands for a token in bags and windows, for people.
         spec: Settings.
     """
@@ -139,7 +91,7 @@ class TokenFeatures:
     pairs: Keys
     bins: Int64[np.ndarray, " token"]
     n_bins: int
-    dense: Float32[np.ndarray, "token feature"]
+    x: Float32[np.ndarray, "ordered feature"]
     fit: Int64[np.ndarray, " fitted"]
     choose: Block
     score: tuple[Block, ...]
@@ -174,6 +126,8 @@ class TokenFeatures:
             if not len(found):
                 raise NotEstimable(f"no document to {what} on: the ladder needs more documents")
         groups = folds.groups[tokens.documents[score]]
+        blocks = _blocks(len(fit), choose, [(g, score[groups == g]) for g in np.unique(groups)])
+        order = np.concatenate([fit, *(block.tokens for block in blocks)])
         ids, before = tokens.ids.astype(np.int64), tokens.previous.astype(np.int64)
         width = int(tokens.rows.token_ids.max()) + 1
         rows, source = _token_rows(tokens, fit, embeddings, seed, spec)
@@ -182,17 +136,21 @@ class TokenFeatures:
                 tokens.positions[fit], np.arange(1, spec.position_bins) / spec.position_bins
             )
         )
+        words = Keys.among(ids, fit, spec.prior)
+        x, n_bag = _features(tokens, rows, order, spec), _n_bag(spec)
+        _less_words(x, words, order, len(fit), 1 + n_bag)
+        _scale(x, len(fit), (slice(1, 1 + n_bag), slice(1 + n_bag, None)))
         return cls(
-            words=Keys.among(ids, fit, spec.prior),
+            words=words,
             previous=Keys.among(before, fit, spec.prior),
             # the current token first: pairs are then sorted by it
             pairs=Keys.among(ids * width + before, fit, spec.prior, spec.least_pair),
             bins=np.searchsorted(edges, tokens.positions, side="right").astype(np.int64),
             n_bins=len(edges) + 1,
-            dense=np.concatenate([_bags(tokens, rows, spec), _windows(tokens, rows, spec)], axis=1),
+            x=x,
             fit=fit,
-            choose=Block(choose, -1),
-            score=tuple(Block(score[groups == g], int(g)) for g in np.unique(groups)),
+            choose=blocks[0],
+            score=tuple(blocks[1:]),
             n_groups=folds.n_groups,
             source=source,
             spec=spec,
@@ -208,6 +166,40 @@ class TokenFeatures:
         found[self.pairs.of] = self.words.of
         found[-1] = len(self.words.n) - 1
         return found
+
+    @functools.cached_property
+    def order(self) -> Int64[np.ndarray, " ordered"]:
+        """Token of each row of the features."""
+        return np.concatenate([self.fit, self.choose.tokens, *(b.tokens for b in self.score)])
+
+    @functools.cached_property
+    def fit_gram(self) -> Float64[np.ndarray, "feature feature"]:
+        """X'X of the features on the fitted tokens."""
+        return gram_of((self.x[: len(self.fit)],))
+
+    @functools.cached_property
+    def sums(self) -> tuple[BlockSums, ...]:
+        """Sums over each block, first those chosen on, of the features that need no placebo."""
+        tables = Tables(self.words, self.previous, self.pairs, self.bins, self.n_bins)
+        return tuple(
+            BlockSums.of(BlockKeys.of(tables, block), (self.x[block.rows],), None)
+            for block in (self.choose, *self.score)
+        )
+
+
+def _blocks(
+    start: int, choose: Int64[np.ndarray, " chosen"], score: list[tuple[Any, Any]]
+) -> list[Block]:
+    """Return the blocks, one behind the other in the features from row `start`."""
+    blocks = []
+    for group, tokens in ((-1, choose), *score):
+        blocks.append(Block(tokens, int(group), slice(start, start + len(tokens))))
+        start += len(tokens)
+    return blocks
+
+
+def _n_bag(spec: LadderSpec) -> int:
+    return len(spec.decays) * spec.bag
 
 
 def _token_rows(
@@ -235,60 +227,55 @@ def _token_rows(
     return np.pad(rows, ((0, 0), (0, max(missing, 0)))), "embedding rows of the model"
 
 
-def _bags(
-    tokens: TokenTable, rows: Float32[np.ndarray, "vocabulary part"], spec: LadderSpec
-) -> Float32[np.ndarray, "token feature"]:
-    """Return decayed sums of the rows of the tokens before, within the row, per decay."""
-    ids = tokens.rows.token_ids
-    row, position = tokens.places.T
-    found = np.empty((len(tokens), len(spec.decays) * spec.bag), dtype=np.float32)
-    decays = np.asarray(spec.decays, dtype=np.float32)[:, None]
-    at_once = max(1, _TOKENS_AT_ONCE // ids.shape[1])
+def _features(
+    tokens: TokenTable,
+    rows: Float32[np.ndarray, "vocabulary part"],
+    order: Int64[np.ndarray, " ordered"],
+    spec: LadderSpec,
+) -> Float32[np.ndarray, "ordered feature"]:
+    """Return ones, bags, bags once more, and windows, as they are, of the tokens in `order`."""
+    ids, row, n_bag = tokens.rows.token_ids, tokens.places[:, 0], _n_bag(spec)
+    found = np.empty((len(order), 1 + 2 * n_bag + sum(spec.window)), dtype=np.float32)
+    place = np.full(len(tokens), -1, dtype=np.int64)
+    place[order] = np.arange(len(order))
+    at_once = max(1, _AT_ONCE // ids.shape[1])
     for first in range(0, len(ids), at_once):
-        part = rows[ids[first : first + at_once], : spec.bag]
-        bag = np.zeros((*part.shape[:2], len(spec.decays), spec.bag), dtype=np.float32)
-        for p in range(1, part.shape[1]):
-            bag[:, p] = decays * bag[:, p - 1] + part[:, p - 1, None]
         start, stop = np.searchsorted(row, [first, first + at_once])
-        here = slice(start, stop)
-        found[here] = bag[row[here] - first, position[here]].reshape(stop - start, -1)
+        here = np.flatnonzero(place[start:stop] >= 0)
+        at = place[start:stop][here]
+        bags = _bags(rows[ids[first : first + at_once], : spec.bag], spec)
+        places = tokens.places[start:stop][here]
+        part = bags[places[:, 0] - first, places[:, 1]]
+        windows = _windows(ids, places, rows, spec)
+        found[at] = np.concatenate([np.ones((len(at), 1), "f4"), part, part, windows], axis=1)
     return found
 
 
+def _bags(
+    rows: Float32[np.ndarray, "row position part"], spec: LadderSpec
+) -> Float32[np.ndarray, "row position feature"]:
+    """Return decayed sums of the vectors of the tokens before, within the row, per decay."""
+    decays = np.asarray(spec.decays, dtype=np.float32)[:, None]
+    bag = np.zeros((*rows.shape[:2], len(spec.decays), spec.bag), dtype=np.float32)
+    for p in range(1, rows.shape[1]):
+        bag[:, p] = decays * bag[:, p - 1] + rows[:, p - 1, None]
+    return bag.reshape(*rows.shape[:2], -1)
+
+
 def _windows(
-    tokens: TokenTable, rows: Float32[np.ndarray, "vocabulary part"], spec: LadderSpec
+    ids: Integer[np.ndarray, "row position"],
+    places: Int64[np.ndarray, "token 2"],
+    rows: Float32[np.ndarray, "vocabulary part"],
+    spec: LadderSpec,
 ) -> Float32[np.ndarray, "token feature"]:
-    """Return the rows of the last tokens, 0 before the row began, one position after the other."""
-    row, position = tokens.places.T
+    """Return the vectors of the last tokens, 0 before the row began, one position after the other."""
+    row, position = places.T
     parts = []
     for back, width in enumerate(spec.window):
         there = position >= back
-        part = rows[tokens.rows.token_ids[row, np.maximum(position - back, 0)], :width]
-        parts.append(part * there[:, None])
-    return np.concatenate(parts, axis=1).astype(np.float32)
-
-
-@dataclass(frozen=True, eq=False)
-class BlockSums:
-    """Sums of the features over the tokens of a block, by key.
-
-    `*_keys` are the keys that occur, `*_at` which of them each token has; `word_shares` are sums weighted
-    by the share that the table of pairs has in the prediction, n / (n + prior).
-    """
-
-    block: Block
-    x: Float32[np.ndarray, "chosen feature"]
-    gram: Float64[np.ndarray, "feature feature"]
-    share: Float32[np.ndarray, " chosen"]
-    bins: Int64[np.ndarray, " chosen"]
-    word_at: Int64[np.ndarray, " chosen"]
-    pair_at: Int64[np.ndarray, " chosen"]
-    word_keys: Int64[np.ndarray, " word"]
-    word_sums: Float32[np.ndarray, "word feature"]
-    word_shares: Float32[np.ndarray, "word feature"]
-    pair_keys: Int64[np.ndarray, " pair"]
-    pair_sums: Float32[np.ndarray, "pair feature"]
-    bin_sums: Float32[np.ndarray, "bin feature"]
+        part = rows[ids[row, np.maximum(position - back, 0)], :width]
+        parts.append(part * there[:, None].astype(np.float32))
+    return np.concatenate(parts, axis=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,60 +284,72 @@ class Readouts:
 
     Columns: ones; the bag as it is; then, less the mean by current token (the table's, with its prior):
     bag, window, activations of the placebo. With the table of the current token beside them, the latter
-    explain what that table does not (Frisch, Waugh and Lovell).
+    explain what that table does not (Frisch, Waugh and Lovell). All but those of the placebo are held
+    by the features of the tokens, once for all placebos.
 
     Attributes:
         tokens: The features of the tokens.
-        x: [token, feature].
-        bag_alone, bag, window, placebo: Columns; each of the last three holds those before it.
-            `placebo` is None where there is no placebo.
+        own: Columns of the placebo, rows as in `TokenFeatures.x`; None where there is none.
     """
 
     tokens: TokenFeatures
-    x: Float32[np.ndarray, "token feature"]
-    bag_alone: slice
-    bag: slice
-    window: slice
-    placebo: slice | None
+    own: Float32[np.ndarray, "ordered part"] | None
 
     @classmethod
     def of(
         cls, tokens: TokenFeatures, activations: Float[torch.Tensor, "token d_in"] | None
     ) -> Readouts:
         """Return the features of the tokens with those of the placebo's model, if there is one."""
-        n_bag = len(tokens.spec.decays) * tokens.spec.bag
-        parts = [tokens.dense]
-        if activations is not None:
-            parts.append(_leading(activations, tokens.fit, tokens.spec.readout))
-        inner = [_less_words(part, tokens) for part in parts]
-        alone = tokens.dense[:, :n_bag]
-        ones = np.ones((len(tokens), 1), dtype=np.float32)
-        x = np.concatenate([ones, *(_scaled(part, tokens.fit) for part in (alone, *inner))], axis=1)
-        start = 1 + n_bag
-        n_token = tokens.dense.shape[1]
-        return cls(
-            tokens=tokens,
-            x=x,
-            bag_alone=slice(1, start),
-            bag=slice(start, start + n_bag),
-            window=slice(start, start + n_token),
-            placebo=slice(start, x.shape[1]) if activations is not None else None,
-        )
+        if activations is None:
+            return cls(tokens, None)
+        n_fit = len(tokens.fit)
+        own = _leading(activations, tokens.order, n_fit, tokens.spec.readout)
+        _less_words(own, tokens.words, tokens.order, n_fit, 0)
+        _scale(own, n_fit, (slice(None),))
+        return cls(tokens, own)
+
+    @property
+    def bag_alone(self) -> slice:
+        """Columns of the bag as it is."""
+        return slice(1, 1 + _n_bag(self.tokens.spec))
+
+    @property
+    def bag(self) -> slice:
+        """Columns of the bag."""
+        n_bag = _n_bag(self.tokens.spec)
+        return slice(1 + n_bag, 1 + 2 * n_bag)
+
+    @property
+    def window(self) -> slice:
+        """Columns of bag and window."""
+        return slice(self.bag.start, self.tokens.x.shape[1])
+
+    @property
+    def placebo(self) -> slice | None:
+        """Columns of bag, window and placebo; None where there is no placebo."""
+        if self.own is None:
+            return None
+        return slice(self.bag.start, self.tokens.x.shape[1] + self.own.shape[1])
+
+    @property
+    def fitted(self) -> tuple[Float32[np.ndarray, "fitted _"], ...]:
+        """The features at the fitted tokens, side by side."""
+        return self._at(slice(0, len(self.tokens.fit)))
 
     @functools.cached_property
     def fit_gram(self) -> Float64[np.ndarray, "feature feature"]:
         """X'X on the fitted tokens."""
-        return _gram(self.x[self.tokens.fit])
+        return gram_of(self.fitted, self.tokens.fit_gram)
 
     @functools.cached_property
     def choose(self) -> BlockSums:
         """Sums over the tokens that are chosen on."""
-        return self._sums(self.tokens.choose)
+        return self._sums(self.tokens.sums[0])
 
     @functools.cached_property
     def score(self) -> tuple[BlockSums, ...]:
         """Sums over the scored tokens, by group of documents."""
-        return tuple(self._sums(block) for block in self.tokens.score)
+        return tuple(self._sums(known) for known in self.tokens.sums[1:])
 
     @functools.cached_property
     def readings(self) -> dict[str, Reading]:
@@ -367,27 +366,14 @@ class Readouts:
             if columns is not None
         }
 
-    def _sums(self, block: Block) -> BlockSums:
-        tokens, x = self.tokens, self.x[block.tokens]
-        share = (1 - tokens.pairs.rest[tokens.pairs.of[block.tokens]]).astype(np.float32)
-        words, at_word = np.unique(tokens.words.of[block.tokens], return_inverse=True)
-        pairs, at_pair = np.unique(tokens.pairs.of[block.tokens], return_inverse=True)
-        by_word = adder(at_word, len(words))
-        return BlockSums(
-            block=block,
-            x=x,
-            gram=_gram(x),
-            share=share,
-            bins=tokens.bins[block.tokens],
-            word_at=at_word.astype(np.int64),
-            pair_at=at_pair.astype(np.int64),
-            word_keys=words,
-            word_sums=by_word @ x,
-            word_shares=by_word.multiply(share).tocsr() @ x,
-            pair_keys=pairs,
-            pair_sums=adder(at_pair, len(pairs)) @ x,
-            bin_sums=adder(tokens.bins[block.tokens], tokens.n_bins) @ x,
-        )
+    def _at(self, rows: slice) -> tuple[Float32[np.ndarray, "chosen _"], ...]:
+        own = () if self.own is None else (self.own[rows],)
+        return self.tokens.x[rows], *own
+
+    def _sums(self, known: BlockSums) -> BlockSums:
+        if self.own is None:
+            return known
+        return BlockSums.of(known.keys, self._at(known.keys.block.rows), known)
 
 
 @dataclass(frozen=True, eq=False)
@@ -405,47 +391,78 @@ class Reading:
         return cls(columns, np.maximum(values, 0), vectors.astype(np.float32))
 
 
-def _parts(n: int) -> Iterator[slice]:
-    for first in range(0, n, _TOKENS_AT_ONCE):
-        yield slice(first, min(first + _TOKENS_AT_ONCE, n))
-
-
-def _gram(x: Float32[np.ndarray, "chosen feature"]) -> Float64[np.ndarray, "feature feature"]:
-    total = np.zeros((x.shape[1], x.shape[1]))
-    for part in _parts(len(x)):
-        total += x[part].T @ x[part]
-    return total
-
-
 def _leading(
-    activations: Float[torch.Tensor, "token d_in"], fit: Int64[np.ndarray, " fitted"], width: int
-) -> Float32[np.ndarray, "token part"]:
-    """Return activations as they are, or, of more than `width` dimensions, the leading components."""
+    activations: Float[torch.Tensor, "token d_in"],
+    order: Int64[np.ndarray, " ordered"],
+    n_fit: int,
+    width: int,
+) -> Float32[np.ndarray, "ordered part"]:
+    """Return a copy of activations in order; of more than `width` dimensions, leading components."""
     x = activations.detach().float().cpu().numpy()
+    found = np.empty((len(order), min(x.shape[1], width)), dtype=np.float32)
     if x.shape[1] <= width:
-        return np.asarray(x)
-    centered = x[fit] - x[fit].mean(0)
-    vectors = np.linalg.eigh(_gram(centered))[1][:, ::-1][:, :width]
-    return np.asarray(x @ vectors.astype(np.float32))
+        # clipping asks for no buffer of all that is copied
+        np.take(x, order, axis=0, out=found, mode="clip")
+        return found
+    mean = sum(x[order[p]].sum(0, dtype=np.float64) for p in parts_of(n_fit, _AT_ONCE)) / n_fit
+    gram = np.zeros((x.shape[1], x.shape[1]))
+    for part in parts_of(n_fit, _AT_ONCE):
+        centered = x[order[part]] - mean.astype(np.float32)
+        gram += centered.T @ centered
+    vectors = np.linalg.eigh(gram)[1][:, ::-1][:, :width].astype(np.float32)
+    for part in parts_of(len(order), _AT_ONCE):
+        found[part] = x[order[part]] @ vectors
+    return found
 
 
 def _less_words(
-    x: Float32[np.ndarray, "token part"], tokens: TokenFeatures
-) -> Float32[np.ndarray, "token part"]:
-    """Return features less their mean by current token, as the table with its prior has it."""
-    mean = x[tokens.fit].mean(0)
-    words = tokens.words
+    x: Float32[np.ndarray, "ordered part"],
+    words: Keys,
+    order: Int64[np.ndarray, " ordered"],
+    n_fit: int,
+    first: int,
+) -> None:
+    """Take off features, from column `first`, their mean by current token; the table's, with its prior."""
     n = (words.n + words.prior).astype(np.float32)[:, None]
-    sums = words.sums(tokens.fit) @ x[tokens.fit]
-    table = (sums + words.prior * mean) / n
-    return np.asarray(x - table.astype(np.float32)[words.of])
+    sums = words.sums(order[:n_fit]) @ x[:n_fit]
+    table = ((sums + words.prior * _moment(x[:n_fit])) / n).astype(np.float32)
+    table[:, :first] = 0
+    of = words.of[order]
+    for part in parts_of(len(x), _AT_ONCE):
+        x[part] -= table[of[part]]
 
 
-def _scaled(
-    x: Float32[np.ndarray, "token part"], fit: Int64[np.ndarray, " fitted"]
-) -> Float32[np.ndarray, "token part"]:
-    """Return columns of mean 0 and variance 1 on the fitted tokens; constant ones become 0."""
-    mean, deviation = x[fit].mean(0), x[fit].std(0)
-    usable = deviation > 1e-6 * max(float(deviation.max(initial=0.0)), 1e-30)
-    scale = np.where(usable, 1 / np.where(usable, deviation, 1), 0)
-    return np.asarray((x - mean) * scale, dtype=np.float32)
+def _scale(x: Float32[np.ndarray, "ordered part"], n_fit: int, together: tuple[slice, ...]) -> None:
+    """Make columns of mean 0 and variance 1 on the fitted tokens; constant ones become 0.
+
+    Args:
+        x: Features.
+        n_fit: Fitted tokens, which are first.
+        together: Columns that tell from one another what is constant; others are left alone.
+    """
+    mean = _moment(x[:n_fit])
+    deviation = np.sqrt(_moment(x[:n_fit], mean.astype(np.float32)))
+    scale, shift = np.ones(x.shape[1]), np.zeros(x.shape[1])
+    for columns in together:
+        here = deviation[columns]
+        usable = here > 1e-6 * max(float(here.max(initial=0.0)), 1e-30)
+        scale[columns] = np.where(usable, 1 / np.where(usable, here, 1), 0)
+        shift[columns] = mean[columns]
+    scale32, shift32 = scale.astype(np.float32), shift.astype(np.float32)
+    for part in parts_of(len(x), _AT_ONCE):
+        x[part] -= shift32
+        x[part] *= scale32
+
+
+def _moment(
+    x: Float32[np.ndarray, "chosen part"], about: Float32[np.ndarray, " part"] | None = None
+) -> Float64[np.ndarray, " part"]:
+    """Return the mean of each column, or, about something, of the square of what is beyond it."""
+    total = np.zeros(x.shape[1])
+    for part in parts_of(len(x), _AT_ONCE):
+        some = x[part]
+        if about is not None:
+            some = some - about
+            some *= some
+        total += np.ones(len(some), dtype=np.float32) @ some
+    return total / len(x)

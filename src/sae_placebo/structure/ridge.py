@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32, Float64
 
+from sae_placebo.structure.pieces import N_LOOKUPS
 from sae_placebo.structure.predictors import Reading
-from sae_placebo.structure.targets import N_LOOKUPS
 
 _TINY = 1e-9
 _FAINT = 1e-5
@@ -83,12 +83,3 @@ def weigh(
     inner /= scale[:, :, None] * scale[:, None, :]
     solved = np.linalg.solve(inner, right / scale[..., None])[..., 0] / scale
     return np.asarray(solved @ mixes)
-
-
-def squared_error(
-    gram: Float64[np.ndarray, "target piece piece"], weights: Float64[np.ndarray, "target piece"]
-) -> Float64[np.ndarray, " target"]:
-    """Return the sum of squares of piece 0 less the weighted others."""
-    signed = weights.copy()
-    signed[:, 0] -= 1
-    return np.asarray(np.einsum("mk,mkl,ml->m", signed, gram, signed))

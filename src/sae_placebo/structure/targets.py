@@ -13,65 +13,20 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
-from sae_placebo.structure.predictors import (
-    BlockSums,
-    Keys,
-    Readouts,
-    TokenFeatures,
-    adder,
+from sae_placebo.structure.block_sums import BlockSums, Keys, adder
+from sae_placebo.structure.pieces import (
+    N_LOOKUPS,
+    PREVIOUS,
+    TARGET,
+    Fitted,
+    Moments,
+    mixer,
+    partner_weights,
 )
+from sae_placebo.structure.predictors import Readouts, TokenFeatures
 
-TARGET, POSITION, TOKEN, PAIR, PREVIOUS = range(5)
-"""Pieces: the target less its mean, then what each lookup adds to the mean. `PAIR` is what the table of
-pairs adds to that of tokens; partners come behind."""
-N_LOOKUPS = 5
-READ = (TARGET, POSITION, TOKEN, PAIR)
-"""Pieces whose products with the features are known, in the order of `Moments.products`."""
-
-
-@dataclass(frozen=True, eq=False)
-class Moments:
-    """Inner products over the tokens of a block.
-
-    Attributes:
-        gram: Of the pieces with one another; those of `PREVIOUS` with itself and the target only.
-        products: Of the pieces in `READ`, then of the partners, with the features.
-        features: X'X.
-        squares, fourths: Sums of powers of the target as it is.
-        active: Tokens where it is not 0.
-    """
-
-    gram: Float64[np.ndarray, "target piece piece"]
-    products: Float32[np.ndarray, "target read feature"]
-    features: Float64[np.ndarray, "feature feature"]
-    squares: Float64[np.ndarray, " target"]
-    fourths: Float64[np.ndarray, " target"]
-    active: Int64[np.ndarray, " target"]
-
-    def with_readouts(
-        self, coefficients: Float32[np.ndarray, "target readout feature"]
-    ) -> Float64[np.ndarray, "target piece piece"]:
-        """Return the inner products of the pieces and, behind them, of readouts x'b with the pieces.
-
-        Those of readouts with one another are left 0, since no rung has two.
-        """
-        m, k = self.gram.shape[:2]
-        n = coefficients.shape[1]
-        found = np.zeros((m, k + n, k + n))
-        found[:, :k, :k] = self.gram
-        read = [*READ, *range(N_LOOKUPS, k)]
-        across = self.products @ coefficients.transpose(0, 2, 1)
-        features = self.features.astype(np.float32)
-        for i in range(n):
-            found[:, read, k + i] = found[:, k + i, read] = across[:, :, i]
-            b = coefficients[:, i]
-            used = np.flatnonzero(b.any(axis=0))
-            if len(used):
-                # a readout's columns are one run
-                columns = slice(used[0], used[-1] + 1)
-                b = np.ascontiguousarray(b[:, columns])
-                found[:, k + i, k + i] = np.einsum("md,md->m", b @ features[columns, columns], b)
-        return found
+_AT_ONCE = 512
+"""Latents whose products are formed at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +59,8 @@ class Latents:
         put("n_fitted", np.asarray(there.getnnz(axis=0), dtype=np.int64))
         put("mean", np.asarray(there.mean(axis=0), dtype=np.float32).ravel())
         # columns of x have mean 0, so the target's mean does not matter
-        put("fitted", np.asarray(there.T @ self.readouts.x[tokens.fit], dtype=np.float32))
+        fitted = [there.T @ x for x in self.readouts.fitted]
+        put("fitted", np.concatenate(fitted, axis=1, dtype=np.float32))
         put("_there", there)
 
     @property
@@ -120,6 +76,11 @@ class Latents:
     def previous(self) -> Any:
         """Table of the token before, without the multiple of the mean."""
         return self._table(self._tokens.previous)
+
+    @functools.cached_property
+    def previous_squared(self) -> Any:
+        """Squares of the entries of `previous`."""
+        return _squared(self.previous)
 
     @functools.cached_property
     def pair(self) -> Any:
@@ -156,75 +117,129 @@ class Latents:
         found.data *= np.repeat(weight, np.diff(found.indptr)).astype(np.float32)
         return found
 
-    def moments(self, sums: BlockSums) -> Moments:
-        """Return the inner products over a block."""
-        here = self.codes[sums.block.tokens]
+    def moments(
+        self, sums: BlockSums, mix: Float64[np.ndarray, "partner latent"] | None = None
+    ) -> Moments:
+        """Return the inner products over a block.
+
+        Args:
+            sums: Over the block.
+            mix: Weights of the partners, to have their weighted sum as one piece; None to have each.
+        """
+        here = self.codes[sums.keys.block.tokens].T.tocsr()
         tables = _Here(self, sums)
-        gram, products = tables.gram, tables.products
-        m, n_partners = len(self.mean), len(self.partners)
-        whole = np.zeros((m, N_LOOKUPS + n_partners, N_LOOKUPS + n_partners))
-        whole[:, :N_LOOKUPS, :N_LOOKUPS] = gram
-        read = np.empty((m, len(READ) + n_partners, sums.x.shape[1]), dtype=np.float32)
-        for piece, product in zip(READ[1:], products, strict=True):
-            read[:, piece] = product
-        own = here.T @ sums.x
-        total = own[:, 0].astype(np.float64)
-        squares = here.multiply(here)
-        square = _column_sums(squares)
-        inner = tables.with_lookups(here)
-        # the target less its mean
-        inner -= self.mean[:, None] * tables.sums
-        whole[:, TARGET, 1:N_LOOKUPS] = whole[:, 1:N_LOOKUPS, TARGET] = inner
+        partners = self._beside(sums, mix) if len(self.partners) else []
+        m, k = len(self.mean), N_LOOKUPS + len(partners)
+        gram = np.zeros((m, k, k))
+        gram[:, :N_LOOKUPS, :N_LOOKUPS] = tables.gram
+        total, squares = _row_sums(here), _squared(here)
+        square = _row_sums(squares)
         mean = self.mean.astype(np.float64)
-        whole[:, 0, 0] = square - 2 * mean * total + mean**2 * here.shape[0]
-        own -= self.mean[:, None] * sums.x.sum(0)
-        read[:, TARGET] = own
-        if n_partners:
-            self._add_partners(sums, tables, here, whole, read)
+        own, *others = tables.with_lookups([here, *(partner.codes for partner in partners)])
+        # the target less its mean
+        own -= mean[:, None] * tables.sums
+        gram[:, TARGET, 1:N_LOOKUPS] = gram[:, 1:N_LOOKUPS, TARGET] = own
+        gram[:, 0, 0] = square - 2 * mean * total + mean**2 * sums.keys.n
+        for p, (partner, inner) in enumerate(zip(partners, others, strict=True)):
+            piece = N_LOOKUPS + p
+            inner -= partner.mean[:, None] * tables.sums
+            # not the token before, with which no rung has partners
+            gram[:, piece, 1:PREVIOUS] = gram[:, 1:PREVIOUS, piece] = inner[:, : PREVIOUS - 1]
+            less = partner.total - partner.mean * sums.keys.n
+            y = _row_sums(partner.codes.multiply(here)) - partner.mean * total - mean * less
+            gram[:, piece, 0] = gram[:, 0, piece] = y
+            for q, other in enumerate(partners[: p + 1]):
+                same = p == q
+                codes = _squared(partner.codes) if same else partner.codes.multiply(other.codes)
+                both = _row_sums(codes) - partner.mean * other.total - other.mean * less
+                gram[:, piece, N_LOOKUPS + q] = gram[:, N_LOOKUPS + q, piece] = both
+
+        def products(rows: slice) -> list[Float32[np.ndarray, "some feature"]]:
+            own = _dot(here[rows], sums)
+            own -= self.mean[rows, None] * sums.total
+            found = [own, *tables.products(rows)]
+            return [*found, *(partner.product(rows, sums) for partner in partners)]
+
         return Moments(
-            gram=whole,
-            products=read,
+            gram=gram,
+            products=products,
             features=sums.gram,
             squares=square,
-            fourths=_column_sums(squares.multiply(squares)),
-            active=np.asarray(here.getnnz(axis=0), dtype=np.int64),
+            fourths=_row_sums(_squared(squares)),
+            active=np.diff(here.indptr).astype(np.int64),
         )
 
-    def _add_partners(
-        self, sums: BlockSums, tables: _Here, here: Any, gram: Any, read: Any
-    ) -> None:
-        """Write the inner products of the partners, each less its mean on the fitted tokens."""
-        used, at = np.unique(self.partners, return_inverse=True)
-        at = at.reshape(self.partners.shape)
-        codes = self.placebo[sums.block.tokens][:, used]
-        # columns of x but the first have mean 0 where they are fitted, not in this block
-        mean = self._placebo_mean[used]
-        products = (codes.T @ sums.x) - mean[:, None] * sums.x.sum(0)
-        n = here.shape[0]
-        by_latent = codes.tocsc()
-        columns = [by_latent[:, at[p]].tocsr() for p in range(len(at))]
-        for p, column in enumerate(columns):
-            piece, own = N_LOOKUPS + p, mean[at[p]].astype(np.float64)
-            read[:, len(READ) + p] = products[at[p]]
-            total = _column_sums(column)
-            inner = tables.with_lookups(column, previous=False) - own[:, None] * tables.sums
-            gram[:, piece, 1:N_LOOKUPS] = gram[:, 1:N_LOOKUPS, piece] = inner
-            y = _column_sums(column.multiply(here)) - own * _column_sums(here)
-            y -= self.mean * (total - own * n)
-            gram[:, piece, 0] = gram[:, 0, piece] = y
-            for q in range(p + 1):
-                other, their = columns[q], mean[at[q]].astype(np.float64)
-                both = _column_sums(column.multiply(other)) - own * _column_sums(other)
-                both -= their * (total - own * n)
-                gram[:, piece, N_LOOKUPS + q] = gram[:, N_LOOKUPS + q, piece] = both
+    def errors(
+        self, sums: BlockSums, fitted: Fitted
+    ) -> tuple[Int64[np.ndarray, " latent"], Float64[np.ndarray, "name latent"]]:
+        """Return active tokens of a block, and the sum of squared errors of each prediction there."""
+        moments = self.moments(sums, fitted.mix)
+        gram = moments.with_room(len(fitted.readouts))
+        moments.put(gram, {i: r for i, r in enumerate(fitted.readouts) if r is not None})
+        signed = fitted.signed
+        errors = np.einsum("mnk,mnk->nm", signed @ gram, signed)
+        return moments.active, fitted.spread(errors)
+
+    def _beside(
+        self, sums: BlockSums, mix: Float64[np.ndarray, "partner latent"] | None
+    ) -> list[_Partner]:
+        """Return the partners of each latent at a block, or their weighted sum alone."""
+        codes = self.placebo[sums.keys.block.tokens]
+        others = codes.T.tocsr()
+        by_other = _dot(others, sums)
+        found = []
+        for at, weights in partner_weights(self.partners, mix):
+            picked = mixer(at, weights, codes.shape[1])
+            # sorted, as transposing leaves it
+            column = others[at[0]] if mix is None else (codes @ picked).T.tocsr()
+            mean = (weights * self._placebo_mean[at]).sum(0)
+            found.append(_Partner(column, mean, _row_sums(column), picked.T, by_other))
+        return found
 
     @functools.cached_property
     def _placebo_mean(self) -> Float32[np.ndarray, " other"]:
         return np.asarray(self.placebo[self._tokens.fit].mean(axis=0), dtype=np.float32).ravel()
 
 
-def _column_sums(matrix: Any) -> Float64[np.ndarray, " target"]:
-    return np.asarray(matrix.sum(axis=0, dtype=np.float64)).ravel()
+@dataclass(frozen=True, eq=False)
+class _Partner:
+    """A column of a placebo's codes beside each latent, at the tokens of a block.
+
+    Attributes:
+        codes: CSR [latent, token].
+        mean: On the fitted tokens.
+        total: Sum over the block.
+        picked: CSR [latent, placebo latent] what the column is made of.
+        by_other: Products of the placebo latents with the features.
+    """
+
+    codes: Any
+    mean: Float64[np.ndarray, " latent"]
+    total: Float64[np.ndarray, " latent"]
+    picked: Any
+    by_other: Float32[np.ndarray, "other feature"]
+
+    def product(self, rows: slice, sums: BlockSums) -> Float32[np.ndarray, "some feature"]:
+        """Return the products of the columns, each less its mean, with the features."""
+        found = np.asarray(self.picked[rows] @ self.by_other)
+        found -= self.mean[rows, None].astype(np.float32) * sums.total
+        return found
+
+
+def _dot(by_latent: Any, sums: BlockSums) -> Float32[np.ndarray, "some feature"]:
+    """Return the products of sparse columns, [latent, token], with the features."""
+    return np.concatenate([by_latent @ x for x in sums.parts], axis=1)
+
+
+def _row_sums(matrix: Any) -> Float64[np.ndarray, " target"]:
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    return np.bincount(rows, matrix.data, minlength=matrix.shape[0])
+
+
+def _squared(matrix: Any) -> Any:
+    """Return a sparse matrix with each entry squared."""
+    parts = (matrix.data**2, matrix.indices, matrix.indptr)
+    return type(matrix)(parts, shape=matrix.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,92 +252,81 @@ class _Here:
     @functools.cached_property
     def word(self) -> Any:
         """Rows of the table of the current token."""
-        return self.latents.word[self.of.word_keys]
+        return self.latents.word[self.of.keys.word_keys]
 
     @functools.cached_property
     def pair(self) -> Any:
         """Rows of the table of pairs."""
-        return self.latents.pair[self.of.pair_keys]
+        return self.latents.pair[self.of.keys.pair_keys]
+
+    @functools.cached_property
+    def by_latent(self) -> tuple[Any, Any]:
+        """Both, [latent, key]."""
+        return self.word.T.tocsr(), self.pair.T.tocsr()
 
     @functools.cached_property
     def rest(self) -> Float64[np.ndarray, " word"]:
         """Weight of the mean in each current token's prediction."""
-        return np.asarray(self.latents.readouts.tokens.words.rest[self.of.word_keys])
+        return np.asarray(self.latents.readouts.tokens.words.rest[self.of.keys.word_keys])
 
     @functools.cached_property
-    def by_word(self) -> Any:
-        """[word, token]."""
-        return adder(self.of.word_at, len(self.of.word_keys))
+    def of_mean(self) -> Float32[np.ndarray, " twice"]:
+        """Product of the weight of the mean with the features, as they are and weighted by the share."""
+        found: Float32[np.ndarray, " twice"] = self.rest.astype(np.float32) @ self.of.by_word
+        found[: self.of.n_features] -= self.of.total
+        return found
 
-    @functools.cached_property
-    def by_share(self) -> Any:
-        """[word, token], weighted by the share of the table of pairs."""
-        return self.by_word.multiply(self.of.share).tocsr()
-
-    @functools.cached_property
-    def by_pair(self) -> Any:
-        """[pair, token]."""
-        return adder(self.of.pair_at, len(self.of.pair_keys))
-
-    @functools.cached_property
-    def by_bin(self) -> Any:
-        """[bin, token]."""
-        return adder(self.of.bins, len(self.latents.position))
-
-    @functools.cached_property
-    def by_previous(self) -> Any:
-        """[key of the token before, token]."""
-        keys = self.latents.readouts.tokens.previous
-        return keys.sums(self.of.block.tokens)
-
-    @functools.cached_property
-    def products(self) -> tuple[Float32[np.ndarray, "latent feature"], ...]:
-        """Products of position, token and pair with the features."""
-        of, mean, rest = self.of, self.latents.mean, self.rest.astype(np.float32)
-        position = self.latents.position.T @ of.bin_sums
-        token = self.word.T @ of.word_sums
+    def products(self, rows: slice) -> tuple[Float32[np.ndarray, "some feature"], ...]:
+        """Return the products of position, token and pair of some latents with the features."""
+        of, mean, d = self.of, self.latents.mean[rows, None], self.of.n_features
+        word, pair = self.by_latent
+        position = self.latents.position[:, rows].T @ of.by_bin
         # the rows' multiples of the mean, less the mean
-        token += mean[:, None] * (rest @ of.word_sums - of.word_sums.sum(0))
-        pair = self.pair.T @ of.pair_sums
-        pair -= self.word.T @ of.word_shares
-        pair -= mean[:, None] * (rest @ of.word_shares)
-        return position, token, pair
+        token = word[rows] @ of.by_word
+        token += mean * self.of_mean
+        paired = pair[rows] @ of.by_pair
+        paired -= token[:, d:]
+        return position, token[:, :d], paired
+
+    @functools.cached_property
+    def _linear(self) -> Float64[np.ndarray, "latent weighting"]:
+        """Sums of the rows of words: by power of the share, the same by weight of the mean, by bin."""
+        keys = self.of.keys
+        rest = self.rest[:, None] * keys.powers
+        by = np.concatenate([keys.powers, rest, keys.word_bins, keys.share_bins], axis=1)
+        return np.asarray(self.by_latent[0] @ by)
 
     @functools.cached_property
     def sums(self) -> Float64[np.ndarray, "latent lookup"]:
         """Sum of what each lookup adds to the mean."""
-        found = np.stack([product[:, 0] for product in self.products], axis=1).astype(np.float64)
-        keys = self.latents.readouts.tokens.previous
-        at = keys.of[self.of.block.tokens]
-        n = np.bincount(at, minlength=len(keys.n)).astype(np.float64)
-        sums = self.latents.previous.T @ n + self.latents.mean * (n @ (keys.rest - 1))
-        return np.concatenate([found, sums[:, None]], axis=1)
+        keys, latents = self.of.keys, self.latents
+        mean, before = latents.mean.astype(np.float64), latents.readouts.tokens.previous
+        rest = self.rest @ keys.powers
+        position = latents.position.T.astype(np.float64) @ keys.word_bins.sum(0)
+        token = self._linear[:, 0] + mean * (rest[0] - keys.n)
+        pair = self.by_latent[1] @ keys.n_pair - self._linear[:, 1] - mean * rest[1]
+        previous = latents.previous.T @ keys.n_before + mean * (keys.n_before @ (before.rest - 1))
+        return np.stack([position, token, pair, previous], axis=1)
 
     @functools.cached_property
     def gram(self) -> Float64[np.ndarray, "latent piece piece"]:
         """Inner products of the lookups; those with the target are 0."""
-        of, position = self.of, self.latents.position.astype(np.float64)
-        mean, n_bins = self.latents.mean.astype(np.float64), len(position)
-        # per current token: tokens by bin, the same weighted by the share of pairs, and by its square
-        n = (self.by_word @ self.by_bin.T).toarray().astype(np.float64)
-        c = (self.by_share @ self.by_bin.T).toarray().astype(np.float64)
-        cc = self.by_share @ of.share.astype(np.float64)
-        power = np.stack([n.sum(1), c.sum(1), cc], axis=1)
-        rest = self.rest[:, None]
-        linear = self.word.T @ np.concatenate([rest * power, n, c], axis=1)
-        of_mean = (rest**2 * power).sum(0)
-        squares = self.word.multiply(self.word).tocsr().T @ power
-        squares += 2 * mean[:, None] * linear[:, :3] + mean[:, None] ** 2 * of_mean
-        by_bin = linear[:, 3:] + mean[:, None] * (rest * np.concatenate([n, c], axis=1)).sum(0)
+        keys, position = self.of.keys, self.latents.position.astype(np.float64)
+        mean, n_bins, n = self.latents.mean.astype(np.float64), len(position), keys.n
+        rest, linear = self.rest[:, None], self._linear
+        squares = _squared(self.by_latent[0]) @ keys.powers
+        squares += 2 * mean[:, None] * linear[:, 3:6]
+        squares += mean[:, None] ** 2 * (rest**2 * keys.powers).sum(0)
+        of_mean = (rest * np.concatenate([keys.word_bins, keys.share_bins], axis=1)).sum(0)
+        by_bin = linear[:, 6:] + mean[:, None] * of_mean
         bins = np.einsum("bm,mb->m", position, by_bin[:, :n_bins])
         shared_bins = np.einsum("bm,mb->m", position, by_bin[:, n_bins:])
-        pair_pair, pair_token, pair_shared, pair_bins = self._pairs()
-        token_sum = self.sums[:, 1] + mean * len(of.bins)
-        total_pair = self.pair.T @ np.bincount(of.pair_at).astype(np.float64)
+        pair_pair, pair_token, pair_shared, pair_bins, total_pair = self._pairs()
+        token_sum = self.sums[:, 1] + mean * n
         shared_sum = total_pair - self.sums[:, 2]
         found = np.zeros((len(mean), N_LOOKUPS, N_LOOKUPS))
-        found[:, 1, 1] = n.sum(0) @ position**2
-        found[:, 2, 2] = squares[:, 0] - 2 * mean * token_sum + mean**2 * len(of.bins)
+        found[:, 1, 1] = keys.word_bins.sum(0) @ position**2
+        found[:, 2, 2] = squares[:, 0] - 2 * mean * token_sum + mean**2 * n
         found[:, 3, 3] = pair_pair - 2 * pair_shared + squares[:, 2]
         found[:, 1, 2] = found[:, 2, 1] = bins - mean * self.sums[:, 0]
         found[:, 1, 3] = found[:, 3, 1] = pair_bins - shared_bins
@@ -331,45 +335,67 @@ class _Here:
         found[:, 4, 4] = self._previous()
         return found
 
-    def _pairs(self) -> tuple[Any, Any, Any, Any]:
-        """Return inner products of the rows of pairs: own, token's, its weighted by the share, bin's."""
-        of, tokens = self.of, self.latents.readouts.tokens
+    def _pairs(self) -> tuple[Any, Any, Any, Any, Any]:
+        """Return inner products of the rows of pairs: own, token's, its weighted by the share, bin's, 1's."""
+        keys, tokens, pair = self.of.keys, self.latents.readouts.tokens, self.by_latent[1]
         mean = self.latents.mean.astype(np.float64)
-        both = self.latents.pair_with_word[of.pair_keys]
-        n = np.bincount(of.pair_at).astype(np.float64)
-        share = 1 - tokens.pairs.rest[of.pair_keys]
-        rest = tokens.words.rest[tokens.word_of_pair[of.pair_keys]]
+        n = keys.n_pair
+        share = 1 - tokens.pairs.rest[keys.pair_keys]
+        rest = tokens.words.rest[tokens.word_of_pair[keys.pair_keys]]
         weights = np.stack([n, share * n], axis=1)
-        with_word = both.T @ weights + mean[:, None] * (self.pair.T @ (rest[:, None] * weights))
-        bins = (self.by_pair @ self.by_bin.T).toarray().astype(np.float64)
-        with_bin = np.einsum("mb,bm->m", self.pair.T @ bins, self.latents.position)
-        own = self.pair.multiply(self.pair).tocsr().T @ n
-        return own, with_word[:, 0], with_word[:, 1], with_bin
+        linear = pair @ np.concatenate(
+            [n[:, None], rest[:, None] * weights, keys.pair_bins], axis=1
+        )
+        both = self.latents.pair_with_word[keys.pair_keys]
+        with_word = both.T @ weights + mean[:, None] * linear[:, 1:3]
+        with_bin = np.einsum("mb,bm->m", linear[:, 3:], self.latents.position)
+        return _squared(pair) @ n, with_word[:, 0], with_word[:, 1], with_bin, linear[:, 0]
 
     def _previous(self) -> Float64[np.ndarray, " latent"]:
-        keys, table = self.latents.readouts.tokens.previous, self.latents.previous
-        n = np.bincount(keys.of[self.of.block.tokens], minlength=len(keys.n)).astype(np.float64)
+        keys, n = self.latents.readouts.tokens.previous, self.of.keys.n_before
         mean, less = self.latents.mean.astype(np.float64), keys.rest - 1
-        own = table.multiply(table).tocsr().T @ n
-        return np.asarray(own + 2 * mean * (table.T @ (n * less)) + mean**2 * (n @ less**2))
+        own = self.latents.previous_squared.T @ n
+        linear = self.latents.previous.T @ (n * less)
+        return np.asarray(own + 2 * mean * linear + mean**2 * (n @ less**2))
 
-    def with_lookups(
-        self, codes: Any, previous: bool = True
-    ) -> Float64[np.ndarray, "latent lookup"]:
-        """Return the inner products of sparse codes [token, latent] with what each lookup adds."""
-        mean, rest = self.latents.mean.astype(np.float64), self.rest
-        total = _column_sums(codes)
-        words, shares = self.by_word @ codes, self.by_share @ codes
-        position = np.einsum(
-            "bm,bm->m", (self.by_bin @ codes).toarray(), self.latents.position, dtype=np.float64
-        )
-        token = _column_sums(words.multiply(self.word)) + mean * (words.T @ rest)
-        shared = _column_sums(shares.multiply(self.word)) + mean * (shares.T @ rest)
-        pair = _column_sums((self.by_pair @ codes).multiply(self.pair)) - shared
-        found = np.stack([position, token - mean * total, pair, np.zeros_like(pair)], axis=1)
-        if previous:
-            keys = self.latents.readouts.tokens.previous
-            before = self.by_previous @ codes
-            found[:, 3] = _column_sums(before.multiply(self.latents.previous))
-            found[:, 3] += mean * (before.T @ (keys.rest - 1))
+    def with_lookups(self, codes: list[Any]) -> list[Float64[np.ndarray, "latent lookup"]]:
+        """Return the inner products of sparse codes, each [latent, token], with what each lookup adds.
+
+        Those with the lookup of the token before are of the first codes only, else 0.
+        """
+        tokens, of = self.latents.readouts.tokens, self.of.keys
+        word, pair = self.by_latent
+        before = self.latents.previous[of.before_keys].T.tocsr()
+        rest, before_less = self.rest, tokens.previous.rest[of.before_keys] - 1
+        found = [np.zeros((len(self.latents.mean), N_LOOKUPS - 1)) for _ in codes]
+        for first in range(0, len(self.latents.mean), _AT_ONCE):
+            rows = slice(first, min(first + _AT_ONCE, len(self.latents.mean)))
+            tables = [table[rows].toarray() for table in (word, pair, before)]
+            bins = self.latents.position[:, rows].T
+            for some, inner in zip(codes, found, strict=True):
+                at = slice(some.indptr[rows.start], some.indptr[rows.stop])
+                latent = np.repeat(
+                    np.arange(rows.stop - first), np.diff(some.indptr[first : rows.stop + 1])
+                )
+                token, mean = some.indices[at], self.latents.mean[rows][latent].astype(np.float64)
+                words, share = of.word_at[token], of.share[token]
+                by_word = _entries(tables[0], latent, words) + mean * rest[words]
+                by_pair = _entries(tables[1], latent, of.pair_at[token])
+                in_bin = _entries(bins, latent, of.bins[token])
+                added = [in_bin, by_word - mean, by_pair - share * by_word]
+                if some is codes[0]:
+                    keys = of.before_at[token]
+                    previous = _entries(tables[2], latent, keys)
+                    added.append(previous + mean * before_less[keys])
+                for lookup, values in enumerate(added):
+                    values = values * some.data[at]
+                    inner[rows, lookup] = np.bincount(latent, values, minlength=len(bins))
         return found
+
+
+def _entries(
+    table: Float32[np.ndarray, "some key"],
+    rows: Int64[np.ndarray, " entry"],
+    columns: Int64[np.ndarray, " entry"],
+) -> Float32[np.ndarray, " entry"]:
+    return np.asarray(table.ravel().take(rows * table.shape[1] + columns))

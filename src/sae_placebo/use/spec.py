@@ -5,6 +5,9 @@ from __future__ import annotations
 from pydantic import Field
 
 from sae_placebo.spec import Spec
+from sae_placebo.use.joint import JointSpec
+from sae_placebo.use.masks import MaskSpec
+from sae_placebo.use.worst import WorstSpec
 
 
 class UseSpec(Spec):
@@ -14,6 +17,9 @@ class UseSpec(Spec):
     that of another one.
     """
 
+    arms: tuple[str, ...] | None = None
+    """Arms whose models are asked, in their first re-draw and SAE seed; none given: the trained arm and the
+    reference placebo. An empty list asks none."""
     latents: int | None = Field(300, ge=1)
     """Latents of each SAE that get a verdict, drawn evenly from the cells of class and origin; null for
     all of them."""
@@ -35,7 +41,12 @@ class UseSpec(Spec):
     """Smallest effect of interest: a used direction has at least this share of a full swap."""
     negligible: float = Field(0.0005, gt=0)
     """Largest effect of a direction that is not used."""
-    negligible_joint: float = Field(0.005, gt=0)
-    """Largest effect of removing all directions that are not used at once, everywhere."""
     documents: int = Field(20, ge=2)
     """Documents that a direction must be ablated in before it may be called not used."""
+    masks: MaskSpec = MaskSpec()
+    joint: JointSpec = JointSpec()
+    worst: WorstSpec = WorstSpec()
+    pseudo: int = Field(60, ge=0)
+    """Pseudo-latents, on which p-values must be uniform; 0 for none."""
+    error_directions: int = Field(12, ge=0)
+    """Principal components of what the SAE misses that are asked about as well."""

@@ -2,9 +2,9 @@
 
 **Used**: ablating it costs more than ablating null directions (Benjamini-Hochberg over the directions
 asked about), and surely at least the smallest effect of interest.
-**Not used** is a claim of its own, not what is left: its effect is surely below what is negligible, alone
-and beside others that are removed at random; and removing all such directions at once, everywhere, costs
-next to nothing on documents that had no say in choosing them.
+**Not used** is a claim of its own, not what is left: its effect is surely below what is negligible, and
+removing all such directions at once, everywhere, costs next to nothing, on documents that had no say in
+choosing them and under the worst masks found.
 **Undetermined**: everything else.
 
 All of it is about one hookpoint, these tokens, and predictions a few tokens ahead.
@@ -40,7 +40,8 @@ class Measured:
 
     Attributes:
         effect: Of zero ablation.
-        beside: Of removal beside others removed at random; NaN where it was not measured.
+        beside: Of removal among others removed at random; NaN where it was not measured. It decides nothing
+            (with half of all directions gone, any direction costs more), but tells redundancy by its name.
         p: Rank p-value against null directions; NaN where it was not asked, which counts as 1.
         survives: Whether it is in the set whose joint removal is negligible.
         asked: Directions that verdicts are wanted on.
@@ -80,12 +81,12 @@ def use_verdicts(measured: Measured, spec: UseSpec) -> UseVerdicts:
     beats = adjusted(p) <= spec.false_discovery_rate
     effect, beside = measured.effect, measured.beside
     with np.errstate(invalid="ignore"):
-        large = np.fmax(effect.low[at], beside.low[at]) >= spec.least_effect
+        large = effect.low[at] >= spec.least_effect
         alone = effect.high[at] < spec.negligible
-        together = ~(beside.high[at] >= spec.negligible)
+        redundant = beside.low[at] >= spec.least_effect
         enough = effect.n[at] >= spec.documents
     used = beats & large
-    negligible = enough & alone & together
+    negligible = enough & alone
     unused = ~used & negligible & measured.survives[at]
     verdict = np.full(len(at), UNDETERMINED, dtype=np.int8)
     verdict[used], verdict[unused] = USED, NOT_USED
@@ -96,8 +97,8 @@ def use_verdicts(measured: Measured, spec: UseSpec) -> UseVerdicts:
         (LIKE_NULLS, ~beats),
         (BETWEEN, ~beats & ~alone & large),
         (SMALL, beats & ~large),
-        (REDUNDANT, alone & ~together),
-        (JOINT, negligible & ~measured.survives[at]),
+        (JOINT, negligible & ~redundant),
+        (REDUNDANT, negligible & redundant),
         (FEW, ~enough & ~beats),
     ):
         reason[left & holds] = why

@@ -1,0 +1,66 @@
+"""The arm of a trial that trained latents are held against, and the arms whose use is asked about."""
+
+from __future__ import annotations
+
+from sae_placebo.arms import ArmSpec
+from sae_placebo.errors import NotEstimable, SpecError, unknown_name
+from sae_placebo.protocol import TrialSpec
+
+_EMBEDDINGS = "embeddings"
+
+
+def reference_placebo(spec: TrialSpec) -> str:
+    """Return the arm that latents are held against.
+
+    Raises:
+        NotEstimable: no arm re-draws the weights of the model alone.
+        SpecError: the one that is asked for does not exist or cannot serve.
+    """
+    asked = spec.structure.placebo
+    if asked is not None:
+        if asked not in spec.arms:
+            raise SpecError(f"structure.placebo: {unknown_name('arm', asked, spec.arms)}")
+        if not _serves(spec.arms[asked]):
+            raise SpecError(
+                f"structure.placebo is {asked!r}, which does not re-draw the weights of the model "
+                "alone: name an arm with a drawn control and neither data nor dictionary"
+            )
+        return asked
+    able = [arm for arm, one in spec.arms.items() if _serves(one)]
+    if not able:
+        raise NotEstimable("no arm re-draws the weights of the model alone")
+
+    def rank(arm: str) -> tuple[bool, bool]:
+        control = spec.arms[arm].control
+        return control.kind != "redraw", _EMBEDDINGS not in getattr(control, "keep", ())
+
+    return min(able, key=rank)
+
+
+def _serves(arm: ArmSpec) -> bool:
+    every_layer = {"block_weights", "other_layers"} <= arm.control.destroyed()
+    return arm.control.draws and every_layer and arm.data is None and arm.dictionary is None
+
+
+def use_arms(spec: TrialSpec) -> tuple[str, ...]:
+    """Return the arms whose models are asked what they use: those named, or trained and placebo.
+
+    Raises:
+        SpecError: one that is named does not exist, or no model reads its activations.
+    """
+    asked = spec.use.arms
+    if asked is None:
+        try:
+            asked = (spec.trained_arm, reference_placebo(spec))
+        except NotEstimable:
+            asked = (spec.trained_arm,)
+    for arm in asked:
+        if arm not in spec.arms:
+            raise SpecError(f"use.arms: {unknown_name('arm', arm, spec.arms)}")
+        data = spec.arms[arm].data
+        if data is not None and data.of_activations:
+            raise SpecError(
+                f"use.arms holds {arm!r}, whose activations are drawn: no model goes on from them; leave "
+                "it out"
+            )
+    return tuple(dict.fromkeys(asked))

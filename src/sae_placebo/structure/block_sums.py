@@ -1,0 +1,249 @@
+"""Tokens of one block of documents by the keys of lookup tables, and sums of features by key."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int64, Integer
+
+_TOKENS_AT_ONCE = 65_536
+
+
+@dataclass(frozen=True, eq=False)
+class Keys:
+    """The keys of one lookup table.
+
+    Attributes:
+        of: Key of each token; `len(n) - 1` where the table has none and backs off.
+        n: Occurrences in the fitted documents, 0 for the last.
+        prior: Occurrences that what is backed off to is worth.
+    """
+
+    of: Int64[np.ndarray, " token"]
+    n: Int64[np.ndarray, " key"]
+    prior: float
+
+    @classmethod
+    def among(
+        cls,
+        keys: Integer[np.ndarray, " token"],
+        fit: Int64[np.ndarray, " fitted"],
+        prior: float,
+        least: int = 1,
+    ) -> Keys:
+        """Return the keys seen at least `least` times at the tokens `fit`."""
+        known, n = np.unique(keys[fit], return_counts=True)
+        known, n = known[n >= least], n[n >= least]
+        if not len(known):
+            return cls(np.zeros(len(keys), dtype=np.int64), np.zeros(1, dtype=np.int64), prior)
+        at = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+        of = np.where(known[at] == keys, at, len(known)).astype(np.int64)
+        return cls(of, np.append(n, 0).astype(np.int64), prior)
+
+    @functools.cached_property
+    def rest(self) -> Float64[np.ndarray, " key"]:
+        """Weight of what is backed off to: prior / (n + prior)."""
+        return np.asarray(self.prior / (self.n + self.prior))
+
+    def sums(self, tokens: Int64[np.ndarray, " chosen"]) -> Any:
+        """Return the sparse matrix [key, chosen] that adds up by key, nothing for the last key."""
+        found = adder(self.of[tokens], len(self.n))
+        found.data[found.indptr[-2] :] = 0
+        return found
+
+
+def adder(keys: Int64[np.ndarray, " chosen"], n_keys: int) -> Any:
+    """Return the float32 CSR matrix [key, chosen] that adds up by key."""
+    from scipy.sparse import csr_matrix
+
+    ones = np.ones(len(keys), dtype=np.float32)
+    return csr_matrix((ones, (keys, np.arange(len(keys)))), shape=(n_keys, len(keys)))
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Tokens that are summed over together: those chosen on, or those of one scored group.
+
+    Attributes:
+        tokens: Which of all tokens.
+        group: Of documents; -1 for those chosen on.
+        rows: Where they stand in the features, which are in the order of blocks.
+    """
+
+    tokens: Int64[np.ndarray, " chosen"]
+    group: int
+    rows: slice
+
+
+class Tables(NamedTuple):
+    """Keys of all tokens in every lookup table."""
+
+    words: Keys
+    previous: Keys
+    pairs: Keys
+    bins: Int64[np.ndarray, " token"]
+    n_bins: int
+
+
+@dataclass(frozen=True, eq=False)
+class BlockKeys:
+    """The tokens of a block by key: nothing of an SAE or a placebo.
+
+    Attributes:
+        block: Whose tokens.
+        n: Tokens.
+        share: Share of the table of pairs in each token's prediction, n / (n + prior).
+        word_at, pair_at, before_at: Which key each token has, of those that occur.
+        word_keys, pair_keys, before_keys: The keys that occur.
+        by_word, by_share, by_pair, by_bin: [key, token] sums by key; `by_share` weighted by `share`.
+        word_bins, share_bins, pair_bins: [key, bin] tokens, the second weighted by `share`.
+        powers: [word] tokens, then weighted by `share` and by its square.
+        n_pair: Tokens by key of those that occur.
+        n_before: Tokens by key of the token before, of all keys.
+    """
+
+    block: Block
+    n: int
+    share: Float32[np.ndarray, " chosen"]
+    bins: Int64[np.ndarray, " chosen"]
+    word_at: Int64[np.ndarray, " chosen"]
+    pair_at: Int64[np.ndarray, " chosen"]
+    before_at: Int64[np.ndarray, " chosen"]
+    word_keys: Int64[np.ndarray, " word"]
+    pair_keys: Int64[np.ndarray, " pair"]
+    before_keys: Int64[np.ndarray, " seen"]
+    by_word: Any
+    by_share: Any
+    by_pair: Any
+    by_bin: Any
+    word_bins: Float64[np.ndarray, "word bin"]
+    share_bins: Float64[np.ndarray, "word bin"]
+    pair_bins: Float64[np.ndarray, "pair bin"]
+    powers: Float64[np.ndarray, "word 3"]
+    n_pair: Float64[np.ndarray, " pair"]
+    n_before: Float64[np.ndarray, " key"]
+
+    @classmethod
+    def of(cls, tables: Tables, block: Block) -> BlockKeys:
+        """Return the keys of the tokens of a block."""
+        at = block.tokens
+        share = (1 - tables.pairs.rest[tables.pairs.of[at]]).astype(np.float32)
+        words, at_word = np.unique(tables.words.of[at], return_inverse=True)
+        pairs, at_pair = np.unique(tables.pairs.of[at], return_inverse=True)
+        by_word, by_pair = adder(at_word, len(words)), adder(at_pair, len(pairs))
+        by_share, bins = by_word.multiply(share).tocsr(), tables.bins[at]
+        by_bin, before = adder(bins, tables.n_bins), tables.previous.of[at]
+        befores, at_before = np.unique(before, return_inverse=True)
+        word_bins, share_bins, pair_bins = (
+            (by @ by_bin.T).toarray().astype(np.float64) for by in (by_word, by_share, by_pair)
+        )
+        square = by_share @ share.astype(np.float64)
+        return cls(
+            block=block,
+            n=len(at),
+            share=share,
+            bins=bins,
+            word_at=at_word.astype(np.int64),
+            pair_at=at_pair.astype(np.int64),
+            before_at=at_before.astype(np.int64),
+            word_keys=words,
+            pair_keys=pairs,
+            before_keys=befores,
+            by_word=by_word,
+            by_share=by_share,
+            by_pair=by_pair,
+            by_bin=by_bin,
+            word_bins=word_bins,
+            share_bins=share_bins,
+            pair_bins=pair_bins,
+            powers=np.stack([word_bins.sum(1), share_bins.sum(1), square], axis=1),
+            n_pair=np.bincount(at_pair, minlength=len(pairs)).astype(np.float64),
+            n_before=np.bincount(before, minlength=len(tables.previous.n)).astype(np.float64),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class BlockSums:
+    """Sums of the features over the tokens of a block, by key.
+
+    Attributes:
+        keys: The tokens by key.
+        parts: [chosen, part] the features side by side, views: of tokens, and of a placebo.
+        total: Sum over the tokens.
+        gram: X'X.
+        by_word: [word, feature] sums, and beside them sums weighted by `BlockKeys.share`.
+        by_pair: [pair, feature].
+        by_bin: [bin, feature].
+    """
+
+    keys: BlockKeys
+    parts: tuple[Float32[np.ndarray, "chosen _"], ...]
+    total: Float32[np.ndarray, " feature"]
+    gram: Float64[np.ndarray, "feature feature"]
+    by_word: Float32[np.ndarray, "word twice"]
+    by_pair: Float32[np.ndarray, "pair feature"]
+    by_bin: Float32[np.ndarray, "bin feature"]
+
+    @classmethod
+    def of(
+        cls,
+        keys: BlockKeys,
+        parts: tuple[Float32[np.ndarray, "chosen _"], ...],
+        known: BlockSums | None,
+    ) -> BlockSums:
+        """Return the sums, those of the first part from `known`, if there are some."""
+        new = parts if known is None else parts[1:]
+        by_word, by_share, by_pair, by_bin = (
+            [by @ x for x in new] for by in (keys.by_word, keys.by_share, keys.by_pair, keys.by_bin)
+        )
+        if known is not None:
+            d = known.gram.shape[0]
+            by_word.insert(0, known.by_word[:, :d])
+            by_share.insert(0, known.by_word[:, d:])
+            by_pair.insert(0, known.by_pair)
+            by_bin.insert(0, known.by_bin)
+        in_bins = np.concatenate(by_bin, axis=1)
+        return cls(
+            keys=keys,
+            parts=parts,
+            total=in_bins.sum(0),
+            gram=gram_of(parts, None if known is None else known.gram),
+            by_word=np.concatenate([*by_word, *by_share], axis=1),
+            by_pair=np.concatenate(by_pair, axis=1),
+            by_bin=in_bins,
+        )
+
+    @property
+    def n_features(self) -> int:
+        """Number of columns."""
+        return len(self.gram)
+
+
+def parts_of(n: int, at_once: int) -> Iterator[slice]:
+    """Yield slices of at most `at_once` that cover 0 to n."""
+    for first in range(0, n, at_once):
+        yield slice(first, min(first + at_once, n))
+
+
+def gram_of(
+    parts: tuple[Float32[np.ndarray, "chosen _"], ...],
+    known: Float64[np.ndarray, "first first"] | None = None,
+) -> Float64[np.ndarray, "feature feature"]:
+    """Return X'X of features side by side; `known` is that of the first part."""
+    edges = np.cumsum([0, *(x.shape[1] for x in parts)])
+    total = np.zeros((edges[-1], edges[-1]))
+    for some in parts_of(len(parts[0]), _TOKENS_AT_ONCE):
+        for i, a in enumerate(parts):
+            for j, b in enumerate(parts[: i + 1]):
+                if i or known is None:
+                    rows, columns = slice(*edges[i : i + 2]), slice(*edges[j : j + 2])
+                    total[rows, columns] += a[some].T @ b[some]
+    if known is not None:
+        total[: edges[1], : edges[1]] = known
+    if len(parts) > 1:
+        total[: edges[1], edges[1] :] = total[edges[1] :, : edges[1]].T
+    return total

@@ -1,0 +1,95 @@
+"""The stage behind profiles: what a model does with the latents of its SAEs, one job per SAE."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sae_placebo import artefacts
+from sae_placebo.controls import build
+from sae_placebo.errors import NotEstimable
+from sae_placebo.examining import examine
+from sae_placebo.lazy import torch
+from sae_placebo.plans import ArmModel, Place, Plan
+from sae_placebo.profiles import Profiles
+from sae_placebo.progress import Progress
+from sae_placebo.store import Store, write_json
+from sae_placebo.use.base import Subject
+from sae_placebo.use.downstream import Downstream
+from sae_placebo.use_tables import write_use
+
+
+@dataclass
+class Uses:
+    """Asks models what they do with the latents of their SAEs.
+
+    Args:
+        plan: Of the trial.
+        store: Where artefacts are.
+        profiles: Reads the SAEs.
+        progress: Where progress is shown.
+    """
+
+    plan: Plan
+    store: Store
+    profiles: Profiles
+    progress: Progress
+
+    def run(self) -> None:
+        """Ask about every SAE of the arms chosen that was not asked about; one model at a time."""
+        left = {p: s for p, s in self.plan.use.items() if self.store.find(s) is None}
+        if not left:
+            return
+        label = f"ask {len({p[0] for p in left})} models about use"
+        with self.progress.track(label, len(left), "SAEs") as advance:
+            for one in dict.fromkeys(place[0] for place in left):
+                model = self._model(one)
+                for place in left:
+                    if place[0] == one:
+                        self._ask(place, model)
+                        advance(1)
+
+    def _model(self, one: ArmModel) -> Any:
+        """Return an arm's model, built again from its recipe."""
+        given, spec = self.profiles.given.reference, self.plan.spec
+        control = spec.arms[one.arm].control
+        model, _ = build(given, control, spec.seed, one.model_seed or 0, source=spec.model)
+        return model.to(spec.device)
+
+    def _ask(self, place: Place, model: Any) -> None:
+        hookpoint = place[1]
+        spec, step = self.plan.spec, self.plan.use[place]
+        reading = self.profiles.reading(*place)
+        subject = Subject(Downstream(model, hookpoint), reading.tokens, reading.activations)
+        kinds = self._kinds(place)
+        with self.store.write(step) as draft, _no_gradients_kept(model):
+            try:
+                found = examine(subject, reading, kinds, spec.use, spec.circuits, spec.seed)
+            except NotEstimable as refusal:
+                write_json(draft / "refused.json", {"reason": str(refusal)})
+                return
+            write_use(draft, found, spec.use, spec.circuits)
+
+    def _kinds(self, place: Place) -> Any:
+        """Return the kind of each latent, its class and origin; empty where it fires too rarely."""
+        table = artefacts.read_table(self.store.path(self.plan.match[place]) / "latents.parquet")
+        least = self.plan.spec.measurement.thresholds.min_firings
+        kinds = (table["class"].astype(str) + " " + table["verdict"].astype(str)).to_numpy(object)
+        kinds[~(table["n_active"].to_numpy(np.float64) >= least)] = ""
+        return kinds
+
+
+@contextlib.contextmanager
+def _no_gradients_kept(model: Any) -> Iterator[None]:
+    """Leave no parameter with a gradient behind."""
+    try:
+        yield
+    finally:
+        for parameter in model.parameters():
+            parameter.grad = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
