@@ -131,6 +131,17 @@ def trial_table(model: Path, text: Path, **changes: Any) -> dict[str, Any]:
             **{"nmf_tokens": 200, "iterations": 3, "choose_tokens": 200, "score_tokens": 100},
             **{"sae_pursuit_tokens": 20, "coded_tokens": 8, "n_labels": 3},
         },
+        "use": {
+            **{"latents": 8, "firings": 6, "documents": 4, "nulls": 19, "first_nulls": 9},
+            **{"pseudo": 4, "error_directions": 2},
+            "masks": {"n_masks": 4, "n_pivots": 0, "n_tokens": 300},
+            "joint": {"n_tokens": 300, "replicates": 100, "min_documents": 2},
+            "worst": {"n_tokens": 150, "steps": 2},
+        },
+        "circuits": {
+            "readers": {"tokens": 400, "nulls": 40, "reader_nulls": 20},
+            "writers": {"tokens": 400, "pseudo": 80, "fewest": 5},
+        },
     }
     return table | changes
 

@@ -12,7 +12,7 @@ from sae_placebo.circuits.heads import noted_patterns
 from sae_placebo.circuits.sources import sources
 from sae_placebo.circuits.streams import Stream
 from sae_placebo.circuits.writers import Writers, WriterSpec, writers
-from sae_placebo.errors import ModelError, NotEstimable
+from sae_placebo.errors import NotEstimable
 from sae_placebo.rows import Rows
 from sae_placebo.structure.base import TokenTable
 from sae_placebo.use.base import Directions, Subject
@@ -62,31 +62,10 @@ def found(
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_shares_sum_to_one_without_a_rest(name: str) -> None:
-    try:
-        _, _, _, result = found(name)
-    except ModelError as error:
-        pytest.skip(str(error))
+    _, _, _, result = found(name)
     assert len(result.parts) == 1 + 2 * 4 + 2 + 1
     np.testing.assert_allclose(result.shares.sum(1), 1, atol=1e-6)
     assert np.abs(result.shares[:, -1]).max() < 1e-3
-
-
-def test_most_architectures_are_read() -> None:
-    read = 0
-    for name in (
-        "llama",
-        "gpt2",
-        "gpt_neox",
-        "gemma2",
-        "olmo2",
-        "qwen3",
-        "granite",
-        "opt",
-        "bloom",
-    ):
-        Stream(make_subject(build(name), "resid_post.1", 2))
-        read += 1
-    assert read == 9
 
 
 def test_share_is_the_formula() -> None:
@@ -138,8 +117,9 @@ def test_the_planted_writer_is_found() -> None:
     head = names.index("L1.H2")
     assert result.shares[0, head] == pytest.approx(1, abs=1e-3)
     assert result.above[0, head]
+    assert result.above_both[0, head]
     assert result.top(0, 1)["part"].tolist() == ["L1.H2"]
-    assert result.above[0].sum() == 1
+    assert result.above_both[0].sum() == 1
     assert result.low[0, head] <= result.shares[0, head] <= result.high[0, head]
     assert result.shares[0, head] > result.angle_null95[0, head]
 
@@ -175,7 +155,7 @@ def test_random_encoders_are_seldom_above() -> None:
     result = writers(subject, encoder, directions, spec, 0)
     family = (result.pseudo_p[:, result.is_head] <= 0.05).any(1)
     assert family.mean() <= 0.1
-    assert result.above.any(1).mean() <= 0.1
+    assert result.above_both.any(1).mean() <= 0.1
 
 
 def test_silent_latents_have_a_reason() -> None:

@@ -252,7 +252,8 @@ def _errors(
     if not spec.error_directions:
         return None, np.zeros(0)
     directions = error_directions(reading, spec.error_directions)
-    energy = np.asarray(directions.amounts.multiply(directions.amounts).sum(0)).ravel()
+    squares = directions.amounts.multiply(directions.amounts)
+    energy = np.asarray(squares.sum(0, dtype=np.float64)).ravel()
     total = _error_energy(reading)
     return _whole(subject, directions, spec, seed), energy / total
 

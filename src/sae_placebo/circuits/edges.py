@@ -82,6 +82,8 @@ def edges(
     weight's sign; `n_firings`, `confirmed`; else NaN with a `reason`.
 
     V within a stratum serves as its own null, so z takes most sources of a target as unconnected to it.
+    Confirmation is of the effect, not against chance: a random direction that happens to align with e_j
+    moves a_j as well, and edges tried were picked by V. It is q that speaks against chance.
 
     Args:
         subject: The model behind the earlier hookpoint.

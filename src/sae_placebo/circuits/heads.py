@@ -306,7 +306,7 @@ def written_by_heads(
             none.
 
     Returns:
-        latent, layer, head, kind, share, low, high, null (95th percentile), above, n; by latent.
+        latent, layer, head, head_kind, share, low, high, null95, above, above_both, n; by latent.
     """
     kinds = {
         (int(a), int(b)): k for a, b, k in zip(scores.layer, scores.head, scores.kind, strict=True)
@@ -318,7 +318,19 @@ def written_by_heads(
             continue
         for latent in np.flatnonzero(np.isfinite(writers.shares[:, m])):
             found.append(writers.row(int(latent), m) | {"head_kind": kind})
-    names = ["latent", "layer", "head", "head_kind", "share", "low", "high", "null95", "above", "n"]
+    names = [
+        "latent",
+        "layer",
+        "head",
+        "head_kind",
+        "share",
+        "low",
+        "high",
+        "null95",
+        "above",
+        "above_both",
+        "n",
+    ]
     table = pandas.DataFrame(found, columns=names).sort_values(["latent", "share"], kind="stable")
     table = table.reset_index(drop=True)
     return table if latents is None else table.merge(latents, on="latent", how="left")

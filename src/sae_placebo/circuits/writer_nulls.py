@@ -99,9 +99,7 @@ def pseudo_null(
         null = pseudo[theirs == stratum]
         there = (own == stratum) & np.isfinite(shares[:, 0])
         null95[there] = np.quantile(null, 0.95, axis=0)
-        center = np.median(null, axis=0)
-        # of the upper side alone: shares are skewed, by how much depends on the part
-        scale = np.maximum(np.quantile(null, 0.9, axis=0) - center, 1e-9)
+        center, scale = null.mean(0), np.maximum(null.std(0), 1e-9)
         for family in families:
             if not family.any() or not there.any():
                 continue

@@ -38,7 +38,7 @@ class WriterSpec(Spec):
     peers: int = Field(100, ge=10)
     """Other latents, nearest in firing rate, that each share is ranked among."""
     level: float = Field(0.05, gt=0, lt=1)
-    """Of the two tests that a share above its null has to pass."""
+    """Of the tests of a share against its nulls."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +56,8 @@ class Writers:
         pseudo_null95: 95th percentile of the share of random encoders that pick their own tokens, about as
             many.
         pseudo_percentile: Percentage of these with a smaller share.
-        pseudo_p: The share's distance from their median, in units of that from median to 90th percentile,
-            ranked among the largest of each of them, over the heads, or over all other parts: family-wise.
+        pseudo_p: The share's distance from their mean in their standard deviations, ranked among the
+            largest of each of them, over the heads, or over all other parts: family-wise.
         peers_null95: 95th percentile of the share of latents that fire about as often.
         peers_percentile: Percentage of these with a smaller share.
         n: Tokens that each latent fires on, of those read.
@@ -87,14 +87,20 @@ class Writers:
 
     @functools.cached_property
     def above(self) -> Bool[np.ndarray, "direction part"]:
-        """Which shares are above both nulls, with several parts asked of each latent accounted for.
-
-        Against encoders at the same angle by Benjamini-Hochberg over parts; against those that pick their
-        own tokens by the largest over parts.
-        """
-        q = np.stack([adjusted(p) for p in self.angle_p]) if len(self) else self.angle_p
+        """Which shares are above those of random encoders that pick their own tokens, family-wise."""
         with np.errstate(invalid="ignore"):
-            return np.asarray((q <= self.level) & (self.pseudo_p <= self.level))
+            return np.asarray(self.pseudo_p <= self.level)
+
+    @functools.cached_property
+    def above_both(self) -> Bool[np.ndarray, "direction part"]:
+        """Which of these are above encoders at the same angle as well, by Benjamini-Hochberg over parts.
+
+        Strict: a latent that points where its tokens displace the activation reads what moved there, and
+        so does any encoder at its small angle, whoever wrote it.
+        """
+        q = [adjusted(p) for p in self.angle_p]
+        small = np.array(q).reshape(self.shares.shape) <= self.level
+        return np.asarray(self.above & small)
 
     @functools.cached_property
     def is_head(self) -> Bool[np.ndarray, " part"]:
@@ -113,12 +119,14 @@ class Writers:
             "share": float(self.shares[at]),
             "low": float(self.low[at]),
             "high": float(self.high[at]),
-            "null95": float(max(self.angle_null95[at], self.pseudo_null95[at])),
+            "null95": float(self.pseudo_null95[at]),
+            "angle_null95": float(self.angle_null95[at]),
             "angle_p": float(self.angle_p[at]),
             "pseudo_percentile": float(self.pseudo_percentile[at]),
             "pseudo_p": float(self.pseudo_p[at]),
             "peers_percentile": float(self.peers_percentile[at]),
             "above": bool(self.above[at]),
+            "above_both": bool(self.above_both[at]),
             "n": int(self.n[latent]),
         }
 

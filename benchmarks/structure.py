@@ -1,0 +1,553 @@
+"""How what is said about latents scales: from 4,096 to 65,536 latents, from 0.1 to 3 million tokens.
+
+    python benchmarks/structure.py [--quick] [--cell D_SAExTOKENS ...] [--out FILE]
+
+One SAE is described, classified, matched and put on the ladder as a trial does it: `measurement.measure`,
+then `profiling.profile` with everything around it. Each cell is a process of its own with one thread, as
+an SAE has in a trial, which takes one SAE per thread; a small SAE goes first, so that compiled loops are
+loaded. Times are processor seconds; wall seconds stand beside them. What a trial makes once for several
+SAEs (contexts, features, readouts, the ladder of the activations, the assignment for both SAEs and its
+null) is charged in full to the one here.
+
+Text: ids by Zipf's law, a third from the document's topic, some from the token before; documents of 1,000
+to 5,000 tokens in rows of 256, with labels for each id and for stretches of text. Activations: a row for
+the token, one for the token before, and noise; the placebo's have other rows for the token before. SAEs
+have random rows; half of those of the sibling are near the SAE's. Shorter texts are the beginning of the
+longest. What is read is mapped from files, as in a trial, and counts as resident once it is touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import machine
+import numpy as np
+import timing
+import torch
+
+from sae_placebo import measurement, profiling
+from sae_placebo.devices import settings
+from sae_placebo.labels.base import Labels
+from sae_placebo.labels.catalogue import NAMES
+from sae_placebo.measurement import HeldOut, MeasurementSpec
+from sae_placebo.rows import Rows
+from sae_placebo.saes import SAE, TopKSpec
+from sae_placebo.spec import numpy_generator
+from sae_placebo.statistics import document_weights
+from sae_placebo.structure import assignment
+from sae_placebo.structure.base import Folds, Placebo, Reading, TokenTable
+from sae_placebo.structure.domains import SCOPES, domains_of
+from sae_placebo.structure.ladder import whole_ladder
+from sae_placebo.structure.predictors import Readouts, TokenFeatures
+from sae_placebo.structure.spec import StructureSpec
+
+D_IN, K, VOCABULARY, WIDTH, SEED = 256, 32, 4096, 256, 0
+CELLS = (
+    *((4_096, n) for n in (100_000, 200_000, 300_000, 1_000_000, 3_000_000)),
+    *((d, 200_000) for d in (16_384, 65_536)),
+)
+QUICK = ((512, 40_000), (512, 80_000), (1_024, 40_000))
+WARM = (512, 30_000)
+CHUNK = 65_536
+# names in `profiling` that are clocked, and what they do
+STATISTICS = (
+    *("attributes", "geometry", "ngrams", "positions", "outputs", "subsets", "in_context"),
+    *("induction", "nonlinear_auc"),
+)
+MATCHED = ("token_statistics", "latent_table", "best_partners", "ladder")
+CLOCKED = (*STATISTICS, *MATCHED, "decide", "verdicts", "passages", "sensitivity")
+BEFORE = ("contexts", "by_latent", "repeats", "features", "readouts", "whole_ladder")
+# by name: the clocked parts that are added up, and those that are taken off
+PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "encode": (("measure/encode",), ()),
+    "reconstruction": (("measure",), ("measure/encode", "measure/evaluate")),
+    "token statistics": (
+        ("measure/evaluate", "profile/token_statistics", "profile/latent_table"),
+        (),
+    ),
+    "other statistics": ((*BEFORE[:3], *(f"profile/{name}" for name in STATISTICS)), ()),
+    "readouts": (("features", "readouts"), ()),
+    "ladder of activations": (("whole_ladder",), ()),
+    "ladder": (("profile/ladder",), ()),
+    "partners": (("profile/best_partners",), ()),
+    "assignment": (("sharing",), ()),
+    "rest of profile": (("profile",), tuple(f"profile/{n}" for n in (*STATISTICS, *MATCHED))),
+    "profile": (("profile",), ()),
+    "everything but assignment": (("measure", *BEFORE, "profile"), ()),
+    "everything": (("measure", *BEFORE, "sharing", "profile"), ()),
+}
+
+
+# --- clocks ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Part:
+    """Seconds and calls of a part; the most that the process held meanwhile."""
+
+    cpu: float = 0.0
+    wall: float = 0.0
+    peak_bytes: float = 0.0
+    calls: int = 0
+
+
+@dataclass
+class Clocks:
+    """Time and peak memory of nested parts, by path."""
+
+    parts: dict[str, Part] = field(default_factory=dict)
+    _open: list[tuple[str, list[float]]] = field(default_factory=list)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        path = "/".join([*(opened for opened, _ in self._open), name])
+        if not self._open:
+            with suppress(OSError, AttributeError):  # a peak is the part's, not what a heap kept
+                ctypes.CDLL(None).malloc_trim(0)
+        self._note_peak()
+        self._open.append((name, [0.0]))
+        cpu, wall = time.process_time(), time.perf_counter()
+        try:
+            yield
+        finally:
+            found = self.parts.setdefault(path, Part())
+            found.cpu += time.process_time() - cpu
+            found.wall += time.perf_counter() - wall
+            found.calls += 1
+            self._note_peak()
+            found.peak_bytes = max(found.peak_bytes, self._open.pop()[1][0])
+            if not self._open:
+                print(f"    {path:14s} {found.cpu:8.2f} s", file=sys.stderr, flush=True)
+
+    def _note_peak(self) -> None:
+        peak = timing.peak_bytes()
+        for _, most in self._open:
+            most[0] = max(most[0], peak)
+        timing.reset_peak()
+
+    def around(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(call)
+        def clocked(*positional: Any, **named: Any) -> Any:
+            with self.part(name):
+                return call(*positional, **named)
+
+        return clocked
+
+
+@contextmanager
+def clocked(clocks: Clocks) -> Iterator[None]:
+    """Inside: what the package calls by these names is clocked."""
+    places: list[tuple[Any, str]] = [(profiling, name) for name in CLOCKED]
+    places += [(measurement, "evaluate"), (SAE, "encode"), (assignment, "random_assignment")]
+    before = [getattr(owner, name) for owner, name in places]
+    for (owner, name), call in zip(places, before, strict=True):
+        setattr(owner, name, clocks.around(name, call))
+    try:
+        yield
+    finally:
+        for (owner, name), call in zip(places, before, strict=True):
+            setattr(owner, name, call)
+
+
+# --- what is read ----------------------------------------------------------------------------------
+
+
+def text(n_tokens: int) -> TokenTable:
+    """Return a text of so many tokens that are read; a shorter one is the beginning of a longer one."""
+    shapes = numpy_generator(SEED, "lengths of documents")
+    lengths = shapes.integers(1_000, 5_001, 8 + n_tokens // 1_000)
+    lengths = lengths[: 1 + int(np.searchsorted(np.cumsum(lengths), n_tokens))]
+    found: list[np.ndarray] = []
+    sizes: list[int] = []
+    owners: list[int] = []
+    for document, length in enumerate(lengths):
+        ids = _document(document, int(length))
+        for first in range(0, len(ids), WIDTH - 1):
+            piece = ids[first : first + WIDTH - 1]
+            found.append(np.pad(np.append(0, piece), (0, WIDTH - 1 - len(piece))))
+            sizes.append(1 + len(piece))
+            owners.append(document)
+    ids = np.array(found, dtype=np.int32)
+    rows = Rows(
+        token_ids=ids,
+        lengths=np.array(sizes, dtype=np.int32),
+        documents=np.array(owners, dtype=np.int32),
+        names=tuple(f"document {i}" for i in range(len(lengths))),
+        labels=_labels(ids),
+    )
+    places = np.argwhere(rows.usable())[:n_tokens]
+    return TokenTable(rows, places, _vocabulary())
+
+
+def _document(document: int, length: int) -> np.ndarray:
+    draw = numpy_generator(SEED, "document", document)
+    shares = np.cumsum(1 / np.arange(1, VOCABULARY))
+    ids: np.ndarray = 1 + np.searchsorted(shares, draw.random(length) * shares[-1])
+    topic = np.arange(VOCABULARY)
+    topic[64:] = 64 + numpy_generator(SEED, "topic", document % 8).permutation(VOCABULARY - 64)
+    ids = np.where(draw.random(length) < 1 / 3, topic[ids], ids)
+    behind = numpy_generator(SEED, "token behind each").integers(1, VOCABULARY, VOCABULARY)
+    follows = draw.random(length) < 0.2
+    follows[0] = False
+    ids[follows] = behind[np.roll(ids, 1)[follows]]
+    return ids
+
+
+def _labels(ids: np.ndarray) -> Labels:
+    """Return labels: some are decided by the id, scopes hold for stretches of 32 tokens."""
+    draw = numpy_generator(SEED, "labels")
+    scopes = np.isin(NAMES, SCOPES)
+    chance = draw.uniform(0.02, 0.3, len(NAMES))
+    of_id = (draw.random((VOCABULARY, len(NAMES))) < chance) & ~scopes
+    of_stretch = (draw.random((300, len(NAMES))) < chance) & scopes
+    packed = [np.packbits(one, axis=1, bitorder="little") for one in (of_id, of_stretch)]
+    bits = np.empty((*ids.shape, packed[0].shape[1]), dtype=np.uint8)
+    for row, own in enumerate(ids):
+        stretches = numpy_generator(SEED, "stretches", row).zipf(1.3, -(-ids.shape[1] // 32)) % 300
+        bits[row] = packed[0][own] | packed[1][np.repeat(stretches, 32)[: ids.shape[1]]]
+    return Labels(NAMES, bits, np.ones(ids.shape, dtype=bool))
+
+
+def _vocabulary() -> tuple[str, ...]:
+    draw = numpy_generator(SEED, "words")
+    letters = np.array(list("etaoinshrdlucmfw"))
+    words = ["".join(draw.choice(letters, n)) for n in draw.integers(1, 9, VOCABULARY)]
+    forms: tuple[Callable[[str], str], ...] = (
+        *(lambda w: f" {w}", str, lambda w: f" {w}ing", lambda w: f" {w.capitalize()}"),
+        *(lambda w: w.upper(), lambda w: str(len(w)), lambda w: "." * len(w), lambda w: f"_{w}"),
+    )
+    return tuple(forms[i % len(forms)](word) for i, word in enumerate(words))
+
+
+def rows_of(name: str) -> np.ndarray:
+    """Return a fixed vector of length 1, about, for each id."""
+    drawn = numpy_generator(SEED, name).standard_normal((VOCABULARY, D_IN), np.float32)
+    return np.asarray(drawn / np.float32(math.sqrt(D_IN)))
+
+
+def activations(tokens: TokenTable, model: str, into: np.ndarray) -> None:
+    """Write what a model makes of the tokens: rows of the token and of the one before, and noise."""
+    current, before = rows_of("token"), rows_of(f"token before, {model}")
+    for i, first in enumerate(range(0, len(tokens), CHUNK)):
+        part = slice(first, first + CHUNK)
+        draw = numpy_generator(SEED, "noise", model, i)
+        noise = draw.standard_normal((CHUNK, D_IN), np.float32)[: len(tokens.ids[part])]
+        noise *= np.float32(0.5 / math.sqrt(D_IN))
+        into[part] = noise + current[tokens.ids[part]] + 0.6 * before[tokens.previous[part]]
+
+
+def sae_of(d_sae: int, which: str) -> SAE:
+    """Return the SAE, its sibling or the placebo's, with random rows; half the sibling's are near."""
+    spec = TopKSpec(d_sae=d_sae, k=K)
+    made = spec.create(D_IN, {"sae": 0, "sibling": 1, "placebo": 2}[which])
+    if which == "sibling":
+        rows = made.params["W_dec"].clone()
+        own, half = sae_of(d_sae, "sae").params["W_dec"], d_sae // 2
+        order = numpy_generator(SEED, "order of the sibling", d_sae).permutation(d_sae)[:half]
+        mixed = own[torch.from_numpy(order)] + 0.6 * rows[:half]
+        rows[:half] = torch.nn.functional.normalize(mixed, dim=1)
+        scale = made.params["W_enc"].norm(dim=0)
+        made = SAE(spec, dict(made.params) | {"W_dec": rows, "W_enc": (rows * scale[:, None]).t()})
+    return made
+
+
+def codes_of(sae: SAE, x: torch.Tensor) -> Any:
+    """Return codes, scipy CSR, encoded a chunk at a time."""
+    from scipy.sparse import csr_matrix, vstack
+
+    parts = []
+    for first in range(0, len(x), 8_192):
+        chunk = x[first : first + 8_192]
+        codes = sae.encode(chunk)
+        latents = codes.latents.numpy().astype(np.int32)
+        one = (codes.values.numpy(), latents, codes.offsets.numpy())
+        parts.append(csr_matrix(one, shape=(len(chunk), sae.d_sae)))
+    return vstack(parts, "csr")
+
+
+def prepare(folder: Path, n_tokens: int, sizes: Mapping[int, int]) -> None:
+    """Write the activations of both models, and the codes of the SAEs that are held beside."""
+    tokens = text(n_tokens)
+    for model in ("trained", "placebo"):
+        shape = (len(tokens), D_IN)
+        file = np.lib.format.open_memmap(folder / f"{model}.npy", "w+", np.float32, shape)
+        activations(tokens, model, file)
+        file.flush()
+    for d_sae, n in sizes.items():
+        for which, model in (("sibling", "trained"), ("placebo", "placebo")):
+            codes = codes_of(sae_of(d_sae, which), read(folder, model, n))
+            for name in ("data", "indices", "indptr"):
+                np.save(folder / f"{which}-{d_sae}-{name}.npy", getattr(codes, name))
+
+
+def read(folder: Path, model: str, n_tokens: int) -> torch.Tensor:
+    return torch.from_numpy(np.load(folder / f"{model}.npy", mmap_mode="c")[:n_tokens])
+
+
+def read_codes(folder: Path, which: str, d_sae: int, n_tokens: int) -> Any:
+    from scipy.sparse import csr_matrix
+
+    whole = [
+        np.load(folder / f"{which}-{d_sae}-{name}.npy", mmap_mode="r")
+        for name in ("data", "indices", "indptr")
+    ]
+    bounds = np.array(whole[2][: n_tokens + 1])
+    values, latents = (np.array(part[: bounds[-1]]) for part in whole[:2])
+    return csr_matrix((values, latents, bounds), shape=(n_tokens, d_sae))
+
+
+# --- a cell ----------------------------------------------------------------------------------------
+
+
+def describe(clocks: Clocks, tokens: TokenTable, given: dict[str, Any], d_sae: int) -> Any:
+    """Say everything about one SAE, as a trial does; return its codes."""
+    spec, shown = StructureSpec(), MeasurementSpec()
+    sae, x, placebo_x = sae_of(d_sae, "sae"), given["x"], given["placebo_x"]
+    embedding = rows_of("token")
+    table = torch.from_numpy(np.vstack([embedding, embedding.mean(0)]))
+    usable = np.ones(len(tokens), dtype=bool)
+    held = HeldOut(tokens.rows, tokens.places, usable, tokens.vocabulary)
+    weights = document_weights(tokens.n_documents, shown.replicates, SEED)
+    with clocks.part("measure"):
+        lookup = (torch.arange(VOCABULARY), table)
+        codes = measurement.measure(sae, x, held, lookup, None, weights, shown).codes
+    with clocks.part("contexts"):
+        folds = Folds.of(tokens.documents, tokens.n_documents, SEED)
+        domains = domains_of(tokens, SEED)
+    with clocks.part("features"):
+        features = TokenFeatures.of(tokens, folds, embedding, SEED, spec.ladder)
+    with clocks.part("readouts"):
+        readouts = Readouts.of(features, placebo_x)
+        _ = readouts.readings, readouts.choose, readouts.score  # made on first use
+    with clocks.part("whole_ladder"):
+        whole = whole_ladder(x.numpy(), readouts, given["placebo"], spec.ladder)
+    with clocks.part("sharing"):
+        both = [_directions(one) for one in (sae, sae_of(d_sae, "sibling"))]
+        shared = assignment.sharing_of_both(both[0], both[1], spec.assignment, SEED)[0]
+    reading = Reading(sae, tokens, codes, x)
+    with clocks.part("by_latent"):
+        _ = reading.by_latent
+    with clocks.part("repeats"):
+        n_repeats = spec.repeat_rows * (spec.repeat_block - 1)
+        fresh = codes_of(sae, x[:n_repeats])
+        repeated = codes_of(sae, x[n_repeats : 2 * n_repeats])
+    around = profiling.Around(
+        placebo=Placebo("another model", placebo_x, given["placebo"]),
+        sibling=given["sibling"],
+        shared=shared,
+        repeats=(fresh, repeated),
+        unembedding=torch.from_numpy(rows_of("unembedding") + embedding),
+        embedding=embedding,
+        readouts=readouts,
+        whole=whole,
+        domains=domains,
+    )
+    with clocks.part("profile"):
+        profiling.profile(reading, folds, around, weights, spec, shown, SEED)
+    return codes
+
+
+def _directions(sae: SAE) -> tuple[np.ndarray, np.ndarray]:
+    return sae.params["W_enc"].t().contiguous().numpy(), sae.params["W_dec"].numpy()
+
+
+def product_rate(d_sae: int, rounds: int = 5) -> float:
+    """Return the most floating point operations per processor second of the encoder's product."""
+    fastest = 0.0
+    for size in (512, 8_192 if d_sae <= CHUNK // 4 else 2_048):
+        x, rows, out = torch.randn(size, D_IN), torch.randn(d_sae, D_IN), torch.empty(size, d_sae)
+        for _ in range(rounds):
+            begin = time.process_time()
+            torch.mm(x, rows.t(), out=out)
+            fastest = max(fastest, 2 * size * D_IN * d_sae / (time.process_time() - begin))
+    return fastest
+
+
+def run_cell(folder: Path, d_sae: int, n_tokens: int) -> dict[str, Any]:
+    """Return what one cell took; called in a process of its own."""
+    small, n_small = text(WARM[1]), WARM[0]
+    x = torch.empty(len(small), D_IN)
+    activations(small, "trained", x.numpy())
+    warm = {"x": x, "placebo_x": x.roll(1, 0)}
+    warm["sibling"] = codes_of(sae_of(n_small, "sibling"), x)
+    warm["placebo"] = codes_of(sae_of(n_small, "placebo"), warm["placebo_x"])
+    describe(Clocks(), small, warm, n_small)
+    del x, warm, small
+    tokens = text(n_tokens)
+    given: dict[str, Any] = {
+        which: read_codes(folder, which, d_sae, n_tokens) for which in ("sibling", "placebo")
+    }
+    given |= {
+        "x": read(folder, "trained", n_tokens),
+        "placebo_x": read(folder, "placebo", n_tokens),
+    }
+    start, rate, clocks = timing.resident_bytes(), product_rate(d_sae), Clocks()
+    with clocked(clocks):
+        codes = describe(clocks, tokens, given, d_sae)
+    rate = max(rate, product_rate(d_sae))
+    floor = 2 * n_tokens * D_IN * d_sae / rate
+    return {
+        "d_sae": d_sae,
+        "tokens": n_tokens,
+        "documents": tokens.n_documents,
+        "entries": int(codes.nnz),
+        "latents_that_fire": int((np.bincount(codes.indices, minlength=d_sae) > 0).sum()),
+        "start_gib": start / 2**30,
+        "peak_gib": max(part.peak_bytes for part in clocks.parts.values()) / 2**30,
+        "product_gflops": rate / 1e9,
+        "encoding_floor_seconds": floor,
+        "encoding_times_floor": clocks.parts["measure/encode"].cpu / floor,
+        "parts": grouped(clocks.parts),
+        "details": {path: asdict(part) for path, part in sorted(clocks.parts.items())},
+    }
+
+
+def grouped(parts: Mapping[str, Part]) -> dict[str, dict[str, float]]:
+    """Return processor and wall seconds and the peak of each part that the table names."""
+    found = {}
+    for name, (more, less) in PARTS.items():
+        plus, minus = ([parts[path] for path in paths if path in parts] for paths in (more, less))
+        found[name] = {
+            "cpu": sum(p.cpu for p in plus) - sum(p.cpu for p in minus),
+            "wall": sum(p.wall for p in plus) - sum(p.wall for p in minus),
+            "peak_gib": max(p.peak_bytes for p in plus) / 2**30,
+        }
+    return found
+
+
+# --- all cells -------------------------------------------------------------------------------------
+
+
+def slopes(cells: list[dict[str, Any]], by: str) -> dict[str, Any]:
+    """Return the slope of log seconds by log `by`, for each part: over all cells, over the last two."""
+    cells = sorted(cells, key=lambda cell: float(cell[by]))
+    if len(cells) < 2:
+        return {}
+    x = np.log([cell[by] for cell in cells])
+    found: dict[str, Any] = {}
+    for part in PARTS:
+        y = np.log([max(cell["parts"][part]["cpu"], 1e-3) for cell in cells])
+        last = (y[-1] - y[-2]) / (x[-1] - x[-2])
+        found[part] = {"all": float(np.polyfit(x, y, 1)[0]), "last": float(last)}
+    memory = np.log([cell["peak_gib"] for cell in cells])
+    last = (memory[-1] - memory[-2]) / (x[-1] - x[-2])
+    found["peak memory"] = {"all": float(np.polyfit(x, memory, 1)[0]), "last": float(last)}
+    return found
+
+
+def show(cells: list[dict[str, Any]], fitted: dict[str, dict[str, Any]]) -> None:
+    heads = [f"{c['d_sae']}x{c['tokens'] / 1e6:g}M" for c in cells]
+    print(f"\n{'processor seconds':28s}" + "".join(f"{head:>12s}" for head in heads), end="")
+    print("".join(f"{'by ' + by:>14s}" for by in fitted))
+    for part in PARTS:
+        times = "".join(f"{cell['parts'][part]['cpu']:12.2f}" for cell in cells)
+        print(f"{part:28s}{times}" + "".join(_slope(found, part) for found in fitted.values()))
+    memory = "".join(f"{cell['peak_gib']:12.2f}" for cell in cells)
+    print(
+        f"{'peak memory (GiB)':28s}{memory}"
+        + "".join(_slope(f, "peak memory") for f in fitted.values())
+    )
+    times = "".join(f"{cell['encoding_times_floor']:12.2f}" for cell in cells)
+    print(f"{'encode / its product':28s}{times}")
+
+
+def _slope(found: Mapping[str, Any], part: str) -> str:
+    return f"{found[part]['all']:14.2f}" if part in found else f"{'':14s}"
+
+
+def child(arguments: list[str], threads: int, limit: float) -> str:
+    """Run this file again with other arguments; return the last line that it prints."""
+    several = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    command = [sys.executable, __file__, "--threads", str(threads), *arguments]
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | several,
+        timeout=limit,
+        check=True,
+    )
+    return done.stdout.strip().rpartition("\n")[2]
+
+
+def compare(cells: list[tuple[int, int]], folder: Path, arguments: argparse.Namespace) -> None:
+    longest = max(n for _, n in cells)
+    sizes = {d: max(n for e, n in cells if e == d) for d, _ in cells}
+    where = ["--folder", str(folder)]
+    request = json.dumps({"tokens": longest, "sizes": list(sizes.items())})
+    child([*where, "--prepare", request], arguments.threads, arguments.limit)
+    found, skipped = [], []
+    for d_sae, n in cells:
+        print(f"  {d_sae} latents, {n} tokens", file=sys.stderr, flush=True)
+        try:
+            line = child([*where, "--one", f"{d_sae}x{n}"], arguments.threads, arguments.limit)
+            found.append(json.loads(line))
+        except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as problem:
+            skipped.append({"d_sae": d_sae, "tokens": n, "why": type(problem).__name__})
+    sizes_by_use = [d for d, _ in cells]
+    usual = max(sizes_by_use, key=sizes_by_use.count)
+    lengths = [n for _, n in cells]
+    common = max(lengths, key=lengths.count)
+    fitted = {
+        "entries": slopes([cell for cell in found if cell["d_sae"] == usual], "entries"),
+        "latents": slopes([cell for cell in found if cell["tokens"] == common], "d_sae"),
+    }
+    show(found, fitted)
+    held = {"d_in": D_IN, "k": K, "vocabulary": VOCABULARY, "threads": arguments.threads}
+    versions = machine.versions("torch", "numpy", "scipy", "numba", "sae-placebo")
+    results = {"cells": found, "slopes": fitted, "skipped": skipped, "versions": versions}
+    machine.save(arguments.out, "structure", held, results)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--cell", action="append", metavar="D_SAExTOKENS")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--limit", type=float, default=1800.0, help="seconds for a cell, at most")
+    parser.add_argument("--cache", type=Path, default=Path("runs/benchmarks"))
+    parser.add_argument("--quick", action="store_true", help="three small cells")
+    parser.add_argument("--out", type=Path, default=machine.RESULTS / "structure.json")
+    for name in ("--folder", "--prepare", "--one"):  # this file calls itself with them
+        parser.add_argument(name, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _pair(cell: str) -> tuple[int, int]:
+    d_sae, _, tokens = cell.partition("x")
+    return int(d_sae), int(tokens)
+
+
+def main() -> None:
+    arguments = parse()
+    torch.set_num_threads(arguments.threads)
+    with settings("cpu"):
+        if arguments.prepare:
+            request = json.loads(arguments.prepare)
+            prepare(Path(arguments.folder), request["tokens"], dict(request["sizes"]))
+            return
+        if arguments.one:
+            print(json.dumps(run_cell(Path(arguments.folder), *_pair(arguments.one))))
+            return
+    asked = [_pair(cell) for cell in arguments.cell or ()]
+    cells = asked or list(QUICK if arguments.quick else CELLS)
+    arguments.cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=arguments.cache) as folder:
+        compare(cells, Path(folder), arguments)
+
+
+if __name__ == "__main__":
+    main()
