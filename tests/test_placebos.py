@@ -9,9 +9,10 @@ import pytest
 
 from conftest import save_model, save_tokenizer, trial_table
 from sae_placebo.errors import NotEstimable, SpecError
-from sae_placebo.placebos import Held, placebo_of, reference_placebo, sibling_of
+from sae_placebo.placebos import Held, placebo_of, sibling_of
 from sae_placebo.plans import ArmModel
 from sae_placebo.protocol import TrialSpec, load_trial
+from sae_placebo.reference import reference_placebo
 
 ARMS = {
     "trained": {"control": "trained"},

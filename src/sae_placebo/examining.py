@@ -6,18 +6,21 @@ directions for those that matter, and then verdicts. Readers and writers are ask
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64, Int64, Shaped
 
+from sae_placebo.circuits.patching import confirm_reader
 from sae_placebo.circuits.readers import Readers, survey
 from sae_placebo.circuits.spec import CircuitSpec
+from sae_placebo.circuits.traces import ReaderTrace
 from sae_placebo.circuits.writers import Writers, writers
 from sae_placebo.errors import ModelError, NotEstimable
+from sae_placebo.lazy import pandas
 from sae_placebo.structure.base import Reading
-from sae_placebo.use.ablation import Ablations, ablate
+from sae_placebo.use.asking import Answer, Asked, Note, ask, ask_alone
 from sae_placebo.use.base import (
     Directions,
     Subject,
@@ -25,39 +28,12 @@ from sae_placebo.use.base import (
     latent_directions,
     pseudo_latents,
 )
-from sae_placebo.use.effects import Effects, effects_of
-from sae_placebo.use.firings import choose_firings
-from sae_placebo.use.joint import JointCurve, joint_removal
-from sae_placebo.use.masks import MaskedUse, random_masks
-from sae_placebo.use.null_directions import NullTest, against_nulls
-from sae_placebo.use.removal import discovery_documents
 from sae_placebo.use.sampling import draw
 from sae_placebo.use.screen import Screen
 from sae_placebo.use.spec import UseSpec
-from sae_placebo.use.verdicts import Measured, UseVerdicts, use_verdicts
-from sae_placebo.use.worst import WorstCase, worst_case
 
-Note = Callable[[str], None]
-_HIGH = 2.326
-_LOW = 1.645
-"""Normal quantiles of the bounds of removal among others: 99% above, 95% below, as `effects` has them."""
-
-
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """Directions whose use was asked about, with the evidence.
-
-    Attributes:
-        ablated: Single ablations.
-        effect: Of zero ablation, as a share of a full swap.
-        resampled: Of resample ablation, likewise.
-        nulls: Against null directions.
-    """
-
-    ablated: Ablations
-    effect: Effects
-    resampled: Effects
-    nulls: NullTest
+_PATCHED = 8
+"""Firings at which a top reader is patched, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,13 +41,8 @@ class Examination:
     """All that was found about one SAE.
 
     Attributes:
-        latents: Latents that have a verdict, ascending.
-        weights: Latents that each stands for.
-        asked: Evidence on them, arrays by latent of the SAE.
-        masked: Removal among others; None with a reason.
-        joint: Removal of all at once; None with a reason.
-        worst: The worst masks over what survives; None with a reason.
-        measured, verdicts: What the rule read, and what it said.
+        answer: Whether the model uses the latents that have a verdict.
+        weights: Latents that each of these stands for.
         errors: The main directions of what the SAE misses; None where none were asked about.
         error_variance: Share of the error's variance that each of these has.
         pseudo: Directions that mean nothing; None where none were asked about.
@@ -80,14 +51,8 @@ class Examination:
         reasons: Why something is None.
     """
 
-    latents: Int64[np.ndarray, " drawn"]
+    answer: Answer
     weights: Float64[np.ndarray, " drawn"]
-    asked: Asked
-    masked: MaskedUse | None
-    joint: JointCurve | None
-    worst: WorstCase | None
-    measured: Measured
-    verdicts: UseVerdicts
     errors: Asked | None
     error_variance: Float64[np.ndarray, " component"]
     pseudo: Asked | None
@@ -95,6 +60,11 @@ class Examination:
     readers: Readers | None
     writers: Writers | None
     reasons: dict[str, str]
+
+    @property
+    def latents(self) -> Int64[np.ndarray, " drawn"]:
+        """Latents that have a verdict, ascending."""
+        return self.answer.which
 
 
 def examine(
@@ -121,107 +91,27 @@ def examine(
     Raises:
         NotEstimable: no latent fires on enough tokens.
     """
-    directions, reasons = latent_directions(reading), dict[str, str]()
+    directions = latent_directions(reading)
     able = np.flatnonzero((directions.n_active >= 2) & (strata != ""))
     if not len(able):
         raise NotEstimable("no latent fires on enough held-out tokens to be asked about")
     which, weights = draw(strata, able, spec.latents, seed)
-    note(f"ablating {len(which)} latents")
-    ablated, effect, resampled = _ablated(subject, directions, which, spec, seed)
-    note("removing latents together")
-    masked, joint, worst = _together(subject, directions, which, ablated, spec, seed, reasons)
-    # what cannot be large enough to count as used needs no p-value
-    high = effect.high[which]
-    candidates = which[~(high < spec.least_effect)]
-    note(f"holding {len(candidates)} latents against null directions")
-    nulls = against_nulls(subject, directions, ablated, candidates, spec, seed)
-    survives = np.zeros(len(directions), dtype=bool)
-    if worst is not None and worst.holds:
-        survives[worst.s_star] = True
-    beside = _beside(masked, len(directions), ablated.full_swap)
-    measured = Measured(effect, beside, nulls.p, survives, which)
+    answer = ask(subject, directions, which, spec, seed, note)
+    reasons = dict(answer.reasons)
     note("reading readers and writers")
     screened, read, written = _circuits(subject, reading, directions, circuits, seed, reasons)
-    errors = _errors(subject, reading, spec, seed)
+    errors, variance = _errors(subject, reading, spec, seed)
     return Examination(
-        latents=which,
+        answer=answer,
         weights=weights,
-        asked=Asked(ablated, effect, resampled, nulls),
-        masked=masked,
-        joint=joint,
-        worst=worst,
-        measured=measured,
-        verdicts=use_verdicts(measured, spec),
-        errors=errors[0],
-        error_variance=errors[1],
+        errors=errors,
+        error_variance=variance,
         pseudo=_pseudo(subject, directions, spec, seed),
         screen=screened,
         readers=read,
         writers=written,
         reasons=reasons,
     )
-
-
-def _ablated(
-    subject: Subject,
-    directions: Directions,
-    which: Int64[np.ndarray, " asked"],
-    spec: UseSpec,
-    seed: int,
-) -> tuple[Ablations, Effects, Effects]:
-    documents = subject.tokens.documents
-    firings = choose_firings(directions, which, documents, spec.firings, seed)
-    found = ablate(subject, directions, firings, spec.window, seed)
-    n, unit = len(directions), found.full_swap
-    effect, resampled = (
-        effects_of(values / unit, firings.directions, n, seed)
-        for values in (found.zero, found.resample)
-    )
-    return found, effect, resampled
-
-
-def _together(
-    subject: Subject,
-    directions: Directions,
-    which: Int64[np.ndarray, " asked"],
-    ablated: Ablations,
-    spec: UseSpec,
-    seed: int,
-    reasons: dict[str, str],
-) -> tuple[MaskedUse | None, JointCurve | None, WorstCase | None]:
-    """Return removal among others, of all at once, and at its worst; the order is of discovery alone."""
-    masks = spec.masks.model_copy(update={"window": spec.window})
-    try:
-        masked = random_masks(subject, directions, which, masks, seed)
-    except NotEstimable as refusal:
-        reasons["masked"] = reasons["joint"] = reasons["worst"] = str(refusal)
-        return None, None, None
-    discovered = discovery_documents(subject.tokens, seed)
-    firings = ablated.firings
-    mine = discovered[subject.tokens.documents[firings.tokens]]
-    n = len(directions)
-    counts = np.bincount(firings.directions[mine], minlength=n)
-    sums = np.bincount(firings.directions[mine], ablated.zero[mine], minlength=n)
-    alone = np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)[which]
-    order = which[np.argsort(np.fmax(alone, masked.beta), kind="stable")]
-    order = order[np.isfinite(np.sort(np.fmax(alone, masked.beta), kind="stable"))]
-    try:
-        joint = joint_removal(subject, directions, order, spec.joint, seed)
-        worst = worst_case(subject, directions, joint.s_star, spec.worst, seed)
-    except NotEstimable as refusal:
-        reasons["joint"] = reasons["worst"] = str(refusal)
-        return masked, None, None
-    return masked, joint, worst
-
-
-def _beside(masked: MaskedUse | None, n: int, unit: float) -> Effects:
-    """Return removal among others as a share of a full swap, by direction."""
-    mean, se = np.full(n, np.nan), np.full(n, np.nan)
-    count = np.zeros(n, dtype=np.int64)
-    if masked is not None:
-        mean[masked.which], se[masked.which] = masked.beta / unit, masked.se / unit
-        count[masked.which] = masked.n_documents
-    return Effects(mean, mean - _LOW * se, mean + _HIGH * se, count)
 
 
 def _circuits(
@@ -255,7 +145,7 @@ def _errors(
     squares = directions.amounts.multiply(directions.amounts)
     energy = np.asarray(squares.sum(0, dtype=np.float64)).ravel()
     total = _error_energy(reading)
-    return _whole(subject, directions, spec, seed), energy / total
+    return ask_alone(subject, directions, spec, seed), energy / total
 
 
 def _error_energy(reading: Reading) -> float:
@@ -267,13 +157,43 @@ def _error_energy(reading: Reading) -> float:
 def _pseudo(subject: Subject, directions: Directions, spec: UseSpec, seed: int) -> Asked | None:
     if not spec.pseudo:
         return None
-    return _whole(subject, pseudo_latents(directions, seed, spec.pseudo), spec, seed)
+    return ask_alone(subject, pseudo_latents(directions, seed, spec.pseudo), spec, seed)
 
 
-def _whole(subject: Subject, directions: Directions, spec: UseSpec, seed: int) -> Asked:
-    """Return the evidence on all of some directions, every one held against all null directions."""
-    which = np.arange(len(directions))
-    ablated, effect, resampled = _ablated(subject, directions, which, spec, seed)
-    every = spec.model_copy(update={"give_up": 1.0})
-    nulls = against_nulls(subject, directions, ablated, which, every, seed)
-    return Asked(ablated, effect, resampled, nulls)
+def confirmed(
+    subject: Subject,
+    reading: Reading,
+    found: Examination,
+    shown: Sequence[int],
+    spec: CircuitSpec,
+    seed: int,
+) -> pandas.DataFrame:
+    """Return, for some latents, whether a finite edit of what their top reader reads is felt.
+
+    Columns: latent, reader, kl (nats per firing), null (mean of null directions), p, n_nulls, n_firings.
+    """
+    names = ["latent", "reader", "kl", "null", "p", "n_nulls", "n_firings"]
+    if found.readers is None:
+        return pandas.DataFrame(columns=names)
+    directions, firings = latent_directions(reading), found.answer.asked.ablated.firings
+    trace, rows = ReaderTrace(subject.downstream), []
+    for latent in shown:
+        top = found.readers.top(latent, 1, least=0.0)
+        tokens = firings.tokens[firings.directions == latent][:_PATCHED]
+        if not top or not len(tokens):
+            continue
+        name = found.readers.names[top[0]]
+        one = confirm_reader(subject, directions, latent, name, tokens, spec.patch, seed, trace)
+        null = np.asarray(one.null)
+        rows.append(
+            [
+                latent,
+                name,
+                float(one.kl.mean()),
+                float(null.mean()),
+                one.p,
+                null.shape[1],
+                len(tokens),
+            ]
+        )
+    return pandas.DataFrame(rows, columns=names)

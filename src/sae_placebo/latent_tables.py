@@ -11,9 +11,10 @@ import numpy as np
 from sae_placebo.classification import ClassThresholds
 from sae_placebo.errors import NotEstimable
 from sae_placebo.lazy import pandas
-from sae_placebo.placebos import Held, placebo_of, reference_placebo, sibling_of
+from sae_placebo.placebos import Held, placebo_of, sibling_of
 from sae_placebo.plans import ArmModel
 from sae_placebo.protocol import TrialSpec
+from sae_placebo.reference import reference_placebo
 from sae_placebo.structure.decoy_scores import decoy_table
 from sae_placebo.structure.mechanism import mechanism_predictions
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,18 @@ def passages(reading: Reading, latents: Any, spec: MeasurementSpec, seed: int) -
 
     Columns: latent, rank, document, tokens, activations (null where the position is masked), peak.
     """
-    tokens, by_latent = reading.tokens, reading.by_latent
     draw = numpy_generator(seed, "shown latents")
     chosen: list[int] = []
     alive = latents[latents["n_active"] > 0]
     for _, group in alive.groupby("class", sort=True):
         ids = group["latent"].to_numpy()
         chosen += draw.choice(ids, size=min(len(ids), spec.shown_per_class), replace=False).tolist()
+    return passages_of(reading, chosen, spec)
+
+
+def passages_of(reading: Reading, chosen: Sequence[int], spec: MeasurementSpec) -> Any:
+    """Return the top activating passages of some latents, one per document; columns as `passages`."""
+    tokens, by_latent = reading.tokens, reading.by_latent
     flat = np.full(tokens.rows.token_ids.shape, -1, dtype=np.int64)
     flat[tokens.places[:, 0], tokens.places[:, 1]] = np.arange(len(tokens.places))
     rows: list[dict[str, Any]] = []

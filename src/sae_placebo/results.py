@@ -30,10 +30,12 @@ from sae_placebo.report import build_report
 from sae_placebo.statistics import Cell, ReplicateTable, effects
 from sae_placebo.store import Store, read_json, write_json
 from sae_placebo.structure import metrics as structure_metrics
+from sae_placebo.use_results import use_record, use_tables
 
 TABLES = (
     *("effects", "interactions", "matching", "latents", "measurements", "coverage", "passages"),
     *("sensitivity", "methods", "decoys", "ladder", "partners", "mechanism"),
+    *("use", "readers", "writers", "directions", "patched", "use_passages"),
 )
 
 OF_MEASURE = ("measurements", "coverage")
@@ -109,6 +111,21 @@ class Trial:
         return self._table("passages")
 
     @property
+    def use(self) -> Any:
+        """DataFrame, one row per latent of each SAE whose model was asked what it uses."""
+        return self._table("use")
+
+    @property
+    def readers(self) -> Any:
+        """DataFrame of what reads each latent, the largest first."""
+        return self._table("readers")
+
+    @property
+    def writers(self) -> Any:
+        """DataFrame of what writes each latent, the largest first."""
+        return self._table("writers")
+
+    @property
     def report(self) -> Path:
         """The report's page, which opens from disk."""
         return self.folder / "report" / "index.html"
@@ -170,6 +187,7 @@ def write_results(plan: Plan, store: Store) -> Trial:
     joined["mechanism"] = mechanism_of(
         plan.spec, joined["latents"], _cards(plan, store), plan.spec.measurement.thresholds
     )
+    joined |= use_tables(plan, store)
     for name, table in joined.items():
         _replace_table(folder / f"{name}.parquet", table)
     write_json(folder / "trial.json", record(plan, store))
@@ -310,6 +328,7 @@ def record(plan: Plan, store: Store) -> dict[str, Any]:
             },
         },
         "masks": {split: _masks(plan, store, one, split) for split, one in rows.items()},
+        "use": use_record(plan, store),
         "metrics": {name: _described(metric) for name, metric in EVERY_METRIC.items()},
         "confidence": CONFIDENCE,
         "precision": precision.describe(),

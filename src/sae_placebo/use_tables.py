@@ -12,16 +12,18 @@ from sae_placebo.circuits.readers import Readers
 from sae_placebo.circuits.spec import CircuitSpec
 from sae_placebo.circuits.traces import KINDS
 from sae_placebo.circuits.writers import Writers
-from sae_placebo.examining import Asked, Examination
+from sae_placebo.examining import Examination
 from sae_placebo.lazy import pandas
 from sae_placebo.store import read_json, write_json
+from sae_placebo.use.asking import Asked
 from sae_placebo.use.sampling import share
 from sae_placebo.use.spec import UseSpec
 from sae_placebo.use.verdicts import USES, sensitivity
 
 LIMITS = tuple(float(x) for x in np.geomspace(1e-4, 1e-1, 13))
 """Smallest effects of interest that the sensitivity curve has."""
-NAMES = ("use", "readers", "writers", "directions")
+NAMES = ("use", "readers", "writers", "directions", "patched", "use_passages")
+"""Tables of one SAE; the last two are of latents that get a card."""
 
 
 def write_use(draft: Path, found: Examination, spec: UseSpec, circuits: CircuitSpec) -> None:
@@ -52,14 +54,14 @@ def read_use(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def latent_rows(found: Examination) -> pandas.DataFrame:
     """Return one row per latent of the SAE; what was not asked about one is null."""
-    asked, measured, n = found.asked, found.measured, len(found.measured.p)
+    asked, measured, n = found.answer.asked, found.answer.measured, len(found.answer.measured.p)
     which = found.latents
     columns: dict[str, Any] = {"latent": np.arange(n)}
     verdict, reason = np.full(n, None, dtype=object), np.full(n, None, dtype=object)
-    verdict[which] = np.array(USES, dtype=object)[found.verdicts.verdict]
-    reason[which] = found.verdicts.reason
+    verdict[which] = np.array(USES, dtype=object)[found.answer.verdicts.verdict]
+    reason[which] = found.answer.verdicts.reason
     weight, beats = np.full(n, np.nan), np.full(n, np.nan)
-    weight[which], beats[which] = found.weights, found.verdicts.beats_nulls
+    weight[which], beats[which] = found.weights, found.answer.verdicts.beats_nulls
     survives = np.full(n, np.nan)
     survives[which] = measured.survives[which]
     unit = asked.ablated.full_swap
@@ -154,7 +156,7 @@ def direction_rows(found: Examination) -> pandas.DataFrame:
         n = len(asked.nulls.p)
         variance = found.error_variance if kind == "error" else np.full(n, np.nan)
         # as a share of the latents' full swap, so that all effects of an SAE have one unit
-        scale = asked.ablated.full_swap / found.asked.ablated.full_swap
+        scale = asked.ablated.full_swap / found.answer.asked.ablated.full_swap
         parts.append(
             pandas.DataFrame(
                 {
@@ -164,7 +166,7 @@ def direction_rows(found: Examination) -> pandas.DataFrame:
                     "effect": asked.effect.mean * scale,
                     "effect_low": asked.effect.low * scale,
                     "effect_high": asked.effect.high * scale,
-                    "null_effect": asked.nulls.null / found.asked.ablated.full_swap,
+                    "null_effect": asked.nulls.null / found.answer.asked.ablated.full_swap,
                     "p": asked.nulls.p,
                     "documents": asked.effect.n,
                 }
@@ -177,12 +179,12 @@ def direction_rows(found: Examination) -> pandas.DataFrame:
 
 def record(found: Examination, spec: UseSpec) -> dict[str, Any]:
     """Return the numbers about the SAE as a whole, for JSON; what is not known is null."""
-    ablated = found.asked.ablated
+    ablated = found.answer.asked.ablated
     shares = {}
     for i, name in enumerate(USES):
-        p, low, high = share(found.verdicts.verdict == i, found.weights)
+        p, low, high = share(found.answer.verdicts.verdict == i, found.weights)
         shares[name] = {"share": _or_none(p), "low": _or_none(low), "high": _or_none(high)}
-    curve = sensitivity(found.measured, spec, np.array(LIMITS))
+    curve = sensitivity(found.answer.measured, spec, np.array(LIMITS))
     return {
         "n_latents": len(found.latents),
         "n_firings": len(ablated.firings),
@@ -201,7 +203,7 @@ def record(found: Examination, spec: UseSpec) -> dict[str, Any]:
 
 
 def _joint(found: Examination) -> dict[str, Any] | None:
-    joint = found.joint
+    joint = found.answer.joint
     if joint is None:
         return None
     return {
@@ -218,7 +220,7 @@ def _joint(found: Examination) -> dict[str, Any] | None:
 
 
 def _worst(found: Examination) -> dict[str, Any] | None:
-    worst = found.worst
+    worst = found.answer.worst
     if worst is None:
         return None
     return {

@@ -12,11 +12,13 @@ import numpy as np
 from sae_placebo import artefacts
 from sae_placebo.controls import build
 from sae_placebo.errors import NotEstimable
-from sae_placebo.examining import examine
+from sae_placebo.examining import Examination, confirmed, examine
 from sae_placebo.lazy import torch
+from sae_placebo.passages import passages_of
 from sae_placebo.plans import ArmModel, Place, Plan
 from sae_placebo.profiles import Profiles
 from sae_placebo.progress import Progress
+from sae_placebo.spec import numpy_generator
 from sae_placebo.store import Store, write_json
 from sae_placebo.use.base import Subject
 from sae_placebo.use.downstream import Downstream
@@ -73,6 +75,23 @@ class Uses:
                 write_json(draft / "refused.json", {"reason": str(refusal)})
                 return
             write_use(draft, found, spec.use, spec.circuits)
+            shown = self._shown(found, kinds)
+            table = passages_of(reading, shown, spec.measurement)
+            table.to_parquet(draft / "use_passages.parquet", index=False)
+            patched = confirmed(subject, reading, found, shown, spec.circuits, spec.seed)
+            patched.to_parquet(draft / "patched.parquet", index=False)
+
+    def _shown(self, found: Examination, kinds: Any) -> list[int]:
+        """Return latents of every pair of origin and use, at random."""
+        random = numpy_generator(self.plan.spec.seed, "latents with a card")
+        origins = np.array([str(kinds[i]).rpartition(" ")[2] for i in found.latents])
+        shown: list[int] = []
+        for origin in np.unique(origins):
+            for use in np.unique(found.answer.verdicts.verdict):
+                cell = found.latents[(origins == origin) & (found.answer.verdicts.verdict == use)]
+                n = min(len(cell), self.plan.spec.use.shown_per_cell)
+                shown += random.choice(cell, n, replace=False).tolist()
+        return sorted(shown)
 
     def _kinds(self, place: Place) -> Any:
         """Return the kind of each latent, its class and origin; empty where it fires too rarely."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from sae_placebo.circuits.patching import PatchSpec
 from sae_placebo.circuits.readers import ReadersSpec
 from sae_placebo.circuits.writers import WriterSpec
 from sae_placebo.spec import Spec
@@ -14,5 +15,6 @@ class CircuitSpec(Spec):
 
     readers: ReadersSpec = ReadersSpec()
     writers: WriterSpec = WriterSpec()
+    patch: PatchSpec = PatchSpec()
     kept: int = Field(4, ge=1)
     """Readers and writers that are kept of each latent, largest first."""

@@ -48,5 +48,7 @@ class UseSpec(Spec):
     worst: WorstSpec = WorstSpec()
     pseudo: int = Field(60, ge=0)
     """Pseudo-latents, on which p-values must be uniform; 0 for none."""
+    shown_per_cell: int = Field(4, ge=0)
+    """Latents of each pair of origin and use that get a card: passages, and their top reader patched."""
     error_directions: int = Field(12, ge=0)
     """Principal components of what the SAE misses that are asked about as well."""

@@ -1,0 +1,66 @@
+"""What was asked about use, of every SAE in one table: beside class and origin of each latent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sae_placebo import artefacts
+from sae_placebo.lazy import pandas
+from sae_placebo.plans import Place, Plan
+from sae_placebo.store import Store, read_json
+from sae_placebo.use_tables import NAMES, read_use
+
+
+def use_tables(plan: Plan, store: Store) -> dict[str, Any]:
+    """Return the tables `use`, `readers`, `writers` and `directions` of all SAEs that were asked about."""
+    parts: dict[str, list[Any]] = {name: [] for name in NAMES}
+    for place, step in plan.use.items():
+        folder = store.path(step)
+        if _refused(folder):
+            continue
+        tables, _ = read_use(folder)
+        latents = artefacts.read_table(store.path(plan.match[place]) / "latents.parquet")
+        known = latents[["latent", "class", "verdict", "evidence", "n_active"]]
+        tables["use"] = tables["use"].merge(known, on="latent", how="left", validate="1:1")
+        for name, table in tables.items():
+            parts[name].append(_labelled(plan, place, table))
+    return {
+        name: pandas.concat(found, ignore_index=True) if found else _nothing()
+        for name, found in parts.items()
+    }
+
+
+def use_record(plan: Plan, store: Store) -> list[dict[str, Any]]:
+    """Return, per SAE that was asked about, the numbers about it as a whole, or why there are none."""
+    found = []
+    for place, step in plan.use.items():
+        folder = store.path(step)
+        one, hookpoint, sae, sae_seed = place
+        keys = {"arm": one.arm, "model_seed": one.model_seed, "hookpoint": hookpoint}
+        keys |= {"sae": sae, "sae_seed": sae_seed}
+        refused = _refused(folder)
+        said = {"refused": refused} if refused else read_use(folder)[1]
+        found.append(keys | said)
+    return found
+
+
+def _refused(folder: Path) -> str | None:
+    path = folder / "refused.json"
+    return str(read_json(path)["reason"]) if path.exists() else None
+
+
+def _labelled(plan: Plan, place: Place, table: Any) -> Any:
+    one, hookpoint, sae, sae_seed = place
+    keys = {"arm": one.arm, "control": plan.spec.arms[one.arm].kind, "model_seed": one.model_seed}
+    keys |= {"sae_seed": sae_seed, "hookpoint": hookpoint, "sae": sae}
+    for position, (name, value) in enumerate(keys.items()):
+        column: Any = [value] * len(table)
+        if name.endswith("seed"):
+            column = pandas.array(column, "Int64")
+        table.insert(position, name, column)
+    return table
+
+
+def _nothing() -> Any:
+    return pandas.DataFrame({"arm": pandas.Series([], dtype=object)})
