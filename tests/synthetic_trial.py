@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from sae_placebo.designs import ArmParts, designs, quads
+from synthetic_use import use_tables
 
 HOOKPOINT = "resid_post.3"
 SAE = "topk-k32-d2048"
@@ -558,9 +559,11 @@ def write_trial(folder: Path, settings: Settings | None = None) -> Path:
     if settings.kinds:
         tables["coverage"] = coverage_table(settings)
         tables["interactions"] = interactions_table(settings)
+    found, told = use_tables(latents, tables["passages"], settings.arms[:2])
+    tables |= found
     for name, table in tables.items():
         if name not in settings.drop:
             table.to_parquet(folder / f"{name}.parquet")
     if "trial" not in settings.drop:
-        (folder / "trial.json").write_text(json.dumps(trial_json(settings)))
+        (folder / "trial.json").write_text(json.dumps(trial_json(settings) | {"use": told}))
     return folder

@@ -155,6 +155,24 @@ def power(
     typer.echo(text)
 
 
+@app.command()
+def world(
+    kind: Annotated[str, typer.Argument(help="factored, twins or compiled.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; twins are two in it.")],
+    seed: Annotated[int, typer.Option(help="Names everything that is drawn.")] = 0,
+    preset: Annotated[
+        str | None, typer.Option(help="Settings of a factored world or of twins.")
+    ] = None,
+    program: Annotated[str | None, typer.Option(help="What a compiled world computes.")] = None,
+) -> None:
+    """Build a model whose truth is known, with its rows and variables, and write it to a folder."""
+    from sae_placebo.worlds.saving import write_worlds
+
+    folders = write_worlds(kind, out, seed, preset=preset, program=program, progress=for_terminal())
+    for folder in folders:
+        typer.echo(f"world: {folder}")
+
+
 def main() -> None:
     """Run the command line; what a user can mend is one sentence and exit code 1."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]

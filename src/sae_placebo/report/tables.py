@@ -90,6 +90,34 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "mechanism": (
         *("hookpoint", "sae", "name", "says", "outcome", "estimate", "low", "high", "n", "reason"),
     ),
+    "use": (
+        *("arm", "control", "model_seed", "sae_seed", "hookpoint", "sae", "latent"),
+        *("use", "use_reason", "use_weight", "effect", "effect_low", "effect_high"),
+        *("effect_resampled", "effect_documents", "beside", "beside_low", "beside_high"),
+        *("null_effect", "use_p", "use_p_decoders", "n_nulls", "beats_nulls", "survives_joint"),
+        *("screen", "screen_ratio", "screen_p", "path_unembedding", "path_qk", "path_ov"),
+        *("path_mlp", "tied", "class", "verdict", "evidence", "n_active"),
+    ),
+    "readers": (
+        *("arm", "model_seed", "sae_seed", "hookpoint", "sae", "latent", "rank", "reader"),
+        *("kind", "share", "signed", "percentile", "n"),
+    ),
+    "writers": (
+        *("arm", "model_seed", "sae_seed", "hookpoint", "sae", "latent", "rank", "part"),
+        *("kind", "share", "low", "high", "null95", "pseudo_percentile", "above", "n"),
+    ),
+    "directions": (
+        *("arm", "model_seed", "sae_seed", "hookpoint", "sae", "kind", "index", "variance"),
+        *("effect", "effect_low", "effect_high", "null_effect", "p", "documents"),
+    ),
+    "patched": (
+        *("arm", "model_seed", "sae_seed", "hookpoint", "sae", "latent", "reader", "kl"),
+        *("null", "p", "n_nulls", "n_firings"),
+    ),
+    "use_passages": (
+        *("arm", "model_seed", "sae_seed", "hookpoint", "sae", "latent", "rank", "document"),
+        *("tokens", "activations", "peak"),
+    ),
     "interactions": (
         *("design", "metric", "hookpoint", "sae", "effect", "low", "high", "se", "df"),
         *("null", "unit", "cells", "n_documents", "n_tokens", "n_sae_seeds", "n_models", "reason"),
@@ -107,6 +135,7 @@ OPTIONAL = (
         "partners",
     ),
     "mechanism",
+    *("use", "readers", "writers", "directions", "patched", "use_passages"),
 )
 """Tables that only some trials have: those of labeled text, those with a factorial, and those run
 since there are such tables."""
@@ -140,6 +169,12 @@ class Tables:
     decoys: pandas.DataFrame = field(default_factory=lambda: _empty("decoys"))
     partners: pandas.DataFrame = field(default_factory=lambda: _empty("partners"))
     mechanism: pandas.DataFrame = field(default_factory=lambda: _empty("mechanism"))
+    use: pandas.DataFrame = field(default_factory=lambda: _empty("use"))
+    readers: pandas.DataFrame = field(default_factory=lambda: _empty("readers"))
+    writers: pandas.DataFrame = field(default_factory=lambda: _empty("writers"))
+    directions: pandas.DataFrame = field(default_factory=lambda: _empty("directions"))
+    patched: pandas.DataFrame = field(default_factory=lambda: _empty("patched"))
+    use_passages: pandas.DataFrame = field(default_factory=lambda: _empty("use_passages"))
 
     @property
     def name(self) -> str:

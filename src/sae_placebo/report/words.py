@@ -138,6 +138,52 @@ WORDS: tuple[Term, ...] = (
          "`structure.verdicts`.", "origin"),
     Term("evidence", "What speaks for a latent's verdict: the first rung that explains enough of it, a "
          "partner, or why nothing can be said.", source="`structure.verdicts`.", page="origin"),
+    Term("use", "Whether the model's predictions hang on a direction at a hookpoint: used, not used or "
+         "undetermined. It is about these tokens and predictions a few tokens ahead.", "share of latents",
+         "a random direction is as costly as its null directions", "`use.verdicts`.", "use"),
+    Term("used", "A direction whose removal costs more than that of null directions, by "
+         "Benjamini-Hochberg over the latents asked, and surely at least the smallest effect of interest.",
+         "share of latents", "no more than the false discovery rate", "`use.verdicts`.", "use"),
+    Term("not used", "A claim of its own, not what is left: the effect of removing a direction is surely "
+         "negligible, alone and among all that can go at once, under the worst masks found as well.",
+         "share of latents", "none: it is a claim of equivalence", "`use.verdicts`.", "use"),
+    Term("use undetermined", "Neither used nor not used can be said; the reason says why.",
+         "share of latents", "", "`use.verdicts`.", "use"),
+    Term("carried, not used", "Inherited and not used: structure of the data that the model passes along.",
+         "share of latents", "the same cell in the placebo", "`use.verdicts`, `structure.verdicts`.", "use"),
+    Term("full swap", "What it costs to replace the whole activation of a token by that of another one: the "
+         "unit of effects. Cost is the KL divergence from the unedited predictions.", "nats", "0",
+         "`use.ablation`.", "use"),
+    Term("null direction", "A random direction of the same length and the same angle to the activation as "
+         "the edit that it stands beside: what any such edit costs.", "share of a full swap", "",
+         "`use.null_directions`.", "use"),
+    Term("smallest effect of interest", "Effect that a used direction surely has at least, a stated choice; "
+         "what is negligible is a fixed part of it.", "share of a full swap", "", "`use.spec`.", "use"),
+    Term("stands for", "Latents asked are drawn evenly from every class and origin; each stands for as many "
+         "latents of its kind as there are per one drawn, and shares count it so often.", "latents", "1",
+         "Horvitz and Thompson 1952; effective n: Kish 1965. `use.sampling`.", "use"),
+    Term("joint removal", "All of many latents removed at once at every token, the least used first. S* is "
+         "the most that can go within the limit.", "share of a full swap", "0", "`use.joint`.", "use"),
+    Term("worst masks", "Which of S* to remove where, sought by gradients so as to cost the most.",
+         "share of a full swap", "0", "`use.worst`.", "use"),
+    Term("pseudo-latent", "A random direction held by the same tokens as some latent, and as much: p-values "
+         "of such must be uniform.", "p", "uniform: 5% at or below .05", "`use.base`.", "use"),
+    Term("error direction", "A principal component of what the SAE leaves out, x − x̂, asked like a "
+         "latent.", "share of a full swap", "its null directions", "`use.base`.", "use"),
+    Term("writer", "A head, MLP or embedding before the hookpoint; its share of a latent is what its output "
+         "adds along the latent's encoder row, of what all add.", "share", "the same share of random encoder "
+         "rows: a writer counts above their 95th percentile", "`circuits.writers`.", "use"),
+    Term("reader", "Queries, keys or values of a head, an MLP, or the unembedding, behind the hookpoint; its "
+         "score is what a latent does to predictions through it alone, at first order.", "share",
+         "the score of random directions at the same angle to the activation", "`circuits.readers`.", "use"),
+    Term("path split", "A latent's reader scores by kind: unembedding, QK, OV and MLPs. Scores are squares: "
+         "what readers do together is in no share.", "share", "that of the placebo's latents",
+         "`circuits.readers`.", "use"),
+    Term("path patch", "A finite edit of what one reader alone reads, to confirm what its gradient says.",
+         "nats", "the same edit along null directions", "`circuits.patching`.", "use"),
+    Term("tied to circuitry", "A latent that a head or an MLP writes and that something reads, both above "
+         "their nulls; for readers the level is shared among all of them.", "share of latents",
+         "the share in the placebo", "`use_tables`.", "use"),
     Term("distortion", "Share of the activations' variance that a code leaves out; codes are compared "
          "at the same one.", _R2, "none", "`methods.rate`.", "description-length"),
     Term("bits per token", "Length of a code of one activation vector at a stated distortion: which atoms, "

@@ -27,7 +27,8 @@ class NullTest:
     """Rank of a direction's cost among those of null directions; NaN where it was not asked.
 
     Attributes:
-        p: [direction] (1 + nulls at least as costly) / (nulls + 1).
+        p: [direction] (1 + nulls at least as costly) / (nulls + 1); where none is, a tail that is fitted to
+            all nulls, if that is smaller.
         null: [direction] mean cost of the null directions, nats per firing.
         cost: [direction] the direction's own, at the same firings.
         n_nulls: [direction] null directions.
@@ -98,6 +99,9 @@ def against_nulls(
         n_nulls[some] = stop
         higher = (totals[some, :stop] >= zero[some, None] * (1 - 1e-9)).sum(1)
         p[some] = (1 + higher) / (1 + stop)
+        if stop == spec.nulls:
+            beyond = some[higher == 0]
+            p[beyond] = np.minimum(p[beyond], _tail(zero[beyond], totals[beyond, :stop]))
         null[some] = totals[some, :stop].mean(1) / n[some]
         if others:
             above = (totals[some, spec.nulls :] >= zero[some, None] * (1 - 1e-9)).sum(1)
@@ -106,6 +110,28 @@ def against_nulls(
     there = n > 0
     cost[there] = zero[there] / n[there]
     return NullTest(p, null, cost, n_nulls, p_decoders)
+
+
+def _tail(
+    cost: Float64[np.ndarray, " direction"], nulls: Float64[np.ndarray, "direction null"]
+) -> Float64[np.ndarray, " direction"]:
+    """Return p-values of costs above all nulls, from how far above on a log scale.
+
+    Logarithms of null costs have somewhat heavier tails than a normal; Student's t with 6 degrees of freedom
+    has heavier ones still. Of 1,200 pseudo-latents with 24 nulls, 3.8% (4.6%), .6% (.7%) and .08% (0) had a p
+    of at most 5%, 1% and .3% on a re-drawn (trained) model of 4 layers; a gamma or a log-normal tail gave two
+    to five times too many small ones.
+    """
+    from scipy.stats import t
+
+    n = nulls.shape[1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(nulls)
+        spread = logs.std(axis=1, ddof=1) * np.sqrt(1 + 1 / n)
+        z = (np.log(cost) - logs.mean(axis=1)) / spread
+    found = t.sf(z, 6) if n > 2 else np.ones(len(cost))
+    # nulls that cost nothing, or all the same, say nothing of a tail
+    return np.asarray(np.where(np.isfinite(z) & (spread > 0), found, 1.0), dtype=np.float64)
 
 
 def turned(

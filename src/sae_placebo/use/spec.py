@@ -27,13 +27,14 @@ class UseSpec(Spec):
     """Tokens at which each is ablated, at most one per document."""
     window: int = Field(4, ge=0)
     """Later tokens whose predictions are compared, beside that at the token itself."""
-    null_firings: int = Field(4, ge=1)
+    null_firings: int = Field(16, ge=1)
     """Of these, the ones at which null directions are ablated as well."""
-    first_nulls: int = Field(19, ge=1)
+    first_nulls: int = Field(9, ge=1)
     """Null directions that every candidate is held against; the rest only where it matters."""
-    nulls: int = Field(99, ge=1)
-    """Null directions in all: the smallest p-value is 1 / (nulls + 1)."""
-    give_up: float = Field(0.2, gt=0, le=1)
+    nulls: int = Field(24, ge=1)
+    """Null directions in all. More firings make a sharper test than more nulls, since p-values below
+    1 / (nulls + 1) come of a tail fitted to the nulls."""
+    give_up: float = Field(0.3, gt=0, le=1)
     """p-value after the first nulls from which on the rest is left out."""
     false_discovery_rate: float = Field(0.05, gt=0, lt=1)
     """Of directions called used for beating their nulls (Benjamini-Hochberg)."""

@@ -54,6 +54,7 @@ class Variable:
         role: What the target makes of it: `used`; `passenger`, nothing; `conditional`, used where
             `active`; `duplicate`, one of two carriers of a value of which either suffices.
         active: Where in the held-out rows it matters; None: everywhere.
+        whole: Of a duplicate: name of the variable that it carries together with the other.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Variable:
     n_values: int
     role: Role
     active: Bool[np.ndarray, "row pos"] | None = None
+    whole: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

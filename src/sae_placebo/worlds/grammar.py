@@ -257,7 +257,8 @@ class Grammar:
             Variable("c_last", held["c_last"], trained["c_last"], spec.n_c + 1, "used"),
         ]
         for name in ("a_first", "a_second") if spec.duplicates else ():
-            found.append(Variable(name, held[name], trained[name], spec.n_a + 1, "duplicate", both))
+            values = held[name], trained[name]
+            found.append(Variable(name, *values, spec.n_a + 1, "duplicate", both, whole="a"))
         return tuple(found)
 
     def swaps(self, rows: Int64[np.ndarray, "row pos"]) -> dict[str, Swap]:

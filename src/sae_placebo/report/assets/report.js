@@ -34,6 +34,20 @@
   }
   window.addEventListener("beforeprint", () => plots.filter(visible).forEach(draw));
 
+  // a link to what is folded away unfolds it
+  function reveal() {
+    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (!target || !target.closest("details")) return;
+    for (let d = target.closest("details"); d; d = d.parentElement.closest("details")) d.open = true;
+    target.scrollIntoView();
+  }
+  window.addEventListener("hashchange", reveal);
+  document.addEventListener("click", function (event) {
+    const link = event.target.closest("a[href^='#']");
+    if (link && link.getAttribute("href") === location.hash) reveal();
+  });
+  reveal();
+
   const filter = document.getElementById("latent-filter");
   if (filter) {
     filter.hidden = false;

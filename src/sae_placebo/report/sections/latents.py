@@ -44,7 +44,8 @@ def _pieces(tokens: list[str], strengths: list[float], peak: int, top: float) ->
     return pieces
 
 
-def _passage(row: dict[str, Any], top: float) -> dict[str, Any]:
+def passage_shown(row: dict[str, Any], top: float) -> dict[str, Any]:
+    """Return one passage as templates show it; colors go up to an activation of `top`."""
     tokens = [str(t) for t in row["tokens"]] if row["tokens"] is not None else []
     raw = list(row["activations"]) if row["activations"] is not None else []
     values = [finite(v) or 0.0 for v in raw][: len(tokens)]
@@ -65,7 +66,7 @@ def _passage(row: dict[str, Any], top: float) -> dict[str, Any]:
 def _card(latent: dict[str, Any], passages: list[dict[str, Any]]) -> dict[str, Any]:
     peaks = [finite(max(map(_known, p["activations"]), default=0.0)) or 0.0 for p in passages]
     top = max([finite(latent["max_activation"]) or 0.0, *peaks])
-    shown = [_passage(p, top) for p in passages[:SHOWN_PASSAGES]]
+    shown = [passage_shown(p, top) for p in passages[:SHOWN_PASSAGES]]
     entropy, null = finite(latent["token_entropy_bits"]), finite(latent["token_entropy_null_bits"])
     return {
         "latent": count(latent["latent"]).replace(",", ""),

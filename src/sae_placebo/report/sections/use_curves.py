@@ -1,0 +1,483 @@
+"""What the verdicts of use hang on: limits, joint removal, calibration, and what the SAE misses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sae_placebo.errors import NotEstimable
+from sae_placebo.proportions import wilson
+from sae_placebo.report.palette import MUTED, ArmStyle
+from sae_placebo.report.plots import Figure, folded, label, layout_of, note
+from sae_placebo.report.sections.asked import (
+    USES,
+    Place,
+    arm_of,
+    arms_in,
+    here,
+    of_full_swap,
+    p_value,
+    part,
+    percent,
+    recorded,
+    values,
+)
+from sae_placebo.report.sections.base import View
+from sae_placebo.report.tables import at, records
+from sae_placebo.report.wording import Estimate, count, counted, finite, number
+
+_INK = "#5a6069"
+_FEWEST = 3
+Line = tuple[str, ArmStyle, list[float], list[tuple[float, float, float]], str]
+"""Arm, its look, places along the axis, values with bounds in percent, and the n of each point."""
+
+
+def build(view: View, place: Place) -> tuple[dict[str, Any], dict[str, Figure | None]]:
+    """Return what the template shows of one hookpoint and SAE, and its figures by name."""
+    told = [one for one in recorded(view, place) if not one.get("refused")]
+    moved, moved_figures = _sensitivity(view, told)
+    removed, removed_figure = _joint(view, told)
+    uniform, uniform_figure = _pseudo(view, place, told)
+    missed, missed_figure = _errors(view, place)
+    shown = {"sensitivity": moved, "joint": removed, "pseudo": uniform, "errors": missed}
+    figures: dict[str, Figure | None] = {
+        **moved_figures,
+        "joint": removed_figure,
+        "pseudo": uniform_figure,
+        "errors": missed_figure,
+    }
+    return shown, figures
+
+
+# --- how the shares move with the limit ------------------------------------------------------
+
+
+def _sensitivity(
+    view: View, told: list[dict[str, Any]]
+) -> tuple[dict[str, Any] | None, dict[str, Figure | None]]:
+    curves = []
+    for one in told:
+        curve, n = part(one, "sensitivity"), finite(one.get("n_latents"))
+        limits = curve.get("limits")
+        if limits and n and all(len(curve.get(use) or ()) == len(limits) for use in USES):
+            curves.append((str(one["arm"]), curve, int(n)))
+    if not curves:
+        return None, {}
+    limits = [float(x) for x in curves[0][1]["limits"]]
+    curves = [one for one in curves if [float(x) for x in one[1]["limits"]] == limits]
+    rows = []
+    for i, limit in enumerate(limits):
+        cells = [
+            percent(_bounds(curve[use][i], n), f"{round(n * curve[use][i])} of {count(n)}")
+            for _, curve, n in curves
+            for use in USES
+        ]
+        rows.append({"limit": f"{100 * limit:.2g}%", "cells": cells})
+    figures: dict[str, Figure | None] = {}
+    for use in USES:
+        lines: list[Line] = [
+            (
+                arm,
+                view.styles[arm],
+                [100 * x for x in limits],
+                [_bounds(x, n) for x in curve[use]],
+                f"n = {count(n)} asked",
+            )
+            for arm, curve, n in curves
+        ]
+        figures[f"moved_{use}"] = _moved(use, lines, _least(view))
+    return {"rows": rows, "arms": [arm_of(view, arm) for arm, _, _ in curves]}, figures
+
+
+def _bounds(share: Any, n: int) -> tuple[float, float, float]:
+    """Return an unweighted share of latents with Wilson's interval."""
+    hits = round(float(share) * n)
+    low, high = wilson(hits, n)
+    return hits / n, low, high
+
+
+def _least(view: View) -> float | None:
+    spec = view.tables.trial.get("spec")
+    found = spec.get("use") if isinstance(spec, dict) else None
+    return finite(found.get("least_effect")) if isinstance(found, dict) else None
+
+
+def _moved(use: str, lines: list[Line], least: float | None) -> Figure:
+    layout = layout_of(
+        270 + 20 * len(lines),
+        {"l": 46, "r": 8, "t": 40 + 20 * len(lines), "b": 62},
+        xaxis=_log_axis("smallest effect of interest<br>(% of a full swap)"),
+        yaxis={"title": {"text": "latents asked (%)"}, "range": [-2, 102], "fixedrange": True},
+        annotations=[
+            note(
+                f"<b>{use.replace('_', ' ')}</b>",
+                **{"xref": "paper", "x": 0, "xanchor": "left", "yref": "paper", "y": 1},
+                **{"yanchor": "bottom", "yshift": 2},
+            )
+        ],
+        shapes=[],
+    )
+    if least:
+        layout["shapes"].append(_vertical(100 * least))
+        layout["annotations"].append(
+            note(
+                "this trial's limit",
+                **{"x": float(np.log10(100 * least)), "xanchor": "left", "xshift": 3},
+                **{"yref": "paper", "y": 1, "yanchor": "top", "font": {"size": 10.5}},
+            )
+        )
+    layout["legend"] |= {"orientation": "v", "y": 1 + 24 / (168.0), "traceorder": "normal"}
+    return {"data": [_curve(line) for line in lines], "layout": layout}
+
+
+# --- removing many at once -------------------------------------------------------------------
+
+
+def _joint(view: View, told: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, Figure | None]:
+    rows, lines, notes, limits = [], [], [], []
+    for one in told:
+        arm, joint, worst = str(one["arm"]), part(one, "joint"), part(one, "worst")
+        full, limit = finite(joint.get("full_nats")), finite(joint.get("limit_nats"))
+        if not joint or not full or limit is None:
+            reason = str(part(one, "reasons").get("joint") or "not measured")
+            rows.append(arm_of(view, arm) | {"missing": reason})
+            continue
+        limits.append(100 * limit / full)
+        points = _points(joint, full)
+        n = f"{counted(joint.get('n_documents'), 'document')}, {count(joint.get('n_tokens'))} tokens"
+        lines.append((arm, view.styles[arm], [x for x, _ in points], [y for _, y in points], n))
+        survive = int(finite(joint.get("survive")) or 0)
+        at_star = dict(points).get(float(survive))
+        if at_star:
+            notes.append((survive, at_star[0], view.styles[arm]))
+        rows.append(_joint_row(view, arm, joint, worst, full, n))
+    if not rows:
+        return None, None
+    shown = {"rows": rows, "points": [_joint_points(view, line) for line in lines]}
+    return shown, _removal(lines, notes, limits) if lines else None
+
+
+def _points(joint: dict[str, Any], full: float) -> list[tuple[float, tuple[float, float, float]]]:
+    """Return how many are removed at once and what that costs, with bounds, as shares of a full swap."""
+    columns = [joint.get(name) or [] for name in ("sizes", "cost", "low", "high")]
+    found = []
+    for size, *costs in zip(*columns, strict=False):
+        known = [finite(x) for x in costs]
+        if size and known[0] is not None:
+            cost, low, high = (known[0] if x is None else x for x in known)
+            found.append((float(size), (cost / full, low / full, high / full)))
+    return found
+
+
+def _joint_row(
+    view: View, arm: str, joint: dict[str, Any], worst: dict[str, Any], full: float, n: str
+) -> dict[str, Any]:
+    known = dict(_points(joint, full)).get(float(joint.get("survive") or 0))
+    share = finite((worst.get("shares") or [None])[-1])
+    said = "not tried" if not worst else f"{count(worst.get('n_tokens'))} tokens"
+    left = "–" if not worst else count(worst.get("survive"))
+    verdict = "within the limit" if worst.get("holds") else "still above the limit"
+    return arm_of(view, arm) | {
+        "missing": None,
+        "survive": count(joint.get("survive")),
+        "of": count(max(joint.get("sizes") or [0])),
+        "cost": of_full_swap(*known, n=joint.get("n_documents")) if known else _nothing(n),
+        "limit": f"{100 * float(joint['limit_nats']) / full:.2g}%",
+        "full": Estimate(f"{number(full, 2)} nats", None, "the unit, a mean", n),
+        "worst": Estimate(
+            "–" if share is None else f"{number(100 * share, 2)}%",
+            None,
+            f"a maximum found: {verdict}" if share is not None else "no worst masks were sought",
+            said,
+        ),
+        "left": left,
+    }
+
+
+def _nothing(n: str) -> Estimate:
+    return Estimate("–", None, "nothing can be removed", n)
+
+
+def _joint_points(view: View, line: Line) -> dict[str, Any]:
+    arm, _, sizes, costs, n = line
+    cells = [
+        {"size": count(size), "cost": of_full_swap(*cost, n=_documents(n))}
+        for size, cost in zip(sizes, costs, strict=True)
+    ]
+    return arm_of(view, arm) | {"cells": cells}
+
+
+def _documents(n: str) -> float | None:
+    found = n.split(" ", 1)[0].replace(",", "")
+    return float(found) if found.isdigit() else None
+
+
+def _removal(
+    lines: list[Line], stars: list[tuple[int, float, ArmStyle]], limits: list[float]
+) -> Figure:
+    limit = max(limits)
+    data = [_curve(line, least=limit / 1000) for line in lines]
+    ends = [x for _, _, sizes, _, _ in lines for x in sizes]
+    span = [min(ends, default=1.0), max(ends, default=1.0)]
+    data.append(
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": f"limit: {limit:.2g}%",
+            "x": span,
+            "y": [limit, limit],
+            "line": {"color": _INK, "width": 1.6, "dash": "dash"},
+            "hoverinfo": "skip",
+        }
+    )
+    marks = {
+        "type": "scatter",
+        "mode": "markers+text",
+        "name": "S*: the most that can go at once",
+        "x": [size for size, _, _ in stars],
+        "y": [round(max(100 * cost, limit / 1000), 6) for _, cost, _ in stars],
+        "text": [f"<b>S* = {count(size)}</b>" for size, _, _ in stars],
+        "textposition": "top left",
+        "marker": {
+            "size": 15,
+            "symbol": "circle-open",
+            "color": [style.color for _, _, style in stars],
+            "line": {"width": 2.5},
+        },
+        "hoverinfo": "skip",
+    }
+    legend = 20 * (len(data) + 1)
+    layout = layout_of(
+        330 + legend,
+        {"l": 62, "r": 12, "t": legend + 8, "b": 50},
+        xaxis=_log_axis("latents removed at once, least used first"),
+        yaxis=_log_axis("cost (% of a full swap)"),
+    )
+    layout["legend"] |= {"orientation": "v", "traceorder": "normal"}
+    return {"data": [*data, *([marks] if stars else [])], "layout": layout}
+
+
+# --- directions that mean nothing ------------------------------------------------------------
+
+
+def _pseudo(
+    view: View, place: Place, told: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], Figure | None]:
+    rows = []
+    for one in told:
+        found = part(one, "pseudo")
+        n, below = finite(found.get("n")), finite(found.get("below_5_percent"))
+        if not n or below is None:
+            continue
+        hits = round(below * n)
+        low, high = wilson(hits, int(n))
+        ks = finite(found.get("ks_p"))
+        said = counted(n, "direction")
+        rows.append(
+            arm_of(view, str(one["arm"]))
+            | {
+                "share": percent((hits / n, low, high), f"{hits} of {count(n)}"),
+                "ks": Estimate(number(ks, 2), None, "Kolmogorov-Smirnov p, no interval", said),
+                "off": low > 0.05,
+            }
+        )
+    table = at(view.tables.directions, place)
+    table = table[table["kind"] == "pseudo"]
+    lines = []
+    for arm in arms_in(view, table):
+        p = values(here(table, place, arm)["p"])
+        p = np.sort(p[np.isfinite(p)])
+        if len(p) >= _FEWEST:
+            lines.append((arm, view.styles[arm], p))
+    return rows, _distribution(lines) if lines else None
+
+
+def _distribution(lines: list[tuple[str, ArmStyle, Any]]) -> Figure:
+    data: list[dict[str, Any]] = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": "uniform: as it must be",
+            "x": [0, 1],
+            "y": [0, 100],
+            "line": {"color": MUTED, "width": 1.8, "dash": "dot"},
+            "hoverinfo": "skip",
+        }
+    ]
+    for arm, style, p in lines:
+        reached = 100 * np.arange(1, len(p) + 1) / len(p)
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": folded(f"{arm}, n = {len(p)}", 40),
+                "x": [0, *(round(float(x), 4) for x in p), 1],
+                "y": [0, *(round(float(y), 3) for y in reached), 100],
+                "line": {"color": style.color, "width": 2, "shape": "hv"},
+                "hovertemplate": "%{y}% have p of %{x} or less<extra></extra>",
+            }
+        )
+    legend = 20 * len(data)
+    layout = layout_of(
+        280 + legend,
+        {"l": 48, "r": 10, "t": legend + 8, "b": 48},
+        xaxis={
+            "title": {"text": "p-value of a direction that means nothing, at most"},
+            "range": [0, 1],
+            "fixedrange": True,
+        },
+        yaxis={"title": {"text": "directions (%)"}, "range": [0, 102], "fixedrange": True},
+    )
+    layout["legend"] |= {"orientation": "v", "traceorder": "normal"}
+    return {"data": data, "layout": layout}
+
+
+# --- what the SAE misses ---------------------------------------------------------------------
+
+
+def _errors(view: View, place: Place) -> tuple[list[dict[str, Any]], Figure | None]:
+    table = at(view.tables.directions, place)
+    table = table[table["kind"] == "error"]
+    shown, data = [], []
+    for arm in arms_in(view, table):
+        own = here(table, place, arm).sort_values("index", kind="stable")
+        rows, style = records(own), view.styles[arm]
+        p = values(own["p"])
+        beat = int((p <= 0.05).sum())
+        try:
+            bounds = wilson(beat, int(np.isfinite(p).sum()))
+            share = (beat / int(np.isfinite(p).sum()), *bounds)
+        except NotEstimable:
+            share = None
+        shown.append(
+            arm_of(view, arm)
+            | {
+                "beat": percent(share, f"{beat} of {counted(len(rows), 'direction')}"),
+                "rows": [_missed(row) for row in rows],
+            }
+        )
+        data.append(_missed_points(arm, rows, style))
+    return shown, _missed_figure(data) if data else None
+
+
+def _missed(row: dict[str, Any]) -> dict[str, Any]:
+    variance, documents = finite(row["variance"]), row["documents"]
+    effect = of_full_swap(row["effect"], row["effect_low"], row["effect_high"], documents)
+    said = None if variance is None else number(100 * variance, 1) + "%"
+    return {
+        "index": count((finite(row["index"]) or 0) + 1),
+        "variance": Estimate(said or "–", None, "of these tokens, as it is", effect.n),
+        "effect": effect,
+        "null": of_full_swap(row["null_effect"], n=documents),
+        "p": p_value(row["p"], None),
+    }
+
+
+def _missed_points(arm: str, rows: list[dict[str, Any]], style: ArmStyle) -> dict[str, Any]:
+    known = [r for r in rows if finite(r["effect"]) is not None and finite(r["variance"])]
+    ends = [
+        [100 * float(r["effect"] if finite(r[name]) is None else r[name]) for r in known]
+        for name in ("effect", "effect_low", "effect_high")
+    ]
+    beats = [(finite(r["p"]) or 1.0) <= 0.05 for r in known]
+    symbols = [
+        style.marker if beat else f"{style.marker.removesuffix('-open')}-open" for beat in beats
+    ]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": folded(arm, 40),
+        "x": [round(100 * float(r["variance"]), 4) for r in known],
+        "y": [round(y, 6) for y in ends[0]],
+        "text": [
+            f"{label(arm)}, direction {count(float(r['index']) + 1)}: p {number(finite(r['p']), 2)}"
+            for r in known
+        ],
+        "hovertemplate": "%{text}, %{y}%<extra></extra>",
+        "error_y": {
+            "type": "data",
+            "array": [round(h - y, 6) for y, h in zip(ends[0], ends[2], strict=True)],
+            "arrayminus": [round(y - w, 6) for y, w in zip(ends[0], ends[1], strict=True)],
+            "color": style.color,
+            "thickness": 1.6,
+            "width": 3,
+        },
+        "marker": {"size": 9, "symbol": symbols, "color": style.color},
+    }
+
+
+def _missed_figure(data: list[dict[str, Any]]) -> Figure:
+    legend = 20 * len(data) + 20
+    layout = layout_of(
+        290 + legend,
+        {"l": 62, "r": 12, "t": legend + 8, "b": 48},
+        showlegend=True,
+        xaxis={
+            "title": {"text": "share of the error's variance (%)"},
+            "fixedrange": True,
+            "rangemode": "tozero",
+        },
+        yaxis={
+            "title": {"text": "effect (% of a full swap)"},
+            "fixedrange": True,
+            "rangemode": "tozero",
+        },
+        annotations=[
+            note(
+                "filled: costlier than its nulls (p ≤ .05); open: not",
+                **{"xref": "paper", "x": 0, "xanchor": "left", "yref": "paper", "y": 1},
+                **{"yanchor": "bottom", "font": {"size": 11}},
+            )
+        ],
+    )
+    layout["legend"] |= {"orientation": "v", "traceorder": "normal", "y": 1 + 20 / 234}
+    return {"data": data, "layout": layout}
+
+
+# --- what the curves share -------------------------------------------------------------------
+
+
+def _curve(line: Line, least: float = 0.0) -> dict[str, Any]:
+    """Return one arm's curve with its intervals; nothing is drawn below `least`, in percent."""
+    arm, style, x, found, n = line
+    points = [tuple(max(100 * v, least) for v in one) for one in found]
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": folded(arm, 34),
+        "showlegend": True,
+        "x": [round(v, 6) for v in x],
+        "y": [round(y, 6) for y, _, _ in points],
+        "text": [
+            label(f"{arm}: {number(y, 2)}% at {v:.2g}, {n}")
+            for v, (y, _, _) in zip(x, points, strict=True)
+        ],
+        "hovertemplate": "%{text}<extra></extra>",
+        "error_y": {
+            "type": "data",
+            "array": [round(high - y, 6) for y, _, high in points],
+            "arrayminus": [round(y - low, 6) for y, low, _ in points],
+            "color": style.color,
+            "thickness": 1.2,
+            "width": 2,
+        },
+        "line": {"color": style.color, "width": 2},
+        "marker": {"size": 6, "symbol": style.marker, "color": style.color},
+    }
+
+
+def _log_axis(text: str) -> dict[str, Any]:
+    return {
+        "title": {"text": text, "font": {"size": 12}},
+        "type": "log",
+        "dtick": 1,
+        "tickformat": "~g",
+        "fixedrange": True,
+        "zeroline": False,
+    }
+
+
+def _vertical(x: float) -> dict[str, Any]:
+    line = {"color": _INK, "width": 1.6, "dash": "dash"}
+    return {"type": "line", "x0": x, "x1": x, "yref": "paper", "y0": 0, "y1": 1, "line": line}

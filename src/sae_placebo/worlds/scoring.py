@@ -1,0 +1,454 @@
+"""How well verdicts of use, and simpler statistics, agree with what a world's model does.
+
+Truth is a matter of the site: a variable counts as used where swapping it costs a share of a full swap
+there, whatever the model was trained for, since deep in a model most variables have been read already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64, Int8, Int64, Shaped
+
+from sae_placebo.errors import NotEstimable
+from sae_placebo.lazy import torch
+from sae_placebo.proportions import wilson
+from sae_placebo.rows import Rows
+from sae_placebo.spec import numpy_generator
+from sae_placebo.structure.base import Reading, TokenTable
+from sae_placebo.use.asking import Answer, ask
+from sae_placebo.use.base import Directions, Subject, latent_directions
+from sae_placebo.use.downstream import Downstream
+from sae_placebo.use.removal import batches, costs, only, partners, removed, subset, swapped
+from sae_placebo.use.spec import UseSpec
+from sae_placebo.use.verdicts import NOT_USED, UNDETERMINED, USED, use_verdicts
+from sae_placebo.worlds.base import Variable, World, truth
+from sae_placebo.worlds.baselines import BASELINES, baselines
+from sae_placebo.worlds.compiled import CompiledWorld
+from sae_placebo.worlds.dictionaries import LatentLabel, activations, label_latents, train_sae
+from sae_placebo.worlds.resampling import variable_truth
+
+USED_SHARE = 0.01
+"""A variable is truly used at a site where swapping it surely costs this share of a full swap."""
+PASSENGER_SHARE = 0.005
+"""It is truly a passenger where it surely costs less than this; between them it is neither."""
+CARRIED = 0.5
+"""A latent has the truth of its variable where it holds at least this share of what the value adds to the
+activation. What holds less may be dispensable though the variable is not."""
+IS_USED, IS_PASSENGER, IS_NEITHER = 1, 0, -1
+OURS = ("effect", "effect or beside", "1 - p")
+"""Names of our statistics: the effect of ablating a direction; the larger of that and of its removal among
+others; and the rank among null directions."""
+STATISTICS = (*OURS, *BASELINES)
+"""Names of all statistics: the higher, the more used."""
+_RESAMPLES = 1000
+
+
+# --- truth -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SiteTruth:
+    """What swapping a variable costs at one site, as a share of a full swap, with its 95% interval."""
+
+    variable: str
+    share: float
+    low: float
+    high: float
+
+    @property
+    def kind(self) -> int:
+        """`IS_USED`, `IS_PASSENGER` or `IS_NEITHER`."""
+        if self.low >= USED_SHARE:
+            return IS_USED
+        return IS_PASSENGER if self.high < PASSENGER_SHARE else IS_NEITHER
+
+
+def site_truths(world: World, hookpoint: str, seed: int) -> dict[str, SiteTruth]:
+    """Return the truth of every variable that has one at a site, by name.
+
+    A duplicate has that of the whole that it carries: either carrier suffices, so that swapping one
+    alone says little, and a model that lost both would notice. Of a compiled world, the larger of both
+    kinds of swap counts.
+
+    Args:
+        world: The model and its variables.
+        hookpoint: The site.
+        seed: Names the swaps.
+    """
+    found = {}
+    for variable in world.variables:
+        asked = variable.whole or variable.name
+        try:
+            if isinstance(world, CompiledWorld):
+                both = variable_truth(world, hookpoint, asked, seed=seed)
+                parts = [both.within, both.across]
+            else:
+                parts = [truth(world, hookpoint, asked, per_row=2, seed=seed)]
+        except NotEstimable:
+            continue
+        shares = np.array([[x.share_of_full_swap, *x.share_interval] for x in parts])
+        share, low, high = np.fmax.reduce(shares, axis=0)
+        found[variable.name] = SiteTruth(variable.name, float(share), float(low), float(high))
+    return found
+
+
+# --- what is asked about -----------------------------------------------------------------------------
+
+
+def world_subject(world: World, hookpoint: str) -> Subject:
+    """Return a world's model behind a hookpoint, with its held-out rows, each a document of its own."""
+    n, length = world.rows.shape
+    rows = Rows(
+        world.rows.astype(np.int32),
+        np.full(n, length, dtype=np.int32),
+        np.arange(n, dtype=np.int32),
+        tuple(f"row {i}" for i in range(n)),
+    )
+    places = np.argwhere(rows.usable()).astype(np.int64)
+    x = activations(world, hookpoint, world.rows)
+    site = x[torch.from_numpy(places[:, 0]), torch.from_numpy(places[:, 1])].clone()
+    return Subject(Downstream(world.model, hookpoint), TokenTable(rows, places, ()), site)
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """Directions with names: what each stands for.
+
+    Attributes:
+        directions: At the hookpoint.
+        names: Of each, `variable=value`, or `none`.
+        variables: Of each; empty where it stands for none.
+        carried: Of each, the share of what its value adds to the activation that it holds.
+    """
+
+    directions: Directions
+    names: tuple[str, ...]
+    variables: tuple[str, ...]
+    carried: Float[np.ndarray, " direction"]
+
+
+def latent_units(world: World, subject: Subject, sae: Any) -> Units:
+    """Return an SAE's latents, named by the variable's value that each stands for."""
+    codes = sae.encode(subject.activations)
+    sparse = _csr(codes, len(subject.tokens), sae.d_sae)
+    reading = Reading(sae, subject.tokens, sparse, subject.activations)
+    labels = label_latents(world, sparse, subject.tokens.places)
+    names = tuple(label.name for label in labels)
+    directions = latent_directions(reading)
+    carried = np.array([_carried(world, subject, directions, i, x) for i, x in enumerate(labels)])
+    return Units(directions, names, tuple(label.variable or "" for label in labels), carried)
+
+
+def _carried(
+    world: World, subject: Subject, directions: Directions, latent: int, label: LatentLabel
+) -> float:
+    """Return the share of (mean activation with the value, less that without) that a latent holds."""
+    if label.variable is None:
+        return float("nan")
+    rows, positions = subject.tokens.places.T
+    has = world.variable(label.variable).values[rows, positions] == label.value
+    if has.all() or not has.any():
+        return float("nan")
+    contrast = has / has.sum() - ~has / (~has).sum()
+    apart = contrast @ subject.activations.double().numpy()
+    by = directions.by_direction
+    here = slice(by.indptr[latent], by.indptr[latent + 1])
+    amount = float(contrast[by.indices[here]] @ by.data[here].astype(np.float64))
+    along = float(directions.vectors[latent].astype(np.float64) @ apart)
+    return amount * along / max(float(apart @ apart), 1e-30)
+
+
+def value_units(world: World, subject: Subject) -> Units:
+    """Return what each value of each variable adds to the activation at the site.
+
+    Of a compiled world that is known. Of another, it is read off the training rows: least squares of the
+    activation on all variables' values at once, a variable's mean left out; of duplicates the carriers, not
+    the whole. A token that has the value holds as much of it as the value is long, and others nothing.
+    """
+    from scipy.sparse import csr_matrix
+
+    rows, positions = subject.tokens.places.T
+    vectors, columns, names, variables = [], [], [], []
+    for variable, levels in _levels(world, subject):
+        here = variable.values[rows, positions]
+        for value, level in enumerate(levels):
+            length = float(np.linalg.norm(level))
+            if length > 1e-6:
+                vectors.append(level / length)
+                columns.append((here == value) * length)
+                names.append(f"{variable.name}={value}")
+                variables.append(variable.name)
+    amounts = csr_matrix(np.stack(columns, axis=1).astype(np.float32))
+    directions = Directions(np.stack(vectors).astype(np.float32), amounts)
+    return Units(directions, tuple(names), tuple(variables), np.ones(len(names)))
+
+
+def _levels(
+    world: World, subject: Subject
+) -> list[tuple[Variable, Float[np.ndarray, "value d_in"]]]:
+    hookpoint = subject.downstream.hookpoint.name
+    if isinstance(world, CompiledWorld):
+        present = [v for v in world.variables if world.is_present(v.name, hookpoint)]
+        return [(v, world.directions[v.name].numpy()) for v in present]
+    wholes = {v.whole for v in world.variables}
+    tried = [v for v in world.variables if v.name not in wholes]
+    # as held-out rows are read: without the first position
+    x = activations(world, hookpoint, world.train_rows)[:, 1:].flatten(0, 1).double().numpy()
+    blocks = [
+        (v.train_values[:, 1:].ravel()[:, None] == np.arange(v.n_values)).astype(np.float64)
+        for v in tried
+    ]
+    design = np.concatenate([block - block.mean(0) for block in blocks], axis=1)
+    # the smallest of all solutions: values of a variable are worth 0 together
+    gram = np.linalg.pinv(design.T @ design, hermitian=True, rcond=1e-9)
+    found = gram @ (design.T @ (x - x.mean(0)))
+    cuts = np.cumsum([v.n_values for v in tried])[:-1]
+    pairs = zip(tried, np.split(found, cuts), blocks, strict=True)
+    return [(v, levels - block.mean(0) @ levels) for v, levels, block in pairs]
+
+
+def _csr(codes: Any, n_tokens: int, d_sae: int) -> Any:
+    from scipy.sparse import csr_matrix
+
+    parts = (x.numpy() for x in (codes.values, codes.latents, codes.offsets))
+    values, latents, offsets = parts
+    found = csr_matrix((values.astype(np.float32), latents, offsets), shape=(n_tokens, d_sae))
+    found.eliminate_zeros()
+    found.sort_indices()
+    return found
+
+
+# --- scores ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Score:
+    """A number with its 95% interval and what it is of; NaN with a reason where there is none."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class WorldScore:
+    """Verdicts and statistics of the directions of one site beside the truth.
+
+    Arrays are by unit: a direction that was asked about.
+
+    Attributes:
+        world, hookpoint: Which.
+        names, variables: What each unit stands for.
+        carried: Share of what the value adds to the activation that the unit holds.
+        labeled: `IS_USED` or `IS_PASSENGER` as the variable is at the site, or `IS_NEITHER` where its truth is
+            between or the unit stands for none.
+        kinds: The same, and `IS_NEITHER` also where the unit holds less than `CARRIED`.
+        truths: By variable.
+        verdict: Index into `use.verdicts.USES`.
+        reason: Why it is undetermined, else empty.
+        statistics: By name, those of `STATISTICS`.
+        joint_share: What removing all units called not used at once costs, as a share of giving every token
+            another one's activation; NaN where there are none.
+        joint_limit: The share up to which that is negligible.
+        answer: All evidence.
+        spec: How use was asked about.
+        reasons: Why a statistic is missing.
+    """
+
+    world: str
+    hookpoint: str
+    names: Shaped[np.ndarray, " unit"]
+    variables: Shaped[np.ndarray, " unit"]
+    carried: Float64[np.ndarray, " unit"]
+    labeled: Int8[np.ndarray, " unit"]
+    kinds: Int8[np.ndarray, " unit"]
+    truths: Mapping[str, SiteTruth]
+    verdict: Int8[np.ndarray, " unit"]
+    reason: Shaped[np.ndarray, " unit"]
+    statistics: Mapping[str, Float64[np.ndarray, " unit"]]
+    joint_share: float
+    joint_limit: float
+    answer: Answer
+    spec: UseSpec
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    def auroc(self, statistic: str, seed: int = 0) -> Score:
+        """Return how often a used unit's statistic is above a passenger's; the interval is over units."""
+        values = self.statistics[statistic]
+        known = np.isfinite(values)
+        used, passenger = (values[known & (self.kinds == k)] for k in (IS_USED, IS_PASSENGER))
+        return auroc(used, passenger, seed)
+
+    def judged(self, least_effect: float, negligible: float) -> WorldScore:
+        """Return the same with other limits of the verdicts; the set that survives removal stays.
+
+        Null directions were asked of what may reach `spec.least_effect`; so lower limits than that miss p.
+        """
+        limits = {"least_effect": least_effect, "negligible": negligible}
+        spec = self.spec.model_copy(update=limits)
+        found = use_verdicts(self.answer.measured, spec)
+        return replace(self, verdict=found.verdict, reason=found.reason, spec=spec)
+
+    @property
+    def false_not_used(self) -> tuple[int, int]:
+        """How many truly used units are called not used, and how many truly used ones there are."""
+        return self._count(IS_USED, NOT_USED)
+
+    @property
+    def false_not_used_jointly(self) -> tuple[int, int]:
+        """The same, but none where removing all units called not used at once is negligible.
+
+        A variable may be split over units of which the model can do without some.
+        """
+        wrong, n = self.false_not_used
+        return (wrong if self.joint_share > self.joint_limit else 0), n
+
+    @property
+    def false_used(self) -> tuple[int, int]:
+        """How many true passengers are called used, and how many true passengers there are."""
+        return self._count(IS_PASSENGER, USED)
+
+    @property
+    def undetermined(self) -> tuple[int, int]:
+        """How many units of known truth get no verdict, and how many there are."""
+        known = self.kinds != IS_NEITHER
+        return int((known & (self.verdict == UNDETERMINED)).sum()), int(known.sum())
+
+    def _count(self, kind: int, verdict: int) -> tuple[int, int]:
+        here: Bool[np.ndarray, " unit"] = self.kinds == kind
+        return int((here & (self.verdict == verdict)).sum()), int(here.sum())
+
+
+def score_world(
+    world: World,
+    hookpoint: str,
+    seed: int,
+    spec: UseSpec | None = None,
+    units: Literal["latents", "values"] = "latents",
+) -> WorldScore:
+    """Return how verdicts and statistics of a site's directions agree with its truth.
+
+    Asked about are all directions that enough documents hold.
+
+    Args:
+        world: The model and its variables.
+        hookpoint: The site.
+        seed: Names the SAE, the swaps and all draws.
+        spec: How use is asked about; None: the defaults.
+        units: `latents` of an SAE that is trained on the world, or the `values` of its variables
+            (`value_units`), which test the verdicts and leave the dictionary out.
+
+    Raises:
+        NotEstimable: no direction is held by enough documents.
+    """
+    spec = spec or UseSpec()
+    subject = world_subject(world, hookpoint)
+    if units == "latents":
+        asked = latent_units(world, subject, train_sae(world, hookpoint, seed))
+    else:
+        asked = value_units(world, subject)
+    which = held_often(subject, asked.directions, spec.documents)
+    if not len(which):
+        raise NotEstimable(f"no direction at {hookpoint} is held by {spec.documents} rows")
+    answer = ask(subject, asked.directions, which, spec, seed)
+    simple = baselines(subject, asked.directions, seed)
+    truths = site_truths(world, hookpoint, seed)
+    variables = np.array(asked.variables, dtype=object)[which]
+    carried = asked.carried[which].astype(np.float64)
+    labeled = [truths[v].kind if v in truths else IS_NEITHER for v in variables]
+    unused = which[answer.verdicts.verdict == NOT_USED]
+    return WorldScore(
+        world=world.name,
+        hookpoint=hookpoint,
+        names=np.array(asked.names, dtype=object)[which],
+        variables=variables,
+        carried=carried,
+        labeled=np.array(labeled, dtype=np.int8),
+        kinds=np.where(carried >= CARRIED, labeled, IS_NEITHER).astype(np.int8),
+        truths=truths,
+        verdict=answer.verdicts.verdict,
+        reason=answer.verdicts.reason,
+        statistics=_ours(answer) | {name: x[which] for name, x in simple.values.items()},
+        joint_share=joint_share(subject, asked.directions, unused, seed),
+        joint_limit=spec.joint.share,
+        answer=answer,
+        spec=spec,
+        reasons=simple.reasons,
+    )
+
+
+def held_often(
+    subject: Subject, directions: Directions, n_documents: int
+) -> Int64[np.ndarray, " some"]:
+    """Return the directions that at least `n_documents` documents hold."""
+    by, documents = directions.by_direction, subject.tokens.documents
+    counts = [
+        len(np.unique(documents[by.indices[start:stop]]))
+        for start, stop in zip(by.indptr[:-1], by.indptr[1:], strict=True)
+    ]
+    some = (np.array(counts) >= n_documents) & directions.vectors.any(axis=1)
+    return np.flatnonzero(some).astype(np.int64)
+
+
+def joint_share(
+    subject: Subject, directions: Directions, which: Int64[np.ndarray, " some"], seed: int
+) -> float:
+    """Return what removing directions at once from all tokens costs, as a share of full swaps there."""
+    if not len(which):
+        return float("nan")
+    rows = np.arange(len(subject.tokens.rows.lengths))
+    partner, wanted = partners(subject, rows, seed), subset(directions, which)
+    cost = full = 0.0
+    with torch.no_grad():
+        for batch in batches(subject, rows):
+            change = removed(only(directions, wanted, batch.tokens), directions.vectors)
+            cost += float(costs(subject, batch, batch.placed(change)).double().sum())
+            full += float(costs(subject, batch, swapped(subject, batch, partner)).double().sum())
+    return cost / full
+
+
+def auroc(
+    used: Float[np.ndarray, " used"], passenger: Float[np.ndarray, " passenger"], seed: int = 0
+) -> Score:
+    """Return the share of pairs in which the used one's number is larger, ties counting half.
+
+    The interval is a bootstrap of both groups, each on its own. Units of one variable go together more
+    than that knows; worlds of other seeds are what tells.
+    """
+    n = len(used) + len(passenger)
+    if min(len(used), len(passenger)) < 2:
+        few = f"{len(used)} used and {len(passenger)} passengers; 2 of each are needed"
+        return Score(float("nan"), float("nan"), float("nan"), n, few)
+    above = (used[:, None] > passenger).astype(np.float64) + 0.5 * (used[:, None] == passenger)
+    random = numpy_generator(seed, "auroc", len(used), len(passenger))
+    left, right = (
+        random.multinomial(k, np.full(k, 1 / k), size=_RESAMPLES) / k for k in above.shape
+    )
+    low, high = np.quantile(((left @ above) * right).sum(1), [0.025, 0.975])
+    return Score(float(above.mean()), float(low), float(high), n)
+
+
+def rate(counted: tuple[int, int]) -> Score:
+    """Return a share with Wilson's 95% interval."""
+    wrong, n = counted
+    if not n:
+        return Score(float("nan"), float("nan"), float("nan"), 0, "there are none")
+    return Score(wrong / n, *wilson(wrong, n), n)
+
+
+def _ours(answer: Answer) -> dict[str, Float64[np.ndarray, " unit"]]:
+    at = answer.which
+    effect = answer.measured.effect.mean[at]
+    p = answer.measured.p[at]
+    return {
+        "effect": effect,
+        "effect or beside": np.fmax(effect, answer.measured.beside.mean[at]),
+        # what cannot be large enough to count was not held against null directions
+        "1 - p": np.where(np.isfinite(p), 1 - p, 0.0),
+    }

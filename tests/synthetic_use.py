@@ -1,0 +1,184 @@
+"""Tables on use and circuits of a trial that never ran, with the schema of a real one.
+
+Nothing here is a measurement; the same arguments give the same bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+KEYS = ("arm", "control", "model_seed", "sae_seed", "hookpoint", "sae")
+ORIGINS = ("inherited", "model_made", "undetermined")
+USES = ("used", "not_used", "undetermined")
+REASONS = (
+    "no costlier than null directions",
+    "its effect may be larger than what is negligible",
+    "too few documents hold it",
+)
+READERS = (
+    ("unembedding", "unembedding"),
+    ("mlp.4", "mlp"),
+    ("mlp.5", "mlp"),
+    ("q.4.0", "qk"),
+    ("k.4.0", "qk"),
+    ("v.4.0", "ov"),
+)
+WRITERS = (("embedding", "embedding"), ("head.2.1", "head"), ("mlp.3", "mlp"), ("mlp.1", "mlp"))
+LIMITS = tuple(float(x) for x in np.geomspace(1e-4, 1e-1, 7))
+
+
+def use_tables(
+    latents: pd.DataFrame, passages: pd.DataFrame, arms: tuple[str, ...], refused: str | None = None
+) -> tuple[dict[str, pd.DataFrame], list[dict[str, Any]]]:
+    """Return the tables by name, and what `trial.json` holds under `use`.
+
+    Args:
+        latents: Of the trial.
+        passages: Of the trial: the latents that have some are given a card.
+        arms: That are asked, in their first re-draw and SAE seed.
+        refused: An arm that could not be asked.
+    """
+    tables: dict[str, list[pd.DataFrame]] = {}
+    told: list[dict[str, Any]] = []
+    for arm in arms:
+        of_arm = latents[latents["arm"] == arm]
+        for place in dict.fromkeys(of_arm["hookpoint"]):
+            own = of_arm[of_arm["hookpoint"] == place]
+            first = own[["model_seed", "sae_seed"]].iloc[0]
+            for name, seed in first.items():
+                own = own[own[name].isna() if pd.isna(seed) else own[name] == seed]
+            keys = {k: own[k].iloc[0] for k in KEYS if k in own} | {"control": "redraw"}
+            plain = {k: None if pd.isna(v) else v for k, v in keys.items() if k != "control"}
+            plain = {
+                k: int(v) if k.endswith("seed") and v is not None else v for k, v in plain.items()
+            }
+            if arm == refused:
+                told.append(plain | {"refused": "no latent fires on enough held-out tokens"})
+                continue
+            made = _one(own.reset_index(drop=True), seed=arms.index(arm))
+            shown = made["use"].loc[made["use"]["use"].notna(), "latent"].iloc[::3]
+            made["use_passages"] = _passages(passages, shown)
+            kept = set(made["use_passages"]["latent"])
+            made["patched"] = made["patched"][made["patched"]["latent"].isin(kept)]
+            for name, table in made.items():
+                table = table.reset_index(drop=True)
+                for k, value in keys.items():
+                    seed = k.endswith("seed")
+                    column = [None if seed and pd.isna(value) else value] * len(table)
+                    table[k] = pd.array(column, "Int64") if seed else column
+                tables.setdefault(name, []).append(table)
+            told.append(plain | _record(made["use"]))
+    return {name: pd.concat(found, ignore_index=True) for name, found in tables.items()}, told
+
+
+def _one(own: pd.DataFrame, seed: int) -> dict[str, pd.DataFrame]:
+    n, random = len(own), np.random.default_rng(seed)
+    asked = np.arange(n) % 3 > 0
+    which = np.arange(n)
+    use = np.array(USES, dtype=object)[(which + which // 3 + seed) % 3]
+    effect = np.where(use == "used", 0.02, np.where(use == "not_used", 1e-4, 8e-4))
+    effect = effect * np.exp(0.4 * random.standard_normal(n))
+    column = {"latent": own["latent"].astype(int), "use": np.where(asked, use, None)}
+    reason = np.array(REASONS, dtype=object)[which % 3]
+    column |= {
+        "use_reason": np.where(asked, np.where(use == "undetermined", reason, ""), None),
+        "use_weight": np.where(asked, 1.5 + which % 2, np.nan),
+    }
+    for name, scale in (("effect", 1.0), ("beside", 1.3)):
+        column[name] = scale * effect
+        column[f"{name}_low"], column[f"{name}_high"] = 0.5 * scale * effect, 1.6 * scale * effect
+    p = np.where(use == "used", 0.01, 0.43)
+    column |= {
+        "effect_resampled": 1.2 * effect, "effect_documents": np.full(n, 30.0),
+        "null_effect": np.full(n, 6e-4), "use_p": p, "use_p_decoders": p,
+        "n_nulls": np.full(n, 99.0), "beats_nulls": (use == "used").astype(float),
+        "survives_joint": (use == "not_used").astype(float), "screen": effect,
+        "screen_ratio": effect / 6e-4, "screen_p": p,
+        "path_unembedding": np.full(n, 0.4), "path_qk": np.full(n, 0.1),
+        "path_ov": 0.2 + 0.1 * random.random(n), "path_mlp": np.full(n, 0.3),
+        "tied": (which % 2).astype(float), "class": own["class"],
+        "verdict": np.array(ORIGINS, dtype=object)[which % 3 if seed else (which // 2) % 3],
+        "evidence": "token explains it", "n_active": own["n_active"],
+    }  # fmt: skip
+    table = pd.DataFrame(column)
+    numbers = table["latent"].to_numpy()
+    readers = pd.DataFrame(
+        [
+            (
+                i,
+                rank,
+                *READERS[(i + rank + seed) % 6],
+                0.5 - 0.1 * rank,
+                0.01,
+                0.99 - 0.3 * rank,
+                400,
+            )
+            for i in numbers.tolist()
+            for rank in range(4)
+        ],
+        columns=["latent", "rank", "reader", "kind", "share", "signed", "percentile", "n"],
+    )
+    writers = pd.DataFrame(
+        [
+            (i, rank, *WRITERS[(i + rank) % 4], share, share - 0.05, share + 0.05)
+            + (0.2, 97.0, share > 0.2, 400)
+            for i in numbers.tolist()
+            for rank, share in enumerate((0.6, 0.3, 0.1))
+        ],
+        columns=["latent", "rank", "part", "kind", "share", "low", "high", "null95",
+                 "pseudo_percentile", "above", "n"],
+    )  # fmt: skip
+    top = readers[readers["rank"] == 0]
+    patched = top[["latent", "reader"]].assign(kl=3e-4, null=1e-4, p=0.02, n_nulls=49, n_firings=8)
+    tables = {"use": table, "readers": readers, "writers": writers, "patched": patched}
+    return tables | {"directions": _directions()}
+
+
+def _directions() -> pd.DataFrame:
+    rows = []
+    for kind, n in (("error", 6), ("pseudo", 40)):
+        for i in range(n):
+            effect = 0.01 / (i + 1) if kind == "error" else 0.001
+            p = 0.01 if kind == "error" and i < 3 else (i + 0.5) / n
+            variance = 0.1 / (i + 1) if kind == "error" else None
+            rows.append((kind, i, variance, effect, 0.6 * effect, 1.5 * effect, 8e-4, p, 32))
+    names = ["kind", "index", "variance", "effect", "effect_low", "effect_high", "null_effect"]
+    return pd.DataFrame(rows, columns=[*names, "p", "documents"])
+
+
+def _passages(passages: pd.DataFrame, shown: pd.Series) -> pd.DataFrame:
+    """Return passages of the trial's, which stand for those of the latents shown."""
+    columns = ["rank", "document", "tokens", "activations", "peak"]
+    some = passages[columns].iloc[:2]
+    parts = [some.assign(latent=latent) for latent in shown.tolist()]
+    if not parts or not len(some):
+        return pd.DataFrame(columns=["latent", *columns])
+    return pd.concat(parts, ignore_index=True)
+
+
+def _record(table: pd.DataFrame) -> dict[str, Any]:
+    asked = table[table["use"].notna()]
+    used = [max(0.0, 0.6 - 0.09 * i) for i in range(len(LIMITS))]
+    unused = [min(1.0, 0.05 + 0.08 * i) for i in range(len(LIMITS))]
+    left = [1 - a - b for a, b in zip(used, unused, strict=True)]
+    sizes = [0, 20, 80, 160, 320, 400]
+    cost = [0.0, 1e-5, 1e-3, 8e-3, 0.2, 1.1]
+    return {
+        "n_latents": len(asked), "n_firings": 3000, "n_visited": 3000, "full_swap_nats": 2.3,
+        "shares": {}, "reasons": {},
+        "sensitivity": {
+            "limits": list(LIMITS), "used": used, "not_used": unused, "undetermined": left,
+        },
+        "joint": {
+            "sizes": sizes, "cost": cost, "low": [0.8 * x for x in cost],
+            "high": [1.3 * x for x in cost], "full_nats": 2.0, "limit_nats": 0.01,
+            "survive": 160, "n_documents": 60, "n_tokens": 9000,
+        },
+        "worst": {
+            "sizes": [160, 120], "shares": [0.02, 0.004], "holds": True, "survive": 120, "n_tokens": 4000,
+        },
+        "pseudo": {"n": 40, "below_5_percent": 0.05, "ks_p": 0.62},
+    }  # fmt: skip
