@@ -9,11 +9,8 @@ loaded. Times are processor seconds; wall seconds stand beside them. What a tria
 SAEs (contexts, features, readouts, the ladder of the activations, the assignment for both SAEs and its
 null) is charged in full to the one here.
 
-Text: ids by Zipf's law, a third from the document's topic, some from the token before; documents of 1,000
-to 5,000 tokens in rows of 256, with labels for each id and for stretches of text. Activations: a row for
-the token, one for the token before, and noise; the placebo's have other rows for the token before. SAEs
-have random rows; half of those of the sibling are near the SAE's. Shorter texts are the beginning of the
-longest. What is read is mapped from files, as in a trial, and counts as resident once it is touched.
+`structure_inputs` says what is read. Shorter texts are the beginning of the longest. What is read is
+mapped from files, as in a trial, and counts as resident once it is touched.
 """
 
 from __future__ import annotations
@@ -21,12 +18,13 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import math
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -38,31 +36,41 @@ import machine
 import numpy as np
 import timing
 import torch
+from structure_inputs import (
+    D_IN,
+    SEED,
+    VOCABULARY,
+    K,
+    activations,
+    codes_of,
+    prepare,
+    read,
+    read_codes,
+    rows_of,
+    sae_of,
+    text,
+)
 
 from sae_placebo import measurement, profiling
 from sae_placebo.devices import settings
-from sae_placebo.labels.base import Labels
-from sae_placebo.labels.catalogue import NAMES
 from sae_placebo.measurement import HeldOut, MeasurementSpec
-from sae_placebo.rows import Rows
-from sae_placebo.saes import SAE, TopKSpec
-from sae_placebo.spec import numpy_generator
+from sae_placebo.saes import SAE
 from sae_placebo.statistics import document_weights
 from sae_placebo.structure import assignment
 from sae_placebo.structure.base import Folds, Placebo, Reading, TokenTable
-from sae_placebo.structure.domains import SCOPES, domains_of
+from sae_placebo.structure.domains import domains_of
 from sae_placebo.structure.ladder import whole_ladder
 from sae_placebo.structure.predictors import Readouts, TokenFeatures
 from sae_placebo.structure.spec import StructureSpec
 
-D_IN, K, VOCABULARY, WIDTH, SEED = 256, 32, 4096, 256, 0
+Cell = tuple[int, int]
+"""Latents and tokens."""
 CELLS = (
     *((4_096, n) for n in (100_000, 200_000, 300_000, 1_000_000, 3_000_000)),
     *((d, 200_000) for d in (16_384, 65_536)),
 )
 QUICK = ((512, 40_000), (512, 80_000), (1_024, 40_000))
 WARM = (512, 30_000)
-CHUNK = 65_536
 # names in `profiling` that are clocked, and what they do
 STATISTICS = (
     *("attributes", "geometry", "ngrams", "positions", "outputs", "subsets", "in_context"),
@@ -163,153 +171,6 @@ def clocked(clocks: Clocks) -> Iterator[None]:
             setattr(owner, name, call)
 
 
-# --- what is read ----------------------------------------------------------------------------------
-
-
-def text(n_tokens: int) -> TokenTable:
-    """Return a text of so many tokens that are read; a shorter one is the beginning of a longer one."""
-    shapes = numpy_generator(SEED, "lengths of documents")
-    lengths = shapes.integers(1_000, 5_001, 8 + n_tokens // 1_000)
-    lengths = lengths[: 1 + int(np.searchsorted(np.cumsum(lengths), n_tokens))]
-    found: list[np.ndarray] = []
-    sizes: list[int] = []
-    owners: list[int] = []
-    for document, length in enumerate(lengths):
-        ids = _document(document, int(length))
-        for first in range(0, len(ids), WIDTH - 1):
-            piece = ids[first : first + WIDTH - 1]
-            found.append(np.pad(np.append(0, piece), (0, WIDTH - 1 - len(piece))))
-            sizes.append(1 + len(piece))
-            owners.append(document)
-    ids = np.array(found, dtype=np.int32)
-    rows = Rows(
-        token_ids=ids,
-        lengths=np.array(sizes, dtype=np.int32),
-        documents=np.array(owners, dtype=np.int32),
-        names=tuple(f"document {i}" for i in range(len(lengths))),
-        labels=_labels(ids),
-    )
-    places = np.argwhere(rows.usable())[:n_tokens]
-    return TokenTable(rows, places, _vocabulary())
-
-
-def _document(document: int, length: int) -> np.ndarray:
-    draw = numpy_generator(SEED, "document", document)
-    shares = np.cumsum(1 / np.arange(1, VOCABULARY))
-    ids: np.ndarray = 1 + np.searchsorted(shares, draw.random(length) * shares[-1])
-    topic = np.arange(VOCABULARY)
-    topic[64:] = 64 + numpy_generator(SEED, "topic", document % 8).permutation(VOCABULARY - 64)
-    ids = np.where(draw.random(length) < 1 / 3, topic[ids], ids)
-    behind = numpy_generator(SEED, "token behind each").integers(1, VOCABULARY, VOCABULARY)
-    follows = draw.random(length) < 0.2
-    follows[0] = False
-    ids[follows] = behind[np.roll(ids, 1)[follows]]
-    return ids
-
-
-def _labels(ids: np.ndarray) -> Labels:
-    """Return labels: some are decided by the id, scopes hold for stretches of 32 tokens."""
-    draw = numpy_generator(SEED, "labels")
-    scopes = np.isin(NAMES, SCOPES)
-    chance = draw.uniform(0.02, 0.3, len(NAMES))
-    of_id = (draw.random((VOCABULARY, len(NAMES))) < chance) & ~scopes
-    of_stretch = (draw.random((300, len(NAMES))) < chance) & scopes
-    packed = [np.packbits(one, axis=1, bitorder="little") for one in (of_id, of_stretch)]
-    bits = np.empty((*ids.shape, packed[0].shape[1]), dtype=np.uint8)
-    for row, own in enumerate(ids):
-        stretches = numpy_generator(SEED, "stretches", row).zipf(1.3, -(-ids.shape[1] // 32)) % 300
-        bits[row] = packed[0][own] | packed[1][np.repeat(stretches, 32)[: ids.shape[1]]]
-    return Labels(NAMES, bits, np.ones(ids.shape, dtype=bool))
-
-
-def _vocabulary() -> tuple[str, ...]:
-    draw = numpy_generator(SEED, "words")
-    letters = np.array(list("etaoinshrdlucmfw"))
-    words = ["".join(draw.choice(letters, n)) for n in draw.integers(1, 9, VOCABULARY)]
-    forms: tuple[Callable[[str], str], ...] = (
-        *(lambda w: f" {w}", str, lambda w: f" {w}ing", lambda w: f" {w.capitalize()}"),
-        *(lambda w: w.upper(), lambda w: str(len(w)), lambda w: "." * len(w), lambda w: f"_{w}"),
-    )
-    return tuple(forms[i % len(forms)](word) for i, word in enumerate(words))
-
-
-def rows_of(name: str) -> np.ndarray:
-    """Return a fixed vector of length 1, about, for each id."""
-    drawn = numpy_generator(SEED, name).standard_normal((VOCABULARY, D_IN), np.float32)
-    return np.asarray(drawn / np.float32(math.sqrt(D_IN)))
-
-
-def activations(tokens: TokenTable, model: str, into: np.ndarray) -> None:
-    """Write what a model makes of the tokens: rows of the token and of the one before, and noise."""
-    current, before = rows_of("token"), rows_of(f"token before, {model}")
-    for i, first in enumerate(range(0, len(tokens), CHUNK)):
-        part = slice(first, first + CHUNK)
-        draw = numpy_generator(SEED, "noise", model, i)
-        noise = draw.standard_normal((CHUNK, D_IN), np.float32)[: len(tokens.ids[part])]
-        noise *= np.float32(0.5 / math.sqrt(D_IN))
-        into[part] = noise + current[tokens.ids[part]] + 0.6 * before[tokens.previous[part]]
-
-
-def sae_of(d_sae: int, which: str) -> SAE:
-    """Return the SAE, its sibling or the placebo's, with random rows; half the sibling's are near."""
-    spec = TopKSpec(d_sae=d_sae, k=K)
-    made = spec.create(D_IN, {"sae": 0, "sibling": 1, "placebo": 2}[which])
-    if which == "sibling":
-        rows = made.params["W_dec"].clone()
-        own, half = sae_of(d_sae, "sae").params["W_dec"], d_sae // 2
-        order = numpy_generator(SEED, "order of the sibling", d_sae).permutation(d_sae)[:half]
-        mixed = own[torch.from_numpy(order)] + 0.6 * rows[:half]
-        rows[:half] = torch.nn.functional.normalize(mixed, dim=1)
-        scale = made.params["W_enc"].norm(dim=0)
-        made = SAE(spec, dict(made.params) | {"W_dec": rows, "W_enc": (rows * scale[:, None]).t()})
-    return made
-
-
-def codes_of(sae: SAE, x: torch.Tensor) -> Any:
-    """Return codes, scipy CSR, encoded a chunk at a time."""
-    from scipy.sparse import csr_matrix, vstack
-
-    parts = []
-    for first in range(0, len(x), 8_192):
-        chunk = x[first : first + 8_192]
-        codes = sae.encode(chunk)
-        latents = codes.latents.numpy().astype(np.int32)
-        one = (codes.values.numpy(), latents, codes.offsets.numpy())
-        parts.append(csr_matrix(one, shape=(len(chunk), sae.d_sae)))
-    return vstack(parts, "csr")
-
-
-def prepare(folder: Path, n_tokens: int, sizes: Mapping[int, int]) -> None:
-    """Write the activations of both models, and the codes of the SAEs that are held beside."""
-    tokens = text(n_tokens)
-    for model in ("trained", "placebo"):
-        shape = (len(tokens), D_IN)
-        file = np.lib.format.open_memmap(folder / f"{model}.npy", "w+", np.float32, shape)
-        activations(tokens, model, file)
-        file.flush()
-    for d_sae, n in sizes.items():
-        for which, model in (("sibling", "trained"), ("placebo", "placebo")):
-            codes = codes_of(sae_of(d_sae, which), read(folder, model, n))
-            for name in ("data", "indices", "indptr"):
-                np.save(folder / f"{which}-{d_sae}-{name}.npy", getattr(codes, name))
-
-
-def read(folder: Path, model: str, n_tokens: int) -> torch.Tensor:
-    return torch.from_numpy(np.load(folder / f"{model}.npy", mmap_mode="c")[:n_tokens])
-
-
-def read_codes(folder: Path, which: str, d_sae: int, n_tokens: int) -> Any:
-    from scipy.sparse import csr_matrix
-
-    whole = [
-        np.load(folder / f"{which}-{d_sae}-{name}.npy", mmap_mode="r")
-        for name in ("data", "indices", "indptr")
-    ]
-    bounds = np.array(whole[2][: n_tokens + 1])
-    values, latents = (np.array(part[: bounds[-1]]) for part in whole[:2])
-    return csr_matrix((values, latents, bounds), shape=(n_tokens, d_sae))
-
-
 # --- a cell ----------------------------------------------------------------------------------------
 
 
@@ -368,7 +229,7 @@ def _directions(sae: SAE) -> tuple[np.ndarray, np.ndarray]:
 def product_rate(d_sae: int, rounds: int = 5) -> float:
     """Return the most floating point operations per processor second of the encoder's product."""
     fastest = 0.0
-    for size in (512, 8_192 if d_sae <= CHUNK // 4 else 2_048):
+    for size in (512, 8_192 if d_sae <= 1 << 14 else 2_048):
         x, rows, out = torch.randn(size, D_IN), torch.randn(d_sae, D_IN), torch.empty(size, d_sae)
         for _ in range(rounds):
             begin = time.process_time()
@@ -469,47 +330,53 @@ def _slope(found: Mapping[str, Any], part: str) -> str:
     return f"{found[part]['all']:14.2f}" if part in found else f"{'':14s}"
 
 
-def child(arguments: list[str], threads: int, limit: float) -> str:
+def child(arguments: list[str], given: argparse.Namespace) -> str:
     """Run this file again with other arguments; return the last line that it prints."""
-    several = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
-    command = [sys.executable, __file__, "--threads", str(threads), *arguments]
-    done = subprocess.run(
-        command,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | several,
-        timeout=limit,
-        check=True,
-    )
+    several = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(given.threads))
+    command = [sys.executable, __file__, "--threads", str(given.threads), *arguments]
+    command += ["--limit", str(given.limit)]
+    environment = os.environ | several
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
     return done.stdout.strip().rpartition("\n")[2]
 
 
-def compare(cells: list[tuple[int, int]], folder: Path, arguments: argparse.Namespace) -> None:
-    longest = max(n for _, n in cells)
-    sizes = {d: max(n for e, n in cells if e == d) for d, _ in cells}
+def compare(cells: list[Cell], folder: Path, arguments: argparse.Namespace) -> None:
+    """Run the cells; what the file of results has of others, where some were asked for, stays."""
     where = ["--folder", str(folder)]
-    request = json.dumps({"tokens": longest, "sizes": list(sizes.items())})
-    child([*where, "--prepare", request], arguments.threads, arguments.limit)
-    found, skipped = [], []
+    found: dict[Cell, dict[str, Any]] = {}
+    if arguments.cell and arguments.out.exists():
+        before = json.loads(arguments.out.read_text(encoding="utf-8"))["cells"]
+        found = {(cell["d_sae"], cell["tokens"]): cell for cell in before}
+    sizes = {d: max(n for e, n in cells if e == d) for d, _ in cells}
+    request = json.dumps({"tokens": max(n for _, n in cells), "sizes": list(sizes.items())})
+    child([*where, "--prepare", request], arguments)
+    skipped = []
     for d_sae, n in cells:
         print(f"  {d_sae} latents, {n} tokens", file=sys.stderr, flush=True)
         try:
-            line = child([*where, "--one", f"{d_sae}x{n}"], arguments.threads, arguments.limit)
-            found.append(json.loads(line))
-        except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as problem:
-            skipped.append({"d_sae": d_sae, "tokens": n, "why": type(problem).__name__})
-    sizes_by_use = [d for d, _ in cells]
-    usual = max(sizes_by_use, key=sizes_by_use.count)
-    lengths = [n for _, n in cells]
-    common = max(lengths, key=lengths.count)
+            found[d_sae, n] = json.loads(child([*where, "--one", f"{d_sae}x{n}"], arguments))
+        except subprocess.CalledProcessError as problem:
+            skipped.append({"d_sae": d_sae, "tokens": n, "exit": problem.returncode})
+        report(
+            found, skipped, arguments
+        )  # after each: a long run that is cut off has told something
+
+
+def report(
+    found: Mapping[Cell, dict[str, Any]],
+    skipped: list[dict[str, int]],
+    arguments: argparse.Namespace,
+) -> None:
+    usual, common = (Counter(at[i] for at in found).most_common(1)[0][0] for i in (0, 1))
+    cells = [found[at] for at in sorted(found)]
     fitted = {
-        "entries": slopes([cell for cell in found if cell["d_sae"] == usual], "entries"),
-        "latents": slopes([cell for cell in found if cell["tokens"] == common], "d_sae"),
+        "entries": slopes([cell for cell in cells if cell["d_sae"] == usual], "entries"),
+        "latents": slopes([cell for cell in cells if cell["tokens"] == common], "d_sae"),
     }
-    show(found, fitted)
+    show(cells, fitted)
     held = {"d_in": D_IN, "k": K, "vocabulary": VOCABULARY, "threads": arguments.threads}
     versions = machine.versions("torch", "numpy", "scipy", "numba", "sae-placebo")
-    results = {"cells": found, "slopes": fitted, "skipped": skipped, "versions": versions}
+    results = {"cells": cells, "slopes": fitted, "skipped": skipped, "versions": versions}
     machine.save(arguments.out, "structure", held, results)
 
 
@@ -517,7 +384,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--cell", action="append", metavar="D_SAExTOKENS")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--limit", type=float, default=1800.0, help="seconds for a cell, at most")
+    parser.add_argument(
+        "--limit", type=int, default=1200, help="processor seconds of a cell, at most"
+    )
     parser.add_argument("--cache", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--quick", action="store_true", help="three small cells")
     parser.add_argument("--out", type=Path, default=machine.RESULTS / "structure.json")
@@ -526,7 +395,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _pair(cell: str) -> tuple[int, int]:
+def _pair(cell: str) -> Cell:
     d_sae, _, tokens = cell.partition("x")
     return int(d_sae), int(tokens)
 
@@ -534,6 +403,8 @@ def _pair(cell: str) -> tuple[int, int]:
 def main() -> None:
     arguments = parse()
     torch.set_num_threads(arguments.threads)
+    if arguments.folder:
+        resource.setrlimit(resource.RLIMIT_CPU, (arguments.limit, arguments.limit))
     with settings("cpu"):
         if arguments.prepare:
             request = json.loads(arguments.prepare)

@@ -123,10 +123,9 @@ def _one(own: pd.DataFrame, seed: int) -> dict[str, pd.DataFrame]:
     )
     writers = pd.DataFrame(
         [
-            (i, rank, *WRITERS[(i + rank) % 4], share, share - 0.05, share + 0.05)
-            + (0.2, 97.0, share > 0.2, 400)
+            (i, rank, *WRITERS[(i + rank) % 4], s, s - 0.05, s + 0.05, 0.2, 97.0, s > 0.2, 400)
             for i in numbers.tolist()
-            for rank, share in enumerate((0.6, 0.3, 0.1))
+            for rank, s in enumerate((0.6, 0.3, 0.1))
         ],
         columns=["latent", "rank", "part", "kind", "share", "low", "high", "null95",
                  "pseudo_percentile", "above", "n"],

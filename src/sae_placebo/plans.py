@@ -13,7 +13,7 @@ from sae_placebo.arms import ArmSpec
 from sae_placebo.controls import Control
 from sae_placebo.models import identify, ties_embeddings
 from sae_placebo.protocol import TrialSpec
-from sae_placebo.reference import use_arms
+from sae_placebo.reference import use_arms, use_hookpoints
 from sae_placebo.store import Step
 
 # raised by hand when what a stage writes changes its meaning
@@ -268,13 +268,15 @@ class _Planner:
     ) -> dict[Place, Step]:
         """Return one step per SAE whose model is asked: the first re-draw and SAE seed of some arms."""
         spec, found = self.spec, {}
-        asked = use_arms(spec)
+        asked, hookpoints = use_arms(spec), use_hookpoints(spec)
         for place, step in match.items():
             one, hookpoint, sae, sae_seed = place
             first = spec.seeds_of(one.arm)[0], spec.sae_seeds[0]
-            if one.arm not in asked or (one.model_seed, sae_seed) != first:
+            if one.arm not in asked or hookpoint not in hookpoints:
                 continue
-            asked_how = spec.use.model_dump(mode="json", exclude={"arms"})
+            if (one.model_seed, sae_seed) != first:
+                continue
+            asked_how = spec.use.model_dump(mode="json", exclude={"arms", "hookpoints"})
             settings = [asked_how, spec.circuits, hookpoint, sae, sae_seed]
             found[place] = self.step(
                 "use",

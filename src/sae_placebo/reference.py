@@ -64,3 +64,18 @@ def use_arms(spec: TrialSpec) -> tuple[str, ...]:
                 "it out"
             )
     return tuple(dict.fromkeys(asked))
+
+
+def use_hookpoints(spec: TrialSpec) -> tuple[str, ...]:
+    """Return the hookpoints at which it is asked what models use.
+
+    Raises:
+        SpecError: one that is named is none of the trial's.
+    """
+    asked = spec.use.hookpoints
+    if asked is None:
+        return spec.hookpoints
+    for name in asked:
+        if name not in spec.hookpoints:
+            raise SpecError(f"use.hookpoints: {unknown_name('hookpoint', name, spec.hookpoints)}")
+    return asked

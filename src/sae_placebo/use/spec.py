@@ -20,6 +20,8 @@ class UseSpec(Spec):
     arms: tuple[str, ...] | None = None
     """Arms whose models are asked, in their first re-draw and SAE seed; none given: the trained arm and the
     reference placebo. An empty list asks none."""
+    hookpoints: tuple[str, ...] | None = None
+    """Hookpoints that are asked about; none given: all of the trial's."""
     latents: int | None = Field(300, ge=1)
     """Latents of each SAE that get a verdict, drawn evenly from the cells of class and origin; null for
     all of them."""

@@ -3,24 +3,52 @@
 from __future__ import annotations
 
 from sae_placebo.worlds.base import Swap, Truth, Variable, World, truth
+from sae_placebo.worlds.baselines import BASELINES, Baselines, baselines
+from sae_placebo.worlds.compiled import CompiledWorld, compiled, reads, writes
 from sae_placebo.worlds.dictionaries import LatentLabel, activations, label_latents, train_sae
 from sae_placebo.worlds.factored import factored
 from sae_placebo.worlds.grammar import PRESETS, FactoredSpec, Grammar
+from sae_placebo.worlds.programs import PROGRAMS
+from sae_placebo.worlds.resampling import CompiledTruth, variable_truth
+from sae_placebo.worlds.scoring import (
+    STATISTICS,
+    SiteTruth,
+    WorldScore,
+    score_world,
+    site_truths,
+    world_subject,
+)
 from sae_placebo.worlds.twins import twins
 
 __all__ = [
+    "BASELINES",
     "PRESETS",
+    "PROGRAMS",
+    "STATISTICS",
+    "Baselines",
+    "CompiledTruth",
+    "CompiledWorld",
     "FactoredSpec",
     "Grammar",
     "LatentLabel",
+    "SiteTruth",
     "Swap",
     "Truth",
     "Variable",
     "World",
+    "WorldScore",
     "activations",
+    "baselines",
+    "compiled",
     "factored",
     "label_latents",
+    "reads",
+    "score_world",
+    "site_truths",
     "train_sae",
     "truth",
     "twins",
+    "variable_truth",
+    "world_subject",
+    "writes",
 ]

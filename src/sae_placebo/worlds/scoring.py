@@ -246,8 +246,8 @@ class WorldScore:
         world, hookpoint: Which.
         names, variables: What each unit stands for.
         carried: Share of what the value adds to the activation that the unit holds.
-        labeled: `IS_USED` or `IS_PASSENGER` as the variable is at the site, or `IS_NEITHER` where its truth is
-            between or the unit stands for none.
+        labeled: `IS_USED` or `IS_PASSENGER` as the variable is at the site, or `IS_NEITHER` where its truth
+            is between or the unit stands for none.
         kinds: The same, and `IS_NEITHER` also where the unit holds less than `CARRIED`.
         truths: By variable.
         verdict: Index into `use.verdicts.USES`.
