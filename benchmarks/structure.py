@@ -350,8 +350,13 @@ def compare(cells: list[Cell], folder: Path, arguments: argparse.Namespace) -> N
     sizes = {d: max(n for e, n in cells if e == d) for d, _ in cells}
     request = json.dumps({"tokens": max(n for _, n in cells), "sizes": list(sizes.items())})
     child([*where, "--prepare", request], arguments)
-    skipped = []
+    skipped: list[dict[str, Any]] = []
     for d_sae, n in cells:
+        needed = expected_gib(found, d_sae, n)
+        if needed > arguments.most_gib:
+            skipped.append({"d_sae": d_sae, "tokens": n, "expected_gib": needed})
+            report(found, skipped, arguments)
+            continue
         print(f"  {d_sae} latents, {n} tokens", file=sys.stderr, flush=True)
         try:
             found[d_sae, n] = json.loads(child([*where, "--one", f"{d_sae}x{n}"], arguments))
@@ -362,9 +367,19 @@ def compare(cells: list[Cell], folder: Path, arguments: argparse.Namespace) -> N
         )  # after each: a long run that is cut off has told something
 
 
+def expected_gib(found: Mapping[Cell, dict[str, Any]], d_sae: int, n_tokens: int) -> float:
+    """Return the peak that a cell should reach, by the line through the two longest of its width."""
+    known = sorted(n for d, n in found if d == d_sae)[-2:]
+    if len(known) < 2:
+        return 0.0
+    peaks = [found[d_sae, n]["peak_gib"] for n in known]
+    slope = (peaks[1] - peaks[0]) / (known[1] - known[0])
+    return float(peaks[1] + slope * (n_tokens - known[1]))
+
+
 def report(
     found: Mapping[Cell, dict[str, Any]],
-    skipped: list[dict[str, int]],
+    skipped: list[dict[str, Any]],
     arguments: argparse.Namespace,
 ) -> None:
     usual, common = (Counter(at[i] for at in found).most_common(1)[0][0] for i in (0, 1))
@@ -387,6 +402,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--limit", type=int, default=1200, help="processor seconds of a cell, at most"
     )
+    parser.add_argument("--most-gib", type=float, default=14.0, help="skip cells that need more")
     parser.add_argument("--cache", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--quick", action="store_true", help="three small cells")
     parser.add_argument("--out", type=Path, default=machine.RESULTS / "structure.json")

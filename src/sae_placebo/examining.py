@@ -20,7 +20,7 @@ from sae_placebo.circuits.writers import Writers, writers
 from sae_placebo.errors import ModelError, NotEstimable
 from sae_placebo.lazy import pandas
 from sae_placebo.structure.base import Reading
-from sae_placebo.use.asking import Answer, Asked, Note, ask, ask_alone
+from sae_placebo.use.asking import Answer, Asked, Track, ask, ask_alone, untracked
 from sae_placebo.use.base import (
     Directions,
     Subject,
@@ -74,7 +74,7 @@ def examine(
     spec: UseSpec,
     circuits: CircuitSpec,
     seed: int,
-    note: Note = lambda text: None,
+    track: Track = untracked,
 ) -> Examination:
     """Return what the model does with the latents of one SAE, and which of its parts write and read them.
 
@@ -86,7 +86,7 @@ def examine(
         spec: How use is asked about.
         circuits: How readers and writers are.
         seed: The trial's.
-        note: Told what is being done.
+        track: Shows what is being done.
 
     Raises:
         NotEstimable: no latent fires on enough tokens.
@@ -96,17 +96,18 @@ def examine(
     if not len(able):
         raise NotEstimable("no latent fires on enough held-out tokens to be asked about")
     which, weights = draw(strata, able, spec.latents, seed)
-    answer = ask(subject, directions, which, spec, seed, note)
+    answer = ask(subject, directions, which, spec, seed, track)
     reasons = dict(answer.reasons)
-    note("reading readers and writers")
-    screened, read, written = _circuits(subject, reading, directions, circuits, seed, reasons)
-    errors, variance = _errors(subject, reading, spec, seed)
+    with track("find readers and writers", len(directions), "latents") as advance:
+        screened, read, written = _circuits(subject, reading, directions, circuits, seed, reasons)
+        advance(len(directions))
+    errors, variance = _errors(subject, reading, spec, seed, track)
     return Examination(
         answer=answer,
         weights=weights,
         errors=errors,
         error_variance=variance,
-        pseudo=_pseudo(subject, directions, spec, seed),
+        pseudo=_pseudo(subject, directions, spec, seed, track),
         screen=screened,
         readers=read,
         writers=written,
@@ -136,7 +137,7 @@ def _circuits(
 
 
 def _errors(
-    subject: Subject, reading: Reading, spec: UseSpec, seed: int
+    subject: Subject, reading: Reading, spec: UseSpec, seed: int, track: Track
 ) -> tuple[Asked | None, Float64[np.ndarray, " component"]]:
     """Return the use of what the SAE misses, by its principal components."""
     if not spec.error_directions:
@@ -145,7 +146,7 @@ def _errors(
     squares = directions.amounts.multiply(directions.amounts)
     energy = np.asarray(squares.sum(0, dtype=np.float64)).ravel()
     total = _error_energy(reading)
-    return ask_alone(subject, directions, spec, seed), energy / total
+    return ask_alone(subject, directions, spec, seed, track), energy / total
 
 
 def _error_energy(reading: Reading) -> float:
@@ -154,10 +155,12 @@ def _error_energy(reading: Reading) -> float:
     return float(((error - error.mean(0)) ** 2).sum())
 
 
-def _pseudo(subject: Subject, directions: Directions, spec: UseSpec, seed: int) -> Asked | None:
+def _pseudo(
+    subject: Subject, directions: Directions, spec: UseSpec, seed: int, track: Track
+) -> Asked | None:
     if not spec.pseudo:
         return None
-    return ask_alone(subject, pseudo_latents(directions, seed, spec.pseudo), spec, seed)
+    return ask_alone(subject, pseudo_latents(directions, seed, spec.pseudo), spec, seed, track)
 
 
 def confirmed(

@@ -46,20 +46,20 @@ class Uses:
         left = {p: s for p, s in self.plan.use.items() if self.store.find(s) is None}
         if not left:
             return
-        label = f"ask {len({p[0] for p in left})} models about use"
-        with self.progress.track(label, len(left), "SAEs") as advance:
-            for one in dict.fromkeys(place[0] for place in left):
-                model = self._model(one)
-                for place in left:
-                    if place[0] == one:
-                        self._ask(place, model)
-                        advance(1)
+        for one in dict.fromkeys(place[0] for place in left):
+            model = self._model(one)
+            for place in left:
+                if place[0] == one:
+                    self._ask(place, model)
 
     def _model(self, one: ArmModel) -> Any:
         """Return an arm's model, built again from its recipe."""
         given, spec = self.profiles.given.reference, self.plan.spec
         control = spec.arms[one.arm].control
         model, _ = build(given, control, spec.seed, one.model_seed or 0, source=spec.model)
+        if spec.device == "cpu":
+            # few queries on many keys: the one-by-one form is up to 1.7 times as fast, with equal values
+            model.config._attn_implementation = "eager"
         return model.to(spec.device)
 
     def _ask(self, place: Place, model: Any) -> None:
@@ -67,10 +67,14 @@ class Uses:
         spec, step = self.plan.spec, self.plan.use[place]
         reading = self.profiles.reading(*place)
         subject = Subject(Downstream(model, hookpoint), reading.tokens, reading.activations)
-        kinds = self._kinds(place)
+        kinds, label = self._kinds(place), f"{place[0].label}, {', '.join(place[1:3])}"
+
+        def track(what: str, total: int, unit: str) -> Any:
+            return self.progress.track(f"{what}: {label}", total, unit)
+
         with self.store.write(step) as draft, _no_gradients_kept(model):
             try:
-                found = examine(subject, reading, kinds, spec.use, spec.circuits, spec.seed)
+                found = examine(subject, reading, kinds, spec.use, spec.circuits, spec.seed, track)
             except NotEstimable as refusal:
                 write_json(draft / "refused.json", {"reason": str(refusal)})
                 return

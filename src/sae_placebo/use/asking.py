@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from sae_placebo.errors import NotEstimable
-from sae_placebo.use.ablation import Ablations, ablate
+from sae_placebo.use.ablation import Ablations, Advance, ablate
 from sae_placebo.use.base import Directions, Subject
 from sae_placebo.use.effects import Effects, effects_of
 from sae_placebo.use.firings import choose_firings
@@ -21,7 +22,15 @@ from sae_placebo.use.spec import UseSpec
 from sae_placebo.use.verdicts import Measured, UseVerdicts, use_verdicts
 from sae_placebo.use.worst import WorstCase, worst_case
 
-Note = Callable[[str], None]
+Track = Callable[[str, int, str], contextlib.AbstractContextManager[Advance]]
+"""Shows a piece of work: what it is, how many units it has, what these are."""
+
+
+def untracked(label: str, total: int, unit: str) -> contextlib.AbstractContextManager[Advance]:
+    """Show nothing."""
+    return contextlib.nullcontext(lambda n: None)
+
+
 _HIGH = 2.326
 _LOW = 1.645
 """Normal quantiles of the bounds of removal among others: 99% above, 95% below, as `effects` has them."""
@@ -74,7 +83,7 @@ def ask(
     which: Int64[np.ndarray, " asked"],
     spec: UseSpec,
     seed: int,
-    note: Note = lambda text: None,
+    track: Track = untracked,
 ) -> Answer:
     """Return whether the model uses each of some directions, with the evidence.
 
@@ -87,17 +96,16 @@ def ask(
         which: Those asked about.
         spec: Firings, nulls, limits.
         seed: Names all draws.
-        note: Told what is being done.
+        track: Shows what is being done.
     """
     reasons: dict[str, str] = {}
-    note(f"ablating {len(which)} directions")
-    ablated, effect, resampled = _ablated(subject, directions, which, spec, seed)
-    note("removing directions together")
-    masked, joint, worst = _together(subject, directions, which, ablated, spec, seed, reasons)
+    ablated, effect, resampled = _ablated(subject, directions, which, spec, seed, track)
+    with track("remove together", len(which), "directions") as advance:
+        masked, joint, worst = _together(subject, directions, which, ablated, spec, seed, reasons)
+        advance(len(which))
     # what cannot be large enough to count as used needs no p-value
     candidates = which[~(effect.high[which] < spec.least_effect)]
-    note(f"holding {len(candidates)} directions against null directions")
-    nulls = against_nulls(subject, directions, ablated, candidates, spec, seed)
+    nulls = _held(subject, directions, ablated, candidates, spec, seed, track)
     survives = np.zeros(len(directions), dtype=bool)
     if worst is not None and worst.holds:
         survives[worst.s_star] = True
@@ -115,13 +123,31 @@ def ask(
     )
 
 
-def ask_alone(subject: Subject, directions: Directions, spec: UseSpec, seed: int) -> Asked:
+def ask_alone(
+    subject: Subject, directions: Directions, spec: UseSpec, seed: int, track: Track = untracked
+) -> Asked:
     """Return the evidence on each direction alone, every one held against all null directions."""
     which = np.arange(len(directions))
-    ablated, effect, resampled = _ablated(subject, directions, which, spec, seed)
+    ablated, effect, resampled = _ablated(subject, directions, which, spec, seed, track)
     every = spec.model_copy(update={"give_up": 1.0})
-    nulls = against_nulls(subject, directions, ablated, which, every, seed)
+    nulls = _held(subject, directions, ablated, which, every, seed, track)
     return Asked(ablated, effect, resampled, nulls)
+
+
+def _held(
+    subject: Subject,
+    directions: Directions,
+    ablated: Ablations,
+    candidates: Int64[np.ndarray, " candidate"],
+    spec: UseSpec,
+    seed: int,
+    track: Track,
+) -> NullTest:
+    """Return `against_nulls`, shown."""
+    counts = np.bincount(ablated.firings.directions, minlength=len(directions))[candidates]
+    total = int(np.minimum(counts, spec.null_firings).sum())
+    with track("hold against null directions", total, "firings") as advance:
+        return against_nulls(subject, directions, ablated, candidates, spec, seed, advance)
 
 
 def _ablated(
@@ -130,10 +156,12 @@ def _ablated(
     which: Int64[np.ndarray, " asked"],
     spec: UseSpec,
     seed: int,
+    track: Track,
 ) -> tuple[Ablations, Effects, Effects]:
     documents = subject.tokens.documents
     firings = choose_firings(directions, which, documents, spec.firings, seed)
-    found = ablate(subject, directions, firings, spec.window, seed)
+    with track("ablate", len(firings), "firings") as advance:
+        found = ablate(subject, directions, firings, spec.window, seed, advance)
     n, unit = len(directions), found.full_swap
     effect, resampled = (
         effects_of(values / unit, firings.directions, n, seed)

@@ -49,7 +49,7 @@ class UseSpec(Spec):
     masks: MaskSpec = MaskSpec()
     joint: JointSpec = JointSpec()
     worst: WorstSpec = WorstSpec()
-    pseudo: int = Field(60, ge=0)
+    pseudo: int = Field(40, ge=0)
     """Pseudo-latents, on which p-values must be uniform; 0 for none."""
     shown_per_cell: int = Field(4, ge=0)
     """Latents of each pair of origin and use that get a card: passages, and their top reader patched."""

@@ -238,7 +238,7 @@ def _removal(
         "x": [size for size, _, _ in stars],
         "y": [round(max(100 * cost, limit / 1000), 6) for _, cost, _ in stars],
         "text": [f"<b>S* = {count(size)}</b>" for size, _, _ in stars],
-        "textposition": "top left",
+        "textposition": "bottom right",
         "marker": {
             "size": 15,
             "symbol": "circle-open",
@@ -280,6 +280,7 @@ def _pseudo(
                 "share": percent((hits / n, low, high), f"{hits} of {count(n)}"),
                 "ks": Estimate(number(ks, 2), None, "Kolmogorov-Smirnov p, no interval", said),
                 "off": low > 0.05,
+                "uneven": ks is not None and ks < 0.05,
             }
         )
     table = at(view.tables.directions, place)
