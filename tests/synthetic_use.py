@@ -81,7 +81,10 @@ def _one(own: pd.DataFrame, seed: int) -> dict[str, pd.DataFrame]:
     use = np.array(USES, dtype=object)[(which + which // 3 + seed) % 3]
     effect = np.where(use == "used", 0.02, np.where(use == "not_used", 1e-4, 8e-4))
     effect = effect * np.exp(0.4 * random.standard_normal(n))
-    column = {"latent": own["latent"].astype(int), "use": np.where(asked, use, None)}
+    column = {
+        "latent": own["latent"].astype(int),
+        "use": [u if a else None for u, a in zip(use, asked, strict=True)],
+    }
     reason = np.array(REASONS, dtype=object)[which % 3]
     column |= {
         "use_reason": np.where(asked, np.where(use == "undetermined", reason, ""), None),

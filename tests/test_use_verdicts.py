@@ -13,6 +13,7 @@ from sae_placebo.use.verdicts import (
     JOINT,
     LIKE_NULLS,
     NOT_USED,
+    PART,
     REDUNDANT,
     SMALL,
     UNDETERMINED,
@@ -27,7 +28,15 @@ SPEC = UseSpec()
 
 def _measured(**changes: object) -> Measured:
     """Return one direction that is used, but for the changes."""
-    given = {"low": 0.002, "high": 0.004, "n": 32, "beside": np.nan, "p": 0.001, "survives": False}
+    given = {
+        "low": 0.002,
+        "high": 0.004,
+        "n": 32,
+        "beside": np.nan,
+        "p": 0.001,
+        "survives": False,
+        "ratio": 3.0,
+    }
     given |= changes
     one = lambda value: np.array([value], dtype=float)  # noqa: E731
     effect = Effects(one(0.003), one(given["low"]), one(given["high"]), np.array([given["n"]]))
@@ -35,11 +44,16 @@ def _measured(**changes: object) -> Measured:
         one(given["beside"]), one(given["beside"]), one(given["beside"]), np.array([32])
     )
     return Measured(
-        effect, beside, one(given["p"]), np.array([bool(given["survives"])]), np.array([0])
+        effect,
+        beside,
+        one(given["p"]),
+        one(given["ratio"]),
+        np.array([bool(given["survives"])]),
+        np.array([0]),
     )
 
 
-UNUSED = {"low": 0.0, "high": 0.0001, "p": 0.9, "survives": True}
+UNUSED = {"low": 0.0, "high": 0.0001, "p": 0.9, "survives": True, "ratio": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -54,6 +68,8 @@ UNUSED = {"low": 0.0, "high": 0.0001, "p": 0.9, "survives": True}
         (UNUSED | {"beside": 0.003}, NOT_USED, ""),
         (UNUSED | {"survives": False}, UNDETERMINED, JOINT),
         (UNUSED | {"beside": 0.003, "survives": False}, UNDETERMINED, REDUNDANT),
+        (UNUSED | {"ratio": 1.5}, UNDETERMINED, PART),
+        (UNUSED | {"ratio": np.nan}, UNDETERMINED, PART),
         (UNUSED | {"n": 5}, UNDETERMINED, FEW),
     ],
 )
@@ -70,7 +86,9 @@ def test_a_missing_test_is_no_evidence_of_use() -> None:
 
 
 def test_sensitivity_moves_from_used_to_not_used() -> None:
-    shares = sensitivity(_measured(survives=True, high=0.004), SPEC, np.array([1e-4, 1e-3, 1e-1]))
+    shares = sensitivity(
+        _measured(survives=True, high=0.004, ratio=0.9), SPEC, np.array([1e-4, 1e-3, 1e-1])
+    )
     assert shares.sum(1) == pytest.approx(1)
     assert shares[0, USED] == shares[1, USED] == 1
     assert shares[2, NOT_USED] == 1

@@ -72,6 +72,7 @@ def latent_rows(found: Examination) -> pandas.DataFrame:
         "effect_resampled": asked.resampled.mean,
         "effect_documents": measured.effect.n.astype(np.float64),
         "null_effect": asked.nulls.null / unit,
+        "null_ratio": measured.ratio,
         "use_p": asked.nulls.p,
         "use_p_decoders": asked.nulls.p_decoders,
         "n_nulls": asked.nulls.n_nulls.astype(np.float64),

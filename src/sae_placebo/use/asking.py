@@ -88,7 +88,7 @@ def ask(
     """Return whether the model uses each of some directions, with the evidence.
 
     In the order of the evidence: single ablations; removal among others, of all at once, and at its worst;
-    null directions for those whose effect may be large enough to count; verdicts.
+    null directions; verdicts.
 
     Args:
         subject: The model behind the hookpoint, and the held-out tokens.
@@ -103,14 +103,14 @@ def ask(
     with track("remove together", len(which), "directions") as advance:
         masked, joint, worst = _together(subject, directions, which, ablated, spec, seed, reasons)
         advance(len(which))
-    # what cannot be large enough to count as used needs no p-value
-    candidates = which[~(effect.high[which] < spec.least_effect)]
-    nulls = _held(subject, directions, ablated, candidates, spec, seed, track)
+    nulls = _held(subject, directions, ablated, which, spec, seed, track)
     survives = np.zeros(len(directions), dtype=bool)
     if worst is not None and worst.holds:
         survives[worst.s_star] = True
     beside = _beside(masked, len(directions), ablated.full_swap)
-    measured = Measured(effect, beside, nulls.p, survives, which)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = nulls.cost / nulls.null
+    measured = Measured(effect, beside, nulls.p, ratio, survives, which)
     return Answer(
         which=which,
         asked=Asked(ablated, effect, resampled, nulls),

@@ -2,9 +2,10 @@
 
 **Used**: ablating it costs more than ablating null directions (Benjamini-Hochberg over the directions
 asked about), and surely at least the smallest effect of interest.
-**Not used** is a claim of its own, not what is left: its effect is surely below what is negligible, and
-removing all such directions at once, everywhere, costs next to nothing, on documents that had no say in
-choosing them and under the worst masks found.
+**Not used** is a claim of its own, not what is left: its effect is surely below what is negligible; no larger
+than that of null directions, since a small part of something used has a small effect as well; and removing
+all such directions at once, everywhere, costs next to nothing, on documents that had no say in choosing
+them and under the worst masks found.
 **Undetermined**: everything else.
 
 All of it is about one hookpoint, these tokens, and predictions a few tokens ahead.
@@ -29,8 +30,9 @@ LIKE_NULLS = "no costlier than null directions"
 SMALL = "costlier than null directions, but perhaps by less than the smallest effect of interest"
 BETWEEN = "its effect may be larger than what is negligible"
 REDUNDANT = "negligible alone, but not when others are removed as well"
+PART = "negligible, but costlier than null directions: perhaps a small part of something used"
 JOINT = "negligible alone, but removing all such directions at once is not"
-REASONS = (FEW, LIKE_NULLS, SMALL, BETWEEN, REDUNDANT, JOINT)
+REASONS = (FEW, LIKE_NULLS, SMALL, BETWEEN, PART, REDUNDANT, JOINT)
 """Why a verdict is undetermined."""
 
 
@@ -43,6 +45,7 @@ class Measured:
         beside: Of removal among others removed at random; NaN where it was not measured. It decides nothing
             (with half of all directions gone, any direction costs more), but tells redundancy by its name.
         p: Rank p-value against null directions; NaN where it was not asked, which counts as 1.
+        ratio: Cost over the mean cost of null directions; NaN where it was not asked.
         survives: Whether it is in the set whose joint removal is negligible.
         asked: Directions that verdicts are wanted on.
     """
@@ -50,6 +53,7 @@ class Measured:
     effect: Effects
     beside: Effects
     p: Float64[np.ndarray, " direction"]
+    ratio: Float64[np.ndarray, " direction"]
     survives: Bool[np.ndarray, " direction"]
     asked: Int64[np.ndarray, " asked"]
 
@@ -87,7 +91,9 @@ def use_verdicts(measured: Measured, spec: UseSpec) -> UseVerdicts:
         enough = effect.n[at] >= spec.documents
     used = beats & large
     negligible = enough & alone
-    unused = ~used & negligible & measured.survives[at]
+    with np.errstate(invalid="ignore"):
+        below_nulls = measured.ratio[at] <= 1
+    unused = ~used & negligible & below_nulls & measured.survives[at]
     verdict = np.full(len(at), UNDETERMINED, dtype=np.int8)
     verdict[used], verdict[unused] = USED, NOT_USED
     reason = np.full(len(at), "", dtype=object)
@@ -97,8 +103,9 @@ def use_verdicts(measured: Measured, spec: UseSpec) -> UseVerdicts:
         (LIKE_NULLS, ~beats),
         (BETWEEN, ~beats & ~alone & large),
         (SMALL, beats & ~large),
-        (JOINT, negligible & ~redundant),
-        (REDUNDANT, negligible & redundant),
+        (PART, negligible & ~below_nulls),
+        (JOINT, negligible & ~redundant & below_nulls),
+        (REDUNDANT, negligible & redundant & below_nulls),
         (FEW, ~enough & ~beats),
     ):
         reason[left & holds] = why

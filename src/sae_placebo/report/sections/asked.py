@@ -199,13 +199,13 @@ def small(value: float) -> int:
 
 
 def p_value(p: Any, n_nulls: Any) -> Estimate:
-    """Return a rank p-value, as shown."""
+    """Return a p-value against null directions, as shown."""
     known, n = finite(p), finite(n_nulls)
     said = "nulls not recorded" if n is None else f"{count(n)} null directions"
     if known is None:
         return Estimate("–", None, "not held against nulls", said)
-    # a rank among few has few values: more digits would be made up
-    return Estimate(number(known, 2 if known >= 0.0095 else 3), None, "rank p, no interval", said)
+    shown = "< 0.001" if known < 0.0005 else number(known, 2 if known >= 0.0095 else 3)
+    return Estimate(shown, None, "p has no interval", said)
 
 
 # --- anchors ---------------------------------------------------------------------------------

@@ -78,7 +78,8 @@ def _cell(
     evidence: dict[str, Found],
 ) -> dict[str, Any]:
     arm, origin, use = names
-    cards, others = [], {}
+    cards: list[dict[str, Any]] = []
+    others: dict[str, list[str]] = {}
     for row in records(rows.sort_values(["sae_seed", "latent"], kind="stable")):
         at = (key(row), int(row["latent"]))
         if at in anchors:
@@ -92,7 +93,7 @@ def _cell(
         "n": count(len(rows)),
         "cards": cards,
         "others": sorted(others.items()),
-        "n_others": count(sum(map(len, others.values()))),
+        "n_others": count(sum(len(named) for named in others.values())),
     }
 
 
@@ -128,9 +129,10 @@ def _card(
         "p": p_value(row["use_p"], row["n_nulls"]),
         "p_decoders": p_value(row["use_p_decoders"], row["n_nulls"]),
         "survives": None if survives is None else bool(survives),
-        "screen": finite(row["screen_p"]) is not None and p_value(row["screen_p"], None).value,
+        "screen": None if finite(row["screen_p"]) is None else p_value(row["screen_p"], None).value,
         "tied": None if finite(row["tied"]) is None else bool(row["tied"]),
         "paths": _paths(row),
+        "n_read": counted(found["readers"][0]["n"], "token") if found["readers"] else "",
         "writers": [_writer(one) for one in found["writers"][:_SHOWN]],
         "readers": [_reader(one, found["patched"]) for one in found["readers"][:_SHOWN]],
         "passages": [passage_shown(p, max(tops, default=0.0)) for p in passages[:_PASSAGES]],
@@ -176,7 +178,7 @@ def _reader(row: dict[str, Any], patched: list[dict[str, Any]]) -> dict[str, Any
         "share": Estimate(
             "–" if share is None else f"{number(100 * share, 1)}%",
             None,
-            "exact at first order",
+            "first order",
             said,
         ),
         "percentile": "–" if percentile is None else f"{number(100 * percentile, 1)}%",

@@ -358,7 +358,7 @@ def _errors(view: View, place: Place) -> tuple[list[dict[str, Any]], Figure | No
                 "rows": [_missed(row) for row in rows],
             }
         )
-        data.append(_missed_points(arm, rows, style))
+        data += [_legend(arm, style), _missed_points(arm, rows, style)]
     return shown, _missed_figure(data) if data else None
 
 
@@ -388,7 +388,7 @@ def _missed_points(arm: str, rows: list[dict[str, Any]], style: ArmStyle) -> dic
     return {
         "type": "scatter",
         "mode": "markers",
-        "name": folded(arm, 40),
+        "showlegend": False,
         "x": [round(100 * float(r["variance"]), 4) for r in known],
         "y": [round(y, 6) for y in ends[0]],
         "text": [
@@ -408,8 +408,20 @@ def _missed_points(arm: str, rows: list[dict[str, Any]], style: ArmStyle) -> dic
     }
 
 
+def _legend(arm: str, style: ArmStyle) -> dict[str, Any]:
+    """Return an arm's entry in the legend, filled whatever its points are."""
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": folded(arm, 40),
+        "x": [None],
+        "y": [None],
+        "marker": {"size": 9, "symbol": style.marker, "color": style.color},
+    }
+
+
 def _missed_figure(data: list[dict[str, Any]]) -> Figure:
-    legend = 20 * len(data) + 20
+    legend = 10 * len(data) + 20
     layout = layout_of(
         290 + legend,
         {"l": 62, "r": 12, "t": legend + 8, "b": 48},
