@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import math
 import os
 import resource
 import subprocess
@@ -231,10 +232,13 @@ def product_rate(d_sae: int, rounds: int = 5) -> float:
     fastest = 0.0
     for size in (512, 8_192 if d_sae <= 1 << 14 else 2_048):
         x, rows, out = torch.randn(size, D_IN), torch.randn(d_sae, D_IN), torch.empty(size, d_sae)
+        operations = 2 * size * D_IN * d_sae
+        repeats = math.ceil(1e10 / operations)  # clocks of processor time may be coarse
         for _ in range(rounds):
             begin = time.process_time()
-            torch.mm(x, rows.t(), out=out)
-            fastest = max(fastest, 2 * size * D_IN * d_sae / (time.process_time() - begin))
+            for _ in range(repeats):
+                torch.mm(x, rows.t(), out=out)
+            fastest = max(fastest, repeats * operations / (time.process_time() - begin))
     return fastest
 
 
@@ -382,6 +386,9 @@ def report(
     skipped: list[dict[str, Any]],
     arguments: argparse.Namespace,
 ) -> None:
+    if not found:
+        print(f"no cell was run: {skipped}", file=sys.stderr)
+        return
     usual, common = (Counter(at[i] for at in found).most_common(1)[0][0] for i in (0, 1))
     cells = [found[at] for at in sorted(found)]
     fitted = {

@@ -9,7 +9,7 @@ from typing import Any
 
 from svg import COLORS, GRID, INK, MUTED, Drawing, ticks
 
-_OURS = ("effect", "effect or beside", "1 - p", "swap of b")
+_OURS = ("effect / null", "effect", "effect or beside", "1 - p", "swap of b")
 _DATA = ("firing rate", "variance", "probe accuracy")
 _MODEL, _DATUM = COLORS["dictionary-learning"], COLORS["sae-lens"]
 

@@ -90,7 +90,7 @@ def world_rows(kind: str, seed: int, spec: UseSpec) -> list[Row]:
     seconds = time.perf_counter() - start
     rows = []
     for depth, hookpoint in enumerate(world.hookpoints):
-        for units in ("values",) if kind == "compiled" else ("latents", "values"):
+        for units in ("values",) if kind == "compiled" else ("latents",):
             head = {"kind": kind, "seed": seed, "world": world.name, "build_seconds": seconds}
             head |= {"hookpoint": hookpoint, "depth": depth, "units": units}
             start = time.perf_counter()
@@ -254,7 +254,7 @@ def told(entry: Row) -> str:
     best = max(
         (one["mean"] or 0, name)
         for name, one in entry["auroc"].items()
-        if name not in ("effect", "effect or beside", "1 - p")
+        if name not in ("effect / null", "effect", "effect or beside", "1 - p")
     )
     ours = entry["auroc"]["effect"]["mean"]
     words = [f"{entry['kind']} {entry['units']} depth {entry['depth']} ({entry['worlds']} worlds):"]

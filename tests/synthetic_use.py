@@ -87,7 +87,7 @@ def _one(own: pd.DataFrame, seed: int) -> dict[str, pd.DataFrame]:
     }
     reason = np.array(REASONS, dtype=object)[which % 3]
     column |= {
-        "use_reason": np.where(asked, np.where(use == "undetermined", reason, ""), None),
+        "use_reason": [r if u == "undetermined" else "" for r, u in zip(reason, use, strict=True)],
         "use_weight": np.where(asked, 1.5 + which % 2, np.nan),
     }
     for name, scale in (("effect", 1.0), ("beside", 1.3)):

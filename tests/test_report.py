@@ -95,8 +95,18 @@ def test_all_sections_are_there_in_order(page: Page) -> None:
     anchors = [attrs["id"] for tag, attrs in page.elements if tag == "section"]
     assert anchors == [
         *("compared", "headline", "matching", "effects", "designs", "dose", "data", "coverage"),
-        *("classes", "origin", "partners", "ladder", "methods", "entropy", "latents"),
-        *("calibrated", "method", "definitions", "limits"),
+        *(
+            "classes",
+            "origin",
+            "use",
+            "circuits",
+            "partners",
+            "ladder",
+            "methods",
+            "entropy",
+            "latents",
+        ),
+        *("cards", "calibrated", "method", "definitions", "limits"),
     ]
 
 

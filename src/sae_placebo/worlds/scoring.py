@@ -39,9 +39,13 @@ CARRIED = 0.5
 """A latent has the truth of its variable where it holds at least this share of what the value adds to the
 activation. What holds less may be dispensable though the variable is not."""
 IS_USED, IS_PASSENGER, IS_NEITHER = 1, 0, -1
-OURS = ("effect", "effect or beside", "1 - p")
-"""Names of our statistics: the effect of ablating a direction; the larger of that and of its removal among
-others; and the rank among null directions."""
+OURS = ("effect / null", "effect", "effect or beside", "1 - p")
+"""Names of our statistics: the cost of ablating a direction over that of null directions, which does not
+depend on how much of it tokens hold; the cost itself; the larger of that and of its removal among others;
+and the rank among null directions."""
+_SHORT = 0.25
+"""Values shorter than this share of their variable's longest are left out: the commonest values are near
+the mean, and say little by being taken away."""
 STATISTICS = (*OURS, *BASELINES)
 """Names of all statistics: the higher, the more used."""
 _RESAMPLES = 1000
@@ -175,9 +179,10 @@ def value_units(world: World, subject: Subject) -> Units:
     vectors, columns, names, variables = [], [], [], []
     for variable, levels in _levels(world, subject):
         here = variable.values[rows, positions]
+        lengths = np.linalg.norm(levels, axis=1)
         for value, level in enumerate(levels):
-            length = float(np.linalg.norm(level))
-            if length > 1e-6:
+            length = float(lengths[value])
+            if length > max(1e-6, _SHORT * float(lengths.max())):
                 vectors.append(level / length)
                 columns.append((here == value) * length)
                 names.append(f"{variable.name}={value}")
@@ -448,6 +453,7 @@ def _ours(answer: Answer) -> dict[str, Float64[np.ndarray, " unit"]]:
     p = answer.measured.p[at]
     return {
         "effect": effect,
+        "effect / null": np.nan_to_num(answer.measured.ratio[at]),
         "effect or beside": np.fmax(effect, answer.measured.beside.mean[at]),
         # what cannot be large enough to count was not held against null directions
         "1 - p": np.where(np.isfinite(p), 1 - p, 0.0),

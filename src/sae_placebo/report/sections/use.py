@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sae_placebo.report.plots import Figure
-from sae_placebo.report.sections import use_curves
+from sae_placebo.report.sections import use_checks, use_curves
 from sae_placebo.report.sections.asked import (
     CARRIED,
     ORIGINS,
@@ -64,10 +64,12 @@ def build(view: View) -> Content:
             "arms": [arm_of(view, arm) for arm in arms],
         }
         drawn = {"uses": _uses(view, own), "classes": block["classes"].pop("figure")}
-        curves, pictures = use_curves.build(view, place)
-        block |= curves
+        for module in (use_curves, use_checks):
+            shown, pictures = module.build(view, place)
+            block |= shown
+            drawn |= pictures
         block["figures"] = {}
-        for name, figure in (drawn | pictures).items():
+        for name, figure in drawn.items():
             if figure:
                 known = f"use-{number_of}-{name}"
                 figures[known] = figure

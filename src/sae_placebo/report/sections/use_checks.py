@@ -1,0 +1,228 @@
+"""Whether the test of use holds its level, and what the model uses that the SAE misses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sae_placebo.errors import NotEstimable
+from sae_placebo.proportions import wilson
+from sae_placebo.report.palette import MUTED, ArmStyle
+from sae_placebo.report.plots import Figure, folded, label, layout_of, note
+from sae_placebo.report.sections.asked import (
+    Place,
+    arm_of,
+    arms_in,
+    here,
+    of_full_swap,
+    p_value,
+    part,
+    percent,
+    recorded,
+    values,
+)
+from sae_placebo.report.sections.base import View
+from sae_placebo.report.tables import at, records
+from sae_placebo.report.wording import Estimate, count, counted, finite, number
+
+_FEWEST = 3
+
+
+def build(view: View, place: Place) -> tuple[dict[str, Any], dict[str, Figure | None]]:
+    """Return what the template shows of one hookpoint and SAE, and its figures by name."""
+    told = [one for one in recorded(view, place) if not one.get("refused")]
+    uniform, distribution = _pseudo(view, place, told)
+    missed, effects = _errors(view, place)
+    shown = {"pseudo": uniform, "errors": missed}
+    return shown, {"pseudo": distribution, "errors": effects}
+
+
+# --- directions that mean nothing ------------------------------------------------------------
+
+
+def _pseudo(
+    view: View, place: Place, told: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], Figure | None]:
+    rows = []
+    for one in told:
+        found = part(one, "pseudo")
+        n, below = finite(found.get("n")), finite(found.get("below_5_percent"))
+        if not n or below is None:
+            continue
+        hits = round(below * n)
+        low, high = wilson(hits, int(n))
+        ks = finite(found.get("ks_p"))
+        said = counted(n, "direction")
+        rows.append(
+            arm_of(view, str(one["arm"]))
+            | {
+                "share": percent((hits / n, low, high), f"{hits} of {count(n)}"),
+                "ks": Estimate(number(ks, 2), None, "Kolmogorov-Smirnov p, no interval", said),
+                "off": low > 0.05,
+                "uneven": ks is not None and ks < 0.05,
+            }
+        )
+    table = at(view.tables.directions, place)
+    table = table[table["kind"] == "pseudo"]
+    lines = []
+    for arm in arms_in(view, table):
+        p = values(here(table, place, arm)["p"])
+        p = np.sort(p[np.isfinite(p)])
+        if len(p) >= _FEWEST:
+            lines.append((arm, view.styles[arm], p))
+    return rows, _distribution(lines) if lines else None
+
+
+def _distribution(lines: list[tuple[str, ArmStyle, Any]]) -> Figure:
+    data: list[dict[str, Any]] = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": "uniform: as it must be",
+            "x": [0, 1],
+            "y": [0, 100],
+            "line": {"color": MUTED, "width": 1.8, "dash": "dot"},
+            "hoverinfo": "skip",
+        }
+    ]
+    for arm, style, p in lines:
+        reached = 100 * np.arange(1, len(p) + 1) / len(p)
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": folded(f"{arm}, n = {len(p)}", 40),
+                "x": [0, *(round(float(x), 4) for x in p), 1],
+                "y": [0, *(round(float(y), 3) for y in reached), 100],
+                "line": {"color": style.color, "width": 2, "shape": "hv"},
+                "hovertemplate": "%{y}% have p of %{x} or less<extra></extra>",
+            }
+        )
+    legend = 20 * len(data)
+    layout = layout_of(
+        280 + legend,
+        {"l": 48, "r": 10, "t": legend + 8, "b": 48},
+        xaxis={
+            "title": {"text": "p-value of a direction that means nothing, at most"},
+            "range": [0, 1],
+            "fixedrange": True,
+        },
+        yaxis={"title": {"text": "directions (%)"}, "range": [0, 102], "fixedrange": True},
+    )
+    layout["legend"] |= {"orientation": "v", "traceorder": "normal"}
+    return {"data": data, "layout": layout}
+
+
+# --- what the SAE misses ---------------------------------------------------------------------
+
+
+def _errors(view: View, place: Place) -> tuple[list[dict[str, Any]], Figure | None]:
+    table = at(view.tables.directions, place)
+    table = table[table["kind"] == "error"]
+    shown, data = [], []
+    for arm in arms_in(view, table):
+        own = here(table, place, arm).sort_values("index", kind="stable")
+        rows, style = records(own), view.styles[arm]
+        p = values(own["p"])
+        beat = int((p <= 0.05).sum())
+        try:
+            bounds = wilson(beat, int(np.isfinite(p).sum()))
+            share = (beat / int(np.isfinite(p).sum()), *bounds)
+        except NotEstimable:
+            share = None
+        shown.append(
+            arm_of(view, arm)
+            | {
+                "beat": percent(share, f"{beat} of {counted(len(rows), 'direction')}"),
+                "rows": [_missed(row) for row in rows],
+            }
+        )
+        data += [_legend(arm, style), _missed_points(arm, rows, style)]
+    return shown, _missed_figure(data) if data else None
+
+
+def _missed(row: dict[str, Any]) -> dict[str, Any]:
+    variance, documents = finite(row["variance"]), row["documents"]
+    effect = of_full_swap(row["effect"], row["effect_low"], row["effect_high"], documents)
+    said = None if variance is None else number(100 * variance, 1) + "%"
+    return {
+        "index": count((finite(row["index"]) or 0) + 1),
+        "variance": Estimate(said or "–", None, "of these tokens, as it is", effect.n),
+        "effect": effect,
+        "null": of_full_swap(row["null_effect"], n=documents),
+        "p": p_value(row["p"], None),
+    }
+
+
+def _missed_points(arm: str, rows: list[dict[str, Any]], style: ArmStyle) -> dict[str, Any]:
+    known = [r for r in rows if finite(r["effect"]) is not None and finite(r["variance"])]
+    ends = [
+        [100 * float(r["effect"] if finite(r[name]) is None else r[name]) for r in known]
+        for name in ("effect", "effect_low", "effect_high")
+    ]
+    beats = [(finite(r["p"]) or 1.0) <= 0.05 for r in known]
+    symbols = [
+        style.marker if beat else f"{style.marker.removesuffix('-open')}-open" for beat in beats
+    ]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "showlegend": False,
+        "x": [round(100 * float(r["variance"]), 4) for r in known],
+        "y": [round(y, 6) for y in ends[0]],
+        "text": [
+            f"{label(arm)}, direction {count(float(r['index']) + 1)}: p {number(finite(r['p']), 2)}"
+            for r in known
+        ],
+        "hovertemplate": "%{text}, %{y}%<extra></extra>",
+        "error_y": {
+            "type": "data",
+            "array": [round(h - y, 6) for y, h in zip(ends[0], ends[2], strict=True)],
+            "arrayminus": [round(y - w, 6) for y, w in zip(ends[0], ends[1], strict=True)],
+            "color": style.color,
+            "thickness": 1.6,
+            "width": 3,
+        },
+        "marker": {"size": 9, "symbol": symbols, "color": style.color},
+    }
+
+
+def _legend(arm: str, style: ArmStyle) -> dict[str, Any]:
+    """Return an arm's entry in the legend, filled whatever its points are."""
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": folded(arm, 40),
+        "x": [None],
+        "y": [None],
+        "marker": {"size": 9, "symbol": style.marker, "color": style.color},
+    }
+
+
+def _missed_figure(data: list[dict[str, Any]]) -> Figure:
+    legend = 10 * len(data) + 20
+    layout = layout_of(
+        290 + legend,
+        {"l": 62, "r": 12, "t": legend + 8, "b": 48},
+        showlegend=True,
+        xaxis={
+            "title": {"text": "share of the error's variance (%)"},
+            "fixedrange": True,
+            "rangemode": "tozero",
+        },
+        yaxis={
+            "title": {"text": "effect (% of a full swap)"},
+            "fixedrange": True,
+            "rangemode": "tozero",
+        },
+        annotations=[
+            note(
+                "filled: costlier than its nulls (p ≤ .05); open: not",
+                **{"xref": "paper", "x": 0, "xanchor": "left", "yref": "paper", "y": 1},
+                **{"yanchor": "bottom", "font": {"size": 11}},
+            )
+        ],
+    )
+    layout["legend"] |= {"orientation": "v", "traceorder": "normal", "y": 1 + 20 / 234}
+    return {"data": data, "layout": layout}
