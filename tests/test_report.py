@@ -95,18 +95,8 @@ def test_all_sections_are_there_in_order(page: Page) -> None:
     anchors = [attrs["id"] for tag, attrs in page.elements if tag == "section"]
     assert anchors == [
         *("compared", "headline", "matching", "effects", "designs", "dose", "data", "coverage"),
-        *(
-            "classes",
-            "origin",
-            "use",
-            "circuits",
-            "partners",
-            "ladder",
-            "methods",
-            "entropy",
-            "latents",
-        ),
-        *("cards", "calibrated", "method", "definitions", "limits"),
+        *("classes", "origin", "use", "circuits", "partners", "ladder", "methods", "entropy"),
+        *("latents", "cards", "calibrated", "method", "definitions", "limits"),
     ]
 
 
@@ -402,7 +392,13 @@ def test_plotly_accepts_every_figure(page: Page) -> None:
     import plotly.graph_objects as go
 
     figures = page.figures()
-    assert {key.split("-")[0] for key in figures} == {"forest", "classes", "entropy"}
+    assert {key.split("-")[0] for key in figures} == {
+        "forest",
+        "classes",
+        "use",
+        "circuits",
+        "entropy",
+    }
     for figure in figures.values():
         go.Figure(figure)
 
@@ -434,7 +430,7 @@ def test_a_missing_table_is_said(tmp_path: Path, drop: tuple[str, ...]) -> None:
     for name in drop:
         file = "trial.json" if name == "trial" else f"{name}.parquet"
         assert f"{file} is not in the trial folder." in page.text
-    assert sum(tag == "section" for tag, _ in page.elements) == 19
+    assert sum(tag == "section" for tag, _ in page.elements) == 22
 
 
 def test_empty_tables_one_arm_and_few_latents(tmp_path: Path) -> None:
@@ -709,7 +705,7 @@ def test_a_browser_shows_it_without_errors_or_requests(
     browser.events.clear()
     browser.open(index, width)
     plots = browser.js("document.querySelectorAll('.plot').length")
-    assert plots == (0 if kind == "empty" else 5)
+    assert plots == (0 if kind == "empty" else 15)
     # without scrolling: a printer and a picture of the whole page need all of them
     assert browser.js(DRAWN) == plots
     assert browser.js("window.scrollY") == 0

@@ -192,7 +192,10 @@ def test_what_was_not_measured_is_said(tables: Tables) -> None:
 
 def test_a_trial_that_never_asked_says_so(tables: Tables) -> None:
     names = ("use", "readers", "writers", "directions", "patched", "use_passages")
-    never = dataclasses.replace(tables, **{n: getattr(tables, n).iloc[:0] for n in names})
+    trial = {k: v for k, v in tables.trial.items() if k != "use"}
+    never = dataclasses.replace(
+        tables, trial=trial, **{n: getattr(tables, n).iloc[:0] for n in names}
+    )
     for name in ("use", "circuits", "cards"):
         text = render_section(SECTIONS[name], View.of(never))
         assert "no model was asked" in text

@@ -173,6 +173,8 @@ def confirmed(
 ) -> pandas.DataFrame:
     """Return, for some latents, whether a finite edit of what their top reader reads is felt.
 
+    The top reader of attention and MLPs: that of the unembedding is left out.
+
     Columns: latent, reader, kl (nats per firing), null (mean of null directions), p, n_nulls, n_firings.
     """
     names = ["latent", "reader", "kl", "null", "p", "n_nulls", "n_firings"]
@@ -181,7 +183,9 @@ def confirmed(
     directions, firings = latent_directions(reading), found.answer.asked.ablated.firings
     trace, rows = ReaderTrace(subject.downstream), []
     for latent in shown:
-        top = found.readers.top(latent, 1, least=0.0)
+        # the unembedding reads nearly everything, so that it tells latents apart least
+        order = found.readers.top(latent, len(found.readers.names), least=0.0)
+        top = [m for m in order if found.readers.kinds[m] != "unembedding"]
         tokens = firings.tokens[firings.directions == latent][:_PATCHED]
         if not top or not len(tokens):
             continue

@@ -22,6 +22,8 @@ from sae_placebo.use.verdicts import USES, sensitivity
 
 LIMITS = tuple(float(x) for x in np.geomspace(1e-4, 1e-1, 13))
 """Smallest effects of interest that the sensitivity curve has."""
+_LEVEL = 0.05
+"""Of the test that something reads a latent; that something writes it has the writers' own."""
 NAMES = ("use", "readers", "writers", "directions", "patched", "use_passages")
 """Tables of one SAE; the last two are of latents that get a card."""
 
@@ -99,12 +101,10 @@ def _tied(found: Examination, n: int) -> Any:
     made = np.array([part.kind in ("head", "mlp") for part in found.writers.parts])
     written = (found.writers.above & made).any(axis=1)
     known = np.array([not why for why in found.writers.reasons])
-    percentile = found.readers.percentile
-    # the largest of many percentiles is high by chance: the level is shared among readers
-    level = 1 - 0.05 / max(percentile.shape[1], 1)
+    p = found.readers.any_p
     with np.errstate(invalid="ignore"):
-        read = (percentile >= level).any(axis=1)
-    known &= np.isfinite(percentile).any(axis=1)
+        read = p <= _LEVEL
+    known &= np.isfinite(p)
     tied[known] = (written & read)[known]
     return tied
 

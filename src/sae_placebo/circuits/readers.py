@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float32, Float64, Int64
 from pydantic import Field
 
 from sae_placebo.circuits.traces import KINDS, ReaderTrace, check_sum
@@ -38,6 +38,8 @@ class Readers:
         signed: Mean of a (g_m . d) with the text's own next tokens as labels, in nats: what the direction
             adds to their log probability. Sums over readers to that of the hookpoint.
         percentile: Share of random directions, at the same angle to each activation, with a lower score.
+        any_p: Rank of the largest score among the readers, in standard deviations of the logarithms of their
+            nulls, among the largest of each random direction: whether anything reads it more than those.
         path_split: Shares of the summed scores by kind, in the order of `KINDS`. Scores are squares, so
             what readers do together or against one another is in no share.
         n: Tokens that hold each direction.
@@ -48,6 +50,7 @@ class Readers:
     score: Float64[np.ndarray, "direction reader"]
     signed: Float64[np.ndarray, "direction reader"]
     percentile: Float64[np.ndarray, "direction reader"]
+    any_p: Float64[np.ndarray, " direction"]
     path_split: Float64[np.ndarray, "direction four"]
     n: Int64[np.ndarray, " direction"]
 
@@ -136,6 +139,27 @@ class _ReaderTally:
             score=score,
             signed=signed,
             percentile=np.where(enough, below, np.nan),
+            any_p=np.where(enough[:, 0], _largest(total, tally.null), np.nan),
             path_split=path_split,
             n=n,
         )
+
+
+def _largest(
+    score: Float64[np.ndarray, "direction reader"],
+    nulls: Float32[np.ndarray, "direction reader null"],
+) -> Float64[np.ndarray, " direction"]:
+    """Return the rank of each direction's largest score over readers among those of its nulls."""
+    found = np.ones(len(score))
+    for i in range(len(score)):
+        with np.errstate(divide="ignore"):
+            logs, own = np.log(nulls[i].astype(np.float64)), np.log(score[i])
+        spread = logs.std(axis=1)
+        # readers that no random direction reaches, or all alike, tell nothing
+        usable = np.isfinite(own) & np.isfinite(spread) & (spread > 0)
+        if usable.any():
+            center = logs[usable].mean(axis=1)
+            z = ((own[usable] - center) / spread[usable]).max()
+            of_nulls = ((logs[usable] - center[:, None]) / spread[usable, None]).max(axis=0)
+            found[i] = (1 + (of_nulls >= z).sum()) / (1 + len(of_nulls))
+    return found

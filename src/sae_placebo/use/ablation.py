@@ -98,7 +98,7 @@ def ablate(
             )
             n = here.stop - here.start
             zero[here], resample[here], full[i] = cost[:n], cost[n : 2 * n], cost[2 * n]
-            advance(n)
+            advance(int(n))
     return Ablations(firings, own, zero, resample, full, visited)
 
 

@@ -113,7 +113,9 @@ def use_verdicts(measured: Measured, spec: UseSpec) -> UseVerdicts:
 
 
 def sensitivity(
-    measured: Measured, spec: UseSpec, limits: Float64[np.ndarray, " limit"]
+    measured: Measured,
+    spec: UseSpec,
+    limits: Float64[np.ndarray, " limit"],
 ) -> Float64[np.ndarray, "limit verdict"]:
     """Return the share of each verdict as the smallest effect of interest moves.
 

@@ -276,7 +276,7 @@ def _tuples(pairs: list[Any]) -> dict[str, tuple[str, ...]]:
 
 
 def _variable(facts: dict[str, Any], arrays: dict[str, Shaped[np.ndarray, "..."]]) -> Variable:
-    found = {part: arrays.get(f"{part}.{facts['name']}") for part in _OF_VARIABLES}
+    found: dict[str, Any] = {part: arrays.get(f"{part}.{facts['name']}") for part in _OF_VARIABLES}
     if found["values"] is None or found["train_values"] is None:
         raise KeyError(f"values of {facts['name']}")
     return Variable(**facts, **found)

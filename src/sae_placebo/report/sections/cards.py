@@ -31,7 +31,7 @@ from sae_placebo.report.tables import records
 from sae_placebo.report.wording import Estimate, count, counted, finite, interval, number
 
 _SHOWN = 3
-"""Writers, and readers, of a card."""
+"""Writers, and readers, of a card; of writers a few more where they are above their nulls."""
 _PASSAGES = 3
 Found = dict[tuple[Key, int], list[dict[str, Any]]]
 
@@ -133,7 +133,7 @@ def _card(
         "tied": None if finite(row["tied"]) is None else bool(row["tied"]),
         "paths": _paths(row),
         "n_read": counted(found["readers"][0]["n"], "token") if found["readers"] else "",
-        "writers": [_writer(one) for one in found["writers"][:_SHOWN]],
+        "writers": [_writer(one) for one in _telling(found["writers"])],
         "readers": [_reader(one, found["patched"]) for one in found["readers"][:_SHOWN]],
         "passages": [passage_shown(p, max(tops, default=0.0)) for p in passages[:_PASSAGES]],
     }
@@ -148,6 +148,12 @@ def _paths(row: dict[str, Any]) -> list[dict[str, Any]]:
         {"path": path, "width": f"{100 * (one or 0.0):.1f}", "share": f"{100 * (one or 0.0):.0f}%"}
         for path, one in known.items()
     ]
+
+
+def _telling(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the largest writers, and behind them the next ones that are above their nulls."""
+    above = [row for row in rows[_SHOWN:] if row["above"]]
+    return [*rows[:_SHOWN], *above[: _SHOWN - 1]]
 
 
 def _writer(row: dict[str, Any]) -> dict[str, Any]:

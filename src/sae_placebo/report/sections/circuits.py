@@ -49,6 +49,8 @@ def build(view: View) -> Content:
     for number_of, place in enumerate(places(table)):
         own = {arm: here(table, place, arm) for arm in arms_in(view, table)}
         own = {arm: rows for arm, rows in own.items() if len(rows)}
+        if not own:
+            continue
         split, split_figure = _split(view, own)
         tied, tied_figure = _tied(view, own)
         block: dict[str, Any] = {

@@ -43,7 +43,7 @@ _LISTED = 40
 """Latents of the named cell that the section lists itself; the cards' section has all."""
 _FEWEST_DRAWN = 5
 """Latents asked of a class, over all arms, that a row of the picture needs."""
-_AXIS = "share of latents that fire often enough, with 95% interval"
+_AXIS = "share of firing latents, with 95% interval"
 
 
 def build(view: View) -> Content:
@@ -51,9 +51,11 @@ def build(view: View) -> Content:
     table, cards = asked(view), card_anchors(view)
     figures: dict[str, Figure] = {}
     blocks = []
-    for number_of, place in enumerate(places(view.tables.use)):
+    for number_of, place in enumerate(_places(view)):
         arms = [arm for arm in arms_in(view, table) if len(here(table, place, arm))]
         own = {arm: here(table, place, arm) for arm in arms}
+        if not own and not recorded(view, place):
+            continue
         block: dict[str, Any] = {
             "name": ", ".join(place),
             "refused": _refused(view, place),
@@ -79,6 +81,17 @@ def build(view: View) -> Content:
     return Content(
         {"blocks": blocks, "n_places": len(blocks), "uses": USES, "limits": limits}, figures
     )
+
+
+def _places(view: View) -> list[Place]:
+    """Return every hookpoint and SAE that was asked about, those of which nothing came with them."""
+    told = view.tables.trial.get("use")
+    named = [
+        (str(one.get("hookpoint")), str(one.get("sae")))
+        for one in (told if isinstance(told, list) else [])
+        if isinstance(one, dict)
+    ]
+    return list(dict.fromkeys([*places(view.tables.use), *named]))
 
 
 def _limits(view: View) -> dict[str, str]:
@@ -197,7 +210,7 @@ def _classes(view: View, own: dict[str, Any]) -> dict[str, Any]:
         }
         for arm in own
     }
-    figure = share_dots(view, drawn, dots, "share used of a class's latents, with 95% interval")
+    figure = share_dots(view, drawn, dots, "share used of a class, with 95% interval")
     few = [kind for kind in kinds if kind not in drawn]
     return {"rows": rows_shown, "figure": figure, "few": few, "fewest": _FEWEST_DRAWN}
 

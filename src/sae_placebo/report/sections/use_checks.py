@@ -104,7 +104,7 @@ def _distribution(lines: list[tuple[str, ArmStyle, Any]]) -> Figure:
         280 + legend,
         {"l": 48, "r": 10, "t": legend + 8, "b": 48},
         xaxis={
-            "title": {"text": "p-value of a direction that means nothing, at most"},
+            "title": {"text": "p-value of a pseudo-latent, at most"},
             "range": [0, 1],
             "fixedrange": True,
         },

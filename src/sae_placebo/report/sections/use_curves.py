@@ -236,7 +236,7 @@ def _removal(
     layout = layout_of(
         330 + legend,
         {"l": 62, "r": 12, "t": legend + 8, "b": 50},
-        xaxis=_log_axis("latents removed at once, least used first"),
+        xaxis=_log_axis("latents removed, least used first"),
         yaxis=_log_axis("cost (% of a full swap)"),
     )
     layout["legend"] |= {"orientation": "v", "traceorder": "normal"}
