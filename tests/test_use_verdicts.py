@@ -36,6 +36,7 @@ def _measured(**changes: object) -> Measured:
         "p": 0.001,
         "survives": False,
         "ratio": 3.0,
+        "null": 0.001,
     }
     given |= changes
     one = lambda value: np.array([value], dtype=float)  # noqa: E731
@@ -47,6 +48,7 @@ def _measured(**changes: object) -> Measured:
         effect,
         beside,
         one(given["p"]),
+        one(given["null"]),
         one(given["ratio"]),
         np.array([bool(given["survives"])]),
         np.array([0]),
@@ -69,6 +71,8 @@ UNUSED = {"low": 0.0, "high": 0.0001, "p": 0.9, "survives": True, "ratio": 0.5}
         (UNUSED | {"survives": False}, UNDETERMINED, JOINT),
         (UNUSED | {"beside": 0.003, "survives": False}, UNDETERMINED, REDUNDANT),
         (UNUSED | {"ratio": 1.5}, UNDETERMINED, PART),
+        (UNUSED | {"high": 0.01, "null": 0.2, "ratio": 0.02}, NOT_USED, ""),
+        (UNUSED | {"high": 0.01, "null": 0.05, "ratio": 0.1}, UNDETERMINED, LIKE_NULLS),
         (UNUSED | {"ratio": np.nan}, UNDETERMINED, PART),
         (UNUSED | {"n": 5}, UNDETERMINED, FEW),
     ],

@@ -66,14 +66,13 @@ def latent_rows(found: Examination) -> pandas.DataFrame:
     weight[which], beats[which] = found.weights, found.answer.verdicts.beats_nulls
     survives = np.full(n, np.nan)
     survives[which] = measured.survives[which]
-    unit = asked.ablated.full_swap
     columns |= {"use": verdict, "use_reason": reason, "use_weight": weight}
     for name, one in (("effect", measured.effect), ("beside", measured.beside)):
         columns |= {name: one.mean, f"{name}_low": one.low, f"{name}_high": one.high}
     columns |= {
         "effect_resampled": asked.resampled.mean,
         "effect_documents": measured.effect.n.astype(np.float64),
-        "null_effect": asked.nulls.null / unit,
+        "null_effect": measured.null,
         "null_ratio": measured.ratio,
         "use_p": asked.nulls.p,
         "use_p_decoders": asked.nulls.p_decoders,

@@ -182,8 +182,8 @@ WORDS: tuple[Term, ...] = (
     Term("path patch", "A finite edit of what one reader alone reads, to confirm what its gradient says.",
          "nats", "the same edit along null directions", "`circuits.patching`.", "use"),
     Term("tied to circuitry", "A latent that a head or an MLP writes and that something reads, both above "
-         "their nulls; the largest of all parts is held against the largest of each null direction.", "share of latents",
-         "the share in the placebo", "`use_tables`.", "use"),
+         "their nulls; the largest of all parts is held against the largest of each null direction.",
+         "share of latents", "the share in the placebo", "`use_tables`.", "use"),
     Term("distortion", "Share of the activations' variance that a code leaves out; codes are compared "
          "at the same one.", _R2, "none", "`methods.rate`.", "description-length"),
     Term("bits per token", "Length of a code of one activation vector at a stated distortion: which atoms, "

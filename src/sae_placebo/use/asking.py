@@ -110,7 +110,8 @@ def ask(
     beside = _beside(masked, len(directions), ablated.full_swap)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = nulls.cost / nulls.null
-    measured = Measured(effect, beside, nulls.p, ratio, survives, which)
+    null = nulls.null / ablated.full_swap
+    measured = Measured(effect, beside, nulls.p, null, ratio, survives, which)
     return Answer(
         which=which,
         asked=Asked(ablated, effect, resampled, nulls),

@@ -43,7 +43,10 @@ class UseSpec(Spec):
     least_effect: float = Field(0.001, gt=0)
     """Smallest effect of interest: a used direction has at least this share of a full swap."""
     negligible: float = Field(0.0005, gt=0)
-    """Largest effect of a direction that is not used."""
+    """Largest effect of a direction that is not used, as a share of a full swap."""
+    negligible_of_null: float = Field(0.1, gt=0, lt=1)
+    """Or as a share of what null directions cost: ablations of large directions cost something whatever they
+    mean, since norms rescale the rest."""
     documents: int = Field(20, ge=2)
     """Documents that a direction must be ablated in before it may be called not used."""
     masks: MaskSpec = MaskSpec()

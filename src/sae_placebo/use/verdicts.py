@@ -2,10 +2,10 @@
 
 **Used**: ablating it costs more than ablating null directions (Benjamini-Hochberg over the directions
 asked about), and surely at least the smallest effect of interest.
-**Not used** is a claim of its own, not what is left: its effect is surely below what is negligible; no larger
-than that of null directions, since a small part of something used has a small effect as well; and removing
-all such directions at once, everywhere, costs next to nothing, on documents that had no say in choosing
-them and under the worst masks found.
+**Not used** is a claim of its own, not what is left. Its effect is surely negligible: below a share of a full
+swap, and no larger than that of null directions, since a small part of something used has a small effect
+as well; or below a tenth of that of null directions. And removing all such directions at once, everywhere,
+costs next to nothing, on documents that had no say in choosing them and under the worst masks found.
 **Undetermined**: everything else.
 
 All of it is about one hookpoint, these tokens, and predictions a few tokens ahead.
@@ -45,7 +45,8 @@ class Measured:
         beside: Of removal among others removed at random; NaN where it was not measured. It decides nothing
             (with half of all directions gone, any direction costs more), but tells redundancy by its name.
         p: Rank p-value against null directions; NaN where it was not asked, which counts as 1.
-        ratio: Cost over the mean cost of null directions; NaN where it was not asked.
+        null: Mean effect of null directions; NaN where it was not asked.
+        ratio: Cost over that of null directions at the same firings.
         survives: Whether it is in the set whose joint removal is negligible.
         asked: Directions that verdicts are wanted on.
     """
@@ -53,6 +54,7 @@ class Measured:
     effect: Effects
     beside: Effects
     p: Float64[np.ndarray, " direction"]
+    null: Float64[np.ndarray, " direction"]
     ratio: Float64[np.ndarray, " direction"]
     survives: Bool[np.ndarray, " direction"]
     asked: Int64[np.ndarray, " asked"]
@@ -90,9 +92,11 @@ def use_verdicts(measured: Measured, spec: UseSpec) -> UseVerdicts:
         redundant = beside.low[at] >= spec.least_effect
         enough = effect.n[at] >= spec.documents
     used = beats & large
-    negligible = enough & alone
     with np.errstate(invalid="ignore"):
+        beside_nulls = effect.high[at] < spec.negligible_of_null * measured.null[at]
         below_nulls = measured.ratio[at] <= 1
+    alone |= beside_nulls
+    negligible = enough & alone
     unused = ~used & negligible & below_nulls & measured.survives[at]
     verdict = np.full(len(at), UNDETERMINED, dtype=np.int8)
     verdict[used], verdict[unused] = USED, NOT_USED
