@@ -95,7 +95,8 @@ def examine(
     able = np.flatnonzero((directions.n_active >= 2) & (strata != ""))
     if not len(able):
         raise NotEstimable("no latent fires on enough held-out tokens to be asked about")
-    which, weights = draw(strata, able, spec.latents, seed)
+    wanted = None if spec.latents == "all" else spec.latents
+    which, weights = draw(strata, able, wanted, seed)
     answer = ask(subject, directions, which, spec, seed, track)
     reasons = dict(answer.reasons)
     with track("find readers and writers", len(directions), "latents") as advance:

@@ -152,9 +152,9 @@ def _largest(
     """Return the rank of each direction's largest score over readers among those of its nulls."""
     found = np.ones(len(score))
     for i in range(len(score)):
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):
             logs, own = np.log(nulls[i].astype(np.float64)), np.log(score[i])
-        spread = logs.std(axis=1)
+            spread = logs.std(axis=1)
         # readers that no random direction reaches, or all alike, tell nothing
         usable = np.isfinite(own) & np.isfinite(spread) & (spread > 0)
         if usable.any():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 from pydantic import Field
 
 from sae_placebo.spec import Spec
@@ -22,9 +24,8 @@ class UseSpec(Spec):
     reference placebo. An empty list asks none."""
     hookpoints: tuple[str, ...] | None = None
     """Hookpoints that are asked about; none given: all of the trial's."""
-    latents: int | None = Field(300, ge=1)
-    """Latents of each SAE that get a verdict, drawn evenly from the cells of class and origin; null for
-    all of them."""
+    latents: Annotated[int, Field(ge=1)] | Literal["all"] = 300
+    """Latents of each SAE that get a verdict, drawn evenly from the cells of class and origin; or `all`."""
     firings: int = Field(32, ge=2)
     """Tokens at which each is ablated, at most one per document."""
     window: int = Field(4, ge=0)
