@@ -21,6 +21,9 @@ from sae_placebo.use.base import Directions, Subject
 from sae_placebo.use.firings import Firings
 from sae_placebo.use.spec import UseSpec
 
+_EDITS = 128
+"""Edits of one token in a pass."""
+
 
 @dataclass(frozen=True, eq=False)
 class NullTest:
@@ -32,7 +35,8 @@ class NullTest:
         null: [direction] mean cost of the null directions, nats per firing.
         cost: [direction] the direction's own, at the same firings.
         n_nulls: [direction] null directions.
-        p_decoders: [direction] rank among other directions of about the same angle to the activations.
+        p_decoders: [direction] rank among other directions of about the same angle to the activations; NaN
+            where it was given up before.
     """
 
     p: Float64[np.ndarray, " direction"]
@@ -86,15 +90,15 @@ def against_nulls(
     n = np.bincount(firings.directions, minlength=m)
     first = min(spec.first_nulls, spec.nulls)
     asked = np.arange(len(firings))
-    for start, stop, others in ((0, first, True), (first, spec.nulls, False)):
-        if start == stop or not len(asked):
+    for start, stop in [(0, first), (first, spec.nulls)] if first < spec.nulls else [(0, first)]:
+        if not len(asked):
             continue
-        columns = np.arange(start, stop)
+        others, columns = stop == spec.nulls, np.arange(start, stop)
         if others:
             columns = np.concatenate([columns, np.arange(spec.nulls, totals.shape[1])])
         for i, costs in ask.costs(asked, drawn[start:stop], swaps if others else None):
             totals[firings.directions[i], columns] += costs
-            advance(int(others))
+            advance(int(start == 0))
         some = np.unique(firings.directions[asked])
         n_nulls[some] = stop
         higher = (totals[some, :stop] >= zero[some, None] * (1 - 1e-9)).sum(1)
@@ -156,12 +160,14 @@ def _few_firings(
     ablated: Ablations, candidates: Int64[np.ndarray, " candidate"], most: int, seed: int
 ) -> tuple[Firings, Float64[np.ndarray, "firing two"]]:
     """Return up to `most` firings of each candidate, at random; their amounts and costs."""
-    order = numpy_generator(seed, "firings for nulls").permutation(len(ablated.firings))
-    owner = ablated.firings.directions[order]
-    by_owner = np.argsort(owner, kind="stable")
-    first = np.searchsorted(owner[by_owner], owner[by_owner])
-    rank = np.empty(len(order), dtype=np.int64)
-    rank[order[by_owner]] = np.arange(len(order)) - first
+    tokens = ablated.firings.tokens
+    # the same random order of tokens for all, so that many candidates keep the same ones and share a pass
+    visited, at = np.unique(tokens, return_inverse=True)
+    turn = numpy_generator(seed, "tokens for nulls").permutation(len(visited))[at]
+    by_owner = np.lexsort((turn, ablated.firings.directions))
+    owner = ablated.firings.directions[by_owner]
+    rank = np.empty(len(tokens), dtype=np.int64)
+    rank[by_owner] = np.arange(len(tokens)) - np.searchsorted(owner, owner)
     kept = (rank < most) & np.isin(ablated.firings.directions, candidates)
     return ablated.firings.kept(kept), np.stack([ablated.amounts[kept], ablated.zero[kept]], axis=1)
 
@@ -208,17 +214,37 @@ class _Ask:
         drawn: Float[torch.Tensor, "null d_in"],
         swaps: Int64[np.ndarray, "direction other"] | None,
     ) -> Iterator[tuple[int, Float64[np.ndarray, " null"]]]:
-        """Yield each firing asked about, and what removing its amount of every null direction costs."""
-        subject, vectors = self.subject, torch.from_numpy(self.directions.vectors)
-        for row, part in subject.by_row(self.firings.tokens[asked]):
+        """Yield each firing asked about, and what removing its amount of every null direction costs.
+
+        Firings at one token share passes.
+        """
+        subject, firings = self.subject, self.firings
+        for row, part in subject.by_row(firings.tokens[asked]):
             clean = subject.clean(row)
-            for i in asked[part]:
-                token, direction = int(self.firings.tokens[i]), int(self.firings.directions[i])
-                x = subject.activations[token].float().cpu()
-                nulls = turned(drawn, vectors[direction], x)
-                if swaps is not None:
-                    nulls = torch.cat([nulls, vectors[torch.from_numpy(swaps[direction])]])
-                position = int(subject.tokens.places[token, 1])
-                deltas = -float(self.amounts[i]) * nulls
-                cost = subject.downstream.kl_of_edits(clean, position, deltas, self.window)
-                yield int(i), cost.double().cpu().numpy()
+            here = asked[part][np.argsort(firings.tokens[asked[part]], kind="stable")]
+            cuts = np.flatnonzero(np.diff(firings.tokens[here])) + 1
+            for together in np.split(here, cuts):
+                position = int(subject.tokens.places[firings.tokens[together[0]], 1])
+                edits = [self._edits(int(i), drawn, swaps) for i in together]
+                found = [
+                    subject.downstream.kl_of_edits(clean, position, some, self.window)
+                    for some in torch.split(torch.cat(edits), _EDITS)
+                ]
+                costs = torch.cat(found).double().cpu().numpy()
+                yield from zip(together.tolist(), np.split(costs, len(together)), strict=True)
+
+    def _edits(
+        self,
+        i: int,
+        drawn: Float[torch.Tensor, "null d_in"],
+        swaps: Int64[np.ndarray, "direction other"] | None,
+    ) -> Float[torch.Tensor, "edit d_in"]:
+        """Return what a firing's ablation would be along every null direction."""
+        direction = int(self.firings.directions[i])
+        vectors = self.directions.vectors
+        x = self.subject.activations[int(self.firings.tokens[i])].float().cpu()
+        nulls = turned(drawn, torch.from_numpy(vectors[direction]), x)
+        if swaps is not None:
+            nulls = torch.cat([nulls, torch.from_numpy(vectors[swaps[direction]])])
+        edits: torch.Tensor = -float(self.amounts[i]) * nulls
+        return edits
