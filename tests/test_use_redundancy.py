@@ -19,16 +19,17 @@ from planted_readings import token_table
 from sae_placebo.errors import NotEstimable
 from sae_placebo.use.base import Directions, Subject
 from sae_placebo.use.downstream import Downstream
-from sae_placebo.use.redundancy import (
-    JointSpec,
-    MaskSpec,
-    WorstSpec,
+from sae_placebo.use.joint import JointSpec, joint_removal
+from sae_placebo.use.masks import MaskSpec, random_masks
+from sae_placebo.use.removal import (
+    batches,
+    costs,
     discovery_documents,
-    joint_removal,
-    random_masks,
-    worst_case,
+    partners,
+    rows_of,
+    swapped,
 )
-from sae_placebo.use.removal import batches, costs, partners, rows_of, swapped
+from sae_placebo.use.worst import WorstSpec, worst_case
 
 D, N_OUT, SIZE = 24, 7, 40
 EITHER, USED, UNDONE, PASSENGERS = [0, 1], 2, [3, 4], list(range(5, 13))

@@ -7,8 +7,7 @@ the card makes it visible.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +17,13 @@ from sae_placebo.errors import NotEstimable
 from sae_placebo.hookpoints import Hookpoint, parse_hookpoint
 from sae_placebo.lazy import torch
 from sae_placebo.models import Reader
-from sae_placebo.sites import Stopped, attention_module, decoder_layers, run_until_stopped
+from sae_placebo.sites import (
+    Stopped,
+    attention_module,
+    decoder_layers,
+    eager_attention,
+    run_until_stopped,
+)
 
 _ROWS = 8
 _ATTENTION_ROWS = 4
@@ -255,7 +260,7 @@ def _attention_entropies(
     if wanted:
         handles.append(layers[max(wanted)].register_forward_hook(stop))
     try:
-        with torch.inference_mode(), _eager(model):
+        with torch.inference_mode(), eager_attention(model):
             run_until_stopped(model, rows)
     finally:
         for handle in handles:
@@ -278,15 +283,3 @@ def _entropy(
     reach = (pattern > 0).any(0).any(0).sum(-1).double()
     most = reach.log2().expand(counted.shape)
     return float(bits[counted].mean()), float(most[counted].mean()), int(counted.sum())
-
-
-@contextmanager
-def _eager(model: Any) -> Iterator[None]:
-    """Let attention compute its weights one by one, which it then returns."""
-    before = model.config._attn_implementation
-    # by the config, which every layer reads: set_attn_implementation passes over some (Falcon)
-    model.config._attn_implementation = "eager"
-    try:
-        yield
-    finally:
-        model.config._attn_implementation = before

@@ -8,10 +8,12 @@ from statistics import NormalDist
 from sae_placebo.errors import NotEstimable
 
 
-def wilson(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:
+def wilson(hits: int | float, n: int | float, level: float = 0.95) -> tuple[float, float]:
     """Return the score interval of a share of `hits` among `n` independent draws.
 
     It stays within 0 and 1 and has a width where no or every draw is a hit.
+
+    Draws that count unequally enter by their effective number, which need not be whole.
 
     Raises:
         NotEstimable: there is nothing to take a share of.

@@ -30,7 +30,7 @@ from sae_placebo.report import build_report
 from sae_placebo.statistics import Cell, ReplicateTable, effects
 from sae_placebo.store import Store, read_json, write_json
 from sae_placebo.structure import metrics as structure_metrics
-from sae_placebo.use_results import use_record, use_tables
+from sae_placebo.use_results import keys_of, labelled, use_record, use_tables
 
 TABLES = (
     *("effects", "interactions", "matching", "latents", "measurements", "coverage", "passages"),
@@ -200,48 +200,27 @@ def _join(plan: Plan, store: Store) -> dict[str, Any]:
     tables: dict[str, list[Any]] = {}
     for stage, names in (("measure", OF_MEASURE), ("match", OF_MATCH)):
         for (one, hookpoint, sae, sae_seed), step in getattr(plan, stage).items():
-            keys = _keys(plan, one, hookpoint, sae, sae_seed)
+            keys = keys_of(plan, one, hookpoint, sae, sae_seed)
             for name in names:
                 table = artefacts.read_table(store.path(step) / f"{name}.parquet")
-                tables.setdefault(name, []).append(_labelled(table, keys))
+                tables.setdefault(name, []).append(labelled(table, keys))
     for (one, hookpoint), step in plan.methods.items():
         folder = store.path(step)
         table = artefacts.read_table(folder / "methods.parquet")
-        tables.setdefault("methods", []).append(_labelled(table, _keys(plan, one, hookpoint)))
+        tables.setdefault("methods", []).append(labelled(table, keys_of(plan, one, hookpoint)))
         measured = artefacts.read_table(folder / "measurements.parquet")
         for (sae, sae_seed), part in measured.groupby(["sae", "sae_seed"]):
             left = part.drop(columns=["sae", "sae_seed"]).reset_index(drop=True)
             tables["measurements"].append(
-                _labelled(left, _keys(plan, one, hookpoint, sae, int(sae_seed)))
+                labelled(left, keys_of(plan, one, hookpoint, sae, int(sae_seed)))
             )
     return {name: _joined(parts) for name, parts in tables.items()}
-
-
-def _keys(
-    plan: Plan, one: ArmModel, hookpoint: str, sae: str | None = None, sae_seed: int | None = None
-) -> dict[str, Any]:
-    """Return the columns that say what a row is about; those of an SAE where it is about one."""
-    keys: dict[str, Any] = {"arm": one.arm, "control": plan.spec.arms[one.arm].kind}
-    keys["model_seed"] = one.model_seed
-    if sae is None:
-        return keys | {"hookpoint": hookpoint}
-    return keys | {"sae_seed": sae_seed, "hookpoint": hookpoint, "sae": sae}
 
 
 def _joined(parts: Sequence[Any]) -> Any:
     # a table without rows has no types, and would take theirs from the others
     filled = [part for part in parts if len(part)]
     return pandas.concat(filled, ignore_index=True) if filled else parts[0]
-
-
-def _labelled(table: Any, keys: Mapping[str, Any]) -> Any:
-    for position, (name, value) in enumerate(keys.items()):
-        if name.endswith("seed"):
-            column = pandas.array([value] * len(table), "Int64")
-        else:
-            column = [value] * len(table)
-        table.insert(position, name, column)
-    return table
 
 
 def _replace_table(path: Path, table: Any) -> None:

@@ -369,3 +369,16 @@ def _fit_scales(change: torch.Tensor, pair: tuple[_Reading, _Reading]) -> tuple[
     terms = torch.stack([pair[0][1], pair[1][1]], dim=1)
     solution = torch.linalg.lstsq(terms, change[:, None], driver="gelsd").solution.flatten()
     return float(solution[0]), float(solution[1])
+
+
+@contextmanager
+def eager_attention(model: torch.nn.Module) -> Iterator[None]:
+    """Let attention compute its weights one by one inside, which it then returns."""
+    config: Any = model.config
+    before = config._attn_implementation
+    # by the config, which every layer reads: set_attn_implementation passes over some (Falcon)
+    config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before

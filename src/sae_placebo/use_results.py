@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sae_placebo import artefacts
 from sae_placebo.lazy import pandas
-from sae_placebo.plans import Place, Plan
+from sae_placebo.plans import ArmModel, Plan
 from sae_placebo.store import Store, read_json
 from sae_placebo.use_tables import NAMES, read_use
 
@@ -24,7 +25,7 @@ def use_tables(plan: Plan, store: Store) -> dict[str, Any]:
         known = latents[["latent", "class", "verdict", "evidence", "n_active"]]
         tables["use"] = tables["use"].merge(known, on="latent", how="left", validate="1:1")
         for name, table in tables.items():
-            parts[name].append(_labelled(plan, place, table))
+            parts[name].append(labelled(table, keys_of(plan, *place)))
     return {
         name: pandas.concat(found, ignore_index=True) if found else _nothing()
         for name, found in parts.items()
@@ -50,14 +51,24 @@ def _refused(folder: Path) -> str | None:
     return str(read_json(path)["reason"]) if path.exists() else None
 
 
-def _labelled(plan: Plan, place: Place, table: Any) -> Any:
-    one, hookpoint, sae, sae_seed = place
-    keys = {"arm": one.arm, "control": plan.spec.arms[one.arm].kind, "model_seed": one.model_seed}
-    keys |= {"sae_seed": sae_seed, "hookpoint": hookpoint, "sae": sae}
+def keys_of(
+    plan: Plan, one: ArmModel, hookpoint: str, sae: str | None = None, sae_seed: int | None = None
+) -> dict[str, Any]:
+    """Return the columns that say what a row is about; those of an SAE where it is about one."""
+    keys: dict[str, Any] = {"arm": one.arm, "control": plan.spec.arms[one.arm].kind}
+    keys["model_seed"] = one.model_seed
+    if sae is None:
+        return keys | {"hookpoint": hookpoint}
+    return keys | {"sae_seed": sae_seed, "hookpoint": hookpoint, "sae": sae}
+
+
+def labelled(table: Any, keys: Mapping[str, Any]) -> Any:
+    """Put what its rows are about in front of a table's columns."""
     for position, (name, value) in enumerate(keys.items()):
-        column: Any = [value] * len(table)
         if name.endswith("seed"):
-            column = pandas.array(column, "Int64")
+            column = pandas.array([value] * len(table), "Int64")
+        else:
+            column = [value] * len(table)
         table.insert(position, name, column)
     return table
 

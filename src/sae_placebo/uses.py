@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +11,6 @@ from sae_placebo import artefacts
 from sae_placebo.controls import build
 from sae_placebo.errors import NotEstimable
 from sae_placebo.examining import Examination, confirmed, examine
-from sae_placebo.lazy import torch
 from sae_placebo.passages import passages_of
 from sae_placebo.plans import ArmModel, Place, Plan
 from sae_placebo.profiles import Profiles
@@ -72,7 +69,7 @@ class Uses:
         def track(what: str, total: int, unit: str) -> Any:
             return self.progress.track(f"{what}: {label}", total, unit)
 
-        with self.store.write(step) as draft, _no_gradients_kept(model):
+        with self.store.write(step) as draft:
             try:
                 found = examine(subject, reading, kinds, spec.use, spec.circuits, spec.seed, track)
             except NotEstimable as refusal:
@@ -104,15 +101,3 @@ class Uses:
         kinds = (table["class"].astype(str) + " " + table["verdict"].astype(str)).to_numpy(object)
         kinds[~(table["n_active"].to_numpy(np.float64) >= least)] = ""
         return kinds
-
-
-@contextlib.contextmanager
-def _no_gradients_kept(model: Any) -> Iterator[None]:
-    """Leave no parameter with a gradient behind."""
-    try:
-        yield
-    finally:
-        for parameter in model.parameters():
-            parameter.grad = None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()

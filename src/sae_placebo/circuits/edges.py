@@ -289,7 +289,7 @@ class _Trial:
         """Return the later activation of one token under each edit of its earlier one."""
         downstream = self.subject.downstream
         n = len(deltas)
-        past = downstream._window(clean, position, n)
+        past = downstream.prefix_before(clean, position, n)
         start = position if past is not None else 0
         here = slice(start, position + 1)
         delta = torch.zeros(n, position + 1 - start, deltas.shape[1], device=downstream.device)

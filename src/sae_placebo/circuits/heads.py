@@ -19,7 +19,13 @@ from sae_placebo.circuits.writers import Writers
 from sae_placebo.errors import ModelError, NotEstimable
 from sae_placebo.lazy import pandas, torch
 from sae_placebo.rows import Rows
-from sae_placebo.sites import Stopped, attention_module, decoder_layers, run_until_stopped
+from sae_placebo.sites import (
+    Stopped,
+    attention_module,
+    decoder_layers,
+    eager_attention,
+    run_until_stopped,
+)
 from sae_placebo.spec import Spec, numpy_generator
 from sae_placebo.structure.repeats import occurrences, repeat_rows
 
@@ -271,8 +277,6 @@ def noted_patterns(
     def stop(*_: Any) -> None:
         raise Stopped
 
-    config: Any = model.config
-    before = config._attn_implementation
     with ExitStack() as stack:
         for index in layers:
             module = attention_module(blocks[index])
@@ -280,12 +284,8 @@ def noted_patterns(
                 stack.callback(module.register_forward_hook(record(index)).remove)
         stack.callback(blocks[layers[-1]].register_forward_hook(stop).remove)
         stack.enter_context(torch.no_grad())
-        # by the config, which every layer reads: set_attn_implementation passes over some (Falcon)
-        config._attn_implementation = "eager"
-        try:
-            yield
-        finally:
-            config._attn_implementation = before
+        stack.enter_context(eager_attention(model))
+        yield
 
 
 def _is_pattern(part: torch.Tensor) -> bool:

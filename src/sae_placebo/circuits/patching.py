@@ -23,6 +23,7 @@ from sae_placebo.spec import Spec
 from sae_placebo.use.base import Directions, Subject
 from sae_placebo.use.downstream import CleanRow
 from sae_placebo.use.matched import shared_nulls
+from sae_placebo.use.null_directions import turned
 
 
 class PatchSpec(Spec):
@@ -96,26 +97,12 @@ def confirm_reader(
             active, amounts = directions.at(token)
             amount = float(amounts[active == direction].sum())
             position = int(subject.tokens.places[token, 1])
-            aimed = torch.cat([d[None], _at_angle(d, row.site[position].float().cpu(), random)])
+            aimed = torch.cat([d[None], turned(random, d, row.site[position].float().cpu())])
             edit = _PathEdit(subject, row, position, -amount * aimed)
             found[i] = edit.kl(branch, reader, spec.window).cpu().numpy()
     means = found.mean(0)
     p = (1 + int((means[1:] >= means[0]).sum())) / (1 + spec.nulls)
     return ReaderConfirmation(reader, found[:, 0], found[:, 1:], p)
-
-
-def _at_angle(
-    d: Float[torch.Tensor, " d_in"],
-    x: Float[torch.Tensor, " d_in"],
-    random: Float[torch.Tensor, "null d_in"],
-) -> Float[torch.Tensor, "null d_in"]:
-    """Return random unit vectors with the cosine to x that d has."""
-    unit = x / x.norm().clamp_min(1e-12)
-    cosine = (d @ unit).clamp(-1, 1)
-    across = random - (random @ unit)[:, None] * unit
-    across = across / across.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    aimed: torch.Tensor = cosine * unit + (1 - cosine.square()).sqrt() * across
-    return aimed
 
 
 @dataclass(frozen=True, eq=False)

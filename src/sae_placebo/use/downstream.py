@@ -165,7 +165,7 @@ class Downstream:
                 row.token_ids[here].expand(n, -1),
                 row.entering[here].expand(n, -1, -1),
                 delta,
-                self._window(row, position, n),
+                self.prefix_before(row, position, n),
             )
             return kl(row.log_probs[position:stop], logits[:, position - start :]).sum(-1)
 
@@ -218,7 +218,7 @@ class Downstream:
             return None
         return [(layer.keys, layer.values) for layer in kept]
 
-    def _window(self, row: CleanRow, position: int, n: int) -> Any:
+    def prefix_before(self, row: CleanRow, position: int, n: int) -> Any:
         """Return the kept prefix before a token, once for each of `n` edits."""
         if row.prefix is None or position == 0:
             return None
@@ -261,7 +261,7 @@ class Downstream:
                 row.token_ids[None, 6:],
                 row.entering[None, 6:],
                 torch.zeros(1, 6, width, device=self.device),
-                self._window(row, 6, 1),
+                self.prefix_before(row, 6, 1),
             )
         apart = (logits[0].float().log_softmax(-1) - row.log_probs[6:]).abs().max()
         return bool(apart <= _AGREE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float64, Int64, Shaped
 
+from sae_placebo.proportions import wilson
 from sae_placebo.spec import numpy_generator
 
 
@@ -60,7 +61,4 @@ def share(
         return float("nan"), float("nan"), float("nan")
     p = float((weights * holds).sum() / total)
     n = total**2 / float((weights**2).sum())
-    z2 = 1.959964**2
-    center = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = np.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n**2))) / (1 + z2 / n)
-    return p, max(0.0, center - half), min(1.0, center + half)
+    return p, *wilson(p * n, n)

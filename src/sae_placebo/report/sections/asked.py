@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from sae_placebo.lazy import pandas
+from sae_placebo.proportions import wilson
 from sae_placebo.report.plots import Dot, Figure, shares
 from sae_placebo.report.sections.base import View
 from sae_placebo.report.tables import at, records
@@ -22,7 +23,6 @@ CARRIED = ("inherited", "not_used")
 """The cell of data structure that the model carries but does not use."""
 ALONE = "latents alone"
 _KEY = ("arm", "model_seed", "sae_seed", "hookpoint", "sae")
-_Z = 1.959964
 
 Key = tuple[Any, ...]
 Place = tuple[str, str]
@@ -108,11 +108,7 @@ def weighted_share(
     if n <= 0:
         return None
     p = float((weight * holds).sum() / weight.sum())
-    z2 = _Z**2
-    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = np.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n**2))) / (1 + z2 / n)
-    low = float(max(0.0, middle - half)) if holds.any() else 0.0
-    return p, low, 1.0 if holds.all() else float(min(1.0, middle + half))
+    return p, *wilson(p * n, n)
 
 
 def share(
