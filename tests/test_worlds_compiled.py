@@ -13,6 +13,7 @@ from sae_placebo.worlds.compiled import CompiledWorld, compiled, reads, writes
 from sae_placebo.worlds.programs import BOS, PROGRAMS, assemble, tracr_module
 from sae_placebo.worlds.resampling import (
     CompiledTruth,
+    Place,
     draw_donors,
     effects_of_edits,
     variable_edits,
@@ -203,8 +204,9 @@ def predicted_by_gradients(found: CompiledWorld, hookpoint: str, variable: str) 
     below = Downstream(found.model, hookpoint)
     random = generator(0, "test", hookpoint, variable)
     worst = 0.0
-    for across in (False, True):
-        donors = draw_donors(found, across, 192)
+    places: tuple[Place, ...] = ("within", "across")
+    for place in places:
+        donors = draw_donors(found, place, 192)
         ids = torch.from_numpy(found.rows[donors.rows])
         site, entering = below.read_rows(ids)
         delta = torch.zeros_like(site, requires_grad=True)
@@ -247,7 +249,7 @@ def test_batches_agree_with_edits_of_single_tokens() -> None:
     found = world("pattern")
     below = Downstream(found.model, "resid_post.0")
     assert below.keeps_prefix
-    donors = draw_donors(found, True, 6)
+    donors = draw_donors(found, "across", 6)
     edits = variable_edits(found, "is_a", donors)
     batch = effects_of_edits(found, below, donors, edits)
     for i in range(6):

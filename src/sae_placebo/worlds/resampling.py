@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -26,14 +27,18 @@ class CompiledTruth:
         within: The value is another row's at the same position.
         across: The value is another row's at another position. A variable that depends on the position
             alone never changes within.
+        start: The value is that of a row's start, which no other token has. A program that only tells
+            tokens from the start notices this swap and no other: whether it uses the variable's values
+            is then a matter of words.
     """
 
     within: Truth
     across: Truth
+    start: Truth
 
     @property
     def share(self) -> float:
-        """The larger share of a full swap; NaN shares, of nothing over nothing, are left out."""
+        """The larger share of a full swap with a token; NaN, of nothing over nothing, is left out."""
         return float(np.fmax(self.within.share_of_full_swap, self.across.share_of_full_swap))
 
     @property
@@ -49,7 +54,7 @@ class CompiledTruth:
 
 @dataclass(frozen=True, eq=False)
 class Donors:
-    """Tokens, and the tokens of other rows whose values they are given; never a row's start."""
+    """Tokens but the start of a row, and the tokens of other rows whose values they are given."""
 
     rows: Int64[np.ndarray, " draw"]
     positions: Int64[np.ndarray, " draw"]
@@ -57,21 +62,26 @@ class Donors:
     donor_positions: Int64[np.ndarray, " draw"]
 
 
-def draw_donors(world: CompiledWorld, across: bool, n: int, seed: int = 0) -> Donors:
+Place = Literal["within", "across", "start"]
+
+
+def draw_donors(world: CompiledWorld, place: Place, n: int, seed: int = 0) -> Donors:
     """Return `n` tokens of the held-out rows, each with a donor in another row.
 
     Args:
         world: The world.
-        across: Donors are at other positions, not at the same one.
+        place: Donors are `within` the same position, `across` from it at another one, or at the `start`.
         n: How many.
         seed: Names the draw.
     """
-    random = numpy_generator(seed, "world", "compiled", "donors", "across" if across else "within")
+    random = numpy_generator(seed, "world", "compiled", "donors", place)
     n_rows, length = world.rows.shape[0], world.rows.shape[1] - 1
     rows = np.arange(n) % n_rows
     positions = random.integers(length, size=n)
     donor_rows = (rows + random.integers(1, n_rows, size=n)) % n_rows
-    step = random.integers(1, length, size=n) if across else np.zeros(n, np.int64)
+    if place == "start":
+        return Donors(rows, positions + 1, donor_rows, np.zeros(n, np.int64))
+    step = random.integers(1, length, size=n) if place == "across" else np.zeros(n, np.int64)
     return Donors(rows, positions + 1, donor_rows, (positions + step) % length + 1)
 
 
@@ -110,8 +120,8 @@ def variable_truth(
     if not world.is_present(variable, hookpoint):
         raise NotEstimable(f"nothing has written {variable!r} by {hookpoint}")
     found = []
-    for across in (False, True):
-        donors = draw_donors(world, across, n, seed)
+    for place in get_args(Place):
+        donors = draw_donors(world, place, n, seed)
         site, _ = below.read_rows(torch.from_numpy(world.rows))
         full = site[donors.donor_rows, donors.donor_positions] - site[donors.rows, donors.positions]
         effects, whole = (

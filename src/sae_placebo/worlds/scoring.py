@@ -56,7 +56,10 @@ _RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class SiteTruth:
-    """What swapping a variable costs at one site, as a share of a full swap, with its 95% interval."""
+    """What swapping a variable costs at one site, as a share of a full swap, with its 95% interval.
+
+    `high` takes in the swap with a row's start, of a compiled world; see `CompiledTruth`.
+    """
 
     variable: str
     share: float
@@ -76,7 +79,8 @@ def site_truths(world: World, hookpoint: str, seed: int) -> dict[str, SiteTruth]
 
     A duplicate has that of the whole that it carries: either carrier suffices, so that swapping one
     alone says little, and a model that lost both would notice. Of a compiled world, the larger of both
-    kinds of swap counts.
+    kinds of swap with a token counts; what is noticed only when it takes the value of a row's start is
+    no passenger either.
 
     Args:
         world: The model and its variables.
@@ -89,13 +93,14 @@ def site_truths(world: World, hookpoint: str, seed: int) -> dict[str, SiteTruth]
         try:
             if isinstance(world, CompiledWorld):
                 both = variable_truth(world, hookpoint, asked, seed=seed)
-                parts = [both.within, both.across]
+                parts, most = [both.within, both.across], both.start.share_interval[1]
             else:
-                parts = [truth(world, hookpoint, asked, per_row=2, seed=seed)]
+                parts, most = [truth(world, hookpoint, asked, per_row=2, seed=seed)], 0.0
         except NotEstimable:
             continue
         shares = np.array([[x.share_of_full_swap, *x.share_interval] for x in parts])
         share, low, high = np.fmax.reduce(shares, axis=0)
+        high = np.fmax(high, most)
         found[variable.name] = SiteTruth(variable.name, float(share), float(low), float(high))
     return found
 
