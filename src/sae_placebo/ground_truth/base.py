@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from jaxtyping import Float, Float32
@@ -21,7 +22,9 @@ from pydantic import ConfigDict, Field
 from sae_placebo.errors import SpecError
 from sae_placebo.lazy import torch
 from sae_placebo.saes import Codes
-from sae_placebo.spec import Registry, Spec
+from sae_placebo.spec import Registry, Spec, generator
+
+_CHUNK_TOKENS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,26 @@ class Truth:
     """Unit rows, one per feature."""
     rates: Float32[torch.Tensor, " feature"]
     """Probability that a feature is active on a token."""
+    parents: tuple[int, ...] = ()
+    """The feature without which each one never occurs, -1 where there is none; empty: no hierarchy."""
+    exclusive: tuple[tuple[int, ...], ...] = ()
+    """Groups of which at most one feature is active on a token."""
+    subspaces: tuple[tuple[int, ...], ...] = ()
+    """Groups of rows, orthonormal, that span one feature of several dimensions; codes of these are signed."""
+    alternatives: Mapping[str, Float32[torch.Tensor, "_ d_in"]] = field(default_factory=dict)
+    """Other dictionaries, unit rows, that give the very same activations with as few features: where there
+    is one, activations do not say which is true. The name says how it is made."""
+    symmetry: str = ""
+    """What else gives the same activations, in words; empty: nothing that is known."""
+
+    @property
+    def is_identifiable(self) -> bool:
+        """Whether no other dictionary is known that gives the same activations."""
+        return not self.symmetry
+
+    def coactive(self) -> tuple[tuple[int, int], ...]:
+        """Return (child, parent) of every feature that has a parent."""
+        return tuple((i, parent) for i, parent in enumerate(self.parents) if parent >= 0)
 
     @property
     def n_features(self) -> int:
@@ -72,6 +95,10 @@ class GeneratorSpec(Spec, ABC):
         """The truth; drawn at first use and kept for a while. Not to be written to."""
         return _truth(self)
 
+    def held_out(self, n_tokens: int) -> Draw:
+        """Return tokens that no `stream` holds; the same ones each time."""
+        return self.draw(n_tokens, generator(self.seed, self.kind, "held out"))
+
     @abstractmethod
     def draw(self, n_tokens: int, random: torch.Generator) -> Draw:
         """Return `n_tokens` tokens.
@@ -80,6 +107,21 @@ class GeneratorSpec(Spec, ABC):
             n_tokens: How many, 1 or more.
             random: Names the tokens; `spec.generator(seed, ...)`.
         """
+
+    def stream(
+        self, n_tokens: int, batch_tokens: int, *names: str | int
+    ) -> Iterator[Float32[torch.Tensor, "token d_in"]]:
+        """Yield the activations of `n_tokens` tokens in batches; no more than a chunk is in memory.
+
+        Args:
+            n_tokens: How many in all; the last batch may be shorter.
+            batch_tokens: Tokens of a batch.
+            names: Name the tokens, under the generator's seed: the same names, the same tokens.
+        """
+        random = generator(self.seed, self.kind, "stream", *names)
+        chunk = batch_tokens * max(1, _CHUNK_TOKENS // batch_tokens)
+        for first in range(0, n_tokens, chunk):
+            yield from torch.split(self.draw(min(chunk, n_tokens - first), random).x, batch_tokens)
 
     @abstractmethod
     def _draw_truth(self) -> Truth:

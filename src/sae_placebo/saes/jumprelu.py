@@ -85,6 +85,7 @@ class JumpReLUSpec(PenalizedSpec):
     parameters: ClassVar[tuple[str, ...]] = (*PARAMETERS, "threshold")
     in_activation_units: ClassVar[frozenset[str]] = frozenset({"b_enc", "threshold"})
     steered_from: ClassVar[float] = 1.0
+    penalty_power: ClassVar[float] = 0.0
 
     @model_validator(mode="after")
     def _strength_is_given_once(self) -> JumpReLUSpec:

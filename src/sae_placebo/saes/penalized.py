@@ -57,6 +57,8 @@ class PenalizedSpec(SAESpec):
 
     steered_from: ClassVar[float] = 0.5
     """The coefficient at the start, if it is steered."""
+    penalty_power: ClassVar[float] = 1.0
+    """The power of activations with which the penalty grows."""
     active_at_start: ClassVar[float] = 0.5
     """Share of the latents that is active on a token before training."""
 

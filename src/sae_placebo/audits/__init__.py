@@ -1,0 +1,1 @@
+"""Where an SAE misleads: audits, each with its null."""

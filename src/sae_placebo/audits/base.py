@@ -1,0 +1,259 @@
+"""What an audit of an SAE is: one question about where it misleads, with its null, in one file.
+
+An audit reads a `Case`, an SAE on held-out tokens with the model behind it, and returns findings. A
+finding is a number with its interval and, beside it, what the same number is where there is nothing to find.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Float64, Integer
+from pydantic import Field
+
+from sae_placebo.errors import NotEstimable
+from sae_placebo.lazy import torch
+from sae_placebo.metrics.truth import Truth
+from sae_placebo.spec import Registry, Spec, numpy_generator
+from sae_placebo.structure.base import Reading
+from sae_placebo.use.base import Subject
+
+RESAMPLES = 1000
+
+
+class AuditSpec(Spec):
+    """How SAEs are audited."""
+
+    tokens: int = Field(1_024, ge=64)
+    """Tokens at which the model is run with an edited activation; drawn from all documents."""
+    draws: int = Field(2, ge=1)
+    """Random pushes of each kind for each of these tokens."""
+    window: int = Field(4, ge=1)
+    """Predictions that an edit may change: its own token's and those of the next ones."""
+    steps: int = Field(6, ge=3)
+    """Lengths at which the curve along the error is read."""
+    ridge_tokens: int = Field(40_000, ge=100)
+    """Tokens, at most, on which linear predictions of the error are fitted."""
+    meta_steps: int = Field(1_500, ge=10)
+    """Training steps of the SAE of decoder rows."""
+    labels: int = Field(24, ge=1)
+    """Labels of tokens that are asked about, at most; those with the most tokens."""
+    hedging_latents: int = Field(64, ge=2)
+    """Latents that are added to test for hedging."""
+    hedging_tokens: int = Field(60_000, ge=1_000)
+    """Tokens of that continued training."""
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One SAE under audit.
+
+    Attributes:
+        reading: The SAE on held-out tokens, in model units.
+        subject: The model behind its hookpoint, on the same tokens; None where it cannot be run.
+        labels: What is known of the tokens; None where nothing is.
+        others: SAEs of the same activations, for what another dictionary can explain: by name, that is
+            its architecture and seed.
+        spec: How it is audited.
+        seed: Names all draws.
+    """
+
+    reading: Reading
+    subject: Subject | None
+    labels: Truth | None
+    others: dict[str, Reading]
+    spec: AuditSpec
+    seed: int
+
+    @functools.cached_property
+    def reconstruction(self) -> Float32[torch.Tensor, "token d_in"]:
+        """The SAE's reconstruction of every token."""
+        params, csr = self.reading.sae.params, self.reading.codes
+        rows = params["W_dec"].detach().float().cpu().numpy()
+        found = torch.from_numpy(np.ascontiguousarray(csr @ rows, dtype=np.float32))
+        return found + params["b_dec"].detach().float().cpu()
+
+    @functools.cached_property
+    def error(self) -> Float32[torch.Tensor, "token d_in"]:
+        """The activations less their reconstruction."""
+        return self.reading.activations.float().cpu() - self.reconstruction
+
+    @property
+    def documents(self) -> Integer[np.ndarray, " token"]:
+        """Document of each token."""
+        return self.reading.tokens.documents
+
+    @property
+    def n_tokens(self) -> int:
+        """Held-out tokens."""
+        return len(self.reading.tokens)
+
+    def halves(self) -> tuple[Bool[np.ndarray, " token"], Bool[np.ndarray, " token"]]:
+        """Return tokens to fit on and tokens to score on: of different documents.
+
+        Raises:
+            NotEstimable: there are fewer than four documents.
+        """
+        present = np.unique(self.documents)
+        if len(present) < 4:
+            raise NotEstimable(
+                f"{len(present)} documents cannot be split in two: hold out 4 or more"
+            )
+        order = numpy_generator(self.seed, "audit", "halves").permutation(present)
+        fit = np.isin(self.documents, order[: len(order) // 2])
+        return fit, ~fit
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A number about one SAE, and the same number where there is nothing to find.
+
+    Attributes:
+        audit: Which audit found it.
+        name: Of the number, unique within the audit.
+        value: NaN where it cannot be estimated; `reason` says why.
+        low, high: 95% interval; NaN where there is none.
+        n: What it is of, tokens unless `of` says else.
+        null: What the value is where there is nothing to find; NaN where that is known in words alone.
+        null_low, null_high: Range or interval of the null; NaN where it is exact.
+        at: Place on a curve; NaN where the finding is no point of one.
+        of: What `n` counts.
+        reason: Why there is no value.
+    """
+
+    audit: str
+    name: str
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    n: int = 0
+    null: float = math.nan
+    null_low: float = math.nan
+    null_high: float = math.nan
+    at: float = math.nan
+    of: str = "tokens"
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Audited:
+    """What one audit says of one SAE.
+
+    Attributes:
+        findings: Numbers.
+        latents: Numbers by latent, [latent], by name; NaN where a latent has none.
+        tokens: Numbers by held-out token, [token], by name; NaN where a token has none.
+    """
+
+    findings: list[Finding]
+    latents: dict[str, Float64[np.ndarray, " latent"]] = field(default_factory=dict)
+    tokens: dict[str, Float64[np.ndarray, " token"]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What one number of an audit is.
+
+    Attributes:
+        name: As in `Finding`.
+        unit: "share", "nats", "1" for pure numbers, ...
+        better: Whether higher or lower is better, or neither.
+        null: The value where there is nothing to find, in words.
+        definition: The formula in words.
+        advice: What to do about a bad value, one sentence; shown in the report.
+    """
+
+    name: str
+    unit: str
+    better: Literal["higher", "lower", "neither"]
+    null: str
+    definition: str
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """One question about where an SAE misleads.
+
+    Attributes:
+        name: Identifier.
+        title: Heading.
+        question: What it asks, one sentence.
+        source: Paper, and every deviation from it.
+        quantities: What its numbers are.
+        run: Case to findings; raises `NotEstimable` where it can say nothing.
+    """
+
+    name: str
+    title: str
+    question: str
+    source: str
+    quantities: tuple[Quantity, ...]
+    run: Callable[[Case], Audited]
+
+
+AUDITS: Registry[Audit] = Registry("audit")
+"""Every audit, by name."""
+
+
+def audit(case: Case, names: tuple[str, ...] | None = None) -> dict[str, Audited]:
+    """Return what audits say of an SAE, by name; one that cannot be made says why in its findings."""
+    found = {}
+    for name in AUDITS.entries if names is None else names:
+        one = AUDITS[name]
+        try:
+            found[name] = one.run(case)
+        except NotEstimable as refusal:
+            nothing = [
+                Finding(name, quantity.name, math.nan, reason=str(refusal))
+                for quantity in one.quantities
+            ]
+            found[name] = Audited(nothing)
+    return found
+
+
+def over_documents(
+    statistic: Callable[[Float64[np.ndarray, "part replicate"]], Float64[np.ndarray, " replicate"]],
+    parts: Float[np.ndarray, "part token"],
+    documents: Integer[np.ndarray, " token"],
+    seed: int,
+) -> tuple[float, float, float]:
+    """Return a statistic of sums over tokens, with its 95% interval over documents.
+
+    Args:
+        statistic: From the sums of each part, [part, replicate], to values: `lambda s: s[0] / s[1]` for a
+            ratio of means.
+        parts: What is summed, by token.
+        documents: Of each token.
+        seed: Names the bootstrap.
+
+    Returns:
+        The value, and the bootstrap's 2.5% and 97.5% quantiles; NaN bounds of fewer than two documents.
+    """
+    present, owner = np.unique(documents, return_inverse=True)
+    sums = np.stack([np.bincount(owner, part.astype(np.float64), len(present)) for part in parts])
+    value = float(statistic(sums.sum(1, keepdims=True))[0])
+    n = len(present)
+    if n < 2:
+        return value, math.nan, math.nan
+    random = numpy_generator(seed, "audit", "bootstrap", n)
+    weights = random.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = statistic(sums @ weights.T)
+    found = found[np.isfinite(found)]
+    if not len(found):
+        return value, math.nan, math.nan
+    low, high = np.quantile(found, [0.025, 0.975])
+    return value, float(low), float(high)
+
+
+def described(values: dict[str, Any]) -> dict[str, Any]:
+    """Return values with NaN as None, for JSON."""
+    return {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()
+    }

@@ -1,0 +1,1 @@
+"""Experiments on activations whose features are known."""
