@@ -11,6 +11,7 @@ from svg import COLORS, GRID, INK, MUTED, Drawing, ticks
 
 _OURS = ("effect / null", "effect", "effect or beside", "1 - p", "swap of b")
 _DATA = ("firing rate", "variance", "probe accuracy")
+_KINDS = ("default", "duplicates", "superposed", "compiled")
 _MODEL, _DATUM = COLORS["dictionary-learning"], COLORS["sae-lens"]
 
 
@@ -25,6 +26,49 @@ def draw(results: Path, images: Path) -> None:
             print(f"wrote {images / f'{name}.svg'}")
 
 
+def write_record(results: Path, target: Path) -> None:
+    """Write what a report shows beside its verdicts: how often they are wrong on worlds."""
+    path = results / "worlds.json"
+    if not path.exists():
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    order = sorted(found["summary"], key=lambda e: (_KINDS.index(e["kind"]), e["depth"]))
+    rows = [_recorded(entry) for entry in order]
+    told = {"made_by": "python benchmarks/worlds.py draw", "rows": rows}
+    target.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {target}")
+
+
+def _recorded(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return one kind of world at one site, at the default limits of the verdicts."""
+    limits, auroc = entry["limits"][0], entry["auroc"]
+    ours = auroc["effect / null"]
+    others = {name: one["mean"] for name, one in auroc.items() if name not in _OURS}
+    known = {name: value for name, value in others.items() if value is not None}
+    best = max(known, key=lambda name: known[name]) if known else None
+    family = "compiled" if entry["kind"] == "compiled" else f"factored, {entry['kind']}"
+
+    def counted(name: str) -> list[int]:
+        return [limits[name]["hits"], limits[name]["n"]]
+
+    return {
+        "name": f"{family}: {_site(entry)}",
+        "of": entry["worlds"],
+        "worlds": ours["worlds"],
+        "auroc": ours["mean"],
+        "lowest": ours["low"],
+        "baseline": f"{best} {known[best]:.3f}" if best else "",
+        "false_not_used": counted("false_not_used"),
+        "slivers": counted("labeled_false_not_used"),
+        "false_used": counted("false_used"),
+        "undetermined": counted("undetermined"),
+    }
+
+
+def _site(entry: dict[str, Any]) -> str:
+    return "embedding" if entry["depth"] == 0 else f"after block {entry['depth'] - 1}"
+
+
 def color(name: str) -> str:
     if name in _OURS:
         return COLORS["ours"]
@@ -37,7 +81,7 @@ def color(name: str) -> str:
 def worlds(found: dict[str, Any]) -> Drawing:
     """Return dots: mean AUROC over worlds, with their range, one panel per kind and unit."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for entry in found["summary"]:
+    for entry in sorted(found["summary"], key=lambda e: _KINDS.index(e["kind"])):
         groups.setdefault((entry["kind"], entry["units"]), []).append(entry)
     names = list(found["summary"][0]["auroc"])
     row, left, width, gap = 16.0, 170.0, 150.0, 26.0
@@ -51,7 +95,8 @@ def worlds(found: dict[str, Any]) -> Drawing:
     drawing.text(16, 44, words, size=11, color=MUTED)
     top = 62.0
     for (kind, units), entries in groups.items():
-        drawing.text(16, top + 18, f"{kind}, {units}", bold=True)
+        family = "compiled" if kind == "compiled" else f"factored, {kind}"
+        drawing.text(16, top + 18, f"{family}: {units}", bold=True)
         for i, name in enumerate(names):
             drawing.text(left - 10, top + 46 + row * i + 4, name, anchor="end", size=11)
         for j, entry in enumerate(sorted(entries, key=lambda e: e["depth"])):
@@ -73,9 +118,12 @@ def _dots(
     def at(value: float) -> float:
         return left + width * value
 
-    drawing.text(
-        left + width / 2, top - 14, f"site {entry['depth']}", anchor="middle", size=11, color=MUTED
-    )
+    n = max(one["worlds"] for one in entry["auroc"].values())
+    words = f"{_site(entry)}, {n} worlds"
+    drawing.text(left + width / 2, top - 14, words, anchor="middle", size=11, color=MUTED)
+    if not n:
+        drawing.text(left + width / 2, top + 40, "not both kinds", anchor="middle", size=11)
+        return
     for value in (0.0, 0.5, 1.0):
         dash = "3 3" if value == 0.5 else ""
         drawing.line(

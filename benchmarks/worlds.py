@@ -289,6 +289,8 @@ def main() -> None:
         import world_figures
 
         world_figures.draw(arguments.results, arguments.images)
+        shown = Path("src/sae_placebo/report/on_worlds.json")
+        world_figures.write_record(arguments.results, shown)
 
 
 if __name__ == "__main__":

@@ -226,3 +226,28 @@ def test_ties_and_top_components_are_counted(tables: Tables) -> None:
     assert top[0]["share"].n == f"{own['part'].value_counts().max()} of {len(own)}"
     assert top[0]["null"].value == "97.0%"
     assert found["patched"]["arms"][0]["share"].value == "100%"
+
+
+def test_the_record_on_worlds_marks_where_the_test_falls_short(monkeypatch: Any) -> None:
+    from sae_placebo.report.sections import use_record
+
+    row = {
+        "name": "a world: a site",
+        "of": 10,
+        "worlds": 4,
+        "auroc": 0.9,
+        "lowest": 0.7,
+        "baseline": "",
+        "false_not_used": [2, 32],
+        "slivers": [0, 9],
+        "false_used": [0, 0],
+        "undetermined": [1, 2],
+    }
+    monkeypatch.setattr(use_record, "_record", lambda: {"rows": [row]})
+    (shown,) = use_record.record()
+    assert shown["auroc_short"] and shown["not_used_short"]
+    assert not shown["slivers_short"] and not shown["used_short"]
+    assert shown["false_used"].reason == "there are none"
+    assert "4 of 10" in shown["auroc"].n
+    monkeypatch.undo()
+    assert len(use_record.record()) >= 12

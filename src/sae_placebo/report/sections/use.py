@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sae_placebo.report.plots import Figure
-from sae_placebo.report.sections import use_checks, use_curves
+from sae_placebo.report.sections import use_checks, use_curves, use_record
 from sae_placebo.report.sections.asked import (
     CARRIED,
     ORIGINS,
@@ -77,10 +77,8 @@ def build(view: View) -> Content:
                 figures[known] = figure
                 block["figures"][name] = {"key": known, "height": figure["layout"]["height"]}
         blocks.append(block)
-    limits = _limits(view)
-    return Content(
-        {"blocks": blocks, "n_places": len(blocks), "uses": USES, "limits": limits}, figures
-    )
+    values = {"blocks": blocks, "n_places": len(blocks), "uses": USES, "limits": _limits(view)}
+    return Content(values | {"record": use_record.record()}, figures)
 
 
 def _places(view: View) -> list[Place]:
