@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from results_use import TABLES as USE_TABLES
+from results_use import markdown
 
 from sae_placebo.classification import CLASS_NAMES
 from sae_placebo.structure.ladder import RUNGS
@@ -58,11 +60,6 @@ def said(row: dict[str, Any], prefix: str, scale: float, digits: int) -> str:
     if pd.isna(low):
         return f"{text} (no interval)"
     return f"{text} [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def by_arm(page: Page, names: list[str], metric: Callable[[str], str], **shown: Any) -> str:
@@ -213,7 +210,8 @@ def main() -> None:
     parser.add_argument("page", type=Path)
     arguments = parser.parse_args()
     text, page = arguments.page.read_text(encoding="utf-8"), Page(arguments.trial)
-    for name, make in TABLES.items():
+    of_use = {name: lambda page, make=make: make(page.folder) for name, make in USE_TABLES.items()}
+    for name, make in (TABLES | of_use).items():
         opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
         if opening in text:
             pattern = re.escape(opening) + ".*?" + re.escape(closing)
