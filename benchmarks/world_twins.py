@@ -20,7 +20,8 @@ from sae_placebo.use.firings import choose_firings
 from sae_placebo.use.spec import UseSpec
 from sae_placebo.worlds import World, activations, train_sae, truth, twins
 from sae_placebo.worlds.baselines import BASELINES, baselines
-from sae_placebo.worlds.scoring import CARRIED, held_often, latent_units, world_subject
+from sae_placebo.worlds.scoring import CARRIED
+from sae_placebo.worlds.units import held_often, latent_units, world_subject
 
 SITES = ("resid_pre.0", "resid_post.0")
 DATA_SIDE = ("firing rate", "variance", "probe accuracy")

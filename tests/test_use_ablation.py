@@ -98,6 +98,14 @@ def test_an_early_end_only_raises_p() -> None:
     assert stopped.any()
     assert (early.p[stopped] >= SPEC.give_up).all()
     assert np.allclose(early.p[~stopped], late.p[~stopped])
+    # a glance only leaves those that would be given up anyway
+    glance = SPEC.model_copy(update={"glance_nulls": 9})
+    glanced = against_nulls(subject, directions, ablated, which, glance, 0)
+    left = glanced.n_nulls == 9
+    assert left.any()
+    assert stopped[left].all()
+    assert (glanced.p[left] >= SPEC.give_up).all()
+    assert np.allclose(glanced.p[~left], early.p[~left])
 
 
 def test_what_the_model_reads_stands_out() -> None:

@@ -23,14 +23,12 @@ from sae_placebo.worlds.scoring import (
     IS_USED,
     SiteTruth,
     auroc,
-    held_often,
     joint_share,
     rate,
     score_world,
     site_truths,
-    value_units,
-    world_subject,
 )
+from sae_placebo.worlds.units import held_often, value_units, world_subject
 
 SITE = "resid_pre.0"
 QUICK = UseSpec(

@@ -28,7 +28,7 @@ VERSIONS = {
     "measure": 4,
     "match": 2,
     "methods": 1,
-    "use": 2,
+    "use": 3,
 }
 
 

@@ -8,6 +8,7 @@ same angle to the old one.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -60,7 +61,8 @@ def against_nulls(
     One null direction is one random vector for all firings of a candidate, turned at each firing to the
     candidate's angle: firings of a latent are alike, so that costs of one direction at several firings go
     together, and a null with a new vector at each would be too narrow. Candidates with p of at least
-    `spec.give_up` after the first nulls keep that p; this makes p at smaller levels no smaller.
+    `spec.give_up` after the first nulls keep that p; this makes p at smaller levels no smaller. One that
+    is sure to come to that keeps the p of the nulls it had at the glance before.
 
     Args:
         subject: The model behind the hookpoint, and the tokens.
@@ -89,8 +91,11 @@ def against_nulls(
     zero = np.bincount(firings.directions, own[:, 1], minlength=m)
     n = np.bincount(firings.directions, minlength=m)
     first = min(spec.first_nulls, spec.nulls)
+    # as many as these cost more: after the first nulls p would be too large, whatever the rest of them cost
+    sure = spec.give_up * (1 + first) - 1 - 1e-9
     asked = np.arange(len(firings))
-    for start, stop in [(0, first), (first, spec.nulls)] if first < spec.nulls else [(0, first)]:
+    cuts = sorted({0, min(spec.glance_nulls, first), first, spec.nulls})
+    for start, stop in itertools.pairwise(cuts):
         if not len(asked):
             continue
         others, columns = stop == spec.nulls, np.arange(start, stop)
@@ -110,7 +115,8 @@ def against_nulls(
         if others:
             above = (totals[some, spec.nulls :] >= zero[some, None] * (1 - 1e-9)).sum(1)
             p_decoders[some] = (1 + above) / (1 + swaps.shape[1])
-        asked = asked[p[firings.directions[asked]] < spec.give_up]
+        given_up = higher >= sure if stop < first else p[some] >= spec.give_up
+        asked = asked[~np.isin(firings.directions[asked], some[given_up])]
     there = n > 0
     cost[there] = zero[there] / n[there]
     return NullTest(p, null, cost, n_nulls, p_decoders)

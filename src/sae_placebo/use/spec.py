@@ -34,6 +34,8 @@ class UseSpec(Spec):
     """Of these, the ones at which null directions are ablated as well."""
     first_nulls: int = Field(9, ge=1)
     """Null directions that every candidate is held against; the rest only where it matters."""
+    glance_nulls: int = Field(4, ge=1)
+    """After so many of these, a candidate that is sure to be given up is not asked about any more."""
     nulls: int = Field(24, ge=1)
     """Null directions in all. More firings make a sharper test than more nulls, since p-values below
     1 / (nulls + 1) come of a tail fitted to the nulls."""

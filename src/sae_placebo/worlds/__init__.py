@@ -10,15 +10,9 @@ from sae_placebo.worlds.factored import factored
 from sae_placebo.worlds.grammar import PRESETS, FactoredSpec, Grammar
 from sae_placebo.worlds.programs import PROGRAMS
 from sae_placebo.worlds.resampling import CompiledTruth, variable_truth
-from sae_placebo.worlds.scoring import (
-    STATISTICS,
-    SiteTruth,
-    WorldScore,
-    score_world,
-    site_truths,
-    world_subject,
-)
+from sae_placebo.worlds.scoring import STATISTICS, SiteTruth, WorldScore, score_world, site_truths
 from sae_placebo.worlds.twins import twins
+from sae_placebo.worlds.units import world_subject
 
 __all__ = [
     "BASELINES",
