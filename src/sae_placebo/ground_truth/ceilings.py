@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int64
 
 from sae_placebo.errors import NotEstimable
 from sae_placebo.ground_truth.base import Draw
+from sae_placebo.ground_truth.inference import nonnegative_pursuit
 from sae_placebo.lazy import torch
 from sae_placebo.saes import SAE, SAESpec
 
@@ -27,15 +28,19 @@ class Ceilings:
     linear layer can do that has the true directions."""
     tokens: int
     """Tokens that this was measured on."""
+    nonnegative: float = float("nan")
+    """By orthogonal matching pursuit that also knows that codes are not negative, told the same; NaN
+    where some feature's codes are signed."""
 
 
 def ceilings(draw: Draw, n_tokens: int = 512) -> Ceilings:
     """Return the ceilings on the draw's first `n_tokens` tokens.
 
-    Pursuit is greedy and takes products in absolute value, without the knowledge that codes are
-    positive, so the best possible coder can do better than `omp`.
+    Pursuit is greedy, so the best possible coder can do better. `omp` takes products in absolute value;
+    `nonnegative` uses that codes are positive.
 
-    Source: Pati, Rezaiifar and Krishnaprasad, "Orthogonal matching pursuit" (1993).
+    Source: Pati, Rezaiifar and Krishnaprasad, "Orthogonal matching pursuit" (1993); Bruckstein, Elad and
+    Zibulevsky (2008) for the non-negative form, see `inference.nonnegative_pursuit`.
 
     Raises:
         NotEstimable: no feature is active on these tokens.
@@ -49,10 +54,15 @@ def ceilings(draw: Draw, n_tokens: int = 512) -> Ceilings:
     true[draw.codes.tokens()[:last], draw.codes.latents[:last]] = True
     counts = draw.codes.offsets[: n_tokens + 1].diff()
     ranked = (x @ rows.t()).topk(int(counts.max()), dim=1).indices
+    nonnegative = float("nan")
+    if not draw.truth.subspaces:
+        taken = nonnegative_pursuit(x, rows, int(counts.max())).atoms
+        nonnegative = _found(taken, counts, true)
     return Ceilings(
-        _found(_pursued(x, rows, counts), counts, true),
-        _found(ranked, counts, true),
-        n_tokens,
+        omp=_found(_pursued(x, rows, counts), counts, true),
+        linear=_found(ranked, counts, true),
+        tokens=n_tokens,
+        nonnegative=nonnegative,
     )
 
 
