@@ -1,0 +1,148 @@
+"""Replicate published figures on known truth, and write the tables of the replication page.
+
+python benchmarks/laboratory.py run [--only TEXT ...] [--seeds 5] [--workers 2]
+python benchmarks/laboratory.py write
+
+Rows are written as they come, and those that are there are kept: a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import machine
+import numpy as np
+from published import PUBLISHED
+from scipy import stats
+
+PAGE = Path("docs/results/laboratory.md")
+Row = dict[str, Any]
+
+
+def work(name: str, seed: int) -> Row:
+    import torch
+    from experiments import EXPERIMENTS
+
+    torch.set_num_threads(1)
+    make, settings = EXPERIMENTS[name]
+    start = time.perf_counter()
+    try:
+        numbers = make(seed, *settings)
+    except Exception as problem:  # one that fails must not take the others' results along
+        return {"name": name, "seed": seed, "reason": f"{type(problem).__name__}: {problem}"}
+    seconds = time.perf_counter() - start
+    return {"name": name, "seed": seed, "seconds": seconds, "numbers": numbers}
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from experiments import EXPERIMENTS
+
+    path: Path = arguments.results / "laboratory.json"
+    rows: list[Row] = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = [row for row in rows if "numbers" in row]
+    there = {(row["name"], row["seed"]) for row in rows}
+    names = [n for n in EXPERIMENTS if not arguments.only or any(o in n for o in arguments.only)]
+    jobs = [(n, s) for s in range(arguments.seeds) for n in names if (n, s) not in there]
+    with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(work, *job) for job in jobs]):
+            rows.append(done.result())
+            rows.sort(key=lambda row: (list(EXPERIMENTS).index(row["name"]), row["seed"]))
+            draft = path.with_suffix(".part")
+            machine.save(draft, "laboratory", {"seeds": arguments.seeds}, {"rows": rows})
+            draft.replace(path)
+            last = done.result()
+            print(
+                last["name"],
+                last["seed"],
+                last.get("reason") or f"{last['seconds']:.0f} s",
+                flush=True,
+            )
+
+
+def over_seeds(rows: list[Row], name: str, number: str) -> tuple[float, float, float, int]:
+    """Return the mean over seeds with Student's 95% interval."""
+    values = np.array([row["numbers"][number] for row in rows if row["name"] == name])
+    n = len(values)
+    mean = float(values.mean())
+    if n < 2:
+        return mean, math.nan, math.nan, n
+    half = float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / math.sqrt(n))
+    return mean, mean - half, mean + half, n
+
+
+def shown(value: float, low: float, high: float, digits: int) -> str:
+    if math.isnan(low):
+        return f"{value:.{digits}f}"
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def verdict(found: tuple[float, float, float, int], theirs: tuple[float, float] | None) -> str:
+    """Return whether the published number, with the width that it is known to, lies in our interval."""
+    if theirs is None:
+        return ""
+    _, low, high, _ = found
+    value, width = theirs
+    if math.isnan(low):
+        return "one seed"
+    return "agrees" if low - width <= value <= high + width else "differs"
+
+
+def table(rows: list[Row], group: str) -> str:
+    lines = ["| experiment | number | published | here, mean over seeds | seeds | verdict | note |"]
+    lines.append("| --- | --- | --- | --- | --- | --- | --- |")
+    names = list(dict.fromkeys(row["name"] for row in rows if row["name"].startswith(group)))
+    for name in names:
+        numbers = next(row["numbers"] for row in rows if row["name"] == name)
+        for number in numbers:
+            found = over_seeds(rows, name, number)
+            known = PUBLISHED.get((name, number))
+            theirs = f"{known.value:g}" if known else "–"
+            said = verdict(found, (known.value, known.width) if known else None)
+            digits = 1 if abs(found[0]) >= 10 else 3
+            note = known.note if known else ""
+            here = shown(*found[:3], digits)
+            lines.append(
+                f"| {name} | {number} | {theirs} | {here} | {found[3]} | {said} | {note} |"
+            )
+    return "\n".join(lines)
+
+
+def write(arguments: argparse.Namespace) -> None:
+    rows = json.loads((arguments.results / "laboratory.json").read_text())["rows"]
+    rows = [row for row in rows if "numbers" in row]
+    text = PAGE.read_text(encoding="utf-8")
+    for group in dict.fromkeys(row["name"].partition(":")[0] for row in rows):
+        opening, closing = f"<!-- {group} -->", f"<!-- /{group} -->"
+        if opening not in text:
+            print(f"{PAGE} has no place for {group!r}")
+            continue
+        filled = f"{opening}\n\n{table(rows, group + ':')}\n\n{closing}"
+        pattern = re.escape(opening) + ".*?" + re.escape(closing)
+        text = re.sub(pattern, lambda _, new=filled: new, text, flags=re.DOTALL)
+    PAGE.write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("task", choices=("run", "write"))
+    parser.add_argument("--only", nargs="+", default=[])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--results", type=Path, default=machine.RESULTS)
+    arguments = parser.parse_args()
+    (run if arguments.task == "run" else write)(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Features of our own, planted into real activations, and what comes back of them."""
