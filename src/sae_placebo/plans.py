@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sae_placebo import text
 from sae_placebo.arms import ArmSpec
 from sae_placebo.controls import Control
 from sae_placebo.models import identify, ties_embeddings
 from sae_placebo.protocol import TrialSpec
-from sae_placebo.reference import use_arms, use_hookpoints
+from sae_placebo.reference import asked_arms, asked_hookpoints
 from sae_placebo.store import Step
 
 # raised by hand when what a stage writes changes its meaning
@@ -29,6 +29,7 @@ VERSIONS = {
     "match": 2,
     "methods": 1,
     "use": 3,
+    "audit": 1,
 }
 
 
@@ -69,6 +70,7 @@ class Plan:
     match: dict[Place, Step]
     methods: dict[tuple[ArmModel, str], Step]
     use: dict[Place, Step]
+    audit: dict[Place, Step]
 
     def steps(self) -> Iterator[Step]:
         """Yield all steps in the order in which they run, each artefact once."""
@@ -89,6 +91,7 @@ class Plan:
         yield from self.match.values()
         yield from self.methods.values()
         yield from self.use.values()
+        yield from self.audit.values()
 
     @property
     def groups(self) -> tuple[tuple[ArmModel, ...], ...]:
@@ -171,6 +174,7 @@ class _Planner:
             match=match,
             methods=methods,
             use=self._use(match, parts),
+            audit=self._audit(measure, parts),
         )
 
     def _arm(
@@ -266,28 +270,37 @@ class _Planner:
     def _use(
         self, match: Mapping[Place, Step], parts: Mapping[str, Mapping[ArmModel, Step]]
     ) -> dict[Place, Step]:
-        """Return one step per SAE whose model is asked: the first re-draw and SAE seed of some arms."""
+        """Return one step per SAE of which it is asked what the model uses."""
         spec, found = self.spec, {}
-        asked, hookpoints = use_arms(spec), use_hookpoints(spec)
-        for place, step in match.items():
-            one, hookpoint, sae, sae_seed = place
-            first = spec.seeds_of(one.arm)[0], spec.sae_seeds[0]
-            if one.arm not in asked or hookpoint not in hookpoints:
-                continue
-            if (one.model_seed, sae_seed) != first:
-                continue
-            asked_how = spec.use.model_dump(mode="json", exclude={"arms", "hookpoints"})
-            settings = [asked_how, spec.circuits, hookpoint, sae, sae_seed]
-            found[place] = self.step(
-                "use",
-                step.name,
-                settings,
-                parts["build"][one],
-                parts["harvest"][one],
-                parts["train"][one],
-                step,
-            )
+        how = spec.use.model_dump(mode="json", exclude={"arms", "hookpoints"})
+        for place in self._asked("use", match):
+            settings, step = [how, spec.circuits, *place[1:]], match[place]
+            inputs = [parts[stage][place[0]] for stage in ("build", "harvest", "train")]
+            found[place] = self.step("use", step.name, settings, *inputs, step)
         return found
+
+    def _audit(
+        self, measure: Mapping[Place, Step], parts: Mapping[str, Mapping[ArmModel, Step]]
+    ) -> dict[Place, Step]:
+        """Return one step per SAE that is audited; it reads the other SAEs of the same activations."""
+        spec, found = self.spec, {}
+        how = spec.audit.model_dump(mode="json", exclude={"arms", "hookpoints"})
+        for place in self._asked("audit", measure):
+            others = [s for p, s in measure.items() if p[:2] == place[:2]]
+            settings, inputs = [how, *place[1:]], list({s.key: s for s in others}.values())
+            name = measure[place].name
+            found[place] = self.step("audit", name, settings, parts["build"][place[0]], *inputs)
+        return found
+
+    def _asked(self, table: Literal["use", "audit"], places: Iterable[Place]) -> Iterator[Place]:
+        """Yield the first re-draw and SAE seed of the arms and hookpoints that are asked about."""
+        spec = self.spec
+        arms, hookpoints = asked_arms(spec, table), asked_hookpoints(spec, table)
+        for place in places:
+            one, hookpoint, _, sae_seed = place
+            first = one.model_seed == spec.seeds_of(one.arm)[0] and sae_seed == spec.sae_seeds[0]
+            if one.arm in arms and hookpoint in hookpoints and first:
+                yield place
 
 
 def _may_have_labels(spec: text.TextSpec) -> bool:

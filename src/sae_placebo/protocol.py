@@ -21,6 +21,7 @@ from pydantic import (
 
 from sae_placebo.activations import HarvestSpec
 from sae_placebo.arms import ArmSpec, parse_arm
+from sae_placebo.audits.spec import AuditSpec
 from sae_placebo.circuits.spec import CircuitSpec
 from sae_placebo.designs import ArmParts, designs
 from sae_placebo.devices import check_device
@@ -63,6 +64,7 @@ class TrialSpec(Spec):
         structure: How latents are held against placebos.
         methods: How existing methods are fitted and counted beside SAEs.
         use: How it is asked whether the model uses what latents stand for.
+        audit: How it is asked where SAEs mislead.
         circuits: How readers and writers of latents are looked for.
         contrasts: Pairs (arm, control) to compare; none given: trained minus every other arm, and
             the margins of every factorial that the arms make (see `designs`).
@@ -89,6 +91,7 @@ class TrialSpec(Spec):
     methods: MethodsSpec = MethodsSpec()
     use: UseSpec = UseSpec()
     circuits: CircuitSpec = CircuitSpec()
+    audit: AuditSpec = AuditSpec()
     contrasts: tuple[tuple[str, str], ...] = ()
     device: Annotated[str, AfterValidator(check_device)] = Field("cpu", exclude=True)
 

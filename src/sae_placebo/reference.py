@@ -1,6 +1,8 @@
-"""The arm of a trial that trained latents are held against, and the arms whose use is asked about."""
+"""The arm of a trial that trained latents are held against, and the arms whose models are asked on."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from sae_placebo.arms import ArmSpec
 from sae_placebo.errors import NotEstimable, SpecError, unknown_name
@@ -42,13 +44,13 @@ def _serves(arm: ArmSpec) -> bool:
     return arm.control.draws and every_layer and arm.data is None and arm.dictionary is None
 
 
-def use_arms(spec: TrialSpec) -> tuple[str, ...]:
-    """Return the arms whose models are asked what they use: those named, or trained and placebo.
+def asked_arms(spec: TrialSpec, table: Literal["use", "audit"]) -> tuple[str, ...]:
+    """Return the arms whose models are asked on, for use or for audits: those named, or trained and placebo.
 
     Raises:
         SpecError: one that is named does not exist, or no model reads its activations.
     """
-    asked = spec.use.arms
+    asked = getattr(spec, table).arms
     if asked is None:
         try:
             asked = (spec.trained_arm, reference_placebo(spec))
@@ -56,26 +58,27 @@ def use_arms(spec: TrialSpec) -> tuple[str, ...]:
             asked = (spec.trained_arm,)
     for arm in asked:
         if arm not in spec.arms:
-            raise SpecError(f"use.arms: {unknown_name('arm', arm, spec.arms)}")
+            raise SpecError(f"{table}.arms: {unknown_name('arm', arm, spec.arms)}")
         data = spec.arms[arm].data
         if data is not None and data.of_activations:
             raise SpecError(
-                f"use.arms holds {arm!r}, whose activations are drawn: no model goes on from them; leave "
-                "it out"
+                f"{table}.arms holds {arm!r}, whose activations are drawn: no model goes on from them; "
+                "leave it out"
             )
     return tuple(dict.fromkeys(asked))
 
 
-def use_hookpoints(spec: TrialSpec) -> tuple[str, ...]:
-    """Return the hookpoints at which it is asked what models use.
+def asked_hookpoints(spec: TrialSpec, table: Literal["use", "audit"]) -> tuple[str, ...]:
+    """Return the hookpoints that are asked about, for use or for audits.
 
     Raises:
         SpecError: one that is named is none of the trial's.
     """
-    asked = spec.use.hookpoints
+    asked: tuple[str, ...] | None = getattr(spec, table).hookpoints
     if asked is None:
         return spec.hookpoints
     for name in asked:
         if name not in spec.hookpoints:
-            raise SpecError(f"use.hookpoints: {unknown_name('hookpoint', name, spec.hookpoints)}")
+            wrong = unknown_name("hookpoint", name, spec.hookpoints)
+            raise SpecError(f"{table}.hookpoints: {wrong}")
     return asked

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sae_placebo import artefacts, models, precision
+from sae_placebo.audit_results import audit_tables, described_audits
 from sae_placebo.designs import quads
 from sae_placebo.errors import StoreError
 from sae_placebo.interactions import interactions
@@ -36,6 +37,7 @@ TABLES = (
     *("effects", "interactions", "matching", "latents", "measurements", "coverage", "passages"),
     *("sensitivity", "methods", "decoys", "ladder", "partners", "mechanism"),
     *("use", "readers", "writers", "directions", "patched", "use_passages"),
+    *("audits", "audit_latents"),
 )
 
 OF_MEASURE = ("measurements", "coverage")
@@ -109,6 +111,11 @@ class Trial:
     def passages(self) -> Any:
         """DataFrame of top activating passages of the latents drawn to be shown."""
         return self._table("passages")
+
+    @property
+    def audits(self) -> Any:
+        """DataFrame, one row per number of each audit of each SAE that was audited."""
+        return self._table("audits")
 
     @property
     def use(self) -> Any:
@@ -187,7 +194,7 @@ def write_results(plan: Plan, store: Store) -> Trial:
     joined["mechanism"] = mechanism_of(
         plan.spec, joined["latents"], _cards(plan, store), plan.spec.measurement.thresholds
     )
-    joined |= use_tables(plan, store)
+    joined |= use_tables(plan, store) | audit_tables(plan, store)
     for name, table in joined.items():
         _replace_table(folder / f"{name}.parquet", table)
     write_json(folder / "trial.json", record(plan, store))
@@ -308,6 +315,7 @@ def record(plan: Plan, store: Store) -> dict[str, Any]:
         },
         "masks": {split: _masks(plan, store, one, split) for split, one in rows.items()},
         "use": use_record(plan, store),
+        "audits": described_audits() if plan.audit else {},
         "metrics": {name: _described(metric) for name, metric in EVERY_METRIC.items()},
         "confidence": CONFIDENCE,
         "precision": precision.describe(),

@@ -5,7 +5,7 @@ in a placebo: the same model with its weights re-drawn. Every arm reads the same
 order, and its SAEs start from the same bits; only the model differs.
 
     protocol -> tokenize -> for each arm and re-draw: build, harvest, train
-             -> for each SAE: measure, profile -> for each arm: methods -> for some SAEs: use
+             -> for each SAE: measure, profile -> for each arm: methods -> for some SAEs: use, audit
              -> compare -> report
 
 Arms that read the same activations are trained in one pass. Each step's result is an artefact, keyed by
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_placebo import artefacts, checkpoints, interrupts, models
+from sae_placebo.auditing import Auditing
 from sae_placebo.checkpoints import Work
 from sae_placebo.controls import build
 from sae_placebo.devices import describe_device, settings
@@ -86,6 +87,7 @@ def run(
         profiles = Profiles(bench.plan, place, bench.given, bench.heldout, progress)
         profiles.run()
         Uses(bench.plan, place, profiles, progress).run()
+        Auditing(bench.plan, place, bench.given, profiles, progress).run()
         with progress.track("compare and report", 1, "trial") as advance:
             trial = write_results(bench.plan, place)
             advance(1)

@@ -11,6 +11,7 @@ from sae_placebo import artefacts
 from sae_placebo.controls import build
 from sae_placebo.errors import NotEstimable
 from sae_placebo.examining import Examination, confirmed, examine
+from sae_placebo.materials import Materials
 from sae_placebo.passages import passages_of
 from sae_placebo.plans import ArmModel, Place, Plan
 from sae_placebo.profiles import Profiles
@@ -44,20 +45,10 @@ class Uses:
         if not left:
             return
         for one in dict.fromkeys(place[0] for place in left):
-            model = self._model(one)
+            model = model_of(self.plan, self.profiles.given, one)
             for place in left:
                 if place[0] == one:
                     self._ask(place, model)
-
-    def _model(self, one: ArmModel) -> Any:
-        """Return an arm's model, built again from its recipe."""
-        given, spec = self.profiles.given.reference, self.plan.spec
-        control = spec.arms[one.arm].control
-        model, _ = build(given, control, spec.seed, one.model_seed or 0, source=spec.model)
-        if spec.device == "cpu":
-            # few queries on many keys: the one-by-one form is up to 1.7 times as fast, with equal values
-            model.config._attn_implementation = "eager"
-        return model.to(spec.device)
 
     def _ask(self, place: Place, model: Any) -> None:
         hookpoint = place[1]
@@ -101,3 +92,14 @@ class Uses:
         kinds = (table["class"].astype(str) + " " + table["verdict"].astype(str)).to_numpy(object)
         kinds[~(table["n_active"].to_numpy(np.float64) >= least)] = ""
         return kinds
+
+
+def model_of(plan: Plan, given: Materials, one: ArmModel) -> Any:
+    """Return an arm's model, built again from its recipe, on the trial's device."""
+    spec = plan.spec
+    control = spec.arms[one.arm].control
+    model, _ = build(given.reference, control, spec.seed, one.model_seed or 0, source=spec.model)
+    if spec.device == "cpu":
+        # few queries on many keys: the one-by-one form is up to 1.7 times as fast, with equal values
+        model.config._attn_implementation = "eager"
+    return model.to(spec.device)

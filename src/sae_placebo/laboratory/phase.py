@@ -351,7 +351,7 @@ def _computed(cells: list[Cell], folder: Path, workers: int) -> Iterator[None]:
                 future.result()
                 yield
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
             raise
 
 

@@ -118,6 +118,10 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         *("arm", "model_seed", "sae_seed", "hookpoint", "sae", "latent", "rank", "document"),
         *("tokens", "activations", "peak"),
     ),
+    "audits": (
+        *("arm", "control", "model_seed", "sae_seed", "hookpoint", "sae", "audit", "name"),
+        *("value", "low", "high", "n", "null", "null_low", "null_high", "at", "of", "reason"),
+    ),
     "interactions": (
         *("design", "metric", "hookpoint", "sae", "effect", "low", "high", "se", "df"),
         *("null", "unit", "cells", "n_documents", "n_tokens", "n_sae_seeds", "n_models", "reason"),
@@ -135,7 +139,7 @@ OPTIONAL = (
         "partners",
     ),
     "mechanism",
-    *("use", "readers", "writers", "directions", "patched", "use_passages"),
+    *("use", "readers", "writers", "directions", "patched", "use_passages", "audits"),
 )
 """Tables that only some trials have: those of labeled text, those with a factorial, and those run
 since there are such tables."""
@@ -175,6 +179,7 @@ class Tables:
     directions: pandas.DataFrame = field(default_factory=lambda: _empty("directions"))
     patched: pandas.DataFrame = field(default_factory=lambda: _empty("patched"))
     use_passages: pandas.DataFrame = field(default_factory=lambda: _empty("use_passages"))
+    audits: pandas.DataFrame = field(default_factory=lambda: _empty("audits"))
 
     @property
     def name(self) -> str:

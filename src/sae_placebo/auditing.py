@@ -1,0 +1,99 @@
+"""The stage that asks where SAEs mislead: one job per SAE that is audited, one model at a time."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from sae_placebo import audits
+from sae_placebo.audit_results import write_audited
+from sae_placebo.audits.base import AUDITS, Audited, Case, audit
+from sae_placebo.materials import Materials
+from sae_placebo.metrics.truth import Truth
+from sae_placebo.plans import ArmModel, Place, Plan
+from sae_placebo.profiles import Profiles
+from sae_placebo.progress import Progress
+from sae_placebo.store import Store
+from sae_placebo.structure.base import Reading, TokenTable
+from sae_placebo.use.base import Subject
+from sae_placebo.use.downstream import Downstream
+from sae_placebo.uses import model_of
+
+
+@dataclass
+class Auditing:
+    """Audits SAEs.
+
+    Args:
+        plan: Of the trial.
+        store: Where artefacts are.
+        given: Readability of labels.
+        profiles: Reads the SAEs.
+        progress: Where progress is shown.
+    """
+
+    plan: Plan
+    store: Store
+    given: Materials
+    profiles: Profiles
+    progress: Progress
+
+    def run(self) -> None:
+        """Audit every SAE of the arms chosen that was not audited."""
+        left = {p: s for p, s in self.plan.audit.items() if self.store.find(s) is None}
+        if not left:
+            return
+        for one in dict.fromkeys(place[0] for place in left):
+            model = model_of(self.plan, self.given, one)
+            for place in left:
+                if place[0] == one:
+                    self._audit(place, model)
+
+    def _audit(self, place: Place, model: Any) -> None:
+        one, hookpoint, sae, _ = place
+        reading = self.profiles.reading(*place)
+        case = Case(
+            reading=reading,
+            subject=Subject(Downstream(model, hookpoint), reading.tokens, reading.activations),
+            labels=self._labels(reading.tokens),
+            others=self._others(place),
+            spec=self.plan.spec.audit,
+            seed=self.plan.spec.seed,
+        )
+        label = f"audit: {one.label}, {hookpoint}, {sae}"
+        with (
+            self.store.write(self.plan.audit[place]) as draft,
+            self.progress.track(label, len(AUDITS.entries), "audits") as advance,
+        ):
+            found: dict[str, Audited] = {}
+            for name in AUDITS.entries:
+                found |= audit(case, (name,))
+                advance(1)
+            write_audited(draft, found)
+
+    def _others(self, place: Place) -> dict[str, Reading]:
+        """Return SAEs of the same activations, by architecture and seed."""
+        one, hookpoint, *_ = place
+        others = [p for p in self.plan.measure if p[:2] == (one, hookpoint) and p != place]
+        return {
+            f"{sae}, seed {seed}": self._read(one, hookpoint, sae, seed) for *_, sae, seed in others
+        }
+
+    def _read(self, one: ArmModel, hookpoint: str, sae: str, seed: int) -> Reading:
+        return self.profiles.reading(one, hookpoint, sae, seed)
+
+    def _labels(self, tokens: TokenTable) -> Truth | None:
+        readability = self.given.readability
+        if readability is None or tokens.labels is None:
+            return None
+        return readability.truth(tokens.labels, tokens.places)
+
+
+def _register() -> None:
+    """Import every audit, so that each is known by name."""
+    for name in audits.NAMES:
+        importlib.import_module(f"sae_placebo.audits.{name}")
+
+
+_register()
