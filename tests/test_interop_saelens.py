@@ -108,6 +108,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "p_annealed": {"l0": 5.0},
     "jumprelu": {"l0": 5.0},
     "gated": {"l0": 5.0},
+    "tied": {"l0": 5.0},
 }
 EVERY = pytest.mark.parametrize("kind", sorted(SAES))
 

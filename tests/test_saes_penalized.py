@@ -16,7 +16,7 @@ from sae_placebo.saes.p_annealed import SOFTENING
 from sae_placebo.training import Fit, TrainingSpec
 
 D_IN, D_SAE = 24, 80
-KINDS = ("relu", "p_annealed", "jumprelu", "gated")
+KINDS = ("relu", "p_annealed", "jumprelu", "gated", "tied")
 TABLES: tuple[dict[str, object], ...] = (
     {"kind": "relu"},
     {"kind": "relu", "scaling": "mean"},
@@ -26,6 +26,7 @@ TABLES: tuple[dict[str, object], ...] = (
     {"kind": "jumprelu", "loss": "tanh"},
     {"kind": "jumprelu", "loss": "quadratic"},
     {"kind": "gated"},
+    {"kind": "tied"},
 )
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from sae_placebo.cli_toy import toy
 from sae_placebo.errors import PlaceboError, StoreError
 from sae_placebo.progress import for_terminal
 
@@ -18,6 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(toy, name="toy")
 
 TrialFile = Annotated[Path, typer.Argument(help="The trial file (TOML).")]
 StoreFolder = Annotated[Path, typer.Option("--store", help="Folder of artefacts and results.")]

@@ -305,6 +305,8 @@ RECOVERY: dict[str, tuple[dict[str, object], float]] = {
     "matryoshka": ({"k": 3, "prefixes": [0.5, 1.0]}, 0.91),
     # a penalty on sums of codes shrinks them, and merges directions where few may be active
     "relu": ({"k": 6}, 0.94),
+    # 40 directions in 24 dimensions overlap, and a tied encoder cannot turn away from the others
+    "tied": ({"k": 6}, 0.85),
     "p_annealed": ({"k": 6}, 0.9),
     "gated": ({"k": 3}, 0.94),
     "jumprelu": ({"k": 3}, 0.94),

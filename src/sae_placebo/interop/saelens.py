@@ -61,6 +61,7 @@ class _Format:
 _FORMATS: Mapping[str, _Format] = {
     "topk": _Format("topk"),
     "relu": _Format("standard"),
+    "tied": _Format("standard"),
     "p_annealed": _Format("standard", aside=("exponent", "penalty_scale")),
     "jumprelu": _Format("jumprelu"),
     "gated": _Format("gated", {"b_enc": "b_gate"}),

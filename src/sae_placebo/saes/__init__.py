@@ -8,6 +8,7 @@ from sae_placebo.saes import jumprelu as jumprelu
 from sae_placebo.saes import matryoshka as matryoshka
 from sae_placebo.saes import p_annealed as p_annealed
 from sae_placebo.saes import relu as relu
+from sae_placebo.saes import tied as tied
 from sae_placebo.saes import topk as topk
 from sae_placebo.saes.base import PARAMETERS, SAE, SAES, Context, Evaluation, SAESpec, parse_sae
 from sae_placebo.saes.batchtopk import BatchTopKSpec
@@ -18,6 +19,7 @@ from sae_placebo.saes.matryoshka import MatryoshkaSpec
 from sae_placebo.saes.p_annealed import PAnnealedSpec
 from sae_placebo.saes.penalized import PenalizedSpec
 from sae_placebo.saes.relu import ReLUSpec
+from sae_placebo.saes.tied import TiedSpec
 from sae_placebo.saes.topk import TopKSpec
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "PenalizedSpec",
     "ReLUSpec",
     "SAESpec",
+    "TiedSpec",
     "TopKSpec",
     "parse_sae",
 ]

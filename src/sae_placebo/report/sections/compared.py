@@ -42,6 +42,7 @@ _SAE_KINDS = {
     "p_annealed": "p-annealed",
     "jumprelu": "JumpReLU",
     "gated": "Gated",
+    "tied": "Tied ReLU",
 }
 _KEPT = ("kept", "keeps", "preserves", "holds")
 _TOUCHED = ("touched", "tensors_touched", "touches", "tensors")

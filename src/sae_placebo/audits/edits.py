@@ -1,0 +1,250 @@
+"""Edits of activations: at which tokens, in which directions, and what they cost the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64, Int64
+
+from sae_placebo.audits.base import Case, Finding, over_documents
+from sae_placebo.errors import NotEstimable
+from sae_placebo.gaussian import SecondMoments, gaussian_draws
+from sae_placebo.lazy import torch
+from sae_placebo.spec import generator, numpy_generator
+from sae_placebo.use.base import Subject
+from sae_placebo.use.downstream import kl
+
+KINDS = ("isotropic", "covariance", "mixture", "same_cosine")
+"""Random pushes as long as the error."""
+
+
+OUTLIER = 3.0
+"""Tokens with a norm above this many times the median are told apart; as in training."""
+
+
+FLOOR = 1e-9
+"""Nats per token below which a cost is rounding."""
+
+
+_IN_ROW = (8, 16)
+
+
+ROW_SHARE = 16
+
+
+def runnable(case: Case) -> Subject:
+    """Return the model behind the hookpoint.
+
+    Raises:
+        NotEstimable: it cannot be run.
+    """
+    if case.subject is None:
+        raise NotEstimable("the model cannot be run: audit an arm that has one")
+    return case.subject
+
+
+def ordinary(case: Case) -> Bool[np.ndarray, " token"]:
+    """Return which tokens have no outlying norm. The first position of a row is never held out."""
+    norms = case.reading.activations.float().norm(dim=1).cpu().numpy()
+    return np.asarray(norms <= OUTLIER * np.median(norms))
+
+
+def chosen(case: Case, n: int, among: Bool[np.ndarray, " token"]) -> Int64[np.ndarray, " some"]:
+    """Return tokens at which the model is run, ascending: n of them, or as many as there are.
+
+    8 to 16 tokens share a row, since reading a row costs as much as many edits. Rows are taken evenly
+    from all documents: each gives its next row when all others that have one have given theirs.
+
+    Args:
+        case: What is audited.
+        n: Tokens.
+        among: Those that may be taken.
+
+    Raises:
+        NotEstimable: there is none.
+    """
+    if not among.any():
+        raise NotEstimable("no token is left to run the model at: hold out more documents")
+    random = numpy_generator(case.seed, "audit", "tokens")
+    order = random.permutation(np.flatnonzero(among))
+    rows, first, owner = np.unique(
+        case.reading.tokens.places[order, 0], return_index=True, return_inverse=True
+    )
+    documents = case.documents[order[first]]
+    shuffled = random.permutation(len(rows))
+    turn = np.empty(len(rows), dtype=np.int64)
+    given: dict[int, int] = {}
+    for row in shuffled:
+        turn[row] = given.get(int(documents[row]), 0)
+        given[int(documents[row])] = int(turn[row]) + 1
+    place = np.empty(len(rows), dtype=np.int64)
+    place[shuffled[np.argsort(turn[shuffled], kind="stable")]] = np.arange(len(rows))
+    n_rows = np.clip(len(given), max(n // _IN_ROW[1], 1), max(n // _IN_ROW[0], 1))
+    per_row = max(n / n_rows, n / len(rows))
+    # the first tokens of each row in random order, row by row, up to n
+    by_row = np.argsort(place[owner], kind="stable")
+    starts = np.searchsorted(place[owner][by_row], place[owner][by_row], side="left")
+    turn_in_row = np.arange(len(order)) - starts
+    kept = order[by_row[turn_in_row < math.ceil(per_row)]]
+    return np.sort(kept[:n]).astype(np.int64)
+
+
+def costs(
+    case: Case, tokens: Int64[np.ndarray, " some"], deltas: Float[torch.Tensor, "some edit d_in"]
+) -> Float64[np.ndarray, "some edit"]:
+    """Return KL(unedited || edited) of edits of single tokens, in nats.
+
+    Summed over the predictions at the token and at the `window` next ones. The edits of a token share a
+    forward pass.
+
+    Raises:
+        NotEstimable: the model cannot be run.
+    """
+    subject = runnable(case)
+    found = np.empty(deltas.shape[:2])
+    for row, part in subject.by_row(tokens):
+        clean = subject.clean(row)
+        for i in part:
+            position = int(subject.tokens.places[tokens[i], 1])
+            cost = subject.downstream.kl_of_edits(clean, position, deltas[i], case.spec.window)
+            found[i] = cost.double().cpu().numpy()
+    return found
+
+
+def row_costs(
+    case: Case, rows: Int64[np.ndarray, " row"], kinds: tuple[str, ...]
+) -> Iterator[tuple[int, Float64[np.ndarray, " edit"], int]]:
+    """Yield what editing all held-out tokens of a row at once costs: row, nats of each edit, predictions.
+
+    The first edit is the reconstruction, the others are pushes of the kinds.
+
+    Raises:
+        NotEstimable: the model cannot be run.
+    """
+    subject, pushes = runnable(case), Pushes(case)
+    places = subject.tokens.places
+    for row in rows:
+        here = np.flatnonzero((places[:, 0] == row) & pushes.ordinary)
+        where = torch.from_numpy(places[here, 1])
+        clean = subject.clean(int(row))
+        start = int(where.min())
+        found = []
+        for kind in ("error", *kinds):
+            delta = torch.zeros_like(clean.site, dtype=torch.float32)
+            delta[where] = pushes.draw(kind, here, f"row {row}").to(delta.device)
+            with torch.no_grad():
+                logits = subject.downstream.logits(
+                    clean.token_ids[None], clean.entering[None], delta[None]
+                )
+                cost = kl(clean.log_probs[start:], logits[:, start:]).sum()
+            found.append(float(cost))
+        yield int(row), np.array(found), len(clean.token_ids) - start
+
+
+def covariance_pushes(
+    covariance: Float[torch.Tensor, "d_in d_in"], n: int, random: torch.Generator
+) -> Float[torch.Tensor, "push d_in"]:
+    """Return z1 - z2 of independent z ~ N(mu, Sigma), whose covariance is 2 Sigma; not scaled."""
+    draw = gaussian_draws(torch.zeros(len(covariance)), covariance)
+    return draw(n, random) - draw(n, random)
+
+
+class Pushes:
+    """Draws pushes as long as the error of each token.
+
+    Args:
+        case: What is audited; the covariance is that of all its tokens without outlying norm.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.x = case.reading.activations.float().cpu()
+        self.ordinary = ordinary(case)
+        self._pool = np.flatnonzero(self.ordinary)
+        moments = SecondMoments(self.x[torch.from_numpy(self._pool)].mean(0))
+        for part in np.array_split(self._pool, max(len(self._pool) // 65_536, 1)):
+            moments.add(self.x[torch.from_numpy(part)])
+        self.covariance = moments.mean_and_covariance()[1]
+
+    def draw(
+        self, kind: str, tokens: Int64[np.ndarray, " some"], name: str
+    ) -> Float[torch.Tensor, "some d_in"]:
+        """Return what a push of a kind adds to each token's activation.
+
+        Args:
+            kind: "error" for the reconstruction less the activation, or one of `KINDS`.
+            tokens: Which.
+            name: Of the draw.
+        """
+        at = torch.from_numpy(tokens)
+        error, x = -self.case.error[at], self.x[at]
+        if kind == "error":
+            return error
+        random = generator(self.case.seed, "audit", "push", kind, name)
+        if kind == "same_cosine":
+            # what the error does along x is kept; across x it gets another direction
+            unit = _unit(x)
+            along = (error * unit).sum(1, keepdim=True) * unit
+            free = torch.randn(error.shape, generator=random)
+            across = _unit(free - (free * unit).sum(1, keepdim=True) * unit)
+            turned: torch.Tensor = along + across * (error - along).norm(dim=1, keepdim=True)
+            return turned
+        if kind == "isotropic":
+            free = torch.randn(error.shape, generator=random)
+        elif kind == "covariance":
+            free = covariance_pushes(self.covariance, len(tokens), random)
+        else:
+            pairs = torch.randint(len(self._pool), (2, len(tokens)), generator=random)
+            # no activation less itself
+            pairs[1] = torch.where(pairs[0] == pairs[1], (pairs[1] + 1) % len(self._pool), pairs[1])
+            free = self.x[self._pool[pairs[0]]] - self.x[self._pool[pairs[1]]]
+        scaled: torch.Tensor = _unit(free) * error.norm(dim=1, keepdim=True)
+        return scaled
+
+    def rescaled(
+        self, tokens: Int64[np.ndarray, " some"]
+    ) -> tuple[Float[torch.Tensor, "some d_in"], Float[torch.Tensor, "some d_in"]]:
+        """Return the pushes to x at the length of x_hat, and to x_hat at the length of x."""
+        x, found = self.x[tokens], self.case.reconstruction[tokens]
+        lengths, others = x.norm(dim=1, keepdim=True), found.norm(dim=1, keepdim=True)
+        at_length_of_other = x * (others / lengths.clamp_min(1e-30) - 1)
+        return at_length_of_other, found * (lengths / others.clamp_min(1e-30)) - x
+
+
+def _unit(rows: Float[torch.Tensor, "row d_in"]) -> Float[torch.Tensor, "row d_in"]:
+    found: torch.Tensor = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    return found
+
+
+def ratio_of(
+    audit: str,
+    name: str,
+    top: Float[np.ndarray, " token"],
+    bottom: Float[np.ndarray, " token"],
+    documents: Int64[np.ndarray, " token"],
+    seed: int,
+) -> Finding:
+    """Return a ratio of means over tokens as a finding whose null is 1, with its interval over documents."""
+    n = len(top)
+    if n == 0 or bottom.sum() <= 0:
+        reason = "no tokens" if n == 0 else "the pushes cost the model nothing"
+        return Finding(audit, name, math.nan, n=n, null=1.0, reason=reason)
+    value, low, high = over_documents(
+        lambda s: s[0] / s[1], np.stack([top, bottom]), documents, seed
+    )
+    return Finding(audit, name, value, low, high, n, null=1.0)
+
+
+def mean_of(
+    audit: str,
+    name: str,
+    values: Float[np.ndarray, " token"],
+    documents: Int64[np.ndarray, " token"],
+    seed: int,
+) -> Finding:
+    """Return a mean over tokens as a finding, with its interval over documents."""
+    found = ratio_of(audit, name, values, np.ones(len(values)), documents, seed)
+    return replace(found, null=math.nan)

@@ -1,0 +1,395 @@
+"""Absorption and split families: labels that the SAE spreads over latents, or that its main latents miss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, Int64
+
+from sae_placebo.audits.absorption import (
+    FULL_COSINE,
+    FULL_SHARE,
+    JUMP,
+    MOST_LATENTS,
+    PART_COSINE,
+    RATES,
+    VERSIONS,
+    Chooser,
+    Family,
+    absorbed,
+)
+from sae_placebo.audits.base import (
+    AUDITS,
+    Audit,
+    Audited,
+    Case,
+    Finding,
+    Quantity,
+    over_documents,
+)
+from sae_placebo.audits.probes import (
+    Tasks,
+    best_f1,
+    f1_of,
+    fit_probes,
+    label_tasks,
+    letter_tasks,
+    sample,
+)
+from sae_placebo.errors import NotEstimable
+from sae_placebo.spec import numpy_generator
+from sae_placebo.use.base import Directions, latent_directions
+
+KINDS = ("label", "letter")
+
+
+@dataclass(eq=False)
+class Answers:
+    """What was found for one set of tasks.
+
+    Attributes:
+        families: Of each task.
+        probe: F1 of each task's probe on x.
+        hits: [task, token] tokens where the label holds and the probe on x says so.
+        rates: By measure and version: [task, token] whether, or how much of it, was absorbed there.
+    """
+
+    families: list[Family] = field(default_factory=list)
+    probe: list[float] = field(default_factory=list)
+    hits: list[Bool[np.ndarray, " token"]] = field(default_factory=list)
+    rates: dict[str, list[Float64[np.ndarray, " token"]]] = field(
+        default_factory=lambda: {name: [] for name in RATES}
+    )
+
+
+def run(case: Case) -> Audited:
+    """Return family sizes and absorption for labels and for first letters, each beside two nulls.
+
+    Raises:
+        NotEstimable: no latent is active, or neither kind of label can be probed.
+    """
+    directions = latent_directions(case.reading)
+    if not directions.n_active.any():
+        raise NotEstimable("no latent is active on the held-out tokens: hold out more of them")
+    findings: list[Finding] = []
+    refused: list[str] = []
+    for kind, make in (("label", label_tasks), ("letter", letter_tasks)):
+        try:
+            tasks = make(case)
+        except NotEstimable as refusal:
+            refused.append(str(refusal))
+            findings += [
+                Finding("families", name, math.nan, of="labels", reason=str(refusal))
+                for name in _names(kind)
+            ]
+            continue
+        findings += _of_kind(case, directions, tasks, kind)
+    if len(refused) == len(KINDS):
+        raise NotEstimable(refused[0])
+    return Audited(findings)
+
+
+def _of_kind(case: Case, directions: Directions, tasks: Tasks, kind: str) -> list[Finding]:
+    halves = [half & tasks.known for half in case.halves()]
+    fit, score = (
+        sample(half, case.spec.ridge_tokens, case.seed, "families", kind, str(i))
+        for i, half in enumerate(halves)
+    )
+    x = case.reading.activations.float().cpu().numpy()
+    bias = case.reading.sae.params["b_dec"].detach().float().cpu().numpy()
+    bench = Bench(x - bias, directions, fit, score)
+    random = numpy_generator(case.seed, "audit", "families", kind)
+    real = bench.answers(tasks)
+    moved = bench.answers(tasks.permuted(case.documents, random))
+    drawn = bench.of_directions(*random_tasks(bench.x, tasks, fit, random))
+    return _findings(case, kind, tasks, (real, moved, drawn), score)
+
+
+def random_tasks(
+    x: Float32[np.ndarray, "token d_in"],
+    tasks: Tasks,
+    fit: Int64[np.ndarray, " chosen"],
+    random: np.random.Generator,
+) -> tuple[Tasks, Float32[np.ndarray, "task d_in"]]:
+    """Return labels that hold where x lies far along random directions, as often as the given ones."""
+    rows = random.standard_normal((len(tasks.names), x.shape[1])).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    along = x @ rows.T
+    rates = tasks.present[fit].mean(0)
+    limits = [np.quantile(along[fit, i], 1 - rate) for i, rate in enumerate(rates)]
+    return Tasks(tasks.names, along > np.array(limits, dtype=np.float32), tasks.known), rows
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """Activations and codes on which labels are looked for.
+
+    Attributes:
+        x: [token, d_in], less b_dec.
+        directions: Unit decoder rows, and codes times decoder norms.
+        fit: Tokens that probes and families are chosen on.
+        score: Tokens that they are scored on.
+    """
+
+    x: Float32[np.ndarray, "token d_in"]
+    directions: Directions
+    fit: Int64[np.ndarray, " chosen"]
+    score: Int64[np.ndarray, " scored"]
+
+    def answers(self, tasks: Tasks) -> Answers:
+        """Return families and absorption, with a logistic probe on x for each task."""
+        probes = fit_probes(self.x[self.fit], tasks.present[self.fit])
+        lengths = np.linalg.norm(probes.weights, axis=1)
+        unit = probes.weights / np.maximum(lengths, 1e-30)[:, None]
+        logits = (probes.logits(self.x[self.fit]), probes.logits(self.x[self.score]))
+        return self._answers(tasks, unit, logits)
+
+    def of_directions(self, tasks: Tasks, rows: Float32[np.ndarray, "task d_in"]) -> Answers:
+        """Return the same for labels that a direction defines: it is its own probe."""
+        return self._answers(tasks, rows, (self.x[self.fit] @ rows.T, self.x[self.score] @ rows.T))
+
+    def _answers(
+        self,
+        tasks: Tasks,
+        unit: Float32[np.ndarray, "task d_in"],
+        logits: tuple[Float32[np.ndarray, "fit task"], Float32[np.ndarray, "scored task"]],
+    ) -> Answers:
+        codes, held = self.directions.amounts[self.fit], self.directions.amounts[self.score]
+        chooser = Chooser(codes)
+        cosines = self.directions.vectors @ unit.T
+        along = self.x[self.score] @ unit.T
+        out = Answers()
+        for task in range(len(tasks.names)):
+            yes, truth = tasks.present[self.fit, task], tasks.present[self.score, task]
+            limit = best_f1(logits[0][:, task], yes)[1]
+            says = logits[1][:, task] > limit
+            family = chooser.family(yes, held, truth)
+            out.families.append(family)
+            out.probe.append(f1_of(says, truth))
+            hits = says & truth
+            out.hits.append(hits)
+            rates = absorbed(held, cosines[:, task], along[:, task], hits, family.latents)
+            for name, values in rates.items():
+                out.rates[name].append(values)
+        return out
+
+
+def _mean_of_ratios(n: int) -> Callable[[Float64[np.ndarray, "part replicate"]], Any]:
+    """Return the mean over tasks of sum / sum, from the sums of n numerators, then n denominators."""
+
+    def statistic(s: Float64[np.ndarray, "part replicate"]) -> Float64[np.ndarray, " replicate"]:
+        there = s[n:] > 0
+        ratio = np.divide(s[:n], s[n:], out=np.zeros_like(s[:n]), where=there)
+        count = there.sum(0)
+        mean = np.full(s.shape[1], np.nan)
+        np.divide(ratio.sum(0), count, out=mean, where=count > 0)
+        return mean
+
+    return statistic
+
+
+def _rate(
+    case: Case, answers: Answers, name: str, score: Int64[np.ndarray, " scored"]
+) -> tuple[float, float, float]:
+    parts = np.stack([*answers.rates[name], *answers.hits]).astype(np.float64)
+    return over_documents(
+        _mean_of_ratios(len(answers.hits)), parts, case.documents[score], case.seed
+    )
+
+
+def _findings(
+    case: Case,
+    kind: str,
+    tasks: Tasks,
+    answers: tuple[Answers, Answers, Answers],
+    score: Int64[np.ndarray, " scored"],
+) -> list[Finding]:
+    real, moved, drawn = answers
+    n = int(sum(one.sum() for one in real.hits))
+    out = []
+    for name in RATES:
+        value = _rate(case, real, name, score)
+        for null, suffix in ((drawn, ""), (moved, "_permuted")):
+            beside = _rate(case, null, name, score)
+            reason = "" if math.isfinite(value[0]) else "no probe found its label"
+            out.append(
+                Finding("families", f"{kind}_{name}{suffix}", *value, n, *beside, reason=reason)
+            )
+    sizes, numbers = [len(f.latents) for f in real.families], len(tasks.names)
+    columns = {
+        "size": ([float(size) for size in sizes], [float(len(f.latents)) for f in drawn.families]),
+        "f1_best": ([f.first for f in real.families], [f.first for f in drawn.families]),
+        "f1_family": ([f.whole for f in real.families], [f.whole for f in drawn.families]),
+        "f1_probe": (real.probe, moved.probe),
+    }
+    for name, (values, nulls) in columns.items():
+        found, low, high = _mean(np.array(values), case.seed)
+        out.append(
+            Finding(
+                "families",
+                f"{kind}_{name}",
+                found,
+                low,
+                high,
+                numbers,
+                *_mean(np.array(nulls), case.seed),
+                of="labels",
+                reason=""
+                if math.isfinite(found)
+                else "no latent is active more often with a label",
+            )
+        )
+    for i, label in enumerate(tasks.names):
+        hits = int(real.hits[i].sum())
+        out.append(
+            Finding(
+                "families",
+                f"{kind}_size/{label}",
+                float(sizes[i]),
+                n=hits,
+                null=float(len(drawn.families[i].latents)),
+            )
+        )
+        out.append(_one(case, real, drawn, i, f"{kind}_full_family/{label}", score))
+    return out
+
+
+def _one(
+    case: Case,
+    real: Answers,
+    drawn: Answers,
+    task: int,
+    name: str,
+    score: Int64[np.ndarray, " scored"],
+) -> Finding:
+    found = []
+    for answers in (real, drawn):
+        parts = np.stack([answers.rates["full_family"][task], answers.hits[task]])
+        found.append(
+            over_documents(
+                _mean_of_ratios(1), parts.astype(float), case.documents[score], case.seed
+            )
+        )
+    n = int(real.hits[task].sum())
+    return Finding(
+        "families", name, *found[0], n, *found[1], reason="" if n else "the probe never found it"
+    )
+
+
+def _mean(values: Float64[np.ndarray, " label"], seed: int) -> tuple[float, float, float]:
+    """Return a mean over labels and its bootstrap interval over labels."""
+    values = values[np.isfinite(values)]
+    if len(values) == 0:
+        return math.nan, math.nan, math.nan
+    if len(values) == 1:
+        return float(values[0]), math.nan, math.nan
+    random = numpy_generator(seed, "audit", "families", "bootstrap", len(values))
+    many = values[random.integers(0, len(values), size=(1_000, len(values)))].mean(1)
+    low, high = np.quantile(many, [0.025, 0.975]).tolist()
+    return float(values.mean()), low, high
+
+
+_OF = {"label": "labels of the text", "letter": "first letters of tokens"}
+_DRAWN = "the same for labels that say where x lies far along random directions, equally often"
+_MOVED = "the same with labels that changed places with those of other documents"
+_MAIN = {
+    "single": "the best latent (inflated where a label is split over latents)",
+    "family": "all latents of the label's family",
+}
+
+
+def _names(kind: str) -> list[str]:
+    return [quantity.name for quantity in _quantities(kind)]
+
+
+def _quantities(kind: str) -> list[Quantity]:
+    out = []
+    for version in VERSIONS:
+        definitions = {
+            "full": f"mean over {_OF[kind]} of the share of tokens that have the label, and whose "
+            "probe on x says so, on "
+            f"which {_MAIN[version]} are silent and another latent, with a cosine of "
+            f"{FULL_COSINE} or more to the probe, "
+            f"carries {FULL_SHARE} or more of x's projection on it",
+            "fraction": f"mean over {_OF[kind]} and such tokens of the projection of up to "
+            "{MOST_ABSORBERS} other latents "
+            f"(cosine {PART_COSINE} or more), over theirs plus that of {_MAIN[version]}",
+        }
+        for measure, definition in definitions.items():
+            for null, suffix in ((_DRAWN, ""), (_MOVED, "_permuted")):
+                out.append(
+                    Quantity(
+                        f"{kind}_{measure}_{version}{suffix}",
+                        "share",
+                        "lower",
+                        null,
+                        definition,
+                        "Only what exceeds both nulls is absorption: there, a silent latent does "
+                        "not mean that the "
+                        "label is absent."
+                        if version == "family"
+                        else "Prefer the version of the family: this one also counts plain splitting.",
+                    )
+                )
+    out += [
+        Quantity(
+            f"{kind}_size",
+            "latents",
+            "lower",
+            _DRAWN,
+            f"mean over {_OF[kind]} of the latents in the family: each raises F1 of a logistic "
+            f"probe on the family's codes "
+            f"by more than {JUMP}; at most {MOST_LATENTS}",
+            "Steer or ablate the whole family, not its best latent.",
+        ),
+        Quantity(
+            f"{kind}_f1_best",
+            "F1",
+            "higher",
+            _DRAWN,
+            f"mean over {_OF[kind]} of the F1 of the family's best latent, on other documents",
+            "If it is far below the probe's, do not use a single latent as a detector.",
+        ),
+        Quantity(
+            f"{kind}_f1_family",
+            "F1",
+            "higher",
+            _DRAWN,
+            f"mean over {_OF[kind]} of the F1 of a logistic probe on the family's codes, on other "
+            f"documents",
+            "Use the family as a detector if it comes near the probe.",
+        ),
+        Quantity(
+            f"{kind}_f1_probe",
+            "F1",
+            "higher",
+            _MOVED,
+            f"mean over {_OF[kind]} of the F1 of a logistic probe on x, on other documents",
+            "This is the ceiling: labels that it misses say nothing about the SAE.",
+        ),
+    ]
+    return out
+
+
+AUDITS.add(
+    "families",
+    Audit(
+        name="families",
+        title="Absorption and split families",
+        question="Is a label spread over latents, or swallowed by others where its own latents "
+        "should fire?",
+        source="Chanin et al. 2024 (arXiv 2409.14507), without integrated gradients, as SAEBench "
+        "(Karvonen et al. 2025). "
+        "Deviations: decoder norms are folded into codes; probes have a small ridge in whitened "
+        "coordinates; latents "
+        "join a family by the gradient of the logistic loss instead of an L1 probe; any labels, "
+        "not letters alone; "
+        "projections are of x - b_dec; both nulls.",
+        quantities=tuple(quantity for kind in KINDS for quantity in _quantities(kind)),
+        run=run,
+    ),
+)

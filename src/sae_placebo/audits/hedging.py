@@ -1,0 +1,261 @@
+"""Hedging: do latents change when others get room, into the directions that the others take?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int64
+from pydantic import ValidationError
+
+from sae_placebo.audits.base import AUDITS, Audit, Audited, Case, Finding, Quantity
+from sae_placebo.audits.probes import sample
+from sae_placebo.errors import NotEstimable
+from sae_placebo.lazy import torch
+from sae_placebo.saes import SAE
+from sae_placebo.saes.kernels import Workspace
+from sae_placebo.spec import generator, numpy_generator
+from sae_placebo.training import Fit, step_all
+from sae_placebo.training_spec import TrainingSpec
+
+N_SUBSPACES = 50
+_BATCH = 1_024
+
+
+@dataclass(frozen=True, eq=False)
+class Continued:
+    """What continued training made of the latents that there were before.
+
+    Attributes:
+        change: [latent, d_in] decoder rows beside new latents, less those of the control.
+        control: [latent, d_in] decoder rows of the control.
+        span: [d_in, new] an orthonormal basis of what the new latents' decoder rows span.
+        used: Share of the new latents that are active on the tokens of this training.
+    """
+
+    change: Float32[np.ndarray, "latent d_in"]
+    control: Float32[np.ndarray, "latent d_in"]
+    span: Float32[np.ndarray, "d_in new"]
+    used: float
+
+
+def run(case: Case) -> Audited:
+    """Return the hedging rate and the projection that it is made of.
+
+    Raises:
+        NotEstimable: the SAE is too small or too dead to be extended, or its settings refuse new latents.
+    """
+    sae = case.reading.sae
+    living = np.flatnonzero(np.diff(case.reading.by_latent.indptr))
+    n_new = min(case.spec.hedging_latents, sae.d_in // 4)
+    if n_new < 2 or len(living) < 2:
+        raise NotEstimable(
+            f"d_in is {sae.d_in} and {len(living)} latents live: hedging is asked of 2 living "
+            f"latents or more "
+            "in 8 dimensions or more"
+        )
+    continued = continue_with(case, n_new, living)
+    return Audited(*_measured(continued, case.seed, sae.d_sae, living))
+
+
+def continue_with(case: Case, n_new: int, living: Int64[np.ndarray, " living"]) -> Continued:
+    """Return what training on, with and without new random latents, makes of the living ones.
+
+    Both go on with the SAE's own objective on the same batches of held-out activations, in the same
+    order; Adam starts afresh in both. Decoder norms are folded into codes first.
+    """
+    tokens = sample(
+        np.ones(case.n_tokens, dtype=bool), case.spec.hedging_tokens, case.seed, "hedging"
+    )
+    x = case.reading.activations[torch.from_numpy(tokens)].float().cpu()
+    mean = x.mean(0)
+    factor = float((x.shape[1] / (x - mean).square().sum(1).mean().clamp_min(1e-30)).sqrt())
+    x = (x - mean) * factor
+    start = _in_units(case.reading.sae, mean, factor)
+    wide = extended(start, n_new, living, case.seed)
+    training = TrainingSpec(batch_tokens=_BATCH)
+    fits = [Fit(one, training, len(x), copied=False) for one in (start, wide)]
+    random, workspace = numpy_generator(case.seed, "audit", "hedging", "order"), Workspace()
+    order = torch.from_numpy(random.permutation(len(x)))
+    for first in range(0, len(x), _BATCH):
+        step_all(fits, x[order[first : first + _BATCH]], workspace)
+    control, trained = (fit.sae() for fit in fits)
+    kept = torch.from_numpy(living)
+    fresh = trained.params["W_dec"][start.d_sae :]
+    codes = trained.encode(x[: 8 * _BATCH])
+    active = len(torch.unique(codes.latents[codes.latents >= start.d_sae]))
+    return Continued(
+        (trained.params["W_dec"][kept] - control.params["W_dec"][kept]).numpy(),
+        control.params["W_dec"][kept].numpy(),
+        torch.linalg.qr(fresh.t())[0].numpy(),
+        active / n_new,
+    )
+
+
+def _in_units(sae: SAE, mean: torch.Tensor, factor: float) -> SAE:
+    """Return the SAE for (x - mean) * factor, with decoder rows of length 1: the inverse of `SAE.fold`."""
+    params = {name: tensor.detach().float().cpu().clone() for name, tensor in sae.params.items()}
+    lengths = params["W_dec"].norm(dim=1)
+    lengths = torch.where(lengths > 0, lengths, torch.ones_like(lengths))
+    params["W_dec"] = params["W_dec"] / lengths[:, None]
+    params["W_enc"] = params["W_enc"] * lengths
+    for name in sae.spec.in_activation_units & set(params):
+        per_latent = lengths if params[name].ndim else torch.ones(())
+        params[name] = params[name] * per_latent * factor
+    params["b_dec"] = (params["b_dec"] - mean) * factor
+    return SAE(sae.spec, params)
+
+
+def extended(sae: SAE, n_new: int, living: Int64[np.ndarray, " living"], seed: int) -> SAE:
+    """Return the SAE with random latents behind its own.
+
+    New encoder rows lie along new decoder rows; how long they are, and every other tensor of a latent,
+    is the median over living latents.
+
+    Raises:
+        NotEstimable: the architecture's settings do not fit the new width.
+    """
+    width = sae.d_sae + n_new
+    try:
+        spec = type(sae.spec).model_validate(sae.spec.model_dump() | {"d_sae": width})
+    except ValidationError as problem:
+        raise NotEstimable(
+            f"this SAE cannot be made {width} wide: {problem.errors()[0]['msg']}"
+        ) from None
+    random = generator(seed, "audit", "hedging", "latents")
+    rows = torch.nn.functional.normalize(torch.randn(n_new, sae.d_in, generator=random), dim=1)
+    kept = torch.from_numpy(living)
+    along = (sae.params["W_enc"].t()[kept] * sae.params["W_dec"][kept]).sum(1)
+    params = {}
+    for name, tensor in sae.params.items():
+        if name == "W_dec":
+            params[name] = torch.cat([tensor, rows])
+        elif name == "W_enc":
+            new = rows.t() * along.median().clamp_min(0.0)
+            params[name] = torch.cat([tensor, new], dim=1).t().contiguous().t()
+        elif tensor.ndim == 1 and name != "b_dec":
+            params[name] = torch.cat([tensor, tensor[kept].median().expand(n_new)])
+        else:
+            params[name] = tensor.clone()
+    return SAE(spec, params)
+
+
+def _measured(
+    continued: Continued, seed: int, d_sae: int, living: Int64[np.ndarray, " living"]
+) -> tuple[list[Finding], dict[str, Float64[np.ndarray, " latent"]]]:
+    change, n = continued.change, len(living)
+    d_in, n_new = continued.span.shape
+    size = float(np.linalg.norm(continued.control, axis=1).mean())
+    moved = np.linalg.norm(change @ continued.span, axis=1).astype(np.float64) / size
+    random = numpy_generator(seed, "audit", "hedging", "subspaces")
+    lengths = np.empty((N_SUBSPACES, n))
+    for draw in range(N_SUBSPACES):
+        basis = np.linalg.qr(random.standard_normal((d_in, n_new)))[0].astype(np.float32)
+        lengths[draw] = np.linalg.norm(change @ basis, axis=1) / size
+    r, r0, draws = float(moved.mean()), float(lengths.mean()), lengths.mean(1)
+    picks = random.integers(0, n, size=(500, n))
+    many, null = moved[picks].mean(1), lengths.mean(0)[picks].mean(1)
+    rates = _rate(many, null)
+    low, high = np.quantile(rates, [0.025, 0.975]).tolist()
+    r_low, r_high = np.quantile(many, [0.025, 0.975]).tolist()
+    null_low, null_high = np.quantile(draws, [0.025, 0.975]).tolist()
+    # what a random subspace in place of the new latents' would give
+    by_chance = _rate(draws, np.full(N_SUBSPACES, r0))
+    whole = float(np.linalg.norm(change, axis=1).mean()) / size
+    share = math.nan if whole == 0 else r / whole
+    findings = [
+        Finding(
+            "hedging",
+            "hedging",
+            float(_rate(np.array([r]), np.array([r0]))[0]),
+            low,
+            high,
+            n,
+            float(by_chance.mean()),
+            0.0,
+            float(np.quantile(by_chance, 0.975)),
+            of="latents",
+        ),
+        Finding(
+            "hedging", "projection", r, r_low, r_high, n, r0, null_low, null_high, of="latents"
+        ),
+        Finding(
+            "hedging",
+            "direction_share",
+            share,
+            n=n,
+            null=math.nan if whole == 0 else r0 / whole,
+            of="latents",
+            reason="" if whole else "no latent changed",
+        ),
+        Finding("hedging", "new_used", continued.used, n=n_new, null=0.0, of="new latents"),
+    ]
+    by_latent = np.full(d_sae, np.nan)
+    by_latent[living] = moved - lengths.mean(0)
+    return findings, {"hedging_excess": by_latent}
+
+
+def _rate(
+    r: Float64[np.ndarray, " replicate"], r0: Float64[np.ndarray, " replicate"]
+) -> Float64[np.ndarray, " replicate"]:
+    """Return max(0, (r - r0) / (1 - r0))."""
+    return np.asarray(np.maximum(0.0, (r - r0) / np.maximum(1 - r0, 1e-30)))
+
+
+AUDITS.add(
+    "hedging",
+    Audit(
+        name="hedging",
+        title="Hedging",
+        question="Do latents hold parts of features that the SAE has no latent for?",
+        source="Chanin et al. 2025 (arXiv 2505.11756). Deviations: training goes on for few "
+        "tokens, and on the held-out "
+        "activations that the other audits read; means are over living latents; new encoder rows "
+        "have the median "
+        "length along the decoder. Random subspaces allow for the number of dimensions only; "
+        "ordinary drift is in "
+        "both trainings alike.",
+        quantities=(
+            Quantity(
+                "hedging",
+                "share",
+                "lower",
+                "the same with random subspaces in place of that of the new latents: about 0",
+                "max(0, (r - r0) / (1 - r0)): r is `projection`, r0 its null",
+                "If it exceeds its null, widen the SAE: its latents are mixed with correlated "
+                "features that have none.",
+            ),
+            Quantity(
+                "projection",
+                "1",
+                "lower",
+                f"the mean of {N_SUBSPACES} random subspaces of as many dimensions",
+                "mean length of the change of a decoder row, projected on the span of the new "
+                "latents, over the mean "
+                "length of decoder rows; the change is between training on with new latents and "
+                "without",
+                "Compare it with its null only: it grows with the length of training.",
+            ),
+            Quantity(
+                "direction_share",
+                "share",
+                "lower",
+                "the same with random subspaces: about sqrt(new latents / d_in)",
+                "mean length of the projected change over the mean length of the change",
+                "It does not grow with training: use it to compare SAEs that were trained on for "
+                "different lengths.",
+            ),
+            Quantity(
+                "new_used",
+                "share",
+                "neither",
+                "0: none of the new latents found anything to do",
+                "share of the new latents that are active at the end, on up to 8,192 of the "
+                "tokens trained on",
+                "If few are used, the test had no power: raise hedging_tokens or hedging_latents.",
+            ),
+        ),
+        run=run,
+    ),
+)

@@ -1,0 +1,270 @@
+"""What can be read of labels off the error, off the reconstruction, and off the activation itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, Int64
+
+from sae_placebo.audits.base import (
+    AUDITS,
+    Audit,
+    Audited,
+    Case,
+    Finding,
+    Quantity,
+    over_documents,
+)
+from sae_placebo.audits.probes import Tasks, areas, fit_probes, label_tasks, letter_tasks, sample
+from sae_placebo.errors import NotEstimable
+from sae_placebo.spec import numpy_generator
+
+SOURCES = ("error", "reconstruction", "activation")
+_GROUPS = 20
+_FEWEST_BITS = 0.002
+"""Bits per token that must be readable off the activation for a share of them to mean something."""
+
+
+class _Scores:
+    """Held-out scores of probes for all tasks, from one source."""
+
+    def __init__(
+        self,
+        logits: Float32[np.ndarray, "token task"],
+        present: Bool[np.ndarray, "token task"],
+        rate: Float64[np.ndarray, " task"],
+        groups: Int64[np.ndarray, " token"],
+    ) -> None:
+        self.auroc = areas(logits, present)
+        balanced = _balanced(logits, present, rate)
+        self.accuracy = balanced.mean(0) if len(balanced) else balanced
+        with np.errstate(divide="ignore"):
+            log = np.where(present, np.log2(rate), np.log2(1 - rate))
+        signs = np.where(present, -logits, logits).astype(np.float64)
+        # by how much the probe's log loss is below that of the rate alone
+        self.bits = -np.logaddexp(0, signs) / math.log(2) - log
+        self.groups = np.array(
+            [areas(logits[groups == g], present[groups == g]) for g in range(int(groups.max()) + 1)]
+        )
+
+
+def _balanced(
+    logits: Float32[np.ndarray, "token task"],
+    present: Bool[np.ndarray, "token task"],
+    rate: Float64[np.ndarray, " task"],
+) -> Float64[np.ndarray, "token task"]:
+    """Return by token what sums to the accuracy at even odds: yes is said above the label's own rate."""
+    right = (logits > np.log(rate / (1 - rate))) == present
+    n, positive = len(present), present.sum(0)
+    weight = np.where(
+        present, n / (2 * np.maximum(positive, 1)), n / (2 * np.maximum(n - positive, 1))
+    )
+    return np.asarray(right * weight, dtype=np.float64)
+
+
+def run(case: Case) -> Audited:
+    """Return how well each label is read off x, x_hat and x - x_hat, beside permuted labels.
+
+    Raises:
+        NotEstimable: no label can be probed.
+    """
+    try:
+        tasks = label_tasks(case)
+    except NotEstimable:
+        tasks = letter_tasks(case)
+    random = numpy_generator(case.seed, "audit", "information", "labels")
+    sources = {
+        "error": case.error.numpy(),
+        "reconstruction": case.reconstruction.numpy(),
+        "activation": case.reading.activations.float().cpu().numpy(),
+    }
+    real, tokens = _scored(case, sources, tasks)
+    null, _ = _scored(case, sources, tasks.permuted(case.documents, random))
+    findings = []
+    for source in SOURCES:
+        findings += _levels(case, source, real[source], null[source], tokens)
+    return Audited(findings + _shares(case, real, null, tokens, tasks))
+
+
+def _scored(
+    case: Case, sources: Mapping[str, np.ndarray], tasks: Tasks
+) -> tuple[dict[str, _Scores], Int64[np.ndarray, " chosen"]]:
+    halves = [half & tasks.known for half in case.halves()]
+    fit, score = (
+        sample(half, case.spec.ridge_tokens, case.seed, "information", str(i))
+        for i, half in enumerate(halves)
+    )
+    present, truth = tasks.present[fit], tasks.present[score]
+    rate = np.clip(present.mean(0), 1e-6, 1 - 1e-6)
+    _, owner = np.unique(case.documents[score], return_inverse=True)
+    out = {}
+    for source, values in sources.items():
+        probes = fit_probes(values[fit], present)
+        out[source] = _Scores(probes.logits(values[score]), truth, rate, owner % _GROUPS)
+    return out, score
+
+
+def _levels(
+    case: Case, source: str, real: _Scores, null: _Scores, tokens: Int64[np.ndarray, " chosen"]
+) -> list[Finding]:
+    n = len(tokens)
+    mean = float(np.nanmean(real.auroc))
+    with np.errstate(invalid="ignore"):
+        by_group = np.array([np.nanmean(one) for one in real.groups if np.isfinite(one).any()])
+    half = 1.96 * by_group.std(ddof=1) / math.sqrt(len(by_group)) if len(by_group) > 2 else math.nan
+    bits, low, high = _mean_bits(case, real, tokens)
+    none, none_low, none_high = _mean_bits(case, null, tokens)
+    return [
+        Finding(
+            "information",
+            f"auroc_{source}",
+            mean,
+            mean - half,
+            min(mean + half, 1.0),
+            n,
+            float(np.nanmean(null.auroc)),
+        ),
+        Finding(
+            "information",
+            f"accuracy_{source}",
+            float(real.accuracy.mean()),
+            n=n,
+            null=float(null.accuracy.mean()),
+        ),
+        Finding("information", f"bits_{source}", bits, low, high, n, none, none_low, none_high),
+    ]
+
+
+def _mean_bits(
+    case: Case, scores: _Scores, tokens: Int64[np.ndarray, " chosen"]
+) -> tuple[float, float, float]:
+    parts = np.stack([scores.bits.mean(1), np.ones(len(tokens))])
+    return over_documents(lambda s: s[0] / s[1], parts, case.documents[tokens], case.seed)
+
+
+def _shares(
+    case: Case,
+    real: dict[str, _Scores],
+    null: dict[str, _Scores],
+    tokens: Int64[np.ndarray, " chosen"],
+    tasks: Tasks,
+) -> list[Finding]:
+    """Return bits in the error, and bits lost by the reconstruction, over bits in the activation."""
+    documents, n = case.documents[tokens], len(tokens)
+    told = real["activation"].bits.mean(0) > _FEWEST_BITS
+    if not told.any():
+        reason = f"no label can be read off the activations by {_FEWEST_BITS} bits per token"
+        return [
+            Finding("information", name, math.nan, reason=reason)
+            for name in ("error_share", "lost_share")
+        ]
+
+    def error(s: Float64[np.ndarray, "part replicate"]) -> Float64[np.ndarray, " replicate"]:
+        return np.asarray(s[0] / np.where(s[2] > 0, s[2], np.nan))
+
+    def lost(s: Float64[np.ndarray, "part replicate"]) -> Float64[np.ndarray, " replicate"]:
+        return np.asarray(1 - s[1] / np.where(s[2] > 0, s[2], np.nan))
+
+    out = []
+    chosen = [(None, np.flatnonzero(told))] + [
+        (tasks.names[i], np.array([i])) for i in np.flatnonzero(told)
+    ]
+    for label, columns in chosen:
+        parts = np.stack([real[source].bits[:, columns].sum(1) for source in SOURCES])
+        # what permuted labels seem to say, over what is truly readable
+        none = np.array([null[source].bits[:, columns].mean() for source in SOURCES])
+        readable = float(real["activation"].bits[:, columns].mean())
+        nulls = {"error_share": none[0] / readable, "lost_share": (none[2] - none[1]) / readable}
+        for name, statistic in (("error_share", error), ("lost_share", lost)):
+            value, low, high = over_documents(statistic, parts, documents, case.seed)
+            full = name if label is None else f"{name}/{label}"
+            out.append(Finding("information", full, value, low, high, n, float(nulls[name])))
+    return out
+
+
+_WORDS = {
+    "error": "the error x - x_hat",
+    "reconstruction": "the reconstruction x_hat",
+    "activation": "the activation x",
+}
+_NULL = "the same with labels that changed places with those of other documents"
+
+
+def _quantities() -> tuple[Quantity, ...]:
+    out = []
+    for source, words in _WORDS.items():
+        advice = {
+            "error": "If it is far above its null, the SAE drops what you may want to ask about: "
+            "probe x - x_hat too "
+            "before you conclude that something is absent.",
+            "reconstruction": "If it is well below that of the activation, labels do not survive "
+            "the SAE: do not "
+            "conclude from latents that the model lacks them.",
+            "activation": "This is the ceiling of the other two; near its null, no label here can "
+            "tell SAEs apart.",
+        }[source]
+        better = "lower" if source == "error" else "higher"
+        for name, unit, definition in (
+            ("auroc", "1", "area under the curve"),
+            ("accuracy", "share", "accuracy at even odds"),
+            (
+                "bits",
+                "bits per token",
+                "entropy of the label less the probe's log loss, a lower bound of "
+                "information; below 0 where the probe misleads",
+            ),
+        ):
+            out.append(
+                Quantity(
+                    f"{name}_{source}",
+                    unit,
+                    better,  # type: ignore[arg-type]
+                    _NULL,
+                    f"mean over labels of the {definition}, of a logistic probe on {words}, on "
+                    f"documents that it was "
+                    "not fitted on",
+                    advice,
+                )
+            )
+    return tuple(out)
+
+
+AUDITS.add(
+    "information",
+    Audit(
+        name="information",
+        title="What the error knows",
+        question="How much of what is known of the tokens went into the SAE's error?",
+        source="Ours. Bits of a probe as a lower bound of information: Xu et al. 2020 (arXiv "
+        "2002.10689). Labels are "
+        "those of the text, or first letters of tokens where it has none.",
+        quantities=(
+            *_quantities(),
+            Quantity(
+                "error_share",
+                "share",
+                "lower",
+                "bits that permuted labels seem to have in the error, over the same bits of the "
+                "activation: about 0",
+                "bits of the labels in the error, over their bits in the activation; per label "
+                "behind a slash. Bits may "
+                "be in the error and in the reconstruction at once",
+                "For labels with a large share, use the activation or the error beside the "
+                "latents.",
+            ),
+            Quantity(
+                "lost_share",
+                "share",
+                "lower",
+                "the same with permuted labels: about 0",
+                "1 less the bits in the reconstruction over those in the activation; per label "
+                "behind a slash",
+                "For labels with a large share, widen the SAE or raise its L0 before you study "
+                "them with it.",
+            ),
+        ),
+        run=run,
+    ),
+)

@@ -1,0 +1,144 @@
+"""Whether L0 is too low, by overlap: cosines of decoder rows, and projections of activations on them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Float64
+
+from sae_placebo.audits.base import Case, Finding
+from sae_placebo.lazy import torch
+from sae_placebo.spec import numpy_generator
+from sae_placebo.use.base import Directions
+
+DRAWS = 3
+_BLOCK = 1024
+_PROJECTED = 2_048
+
+
+def random_overlap(d_in: int) -> float:
+    """Return E|cos| of two random directions, about sqrt(2 / (pi d_in)); exact."""
+    log = math.lgamma(d_in / 2) - math.lgamma((d_in + 1) / 2)
+    return math.exp(log) / math.sqrt(math.pi)
+
+
+def matched_rows(
+    rows: Float32[np.ndarray, "row d_in"], random: np.random.Generator
+) -> Float32[np.ndarray, "row d_in"]:
+    """Return unit rows of a Gaussian with the rows' own mean and covariance."""
+    center = rows.mean(0, dtype=np.float64)
+    values, vectors = np.linalg.eigh(np.cov(rows.astype(np.float64), rowvar=False))
+    draws = random.standard_normal(rows.shape) * np.sqrt(np.maximum(values, 0))
+    found = center + draws @ vectors.T
+    unit = found / np.linalg.norm(found, axis=1, keepdims=True)
+    return np.asarray(unit, dtype=np.float32)
+
+
+def _mean_overlap(rows: Float32[np.ndarray, "row d_in"]) -> float:
+    tensor, total = torch.from_numpy(rows), 0.0
+    for start in range(0, len(rows), _BLOCK):
+        total += float((tensor[start : start + _BLOCK] @ tensor.t()).abs().sum())
+    return (total - len(rows)) / (len(rows) * (len(rows) - 1))
+
+
+def overlap(
+    by_latent: Float64[np.ndarray, " latent"], directions: Directions, seed: int
+) -> list[Finding]:
+    """Return c_dec, the mean |cos| of two living latents, beside isotropic and matched rows."""
+    living = np.flatnonzero(directions.n_active)
+    means = by_latent[living]
+    # each pair counts in two latents' means
+    half = (
+        2 * 1.96 * float(means.std(ddof=1)) / math.sqrt(len(means)) if len(means) > 2 else math.nan
+    )
+    value = float(means.mean())
+    d_in = directions.vectors.shape[1]
+    random = numpy_generator(seed, "audit", "geometry", "rows")
+    drawn = [_mean_overlap(matched_rows(directions.vectors[living], random)) for _ in range(DRAWS)]
+    return [
+        Finding(
+            "geometry",
+            "c_dec",
+            value,
+            value - half,
+            value + half,
+            len(living),
+            null=random_overlap(d_in),
+            of="latents",
+        ),
+        Finding(
+            "geometry",
+            "c_dec_matched",
+            value,
+            value - half,
+            value + half,
+            len(living),
+            null=float(np.mean(drawn)),
+            null_low=min(drawn),
+            null_high=max(drawn),
+            of="latents",
+        ),
+    ]
+
+
+def projection(case: Case, directions: Directions) -> list[Finding]:
+    """Return s_n, relative to the size of activations, at numbers n of latents per token."""
+    n, m, d_in = case.n_tokens, len(directions), directions.vectors.shape[1]
+    random = numpy_generator(case.seed, "audit", "geometry", "projections")
+    tokens = np.sort(random.choice(n, min(n, _PROJECTED), replace=False))
+    bias = case.reading.sae.params["b_dec"].detach().float().cpu()
+    x = case.reading.activations[torch.from_numpy(tokens)].float().cpu() - bias
+    x = x / x.square().sum(1).mean().sqrt().clamp_min(1e-30)
+    rows = random.standard_normal((m, d_in)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    l0 = max(1, round(directions.amounts.nnz / n))
+    places = sorted({min(k, m // 2) for k in (l0, 2 * l0, 4 * l0, m // 2)} - {0})
+    found = _ranked(x, directions.vectors, places, random)
+    null = _ranked(x, rows, places, random)
+    return [
+        Finding(
+            "geometry",
+            "s_n",
+            float(found[i].mean()),
+            float(np.quantile(found[i], 0.025)),
+            float(np.quantile(found[i], 0.975)),
+            n=len(tokens),
+            null=float(null[i].mean()),
+            null_low=float(np.quantile(null[i], 0.025)),
+            null_high=float(np.quantile(null[i], 0.975)),
+            at=float(place),
+        )
+        for i, place in enumerate(places)
+    ]
+
+
+def _ranked(
+    x: Any, rows: Float32[np.ndarray, "row d_in"], places: list[int], random: np.random.Generator
+) -> Float64[np.ndarray, "place replicate"]:
+    """Return the projection of rank place * tokens among all, in resamples of the tokens.
+
+    Tokens are resampled in 20 groups, so that few sorts are needed.
+    """
+    projected = (x @ torch.from_numpy(rows).t()).numpy()
+    groups = np.array_split(random.permutation(len(projected)), min(20, len(projected)))
+    edges = np.quantile(projected[: _BLOCK // 4], np.linspace(0, 1, 4_001))
+    low, high = float(projected.min()), float(projected.max())
+    edges = np.unique(np.concatenate([[low], edges, np.linspace(low, high, 4_001)]))
+    counts = np.stack([np.histogram(projected[g], edges)[0] for g in groups])
+    weights = random.multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=200)
+    total = np.concatenate([np.ones((1, len(groups)), dtype=np.int64), weights]) @ counts
+    above = np.cumsum(total[:, ::-1], axis=1)
+    sizes = np.array([len(g) for g in groups])
+    n_tokens = np.concatenate([[sizes.sum()], weights @ sizes])
+    descending = edges[::-1]
+    return np.array(
+        [
+            [
+                descending[1 + np.searchsorted(row, place * n)]
+                for row, n in zip(above, n_tokens, strict=True)
+            ]
+            for place in places
+        ]
+    )

@@ -1,0 +1,281 @@
+"""What the model loses by an SAE's reconstruction, beside random pushes of the same length.
+
+A reconstruction moves an activation by the length of its error. That the model's predictions suffer says
+little; that they suffer more than from another push as long says that the error lies where the model reads.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from sae_placebo.audits.base import AUDITS, Audit, Audited, Case, Finding, Quantity, over_documents
+from sae_placebo.audits.edits import (
+    FLOOR,
+    KINDS,
+    OUTLIER,
+    ROW_SHARE,
+    Pushes,
+    chosen,
+    costs,
+    mean_of,
+    ordinary,
+    ratio_of,
+    row_costs,
+    runnable,
+)
+from sae_placebo.errors import NotEstimable
+from sae_placebo.lazy import torch
+from sae_placebo.spec import numpy_generator
+
+NAME = "pushes"
+_QUANTILES = (0.1, 0.5, 0.9)
+
+# --- which tokens, and what edits of them cost ------------------------------------------------------
+
+
+# --- pushes ------------------------------------------------------------------------------------------
+
+
+# --- numbers -----------------------------------------------------------------------------------------
+
+
+def self_test(case: Case, kind: str) -> Finding:
+    """Return the ratio where the error itself is replaced by a push of a kind: 1, within its interval.
+
+    Args:
+        case: What is audited.
+        kind: One of `KINDS`: what replaces the error, and what it is held against.
+    """
+    tokens = chosen(case, case.spec.tokens, ordinary(case))
+    found = _costs_by_kind(case, tokens, (kind,))
+    return _self_test(case, tokens, found, kind)
+
+
+def _self_test(
+    case: Case,
+    tokens: Int64[np.ndarray, " some"],
+    found: dict[str, Float64[np.ndarray, "some draw"]],
+    kind: str,
+) -> Finding:
+    documents = case.documents[tokens].astype(np.int64)
+    against = found[kind][:, 1:].mean(1)
+    return ratio_of(NAME, f"self_test_{kind}", found[kind][:, 0], against, documents, case.seed)
+
+
+def _costs_by_kind(
+    case: Case, tokens: Int64[np.ndarray, " some"], kinds: tuple[str, ...]
+) -> dict[str, Float64[np.ndarray, "some draw"]]:
+    """Return the cost of the reconstruction, of x and x_hat at each other's length, and of pushes.
+
+    Each kind is drawn once more than asked: its first push stands for the error where nothing is to be found.
+    """
+    pushes, draws = Pushes(case), case.spec.draws + 1
+    shorter, longer = pushes.rescaled(tokens)
+    edits = [pushes.draw("error", tokens, ""), shorter, longer]
+    edits += [pushes.draw(kind, tokens, str(i)) for kind in kinds for i in range(draws)]
+    found = costs(case, tokens, torch.stack(edits, dim=1))
+    parts = {"error": found[:, :1], "x_rescaled": found[:, 1:2], "rescaled": found[:, 2:3]}
+    return parts | {
+        kind: found[:, 3 + i * draws : 3 + (i + 1) * draws] for i, kind in enumerate(kinds)
+    }
+
+
+def _kind_findings(
+    case: Case,
+    tokens: Int64[np.ndarray, " some"],
+    found: dict[str, Float64[np.ndarray, "some draw"]],
+    kind: str,
+) -> list[Finding]:
+    """Return cost, ratio, its quantiles by token, and the self-test of one kind of push."""
+    documents, seed = case.documents[tokens].astype(np.int64), case.seed
+    error, against = found["error"][:, 0], found[kind][:, 1:].mean(1)
+    nothing = _self_test(case, tokens, found, kind)
+    ratio = ratio_of(NAME, f"ratio_{kind}", error, against, documents, seed)
+    listed = [
+        mean_of(NAME, f"cost_{kind}", against, documents, seed),
+        replace(ratio, null_low=nothing.low, null_high=nothing.high),
+        nothing,
+    ]
+    costly = against > 0
+    for q in _QUANTILES if costly.any() else ():
+        value, low, high = _quantile(error[costly] / against[costly], documents[costly], q, seed)
+        null = float(np.quantile(found[kind][costly, 0] / against[costly], q))
+        name, n = f"ratio_{kind}_by_token", int(costly.sum())
+        listed.append(Finding(NAME, name, value, low, high, n, null, at=q))
+    return listed
+
+
+def _quantile(
+    values: Float64[np.ndarray, " token"],
+    documents: Int64[np.ndarray, " token"],
+    q: float,
+    seed: int,
+) -> tuple[float, float, float]:
+    """Return a quantile over tokens, and its 95% interval over documents.
+
+    By Woodruff's method: the interval of the share of tokens below the quantile, read back as values.
+    """
+    value = float(np.quantile(values, q))
+    parts = np.stack([(values <= value).astype(np.float64), np.ones(len(values))])
+    share, low, high = over_documents(lambda s: s[0] / s[1], parts, documents, seed)
+    if not math.isfinite(low):
+        return value, math.nan, math.nan
+    bounds = np.quantile(values, np.clip([2 * share - high, 2 * share - low], 0, 1))
+    return value, float(bounds[0]), float(bounds[1])
+
+
+def _row_findings(case: Case) -> list[Finding]:
+    """Return the ratios where all tokens of a row are replaced at once."""
+    count = max(case.spec.tokens // ROW_SHARE, 2)
+    tokens = chosen(case, case.spec.tokens, ordinary(case))
+    rows = np.unique(case.reading.tokens.places[tokens, 0])
+    random = numpy_generator(case.seed, "audit", "rows")
+    rows = np.sort(random.permutation(rows)[:count]).astype(np.int64)
+    nats, documents, predictions = [], [], []
+    for row, nats_of_edits, n in row_costs(case, rows, KINDS):
+        nats.append(nats_of_edits)
+        predictions.append(float(n))
+        documents.append(int(case.reading.tokens.rows.documents[row]))
+    table, owners = np.array(nats), np.array(documents, dtype=np.int64)
+    found = [ratio_of(NAME, "rows_cost", table[:, 0], np.array(predictions), owners, case.seed)]
+    for i, kind in enumerate(KINDS):
+        name = f"rows_ratio_{kind}"
+        found.append(ratio_of(NAME, name, table[:, 0], table[:, i + 1], owners, case.seed))
+    found[0] = replace(found[0], null=0.0)
+    return [replace(one, of="rows") for one in found]
+
+
+def _outlier_finding(case: Case) -> Finding:
+    """Return the ratio to isotropic pushes at tokens of outlying norm, which no other number counts."""
+    name, outlying = "ratio_outliers", ~ordinary(case)
+    if not outlying.any():
+        reason = f"no held-out token is longer than {OUTLIER:g} times the median"
+        return Finding(NAME, name, math.nan, null=1.0, reason=reason)
+    tokens = chosen(case, max(case.spec.tokens // 8, 1), outlying)
+    found = _costs_by_kind(case, tokens, ("isotropic",))
+    documents = case.documents[tokens].astype(np.int64)
+    against = found["isotropic"][:, 1:].mean(1)
+    return ratio_of(NAME, name, found["error"][:, 0], against, documents, case.seed)
+
+
+def _run(case: Case) -> Audited:
+    runnable(case)
+    tokens = chosen(case, case.spec.tokens, ordinary(case))
+    found = _costs_by_kind(case, tokens, KINDS)
+    documents, seed = case.documents[tokens].astype(np.int64), case.seed
+    error = found["error"][:, 0]
+    if error.mean() <= FLOOR:
+        raise NotEstimable("the reconstruction costs the model nothing: there is no error to audit")
+    listed = [mean_of(NAME, "cost", error, documents, seed)]
+    for kind in KINDS:
+        listed += _kind_findings(case, tokens, found, kind)
+    norm = ratio_of(NAME, "norm_share", found["x_rescaled"][:, 0], error, documents, seed)
+    listed.append(replace(norm, null=0.0))
+    listed.append(ratio_of(NAME, "at_norm_of_x", found["rescaled"][:, 0], error, documents, seed))
+    listed += [_outlier_finding(case), *_row_findings(case)]
+    column = np.full(case.n_tokens, math.nan)
+    column[tokens] = error
+    return Audited(listed, tokens={"cost": column})
+
+
+_KIND_WORDS = {
+    "isotropic": "in a direction drawn evenly from the sphere",
+    "covariance": "along z1 - z2, z drawn from a Gaussian with the activations' mean and covariance",
+    "mixture": "along the difference of two other held-out activations",
+    "same_cosine": "that change length and cosine to x as the error does, and are random across x",
+}
+_KIND_ADVICE = {
+    "isotropic": "Above 1 is usual, since any push along directions that occur costs more than one "
+    "drawn evenly; conclude nothing from it before the covariance ratio is read.",
+    "covariance": "Above 1 the error sits where the model reads, more than its size says: do not judge "
+    "this SAE by explained variance, and keep the error term in every intervention.",
+    "mixture": "Read it beside the covariance ratio: where the two differ, activations are far from "
+    "Gaussian and the lower one is the safer claim.",
+    "same_cosine": "Where this is near 1 and the isotropic ratio is not, the cost comes from the change "
+    "of length and cosine: correct shrinkage before looking further.",
+}
+
+
+def _kind_quantities(kind: str) -> tuple[Quantity, ...]:
+    words, told = _KIND_WORDS[kind], kind.replace("_", " ")
+    push = f"pushes as long as the error, {words}"
+    cost = "KL(P || P'), summed over the token's prediction and the next ones in the window"
+    return (
+        Quantity(
+            f"cost_{kind}", "nats per token", "neither", "it is a null", f"Mean {cost}, of {push}.",
+            "Only the unit of the ratio: compare the reconstruction's cost with it.",
+        ),
+        Quantity(
+            f"ratio_{kind}", "1", "lower", "1; its range is that of the self-test",
+            f"Mean cost of the reconstruction over mean cost of {push}.", _KIND_ADVICE[kind],
+        ),
+        Quantity(
+            f"ratio_{kind}_by_token", "1", "lower", "the same quantile where a further push is the error",
+            f"10%, 50% and 90% quantile over tokens of the ratio to {told} pushes at the same token.",
+            "A high upper quantile with an ordinary median means a few tokens carry the cost: find them "
+            "with the flags.",
+        ),
+        Quantity(
+            f"self_test_{kind}", "1", "neither", "1",
+            f"The ratio where a further {told} push replaces the error.",
+            "If 1 is outside its interval, there are too few tokens or documents: trust no ratio here.",
+        ),
+        Quantity(
+            f"rows_ratio_{kind}", "1", "lower", "1",
+            f"As ratio_{kind}, where all tokens of a row are replaced at once and all its predictions "
+            "are compared.",
+            "Where it exceeds the ratio of single tokens, errors of different tokens add up: check "
+            "whole-text replacement apart.",
+        ),
+    )  # fmt: skip
+
+
+_QUANTITIES = (
+    Quantity(
+        "cost", "nats per token", "lower", "that of the pushes beside it",
+        "Mean KL(P || P') when one activation is replaced by its reconstruction, summed over the token's "
+        "prediction and the next ones in the window.",
+        "Large where the reconstruction cannot stand for the activation: keep the error in interventions.",
+    ),
+    *(quantity for kind in KINDS for quantity in _kind_quantities(kind)),
+    Quantity(
+        "norm_share", "1", "lower", "0",
+        "Cost of x scaled to the length of x_hat, over the cost of x_hat.",
+        "Near 1 the loss is one of length alone: rescale the reconstruction.",
+    ),
+    Quantity(
+        "at_norm_of_x", "1", "lower", "1",
+        "Cost of x_hat scaled to the length of x, over the cost of x_hat.",
+        "Below 1, rescaling reconstructions to the length of the activation repairs that much for free.",
+    ),
+    Quantity(
+        "ratio_outliers", "1", "lower", "1",
+        "The isotropic ratio at tokens longer than 3 times the median, which no other number counts.",
+        "Never pool these with other tokens; where it is high, leave such tokens out of interventions.",
+    ),
+    Quantity(
+        "rows_cost", "nats per prediction", "lower", "0",
+        "Mean KL per prediction when all tokens of a row are replaced; rows are counted.",
+        "This is what running the model on reconstructions costs; compare it with rows_ratio_covariance.",
+    ),
+)  # fmt: skip
+
+AUDITS.add(
+    NAME,
+    Audit(
+        NAME,
+        "What the reconstruction costs the model",
+        "Does the error hurt the model's predictions more than other pushes of its length?",
+        "Gurnee (2024), SAE reconstruction errors are (empirically) pathological, for the isotropic, "
+        "same-cosine and rescaled pushes; Lee and Heimersheim (2024, arXiv 2410.12555) for covariance "
+        "mixtures, written anew. Deviations: single tokens are replaced as well as whole rows, the "
+        "same-cosine push also has the error's length, the mixture of real activations is ours, and "
+        "intervals are over documents.",
+        _QUANTITIES,
+        _run,
+    ),
+)

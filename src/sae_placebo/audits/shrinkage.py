@@ -1,0 +1,389 @@
+"""Shrinkage: reconstructions, and single latents, that are systematically too short or too long.
+
+The length of the reconstruction says nothing about it: an unbiased reconstruction of variance share EV is
+sqrt(EV) times as long as what it stands for.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Float32, Float64, Int64
+
+from sae_placebo.audits.base import (
+    AUDITS,
+    Audit,
+    Audited,
+    Case,
+    Finding,
+    Quantity,
+    over_documents,
+)
+from sae_placebo.errors import NotEstimable
+from sae_placebo.proportions import wilson
+from sae_placebo.spec import numpy_generator
+from sae_placebo.use.base import Directions, latent_directions
+
+N_STRENGTHS = 4
+MIN_FIRINGS = 30
+"""Tokens on which a latent must be active for a scale of its own."""
+_BLOCK = 1 << 18
+
+
+@dataclass(frozen=True, eq=False)
+class Scales:
+    """What each latent's amounts would have to be multiplied with.
+
+    Attributes:
+        scale: [latent] s_j; NaN with fewer than `MIN_FIRINGS` tokens.
+        half_width: [latent] of its 95% interval: jackknife over documents.
+        firings: [latent] tokens.
+    """
+
+    scale: Float64[np.ndarray, " latent"]
+    half_width: Float64[np.ndarray, " latent"]
+    firings: Int64[np.ndarray, " latent"]
+
+    @property
+    def known(self) -> Int64[np.ndarray, " known"]:
+        """Latents with a scale and an interval."""
+        return np.flatnonzero(np.isfinite(self.scale) & np.isfinite(self.half_width))
+
+
+def run(case: Case) -> Audited:
+    """Return gamma, the length ratio beside its unbiased value, and the scale of single latents.
+
+    Raises:
+        NotEstimable: no latent is active on any held-out token.
+    """
+    directions = latent_directions(case.reading)
+    if directions.amounts.nnz == 0:
+        raise NotEstimable("no latent is active on the held-out tokens: hold out more of them")
+    findings = _gammas(case)
+    amounts = directions.amounts.data.astype(np.float64)
+    tokens = np.repeat(np.arange(case.n_tokens), np.diff(directions.amounts.indptr))
+    error = case.error.numpy()
+    along = amounts * projections(error, directions.vectors, tokens, directions.amounts.indices)
+    scales = scales_of(directions, tokens, along, case.documents)
+    # the null has the same amounts, tokens and errors, along directions that are nobody's
+    random = numpy_generator(case.seed, "audit", "shrinkage", "directions")
+    rows = random.standard_normal(directions.vectors.shape).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    aside = amounts * projections(error, rows, tokens, directions.amounts.indices)
+    null = scales_of(directions, tokens, aside, case.documents)
+    findings += _of_latents(scales, null, case.seed)
+    findings += _by_strength(case, directions, tokens, along, aside)
+    return Audited(
+        findings,
+        {"scale": scales.scale, "scale_half_width": scales.half_width},
+    )
+
+
+def _gammas(case: Case) -> list[Finding]:
+    x, found = case.reading.activations.float().cpu().numpy(), case.reconstruction.numpy()
+    bias = case.reading.sae.params["b_dec"].detach().float().cpu().numpy()
+    results = []
+    for name, centers in (("mean", (x.mean(0), found.mean(0))), ("b_dec", (bias, bias))):
+        a, b = x - centers[0], found - centers[1]
+        parts = np.stack(
+            [
+                np.einsum("td,td->t", b, b, dtype=np.float64),
+                np.einsum("td,td->t", a, b, dtype=np.float64),
+                np.einsum("td,td->t", a, a, dtype=np.float64),
+                np.einsum("td,td->t", a - b, a - b, dtype=np.float64),
+            ]
+        )
+        value, low, high = over_documents(_gamma, parts, case.documents, case.seed)
+        n = case.n_tokens
+        results.append(
+            Finding("shrinkage", f"gamma_{name}", value, low, high, n, null=1.0)
+            if math.isfinite(value)
+            else Finding(
+                "shrinkage",
+                f"gamma_{name}",
+                math.nan,
+                n=n,
+                null=1.0,
+                reason="the reconstruction is the same at every token: it has no size to compare",
+            )
+        )
+        if name == "mean":
+            value, low, high = over_documents(_length, parts, case.documents, case.seed)
+            unbiased = over_documents(_root_of_share, parts, case.documents, case.seed)
+            results.append(Finding("shrinkage", "length_ratio", value, low, high, n, *unbiased))
+    return results
+
+
+def _gamma(s: Float64[np.ndarray, "part replicate"]) -> Float64[np.ndarray, " replicate"]:
+    ratio = s[0] / np.where(s[1] != 0, s[1], np.nan)
+    return np.asarray(np.where(s[0] > 0, ratio, np.nan))
+
+
+def _length(s: Float64[np.ndarray, "part replicate"]) -> Float64[np.ndarray, " replicate"]:
+    return np.asarray(np.sqrt(s[0] / np.where(s[2] > 0, s[2], np.nan)))
+
+
+def _root_of_share(s: Float64[np.ndarray, "part replicate"]) -> Float64[np.ndarray, " replicate"]:
+    explained = 1 - s[3] / np.where(s[2] > 0, s[2], np.nan)
+    return np.asarray(np.sqrt(np.maximum(explained, 0)))
+
+
+def projections(
+    x: Float32[np.ndarray, "token d_in"],
+    rows: Float32[np.ndarray, "latent d_in"],
+    tokens: Int64[np.ndarray, " active"],
+    latents: np.ndarray,
+) -> Float64[np.ndarray, " active"]:
+    """Return x_t . row_j at each active (token, latent), with tokens ascending."""
+    out = np.empty(len(tokens))
+    for start in range(0, len(tokens), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        out[part] = np.einsum("nd,nd->n", x[tokens[part]], rows[latents[part]])
+    return out
+
+
+def scales_of(
+    directions: Directions,
+    tokens: Int64[np.ndarray, " active"],
+    along: Float64[np.ndarray, " active"],
+    documents: np.ndarray,
+) -> Scales:
+    """Return s_j = 1 + sum_t a_tj e_t.d_j / sum_t a_tj^2 and its interval over documents.
+
+    Args:
+        directions: Unit rows d_j and amounts a_tj (codes times decoder norms).
+        tokens: Token of each amount.
+        along: a_tj times e_t . d_j, of each amount.
+        documents: Of each token.
+    """
+    from scipy.stats import t as student_t
+
+    latents, amounts = directions.amounts.indices, directions.amounts.data.astype(np.float64)
+    n = directions.amounts.shape[1]
+    present, owner = np.unique(documents, return_inverse=True)
+    squares = np.bincount(latents, amounts**2, n)
+    firings = np.bincount(latents, minlength=n)
+    enough = (firings >= MIN_FIRINGS) & (squares > 0)
+    excess = np.divide(
+        np.bincount(latents, along, n), squares, out=np.full(n, np.nan), where=enough
+    )
+    # what a document's tokens say beyond the common scale; documents are the independent draws
+    rest = along - np.nan_to_num(excess)[latents] * amounts**2
+    cell = latents.astype(np.int64) * len(present) + owner[tokens]
+    sums = np.bincount(cell, rest, n * len(present)).reshape(n, len(present))
+    seen = np.bincount(cell, minlength=n * len(present)).reshape(n, len(present)) > 0
+    weight = np.bincount(cell, amounts**2, n * len(present)).reshape(n, len(present))
+    count = seen.sum(1)
+    ok = enough & (count >= 2)
+    # the jackknife: how far s_j goes when a document is left out
+    left = np.where(seen, squares[:, None] - weight, 1.0)
+    moves = np.divide(sums, left, out=np.full(sums.shape, np.nan), where=left > 0)
+    moves = np.where(seen, moves, 0)
+    center = moves.sum(1, keepdims=True) / np.maximum(count, 1)[:, None]
+    spread = (np.where(seen, moves - center, 0) ** 2).sum(1) * (count - 1) / np.maximum(count, 1)
+    half = student_t.ppf(0.975, np.maximum(count - 1, 1)) * np.sqrt(spread)
+    half = np.where(ok, half, np.nan)
+    return Scales(1 + excess, half, firings.astype(np.int64))
+
+
+def _of_latents(scales: Scales, null: Scales, seed: int) -> list[Finding]:
+    known = scales.known
+    names = ("scale_median", "scale_spread", "share_shrunk", "share_overshot")
+    if len(known) == 0:
+        reason = f"no latent is active on {MIN_FIRINGS} tokens of 2 documents: hold out more tokens"
+        return [Finding("shrinkage", name, math.nan, of="latents", reason=reason) for name in names]
+    n = len(known)
+    random = numpy_generator(seed, "audit", "shrinkage", "latents")
+    draws = random.integers(0, n, size=(400, n))
+    out = []
+    for name, statistic in (("scale_median", np.median), ("scale_spread", _quartile_range)):
+        many = statistic(scales.scale[known][draws], axis=1)
+        low, high = np.quantile(many, [0.025, 0.975])
+        out.append(
+            Finding(
+                "shrinkage",
+                name,
+                float(statistic(scales.scale[known], axis=0)),
+                float(low),
+                float(high),
+                n,
+                float(statistic(null.scale[known], axis=0)),
+                of="latents",
+            )
+        )
+    for name, sign in (("share_shrunk", 1), ("share_overshot", -1)):
+        hits = _beyond(scales, known, sign)
+        out.append(
+            Finding(
+                "shrinkage",
+                name,
+                hits / n,
+                *wilson(hits, n),
+                n,
+                _beyond(null, known, sign) / n,
+                of="latents",
+            )
+        )
+    return out
+
+
+def _quartile_range(values: np.ndarray, axis: int) -> np.ndarray:
+    low, high = np.quantile(values, [0.25, 0.75], axis=axis)
+    return np.asarray(high - low)
+
+
+def _beyond(scales: Scales, known: Int64[np.ndarray, " known"], sign: int) -> int:
+    return int((sign * (scales.scale[known] - 1) > scales.half_width[known]).sum())
+
+
+def strengths(directions: Directions) -> Int64[np.ndarray, " active"]:
+    """Return which fourth of its latent's active tokens each amount is in, 0 for the weakest."""
+    latents = directions.amounts.indices
+    order = np.lexsort((directions.amounts.data, latents))
+    counts = np.bincount(latents, minlength=directions.amounts.shape[1])
+    starts = np.repeat(np.cumsum(counts) - counts, counts)
+    rank = np.arange(len(order)) - starts
+    out = np.empty(len(order), dtype=np.int64)
+    out[order] = rank * N_STRENGTHS // np.repeat(counts, counts)
+    return out
+
+
+def _by_strength(
+    case: Case,
+    directions: Directions,
+    tokens: Int64[np.ndarray, " active"],
+    along: Float64[np.ndarray, " active"],
+    aside: Float64[np.ndarray, " active"],
+) -> list[Finding]:
+    level, squares = strengths(directions), directions.amounts.data.astype(np.float64) ** 2
+    n = case.n_tokens
+
+    def scale(s: Float[np.ndarray, "part replicate"]) -> Float64[np.ndarray, " replicate"]:
+        return np.asarray(1 + s[0] / np.where(s[1] > 0, s[1], np.nan))
+
+    out = []
+    for part in range(N_STRENGTHS):
+        here = level == part
+        sums = [
+            np.bincount(tokens[here], values[here], n).astype(np.float64)
+            for values in (along, squares, aside)
+        ]
+        value, low, high = over_documents(scale, np.stack(sums[:2]), case.documents, case.seed)
+        null = over_documents(scale, np.stack([sums[2], sums[1]]), case.documents, case.seed)
+        at = (part + 0.5) / N_STRENGTHS
+        out.append(
+            Finding(
+                "shrinkage",
+                "scale_by_strength",
+                value,
+                low,
+                high,
+                int(here.sum()),
+                *null,
+                at=at,
+                of="activations",
+                reason="" if math.isfinite(value) else "no activation is of this strength",
+            )
+        )
+    return out
+
+
+_SCALE = (
+    "s_j = argmin over s of E|e + (1 - s) a_j d_j|^2 over the tokens where latent j is active, "
+    "with the "
+    "error e, unit decoder row d_j and amount a_j = code times decoder norm: above 1, the latent "
+    "is too weak"
+)
+AUDITS.add(
+    "shrinkage",
+    Audit(
+        name="shrinkage",
+        title="Shrinkage",
+        question="Is what the SAE reconstructs systematically too small?",
+        source="gamma: Rajamanoharan et al. 2024 (arXiv 2404.16014). Differs: both sides are "
+        "centered. "
+        "Scale of a latent and its dependence on strength: after Wright and Sharkey 2024, here in "
+        "closed "
+        "form. Intervals over documents are ours.",
+        quantities=(
+            Quantity(
+                "gamma_mean",
+                "1",
+                "neither",
+                "1: unbiased, whatever is missing; below 1: shrinkage",
+                "E|x_hat|^2 / E[x . x_hat], each centered by its own mean",
+                "Below 1, divide the codes by gamma or train with a gated, TopK or JumpReLU SAE "
+                "before you "
+                "compare sizes of effects.",
+            ),
+            Quantity(
+                "gamma_b_dec",
+                "1",
+                "neither",
+                "1: unbiased, whatever is missing; below 1: shrinkage",
+                "E|x_hat|^2 / E[x . x_hat], both less b_dec",
+                "If it differs from the one centered by means, b_dec is not where the codes are "
+                "zero on "
+                "average: read sizes from the centered one.",
+            ),
+            Quantity(
+                "length_ratio",
+                "1",
+                "neither",
+                "sqrt(explained variance), the ratio of an unbiased reconstruction",
+                "root of E|x_hat|^2 / E|x|^2, each centered by its own mean",
+                "Never read this as shrinkage: only its distance to the null beside it is.",
+            ),
+            Quantity(
+                "scale_median",
+                "1",
+                "neither",
+                "the same along random directions, with the same amounts and errors: about 1",
+                f"median over latents of {_SCALE}",
+                "Above 1, steer and ablate with codes times this number.",
+            ),
+            Quantity(
+                "scale_spread",
+                "1",
+                "lower",
+                "the same along random directions: what noise alone spreads",
+                f"distance of the quartiles over latents of {_SCALE}",
+                "If it is well above its null, no single factor repairs the SAE: rescale latent "
+                "by latent.",
+            ),
+            Quantity(
+                "share_shrunk",
+                "share",
+                "lower",
+                "the same along random directions: about .025",
+                "share of latents whose interval of s_j lies above 1",
+                "Multiply the codes of these latents by their s_j before comparing strengths "
+                "across latents.",
+            ),
+            Quantity(
+                "share_overshot",
+                "share",
+                "lower",
+                "the same along random directions: about .025",
+                "share of latents whose interval of s_j lies below 1",
+                "These latents add more than is there: suspect that they stand in for others "
+                "active with them.",
+            ),
+            Quantity(
+                "scale_by_strength",
+                "1",
+                "neither",
+                "the same along random directions: about 1 at every strength",
+                "s over the activations in one fourth of their latent's strengths, all latents "
+                "pooled; the "
+                "place is the middle of that fourth",
+                "If weak activations have another scale than strong ones, do not read a doubled "
+                "code as a "
+                "doubled feature.",
+            ),
+        ),
+        run=run,
+    ),
+)
