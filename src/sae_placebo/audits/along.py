@@ -121,14 +121,12 @@ _QUANTITIES = (
         "error (1 is the reconstruction, 2 as far again), summed over the token's prediction and the next "
         "ones in the window.",
         "Where it lies above the mixtures' from the first step, the error is along directions that the "
-        "model reads: keep it in interventions.",
-    ),
+        "model reads: keep it in interventions.", along="lengths of the error"),
     Quantity(
         "curve_ratio", "1", "lower", "1",
         "The curve over that of covariance mixtures, at the same length.",
         "A ratio that falls with the length means that small errors hurt most for their size: more "
-        "explained variance will not cure it.",
-    ),
+        "explained variance will not cure it.", along="lengths of the error"),
     Quantity(
         "plateau", "lengths of the error", "higher", "that of covariance mixtures; 1.41 for a quadratic",
         "Length at which the curve first reaches half of its value at 2 lengths of the error.",

@@ -143,6 +143,7 @@ class Quantity:
         null: The value where there is nothing to find, in words.
         definition: The formula in words.
         advice: What to do about a bad value, one sentence; shown in the report.
+        along: What `Finding.at` is, for points of a curve.
     """
 
     name: str
@@ -151,6 +152,7 @@ class Quantity:
     null: str
     definition: str
     advice: str = ""
+    along: str = ""
 
 
 @dataclass(frozen=True)

@@ -286,8 +286,7 @@ _QUANTITIES = (
     Quantity(
         "reliability", "share", "neither", "`at`: the mean flag of the bin",
         "Share of tokens truly among the worst tenth, in five bins of equally many tokens by flag.",
-        "Points outside the null's range: read flags as ranks, not as probabilities.",
-    ),
+        "Points outside the null's range: read flags as ranks, not as probabilities.", along="mean flag"),
     Quantity(
         "calibration_error", "share", "lower", "mean where flags are exact, by chance alone",
         "Mean distance between flag and true share over the five bins.",

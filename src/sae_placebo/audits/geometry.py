@@ -296,6 +296,7 @@ AUDITS.add(
                 "place is n",
                 "Compare SAEs that differ in L0 alone: large values behind n = L0 say that L0 is "
                 "wrong.",
+                along="n",
             ),
             Quantity(
                 "interference_share",

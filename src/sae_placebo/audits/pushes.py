@@ -217,8 +217,7 @@ def _kind_quantities(kind: str) -> tuple[Quantity, ...]:
             f"ratio_{kind}_by_token", "1", "lower", "the same quantile where a further push is the error",
             f"10%, 50% and 90% quantile over tokens of the ratio to {told} pushes at the same token.",
             "A high upper quantile with an ordinary median means a few tokens carry the cost: find them "
-            "with the flags.",
-        ),
+            "with the flags.", along="quantile over tokens"),
         Quantity(
             f"self_test_{kind}", "1", "neither", "1",
             f"The ratio where a further {told} push replaces the error.",

@@ -382,6 +382,7 @@ AUDITS.add(
                 "If weak activations have another scale than strong ones, do not read a doubled "
                 "code as a "
                 "doubled feature.",
+                along="quarter of the strengths, its middle",
             ),
         ),
         run=run,

@@ -14,8 +14,10 @@ from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
 from sae_placebo.report.tables import records
 from sae_placebo.report.wording import Estimate, counted, finite, fitting, interval, number, title
 
-_ACTED_ON = 8
-"""Numbers that the list of what to do names, at most."""
+_ACTED_ON, _PER_AUDIT = 8, 2
+"""Numbers that the list of what to do names, at most: in all, and of one audit."""
+_OPEN = 5
+"""Numbers of an audit that stand open; the rest is folded."""
 WORSE, LEVEL, BETTER = "worse than its null", "level with its null", "better than its null"
 
 
@@ -31,7 +33,7 @@ def build(view: View) -> Content:
         shown = []
         for name in dict.fromkeys(name for rows in own.values() for name in rows["audit"]):
             one = _audit(view, str(name), told.get(str(name), {}), own)
-            curves = _curves(view, str(name), own)
+            curves = _curves(view, str(name), told.get(str(name), {}), own)
             one["figures"] = []
             for what, figure in curves.items():
                 known = f"misleading-{number_of}-{name}-{what}"
@@ -68,10 +70,12 @@ def _audit(view: View, name: str, told: dict[str, Any], own: Mapping[str, Any]) 
     named = list(dict.fromkeys([*quantities, *(key for found in points.values() for key in found)]))
     rows = []
     for key in named:
-        cells = [_cell(points[arm].get(key), quantities.get(key, {})) for arm in own]
+        # of one label, a finding is called quantity/label
+        stem, _, label_of = key.partition("/")
+        about = quantities.get(stem, {})
+        cells = [_cell(points[arm].get(key), about) for arm in own]
         if all(cell["row"] is None for cell in cells):
             continue
-        about = quantities.get(key, {})
         rows.append(
             {
                 "name": key,
@@ -79,11 +83,15 @@ def _audit(view: View, name: str, told: dict[str, Any], own: Mapping[str, Any]) 
                 "definition": str(about.get("definition", "")),
                 "null": str(about.get("null", "")),
                 "advice": str(about.get("advice", "")),
+                "is_main": not label_of,
                 "cells": cells,
             }
         )
+    main = [row for row in rows if row["is_main"]]
     return {
         "name": name,
+        "open": main[:_OPEN],
+        "folded": [*main[_OPEN:], *(row for row in rows if not row["is_main"])],
         "title": str(told.get("title", title(name))),
         "question": str(told.get("question", "")),
         "source": str(told.get("source", "")),
@@ -158,23 +166,30 @@ def _actions(view: View, shown: list[dict[str, Any]], arms: list[str]) -> list[d
         }
         for one in shown
         for row in one["rows"]
-        if row["cells"][at]["state"] == WORSE and row["advice"]
+        if row["cells"][at]["state"] == WORSE and row["advice"] and row["is_main"]
     ]
-    return sorted(found, key=lambda row: -float(row["gap"]))[:_ACTED_ON]
+    kept: list[dict[str, Any]] = []
+    for row in sorted(found, key=lambda row: -float(row["gap"])):
+        if sum(other["audit"] == row["audit"] for other in kept) < _PER_AUDIT:
+            kept.append(row)
+    return kept[:_ACTED_ON]
 
 
 # --- curves -----------------------------------------------------------------------------------
 
 
-def _curves(view: View, audit: str, own: Mapping[str, Any]) -> dict[str, Figure]:
+def _curves(
+    view: View, audit: str, told: Mapping[str, Any], own: Mapping[str, Any]
+) -> dict[str, Figure]:
     """Return a figure per number of an audit that is measured along something."""
+    along = {str(q["name"]): str(q.get("along", "")) for q in told.get("quantities", ())}
     lines: dict[str, list[dict[str, Any]]] = {}
     for arm, rows in own.items():
         found = rows[(rows["audit"] == audit) & np.isfinite(rows["at"].astype(float))]
         for name, part in found.groupby("name", sort=False):
             part = part.sort_values("at")
             lines.setdefault(str(name), []).extend(_traces(view, arm, part))
-    return {name: _figure(name, traces) for name, traces in lines.items()}
+    return {name: _figure(name, along.get(name, ""), traces) for name, traces in lines.items()}
 
 
 def _traces(view: View, arm: str, part: pandas.DataFrame) -> list[dict[str, Any]]:
@@ -216,13 +231,15 @@ def _traces(view: View, arm: str, part: pandas.DataFrame) -> list[dict[str, Any]
     return [trace, null]
 
 
-def _figure(name: str, traces: list[dict[str, Any]]) -> Figure:
+def _figure(name: str, along: str, traces: list[dict[str, Any]]) -> Figure:
+    legend = 18 * len(traces)
     layout = layout_of(
-        300,
-        {"l": 60, "r": 12, "t": 34, "b": 46},
-        xaxis={"title": {"text": "at"}, "fixedrange": True},
+        240 + legend,
+        {"l": 60, "r": 12, "t": 14 + legend, "b": 46},
+        xaxis={"title": {"text": label(along or "at")}, "fixedrange": True},
         yaxis={"title": {"text": title(name)}, "fixedrange": True, "rangemode": "tozero"},
     )
+    layout["legend"] |= {"orientation": "v", "traceorder": "normal"}
     return {"data": traces, "layout": layout}
 
 
