@@ -14,6 +14,7 @@ from sae_placebo.audits.absorption import (
     FULL_COSINE,
     FULL_SHARE,
     JUMP,
+    MOST_ABSORBERS,
     MOST_LATENTS,
     PART_COSINE,
     RATES,
@@ -316,7 +317,7 @@ def _quantities(kind: str) -> list[Quantity]:
             f"{FULL_COSINE} or more to the probe, "
             f"carries {FULL_SHARE} or more of x's projection on it",
             "fraction": f"mean over {_OF[kind]} and such tokens of the projection of up to "
-            "{MOST_ABSORBERS} other latents "
+            f"{MOST_ABSORBERS} other latents "
             f"(cosine {PART_COSINE} or more), over theirs plus that of {_MAIN[version]}",
         }
         for measure, definition in definitions.items():
@@ -332,7 +333,7 @@ def _quantities(kind: str) -> list[Quantity]:
                         "not mean that the "
                         "label is absent."
                         if version == "family"
-                        else "Prefer the version of the family: this one also counts plain splitting.",
+                        else "",
                     )
                 )
     out += [

@@ -233,6 +233,8 @@ def _kind_quantities(kind: str) -> tuple[Quantity, ...]:
     )  # fmt: skip
 
 
+_FIRST = ("cost", *(f"ratio_{kind}" for kind in KINDS))
+"""Shown first: what it costs, and over the cost of every kind of push."""
 _QUANTITIES = (
     Quantity(
         "cost", "nats per token", "lower", "that of the pushes beside it",
@@ -259,7 +261,7 @@ _QUANTITIES = (
     Quantity(
         "rows_cost", "nats per prediction", "lower", "0",
         "Mean KL per prediction when all tokens of a row are replaced; rows are counted.",
-        "This is what running the model on reconstructions costs; compare it with rows_ratio_covariance.",
+        "",
     ),
 )  # fmt: skip
 
@@ -274,7 +276,7 @@ AUDITS.add(
         "mixtures, written anew. Deviations: single tokens are replaced as well as whole rows, the "
         "same-cosine push also has the error's length, the mixture of real activations is ours, and "
         "intervals are over documents.",
-        _QUANTITIES,
+        tuple(sorted(_QUANTITIES, key=lambda quantity: quantity.name not in _FIRST)),
         _run,
     ),
 )

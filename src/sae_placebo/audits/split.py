@@ -335,7 +335,7 @@ _QUANTITIES = (
     Quantity(
         "r2_error", "share", "lower", "0 for noise; 1 for mere shrinkage",
         "Variance of the error explained by a ridge prediction from x, on held-out documents.",
-        "Read it only beside the value after scale: shrinkage alone makes it 1.",
+        "",
     ),
     Quantity(
         "r2_after_scale", "share", "lower", "FVU / (1 + FVU), for an error independent of x",
@@ -371,7 +371,7 @@ AUDITS.add(
         "with a penalty; scale and offset come off first; the other SAE enters by its reconstruction, held "
         "against that of random directions, the largest kept, as many as the SAE keeps; the KL of parts is "
         "ours.",
-        _QUANTITIES,
+        tuple(sorted(_QUANTITIES, key=lambda quantity: not quantity.name.startswith("share_"))),
         _run,
     ),
 )
