@@ -142,6 +142,10 @@ def trial_table(model: Path, text: Path, **changes: Any) -> dict[str, Any]:
             "readers": {"tokens": 400, "nulls": 40, "reader_nulls": 20},
             "writers": {"tokens": 400, "pseudo": 80, "fewest": 5},
         },
+        "audit": {
+            **{"tokens": 64, "draws": 1, "window": 1, "steps": 3, "ridge_tokens": 300},
+            **{"meta_steps": 10, "labels": 2, "hedging_latents": 4, "hedging_tokens": 1_000},
+        },
     }
     return table | changes
 

@@ -321,3 +321,19 @@ def test_saved_saes_are_in_model_units_and_carry_their_provenance(
 
 def test_tables_are_plain_parquet(finished: sp.Trial) -> None:
     assert pd.read_parquet(finished.folder / "effects.parquet").equals(finished.effects)
+
+
+def test_every_audit_is_made_of_the_trained_sae_and_the_placebos(finished: sp.Trial) -> None:
+    from sae_placebo import audits
+    from sae_placebo.audits.base import AUDITS
+
+    found = finished.audits
+    assert set(found["arm"]) == {"trained", "redraw_keep_embeddings"}
+    for _, rows in found.groupby("arm"):
+        assert list(dict.fromkeys(rows["audit"])) == list(audits.NAMES) == list(AUDITS.entries)
+    # what has no value says why
+    missing = found[found["value"].isna()]
+    assert (missing["reason"].str.len() > 0).all()
+    assert list(finished.record["audits"]) == list(audits.NAMES)
+    html = finished.report.read_text(encoding="utf-8")
+    assert "Where this SAE misleads" in html
