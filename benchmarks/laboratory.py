@@ -88,14 +88,22 @@ def shown(value: float, low: float, high: float, digits: int) -> str:
 
 
 def verdict(found: tuple[float, float, float, int], theirs: tuple[float, float] | None) -> str:
-    """Return whether the published number, with the width that it is known to, lies in our interval."""
+    """Return how the published number, known to some width, lies to ours.
+
+    `agrees`: in our interval; `near`: outside it, by less than .05 or 5%; `differs`: else; `undecided`: our
+    interval is longer than half the number, or than .5.
+    """
     if theirs is None:
         return ""
-    _, low, high, _ = found
+    mean, low, high, _ = found
     value, width = theirs
     if math.isnan(low):
         return "one seed"
-    return "agrees" if low - width <= value <= high + width else "differs"
+    if high - low > max(0.5, 0.5 * abs(value)):
+        return "undecided"
+    if low - width <= value <= high + width:
+        return "agrees"
+    return "near" if abs(mean - value) <= max(0.05, 0.05 * abs(value)) else "differs"
 
 
 def table(rows: list[Row], group: str) -> str:

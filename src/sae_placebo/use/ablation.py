@@ -15,7 +15,9 @@ from jaxtyping import Float64, Int64
 from sae_placebo.lazy import torch
 from sae_placebo.spec import numpy_generator
 from sae_placebo.use.base import Directions, Subject
+from sae_placebo.use.downstream import Downstream
 from sae_placebo.use.firings import Firings
+from sae_placebo.use.side_by_side import side_by_side
 
 Advance = Callable[[int], None]
 
@@ -78,8 +80,9 @@ def ablate(
     full = np.zeros(len(visited))
     starts = np.append(np.searchsorted(firings.tokens, visited), len(firings))
     x = subject.activations
-    for row, part in subject.by_row(visited):
-        clean = subject.clean(row)
+
+    def work(model: Downstream, row: int, part: Int64[np.ndarray, " here"]) -> int:
+        clean = model.read(subject.ids_of(row))
         for i in part:
             token, here = visited[i], slice(starts[i], starts[i + 1])
             vectors = torch.from_numpy(directions.vectors[firings.directions[here]])
@@ -90,15 +93,13 @@ def ablate(
                 [torch.cat([vectors, vectors]) * scale[:, None], (x[swap[i]] - x[token])[None]]
             )
             position = int(subject.tokens.places[token, 1])
-            cost = (
-                subject.downstream.kl_of_edits(clean, position, deltas, window)
-                .double()
-                .cpu()
-                .numpy()
-            )
+            cost = model.kl_of_edits(clean, position, deltas, window).double().cpu().numpy()
             n = here.stop - here.start
             zero[here], resample[here], full[i] = cost[:n], cost[n : 2 * n], cost[2 * n]
-            advance(int(n))
+        return int(sum(starts[i + 1] - starts[i] for i in part))
+
+    for n in side_by_side(subject.downstream, list(subject.by_row(visited)), work):
+        advance(n)
     return Ablations(firings, own, zero, resample, full, visited)
 
 

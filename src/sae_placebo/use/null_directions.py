@@ -19,7 +19,9 @@ from sae_placebo.lazy import torch
 from sae_placebo.spec import numpy_generator
 from sae_placebo.use.ablation import Ablations, Advance
 from sae_placebo.use.base import Directions, Subject
+from sae_placebo.use.downstream import Downstream
 from sae_placebo.use.firings import Firings
+from sae_placebo.use.side_by_side import side_by_side
 from sae_placebo.use.spec import UseSpec
 
 _EDITS = 128
@@ -101,9 +103,12 @@ def against_nulls(
         others, columns = stop == spec.nulls, np.arange(start, stop)
         if others:
             columns = np.concatenate([columns, np.arange(spec.nulls, totals.shape[1])])
-        for i, costs in ask.costs(asked, drawn[start:stop], swaps if others else None):
-            totals[firings.directions[i], columns] += costs
-            advance(int(start == 0))
+        by_firing = np.zeros((len(firings), len(columns)))
+        for here, costs in ask.costs(asked, drawn[start:stop], swaps if others else None):
+            by_firing[here] = costs
+            advance(len(here) if start == 0 else 0)
+        # summed in the order of firings, whichever was done first
+        np.add.at(totals, (firings.directions[asked][:, None], columns), by_firing[asked])
         some = np.unique(firings.directions[asked])
         n_nulls[some] = stop
         higher = (totals[some, :stop] >= zero[some, None] * (1 - 1e-9)).sum(1)
@@ -219,25 +224,32 @@ class _Ask:
         asked: Int64[np.ndarray, " asked"],
         drawn: Float[torch.Tensor, "null d_in"],
         swaps: Int64[np.ndarray, "direction other"] | None,
-    ) -> Iterator[tuple[int, Float64[np.ndarray, " null"]]]:
-        """Yield each firing asked about, and what removing its amount of every null direction costs.
+    ) -> Iterator[tuple[Int64[np.ndarray, " here"], Float64[np.ndarray, "here null"]]]:
+        """Yield firings asked about, and what removing their amounts of every null direction costs.
 
         Firings at one token share passes.
         """
         subject, firings = self.subject, self.firings
-        for row, part in subject.by_row(firings.tokens[asked]):
-            clean = subject.clean(row)
+
+        def work(
+            model: Downstream, row: int, part: Int64[np.ndarray, " here"]
+        ) -> tuple[Int64[np.ndarray, " here"], Float64[np.ndarray, "here null"]]:
+            clean = model.read(subject.ids_of(row))
             here = asked[part][np.argsort(firings.tokens[asked[part]], kind="stable")]
             cuts = np.flatnonzero(np.diff(firings.tokens[here])) + 1
+            costs = []
             for together in np.split(here, cuts):
                 position = int(subject.tokens.places[firings.tokens[together[0]], 1])
-                edits = [self._edits(int(i), drawn, swaps) for i in together]
+                edits = torch.cat([self._edits(int(i), drawn, swaps) for i in together])
                 found = [
-                    subject.downstream.kl_of_edits(clean, position, some, self.window)
-                    for some in torch.split(torch.cat(edits), _EDITS)
+                    model.kl_of_edits(clean, position, some, self.window)
+                    for some in torch.split(edits, _EDITS)
                 ]
-                costs = torch.cat(found).double().cpu().numpy()
-                yield from zip(together.tolist(), np.split(costs, len(together)), strict=True)
+                costs.append(torch.cat(found).double().cpu().numpy().reshape(len(together), -1))
+            return here, np.concatenate(costs)
+
+        parts = list(subject.by_row(firings.tokens[asked]))
+        return side_by_side(subject.downstream, parts, work)
 
     def _edits(
         self,
