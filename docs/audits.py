@@ -20,7 +20,7 @@ def text(page: str) -> str:
     for name in audits.NAMES:
         importlib.import_module(f"sae_placebo.audits.{name}")
     parts = []
-    for name in AUDITS.entries:
+    for name in audits.NAMES:
         one = AUDITS[name]
         rows = "\n".join(
             f"| `{q.name}` | {q.unit} | {_cell(q.null)} | {_cell(q.definition)} | {_cell(q.advice)} |"

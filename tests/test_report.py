@@ -95,8 +95,17 @@ def test_all_sections_are_there_in_order(page: Page) -> None:
     anchors = [attrs["id"] for tag, attrs in page.elements if tag == "section"]
     assert anchors == [
         *("compared", "headline", "matching", "effects", "designs", "dose", "data", "coverage"),
-        *("classes", "origin", "use", "circuits", "partners", "ladder", "methods", "entropy"),
-        *("latents", "cards", "calibrated", "method", "definitions", "limits"),
+        *("classes", "origin", "use", "circuits", "partners", "ladder", "methods"),
+        *(
+            "misleading",
+            "entropy",
+            "latents",
+            "cards",
+            "calibrated",
+            "method",
+            "definitions",
+            "limits",
+        ),
     ]
 
 
@@ -430,7 +439,7 @@ def test_a_missing_table_is_said(tmp_path: Path, drop: tuple[str, ...]) -> None:
     for name in drop:
         file = "trial.json" if name == "trial" else f"{name}.parquet"
         assert f"{file} is not in the trial folder." in page.text
-    assert sum(tag == "section" for tag, _ in page.elements) == 22
+    assert sum(tag == "section" for tag, _ in page.elements) == 23
 
 
 def test_empty_tables_one_arm_and_few_latents(tmp_path: Path) -> None:

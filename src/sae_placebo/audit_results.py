@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sae_placebo.audits import NAMES
 from sae_placebo.audits.base import AUDITS, Audited, Finding
 from sae_placebo.lazy import pandas
 from sae_placebo.plans import Plan
 from sae_placebo.store import Store
 from sae_placebo.use_results import keys_of, labelled
 
-NAMES = ("audits", "audit_latents")
+TABLES = ("audits", "audit_latents")
 
 
 def write_audited(draft: Path, found: Mapping[str, Audited]) -> None:
@@ -34,10 +35,10 @@ def write_audited(draft: Path, found: Mapping[str, Audited]) -> None:
 
 def audit_tables(plan: Plan, store: Store) -> dict[str, Any]:
     """Return the tables `audits` and `audit_latents` of all SAEs that were audited."""
-    parts: dict[str, list[Any]] = {name: [] for name in NAMES}
+    parts: dict[str, list[Any]] = {name: [] for name in TABLES}
     for place, step in plan.audit.items():
         folder = store.path(step)
-        for name in NAMES:
+        for name in TABLES:
             table = pandas.read_parquet(folder / f"{name}.parquet")
             parts[name].append(labelled(table, keys_of(plan, *place)))
     return {
@@ -52,10 +53,10 @@ def described_audits() -> dict[str, Any]:
     """Return what every audit and its numbers are, for a trial's record."""
     return {
         name: {
-            "title": one.title,
-            "question": one.question,
-            "source": one.source,
-            "quantities": [dataclasses.asdict(quantity) for quantity in one.quantities],
+            "title": AUDITS[name].title,
+            "question": AUDITS[name].question,
+            "source": AUDITS[name].source,
+            "quantities": [dataclasses.asdict(quantity) for quantity in AUDITS[name].quantities],
         }
-        for name, one in AUDITS.entries.items()
+        for name in NAMES
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 from sae_placebo import audits
 from sae_placebo.audit_results import write_audited
-from sae_placebo.audits.base import AUDITS, Audited, Case, audit
+from sae_placebo.audits.base import Audited, Case, audit
 from sae_placebo.materials import Materials
 from sae_placebo.metrics.truth import Truth
 from sae_placebo.plans import ArmModel, Place, Plan
@@ -64,10 +64,10 @@ class Auditing:
         label = f"audit: {one.label}, {hookpoint}, {sae}"
         with (
             self.store.write(self.plan.audit[place]) as draft,
-            self.progress.track(label, len(AUDITS.entries), "audits") as advance,
+            self.progress.track(label, len(audits.NAMES), "audits") as advance,
         ):
             found: dict[str, Audited] = {}
-            for name in AUDITS.entries:
+            for name in audits.NAMES:
                 found |= audit(case, (name,))
                 advance(1)
             write_audited(draft, found)

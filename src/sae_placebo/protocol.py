@@ -135,6 +135,17 @@ class TrialSpec(Spec):
         return self
 
     @model_validator(mode="after")
+    def _dictionaries_fit_the_saes(self) -> TrialSpec:
+        tied = [label for label, sae in self.saes.items() if sae.ties_encoder]
+        for name, arm in self.arms.items():
+            if tied and arm.dictionary is not None and arm.dictionary.parts_encoder:
+                raise SpecError(
+                    f"arms.{name} parts encoder and decoder ({arm.dictionary.kind}), but "
+                    f"saes.{tied[0]} has one matrix for both: leave one of them out, or use soft_frozen"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _layers_exist(self) -> TrialSpec:
         layers = layer_count(self.model)
         for arm in self.arms.values():

@@ -54,8 +54,9 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=sorted(SAES))
+@pytest.fixture(params=sorted(kind for kind in SAES if not SAES[kind].ties_encoder))
 def spec(request: pytest.FixtureRequest) -> SAESpec:
+    """Every SAE whose encoder and decoder can part; for the others, see `test_a_tied_sae_...`."""
     return recipe(request.param)
 
 
@@ -253,6 +254,20 @@ def test_a_confined_cloud_has_directions_in_its_subspace() -> None:
     rows = FrozenDecoder(init="cov").start(recipe().create(D_IN, 0), confined, 0, 0).params["W_dec"]
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(D_SAE))
     torch.testing.assert_close((rows @ basis).norm(dim=1), torch.ones(D_SAE), rtol=0, atol=1e-3)
+
+
+def test_a_tied_sae_has_no_control_that_parts_its_matrices() -> None:
+    tied = [kind for kind in SAES if SAES[kind].ties_encoder]
+    assert tied == ["tied"]
+    parting = {kind for kind, one in DICTIONARY_CONTROLS.entries.items() if one.parts_encoder}
+    assert parting == {"frozen_decoder", "frozen_encoder", "pca", "untrained"}
+    for kind, table in ((one["kind"], one) for one in SETTINGS):
+        if kind in parting:
+            continue
+        control, plain = parse_dictionary(table), recipe("tied")
+        fit = trained(start(control, plain), control, n=2000)
+        after = fit.sae().params
+        assert torch.equal(after["W_enc"], after["W_dec"].t())
 
 
 def test_the_untrained_scale_is_the_best_one_on_a_gaussian(spec: SAESpec) -> None:

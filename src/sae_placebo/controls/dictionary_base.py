@@ -94,6 +94,9 @@ class DictionaryControl(Spec, ABC):
 
     kind: str
 
+    parts_encoder: ClassVar[bool] = False
+    """Whether encoder and decoder part: one of them alone is held, or scaled. An SAE that has one matrix for
+    both cannot have such a control."""
     preserves: ClassVar[frozenset[str]]
     """What every control of this kind keeps (words of `DICTIONARY_INVARIANTS`)."""
     destroys: ClassVar[frozenset[str]]

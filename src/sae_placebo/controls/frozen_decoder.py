@@ -22,6 +22,7 @@ class FrozenDecoder(RandomDirections):
     """
 
     kind: Literal["frozen_decoder"] = "frozen_decoder"
+    parts_encoder: ClassVar[bool] = True
 
     preserves: ClassVar[frozenset[str]] = frozenset({"recipe", "encoder_learned", "biases_learned"})
     destroys: ClassVar[frozenset[str]] = frozenset({"decoder_learned", "decoder_free"})

@@ -31,6 +31,7 @@ class FrozenEncoder(RandomDirections):
     """
 
     kind: Literal["frozen_encoder"] = "frozen_encoder"
+    parts_encoder: ClassVar[bool] = True
     scaled: bool = True
     """Whether the frozen encoder has the global scale that suits the activations best."""
 

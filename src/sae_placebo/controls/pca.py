@@ -44,6 +44,7 @@ class PCA(DictionaryControl):
     """
 
     kind: Literal["pca"] = "pca"
+    parts_encoder: ClassVar[bool] = True
 
     preserves: ClassVar[frozenset[str]] = frozenset({"recipe"})
     destroys: ClassVar[frozenset[str]] = frozenset(

@@ -34,6 +34,7 @@ class Untrained(DictionaryControl):
     """
 
     kind: Literal["untrained"] = "untrained"
+    parts_encoder: ClassVar[bool] = True
 
     preserves: ClassVar[frozenset[str]] = frozenset({"recipe", "initial_decoder"})
     destroys: ClassVar[frozenset[str]] = frozenset(

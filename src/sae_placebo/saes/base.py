@@ -100,6 +100,8 @@ class SAESpec(Spec, ABC):
     """Names of all tensors, in the order in which they are stored; the four come first."""
     buffers: ClassVar[frozenset[str]] = frozenset()
     """Those that no gradient reaches; an evaluation gives their new values."""
+    ties_encoder: ClassVar[bool] = False
+    """Whether `W_enc` is always the transpose of `W_dec`."""
     in_activation_units: ClassVar[frozenset[str]] = frozenset({"b_enc"})
     """Tensors of shape [d_sae] or [] that scale with pre-activations; `fold` divides them."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jaxtyping import Float
 
@@ -44,6 +44,8 @@ class TiedSpec(PenalizedSpec):
     """
 
     kind: Literal["tied"] = "tied"
+
+    ties_encoder: ClassVar[bool] = True
 
     def selection(
         self, params: Mapping[str, torch.Tensor], context: Context | None

@@ -21,13 +21,14 @@ from sae_placebo.use.downstream import Downstream
 _MOST_BYTES = 2 << 30
 """Memory of the copies, at most."""
 R = TypeVar("R")
-Part = tuple[int, Int64[np.ndarray, " here"]]
+Part = tuple[int, Int64[np.ndarray, "_"]]
+"""A row, and what is asked of it."""
 
 
 def side_by_side(
     downstream: Downstream,
     parts: Sequence[Part],
-    work: Callable[[Downstream, int, Int64[np.ndarray, " here"]], R],
+    work: Callable[[Downstream, int, Int64[np.ndarray, "_"]], R],
 ) -> Iterator[R]:
     """Yield `work` of each row and its part, in the order in which they are done.
 
@@ -48,7 +49,7 @@ def side_by_side(
     for one in (downstream, *downstream.copies(n - 1)):
         free.put(one)
 
-    def job(row: int, part: Int64[np.ndarray, " here"]) -> R:
+    def job(row: int, part: Int64[np.ndarray, "_"]) -> R:
         mine = free.get()
         try:
             return work(mine, row, part)

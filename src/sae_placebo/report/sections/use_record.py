@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
@@ -31,30 +32,23 @@ def record() -> list[dict[str, Any]]:
 def _row(one: dict[str, Any]) -> dict[str, Any]:
     auroc, n = one["auroc"], one["worlds"]
     said = f"{n} of {one['of']} worlds" if n != one["of"] else f"{n} worlds"
-    if auroc is None:
-        score = Estimate("–", None, "no world has both kinds there", said)
-    else:
-        score = Estimate(number(auroc, 3), None, f"lowest {number(one['lowest'], 2)}", said)
-    cells = {name: _share(*one[name]) for name in ("false_not_used", "false_used", "undetermined")}
-    slivers = _share(*one["slivers"])
-    return {
-        "name": one["name"],
-        "auroc": score,
-        "auroc_short": auroc is not None and auroc < LEAST_AUROC,
-        "slivers": slivers,
-        "not_used_short": _rate(one["false_not_used"]) > FALSE_NOT_USED,
-        "slivers_short": _rate(one["slivers"]) > FALSE_NOT_USED,
-        "used_short": _rate(one["false_used"]) > FALSE_USED,
-        "baseline": one["baseline"],
-        **cells,
-    }
+    score = Estimate("–", None, "no world has both kinds there", said)
+    if auroc is not None:
+        short = ", below .95" if auroc < LEAST_AUROC else ""
+        score = Estimate(number(auroc, 3), None, f"lowest {number(one['lowest'], 2)}{short}", said)
+    name, _, best = one["baseline"].rpartition(" ")
+    baseline = Estimate(best or "–", None, name or "none has a value", said)
+    limits = {"false_not_used": FALSE_NOT_USED, "slivers": FALSE_NOT_USED, "false_used": FALSE_USED}
+    shares = {key: _share(one[key], most) for key, most in (limits | {"undetermined": 1.0}).items()}
+    return {"name": one["name"], "auroc": score, "baseline": baseline, **shares}
 
 
-def _rate(counted: list[int]) -> float:
-    return counted[0] / counted[1] if counted[1] else 0.0
-
-
-def _share(hits: int, n: int) -> Estimate:
+def _share(counted: list[int], most: float) -> Estimate:
+    """Return a share, of hits and of how many, as shown; beside one above `most` it says so."""
+    hits, n = counted
     if not n:
         return Estimate("–", None, "there are none", "0")
-    return percent((hits / n, *wilson(hits, n)), f"{hits} of {count(n)}")
+    found = percent((hits / n, *wilson(hits, n)), f"{hits} of {count(n)}")
+    if hits / n <= most:
+        return found
+    return replace(found, reason=f"more than {100 * most:g}%")
