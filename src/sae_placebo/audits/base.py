@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Integer
@@ -229,10 +229,3 @@ def over_documents(
         return value, math.nan, math.nan
     low, high = np.quantile(found, [0.025, 0.975])
     return value, float(low), float(high)
-
-
-def described(values: dict[str, Any]) -> dict[str, Any]:
-    """Return values with NaN as None, for JSON."""
-    return {
-        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()
-    }

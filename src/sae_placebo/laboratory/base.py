@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxtyping import Float32
 from pydantic import Field
 
 from sae_placebo.errors import SpecError
@@ -159,8 +158,3 @@ def unfold(sae: SAE, scaling: Scaling) -> SAE:
         params[name] = params[name] * scaling.factor
     params["b_dec"] = (params["b_dec"] - scaling.mean) * scaling.factor
     return SAE(sae.spec, params)
-
-
-def normalized(rows: Float32[torch.Tensor, "row d_in"]) -> Float32[torch.Tensor, "row d_in"]:
-    """Return rows of length 1; a row of zeros stays."""
-    return torch.nn.functional.normalize(rows, dim=1)
