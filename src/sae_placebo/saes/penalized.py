@@ -12,7 +12,6 @@ missed, and one coefficient means the same at every width. Decoder rows have uni
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -113,14 +112,18 @@ class PenalizedSpec(SAESpec):
         """Return what one token's penalty is multiplied with in the loss of a batch."""
         return context.coefficient / (n_tokens * len(params["b_dec"]))
 
-    @abstractmethod
     def dense(
         self,
         params: Mapping[str, torch.Tensor],
         z: Float[torch.Tensor, "token d_sae"],
         context: Context,
     ) -> tuple[Float[torch.Tensor, "token d_sae"], torch.Tensor]:
-        """Return the codes, and the penalty in units of the loss, differentiable by autograd."""
+        """Return the codes, and the penalty in units of the loss, differentiable by autograd.
+
+        Without another rule: pre-activations above zero, and their weighted sum (L1).
+        """
+        codes = z.relu()
+        return codes, self.weight(params, context, len(z)) * codes.sum()
 
     def evaluate(
         self,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from jaxtyping import Float
-
 from sae_placebo.lazy import torch
 from sae_placebo.saes.base import SAES, Context, SiteGradients
 from sae_placebo.saes.penalized import PenalizedSpec
@@ -52,16 +50,6 @@ class ReLUSpec(PenalizedSpec):
             return plain
         unit = len(params["b_dec"])
         return plain * unit / (self.d_sae if self.scaling == "mean_both" else 1)
-
-    def dense(
-        self,
-        params: Mapping[str, torch.Tensor],
-        z: Float[torch.Tensor, "token d_sae"],
-        context: Context,
-    ) -> tuple[Float[torch.Tensor, "token d_sae"], torch.Tensor]:
-        """Return the codes and their weighted sum."""
-        codes = z.relu()
-        return codes, self.weight(params, context, len(z)) * codes.sum()
 
     def at_sites(
         self,

@@ -53,16 +53,6 @@ class TiedSpec(PenalizedSpec):
         """Return: all above zero, in use; in training nothing, so that no loop steps a matrix alone."""
         return Selection("above") if context is None else None
 
-    def dense(
-        self,
-        params: Mapping[str, torch.Tensor],
-        z: Float[torch.Tensor, "token d_sae"],
-        context: Context,
-    ) -> tuple[Float[torch.Tensor, "token d_sae"], torch.Tensor]:
-        """Return the codes and their weighted sum."""
-        codes = z.relu()
-        return codes, self.weight(params, context, len(z)) * codes.sum()
-
     def evaluate(
         self,
         params: Mapping[str, torch.Tensor],
