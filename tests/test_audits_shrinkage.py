@@ -6,6 +6,10 @@ import pytest
 from planted_latents import WIDTH, assert_same, case_of, named, planted, rescaled
 from sae_placebo.audits import shrinkage
 from sae_placebo.errors import NotEstimable
+from sae_placebo.ground_truth.high_expansion import HighExpansionSpec
+from sae_placebo.laboratory.base import LabTraining, fit_on
+from sae_placebo.saes import ReLUSpec
+from sae_placebo.training_spec import TrainingSpec
 
 
 def test_soft_threshold_of_one_feature_has_its_closed_form() -> None:
@@ -20,6 +24,20 @@ def test_soft_threshold_of_one_feature_has_its_closed_form() -> None:
     assert named(found, "gamma_mean").value == pytest.approx(0.5, abs=1e-6)
     assert named(found, "gamma_b_dec").value == pytest.approx(0.5, abs=1e-6)
     assert found.latents["scale"][0] == pytest.approx(r / (r - lam / 2), abs=1e-5)
+
+
+def test_a_trained_sae_of_one_feature_shrinks_by_half_the_penalty() -> None:
+    generator = HighExpansionSpec(d_in=8, n_features=1, l0=0.5, sigma=0)
+    training = TrainingSpec(batch_tokens=256, learning_rate=5e-3, decay_share=0.5, beta2=0.999)
+    lab = LabTraining(steps=600, training=training, bias="none")
+    spec = ReLUSpec(d_sae=1, coefficient=1.0, warmup_share=0.2)
+    (trained,) = fit_on(generator, {"l1": spec}, lab, (0,)).values()
+    draw = generator.held_out(20 * (WIDTH - 1))
+    codes, rows = trained.sae.encode(draw.x).dense().numpy(), trained.sae.params["W_dec"].numpy()
+    active = draw.codes.dense()[:, 0].numpy() > 0
+    assert codes[active] * np.linalg.norm(rows) == pytest.approx(0.5, abs=0.01)
+    found = shrinkage.run(case_of(draw.x.numpy(), codes, rows))
+    assert named(found, "gamma_b_dec").value == pytest.approx(0.5, abs=0.01)
 
 
 def test_an_unbiased_sae_that_misses_much_has_gamma_1_and_a_short_reconstruction() -> None:

@@ -7,6 +7,7 @@ tell which ones are active, and in some published tests that limit lies near the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from jaxtyping import Bool, Float, Int64
 
@@ -33,11 +34,20 @@ class Ceilings:
     where some feature's codes are signed."""
 
 
-def ceilings(draw: Draw, n_tokens: int = 512) -> Ceilings:
+def ceilings(
+    draw: Draw, n_tokens: int = 512, *, over: Literal["pairs", "tokens"] = "pairs"
+) -> Ceilings:
     """Return the ceilings on the draw's first `n_tokens` tokens.
 
     Pursuit is greedy, so the best possible coder can do better. `omp` takes products in absolute value;
     `nonnegative` uses that codes are positive.
+
+    Args:
+        draw: Tokens with their true codes.
+        n_tokens: How many of them, from the first.
+        over: `pairs`: of all active pairs, the share that is found, as a recall that is pooled. `tokens`:
+            of a token's active features, the share that is found, averaged over the tokens that have
+            any; tokens of few features, which are easier, then count as much as the others.
 
     Source: Pati, Rezaiifar and Krishnaprasad, "Orthogonal matching pursuit" (1993); Bruckstein, Elad and
     Zibulevsky (2008) for the non-negative form, see `inference.nonnegative_pursuit`.
@@ -57,10 +67,10 @@ def ceilings(draw: Draw, n_tokens: int = 512) -> Ceilings:
     nonnegative = float("nan")
     if not draw.truth.subspaces:
         taken = nonnegative_pursuit(x, rows, int(counts.max())).atoms
-        nonnegative = _found(taken, counts, true)
+        nonnegative = _found(taken, counts, true, over)
     return Ceilings(
-        omp=_found(_pursued(x, rows, counts), counts, true),
-        linear=_found(ranked, counts, true),
+        omp=_found(_pursued(x, rows, counts), counts, true, over),
+        linear=_found(ranked, counts, true, over),
         tokens=n_tokens,
         nonnegative=nonnegative,
     )
@@ -108,6 +118,11 @@ def _found(
     ranked: Int64[torch.Tensor, "token most"],
     counts: Int64[torch.Tensor, " token"],
     true: Bool[torch.Tensor, "token feature"],
+    over: str,
 ) -> float:
     within = torch.arange(ranked.shape[1]) < counts[:, None]
-    return float((true.gather(1, ranked) & within).sum() / counts.sum())
+    found = (true.gather(1, ranked) & within).sum(dim=1)
+    if over == "pairs":
+        return float(found.sum() / counts.sum())
+    some = counts > 0
+    return float((found[some] / counts[some]).mean())
