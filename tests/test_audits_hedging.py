@@ -45,7 +45,9 @@ def test_rows_that_hedge_move_along_the_new_latents() -> None:
     assert named(found, "new_used").value >= 0.5
     assert projection.value > projection.null_high
     assert rate.value > rate.null_high
-    assert named(found, "direction_share").null == pytest.approx(0.5, abs=0.05)
+    share = named(found, "direction_share")
+    assert share.null == pytest.approx(0.5, abs=0.05)
+    assert share.low < share.value < share.high
 
 
 def test_new_latents_that_are_frozen_out_give_no_hedging() -> None:

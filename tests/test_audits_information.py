@@ -38,7 +38,10 @@ def test_a_label_with_a_latent_is_not_in_the_error() -> None:
     entropy = -(0.2 * np.log2(0.2) + 0.8 * np.log2(0.8))
     assert bits.value == pytest.approx(entropy, abs=0.05)
     assert bits.low <= bits.value <= bits.high
-    assert named(found, "accuracy_activation").value > 0.99
+    accuracy = named(found, "accuracy_activation")
+    assert accuracy.value > 0.99
+    assert accuracy.low <= accuracy.value <= accuracy.high
+    assert accuracy.null_low < 0.5 < accuracy.null_high
     assert abs(named(found, "error_share").value) < 0.03
     for source in ("error", "reconstruction", "activation"):
         assert named(found, f"auroc_{source}").null == pytest.approx(0.5, abs=0.05)

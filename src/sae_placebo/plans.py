@@ -29,7 +29,7 @@ VERSIONS = {
     "match": 2,
     "methods": 1,
     "use": 3,
-    "audit": 1,
+    "audit": 2,
 }
 
 

@@ -13,6 +13,7 @@ from sae_placebo.audits.base import AUDITS, Audit, Audited, Case, Finding, Quant
 from sae_placebo.audits.probes import sample
 from sae_placebo.errors import NotEstimable
 from sae_placebo.lazy import torch
+from sae_placebo.proportions import wilson
 from sae_placebo.saes import SAE
 from sae_placebo.saes.kernels import Workspace
 from sae_placebo.spec import generator, numpy_generator
@@ -164,6 +165,11 @@ def _measured(
     by_chance = _rate(draws, np.full(N_SUBSPACES, r0))
     whole = float(np.linalg.norm(change, axis=1).mean()) / size
     share = math.nan if whole == 0 else r / whole
+    lengths_of_change = np.linalg.norm(change, axis=1).astype(np.float64) / size
+    with np.errstate(invalid="ignore"):
+        shares = many / lengths_of_change[picks].mean(1)
+    share_low, share_high = np.quantile(shares, [0.025, 0.975]).tolist()
+    used_low, used_high = wilson(round(continued.used * n_new), n_new)
     findings = [
         Finding(
             "hedging",
@@ -184,12 +190,23 @@ def _measured(
             "hedging",
             "direction_share",
             share,
-            n=n,
+            share_low,
+            share_high,
+            n,
             null=math.nan if whole == 0 else r0 / whole,
             of="latents",
             reason="" if whole else "no latent changed",
         ),
-        Finding("hedging", "new_used", continued.used, n=n_new, null=0.0, of="new latents"),
+        Finding(
+            "hedging",
+            "new_used",
+            continued.used,
+            used_low,
+            used_high,
+            n_new,
+            0.0,
+            of="new latents",
+        ),
     ]
     by_latent = np.full(d_sae, np.nan)
     by_latent[living] = moved - lengths.mean(0)

@@ -38,8 +38,8 @@ class _Scores:
         groups: Int64[np.ndarray, " token"],
     ) -> None:
         self.auroc = areas(logits, present)
-        balanced = _balanced(logits, present, rate)
-        self.accuracy = balanced.mean(0) if len(balanced) else balanced
+        self.right = (logits > np.log(rate / (1 - rate))) == present
+        self.present = present
         with np.errstate(divide="ignore"):
             log = np.where(present, np.log2(rate), np.log2(1 - rate))
         signs = np.where(present, -logits, logits).astype(np.float64)
@@ -50,18 +50,23 @@ class _Scores:
         )
 
 
-def _balanced(
-    logits: Float32[np.ndarray, "token task"],
-    present: Bool[np.ndarray, "token task"],
-    rate: Float64[np.ndarray, " task"],
-) -> Float64[np.ndarray, "token task"]:
-    """Return by token what sums to the accuracy at even odds: yes is said above the label's own rate."""
-    right = (logits > np.log(rate / (1 - rate))) == present
-    n, positive = len(present), present.sum(0)
-    weight = np.where(
-        present, n / (2 * np.maximum(positive, 1)), n / (2 * np.maximum(n - positive, 1))
-    )
-    return np.asarray(right * weight, dtype=np.float64)
+def _accuracy(
+    case: Case, scores: _Scores, tokens: Int64[np.ndarray, " chosen"]
+) -> tuple[float, float, float]:
+    """Return the mean over labels of the accuracy at even odds: yes is said above a label's own rate."""
+    n_labels = scores.present.shape[1]
+    yes, no = scores.present.T, ~scores.present.T
+    parts = np.concatenate([scores.right.T & yes, scores.right.T & no, yes, no])
+
+    def mean(s: Float64[np.ndarray, "part replicate"]) -> Float64[np.ndarray, " replicate"]:
+        right, asked = s[: 2 * n_labels], s[2 * n_labels :]
+        # a label that no token of a replicate has, or all have, is left out of it
+        both = (asked[:n_labels] > 0) & (asked[n_labels:] > 0)
+        share = right / np.maximum(asked, 1)
+        even = np.where(both, (share[:n_labels] + share[n_labels:]) / 2, 0)
+        return np.asarray(even.sum(0) / np.where(both.any(0), both.sum(0), np.nan))
+
+    return over_documents(mean, parts.astype(np.float64), case.documents[tokens], case.seed)
 
 
 def run(case: Case) -> Audited:
@@ -116,6 +121,8 @@ def _levels(
     half = 1.96 * by_group.std(ddof=1) / math.sqrt(len(by_group)) if len(by_group) > 2 else math.nan
     bits, low, high = _mean_bits(case, real, tokens)
     none, none_low, none_high = _mean_bits(case, null, tokens)
+    right, right_low, right_high = _accuracy(case, real, tokens)
+    chance, chance_low, chance_high = _accuracy(case, null, tokens)
     return [
         Finding(
             "information",
@@ -129,9 +136,13 @@ def _levels(
         Finding(
             "information",
             f"accuracy_{source}",
-            float(real.accuracy.mean()),
-            n=n,
-            null=float(null.accuracy.mean()),
+            right,
+            right_low,
+            right_high,
+            n,
+            chance,
+            chance_low,
+            chance_high,
         ),
         Finding("information", f"bits_{source}", bits, low, high, n, none, none_low, none_high),
     ]
