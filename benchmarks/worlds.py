@@ -287,7 +287,9 @@ def main() -> None:
         world_twins.run(arguments)
     else:
         import world_figures
+        import world_tables
 
+        world_tables.write(arguments.results)
         world_figures.draw(arguments.results, arguments.images)
         shown = Path("src/sae_placebo/report/on_worlds.json")
         world_figures.write_record(arguments.results, shown)

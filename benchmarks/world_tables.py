@@ -1,0 +1,117 @@
+"""Write the tables of the worlds page from what was found on worlds."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+PAGE = Path("docs/concepts/worlds.md")
+_KINDS = {
+    "default": "factored",
+    "duplicates": "with duplicates",
+    "superposed": "superposed",
+    "compiled": "compiled",
+}
+_OURS = ("effect / null", "effect", "effect or beside", "1 - p")
+_WORDS = {"|gradient x activation|": "size of gradient x activation"}
+_SHOWN = (
+    "effect",
+    "effect / null",
+    "1 - p",
+    "firing rate",
+    "variance",
+    "logit lens",
+    "gradient x activation",
+    "|gradient x activation|",
+    "attribution patching",
+    "Fisher screen",
+    "weight readers",
+)
+Entry = dict[str, Any]
+
+
+def write(results: Path) -> None:
+    """Fill the tables between their marks on the page."""
+    path = results / "worlds.json"
+    if not path.exists():
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))["summary"]
+    order = sorted(found, key=lambda e: (list(_KINDS).index(e["kind"]), e["depth"]))
+    text = PAGE.read_text(encoding="utf-8")
+    for name, table in (("sites", sites(order)), ("statistics", statistics(order))):
+        pattern = re.compile(f"<!-- {name} -->.*?<!-- /{name} -->", re.DOTALL)
+        filled = f"<!-- {name} -->\n\n{table}\n\n<!-- /{name} -->"
+        text = pattern.sub(lambda _, new=filled: new, text)
+    PAGE.write_text(text, encoding="utf-8")
+    print(f"wrote {PAGE}")
+
+
+def sites(entries: list[Entry]) -> str:
+    """Return one row per kind of world and site."""
+    head = (
+        "World, site",
+        "worlds",
+        "AUROC of effect / null, mean (lowest)",
+        "of effect",
+        "best simpler statistic",
+        "used, called not used",
+        "with slivers",
+        "passengers called used",
+        "undetermined",
+    )
+    return _table(head, [_site_row(entry) for entry in entries])
+
+
+def _site_row(entry: Entry) -> list[str]:
+    auroc, limits = entry["auroc"], entry["limits"][0]
+    counts = ("false_not_used", "labeled_false_not_used", "false_used", "undetermined")
+    return [
+        f"{_KINDS[entry['kind']]}, {_site(entry)}",
+        str(auroc["effect / null"]["worlds"]),
+        *(_with_lowest(auroc[name]) for name in ("effect / null", "effect")),
+        _best(auroc),
+        *(f"{limits[name]['hits']} of {limits[name]['n']}" for name in counts),
+    ]
+
+
+def statistics(entries: list[Entry]) -> str:
+    """Return one row per statistic on default worlds, a column per site."""
+    here = [entry for entry in entries if entry["kind"] == "default"]
+    rows = []
+    for name in _SHOWN:
+        cells = [entry["auroc"][name] for entry in here]
+        told = [
+            "–" if c["mean"] is None else f"{c['mean']:.3f} ({c['low']:.2f} to {c['high']:.2f})"
+            for c in cells
+        ]
+        rows.append([_WORDS.get(name, name), *told])
+    return _table(("AUROC, mean (lowest to highest)", *map(_site, here)), rows)
+
+
+def _best(auroc: dict[str, Entry]) -> str:
+    simpler = {
+        name: one["mean"]
+        for name, one in auroc.items()
+        if name not in _OURS and one["mean"] is not None
+    }
+    if not simpler:
+        return "–"
+    top = max(simpler.values())
+    names = [name for name, value in simpler.items() if f"{value:.3f}" == f"{top:.3f}"]
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{top:.3f} {_WORDS.get(names[0], names[0])}{more}"
+
+
+def _with_lowest(one: Entry) -> str:
+    return "–" if one["mean"] is None else f"{one['mean']:.3f} ({one['low']:.2f})"
+
+
+def _site(entry: Entry) -> str:
+    return "embedding" if entry["depth"] == 0 else f"after block {entry['depth'] - 1}"
+
+
+def _table(head: tuple[str, ...], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
