@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -263,6 +267,30 @@ def test_the_command_says_where_the_page_is_and_trains(tmp_path: Path) -> None:
     assert "4 cells" in done.output
     listed = run.invoke(toy, ["generators"], catch_exceptions=False).output
     assert re.search(r"^composed_sets +Two sets A and B", listed, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_processes_are_stopped_and_gone_on_from(tmp_path: Path) -> None:
+    cells = tmp_path / "cells"
+    sizes = ["--items", "2", "--seeds", "2", "--steps", "400", "--workers", "2"]
+    sweep = ["--sweep", "lambda=0.05:0.1:0.2:0.3:0.4:0.6,width=4:8"]
+    words = ["-m", "sae_placebo.cli", "toy", "compose", "--out", str(tmp_path), *sweep, *sizes]
+    command = [sys.executable, *words]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not list(cells.glob("*.json")):
+        assert running.poll() is None
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=300)
+    assert running.returncode == 130, said
+    assert "Traceback" not in said
+    before = {path: path.stat().st_mtime_ns for path in cells.iterdir()}
+    assert 0 < len(before) < 12
+    assert not list(cells.glob("*.part"))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(list(cells.iterdir())) == 12
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in cells.iterdir()}.items()
 
 
 def test_scores_stand_between_chance_and_ceiling() -> None:
