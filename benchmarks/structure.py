@@ -61,8 +61,9 @@ from sae_placebo.structure import assignment
 from sae_placebo.structure.base import Folds, Placebo, Reading, TokenTable
 from sae_placebo.structure.domains import domains_of
 from sae_placebo.structure.ladder import whole_ladder
-from sae_placebo.structure.predictors import Readouts, TokenFeatures
+from sae_placebo.structure.predictors import Readouts
 from sae_placebo.structure.spec import StructureSpec
+from sae_placebo.structure.token_features import TokenFeatures
 
 Cell = tuple[int, int]
 """Latents and tokens."""

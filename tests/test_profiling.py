@@ -21,8 +21,9 @@ from sae_placebo.structure.base import Folds, Placebo, Reading
 from sae_placebo.structure.domains import domains_of
 from sae_placebo.structure.ladder import RUNGS, whole_ladder
 from sae_placebo.structure.metrics import DECLARED
-from sae_placebo.structure.predictors import LadderSpec, Readouts, TokenFeatures
+from sae_placebo.structure.predictors import Readouts
 from sae_placebo.structure.spec import StructureSpec
+from sae_placebo.structure.token_features import LadderSpec, TokenFeatures
 from sae_placebo.structure.verdicts import VERDICTS
 
 N_ROWS, WIDTH, D_IN, D_SAE, VOCABULARY = 80, 100, 64, 90, 60

@@ -19,8 +19,9 @@ from sae_placebo.saes import SAE
 from sae_placebo.saes.topk import TopKSpec
 from sae_placebo.structure.base import Folds, Placebo, Reading, TokenTable
 from sae_placebo.structure.ladder import RUNGS, Ladder, _climb, _partners, ladder
-from sae_placebo.structure.predictors import LadderSpec, Readouts, TokenFeatures
+from sae_placebo.structure.predictors import Readouts
 from sae_placebo.structure.targets import Latents
+from sae_placebo.structure.token_features import LadderSpec, TokenFeatures
 from sae_placebo.structure.vectors import Vector
 
 VOCABULARY, WIDTH, CONTEXT, N_ROWS = 48, 12, 33, 1_280

@@ -41,7 +41,8 @@ from sae_placebo.structure.assignment import Sharing, sharing_of_both
 from sae_placebo.structure.base import Folds, Placebo, Reading, TokenTable
 from sae_placebo.structure.domains import Domains, domains_of
 from sae_placebo.structure.ladder import whole_ladder
-from sae_placebo.structure.predictors import Readouts, TokenFeatures
+from sae_placebo.structure.predictors import Readouts
+from sae_placebo.structure.token_features import TokenFeatures
 
 
 class Shared(NamedTuple):

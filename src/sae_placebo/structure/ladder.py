@@ -25,9 +25,10 @@ from sae_placebo.structure.pieces import (
     Fitted,
     Moments,
 )
-from sae_placebo.structure.predictors import LadderSpec, Readouts, TokenFeatures
+from sae_placebo.structure.predictors import Readouts
 from sae_placebo.structure.ridge import readout, weigh
 from sae_placebo.structure.targets import Latents
+from sae_placebo.structure.token_features import LadderSpec, TokenFeatures
 from sae_placebo.structure.vectors import Vector
 
 RUNGS = (

@@ -34,8 +34,8 @@ from sae_placebo.structure.latent_blocks import on_every_fold
 from sae_placebo.structure.ngrams import ngrams
 from sae_placebo.structure.outputs import outputs
 from sae_placebo.structure.positions import positions
-from sae_placebo.structure.predictors import LadderSpec
 from sae_placebo.structure.subsets import subsets
+from sae_placebo.structure.token_features import LadderSpec
 
 _FORMS: tuple[tuple[str, float], ...] = (
     *(("{}", 0.55), (" {}", 0.2), ("{}s", 0.09), ("{}ing", 0.06)),

@@ -7,7 +7,7 @@ from pydantic import Field
 from sae_placebo.spec import Spec
 from sae_placebo.structure.assignment import AssignmentSpec
 from sae_placebo.structure.partners import PartnerSpec
-from sae_placebo.structure.predictors import LadderSpec
+from sae_placebo.structure.token_features import LadderSpec
 
 
 class StructureSpec(Spec):

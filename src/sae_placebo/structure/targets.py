@@ -23,7 +23,8 @@ from sae_placebo.structure.pieces import (
     mixer,
     partner_weights,
 )
-from sae_placebo.structure.predictors import Readouts, TokenFeatures
+from sae_placebo.structure.predictors import Readouts
+from sae_placebo.structure.token_features import TokenFeatures
 
 _AT_ONCE = 512
 """Latents whose products are formed at a time."""
