@@ -7,6 +7,7 @@ nobody.
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -37,7 +38,14 @@ class Progress:
 
 
 class LineProgress(Progress):
-    """Plain lines, for logs and pipes: one when a piece starts, one when it ends."""
+    """Plain lines, for logs and pipes: one every half minute of a piece of work, and one when it ends.
+
+    Args:
+        every: Seconds from line to line.
+    """
+
+    def __init__(self, every: float = 30.0) -> None:
+        self.every = every
 
     def note(self, message: str) -> None:
         """Write one line to standard error."""
@@ -48,18 +56,37 @@ class LineProgress(Progress):
     def track(
         self, label: str, total: int, unit: str = "tokens", before: int = 0
     ) -> Iterator[Advance]:
-        """Yield the counter; write what was done and how fast when it ends."""
+        """Yield the counter; write how far it is, how fast and how long it will take."""
         start, done = time.perf_counter(), 0
+        due = start + self.every
 
         def advance(n: int) -> None:
-            nonlocal done
+            nonlocal done, due
             done += n
+            now = time.perf_counter()
+            if now < due or before + done >= total:
+                return
+            due = now + self.every
+            rate = done / (now - start)
+            left = (total - before - done) / rate if rate else math.inf
+            self.note(
+                f"{label}: {before + done:,} of {total:,} {unit}, "
+                f"{rate:,.{0 if rate >= 10 else 2}f} {unit}/s, {_clock(left)} left"
+            )
 
         yield advance
         seconds = time.perf_counter() - start
         rate = f", {done / seconds:,.0f} {unit}/s" if done and seconds > 0.05 else ""
         resumed = f" after {before:,} before a stop" if before else ""
         self.note(f"{label}: {done:,} {unit}{resumed} in {seconds:.1f} s{rate}")
+
+
+def _clock(seconds: float) -> str:
+    if math.isinf(seconds):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class RichProgress(Progress):
