@@ -126,16 +126,27 @@ def table(rows: list[Row], group: str) -> str:
     return "\n".join(lines)
 
 
+def seconds(rows: list[Row], groups: list[str]) -> str:
+    """Return how long one seed took, drawing, training and scoring, with one thread."""
+    lines = ["| experiment | seeds run | seconds, median | longest |", "| --- | --- | --- | --- |"]
+    for group in groups:
+        taken = [row["seconds"] for row in rows if row["name"].startswith(group + ":")]
+        lines.append(f"| {group} | {len(taken)} | {np.median(taken):.0f} | {max(taken):.0f} |")
+    return "\n".join(lines)
+
+
 def write(arguments: argparse.Namespace) -> None:
     rows = json.loads((arguments.results / "laboratory.json").read_text())["rows"]
     rows = [row for row in rows if "numbers" in row]
     text = PAGE.read_text(encoding="utf-8")
-    for group in dict.fromkeys(row["name"].partition(":")[0] for row in rows):
+    groups = list(dict.fromkeys(row["name"].partition(":")[0] for row in rows))
+    tables = {group: table(rows, group + ":") for group in groups}
+    for group, filling in {**tables, "seconds": seconds(rows, groups)}.items():
         opening, closing = f"<!-- {group} -->", f"<!-- /{group} -->"
         if opening not in text:
             print(f"{PAGE} has no place for {group!r}")
             continue
-        filled = f"{opening}\n\n{table(rows, group + ':')}\n\n{closing}"
+        filled = f"{opening}\n\n{filling}\n\n{closing}"
         pattern = re.escape(opening) + ".*?" + re.escape(closing)
         text = re.sub(pattern, lambda _, new=filled: new, text, flags=re.DOTALL)
     PAGE.write_text(text, encoding="utf-8")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from results_audits import TABLES as AUDIT_TABLES
 from results_use import TABLES as USE_TABLES
 from results_use import markdown
 
@@ -210,8 +211,9 @@ def main() -> None:
     parser.add_argument("page", type=Path)
     arguments = parser.parse_args()
     text, page = arguments.page.read_text(encoding="utf-8"), Page(arguments.trial)
-    of_use = {name: lambda page, make=make: make(page.folder) for name, make in USE_TABLES.items()}
-    for name, make in (TABLES | of_use).items():
+    of_folder = USE_TABLES | AUDIT_TABLES
+    others = {name: lambda page, make=make: make(page.folder) for name, make in of_folder.items()}
+    for name, make in (TABLES | others).items():
         opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
         if opening in text:
             pattern = re.escape(opening) + ".*?" + re.escape(closing)
