@@ -71,14 +71,18 @@ class LineProgress(Progress):
             left = (total - before - done) / rate if rate else math.inf
             self.note(
                 f"{label}: {before + done:,} of {total:,} {unit}, "
-                f"{rate:,.{0 if rate >= 10 else 2}f} {unit}/s, {_clock(left)} left"
+                f"{_rate(rate)} {unit}/s, {_clock(left)} left"
             )
 
         yield advance
         seconds = time.perf_counter() - start
-        rate = f", {done / seconds:,.0f} {unit}/s" if done and seconds > 0.05 else ""
+        rate = f", {_rate(done / seconds)} {unit}/s" if done and seconds > 0.05 else ""
         resumed = f" after {before:,} before a stop" if before else ""
         self.note(f"{label}: {done:,} {unit}{resumed} in {seconds:.1f} s{rate}")
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:,.{0 if rate >= 10 else 2}f}"
 
 
 def _clock(seconds: float) -> str:
