@@ -97,11 +97,17 @@ SETS: dict[str, tuple[dict[str, Any], int, float]] = {
 }
 
 
-def composed_sets(seed: int, case: str) -> Numbers:
+def composed_sets(seed: int, case: str, tied: bool = False) -> Numbers:
+    """Train on two sets; `tied`: from W_enc = W_dec^T, the note's start, longer than this package's own."""
     settings, width, penalty = SETS[case]
     generator = ComposedSetsSpec(items=4, seed=seed, **settings)
     spec = ReLUSpec(d_sae=width, coefficient=penalty, warmup_share=0.2)
-    found = one(generator, spec, lab(5000, 384, 2e-3), seed)
+    starts = None
+    if tied:
+        params = spec.create(generator.d_in, seed).params
+        encoder = params["W_dec"].t().contiguous()
+        starts = {"sae": SAE(spec, {**params, "W_enc": encoder})}
+    found = one(generator, spec, lab(5000, 384, 2e-3), seed, starts=starts)
     draw = generator.held_out(8192)
     score = composition(found.sae, draw, seed, threshold=0.05)
     rows = live_rows(found.sae, draw)
@@ -272,7 +278,7 @@ def solvable_pair(seed: int, ratio: float) -> Numbers:
     penalty, q = 0.1, 0.2
     generator = SolvablePairSpec(q=q, p0=0.3, epsilon=ratio * epsilon_star(penalty, q), seed=seed)
     spec = ReLUSpec(d_sae=2, coefficient=penalty)
-    found, reached = best(generator, spec, lab(6000, 1024, 1e-3, "none"), seed)
+    found, reached = best(generator, spec, lab(6000, 1024, 1e-3, "none"), seed, starts=8)
     cosines = _cosines(found.sae, generator.held_out(16))
     child = int(cosines[:, 1].argmax())
     angle = math.degrees(math.atan2(float(cosines[child, 1]), float(cosines[child, 0])))
@@ -304,6 +310,7 @@ Experiment = tuple[Callable[..., Numbers], tuple[Any, ...]]
 EXPERIMENTS: dict[str, Experiment] = {
     **{f"composed sets: {case}": (composed_sets, (case,)) for case in SETS},
     "composed sets: TopK, m 16": (topk_composes, ()),
+    **{f"composed sets, tied start: {case}": (composed_sets, (case, True)) for case in SETS},
     **{
         f"parent and child: {law}": (parent_child, (law,))
         for law in ("independent", "hierarchical")

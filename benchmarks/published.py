@@ -39,7 +39,8 @@ def _sets() -> dict[tuple[str, str], Published]:
     names = ("ev", "atomic", "conjunctions", "mmcs")
     widths = (0.0005, 0.005, 0.005, 0.005)
     return {
-        (f"composed sets: {case}", name): Published(value, width, _NOTE)
+        (f"{start}: {case}", name): Published(value, width, _NOTE)
+        for start in ("composed sets", "composed sets, tied start")
         for case, values in rows.items()
         for name, value, width in zip(names, values, widths, strict=True)
     }
