@@ -116,7 +116,8 @@ def table(rows: list[Row], group: str) -> str:
             found = over_seeds(rows, name, number)
             known = PUBLISHED.get((name, number))
             theirs = f"{known.value:g}" if known else "–"
-            said = verdict(found, (known.value, known.width) if known else None)
+            theirs_is = (known.value, known.width) if known and known.comparable else None
+            said = "other scale" if known and theirs_is is None else verdict(found, theirs_is)
             digits = 1 if abs(found[0]) >= 10 else 3
             note = known.note if known else ""
             here = shown(*found[:3], digits)
