@@ -196,13 +196,13 @@ def wrong_l0_small(seed: int, correlation: float) -> Numbers:
 # --- Korznikov: high expansion ------------------------------------------------------------------------
 
 
-def high_expansion(seed: int, law: str, kind: str, sigma: float = 0.5) -> Numbers:
-    generator = HighExpansionSpec(law=law, sigma=sigma, seed=seed)  # type: ignore[arg-type]
+def high_expansion(seed: int, law: str, kind: str, rate: float = 3e-4) -> Numbers:
+    generator = HighExpansionSpec(law=law, seed=seed)  # type: ignore[arg-type]
     frozen: tuple[str, ...] = ("W_dec",) if kind == "frozen decoder" else ()
     spec: Any = BatchTopKSpec(d_sae=3200, k=20)
     if kind == "jumprelu":
         spec = JumpReLUSpec(d_sae=3200, l0=20)
-    training = lab(4000, 1024, 3e-4, "trained")
+    training = lab(4000, 1024, rate, "trained")
     found = one(generator, spec, training, seed, frozen=frozen)
     draw = generator.held_out(4096)
     top = recovery(found.sae.params["W_dec"], draw.truth.dictionary)
@@ -325,6 +325,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         f"high expansion: {law}, {kind}": (high_expansion, (law, kind))
         for law in ("constant", "variable")
         for kind in ("batchtopk", "jumprelu", "frozen decoder")
+    },
+    **{
+        f"high expansion: {law}, batchtopk, rate 2e-3": (high_expansion, (law, "batchtopk", 2e-3))
+        for law in ("constant", "variable")
     },
     **{f"superposition: {kind}": (superposition, (kind,)) for kind in ("topk", "batchtopk")},
     **{

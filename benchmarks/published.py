@@ -89,6 +89,14 @@ PUBLISHED: dict[tuple[str, str], Published] = {
     ("high expansion: constant, batchtopk", "features above .8"): Published(3, 0.5, _KORZNIKOV),
     ("high expansion: variable, batchtopk", "ev"): Published(0.71, 0.005, _KORZNIKOV),
     ("high expansion: variable, batchtopk", "features above .8"): Published(297, 0.5, _KORZNIKOV),
+    ("high expansion: constant, batchtopk, rate 2e-3", "ev"): Published(0.67, 0.005, _KORZNIKOV),
+    ("high expansion: constant, batchtopk, rate 2e-3", "features above .8"): Published(
+        3, 0.5, _KORZNIKOV
+    ),
+    ("high expansion: variable, batchtopk, rate 2e-3", "ev"): Published(0.71, 0.005, _KORZNIKOV),
+    ("high expansion: variable, batchtopk, rate 2e-3", "features above .8"): Published(
+        297, 0.5, _KORZNIKOV
+    ),
     ("high expansion: variable, jumprelu", "features above .8"): Published(225, 0.5, _KORZNIKOV),
     ("synthetic bench, 1/8: batchtopk", "mcc"): Published(
         0.676,

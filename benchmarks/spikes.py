@@ -50,9 +50,14 @@ Row = dict[str, Any]
 HARVEST, TRAINING, THRESHOLDS = HarvestSpec(), TrainingSpec(), Thresholds()
 GRID = Grid(frequencies=(5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2))
 FREQUENCY = 8e-3
-"""At which the curve is verified with fresh plantings."""
+"""Of the spikes that are planted upstream."""
+CHECKED = (8e-3, 1.6e-2)
+"""The curve is verified with fresh plantings at the first of these at which they lie within what it was
+fitted on; where they do not at another one, they are shown beside that."""
+MARGINS = (1.25, 1 / 3)
+"""How far above the limit, and below, a verifying spike is; see `spikes.limits.verified`."""
 VERIFYING = 10_000
-"""First seed of the trainings that verify."""
+"""First seed of the trainings that verify; those of the next frequency begin 1,000 later."""
 SHOWN = (0.5, 0.95)
 ARMS: dict[str, Row] = {
     "trained": {"kind": "trained"},
@@ -272,17 +277,35 @@ def limit_from(rows: list[Row]) -> Limit:
     )
 
 
-def verification(rows: list[Row], limit: Limit, n: int) -> Verified:
-    """Return how the fresh plantings of an arm came out."""
+def check_of(limit: Limit) -> int:
+    """Return which of `CHECKED` the curve is verified at."""
+    for i, frequency in enumerate(CHECKED):
+        if MARGINS[0] * limit.magnitude(0.95, frequency).high <= max(GRID.magnitudes):
+            return i
+    return len(CHECKED) - 1
+
+
+def verification(rows: list[Row], limit: Limit, n: int, check: int) -> Row:
+    """Return how the fresh plantings of an arm came out; nothing where some are not there yet."""
     there = {row["training"]: row for row in rows if row["task"] == "verify"}
+    if not {seed for seed, _ in to_verify(limit, n, check)} <= there.keys():
+        return {}
 
     def look_up(_: list[Spike], seed: int) -> Any:
         return np.array([one["outcome"] == "detected" for one in there[seed]["spikes"]])
 
-    return verified(look_up, limit, FREQUENCY, VERIFYING, n=n, grid=GRID)
+    told = _verified(look_up, limit, n, check)
+    return {
+        "frequency": told.frequency,
+        "above": told.above,
+        "below": told.below,
+        "found_above": share(told.found_above, told.n),
+        "found_below": share(told.found_below, told.n),
+        "holds": told.holds,
+    }
 
 
-def to_verify(limit: Limit, n: int) -> list[tuple[int, list[Spike]]]:
+def to_verify(limit: Limit, n: int, check: int) -> list[tuple[int, list[Spike]]]:
     """Return seed and spikes of each training that verification needs."""
     wanted: list[tuple[int, list[Spike]]] = []
 
@@ -290,8 +313,13 @@ def to_verify(limit: Limit, n: int) -> list[tuple[int, list[Spike]]]:
         wanted.append((seed, spikes))
         return np.zeros(len(spikes), dtype=bool)
 
-    verified(note, limit, FREQUENCY, VERIFYING, n=n, grid=GRID)
+    _verified(note, limit, n, check)
     return wanted
+
+
+def _verified(recover: Any, limit: Limit, n: int, check: int) -> Verified:
+    first = VERIFYING + 1000 * check
+    return verified(recover, limit, CHECKED[check], first, n=n, grid=GRID, margins=MARGINS)
 
 
 def summary(rows: list[Row], n: int) -> Row:
@@ -316,17 +344,11 @@ def summary(rows: list[Row], n: int) -> Row:
         entry["certain"] = limit.certain
         entry["unit"] = limit.unit
         entry["limits"] = [limit_row(limit, f) for f in GRID.frequencies]
-        seeds = {seed for seed, _ in to_verify(limit, n)}
-        if seeds <= {row["training"] for row in rows if row["task"] == "verify"}:
-            told = verification(rows, limit, n)
-            entry["verified"] = {
-                "frequency": told.frequency,
-                "above": told.above,
-                "below": told.below,
-                "found_above": share(told.found_above, told.n),
-                "found_below": share(told.found_below, told.n),
-                "holds": told.holds,
-            }
+        check = check_of(limit)
+        if told := verification(rows, limit, n, check):
+            entry["verified"] = told
+        others = [verification(rows, limit, n, i) for i in range(len(CHECKED)) if i != check]
+        entry["beyond"] = [told for told in others if told]
         for row in rows:
             if row["task"] == "latents":
                 f, m = np.array(row["rates"]), np.array(row["magnitudes"])
@@ -427,7 +449,7 @@ def run_arm(
         results.add(model, name, row)
     try:
         limit = limit_from(results.of(model, name))
-        fresh = to_verify(limit, arguments.plantings)
+        fresh = to_verify(limit, arguments.plantings, check_of(limit))
     except PlaceboError as refusal:
         print(f"{model} {name}: {refusal}")
         fresh = []
