@@ -257,7 +257,7 @@ AUDITS.add(
             Quantity(
                 "direction_share",
                 "share",
-                "lower",
+                "neither",
                 "the same with random subspaces: about sqrt(new latents / d_in)",
                 "mean length of the projected change over the mean length of the change",
                 "It does not grow with training: use it to compare SAEs that were trained on for "
