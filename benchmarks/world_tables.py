@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from sae_placebo.worlds.scoring import STATISTICS
+
 PAGE = Path("docs/concepts/worlds.md")
 _KINDS = {
     "default": "factored",
@@ -16,19 +18,7 @@ _KINDS = {
 }
 _OURS = ("effect / null", "effect", "effect or beside", "1 - p")
 _WORDS = {"|gradient x activation|": "size of gradient x activation"}
-_SHOWN = (
-    "effect",
-    "effect / null",
-    "1 - p",
-    "firing rate",
-    "variance",
-    "logit lens",
-    "gradient x activation",
-    "|gradient x activation|",
-    "attribution patching",
-    "Fisher screen",
-    "weight readers",
-)
+_SHOWN = tuple(name for name in STATISTICS if name != "effect or beside")
 Entry = dict[str, Any]
 
 
