@@ -61,7 +61,7 @@ def best(
     """
     judge = Judge.of(generator, sae, training, SplitSpec())
     found = fit_on(generator, {"sae": sae}, training, [1000 * seed + i for i in range(starts)])
-    losses = {key: judge.of_sae(one.sae).mean for key, one in found.items()}
+    losses = {key: judge.of_sae(trained.sae).mean for key, trained in found.items()}
     lowest = min(losses, key=lambda key: losses[key])
     reached = sum(loss <= 1.01 * losses[lowest] for loss in losses.values())
     return found[lowest], reached / starts

@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import os
-import re
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -23,8 +22,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import machine
 import numpy as np
-from published import PUBLISHED
+from published import PUBLISHED, Published
 from scipy import stats
+from table import into
 
 PAGE = Path("docs/results/laboratory.md")
 Row = dict[str, Any]
@@ -87,7 +87,7 @@ def shown(value: float, low: float, high: float, digits: int) -> str:
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def verdict(found: tuple[float, float, float, int], theirs: tuple[float, float] | None) -> str:
+def verdict(found: tuple[float, float, float, int], theirs: Published | None) -> str:
     """Return how the published number, known to some width, lies to ours.
 
     `agrees`: in our interval; `near`: outside it, by less than .05 or 5%; `differs`: else; `undecided`: our
@@ -95,8 +95,10 @@ def verdict(found: tuple[float, float, float, int], theirs: tuple[float, float] 
     """
     if theirs is None:
         return ""
+    if not theirs.comparable:
+        return "other scale"
     mean, low, high, _ = found
-    value, width = theirs
+    value, width = theirs.value, theirs.width
     if math.isnan(low):
         return "one seed"
     if high - low > max(0.5, 0.5 * abs(value)):
@@ -116,8 +118,7 @@ def table(rows: list[Row], group: str) -> str:
             found = over_seeds(rows, name, number)
             known = PUBLISHED.get((name, number))
             theirs = f"{known.value:g}" if known else "–"
-            theirs_is = (known.value, known.width) if known and known.comparable else None
-            said = "other scale" if known and theirs_is is None else verdict(found, theirs_is)
+            said = verdict(found, known)
             digits = 1 if abs(found[0]) >= 10 else 3
             note = known.note if known else ""
             here = shown(*found[:3], digits)
@@ -139,18 +140,13 @@ def seconds(rows: list[Row], groups: list[str]) -> str:
 def write(arguments: argparse.Namespace) -> None:
     rows = json.loads((arguments.results / "laboratory.json").read_text())["rows"]
     rows = [row for row in rows if "numbers" in row]
-    text = PAGE.read_text(encoding="utf-8")
     groups = list(dict.fromkeys(row["name"].partition(":")[0] for row in rows))
     tables = {group: table(rows, group + ":") for group in groups}
-    for group, filling in {**tables, "seconds": seconds(rows, groups)}.items():
-        opening, closing = f"<!-- {group} -->", f"<!-- /{group} -->"
-        if opening not in text:
+    text = PAGE.read_text(encoding="utf-8")
+    for group in groups:
+        if f"<!-- {group} -->" not in text:
             print(f"{PAGE} has no place for {group!r}")
-            continue
-        filled = f"{opening}\n\n{filling}\n\n{closing}"
-        pattern = re.escape(opening) + ".*?" + re.escape(closing)
-        text = re.sub(pattern, lambda _, new=filled: new, text, flags=re.DOTALL)
-    PAGE.write_text(text, encoding="utf-8")
+    into(PAGE, tables | {"seconds": seconds(rows, groups)})
 
 
 def main() -> None:

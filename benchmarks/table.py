@@ -290,7 +290,8 @@ def into(document: Path, tables: dict[str, str]) -> None:
     """Put each table between its two marks."""
     text = document.read_text(encoding="utf-8")
     for name, one in tables.items():
-        marks = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        mark = re.escape(name)
+        marks = re.compile(f"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
         text = marks.sub(lambda found, one=one: f"{found[1]}\n{one}\n\n{found[2]}", text)  # type: ignore[misc]
     document.write_text(text, encoding="utf-8")
     print(f"wrote {document}")

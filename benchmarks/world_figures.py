@@ -9,7 +9,7 @@ from typing import Any
 
 from svg import COLORS, GRID, INK, MUTED, Drawing, ticks
 
-_OURS = ("effect / null", "effect", "effect or beside", "1 - p", "swap of b")
+OURS = ("effect / null", "effect", "effect or beside", "1 - p", "swap of b")
 _DATA = ("firing rate", "variance", "probe accuracy")
 _KINDS = ("default", "duplicates", "superposed", "compiled")
 _MODEL, _DATUM = COLORS["dictionary-learning"], COLORS["sae-lens"]
@@ -43,7 +43,7 @@ def _recorded(entry: dict[str, Any]) -> dict[str, Any]:
     """Return one kind of world at one site, at the default limits of the verdicts."""
     limits, auroc = entry["limits"][0], entry["auroc"]
     ours = auroc["effect / null"]
-    others = {name: one["mean"] for name, one in auroc.items() if name not in _OURS}
+    others = {name: one["mean"] for name, one in auroc.items() if name not in OURS}
     known = {name: value for name, value in others.items() if value is not None}
     best = max(known, key=lambda name: known[name]) if known else None
     family = "compiled" if entry["kind"] == "compiled" else f"factored, {entry['kind']}"
@@ -52,7 +52,7 @@ def _recorded(entry: dict[str, Any]) -> dict[str, Any]:
         return [limits[name]["hits"], limits[name]["n"]]
 
     return {
-        "name": f"{family}: {_site(entry)}",
+        "name": f"{family}: {site(entry)}",
         "of": entry["worlds"],
         "worlds": ours["worlds"],
         "auroc": ours["mean"],
@@ -65,12 +65,12 @@ def _recorded(entry: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _site(entry: dict[str, Any]) -> str:
+def site(entry: dict[str, Any]) -> str:
     return "embedding" if entry["depth"] == 0 else f"after block {entry['depth'] - 1}"
 
 
 def color(name: str) -> str:
-    if name in _OURS:
+    if name in OURS:
         return COLORS["ours"]
     return _DATUM if name in _DATA else _MODEL
 
@@ -119,7 +119,7 @@ def _dots(
         return left + width * value
 
     n = max(one["worlds"] for one in entry["auroc"].values())
-    words = f"{_site(entry)}, {n} worlds"
+    words = f"{site(entry)}, {n} worlds"
     drawing.text(left + width / 2, top - 14, words, anchor="middle", size=11, color=MUTED)
     if not n:
         drawing.text(left + width / 2, top + 40, "not both kinds", anchor="middle", size=11)
@@ -146,7 +146,7 @@ def twins(found: dict[str, Any], hookpoint: str = "resid_pre.0") -> Drawing:
     """Return small multiples: each statistic of b in one twin against the other, with the diagonal."""
     rows = [row for row in found["rows"] if row.get("hookpoint") == hookpoint]
     names = list(rows[0]["statistics"])
-    names.sort(key=lambda n: (n not in _OURS, n not in _DATA))
+    names.sort(key=lambda n: (n not in OURS, n not in _DATA))
     columns, size, gap = 4, 150.0, 74.0
     height = 74 + math.ceil(len(names) / columns) * (size + gap)
     drawing = Drawing(40 + columns * (size + gap), height, "Statistics of b in twin models")

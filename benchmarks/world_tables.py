@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
+
+from table import into, table
+from world_figures import OURS, site
 
 from sae_placebo.worlds.scoring import STATISTICS
 
@@ -16,7 +18,6 @@ _KINDS = {
     "superposed": "superposed",
     "compiled": "compiled",
 }
-_OURS = ("effect / null", "effect", "effect or beside", "1 - p")
 _WORDS = {"|gradient x activation|": "size of gradient x activation"}
 _SHOWN = tuple(name for name in STATISTICS if name != "effect or beside")
 Entry = dict[str, Any]
@@ -29,18 +30,12 @@ def write(results: Path) -> None:
         return
     found = json.loads(path.read_text(encoding="utf-8"))["summary"]
     order = sorted(found, key=lambda e: (list(_KINDS).index(e["kind"]), e["depth"]))
-    text = PAGE.read_text(encoding="utf-8")
-    for name, table in (("sites", sites(order)), ("statistics", statistics(order))):
-        pattern = re.compile(f"<!-- {name} -->.*?<!-- /{name} -->", re.DOTALL)
-        filled = f"<!-- {name} -->\n\n{table}\n\n<!-- /{name} -->"
-        text = pattern.sub(lambda _, new=filled: new, text)
-    PAGE.write_text(text, encoding="utf-8")
-    print(f"wrote {PAGE}")
+    into(PAGE, {"sites": sites(order), "statistics": statistics(order)})
 
 
 def sites(entries: list[Entry]) -> str:
     """Return one row per kind of world and site."""
-    head = (
+    head = [
         "World, site",
         "worlds",
         "AUROC of effect / null, mean (lowest)",
@@ -50,15 +45,15 @@ def sites(entries: list[Entry]) -> str:
         "with slivers",
         "passengers called used",
         "undetermined",
-    )
-    return _table(head, [_site_row(entry) for entry in entries])
+    ]
+    return table(head, [_site_row(entry) for entry in entries])
 
 
 def _site_row(entry: Entry) -> list[str]:
     auroc, limits = entry["auroc"], entry["limits"][0]
     counts = ("false_not_used", "labeled_false_not_used", "false_used", "undetermined")
     return [
-        f"{_KINDS[entry['kind']]}, {_site(entry)}",
+        f"{_KINDS[entry['kind']]}, {site(entry)}",
         str(auroc["effect / null"]["worlds"]),
         *(_with_lowest(auroc[name]) for name in ("effect / null", "effect")),
         _best(auroc),
@@ -77,14 +72,14 @@ def statistics(entries: list[Entry]) -> str:
             for c in cells
         ]
         rows.append([_WORDS.get(name, name), *told])
-    return _table(("AUROC, mean (lowest to highest)", *map(_site, here)), rows)
+    return table(["AUROC, mean (lowest to highest)", *map(site, here)], rows)
 
 
 def _best(auroc: dict[str, Entry]) -> str:
     simpler = {
         name: one["mean"]
         for name, one in auroc.items()
-        if name not in _OURS and one["mean"] is not None
+        if name not in OURS and one["mean"] is not None
     }
     if not simpler:
         return "–"
@@ -96,12 +91,3 @@ def _best(auroc: dict[str, Entry]) -> str:
 
 def _with_lowest(one: Entry) -> str:
     return "–" if one["mean"] is None else f"{one['mean']:.3f} ({one['low']:.2f})"
-
-
-def _site(entry: Entry) -> str:
-    return "embedding" if entry["depth"] == 0 else f"after block {entry['depth'] - 1}"
-
-
-def _table(head: tuple[str, ...], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

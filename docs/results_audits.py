@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from results_use import markdown, places
-
-from sae_placebo.auditing import audits
-from sae_placebo.audits.base import AUDITS
 
 SHOWN = 5
 """Numbers of each audit, the first; the report has all."""
@@ -31,19 +29,21 @@ def table(folder: Path) -> str:
     """Return the first numbers of every audit, by arm, each beside its null."""
     found = pd.read_parquet(folder / "audits.parquet")
     found = found[~np.isfinite(found["at"].astype(float))]
+    audits = json.loads((folder / "trial.json").read_text(encoding="utf-8"))["audits"]
     parts = []
     for place, here in places(found):
         arms = list(dict.fromkeys(here["arm"]))
         header = ["audit", "number", "unit"]
         header += [name for arm in arms for name in (f"{arm.replace('_', ' ')}", "null")]
         rows = []
-        for audit in audits.NAMES:
-            about = AUDITS[audit]
-            for quantity in [q for q in about.quantities if not q.along][:SHOWN]:
-                own = here[(here["audit"] == audit) & (here["name"] == quantity.name)]
+        for audit in dict.fromkeys(here["audit"]):
+            about = audits[audit]
+            for quantity in [q for q in about["quantities"] if not q["along"]][:SHOWN]:
+                own = here[(here["audit"] == audit) & (here["name"] == quantity["name"])]
                 by_arm = {row["arm"]: row for _, row in own.iterrows()}
                 cells = [cell for arm in arms for cell in shown(by_arm.get(arm))]
-                rows.append([about.title, quantity.name.replace("_", " "), quantity.unit, *cells])
+                name = quantity["name"].replace("_", " ")
+                rows.append([about["title"], name, quantity["unit"], *cells])
         parts.append(f"**{place}**\n\n{markdown(header, rows)}")
     return "\n\n".join(parts)
 

@@ -163,11 +163,11 @@ def _measured(
     null_low, null_high = np.quantile(draws, [0.025, 0.975]).tolist()
     # what a random subspace in place of the new latents' would give
     by_chance = _rate(draws, np.full(N_SUBSPACES, r0))
-    whole = float(np.linalg.norm(change, axis=1).mean()) / size
+    changed = np.linalg.norm(change, axis=1)
+    whole = float(changed.mean()) / size
     share = math.nan if whole == 0 else r / whole
-    lengths_of_change = np.linalg.norm(change, axis=1).astype(np.float64) / size
     with np.errstate(invalid="ignore"):
-        shares = many / lengths_of_change[picks].mean(1)
+        shares = many / (changed.astype(np.float64) / size)[picks].mean(1)
     share_low, share_high = np.quantile(shares, [0.025, 0.975]).tolist()
     used_low, used_high = wilson(round(continued.used * n_new), n_new)
     findings = [
