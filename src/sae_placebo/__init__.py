@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from sae_placebo.threads import sleep_soon
+
 if TYPE_CHECKING:
     from sae_placebo.controls import CONTROLS, Control
     from sae_placebo.errors import PlaceboError
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from sae_placebo.trial import run
 
 __version__ = "0.1.0"
+
+sleep_soon()  # libraries read it when they are loaded, so it comes before all of them
 
 # each name loads its module when it is first asked for, so that the import itself is instant
 _HOMES = {
