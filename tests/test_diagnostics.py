@@ -190,6 +190,8 @@ def test_r2_of_token_needs_repeats_and_variance() -> None:
         r2_of_token(x, torch.tensor([1, 1, 1, 2, 3, 4]))
     with pytest.raises(NotEstimable, match="no variance"):
         r2_of_token(torch.ones(4, 3), torch.tensor([1, 1, 2, 2]))
+    with pytest.raises(NotEstimable, match="no variance"):
+        r2_of_token(torch.full((5, 3), 0.1), torch.tensor([1, 1, 2, 2, 2]))
 
 
 def test_participation_ratio_counts_dimensions() -> None:
@@ -207,6 +209,8 @@ def test_participation_ratio_counts_dimensions() -> None:
         participation_ratio(wide[:1])
     with pytest.raises(NotEstimable, match="no variance"):
         participation_ratio(torch.ones(4, 3))
+    with pytest.raises(NotEstimable, match="no variance"):
+        participation_ratio(torch.full((7, 3), 0.1))
 
 
 def test_uniform_attention_reaches_its_maximum() -> None:

@@ -131,6 +131,10 @@ def test_the_threshold_with_the_largest_f1() -> None:
     assert best_threshold(values, right, 2) == 4.0
     assert best_threshold(values, ~right, 3) == 1.0
     assert best_threshold(values, right & False, 2) == np.inf
+    # of two equal values one is right: a threshold takes both, whichever comes first
+    equal = np.array([5, 5, 4], dtype=np.float32)
+    for first in (True, False):
+        assert best_threshold(equal, np.array([first, not first, True]), 2) == 4.0
 
 
 @pytest.fixture(scope="module")
