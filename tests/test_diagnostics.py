@@ -182,6 +182,13 @@ def test_r2_of_token_is_not_inflated_where_tokens_say_nothing() -> None:
     assert max(values) < 0.0
 
 
+def _same_up_to_rounding() -> torch.Tensor:
+    """One row five times, as a model gives it: one number is off by its last bit."""
+    x = torch.full((5, 3), 0.1)
+    x[1, 0] = x[1, 0].nextafter(torch.tensor(1.0))
+    return x
+
+
 def test_r2_of_token_needs_repeats_and_variance() -> None:
     x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
     with pytest.raises(NotEstimable, match="0 distinct tokens occur at least twice"):
@@ -191,7 +198,7 @@ def test_r2_of_token_needs_repeats_and_variance() -> None:
     with pytest.raises(NotEstimable, match="no variance"):
         r2_of_token(torch.ones(4, 3), torch.tensor([1, 1, 2, 2]))
     with pytest.raises(NotEstimable, match="no variance"):
-        r2_of_token(torch.full((5, 3), 0.1), torch.tensor([1, 1, 2, 2, 2]))
+        r2_of_token(_same_up_to_rounding(), torch.tensor([1, 1, 2, 2, 2]))
 
 
 def test_participation_ratio_counts_dimensions() -> None:
@@ -210,7 +217,7 @@ def test_participation_ratio_counts_dimensions() -> None:
     with pytest.raises(NotEstimable, match="no variance"):
         participation_ratio(torch.ones(4, 3))
     with pytest.raises(NotEstimable, match="no variance"):
-        participation_ratio(torch.full((7, 3), 0.1))
+        participation_ratio(_same_up_to_rounding())
 
 
 def test_uniform_attention_reaches_its_maximum() -> None:
