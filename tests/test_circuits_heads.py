@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from scipy.sparse import csr_matrix
 
 from architectures import CONFIGS, VOCABULARY, build
-from sae_placebo.circuits.heads import HeadSpec, head_scores, written_by_heads
+from sae_placebo.circuits.heads import HeadScores, HeadSpec, head_scores, written_by_heads
 from sae_placebo.circuits.writers import WriterSpec, writers
 from sae_placebo.errors import NotEstimable
 from sae_placebo.rows import Rows
 from sae_placebo.structure.base import TokenTable
-from sae_placebo.use.base import Subject
+from sae_placebo.use.base import Directions, Subject
 from sae_placebo.use.downstream import Downstream
-from test_circuits_writers import fired
 
 WIDTH, WORDS, HEAD = 25, 60, 16
 
@@ -30,8 +30,11 @@ def text(n_rows: int = 20, width: int = WIDTH, vocabulary: int = WORDS) -> Rows:
     )  # fmt: skip
 
 
-def induction_model() -> torch.nn.Module:
-    """L0.H0 copies the token before into dimensions of its own; L1.H2 looks for the present one in them."""
+def induction_model(written: float = 1.0) -> torch.nn.Module:
+    """L0.H0 copies the token before into dimensions of its own; L1.H2 looks for the present one in them.
+
+    `written` is the size of the copy beside that of the token's own embedding.
+    """
     config = transformers.GPT2Config(
         n_embd=64, n_layer=2, n_head=4, n_positions=WIDTH, vocab_size=WORDS,
         bos_token_id=0, eos_token_id=0,
@@ -56,10 +59,10 @@ def induction_model() -> torch.nn.Module:
     first.c_attn.weight[33 : 32 + WIDTH, query] = 20 * places[:-1]
     first.c_attn.weight[32 : 32 + WIDTH, key] = places
     first.c_attn.weight[:HEAD, value] = torch.eye(HEAD)
-    first.c_proj.weight[:HEAD, HEAD : 2 * HEAD] = torch.eye(HEAD)
+    first.c_proj.weight[:HEAD, HEAD : 2 * HEAD] = written * torch.eye(HEAD)
     query, key = slice(2 * HEAD, 3 * HEAD), slice(64 + 2 * HEAD, 64 + 3 * HEAD)
     second.c_attn.weight[:HEAD, query] = 20 * torch.eye(HEAD)
-    second.c_attn.weight[HEAD : 2 * HEAD, key] = torch.eye(HEAD)
+    second.c_attn.weight[HEAD : 2 * HEAD, key] = torch.eye(HEAD) / written
     return model
 
 
@@ -85,8 +88,22 @@ def test_built_heads_are_found() -> None:
     ).all()
 
 
+def test_weights_that_sum_to_more_than_one_by_rounding_stay_within_their_interval() -> None:
+    one = np.array([1 + 1e-7])
+    same = dict.fromkeys(("previous", "induction"), one)
+    errors = dict.fromkeys(("previous_se", "induction_se"), np.zeros(1))
+    nulls = dict.fromkeys(("previous_null", "induction_null", "induction_fresh"), np.full(1, 0.1))
+    first = np.zeros(1, dtype=np.int64)
+    table = HeadScores(
+        first, first, **same, **errors, **nulls, n_previous=2, n_induction=2, least=0.2
+    ).table()
+    for name in ("previous", "induction"):
+        assert table[name + "_low"][0] <= table[name][0] <= table[name + "_high"][0] == 1
+
+
 def test_latents_of_found_heads_are_named() -> None:
-    model, rows = induction_model(), text(60)
+    # half as large as the embedding: random encoders then have far from all of their share in the head
+    model, rows = induction_model(written=0.5), text(60)
     scores = head_scores(model, rows, 0, HeadSpec(repeat_rows=20, block=12))
     downstream = Downstream(model, "resid_post.0")
     places = np.argwhere(rows.usable())
@@ -96,10 +113,17 @@ def test_latents_of_found_heads_are_named() -> None:
     encoder = torch.zeros(64, 2)
     encoder[:HEAD, 0] = model.transformer.wte.weight[7, :HEAD]  # fires on token 7
     encoder[HEAD : 2 * HEAD, 1] = model.transformer.wte.weight[7, :HEAD]  # on what comes behind it
-    found = writers(
-        subject, encoder, fired(subject.activations, encoder, 25),
-        WriterSpec(tokens=2000, groups=4, pseudo=80), 0,
-    )  # fmt: skip
+    # by the token's id: many tokens share the largest pre-activation, up to rounding
+    ids = rows.token_ids
+    fires = np.stack([ids[places[:, 0], places[:, 1] - back] == 7 for back in (0, 1)], axis=1)
+    directions = Directions(
+        torch.nn.functional.normalize(encoder.T, dim=1).numpy(),
+        csr_matrix(fires.astype(np.float32)),
+    )
+    spec = WriterSpec(tokens=2000, groups=4, pseudo=320)
+    found = writers(subject, encoder, directions, spec, 0)
+    assert found.pseudo_null95[1, 1] < 0.95
+    assert found.pseudo_p[1, 1] < spec.level / 2
     import pandas as pd
 
     classes = pd.DataFrame({"latent": [0, 1], "class": ["single_token", "previous"]})

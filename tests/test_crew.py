@@ -28,7 +28,7 @@ def test_each_yields_every_result_and_gives_each_job_one_thread(two_threads: Non
 
 
 def test_two_jobs_run_at_a_time(two_threads: None) -> None:
-    meet = threading.Barrier(2, timeout=20)  # broken, and an error, if one waited for the other
+    meet = threading.Barrier(2, timeout=120)  # broken, and an error, if one waited for the other
     with Crew() as crew:
         assert len(list(crew.each([meet.wait] * 4))) == 4
 

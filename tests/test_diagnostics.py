@@ -182,6 +182,13 @@ def test_r2_of_token_is_not_inflated_where_tokens_say_nothing() -> None:
     assert max(values) < 0.0
 
 
+def _same_up_to_rounding() -> torch.Tensor:
+    """One row five times, as a model gives it: one number is off by its last bit."""
+    x = torch.full((5, 3), 0.1)
+    x[1, 0] = x[1, 0].nextafter(torch.tensor(1.0))
+    return x
+
+
 def test_r2_of_token_needs_repeats_and_variance() -> None:
     x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
     with pytest.raises(NotEstimable, match="0 distinct tokens occur at least twice"):
@@ -190,6 +197,8 @@ def test_r2_of_token_needs_repeats_and_variance() -> None:
         r2_of_token(x, torch.tensor([1, 1, 1, 2, 3, 4]))
     with pytest.raises(NotEstimable, match="no variance"):
         r2_of_token(torch.ones(4, 3), torch.tensor([1, 1, 2, 2]))
+    with pytest.raises(NotEstimable, match="no variance"):
+        r2_of_token(_same_up_to_rounding(), torch.tensor([1, 1, 2, 2, 2]))
 
 
 def test_participation_ratio_counts_dimensions() -> None:
@@ -207,6 +216,8 @@ def test_participation_ratio_counts_dimensions() -> None:
         participation_ratio(wide[:1])
     with pytest.raises(NotEstimable, match="no variance"):
         participation_ratio(torch.ones(4, 3))
+    with pytest.raises(NotEstimable, match="no variance"):
+        participation_ratio(_same_up_to_rounding())
 
 
 def test_uniform_attention_reaches_its_maximum() -> None:

@@ -127,6 +127,8 @@ def test_scaling_centers_and_brings_the_norm_to_d_in(g1_draw: Draw) -> None:
     assert float(x.square().sum(dim=1).mean()) == pytest.approx(256, rel=1e-4)
     with pytest.raises(SpecError, match="no scale"):
         Scaling.of(torch.ones(3, 2))
+    with pytest.raises(SpecError, match="no scale"):
+        Scaling.of(torch.full((7, 2), 0.1))
 
 
 # what can be found

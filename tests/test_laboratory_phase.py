@@ -151,7 +151,7 @@ def test_a_planted_boundary_is_drawn_between_the_colors(tmp_path: Path) -> None:
     spec = phase_spec(parse_axes("lambda,correlation,width=8:24"), {})
     phase = planted(spec)
     page = draw_phase(phase, tmp_path)
-    drawing = (tmp_path / "phase.svg").read_text()
+    drawing = (tmp_path / "phase.svg").read_text(encoding="utf-8")
     root = ElementTree.fromstring(drawing)
     name = "{http://www.w3.org/2000/svg}"
     titled: list[Any] = [
@@ -183,7 +183,7 @@ def test_a_planted_boundary_is_drawn_between_the_colors(tmp_path: Path) -> None:
         assert is_composed is (y < near[1])
         checked += 1
     assert checked >= 20
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     assert not re.search(r"(src|href)=|@import|url\((?!#)", text)
     assert "no latent fires &lt;here&gt;" in text
     assert "not done yet" in text

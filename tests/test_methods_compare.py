@@ -177,8 +177,9 @@ def test_what_cannot_be_had_is_said() -> None:
     few = TokenTable(table.rows, table.places[:60], table.vocabulary)
     with pytest.raises(NotEstimable, match="hold out more documents"):
         compare_methods(x[:60], few, folds, {}, None, 0, SPEC)
-    with pytest.raises(NotEstimable, match="do not vary"):
-        compare_methods(np.ones_like(x), table, folds, {}, None, 0, SPEC)
+    for same in (1, 0.1):
+        with pytest.raises(NotEstimable, match="do not vary"):
+            compare_methods(np.full_like(x, same), table, folds, {}, None, 0, SPEC)
 
 
 def test_without_scikit_learn_three_methods_name_the_extra(

@@ -46,7 +46,7 @@ def test_the_next_item_is_made_while_one_is_used() -> None:
 
     items = ahead(make)
     assert next(items) == 0
-    assert second.wait(5)
+    assert second.wait(60)
     assert list(items) == [1]
 
 
@@ -101,7 +101,7 @@ def test_work_is_left_between_its_pieces() -> None:
 
     items = ahead(make)
     next(items)
-    assert started.wait(5)
+    assert started.wait(60)
     items.close()  # type: ignore[attr-defined]
     assert left == [True]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import shutil
@@ -89,8 +90,9 @@ def few(table: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write checkpoints as if a trial took hours."""
+    """Write checkpoints as if a trial took hours, however long one takes to write."""
     monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.1)
+    monkeypatch.setattr(checkpoints, "STOP_SECONDS", math.inf)
 
 
 @pytest.fixture
@@ -145,6 +147,7 @@ from sae_placebo import checkpoints, cli
 from sae_placebo.training import Fit
 
 checkpoints.CHECKPOINT_SECONDS = float(sys.argv.pop(1))
+checkpoints._WORK_PER_WRITING = 0.0  # also on a disk that takes long to write one
 left, step = int(sys.argv.pop(1)), Fit.step
 
 def counted(self, *arguments, **named):
@@ -231,7 +234,7 @@ def test_sigterm_is_an_exit_that_keeps_the_work(few: dict[str, Any], tmp_path: P
 def test_an_error_in_the_middle_of_a_step_leaves_no_checkpoint(
     few: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 60.0)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", math.inf)
     store = tmp_path / "store"
 
     def somebody_elses() -> None:

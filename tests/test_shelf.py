@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
 
@@ -50,22 +49,26 @@ def test_a_value_that_cannot_be_made_is_tried_again() -> None:
 
 def test_two_threads_never_make_the_same_value_and_do_not_wait_for_another() -> None:
     shelf, made, found = Shelf(), [], []
-    inside = threading.Event()
+    inside, go_on = threading.Event(), threading.Event()
+    all_there = threading.Barrier(4)
 
     def slow() -> int:
         made.append(threading.get_ident())
         inside.set()
-        time.sleep(0.05)
+        go_on.wait(60)
         return len(made)
 
-    threads = [
-        threading.Thread(target=lambda: found.append(shelf.get("slow", slow))) for _ in range(4)
-    ]
+    def ask() -> None:
+        all_there.wait()
+        found.append(shelf.get("slow", slow))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
         thread.start()
-    assert inside.wait(5)
+    assert inside.wait(60)
     assert shelf.get("other", lambda: "at once") == "at once"
     assert not found  # the slow one is still being made
+    go_on.set()
     for thread in threads:
         thread.join()
     assert found == [1, 1, 1, 1]

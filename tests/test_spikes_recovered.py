@@ -131,6 +131,11 @@ def test_the_threshold_with_the_largest_f1() -> None:
     assert best_threshold(values, right, 2) == 4.0
     assert best_threshold(values, ~right, 3) == 1.0
     assert best_threshold(values, right & False, 2) == np.inf
+    # of three equal values one is right: a threshold takes them all, whichever comes first
+    equal = np.array([5, 5, 5, 4], dtype=np.float32)
+    for place in range(3):
+        right = np.array([place == 0, place == 1, place == 2, True])
+        assert best_threshold(equal, right, 2) == 4.0
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,10 @@ import errno
 import json
 import multiprocessing
 import os
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,22 +91,28 @@ def test_damage_is_noticed_named_and_removed(tmp_path: Path, damage: str) -> Non
     assert store.find(STEP) is not None
 
 
-def hold(root: Path, seconds: float) -> None:
+def hold(root: Path, release: Any) -> None:
     with Store(root).lock():
         (root / "held").touch()
-        time.sleep(seconds)
+        release.wait(600)
 
 
 def test_a_second_process_is_refused_or_waits(tmp_path: Path) -> None:
     tmp_path.joinpath("held").unlink(missing_ok=True)
-    process = multiprocessing.get_context("spawn").Process(target=hold, args=(tmp_path, 3.0))
+    context = multiprocessing.get_context("spawn")
+    release = context.Event()
+    process = context.Process(target=hold, args=(tmp_path, release))
     process.start()
     while not (tmp_path / "held").exists():
+        assert process.is_alive()
         time.sleep(0.02)
     with pytest.raises(StoreError, match=rf"in use by another process \(pid {process.pid}\)"):
         Store(tmp_path).lock().__enter__()
-    with Store(tmp_path).lock(wait_seconds=60.0):
-        assert (tmp_path / "held").exists()
+    later = threading.Timer(0.5, release.set)
+    later.start()
+    with Store(tmp_path).lock(wait_seconds=600.0):
+        assert release.is_set()
+    later.join()
     process.join()
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from planted_readings import reading_of, token_table, without_group
 from sae_placebo.structure.base import Folds, Reading
-from sae_placebo.structure.ngrams import ngrams
+from sae_placebo.structure.ngrams import most_common, ngrams
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,17 @@ def test_folds_are_the_statistic_without_their_documents(planted):
         np.testing.assert_allclose(found[planted_ones, 1 + group], again[planted_ones], atol=1e-12)
         # where nothing is common, the sixteen candidates may miss a pair that rises by chance
         np.testing.assert_allclose(found[6:, 1 + group], again[6:], atol=0.01)
+
+
+def test_of_equally_common_pairs_the_first_are_kept():
+    """A partition alone leaves to the processor which of equals are kept."""
+    draw = np.random.default_rng(3)
+    for _ in range(20):
+        pairs = draw.permutation(300)[:200]
+        counts = draw.integers(1, 4, 200)
+        wanted = np.lexsort((pairs, -counts))[:16]
+        assert set(most_common(pairs, counts, 16)) == set(pairs[wanted])
+    assert set(most_common(pairs[:7], counts[:7], 16)) == set(pairs[:7])
 
 
 def test_small_blocks_give_the_same(planted, monkeypatch):

@@ -8,6 +8,7 @@ import torch
 from scipy.stats import kstest
 
 from planted_subjects import random_directions, tiny_subject
+from sae_placebo.use import null_directions
 from sae_placebo.use.ablation import ablate
 from sae_placebo.use.base import Directions, pseudo_latents
 from sae_placebo.use.firings import choose_firings
@@ -82,6 +83,27 @@ def test_p_is_uniform_on_directions_that_mean_nothing() -> None:
         kstest(found.p - np.random.default_rng(0).uniform(0, 1 / 40, 120), "uniform").pvalue > 1e-3
     )
     assert (found.p <= 0.05).mean() < 0.13
+
+
+def test_nulls_that_cost_the_same_up_to_rounding_say_nothing() -> None:
+    """With as many dimensions as constraints a null is the direction itself, but for its last bits."""
+    subject = tiny_subject()
+    directions = random_directions(subject, n=3)
+    which = np.arange(3)
+    firings = choose_firings(directions, which, subject.tokens.documents, 4, 0)
+    ablated = ablate(subject, directions, firings, 2, 0)
+
+    def itself(vectors: torch.Tensor, d: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return d * (1 - 1e-8 * torch.arange(len(vectors))[:, None])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(null_directions, "turned", itself)
+        spec = SPEC.model_copy(update={"give_up": 1.0})
+        found = against_nulls(subject, directions, ablated, which, spec, 0)
+    assert (found.p == 1).all()
+    nulls = 0.1 * (1 - 1e-9 * np.arange(8))[None]
+    assert null_directions._tail(np.array([0.1001]), nulls) == [1.0]
+    assert null_directions._tail(np.array([0.1001]), nulls * np.arange(1, 9) / 9) < 0.5
 
 
 def test_an_early_end_only_raises_p() -> None:

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from sae_placebo.errors import ModelError
 from sae_placebo.lazy import torch
+from sae_placebo.precision import ROUNDING_ENERGY
 from sae_placebo.prefetching import ahead, cores_are_free
 from sae_placebo.reading import check_finite
 from sae_placebo.spec import Spec, numpy_generator
@@ -222,7 +223,7 @@ def calibrate(block: Block, outlier_ratio: float) -> dict[str, Calibration]:
         kept = x[norms <= limit].double()
         mean = kept.mean(0)
         energy = float((kept - mean).square().sum(1).mean())
-        if not energy > 0:
+        if not energy > ROUNDING_ENERGY * float(mean.square().sum()):
             raise ModelError(
                 f"the activations at {name} are constant over {len(x):,} tokens: there is nothing to "
                 "learn; choose another hookpoint or control"

@@ -17,6 +17,7 @@ from sae_placebo.errors import NotEstimable
 from sae_placebo.hookpoints import Hookpoint, parse_hookpoint
 from sae_placebo.lazy import torch
 from sae_placebo.models import Reader
+from sae_placebo.precision import ROUNDING_ENERGY
 from sae_placebo.sites import (
     Stopped,
     attention_module,
@@ -176,13 +177,14 @@ def r2_of_token(
     if kinds < 2:
         raise NotEstimable(f"{kinds} distinct tokens occur at least twice; two are needed")
     x, which = x[keep].double(), which[keep]
+    whole = float(x.square().sum())
     x = x - x.mean(0)
     sums = torch.zeros(len(counts), x.shape[1], dtype=x.dtype).index_add_(0, which, x)
     count = counts[which].double()[:, None]
     # x - (sum - x) / (c - 1) = (x - sum / c) * c / (c - 1)
     missed = float(((x - sums[which] / count) * (count / (count - 1))).square().sum())
     total = float((x * (n / (n - 1))).square().sum())
-    if total == 0.0:
+    if total <= ROUNDING_ENERGY * whole:
         raise NotEstimable("the activations have no variance")
     return 1.0 - missed / total
 
@@ -198,10 +200,11 @@ def participation_ratio(x: Float[torch.Tensor, "token d_in"]) -> float:
     """
     if len(x) < 2:
         raise NotEstimable(f"{len(x)} tokens are left by the mask; two are needed")
+    whole = float(x.double().square().sum())
     x = x.double() - x.double().mean(0)
     # the traces of the covariance and of its square; the Gram matrix has the same and may be smaller
     square = x.T @ x if x.shape[1] <= len(x) else x @ x.T
-    if float(square.trace()) == 0.0:
+    if float(square.trace()) <= ROUNDING_ENERGY * whole:
         raise NotEstimable("the activations have no variance")
     square = square / square.trace()
     return float(1.0 / square.square().sum())

@@ -23,6 +23,10 @@ BOUND = 2e-6
 """Largest relative error allowed. Float32 products of this length err by 4e-7 to 1e-6 and bfloat16
 ones by 3e-3, so the bound has room on both sides."""
 
+ROUNDING_ENERGY = 1e-12
+"""Of the mean square, what rounding alone leaves as a variance: below it activations are all the same.
+Float32 products err by up to 1e-6 of what they give, and a mean of equal numbers is seldom just that one."""
+
 _SHAPES = ((512, 512, 2048), (64, 576, 512), (7, 96, 33))
 """Tokens, terms of each sum, latents: the sizes of encoder products, small ones and odd ones."""
 

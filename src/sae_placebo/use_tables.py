@@ -115,7 +115,9 @@ def reader_rows(readers: Readers | None, kept: int) -> pandas.DataFrame:
         return pandas.DataFrame(columns=names)
     total = np.nansum(readers.score, axis=1)
     known = np.flatnonzero(np.isfinite(readers.score).any(axis=1) & (total > 0))
-    order = np.argsort(-np.nan_to_num(readers.score[known], nan=-1), axis=1)[:, :kept]
+    order = np.argsort(-np.nan_to_num(readers.score[known], nan=-1), axis=1, kind="stable")[
+        :, :kept
+    ]
     rows = []
     for latent, top in zip(known, order, strict=True):
         for rank, m in enumerate(top):
@@ -138,7 +140,9 @@ def writer_rows(writers: Writers | None, kept: int) -> pandas.DataFrame:
     """Return the parts with the largest shares of each latent, with interval and nulls."""
     rows = []
     if writers is not None:
-        order = np.argsort(-np.nan_to_num(writers.shares, nan=-np.inf), axis=1)[:, :kept]
+        order = np.argsort(-np.nan_to_num(writers.shares, nan=-np.inf), axis=1, kind="stable")[
+            :, :kept
+        ]
         for latent in np.flatnonzero([not why for why in writers.reasons]):
             for rank, part in enumerate(order[latent]):
                 rows.append({"rank": rank} | writers.row(int(latent), int(part)))

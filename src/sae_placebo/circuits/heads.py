@@ -107,7 +107,8 @@ class HeadScores:
         """Return one row per head: scores, 95% intervals over rows, nulls, numbers of tokens, kind."""
         columns: dict[str, Any] = {"layer": self.layer, "head": self.head}
         for name in ("previous", "induction"):
-            value, se = getattr(self, name), getattr(self, name + "_se")
+            # weights that sum to 1 up to rounding can have a mean beyond it
+            value, se = np.minimum(getattr(self, name), 1), getattr(self, name + "_se")
             columns[name] = value
             columns[name + "_low"] = np.maximum(value - _TWO_SIDED * se, 0)
             columns[name + "_high"] = np.minimum(value + _TWO_SIDED * se, 1)

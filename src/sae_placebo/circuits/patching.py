@@ -23,7 +23,7 @@ from sae_placebo.spec import Spec
 from sae_placebo.use.base import Directions, Subject
 from sae_placebo.use.downstream import CleanRow
 from sae_placebo.use.matched import shared_nulls
-from sae_placebo.use.null_directions import turned
+from sae_placebo.use.null_directions import TIE, turned
 
 
 class PatchSpec(Spec):
@@ -101,7 +101,7 @@ def confirm_reader(
             edit = _PathEdit(subject, row, position, -amount * aimed)
             found[i] = edit.kl(branch, reader, spec.window).cpu().numpy()
     means = found.mean(0)
-    p = (1 + int((means[1:] >= means[0]).sum())) / (1 + spec.nulls)
+    p = (1 + int((means[1:] >= means[0] * (1 - TIE)).sum())) / (1 + spec.nulls)
     return ReaderConfirmation(reader, found[:, 0], found[:, 1:], p)
 
 

@@ -56,7 +56,7 @@ class Readers:
 
     def top(self, direction: int, n: int, least: float = 0.95) -> list[int]:
         """Return the readers with the largest scores among those at `least` this percentile."""
-        order = np.argsort(-np.nan_to_num(self.score[direction], nan=-1))
+        order = np.argsort(-np.nan_to_num(self.score[direction], nan=-1), kind="stable")
         good = [int(m) for m in order if self.percentile[direction, m] >= least]
         return good[:n]
 

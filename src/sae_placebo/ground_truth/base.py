@@ -21,6 +21,7 @@ from pydantic import ConfigDict, Field
 
 from sae_placebo.errors import SpecError
 from sae_placebo.lazy import torch
+from sae_placebo.precision import ROUNDING_ENERGY
 from sae_placebo.saes import Codes
 from sae_placebo.spec import Registry, Spec, generator
 
@@ -173,7 +174,7 @@ class Scaling:
         """
         mean = x.mean(dim=0)
         energy = float((x - mean).square().sum(dim=1).mean())
-        if not energy > 0:
+        if not energy > ROUNDING_ENERGY * float(mean.square().sum()):
             raise SpecError("activations that are all the same have no scale: draw more tokens")
         return cls(mean, math.sqrt(x.shape[1] / energy))
 

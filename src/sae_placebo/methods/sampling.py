@@ -11,6 +11,7 @@ from jaxtyping import Float, Float32, Int64
 
 from sae_placebo.errors import NotEstimable
 from sae_placebo.methods.base import MethodsSpec
+from sae_placebo.precision import ROUNDING_ENERGY
 from sae_placebo.spec import numpy_generator
 from sae_placebo.structure.base import Folds, TokenTable
 
@@ -87,7 +88,7 @@ def draw_sample(
     x_fit, x_choose, x_score = (x[part].astype(np.float32) - center for part in drawn)
     centered = x_score - x_score.mean(axis=0)
     energy = np.einsum("td,td->t", centered, centered, dtype=np.float64)
-    if not energy.sum() > 0:
+    if not energy.sum() > ROUNDING_ENERGY * float(np.square(x[score], dtype=np.float64).sum()):
         raise NotEstimable("the scored activations do not vary: there is nothing to explain")
     # the table sees every token to fit on: it is cheap, and it is the line to beat
     every = np.flatnonzero(purposes == 0)

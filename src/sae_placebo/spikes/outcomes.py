@@ -167,7 +167,9 @@ def best_threshold(
         return float("inf")
     order = np.argsort(-values, kind="stable")
     f1 = 2 * np.cumsum(right[order]) / (np.arange(1, len(order) + 1) + n)
-    return float(values[order[int(f1.argmax())]])
+    ranked = values[order]
+    f1[:-1][ranked[:-1] == ranked[1:]] = -1  # no threshold separates equal values
+    return float(ranked[int(f1.argmax())])
 
 
 def _f1(predicted: Bool[np.ndarray, " token"], active: Bool[np.ndarray, " token"]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int, Int64
 
 from sae_placebo.structure.base import Columns, Folds, Reading
 from sae_placebo.structure.latent_blocks import Block, latent_blocks, leave_out, token_groups
@@ -73,9 +73,7 @@ def _common(
     rank = np.full(n_pairs, -1, dtype=np.int64)
     for latent in range(n_latents):
         row = slice(counts.indptr[latent], counts.indptr[latent + 1])
-        some = counts.indices[row]
-        if len(some) > _CANDIDATES:
-            some = some[np.argpartition(-counts.data[row], _CANDIDATES)[:_CANDIDATES]]
+        some = most_common(counts.indices[row], counts.data[row], _CANDIDATES)
         rank[some] = np.arange(len(some))
         entries = slice(block.bounds[latent], block.bounds[latent + 1])
         place = rank[names[entries]]
@@ -85,3 +83,17 @@ def _common(
         found[latent] = sums.reshape(_CANDIDATES, folds.n_groups)
         rank[some] = -1
     return found
+
+
+def most_common(
+    pairs: Int[np.ndarray, " pair"], counts: Int[np.ndarray, " pair"], n: int
+) -> Int[np.ndarray, " kept"]:
+    """Return the n pairs of the largest counts; of equal counts those of the smallest index.
+
+    A partition alone would leave to the processor which of them are kept.
+    """
+    if len(pairs) <= n:
+        return pairs
+    last = np.partition(counts, -n)[-n]
+    above, level = pairs[counts > last], np.sort(pairs[counts == last])
+    return np.concatenate([above, level[: n - len(above)]])

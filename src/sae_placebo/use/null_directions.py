@@ -25,6 +25,8 @@ from sae_placebo.use.side_by_side import side_by_side
 from sae_placebo.use.spec import UseSpec
 
 _EDITS = 128
+TIE = 1e-6
+"""Costs come of float32 products: two that differ by no more than this share are tied."""
 """Edits of one token in a pass."""
 
 
@@ -111,14 +113,14 @@ def against_nulls(
         np.add.at(totals, (firings.directions[asked][:, None], columns), by_firing[asked])
         some = np.unique(firings.directions[asked])
         n_nulls[some] = stop
-        higher = (totals[some, :stop] >= zero[some, None] * (1 - 1e-9)).sum(1)
+        higher = (totals[some, :stop] >= zero[some, None] * (1 - TIE)).sum(1)
         p[some] = (1 + higher) / (1 + stop)
         if stop == spec.nulls:
             beyond = some[higher == 0]
             p[beyond] = np.minimum(p[beyond], _tail(zero[beyond], totals[beyond, :stop]))
         null[some] = totals[some, :stop].mean(1) / n[some]
         if others:
-            above = (totals[some, spec.nulls :] >= zero[some, None] * (1 - 1e-9)).sum(1)
+            above = (totals[some, spec.nulls :] >= zero[some, None] * (1 - TIE)).sum(1)
             p_decoders[some] = (1 + above) / (1 + swaps.shape[1])
         given_up = higher >= sure if stop < first else p[some] >= spec.give_up
         asked = asked[~np.isin(firings.directions[asked], some[given_up])]
@@ -146,7 +148,7 @@ def _tail(
         z = (np.log(cost) - logs.mean(axis=1)) / spread
     found = t.sf(z, 6) if n > 2 else np.ones(len(cost))
     # nulls that cost nothing, or all the same, say nothing of a tail
-    return np.asarray(np.where(np.isfinite(z) & (spread > 0), found, 1.0), dtype=np.float64)
+    return np.asarray(np.where(np.isfinite(z) & (spread > TIE), found, 1.0), dtype=np.float64)
 
 
 def turned(

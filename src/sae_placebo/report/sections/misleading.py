@@ -187,7 +187,7 @@ def _curves(
     for arm, rows in own.items():
         found = rows[(rows["audit"] == audit) & np.isfinite(rows["at"].astype(float))]
         for name, part in found.groupby("name", sort=False):
-            part = part.sort_values("at")
+            part = part.sort_values("at", kind="stable")
             lines.setdefault(str(name), []).extend(_traces(view, arm, part))
     return {name: _figure(name, along.get(name, ""), traces) for name, traces in lines.items()}
 

@@ -49,7 +49,7 @@ def _evidence(view: View, place: tuple[str, str], arms: list[str]) -> list[dict[
         if verdict not in table.index.get_level_values(0):
             continue
         part = table.loc[verdict]
-        for evidence in part.sum(axis=1).sort_values(ascending=False).index:
+        for evidence in part.sum(axis=1).sort_values(ascending=False, kind="stable").index:
             cells = []
             for arm in arms:
                 n = int(part.loc[evidence].get(arm, 0))
