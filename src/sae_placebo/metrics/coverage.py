@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64, Integer
 from sae_placebo.errors import NotEstimable
 from sae_placebo.lazy import pandas
 from sae_placebo.metrics.base import METRICS, Evidence, Metric, Values
-from sae_placebo.metrics.truth import Truth, best_threshold, count_outcomes, f1_scores
+from sae_placebo.metrics.truth import NO_LABELS, Truth, best_threshold, count_outcomes, f1_scores
 
 BASELINES = ("lookup", "bigram", "window")
 COLUMNS = (
@@ -101,9 +101,7 @@ def coverage(evidence: Evidence) -> Coverage:
 
 def _truth(evidence: Evidence) -> Truth:
     if evidence.truth is None:
-        raise NotEstimable(
-            "the text has no labels: it is no Python, or a control of the data rewrote it"
-        )
+        raise NotEstimable(NO_LABELS)
     return evidence.truth
 
 

@@ -8,6 +8,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64, Num
 
 GROUPS = ("token", "window", "context", "rare")
+NO_LABELS = (
+    "the text has no labels: those are known of .py files only, where the tokenizer tells which "
+    "characters a token covers and no control rewrote the text"
+)
+"""Why nothing can be said about labels, in one sentence for all that would."""
 
 
 @dataclass(frozen=True, eq=False)
