@@ -26,10 +26,10 @@ VERSIONS = {
     "harvest": 3,
     "train": 4,
     "measure": 4,
-    "match": 2,
+    "match": 3,
     "methods": 1,
     "use": 3,
-    "audit": 2,
+    "audit": 3,
 }
 
 
