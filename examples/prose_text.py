@@ -47,4 +47,4 @@ def write(path: Path) -> int:
 
 if __name__ == "__main__":
     out = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/prose.jsonl")
-    print(f"{write(out):,} abstracts in {out}")
+    sys.stdout.write(f"{write(out):,} abstracts in {out}\n")

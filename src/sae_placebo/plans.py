@@ -25,7 +25,7 @@ VERSIONS = {
     "build": 3,
     "harvest": 3,
     "train": 4,
-    "measure": 4,
+    "measure": 5,
     "match": 3,
     "methods": 1,
     "use": 3,

@@ -79,7 +79,8 @@ class Case:
         present = np.unique(self.documents)
         if len(present) < 4:
             raise NotEstimable(
-                f"{len(present)} documents cannot be split in two: hold out 4 or more"
+                f"the held-out tokens lie in {len(present)} of the 4 documents that a split in two needs: "
+                "hold out more documents"
             )
         order = numpy_generator(self.seed, "audit", "halves").permutation(present)
         fit = np.isin(self.documents, order[: len(order) // 2])

@@ -295,6 +295,10 @@ def _lookup_of_group(group: str) -> Callable[[Evidence], float | None]:
     return null
 
 
+def _known_tokens(evidence: Evidence) -> int:
+    return 0 if evidence.truth is None else int(evidence.truth.known.sum())
+
+
 _READ_FROM = {
     "token": "can be read off the current token",
     "window": "can be read off the last few tokens, not off the current one",
@@ -318,5 +322,6 @@ for _group, _words in _READ_FROM.items():
             "be read off tokens. The interval is conditional on the choice.",
             compute=_of_group(_group),
             null_number=_lookup_of_group(_group),
+            counted=_known_tokens,
         ),
     )

@@ -53,8 +53,8 @@ def nonlinear_auc(
     """Return the AUC, inside its domain, of an MLP on (token, bag) for each of the latents given.
 
     The tokens fitted on, those that it is scored on, and the bag are those of `subsets`, so that the value
-    can stand beside `domain_auc`. Latents of one domain share the hidden layer. NaN for latents not asked about,
-    or not drawn, and where too few active tokens are scored.
+    can stand beside `domain_auc`. Latents of one domain share the hidden layer. NaN for latents not asked
+    about, or not drawn, and where too few active tokens are scored.
 
     Args:
         reading: The SAE and its tokens.
