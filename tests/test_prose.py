@@ -12,6 +12,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -128,6 +129,11 @@ def test_every_question_about_use_and_circuits_is_answered_on_prose(prose: sp.Tr
     assert asked.groupby("arm").size().to_dict() == dict.fromkeys(ASKED, 8)
     for column in ("effect", "beside", "use_p", "null_effect"):
         assert asked[column].notna().sum() > len(asked) / 2, column
+    # nulls at all firings of a latent: there its own effect is the effect
+    held = asked[asked["null_firings"] > 0]
+    assert len(held)
+    assert (held["null_firings"] == held["effect_documents"]).all()
+    np.testing.assert_allclose(held["effect_at_nulls"], held["effect"], rtol=1e-6)
     for name in ("readers", "writers", "patched", "directions"):
         arms = pd.read_parquet(prose.folder / f"{name}.parquet")["arm"]
         assert set(arms) == ASKED, name

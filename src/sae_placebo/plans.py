@@ -28,7 +28,7 @@ VERSIONS = {
     "measure": 5,
     "match": 3,
     "methods": 1,
-    "use": 3,
+    "use": 4,
     "audit": 3,
 }
 
