@@ -119,6 +119,13 @@ def test_first_letters_are_of_any_script(words: tuple[str, ...], letters: str) -
     assert np.isfinite(named(information.run(case), "auroc_activation").null)
 
 
+def test_an_arm_of_rewritten_text_is_not_asked_for_other_labels_than_the_rest() -> None:
+    case = _spelled(PUNCTUATED)
+    assert np.isfinite(named(information.run(case), "auroc_error").value)
+    with pytest.raises(NotEstimable, match="the text has no labels"):
+        information.run(replace(case, letters=False))
+
+
 def test_tokens_without_letters_are_refused_in_words_that_say_what_is_missing() -> None:
     case = _spelled(("1", "🙂", "\ufffd"))
     with warnings.catch_warnings():

@@ -38,6 +38,8 @@ class Case:
             its architecture and seed.
         spec: How it is audited.
         seed: Names all draws.
+        letters: Whether first letters may stand for labels: not where other arms of the trial have labels,
+            with which the numbers are to be compared.
     """
 
     reading: Reading
@@ -46,6 +48,7 @@ class Case:
     others: dict[str, Reading]
     spec: AuditSpec
     seed: int
+    letters: bool = True
 
     @functools.cached_property
     def reconstruction(self) -> Float32[torch.Tensor, "token d_in"]:

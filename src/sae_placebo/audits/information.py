@@ -85,6 +85,8 @@ def run(case: Case) -> Audited:
     try:
         tasks = label_tasks(case)
     except NotEstimable:
+        if not case.letters:
+            raise
         tasks = letter_tasks(case)
     random = numpy_generator(case.seed, "audit", "information", "labels")
     sources = {
