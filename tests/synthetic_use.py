@@ -96,7 +96,8 @@ def _one(own: pd.DataFrame, seed: int) -> dict[str, pd.DataFrame]:
     p = np.where(use == "used", 0.01, 0.43)
     column |= {
         "effect_resampled": 1.2 * effect, "effect_documents": np.full(n, 30.0),
-        "null_effect": np.full(n, 6e-4), "use_p": p, "use_p_decoders": p,
+        "null_effect": np.full(n, 6e-4), "null_firings": np.full(n, 16.0),
+        "effect_at_nulls": 0.9 * effect, "use_p": p, "use_p_decoders": p,
         "n_nulls": np.full(n, 99.0), "beats_nulls": (use == "used").astype(float),
         "survives_joint": (use == "not_used").astype(float), "screen": effect,
         "screen_ratio": effect / 6e-4, "screen_p": p,
@@ -146,9 +147,12 @@ def _directions() -> pd.DataFrame:
             effect = 0.01 / (i + 1) if kind == "error" else 0.001
             p = 0.01 if kind == "error" and i < 3 else (i + 0.5) / n
             variance = 0.1 / (i + 1) if kind == "error" else None
-            rows.append((kind, i, variance, effect, 0.6 * effect, 1.5 * effect, 8e-4, p, 32))
+            rows.append(
+                (kind, i, variance, effect, 0.6 * effect, 1.5 * effect, 8e-4, 16, effect, p, 32)
+            )
     names = ["kind", "index", "variance", "effect", "effect_low", "effect_high", "null_effect"]
-    return pd.DataFrame(rows, columns=[*names, "p", "documents"])
+    names += ["null_firings", "effect_at_nulls", "p", "documents"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def _passages(passages: pd.DataFrame, shown: pd.Series) -> pd.DataFrame:

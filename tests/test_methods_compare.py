@@ -173,7 +173,7 @@ def test_what_cannot_be_had_is_said() -> None:
     found = compare_methods(x, table, folds, {}, None, 0, SPEC).table.set_index("method")
     assert found.loc["embeddings", "reason"] == "the rows of W_E are not known for this arm"
     assert np.isnan(found.loc["embeddings", "bits"])
-    assert found.loc["pca", "probe_reason"] == "the text has no labels"
+    assert found.loc["pca", "probe_reason"].startswith("the text has no labels")
     few = TokenTable(table.rows, table.places[:60], table.vocabulary)
     with pytest.raises(NotEstimable, match="hold out more documents"):
         compare_methods(x[:60], few, folds, {}, None, 0, SPEC)

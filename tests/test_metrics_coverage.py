@@ -174,6 +174,9 @@ def test_tokens_without_labels_count_in_nothing() -> None:
     assert table.equals(again)
     assert table["n_tokens"][0] == known.sum()
     assert table["n_positive"].tolist() == present[known].sum(0).tolist()
+    # n of a measurement is that of the tokens which its value and its null are of
+    assert METRICS["coverage_context"].n_tokens(base) == known.sum()
+    assert METRICS["l0"].n_tokens(base) == n
 
 
 def test_a_resample_weighs_what_is_scored_and_keeps_the_choice() -> None:

@@ -8,7 +8,7 @@ import pytest
 from sae_placebo.classification import CLASS_NAMES, classify
 from sae_placebo.metrics import METRICS, Evidence, latent_table, token_statistics
 from sae_placebo.metrics.entropy_null import entropy_null
-from sae_placebo.metrics.token_families import fold
+from sae_placebo.metrics.token_families import fold, token_families
 
 Codes = list[tuple[int, int, float]]
 
@@ -156,6 +156,14 @@ def test_blocks_of_latents_do_not_change_the_result(monkeypatch: pytest.MonkeyPa
 )
 def test_families(one: str, other: str, same: bool) -> None:
     assert (fold(one) == fold(other)) is same
+
+
+def test_pieces_of_characters_are_no_family() -> None:
+    """Text of three tokens a character: its pieces all look like U+FFFD, and are many tokens still."""
+    words = ("\ufffd", " \ufffd", "\ufffd", "run", "Ġruns", "a\ufffd", "a\ufffd")
+    families = token_families(words, np.arange(len(words)))
+    assert families[3] == families[4]
+    assert len(set(families.tolist())) == len(words) - 1
 
 
 ZIPF = 1 / np.arange(1, 50_001)

@@ -19,7 +19,13 @@ def table(tiny_model: Path, tiny_text: Path) -> dict[str, Any]:
     return trial_table(tiny_model, tiny_text)
 
 
-def test_the_template_and_the_examples_are_valid(tmp_path: Path) -> None:
+def test_the_template_and_the_examples_are_valid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the text of one of them is written by the script beside it
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "prose.jsonl").write_text('{"text": "One."}')
     (tmp_path / "trial.toml").write_text(TEMPLATE)
     assert load_trial(tmp_path / "trial.toml").name == "my-trial"
     for path in Path(__file__).parents[1].joinpath("examples").glob("*.toml"):

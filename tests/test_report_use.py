@@ -166,6 +166,19 @@ def test_a_refused_arm_says_why(tables: Tables) -> None:
     assert "&lt;held-out&gt;" in text
 
 
+def test_a_null_says_at_how_many_firings_it_was_asked(tables: Tables) -> None:
+    """The effect is of 30 documents and its null of 16 of them: there the latent's own effect is told."""
+    cards = " ".join(
+        re.sub(r"<[^>]*>", "", render_section(SECTIONS["cards"], View.of(tables))).split()
+    )
+    assert len(re.findall(r"30 documents Null directions", cards)) > 5
+    assert len(re.findall(r"16 documents, where its own is [\d.]+%; p", cards)) > 5
+    errors = block(tables)["errors"][0]["rows"]
+    assert {row["null"].n for row in errors} == {row["at_nulls"].n for row in errors}
+    assert {row["null"].n for row in errors} == {"16 documents"}
+    assert {row["effect"].n for row in errors} == {"32 documents"}
+
+
 def test_what_was_not_measured_is_said(tables: Tables) -> None:
     use = tables.use.copy()
     for name in (

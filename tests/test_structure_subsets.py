@@ -15,7 +15,7 @@ from sae_placebo.structure.base import Folds, Reading, TokenTable
 from sae_placebo.structure.domains import Domains, document_clusters, domains_of
 from sae_placebo.structure.in_context import in_context
 from sae_placebo.structure.mechanism import mechanism_predictions
-from sae_placebo.structure.nonlinear import nonlinear_auc
+from sae_placebo.structure.nonlinear import MLPSpec, nonlinear_auc
 from sae_placebo.structure.subsets import auc_by_column, decayed_bags, subsets
 
 N_DOCUMENTS, WIDTH, VOCABULARY = 160, 129, 60
@@ -143,6 +143,47 @@ def test_scopes_are_the_domains_of_labeled_text(tokens):
     # keywords are no scope, loops hold most of the text, and nothing is in a try
     assert found.names == ("kind.comment",)
     assert found.members.sum() == 30 * N_DOCUMENTS
+
+
+def test_prose_beside_code_has_domains_too(tokens):
+    held = np.zeros((N_DOCUMENTS, WIDTH, 1), dtype=bool)
+    known = np.zeros((N_DOCUMENTS, WIDTH), dtype=bool)
+    known[::2] = True
+    held[::2, 10:40] = True
+    labels = Labels(("kind.comment",), np.packbits(held, axis=-1, bitorder="little"), known)
+    rows = Rows(
+        tokens.rows.token_ids, tokens.rows.lengths, tokens.rows.documents, tokens.rows.names, labels
+    )
+    found = domains_of(TokenTable(rows, tokens.places, tokens.vocabulary), 0)
+    assert found.names[0] == "kind.comment"
+    assert "documents.0_of_4" in found.names
+    # every document without labels lies in some domain, and no token of it in a scope
+    prose = tokens.documents % 2 == 1
+    assert found.members[prose, 1:].any(axis=1).all()
+    assert not found.members[prose, 0].any()
+
+
+def test_an_mlp_is_judged_at_the_tokens_of_the_simple_predictors(
+    planted, folds, domains, monkeypatch
+):
+    seen = {}
+
+    def noted(name):
+        def call(negatives, positives, taken, owners, n):
+            seen[name] = (len(negatives), owners.tolist(), *(part.tolist() for part in taken))
+            return auc_by_column(negatives, positives, taken, owners, n)
+
+        return call
+
+    some = np.flatnonzero(
+        np.isfinite(subsets(planted, folds, domains, embeddings=EMBEDDINGS)["domain_auc"][:, 0])
+    )
+    for name in ("subsets", "nonlinear"):
+        monkeypatch.setattr(f"sae_placebo.structure.{name}.auc_by_column", noted(name))
+    subsets(planted, folds, domains, embeddings=EMBEDDINGS)
+    nonlinear_auc(planted, folds, domains, some, EMBEDDINGS, spec=MLPSpec(steps=2))
+    assert seen["nonlinear"] == seen["subsets"]
+    assert seen["subsets"][0] == 512
 
 
 def test_without_a_domain_nothing_is_known(planted, folds):

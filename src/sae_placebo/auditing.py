@@ -60,6 +60,7 @@ class Auditing:
             others=self._others(place),
             spec=self.plan.spec.audit,
             seed=self.plan.spec.seed,
+            letters=self.given.readability is None,
         )
         label = f"audit: {one.label}, {hookpoint}, {sae}"
         with (

@@ -146,8 +146,8 @@ def measure(
         if found.values is not None:
             replicates[name] = found.values
             value = float(found.values[0])
-        unit = METRICS[name].unit
-        rows.append([name, value, unit, found.null_value, evidence.n_tokens, found.reason])
+        unit, n = METRICS[name].unit, METRICS[name].n_tokens(evidence)
+        rows.append([name, value, unit, found.null_value, n, found.reason])
     columns = ["metric", "value", "unit", "null_value", "n", "reason"]
     return Measurement(
         measurements=pandas.DataFrame(rows, columns=columns),

@@ -25,11 +25,11 @@ VERSIONS = {
     "build": 3,
     "harvest": 3,
     "train": 4,
-    "measure": 4,
-    "match": 2,
+    "measure": 5,
+    "match": 3,
     "methods": 1,
-    "use": 3,
-    "audit": 2,
+    "use": 4,
+    "audit": 3,
 }
 
 

@@ -30,7 +30,7 @@ from sae_placebo.structure.geometry import geometry
 from sae_placebo.structure.in_context import in_context
 from sae_placebo.structure.ladder import Ladder, ladder, no_ladder
 from sae_placebo.structure.ngrams import ngrams
-from sae_placebo.structure.nonlinear import nonlinear_auc
+from sae_placebo.structure.nonlinear import MLPSpec, nonlinear_auc
 from sae_placebo.structure.outputs import outputs
 from sae_placebo.structure.partners import Partners, best_partners, has_partner, null_has_partner
 from sae_placebo.structure.positions import positions
@@ -137,8 +137,10 @@ def profile(
         latents[name] = columns[name][:, 0].astype(np.float64)
     latents["is_arbitrary"] = is_arbitrary(columns, shown.thresholds)[:, 0]
     candidates = np.flatnonzero(np.isfinite(columns["domain_auc"][:, 0]))
+    # of the same domain as `domain_auc`
+    mlp = MLPSpec(precision=shown.thresholds.domain_precision)
     latents["mlp_auc"] = nonlinear_auc(
-        reading, folds, around.domains, candidates, around.embedding, seed
+        reading, folds, around.domains, candidates, around.embedding, seed, mlp
     )
     for name, partners in (("placebo", in_placebo), ("seed", in_sibling)):
         latents[f"{name}_partner"], latents[f"{name}_null_r"] = partners.partner, partners.null

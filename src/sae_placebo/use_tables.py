@@ -73,6 +73,8 @@ def latent_rows(found: Examination) -> pandas.DataFrame:
         "effect_resampled": asked.resampled.mean,
         "effect_documents": measured.effect.n.astype(np.float64),
         "null_effect": measured.null,
+        "null_firings": asked.nulls.n_firings.astype(np.float64),
+        "effect_at_nulls": asked.nulls.cost / asked.ablated.full_swap,
         "null_ratio": measured.ratio,
         "use_p": asked.nulls.p,
         "use_p_decoders": asked.nulls.p_decoders,
@@ -171,6 +173,8 @@ def direction_rows(found: Examination) -> pandas.DataFrame:
                     "effect_low": asked.effect.low * scale,
                     "effect_high": asked.effect.high * scale,
                     "null_effect": asked.nulls.null / found.answer.asked.ablated.full_swap,
+                    "null_firings": asked.nulls.n_firings,
+                    "effect_at_nulls": asked.nulls.cost / found.answer.asked.ablated.full_swap,
                     "p": asked.nulls.p,
                     "documents": asked.effect.n,
                 }

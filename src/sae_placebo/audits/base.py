@@ -38,6 +38,8 @@ class Case:
             its architecture and seed.
         spec: How it is audited.
         seed: Names all draws.
+        letters: Whether first letters may stand for labels: not where other arms of the trial have labels,
+            with which the numbers are to be compared.
     """
 
     reading: Reading
@@ -46,6 +48,7 @@ class Case:
     others: dict[str, Reading]
     spec: AuditSpec
     seed: int
+    letters: bool = True
 
     @functools.cached_property
     def reconstruction(self) -> Float32[torch.Tensor, "token d_in"]:
@@ -79,7 +82,8 @@ class Case:
         present = np.unique(self.documents)
         if len(present) < 4:
             raise NotEstimable(
-                f"{len(present)} documents cannot be split in two: hold out 4 or more"
+                f"the held-out tokens lie in {len(present)} of the 4 documents that a split in two needs: "
+                "hold out more documents"
             )
         order = numpy_generator(self.seed, "audit", "halves").permutation(present)
         fit = np.isin(self.documents, order[: len(order) // 2])

@@ -39,7 +39,7 @@ from sae_placebo.audits.probes import (
     fit_probes,
     label_tasks,
     letter_tasks,
-    sample,
+    with_null,
 )
 from sae_placebo.errors import NotEstimable
 from sae_placebo.spec import numpy_generator
@@ -80,32 +80,25 @@ def run(case: Case) -> Audited:
     refused: list[str] = []
     for kind, make in (("label", label_tasks), ("letter", letter_tasks)):
         try:
-            tasks = make(case)
+            findings += _of_kind(case, directions, make(case), kind)
         except NotEstimable as refusal:
             refused.append(str(refusal))
             findings += [
                 Finding("families", name, math.nan, of="labels", reason=str(refusal))
                 for name in _names(kind)
             ]
-            continue
-        findings += _of_kind(case, directions, tasks, kind)
     if len(refused) == len(KINDS):
-        raise NotEstimable(refused[0])
+        raise NotEstimable("; and ".join(refused))
     return Audited(findings)
 
 
 def _of_kind(case: Case, directions: Directions, tasks: Tasks, kind: str) -> list[Finding]:
-    halves = [half & tasks.known for half in case.halves()]
-    fit, score = (
-        sample(half, case.spec.ridge_tokens, case.seed, "families", kind, str(i))
-        for i, half in enumerate(halves)
-    )
+    random = numpy_generator(case.seed, "audit", "families", kind)
+    (tasks, null), (fit, score) = with_null(case, tasks, random, "families", kind)
     x = case.reading.activations.float().cpu().numpy()
     bias = case.reading.sae.params["b_dec"].detach().float().cpu().numpy()
     bench = Bench(x - bias, directions, fit, score)
-    random = numpy_generator(case.seed, "audit", "families", kind)
-    real = bench.answers(tasks)
-    moved = bench.answers(tasks.permuted(case.documents, random))
+    real, moved = bench.answers(tasks), bench.answers(null)
     drawn = bench.of_directions(*random_tasks(bench.x, tasks, fit, random))
     return _findings(case, kind, tasks, (real, moved, drawn), score)
 
@@ -194,11 +187,18 @@ def _mean_of_ratios(n: int) -> Callable[[Float64[np.ndarray, "part replicate"]],
 
 
 def _rate(
-    case: Case, answers: Answers, name: str, score: Int64[np.ndarray, " scored"]
+    case: Case,
+    answers: Answers,
+    name: str,
+    tasks: Int64[np.ndarray, " asked"],
+    score: Int64[np.ndarray, " scored"],
 ) -> tuple[float, float, float]:
-    parts = np.stack([*answers.rates[name], *answers.hits]).astype(np.float64)
+    """Return the mean over some tasks of what is absorbed at their hits; NaN of none."""
+    if len(tasks) == 0:
+        return math.nan, math.nan, math.nan
+    parts = np.stack([part[task] for part in (answers.rates[name], answers.hits) for task in tasks])
     return over_documents(
-        _mean_of_ratios(len(answers.hits)), parts, case.documents[score], case.seed
+        _mean_of_ratios(len(tasks)), parts.astype(np.float64), case.documents[score], case.seed
     )
 
 
@@ -210,17 +210,20 @@ def _findings(
     score: Int64[np.ndarray, " scored"],
 ) -> list[Finding]:
     real, moved, drawn = answers
-    n = int(sum(one.sum() for one in real.hits))
+    # a value and its nulls are means over the same labels: those that a probe found in all of them
+    found_by = np.array([[hits.any() for hits in one.hits] for one in answers])
+    asked = np.flatnonzero(found_by.all(0) if found_by.all(0).any() else found_by[0])
+    n = int(sum(real.hits[task].sum() for task in asked))
     out = []
     for name in RATES:
-        value = _rate(case, real, name, score)
+        value = _rate(case, real, name, asked, score)
         for null, suffix in ((drawn, ""), (moved, "_permuted")):
-            beside = _rate(case, null, name, score)
+            beside = _rate(case, null, name, asked, score)
             reason = "" if math.isfinite(value[0]) else "no probe found its label"
             out.append(
                 Finding("families", f"{kind}_{name}{suffix}", *value, n, *beside, reason=reason)
             )
-    sizes, numbers = [len(f.latents) for f in real.families], len(tasks.names)
+    sizes = [len(f.latents) for f in real.families]
     columns = {
         "size": ([float(size) for size in sizes], [float(len(f.latents)) for f in drawn.families]),
         "f1_best": ([f.first for f in real.families], [f.first for f in drawn.families]),
@@ -228,7 +231,10 @@ def _findings(
         "f1_probe": (real.probe, moved.probe),
     }
     for name, (values, nulls) in columns.items():
-        found, low, high = _mean(np.array(values), case.seed)
+        own, beside = np.array(values), np.array(nulls)
+        there = np.isfinite(own) & np.isfinite(beside)
+        there = there if there.any() else np.isfinite(own)
+        found, low, high = _mean(own[there], case.seed)
         out.append(
             Finding(
                 "families",
@@ -236,8 +242,8 @@ def _findings(
                 found,
                 low,
                 high,
-                numbers,
-                *_mean(np.array(nulls), case.seed),
+                int(there.sum()),
+                *_mean(beside[there], case.seed),
                 of="labels",
                 reason=""
                 if math.isfinite(found)

@@ -17,7 +17,14 @@ from sae_placebo.audits.base import (
     Quantity,
     over_documents,
 )
-from sae_placebo.audits.probes import Tasks, areas, fit_probes, label_tasks, letter_tasks, sample
+from sae_placebo.audits.probes import (
+    Tasks,
+    areas,
+    fit_probes,
+    label_tasks,
+    letter_tasks,
+    with_null,
+)
 from sae_placebo.errors import NotEstimable
 from sae_placebo.spec import numpy_generator
 
@@ -78,6 +85,8 @@ def run(case: Case) -> Audited:
     try:
         tasks = label_tasks(case)
     except NotEstimable:
+        if not case.letters:
+            raise
         tasks = letter_tasks(case)
     random = numpy_generator(case.seed, "audit", "information", "labels")
     sources = {
@@ -85,22 +94,22 @@ def run(case: Case) -> Audited:
         "reconstruction": case.reconstruction.numpy(),
         "activation": case.reading.activations.float().cpu().numpy(),
     }
-    real, tokens = _scored(case, sources, tasks)
-    null, _ = _scored(case, sources, tasks.permuted(case.documents, random))
+    (tasks, moved), (fit, score) = with_null(case, tasks, random, "information")
+    real = _scored(case, sources, tasks, fit, score)
+    null = _scored(case, sources, moved, fit, score)
     findings = []
     for source in SOURCES:
-        findings += _levels(case, source, real[source], null[source], tokens)
-    return Audited(findings + _shares(case, real, null, tokens, tasks))
+        findings += _levels(case, source, real[source], null[source], score)
+    return Audited(findings + _shares(case, real, null, score, tasks))
 
 
 def _scored(
-    case: Case, sources: Mapping[str, np.ndarray], tasks: Tasks
-) -> tuple[dict[str, _Scores], Int64[np.ndarray, " chosen"]]:
-    halves = [half & tasks.known for half in case.halves()]
-    fit, score = (
-        sample(half, case.spec.ridge_tokens, case.seed, "information", str(i))
-        for i, half in enumerate(halves)
-    )
+    case: Case,
+    sources: Mapping[str, np.ndarray],
+    tasks: Tasks,
+    fit: Int64[np.ndarray, " fitted"],
+    score: Int64[np.ndarray, " chosen"],
+) -> dict[str, _Scores]:
     present, truth = tasks.present[fit], tasks.present[score]
     rate = np.clip(present.mean(0), 1e-6, 1 - 1e-6)
     _, owner = np.unique(case.documents[score], return_inverse=True)
@@ -108,7 +117,7 @@ def _scored(
     for source, values in sources.items():
         probes = fit_probes(values[fit], present)
         out[source] = _Scores(probes.logits(values[score]), truth, rate, owner % _GROUPS)
-    return out, score
+    return out
 
 
 def _levels(

@@ -10,11 +10,14 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64
 from sae_placebo.audits.base import Case
 from sae_placebo.errors import NotEstimable
 from sae_placebo.lazy import torch
+from sae_placebo.metrics.truth import NO_LABELS
 from sae_placebo.spec import numpy_generator
 from sae_placebo.structure.base import TokenTable
 
 MIN_POSITIVE = 50
 """Tokens with, and tokens without a label that a probe needs, to fit on and to score on."""
+MOST_LETTERS = 64
+"""First letters that are asked about, at most: some scripts have thousands."""
 _RIDGE = 1e-4
 _STEPS = 120
 _ROUNDS = 3
@@ -37,13 +40,34 @@ class Tasks:
     known: Bool[np.ndarray, " token"]
 
     def permuted(self, documents: np.ndarray, random: np.random.Generator) -> Tasks:
-        """Return the same labels on other documents: whole documents change places.
+        """Return the known labels moved to other documents; which tokens are known stays.
 
-        Rates, and how labels follow each other, stay; what they have to do with the tokens goes.
+        Tokens whose labels are known are put behind each other, document by document in a random order,
+        and labels move on along them by about half of their number, from the start of one document to
+        that of another. Rates, and how labels follow each other, stay; what they have to do with the
+        tokens goes. Only tokens of a document that holds more than about half of all can keep a label of
+        their own document.
+
+        Raises:
+            NotEstimable: labels are known in fewer than two documents.
         """
-        order = random.permutation(np.unique(documents))
-        place = np.concatenate([np.flatnonzero(documents == one) for one in order])
-        return Tasks(self.names, self.present[place], self.known[place])
+        known = np.flatnonzero(self.known)
+        owners = documents[known]
+        order = random.permutation(np.unique(owners))
+        if len(order) < 2:
+            raise NotEstimable(
+                f"labels are known in {len(order)} documents: labels change places among 2 or more"
+            )
+        place = np.concatenate([known[owners == one] for one in order])
+        starts = np.cumsum([np.count_nonzero(owners == one) for one in order])[:-1]
+        move = int(starts[np.argmin(np.abs(starts - len(place) / 2))])
+        present = self.present.copy()
+        present[place] = self.present[np.roll(place, -move)]
+        return Tasks(self.names, present, self.known)
+
+    def of(self, columns: Int64[np.ndarray, " chosen"]) -> Tasks:
+        """Return some of the tasks."""
+        return Tasks(tuple(self.names[i] for i in columns), self.present[:, columns], self.known)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,36 +95,40 @@ def label_tasks(case: Case) -> Tasks:
         NotEstimable: nothing is known of the tokens, or no label has tokens enough.
     """
     if case.labels is None:
-        raise NotEstimable("the text has no labels: name some, or use text that comes with them")
+        raise NotEstimable(NO_LABELS)
     every = Tasks(case.labels.names, case.labels.present, case.labels.known)
-    return _chosen(every, case)
+    return _chosen(every, case, "label")
 
 
 def letter_tasks(case: Case) -> Tasks:
     """Return first letters of tokens as labels, known for tokens that begin with a letter.
 
-    Marks of white space in front do not count, and neither does case.
+    Letters are those of any script. Marks of white space in front do not count, and neither does case.
 
     Raises:
         NotEstimable: no letter begins tokens enough.
     """
-    return _chosen(first_letters(case.reading.tokens), case)
+    return _chosen(first_letters(case.reading.tokens), case, "first letter")
 
 
 def first_letters(tokens: TokenTable) -> Tasks:
-    """Return which of a to z each token begins with."""
+    """Return which letter each token begins with, of the `MOST_LETTERS` that begin the most tokens."""
     firsts = np.array([_letter(text) for text in tokens.vocabulary], dtype=np.int64)
     letters = firsts[tokens.ids]
-    names = tuple(f"begins with {chr(97 + i)}" for i in range(26))
-    return Tasks(names, letters[:, None] == np.arange(26), letters >= 0)
+    known = letters >= 0
+    codes, counts = np.unique(letters[known], return_counts=True)
+    frequent = np.sort(codes[np.argsort(-counts, kind="stable")[:MOST_LETTERS]])
+    names = tuple(f"begins with {chr(code)}" for code in frequent)
+    return Tasks(names, letters[:, None] == frequent, known)
 
 
 def _letter(text: str) -> int:
-    first = text.lstrip(_MARKS)[:1].lower()
-    return ord(first) - 97 if first and "a" <= first <= "z" else -1
+    """Return the code point of a token's first letter in lower case; -1 where it begins with none."""
+    first = text.lstrip(_MARKS)[:1].lower()[:1]
+    return ord(first) if first.isalpha() else -1
 
 
-def _chosen(tasks: Tasks, case: Case) -> Tasks:
+def _chosen(tasks: Tasks, case: Case, what: str) -> Tasks:
     """Return the tasks that can be probed on both halves, the most frequent first."""
     usable = np.ones(len(tasks.names), dtype=bool)
     for half in case.halves():
@@ -109,12 +137,48 @@ def _chosen(tasks: Tasks, case: Case) -> Tasks:
         usable &= (positive >= MIN_POSITIVE) & (len(part) - positive >= MIN_POSITIVE)
     if not usable.any():
         raise NotEstimable(
-            f"no label holds for {MIN_POSITIVE} tokens of either half of the documents: hold out "
-            f"more"
+            f"no {what} holds for {MIN_POSITIVE} tokens, and fails for as many, in both halves of the "
+            "documents: hold out more"
         )
     order = np.argsort(-tasks.present[tasks.known].sum(0), kind="stable")
-    kept = np.array([i for i in order if usable[i]][: case.spec.labels])
-    return Tasks(tuple(tasks.names[i] for i in kept), tasks.present[:, kept], tasks.known)
+    kept = np.array([i for i in order if usable[i]][: case.spec.labels], dtype=np.int64)
+    return tasks.of(kept)
+
+
+def with_null(
+    case: Case, tasks: Tasks, random: np.random.Generator, *names: str
+) -> tuple[tuple[Tasks, Tasks], tuple[Int64[np.ndarray, " fitted"], Int64[np.ndarray, " scored"]]]:
+    """Return tasks and their null, labels moved to other documents, and tokens to fit and to score on.
+
+    Both are asked at the same tokens, and hold the same labels: those that some of these tokens have and
+    some lack, where probes are fitted and where they are scored, as they are and moved.
+
+    Args:
+        case: What is audited.
+        tasks: Labels.
+        random: Draws the order of documents.
+        names: Of the draw of tokens.
+
+    Raises:
+        NotEstimable: there is no such label.
+    """
+    fit, score = (
+        sample(half & tasks.known, case.spec.ridge_tokens, case.seed, *names, str(i))
+        for i, half in enumerate(case.halves())
+    )
+    moved = tasks.permuted(case.documents, random)
+    usable = np.ones(len(tasks.names), dtype=bool)
+    for one in (tasks, moved):
+        for part in (fit, score):
+            rate = one.present[part].mean(0)
+            usable &= (rate > 0) & (rate < 1)
+    if not usable.any():
+        raise NotEstimable(
+            f"no label is found both present and absent among {len(fit)} tokens to fit on and "
+            f"{len(score)} to score on: raise ridge_tokens or hold out more documents"
+        )
+    kept = np.flatnonzero(usable).astype(np.int64)
+    return (tasks.of(kept), moved.of(kept)), (fit, score)
 
 
 def sample(

@@ -24,6 +24,7 @@ from sae_placebo.methods.rate import (
     token_bits,
 )
 from sae_placebo.methods.sampling import Sample, as_numpy, draw_sample
+from sae_placebo.metrics.truth import NO_LABELS
 from sae_placebo.spec import numpy_generator
 from sae_placebo.structure.base import Folds, Reading, TokenTable
 
@@ -237,7 +238,7 @@ def _tasks(
 ) -> tuple[ProbeTasks | None, str | None]:
     labels = tokens.labels
     if labels is None:
-        return None, "the text has no labels"
+        return None, NO_LABELS
     places = [tokens.places[part] for part in (sample.choose, sample.score)]
     held = tuple(labels.at(place) for place in places)
     known = tuple(labels.known[place[:, 0], place[:, 1]] for place in places)

@@ -16,6 +16,7 @@ from sae_placebo.spec import numpy_generator
 from sae_placebo.structure.base import Folds, TokenTable
 
 _ROWS = 1 << 16
+_PURPOSES = ("fit", "choose", "score")
 """Tokens that the lookup table takes in at a time."""
 
 
@@ -78,8 +79,9 @@ def draw_sample(
         there = np.flatnonzero(purposes == purpose)
         if len(there) < 50:
             raise NotEstimable(
-                f"the comparison with existing methods needs 50 tokens for each purpose, and {len(there)} "
-                f"serve purpose {purpose}: hold out more documents"
+                "the comparison with existing methods needs 50 tokens of documents to fit on, as many to "
+                f"choose on and to score on, and has {len(there)} to {_PURPOSES[purpose]} on: hold out more "
+                "documents"
             )
         random = numpy_generator(seed, "methods", "tokens", purpose)
         drawn.append(np.sort(random.permutation(there)[:limit]))

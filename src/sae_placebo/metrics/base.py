@@ -164,11 +164,13 @@ class Metric(Declared):
     Attributes:
         compute: Values under each column of document weights; NaN where one is undefined.
         null_number: The null as a number for one SAE, where there is such a number.
+        counted: How many tokens it and its null are of; None: all held-out tokens.
         grain: What one value is about.
     """
 
     compute: Values
     null_number: Callable[[Evidence], float | None] | None = None
+    counted: Callable[[Evidence], int] | None = None
     grain: Literal["sae"] = "sae"
 
     def values(
@@ -196,6 +198,10 @@ class Metric(Declared):
     def null_value(self, evidence: Evidence) -> float | None:
         """Return the null for this SAE as a number, or None where it is known in words alone."""
         return None if self.null_number is None else self.null_number(evidence)
+
+    def n_tokens(self, evidence: Evidence) -> int:
+        """Return how many tokens the metric and its null are of, for this SAE."""
+        return evidence.n_tokens if self.counted is None else self.counted(evidence)
 
 
 METRICS: Registry[Metric] = Registry("metric")

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64, Integer
 from sae_placebo.errors import NotEstimable
 from sae_placebo.lazy import pandas
 from sae_placebo.metrics.base import METRICS, Evidence, Metric, Values
-from sae_placebo.metrics.truth import Truth, best_threshold, count_outcomes, f1_scores
+from sae_placebo.metrics.truth import NO_LABELS, Truth, best_threshold, count_outcomes, f1_scores
 
 BASELINES = ("lookup", "bigram", "window")
 COLUMNS = (
@@ -101,9 +101,7 @@ def coverage(evidence: Evidence) -> Coverage:
 
 def _truth(evidence: Evidence) -> Truth:
     if evidence.truth is None:
-        raise NotEstimable(
-            "the text has no labels: it is no Python, or a control of the data rewrote it"
-        )
+        raise NotEstimable(NO_LABELS)
     return evidence.truth
 
 
@@ -297,6 +295,10 @@ def _lookup_of_group(group: str) -> Callable[[Evidence], float | None]:
     return null
 
 
+def _known_tokens(evidence: Evidence) -> int:
+    return 0 if evidence.truth is None else int(evidence.truth.known.sum())
+
+
 _READ_FROM = {
     "token": "can be read off the current token",
     "window": "can be read off the last few tokens, not off the current one",
@@ -320,5 +322,6 @@ for _group, _words in _READ_FROM.items():
             "be read off tokens. The interval is conditional on the choice.",
             compute=_of_group(_group),
             null_number=_lookup_of_group(_group),
+            counted=_known_tokens,
         ),
     )

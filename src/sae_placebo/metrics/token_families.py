@@ -15,6 +15,8 @@ _MARKERS = re.compile("^(?:[\\sĠ▁Ċ]|##)+|[\\sĠ▁Ċ]+$")
 _SUFFIX = re.compile("(?:'s|’s|ing|edly|ed|es|s|ly)$")
 _DOUBLED = re.compile(r"([^\W\d_aeiou])\1$")
 _SHORTEST_STEM = 3
+PIECE = "\ufffd"
+"""What stands in the text of a token for bytes that are no character alone."""
 
 
 @lru_cache(maxsize=1 << 18)
@@ -50,9 +52,12 @@ def fold(token: str) -> str:
 def token_families(
     vocabulary: Sequence[str], token_ids: Int64[np.ndarray, " type"]
 ) -> Int64[np.ndarray, " type"]:
-    """Return the index of each token's family: equal numbers, one family."""
-    numbers: dict[str, int] = {}
-    return np.array(
-        [numbers.setdefault(fold(vocabulary[token]), len(numbers)) for token in token_ids],
-        dtype=np.int64,
-    )
+    """Return the index of each token's family: equal numbers, one family.
+
+    A token with a piece of a character in it is a family of its own: pieces look alike as text, and a
+    script whose characters take several tokens each would else be one family.
+    """
+    numbers: dict[str | int, int] = {}
+    texts = [(int(token), vocabulary[token]) for token in token_ids]
+    names = [token if PIECE in text else fold(text) for token, text in texts]
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)

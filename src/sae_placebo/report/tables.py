@@ -94,7 +94,8 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         *("arm", "control", "model_seed", "sae_seed", "hookpoint", "sae", "latent"),
         *("use", "use_reason", "use_weight", "effect", "effect_low", "effect_high"),
         *("effect_resampled", "effect_documents", "beside", "beside_low", "beside_high"),
-        *("null_effect", "use_p", "use_p_decoders", "n_nulls", "beats_nulls", "survives_joint"),
+        *("null_effect", "null_firings", "effect_at_nulls", "use_p", "use_p_decoders", "n_nulls"),
+        *("beats_nulls", "survives_joint"),
         *("screen", "screen_ratio", "screen_p", "path_unembedding", "path_qk", "path_ov"),
         *("path_mlp", "tied", "class", "verdict", "evidence", "n_active"),
     ),
@@ -108,7 +109,8 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     ),
     "directions": (
         *("arm", "model_seed", "sae_seed", "hookpoint", "sae", "kind", "index", "variance"),
-        *("effect", "effect_low", "effect_high", "null_effect", "p", "documents"),
+        *("effect", "effect_low", "effect_high", "null_effect", "null_firings"),
+        *("effect_at_nulls", "p", "documents"),
     ),
     "patched": (
         *("arm", "model_seed", "sae_seed", "hookpoint", "sae", "latent", "reader", "kl"),

@@ -105,8 +105,8 @@ WORDS: tuple[Term, ...] = (
          "not a verdict.", "", "", "`classification`.", "classes"),
     Term("arbitrary subset", "A latent that fires within one recognizable context, on a part of it that "
          "nothing simple predicts.", "", "", "Seen by Bricken et al. 2023; the rule is ours.", "classes"),
-    Term("domain", "A recognizable context: a scope of the code, such as a docstring, or a cluster of "
-         "documents.",
+    Term("domain", "A recognizable context: where the text has labels, a scope of its code, such as a "
+         "docstring; else a cluster of documents that use the same words.",
          source="`structure.domains`.", page="classes"),
     Term("attribute", "A yes-or-no property of the current token: its spelling, or a label of the text.",
          "", "", "Gurnee et al. 2024 (arXiv 2401.12181); the list is ours.", "classes"),

@@ -1,4 +1,4 @@
-"""Contexts that a reader of the text would recognize: scopes of Python code, or clusters of documents."""
+"""Contexts that a reader of the text would recognize: scopes of Python code, and clusters of documents."""
 
 from __future__ import annotations
 
@@ -46,30 +46,32 @@ class Domains:
 def domains_of(
     tokens: TokenTable, seed: int, n_clusters: Sequence[int] = (4, 8, 16, 32)
 ) -> Domains:
-    """Return the contexts of a text: scopes where its tokens are labeled, else document clusters.
+    """Return the contexts of a text: scopes where its tokens are labeled, document clusters where not.
 
-    Documents are clustered several times, into 4, 8, 16 and 32, since how many kinds there are is not
-    known: a kind that is split, or put together with another, in one of them may be whole in the next.
+    Clusters are there as soon as one document has no labels, as prose beside code has none, and are of all
+    documents. These are clustered several times, into 4, 8, 16 and 32, since how many kinds there are is
+    not known: a kind that is split, or put together with another, in one of them may be whole in the next.
 
     Contexts of fewer than 200 tokens, or more than 40% of the text, are left out: in the one nothing
     can be estimated, in the other a precision of .8 says little.
     """
-    labels = tokens.labels
+    labels, names, parts = tokens.labels, [], []
+    labeled = np.zeros(tokens.n_documents, dtype=bool)
     if labels is not None and any(name in SCOPES for name in labels.names):
         chosen = [i for i, name in enumerate(labels.names) if name in SCOPES]
-        names = tuple(labels.names[i] for i in chosen)
-        members = np.concatenate(
-            [labels.at(part)[:, chosen] for part in np.array_split(tokens.places, 16)]
+        names += [labels.names[i] for i in chosen]
+        parts.append(
+            np.concatenate(
+                [labels.at(part)[:, chosen] for part in np.array_split(tokens.places, 16)]
+            )
         )
-    else:
-        names = tuple(f"documents.{i}_of_{n}" for n in n_clusters for i in range(n))
-        members = np.concatenate(
-            [
-                document_clusters(tokens, seed, n)[tokens.documents][:, None] == np.arange(n)
-                for n in n_clusters
-            ],
-            axis=1,
-        )
+        labeled[tokens.documents[labels.known[tokens.places[:, 0], tokens.places[:, 1]]]] = True
+    if not labeled[tokens.documents].all():
+        for n in n_clusters:
+            names += [f"documents.{i}_of_{n}" for i in range(n)]
+            clusters = document_clusters(tokens, seed, n)[tokens.documents]
+            parts.append(clusters[:, None] == np.arange(n))
+    members = np.concatenate(parts, axis=1) if parts else np.zeros((len(tokens), 0), dtype=bool)
     sizes = members.sum(0)
     kept = (sizes >= _SMALLEST) & (sizes <= LARGEST_SHARE * max(len(tokens), 1))
     return Domains(

@@ -18,6 +18,7 @@ from sae_placebo.structure.subsets import (
     auc_by_column,
     domain_of_each,
     entries_of,
+    judged_on,
     scenes_of,
     token_vectors,
 )
@@ -51,9 +52,9 @@ def nonlinear_auc(
 ) -> Float[np.ndarray, " latent"]:
     """Return the AUC, inside its domain, of an MLP on (token, bag) for each of the latents given.
 
-    The tokens, the documents they serve and the bag are those of `subsets`, so that the value can stand
-    beside `domain_auc`. Latents of one domain share the hidden layer. NaN for latents not asked about,
-    or not drawn, and where too few active tokens are scored.
+    The tokens fitted on, those that it is scored on, and the bag are those of `subsets`, so that the value
+    can stand beside `domain_auc`. Latents of one domain share the hidden layer. NaN for latents not asked
+    about, or not drawn, and where too few active tokens are scored.
 
     Args:
         reading: The SAE and its tokens.
@@ -101,8 +102,11 @@ def _fit(
     weights = _trained(x, y, generator(seed, "MLP on token and bag"), spec)
     hidden = torch.addmm(weights[1], held, weights[0]).relu_()
     read = torch.nn.functional.linear(hidden, weights[2], weights[3]).numpy()
-    active = entries_of(reading, scene, latents, 2)
-    return auc_by_column(read, read[active], active, active[1], len(latents))
+    asked = judged_on(reading, scene, latents)
+    positives = asked.positives
+    return auc_by_column(
+        read[asked.negatives], read[positives], asked.taken, positives[1], len(latents)
+    )
 
 
 def _trained(

@@ -277,12 +277,12 @@ def _best_auc(
     reading: Reading, scene: Scene, latents: Int64[np.ndarray, " candidate"]
 ) -> Float[np.ndarray, " candidate"]:
     """Return the highest AUC of the four predictors for each candidate; NaN for too few positives."""
-    fit, choose, active = (entries_of(reading, scene, latents, purpose) for purpose in range(3))
+    fit, choose = (entries_of(reading, scene, latents, purpose) for purpose in range(2))
     n = len(latents)
     if min(len(part) for part in scene.tokens) == 0:
         return np.full(n, np.nan)
-    score = _fewer(active, n)
-    negatives = _even_steps(np.arange(len(scene.tokens[2])), _NEGATIVES)
+    asked = judged_on(reading, scene, latents)
+    negatives, score = asked.negatives, asked.positives
     scores = []
     for predictor in range(len(scene.lookups[0])):
         table = _lookup(scene.lookups[0][predictor], fit, n, int(_size(scene, predictor)))
@@ -296,14 +296,36 @@ def _best_auc(
             np.einsum("ef,ef->e", bags[score[0]], weights.T[score[1]]),
         )
     )
+    found = [auc_by_column(*one, asked.taken, score[1], n) for one in scores]
+    highest: Float[np.ndarray, " candidate"] = np.max(found, axis=0)
+    return highest
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """At which of a scene's scored tokens predictions about some latents are judged.
+
+    Attributes:
+        positives: Token and candidate: at most 200 active tokens of each, candidate by candidate.
+        negatives: Tokens, the same for all candidates.
+        taken: Which of the negatives, by candidate, are active and so no negatives of it.
+    """
+
+    positives: Entries
+    negatives: Int64[np.ndarray, " negative"]
+    taken: Entries
+
+
+def judged_on(reading: Reading, scene: Scene, latents: Int64[np.ndarray, " candidate"]) -> Judged:
+    """Return the tokens that every predictor of these latents is judged on, whatever it reads."""
+    active = entries_of(reading, scene, latents, 2)
+    negatives = _even_steps(np.arange(len(scene.tokens[2])), _NEGATIVES)
     # an active token is no negative
     spot = np.full(len(scene.tokens[2]), -1, dtype=np.int64)
     spot[negatives] = np.arange(len(negatives))
     drawn = spot[active[0]] >= 0
     taken = (spot[active[0][drawn]], active[1][drawn])
-    found = [auc_by_column(*one, taken, score[1], n) for one in scores]
-    highest: Float[np.ndarray, " candidate"] = np.max(found, axis=0)
-    return highest
+    return Judged(_fewer(active, len(latents)), negatives, taken)
 
 
 def _fewer(entries: Entries, n: int) -> Entries:

@@ -39,6 +39,7 @@ class NullTest:
             all nulls, if that is smaller.
         null: [direction] mean cost of the null directions, nats per firing.
         cost: [direction] the direction's own, at the same firings.
+        n_firings: [direction] these firings, at most one per document.
         n_nulls: [direction] null directions.
         p_decoders: [direction] rank among other directions of about the same angle to the activations; NaN
             where it was given up before.
@@ -47,6 +48,7 @@ class NullTest:
     p: Float64[np.ndarray, " direction"]
     null: Float64[np.ndarray, " direction"]
     cost: Float64[np.ndarray, " direction"]
+    n_firings: Int64[np.ndarray, " direction"]
     n_nulls: Int64[np.ndarray, " direction"]
     p_decoders: Float64[np.ndarray, " direction"]
 
@@ -85,7 +87,7 @@ def against_nulls(
     n_nulls = np.zeros(m, dtype=np.int64)
     firings, own = _few_firings(ablated, candidates, spec.null_firings, seed)
     if not len(firings):
-        return NullTest(p, null, cost, n_nulls, p_decoders)
+        return NullTest(p, null, cost, n_nulls.copy(), n_nulls, p_decoders)
     random = numpy_generator(seed, "null directions")
     shape = (spec.nulls, directions.vectors.shape[1])
     drawn = torch.from_numpy(random.standard_normal(shape).astype(np.float32))
@@ -126,7 +128,7 @@ def against_nulls(
         asked = asked[~np.isin(firings.directions[asked], some[given_up])]
     there = n > 0
     cost[there] = zero[there] / n[there]
-    return NullTest(p, null, cost, n_nulls, p_decoders)
+    return NullTest(p, null, cost, n.astype(np.int64), n_nulls, p_decoders)
 
 
 def _tail(

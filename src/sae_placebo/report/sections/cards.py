@@ -106,7 +106,7 @@ def _card(
         for p in passages
         for v in (p["activations"] if p["activations"] is not None else ())
     ]
-    documents = row["effect_documents"]
+    documents, held = row["effect_documents"], row["null_firings"]
     seeds = {name: finite(row[name]) for name in ("model_seed", "sae_seed")}
     survives = finite(row["survives_joint"])
     return {
@@ -125,7 +125,9 @@ def _card(
         "effect": of_full_swap(row["effect"], row["effect_low"], row["effect_high"], documents),
         "beside": of_full_swap(row["beside"], row["beside_low"], row["beside_high"], documents),
         "resampled": of_full_swap(row["effect_resampled"], n=documents),
-        "null": of_full_swap(row["null_effect"], n=documents, why="not held against nulls"),
+        # nulls are ablated at some of the documents only, so the latent's own effect there is beside them
+        "null": of_full_swap(row["null_effect"], n=held, why="not held against nulls"),
+        "at_nulls": of_full_swap(row["effect_at_nulls"], n=held, why="not held against nulls"),
         "p": p_value(row["use_p"], row["n_nulls"]),
         "p_decoders": p_value(row["use_p_decoders"], row["n_nulls"]),
         "survives": None if survives is None else bool(survives),

@@ -150,7 +150,8 @@ def _missed(row: dict[str, Any]) -> dict[str, Any]:
         "index": count((finite(row["index"]) or 0) + 1),
         "variance": Estimate(said or "–", None, "of these tokens, as it is", effect.n),
         "effect": effect,
-        "null": of_full_swap(row["null_effect"], n=documents),
+        "null": of_full_swap(row["null_effect"], n=row["null_firings"]),
+        "at_nulls": of_full_swap(row["effect_at_nulls"], n=row["null_firings"]),
         "p": p_value(row["p"], None),
     }
 
