@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from sae_placebo.cli_toy import toy
-from sae_placebo.errors import PlaceboError, StoreError
+from sae_placebo.errors import PlaceboError, StoreError, UncheckedResult
 from sae_placebo.progress import for_terminal
 
 app = typer.Typer(
@@ -98,12 +99,16 @@ def run(
 def status(
     trial: TrialFile, store: StoreFolder = Path("runs"), overrides: Overrides = None
 ) -> None:
-    """Print which stages of a trial are done."""
+    """Print which stages of a trial are done, and whether its results are as they were written."""
     from sae_placebo.costs import plan_table
+    from sae_placebo.protocol import load_trial
+    from sae_placebo.results import described, trial_folder
 
     typer.echo(
         plan_table(trial, store, overrides=overrides or [], probe=False, progress=for_terminal())
     )
+    spec = load_trial(trial, overrides=overrides or [])
+    typer.echo(described(trial_folder(store, spec.name), spec))
 
 
 @app.command()
@@ -179,8 +184,18 @@ def main() -> None:
     """Run the command line; what a user can mend is one sentence and exit code 1."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    show = warnings.showwarning
+
+    def said(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, UncheckedResult):
+            sys.stderr.write(f"note: {message}\n")
+        else:
+            show(message, category, *where, **more)
+
     try:
-        app(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = said
+            app(arguments)
     except PlaceboError as error:
         if debug:
             raise

@@ -359,6 +359,14 @@ class Store:
 _DRAFT = re.compile(r"\..+-[0-9a-f]{16}-[0-9a-f]{8}")
 
 
+_ASIDE = re.compile(r".+\.aside-[0-9]+")
+
+
+def is_aside(path: Path) -> bool:
+    """Whether something was moved there by `Store.set_aside`."""
+    return _ASIDE.fullmatch(path.name) is not None
+
+
 def _free(path: Path) -> Path:
     """Return the first name beside a path, `<name>.aside-<n>`, that nothing has."""
     names = (path.with_name(f"{path.name.lstrip('.')}.aside-{n}") for n in itertools.count(1))
