@@ -17,11 +17,12 @@ _REFUSALS = (*_IN_THE_WAY, *_FORBIDDEN, errno.EFBIG, errno.EIO, errno.ENOENT, er
 
 
 def _is_ours(root: Path, error: Exception) -> bool:
-    """Whether the system refused a path of the store, or named none: not a file of a user's elsewhere."""
+    """Whether the system refused a path of the store, its folder's or none: not a user's file elsewhere."""
     name = getattr(error, "filename", None)
     if not isinstance(name, str | os.PathLike):
         return not isinstance(error, FileNotFoundError)
-    return Path(name).absolute().is_relative_to(root.absolute())
+    path, root = Path(name).absolute(), root.absolute()
+    return path.is_relative_to(root) or root.is_relative_to(path)
 
 
 @contextlib.contextmanager

@@ -288,6 +288,7 @@ class Store:
             draft.mkdir(parents=True)
             try:
                 yield draft
+                self.check_lock()  # before the draft is looked for, and again after it was hashed
                 manifest = {
                     "stage": step.stage,
                     "name": step.name,
