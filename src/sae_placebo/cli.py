@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -180,21 +182,32 @@ def world(
         typer.echo(f"world: {folder}")
 
 
+@contextlib.contextmanager
+def _notes() -> Iterator[None]:
+    """Print each of our own warnings once, as a line of its own."""
+    said: set[str] = set()
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def shown(
+            message: Warning | str, category: type[Warning], *where: Any, **more: Any
+        ) -> None:
+            if not issubclass(category, UncheckedResult):
+                show(message, category, *where, **more)
+            elif str(message) not in said:
+                said.add(str(message))
+                sys.stderr.write(f"note: {message}\n")
+
+        warnings.showwarning = shown
+        yield
+
+
 def main() -> None:
     """Run the command line; what a user can mend is one sentence and exit code 1."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
-    show = warnings.showwarning
-
-    def said(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        if issubclass(category, UncheckedResult):
-            sys.stderr.write(f"note: {message}\n")
-        else:
-            show(message, category, *where, **more)
-
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = said
+        with _notes():
             app(arguments)
     except PlaceboError as error:
         if debug:

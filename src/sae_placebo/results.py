@@ -37,6 +37,7 @@ from sae_placebo.trial_files import (
     RECORD,
     check_table,
     read_record,
+    require_parts,
     warn_if_unchecked,
 )
 from sae_placebo.use_results import keys_of, labelled, use_record, use_tables
@@ -98,7 +99,9 @@ class Trial:
     @functools.cached_property
     def record(self) -> dict[str, Any]:
         """What was compared and how: protocol, arms, text, masks, versions, seconds."""
-        return read_record(self.folder)
+        record = read_record(self.folder)
+        require_parts(self.folder, record)
+        return record
 
     def check(self) -> None:
         """See to it that every table is as the trial wrote it.

@@ -65,6 +65,19 @@ def _damaged(path: Path, why: str) -> StoreError:
     )
 
 
+def require_parts(folder: Path, record: Mapping[str, Any]) -> None:
+    """See to it that a record says which trial it is of; one without a seal may say anything.
+
+    Raises:
+        StoreError: it does not.
+    """
+    spec = record.get("spec")
+    parts = spec if isinstance(spec, dict) else {}
+    kinds = (record.get("name"), str), (parts.get("hookpoints"), list), (parts.get("saes"), dict)
+    if not all(isinstance(part, kind) and part for part, kind in kinds):
+        raise _damaged(folder / RECORD, "it lacks the trial's name, hookpoints or SAEs")
+
+
 def warn_if_unchecked(folder: Path, record: Mapping[str, Any]) -> None:
     """Warn where the tables of a result have no hashes."""
     if _TABLES not in record:
