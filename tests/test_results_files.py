@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from sae_placebo.report import build_report, read_tables
 from sae_placebo.results import TABLES, Trial, described, is_result_of
 from sae_placebo.sealing import read_json, write_json
 from sae_placebo.store import Store
+from sae_placebo.trial_files import check_table, read_record
 from synthetic_trial import Settings, seal_trial, write_trial
 
 
@@ -327,3 +329,55 @@ def test_a_trial_that_is_open_reads_the_tables_of_a_later_run(folder: Path) -> N
     assert trial.record["name"] == "synthetic"
     again(folder, [])
     assert list(trial.effects["a"]) == [1]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from sae_placebo import artefacts
+from sae_placebo.publishing import publish
+from sae_placebo.store import Store
+
+artefacts.write_table = lambda path, text: path.write_text(text)
+left = -1
+
+def count(event, _):
+    global left
+    if left >= 0 and event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"):
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(count)
+for n in range(200):
+    store = Store(Path(sys.argv[1]) / str(n))
+    folder = store.root / "trials" / "synthetic"
+    publish(store, folder, {"effects": "old", "latents": "old"}, {"name": "old"})
+    child = os.fork()
+    if child == 0:
+        left = n
+        publish(store, folder, {"effects": "new", "latents": "new"}, {"name": "new"})
+        left = -1
+        os._exit(0)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+        break
+print(n)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_killed_at_every_step_tables_of_two_runs_never_pass_for_one_result(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    n_killed, met = int(done.stdout), set()
+    for n in range(n_killed + 1):
+        folder = tmp_path / str(n) / "trials" / "synthetic"
+        if (folder / "trial.json").exists():
+            record = read_record(folder)
+            names = ("effects", "latents")
+            texts = {check_table(folder, name, record).read_text() for name in names}
+            assert texts == {record["name"]}
+            met.add(record["name"])
+        else:
+            met.add("none")
+    assert met == {"old", "none", "new"}

@@ -241,7 +241,13 @@ def manifest_link(folder: Path) -> None:
     (folder / "manifest.json").symlink_to("manifest.json")
 
 
+def manifest_pipe(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+    os.mkfifo(folder / "manifest.json")
+
+
 UNREADABLE = {
+    "pipe": manifest_pipe,
     "empty": as_bytes(b""),
     "a list": as_bytes(b"[]"),
     "no text": as_bytes(b"\xff\xfe\x00"),

@@ -212,7 +212,11 @@ class Work:
             return f"it was written under another {', '.join(differs)}"
         for part, facts in record["files"].items():
             path = folder / facts["file"]
-            if not path.is_file() or file_hash(path) != facts["sha256"]:
+            try:
+                same = path.is_file() and file_hash(path) == facts["sha256"]
+            except OSError as error:
+                return f"its part {part!r} cannot be read: {error.strerror}"
+            if not same:
                 return f"its part {part!r} is missing or has changed"
         return None
 

@@ -6,6 +6,7 @@ failing disk is noticed. Records of older versions have no seal and are read as 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -42,6 +43,8 @@ def read_json(path: Path) -> Any:
         OSError: the file cannot be read.
         ValueError: it does not hold JSON.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would never end
+        raise OSError(errno.EINVAL, "not a file", str(path))
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
