@@ -16,6 +16,8 @@ import numpy as np
 import pandas as pd
 
 from sae_placebo.designs import ArmParts, designs, quads
+from sae_placebo.store import read_json, write_json
+from sae_placebo.trial_files import with_tables
 from synthetic_use import use_tables
 
 HOOKPOINT = "resid_post.3"
@@ -566,4 +568,11 @@ def write_trial(folder: Path, settings: Settings | None = None) -> Path:
             table.to_parquet(folder / f"{name}.parquet")
     if "trial" not in settings.drop:
         (folder / "trial.json").write_text(json.dumps(trial_json(settings) | {"use": told}))
+    return folder
+
+
+def seal_trial(folder: Path) -> Path:
+    """Return a trial's folder whose record holds the hashes of its tables, as one that ran does."""
+    path = folder / "trial.json"
+    write_json(path, with_tables(read_json(path), folder))
     return folder

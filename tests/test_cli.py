@@ -44,13 +44,28 @@ def test_from_init_to_report(
     assert done.out.rstrip().endswith("index.html")
     assert "train redraw-0: 6,000 tokens in" in done.err
     assert call(monkeypatch, "status", trial, "--store", store) == 0
-    assert "every stage is done" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "every stage is done" in said
+    assert f"results: in '{store / 'trials' / 'tiny'}'." in said
     assert call(monkeypatch, "report", trial, "--store", store, "--set", "saes.topk.k=8") == 1
     assert "no results of these settings" in capsys.readouterr().err
     page = store / "trials" / "tiny" / "report" / "index.html"
     before = page.read_bytes()
     page.unlink()
     assert call(monkeypatch, "report", trial, "--store", store) == 0
+    assert page.read_bytes() == before
+    capsys.readouterr()
+    folder = page.parents[1]
+    for name, said in (
+        ("effects.parquet", "effects.parquet' is not what the trial wrote"),
+        ("trial.json", "trial.json' is damaged (it is not JSON"),
+    ):
+        (folder / name).write_bytes(b"{")
+        assert call(monkeypatch, "status", trial, "--store", store) == 0
+        assert said in capsys.readouterr().out.splitlines()[-1]
+        assert call(monkeypatch, "report", trial, "--store", store) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line
     assert page.read_bytes() == before
 
 

@@ -21,7 +21,7 @@ from sae_placebo.power import (
 )
 from sae_placebo.results import Trial
 from sae_placebo.statistics import Replicates, effect_interval
-from synthetic_trial import HOOKPOINT, SAE, Settings, write_trial
+from synthetic_trial import HOOKPOINT, SAE, Settings, seal_trial, write_trial
 
 NONE = Variances(documents=0.0, redraws=0.0, saes=0.0, latents=0.0, said="nothing")
 
@@ -103,7 +103,7 @@ def test_planted_variances_are_found_again() -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("store") / "trials" / "synthetic"
     settings = Settings()
-    write_trial(folder, settings)
+    seal_trial(write_trial(folder, settings))
     return folder
 
 

@@ -24,7 +24,8 @@ from sae_placebo.plans import ArmModel, plan_steps
 from sae_placebo.progress import Progress
 from sae_placebo.protocol import load_trial
 from sae_placebo.results import environment
-from sae_placebo.store import MANIFEST, Store, read_json, write_json
+from sae_placebo.sealing import read_json, sealed, write_json
+from sae_placebo.store import MANIFEST, Store
 from sae_placebo.training import Fit
 from sae_placebo.trial import Bench
 
@@ -320,14 +321,14 @@ def _flip(store: Path) -> str:
 
 def _of_other_weights(store: Path) -> str:
     path = _record(store)
-    write_json(path, read_json(path) | {"weights": "0" * 64})
+    write_json(path, sealed(read_json(path) | {"weights": "0" * 64}))
     return "trained on other weights"
 
 
 def _of_other_versions(store: Path) -> str:
     path = _record(store)
     environment = read_json(path)["environment"] | {"torch": "0.1"}
-    write_json(path, read_json(path) | {"environment": environment})
+    write_json(path, sealed(read_json(path) | {"environment": environment}))
     return "written under another torch"
 
 
@@ -365,7 +366,7 @@ def test_a_checkpoint_that_does_not_fit_is_not_gone_on_from(
     record = read_json(path)
     name = next(name for name in record["files"] if name.startswith("fit"))
     record["files"][name] = record["files"]["steps"]
-    write_json(path, record)
+    write_json(path, sealed(record))
     train(few, cut, spy)
     assert "ignored (it does not fit" in spy.notes[0]
     assert spy.before["train trained and 2 more"] == 0
@@ -379,6 +380,7 @@ def test_a_checkpoint_that_cannot_be_read_is_named_and_removed(cut: Path) -> Non
     checkpoints.clear(Store(cut, notes.append))
     assert "its record cannot be read" in notes[0]
     assert not path.parent.exists()
+    assert path.parents[1].joinpath(f"{path.parent.name}.aside-1").is_dir()
 
 
 def test_what_a_finished_step_left_behind_is_removed(

@@ -23,7 +23,7 @@ from sae_placebo.plans import plan_steps
 from sae_placebo.progress import Progress
 from sae_placebo.protocol import load_trial
 from sae_placebo.results import EVERY_METRIC, TABLES
-from sae_placebo.store import file_hash, read_json, write_json
+from sae_placebo.sealing import file_hash, read_json, sealed, write_json
 
 
 class Spy(Progress):
@@ -191,6 +191,55 @@ def test_a_damaged_artefact_is_named_and_rebuilt_to_the_same_bits(
     assert hashes(again.folder) == hashes(finished.folder)
 
 
+def test_arms_swapped_in_the_store_are_named_and_put_back(
+    finished: sp.Trial, table: dict[str, Any], tmp_path: Path
+) -> None:
+    store = copied(finished, tmp_path / "store")
+    for stage in ("train", "measure"):
+        one, other = (
+            next(store.glob(f"{stage}/{name}-0-*")) for name in ("redraw", "redraw_keep_embeddings")
+        )
+        one.rename(store / "kept")
+        other.rename(one)
+        (store / "kept").rename(other)
+    spy = Spy()
+    again = sp.run(table, store, progress=spy)
+    assert spy.labels == ["compare and report"]
+    assert len(spy.notes) == 2
+    assert all("had changed places with redraw" in note for note in spy.notes)
+    assert hashes(again.folder) == hashes(finished.folder)
+
+
+def test_another_trials_artefact_is_named_and_the_stage_is_done_again(
+    finished: sp.Trial, table: dict[str, Any], tmp_path: Path
+) -> None:
+    store = copied(finished, tmp_path / "store")
+    first, second = sorted((store / "measure").iterdir())[:2]
+    shutil.rmtree(first)
+    shutil.copytree(second, first)
+    spy = Spy()
+    again = sp.run(table, store, progress=spy)
+    assert spy.labels == ["measure 1 SAEs", "compare and report"]
+    assert f"{first.name} is damaged (it is that of measure/{second.name})" in spy.notes[0]
+    assert (first.with_name(f"{first.name}.aside-1") / "codes.safetensors").exists()
+    assert hashes(again.folder) == hashes(finished.folder)
+
+
+def test_a_table_that_was_changed_is_made_anew_and_kept(
+    finished: sp.Trial, table: dict[str, Any], tmp_path: Path
+) -> None:
+    store, spy = copied(finished, tmp_path / "store"), Spy()
+    path = store / "trials" / "tiny" / "effects.parquet"
+    path.write_bytes(b"PAR1")
+    with pytest.raises(StoreError, match="is not what the trial wrote"):
+        _ = sp.Trial(path.parent).effects
+    again = sp.run(table, store, progress=spy)
+    assert hashes(again.folder) == hashes(finished.folder)
+    assert len(spy.notes) == 1
+    assert path.with_name("effects.parquet.aside-1").read_bytes() == b"PAR1"
+    again.check()
+
+
 @pytest.mark.slow
 def test_killed_at_random_points_and_resumed_gives_identical_results(
     finished: sp.Trial, table: dict[str, Any], tmp_path: Path
@@ -241,7 +290,7 @@ def test_a_control_that_draws_otherwise_is_not_mixed_with_its_old_saes(
     facts = {"bytes": (folder / "recipe.json").stat().st_size}
     facts["sha256"] = file_hash(folder / "recipe.json")
     manifest["files"]["recipe.json"] = facts
-    write_json(folder / "manifest.json", manifest)
+    write_json(folder / "manifest.json", sealed(manifest))
     shutil.rmtree(next(store.glob("build/redraw-0-*")))
     with pytest.raises(ModelError, match=r"arm redraw-0: other weights than behind the .* train"):
         sp.run(table, store)

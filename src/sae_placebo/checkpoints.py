@@ -19,8 +19,9 @@ from typing import Any
 from sae_placebo import interrupts
 from sae_placebo.errors import SpecError, StoreError
 from sae_placebo.lazy import torch
+from sae_placebo.sealing import file_hash, read_json, seal_is_broken, sealed, write_json
 from sae_placebo.spec import digest
-from sae_placebo.store import Step, Store, explained, file_hash, read_json, write_json
+from sae_placebo.store import Step, Store, explained, is_aside
 
 CHECKPOINT_SECONDS = 20.0
 """A checkpoint is written this long after the one before it, or after nine times as long as writing that
@@ -142,12 +143,14 @@ class Work:
                 record = {
                     "steps": {step.key: f"{step.stage}/{step.folder_name}" for step in self.steps},
                     **self._made_by(),
+                    "phase": phase,
                     "seconds": self.seconds,
                     "done": state.done,
                     "record": state.record,
                     "files": files,
                 }
-                write_json(draft / _RECORD, record)
+                write_json(draft / _RECORD, sealed(record))
+                self.store.check_lock()
                 before = _serials(self.home, phase)
                 draft.rename(self.home / f"{phase}-{max(before, default=0) + 1:06d}")
                 for folder in before.values():
@@ -192,7 +195,10 @@ class Work:
         return {"weights": self.weights, "environment": dict(self.store.environment)}
 
     def _problem(self, folder: Path, record: Mapping[str, Any]) -> str | None:
-        if folder.parent.name != _name(record["steps"]):
+        phase = folder.name.rpartition("-")[0]
+        if seal_is_broken(record):
+            return "its record has changed since it was written"
+        if folder.parent.name != _name(record["steps"]) or record.get("phase", phase) != phase:
             return "it is of other steps than its folder"
         if record["weights"] != self.weights:
             return "it was trained on other weights"
@@ -206,8 +212,12 @@ class Work:
             return f"it was written under another {', '.join(differs)}"
         for part, facts in record["files"].items():
             path = folder / facts["file"]
-            if not path.is_file() or file_hash(path) != facts["sha256"]:
-                return f"its part {part} is missing or has changed"
+            try:
+                same = path.is_file() and file_hash(path) == facts["sha256"]
+            except OSError as error:
+                return f"its part {part!r} cannot be read: {error.strerror}"
+            if not same:
+                return f"its part {part!r} is missing or has changed"
         return None
 
 
@@ -226,26 +236,41 @@ def together(store: Store, steps: Sequence[Step], phase: str) -> list[list[Step]
 
 
 def clear(store: Store) -> None:
-    """Remove the checkpoints of finished steps, and those that cannot be read or are half written."""
+    """Remove the checkpoints of finished steps, and what is half written; move aside what is none."""
+    root = _root(store)
+    for path in _left_in(root) if root.is_dir() else ():
+        store.clear_way(path, folder=True)
     for home in _homes(store):
+        store.clear_way(home / _DRAFT, folder=True)
         shutil.rmtree(home / _DRAFT, ignore_errors=True)
-        places: list[str] = []
-        for folder in home.iterdir():
+        steps: dict[str, str] = {}
+        for folder in _left_in(home):
             record = _read(folder)
             if record is None:
-                name = folder.relative_to(store.root).as_posix()
-                store.warn(f"{name} is removed (its record cannot be read); that work starts again")
-                shutil.rmtree(folder, ignore_errors=True)
+                aside = store.shown(store.set_aside(folder))
+                store.warn(
+                    f"{store.shown(folder)} now lies in {aside} (its record cannot be read); that work "
+                    "starts again"
+                )
             else:
-                places += record["steps"].values()
-        if all((store.root / place).is_dir() for place in places):
-            shutil.rmtree(home, ignore_errors=True)
+                steps |= record["steps"]
+        if all(store.holds(place, key) for key, place in steps.items()):
+            for folder in _left_in(home):
+                shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                home.rmdir()
     with contextlib.suppress(OSError):  # others may still lie there
-        _root(store).rmdir()
+        root.rmdir()
 
 
 def _root(store: Store) -> Path:
     return store.root / "checkpoints"
+
+
+def _left_in(folder: Path) -> list[Path]:
+    """Return what lies in a folder, is not hidden and was not moved aside."""
+    names = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(path for path in names if not is_aside(path))
 
 
 def _homes(store: Store) -> list[Path]:
@@ -289,8 +314,15 @@ def _read(folder: Path) -> dict[str, Any] | None:
     if not all(isinstance(record.get(name), kind) for name, kind in kinds.items()):
         return None
     files = record["files"].values()
-    whole = all(isinstance(one, dict) and {"file", "sha256"} <= one.keys() for one in files)
-    return record if whole and record["steps"] else None
+    whole = all(
+        isinstance(one, dict)
+        and isinstance(one.get("sha256"), str)
+        and isinstance(one.get("file"), str)
+        and Path(one["file"]).name == one["file"]
+        for one in files
+    )
+    named = all(isinstance(place, str) for place in record["steps"].values())
+    return record if whole and named and record["steps"] else None
 
 
 def _write_parts(

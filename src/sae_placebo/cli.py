@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from sae_placebo.cli_toy import toy
-from sae_placebo.errors import PlaceboError, StoreError
+from sae_placebo.errors import PlaceboError, StoreError, UncheckedResult
 from sae_placebo.progress import for_terminal
 
 app = typer.Typer(
@@ -98,12 +101,16 @@ def run(
 def status(
     trial: TrialFile, store: StoreFolder = Path("runs"), overrides: Overrides = None
 ) -> None:
-    """Print which stages of a trial are done."""
+    """Print which stages of a trial are done, and whether its results are as they were written."""
     from sae_placebo.costs import plan_table
+    from sae_placebo.protocol import load_trial
+    from sae_placebo.results import described, trial_folder
 
     typer.echo(
         plan_table(trial, store, overrides=overrides or [], probe=False, progress=for_terminal())
     )
+    spec = load_trial(trial, overrides=overrides or [])
+    typer.echo(described(trial_folder(store, spec.name), spec))
 
 
 @app.command()
@@ -175,12 +182,33 @@ def world(
         typer.echo(f"world: {folder}")
 
 
+@contextlib.contextmanager
+def _notes() -> Iterator[None]:
+    """Print each of our own warnings once, as a line of its own."""
+    said: set[str] = set()
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def shown(
+            message: Warning | str, category: type[Warning], *where: Any, **more: Any
+        ) -> None:
+            if not issubclass(category, UncheckedResult):
+                show(message, category, *where, **more)
+            elif str(message) not in said:
+                said.add(str(message))
+                sys.stderr.write(f"note: {message}\n")
+
+        warnings.showwarning = shown
+        yield
+
+
 def main() -> None:
     """Run the command line; what a user can mend is one sentence and exit code 1."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        app(arguments)
+        with _notes():
+            app(arguments)
     except PlaceboError as error:
         if debug:
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,10 +28,18 @@ from sae_placebo.metrics.base import Declared
 from sae_placebo.metrics.sparsity import l0_matches
 from sae_placebo.plans import ArmModel, Place, Plan
 from sae_placebo.protocol import TrialSpec
+from sae_placebo.publishing import publish
 from sae_placebo.report import build_report
 from sae_placebo.statistics import Cell, ReplicateTable, effects
-from sae_placebo.store import Store, read_json, write_json
+from sae_placebo.store import Store, read_json
 from sae_placebo.structure import metrics as structure_metrics
+from sae_placebo.trial_files import (
+    RECORD,
+    check_table,
+    read_record,
+    require_parts,
+    warn_if_unchecked,
+)
 from sae_placebo.use_results import keys_of, labelled, use_record, use_tables
 
 TABLES = (
@@ -58,8 +67,23 @@ def trial_folder(store: str | Path, name: str) -> Path:
 
 def is_result_of(folder: Path, spec: TrialSpec) -> bool:
     """Whether the result in `folder` is of these settings and not of others under the same name."""
-    path = folder / "trial.json"
-    return path.exists() and read_json(path).get("spec") == spec.model_dump(mode="json")
+    if not os.path.lexists(folder / RECORD):
+        return False
+    record = read_record(folder)
+    warn_if_unchecked(folder, record)
+    return record.get("spec") == spec.model_dump(mode="json")
+
+
+def described(folder: Path, spec: TrialSpec) -> str:
+    """Return in one sentence whether a trial's results are there, whole and of these settings."""
+    try:
+        if not is_result_of(folder, spec):
+            other = "those of other settings" if os.path.lexists(folder / RECORD) else "none"
+            return f"results: {other} in {str(folder)!r}."
+        Trial(folder).check()
+    except StoreError as error:
+        return f"results: {error}."
+    return f"results: in {str(folder)!r}."
 
 
 @dataclass(frozen=True)
@@ -75,7 +99,19 @@ class Trial:
     @functools.cached_property
     def record(self) -> dict[str, Any]:
         """What was compared and how: protocol, arms, text, masks, versions, seconds."""
-        return dict(read_json(self.folder / "trial.json"))
+        record = read_record(self.folder)
+        require_parts(self.folder, record)
+        return record
+
+    def check(self) -> None:
+        """See to it that every table is as the trial wrote it.
+
+        Raises:
+            StoreError: one is not, or is missing; or the record is damaged.
+        """
+        record = read_record(self.folder)
+        for name in TABLES:
+            check_table(self.folder, name, record)
 
     @property
     def effects(self) -> Any:
@@ -138,12 +174,16 @@ class Trial:
         return self.folder / "report" / "index.html"
 
     def _table(self, name: str) -> Any:
-        path = self.folder / f"{name}.parquet"
-        if not path.exists():
+        # not `record`, which may be older than the tables: another process may have run the trial again
+        record = read_record(self.folder)
+        warn_if_unchecked(self.folder, record)
+        path = check_table(self.folder, name, record)
+        try:
+            return artefacts.read_table(path)
+        except (OSError, ValueError) as error:
             raise StoreError(
-                f"{str(self.folder)!r} holds no {name}.parquet; run the trial to its end"
-            )
-        return artefacts.read_table(path)
+                f"{str(path)!r} cannot be read as parquet ({error}); run the trial again"
+            ) from None
 
     def summary(self) -> str:
         """Return the headline effects, a line each, for a terminal."""
@@ -166,10 +206,6 @@ HEADLINE = ("mean_token_entropy_bits", "share_single_token", "explained_variance
 
 def write_results(plan: Plan, store: Store) -> Trial:
     """Join the tables of all SAEs, compare the arms, and write the trial's folder and report."""
-    folder = trial_folder(store.root, plan.spec.name)
-    folder.mkdir(parents=True, exist_ok=True)
-    # written last: whatever stops us in between, tables of two runs never pass for one result
-    (folder / "trial.json").unlink(missing_ok=True)
     joined = _join(plan, store)
     joined["measurements"].insert(
         6, "latent", pandas.array([None] * len(joined["measurements"]), "Int64")
@@ -195,9 +231,8 @@ def write_results(plan: Plan, store: Store) -> Trial:
         plan.spec, joined["latents"], _cards(plan, store), plan.spec.measurement.thresholds
     )
     joined |= use_tables(plan, store) | audit_tables(plan, store)
-    for name, table in joined.items():
-        _replace_table(folder / f"{name}.parquet", table)
-    write_json(folder / "trial.json", record(plan, store))
+    folder = trial_folder(store.root, plan.spec.name)
+    publish(store, folder, joined, record(plan, store))
     build_report(folder)
     return Trial(folder)
 
@@ -228,12 +263,6 @@ def _joined(parts: Sequence[Any]) -> Any:
     # a table without rows has no types, and would take theirs from the others
     filled = [part for part in parts if len(part)]
     return pandas.concat(filled, ignore_index=True) if filled else parts[0]
-
-
-def _replace_table(path: Path, table: Any) -> None:
-    draft = path.with_name(f".{path.name}.draft")
-    artefacts.write_table(draft, table)
-    draft.replace(path)
 
 
 def gather(plan: Plan, store: Store) -> ReplicateTable:

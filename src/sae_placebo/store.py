@@ -3,16 +3,21 @@
 An artefact is `<root>/<stage>/<name>-<key>/`. Files are written to a hidden sibling folder; the
 manifest, which holds the SHA-256 of each file, is written last; then the folder is renamed into
 place. So a folder with a manifest is whole, whatever killed the process that wrote it.
+
+An artefact is what its manifest's key says. The manifest holds all that the key is the hash of, and is
+sealed, so a folder that was swapped, copied from elsewhere or edited is noticed when it is read.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
+import functools
+import itertools
 import json
 import os
+import re
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,12 +25,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from sae_placebo.errors import StoreError
-from sae_placebo.spec import canonical, digest
+from sae_placebo.locks import HOLDER, LOCK, StoreLock, is_lock_file
+from sae_placebo.manifests import (
+    MANIFEST,
+    Damage,
+    Foreign,
+    added,
+    check,
+    filled,
+    key_of,
+    read_manifest,
+)
+from sae_placebo.refusals import explained
+from sae_placebo.sealing import file_hash, read_json, sealed, write_json
+from sae_placebo.spec import canonical
 
-MANIFEST = "manifest.json"
+__all__ = ["MANIFEST", "Step", "Store", "explained", "file_hash", "read_json", "write_json"]
 
 
 @dataclass(frozen=True)
@@ -46,10 +62,11 @@ class Step:
     settings: Any
     inputs: tuple[str, ...] = ()
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """Hash of stage, version, settings and inputs: 64 hexadecimal digits."""
-        return digest([self.stage, self.version, json.loads(canonical(self.settings)), self.inputs])
+        settings = json.loads(canonical(self.settings))
+        return key_of(self.stage, self.version, settings, self.inputs)
 
     @property
     def folder_name(self) -> str:
@@ -61,63 +78,196 @@ class Step:
 class Store:
     """A folder of artefacts, used by one process at a time.
 
+    What is not as it was written is never deleted: it is moved beside its place, as `<name>.aside-<n>`,
+    and `warn` says where.
+
     Args:
         root: Created when it does not exist.
         warn: Called with one sentence for each damaged artefact that is found.
         environment: Versions and settings of this process, kept in every manifest that it writes.
             They enter no key, so that results survive an update; `environments` tells of a mixture.
+
+    Raises:
+        StoreError: `root` is not a folder.
     """
 
     root: Path
     warn: Any = field(default=lambda message: None, repr=False)
     environment: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    _checked: set[Path] = field(default_factory=set, repr=False)
+    # by artefact: its key, and of each of its files what tells whether it has changed since it was hashed
+    _checked: dict[Path, tuple[str, dict[str, Any]]] = field(default_factory=dict, repr=False)
+    _told: set[Path] = field(default_factory=set, repr=False)
+    _lock: StoreLock | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.root.is_dir() and os.path.lexists(self.root):
+            raise StoreError(
+                f"the store {str(self.root)!r} is not a folder; choose another --store"
+            )
 
     def seconds(self, step: Step) -> float:
         """Return how long a finished step took."""
-        manifest = _read_manifest(self.path(step)) or {}
-        return float(manifest.get("seconds", 0.0))
+        return float(self._said(step).get("seconds", 0.0))
 
     def environments(self, steps: Iterable[Step]) -> list[dict[str, Any]]:
         """Return the different environments that the artefacts of `steps` were made in."""
         found: list[dict[str, Any]] = []
         for step in steps:
-            one = (_read_manifest(self.path(step)) or {}).get("environment", {})
+            one = self._said(step).get("environment", {})
             if one not in found:
                 found.append(one)
         return found
 
-    def path(self, step: Step) -> Path:
-        """Return where the artefact of `step` lies, or would lie."""
+    def _said(self, step: Step) -> dict[str, Any]:
+        try:
+            return read_manifest(self._place(step))
+        except (Damage, OSError):
+            return {}
+
+    def _place(self, step: Step) -> Path:
         return self.root / step.stage / step.folder_name
 
+    def path(self, step: Step) -> Path:
+        """Return where the artefact of `step` lies, checked as by `find`, or where it would lie.
+
+        Raises:
+            StoreError: what lies there is damaged, or has changed while this process runs.
+        """
+        place = self._place(step)
+        with explained(self.root, "read"):
+            try:
+                if os.path.lexists(place):
+                    self._check(step, place)
+            except Damage as problem:
+                raise StoreError(
+                    f"artefact {step.stage}/{step.folder_name} is damaged ({problem}); run the trial again, "
+                    "which builds it again"
+                ) from None
+        return place
+
     def has(self, step: Step) -> bool:
-        """Whether `step` is finished, by its manifest and file sizes alone (files are not hashed)."""
-        folder = self.path(step)
-        manifest = _read_manifest(folder)
-        return manifest is not None and _sizes_match(folder, manifest)
+        """Whether `step` is finished, by its manifest and file sizes alone (files are not hashed).
+
+        What lies there and does not count is named through `warn`, once.
+        """
+        place = self._place(step)
+        with explained(self.root, "read"):
+            if not os.path.lexists(place):
+                return False
+            try:
+                check(place, step.key, hashed=False)
+            except Damage as problem:
+                if place not in self._told:
+                    self._told.add(place)
+                    self.warn(
+                        f"artefact {step.stage}/{step.folder_name} does not count ({problem}); "
+                        "a run builds it again"
+                    )
+                return False
+        return True
+
+    def holds(self, place: str, key: str) -> bool:
+        """Whether `<stage>/<name>-<key>` is the artefact of this key, by its manifest and file sizes."""
+        try:
+            check(self.root / place, key, hashed=False)
+        except (Damage, OSError, ValueError):
+            return False
+        return True
 
     def find(self, step: Step) -> Path | None:
         """Return the artefact's folder when it is finished and undamaged, else None.
 
-        Every file is hashed once per process. A damaged artefact is named through `warn` and
-        removed, so that the caller builds it again.
+        It is what its manifest's key says: the key is that of `step` and of the settings and inputs in
+        the manifest. Every file is hashed once per process, and again when it has changed since. A
+        damaged artefact is named through `warn` and moved aside, so that the caller builds it again;
+        one that changed places with another is put back.
         """
-        folder = self.path(step)
-        if folder in self._checked and folder.exists():
-            return folder
-        if not folder.exists():
+        place = self._place(step)
+        with explained(self.root, "read"):
+            if not os.path.lexists(place):
+                return None
+            try:
+                manifest = self._check(step, place)
+            except Damage as problem:
+                return self._mended(step, place, problem)
+            if manifest is not None:
+                self._tidy(step, place, manifest)
+        return place
+
+    def _check(self, step: Step, place: Path) -> dict[str, Any] | None:
+        """Return the manifest of an artefact when it has been hashed, None when it was known to be whole."""
+        known = self._checked.get(place)
+        if known and known[0] == step.key and known[1] == _marks(place, known[1]):
             return None
-        problem = _damage(folder)
-        if problem is None:
-            self._checked.add(folder)
+        names = read_manifest(place)["files"] if place.is_dir() else ()
+        marks = _marks(
+            place, (MANIFEST, *names)
+        )  # before hashing: a change during it is seen next time
+        manifest = check(place, step.key)
+        self._checked[place] = step.key, marks
+        return manifest
+
+    def _mended(self, step: Step, place: Path, problem: Damage) -> Path | None:
+        """Move aside what is no artefact of `step`; return its own where that lies under another name."""
+        name = f"artefact {step.stage}/{step.folder_name}"
+        own = self._elsewhere(step, place) if isinstance(problem, Foreign) else None
+        aside = self.set_aside(place)
+        if own is None:
+            self.warn(
+                f"{name} is damaged ({problem}); it now lies in {self.shown(aside)}; building it again"
+            )
+            return None
+        own.rename(place)
+        aside.rename(own)
+        self.warn(f"{name} had changed places with {own.name} ({problem}); they were put back")
+        return self.find(step)
+
+    def _elsewhere(self, step: Step, place: Path) -> Path | None:
+        """Return the artefact of `step` beside its place, if it lies there whole."""
+        for folder in sorted(place.parent.iterdir()):
+            if folder == place or folder.name.startswith("."):
+                continue
+            try:
+                check(folder, step.key)
+            except (Damage, OSError):
+                continue
             return folder
-        self.warn(
-            f"artefact {step.stage}/{step.folder_name} is damaged ({problem}); building it again"
-        )
-        with explained(self.root):
-            shutil.rmtree(folder)
         return None
+
+    def _tidy(self, step: Step, place: Path, manifest: Mapping[str, Any]) -> None:
+        """Move out of an artefact what is not of it: a stage might read it."""
+        names = list(added(place, manifest))
+        if not names:
+            return
+        home = _free(place)
+        for name in names:
+            (home / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).rename(home / name)
+        listed = ", ".join(repr(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
+        self.warn(
+            f"artefact {step.stage}/{step.folder_name} held {len(names)} more than was written ({listed}); "
+            f"now in {self.shown(home)}"
+        )
+
+    def set_aside(self, path: Path) -> Path:
+        """Move what is in the way to a free name beside it, and return that; nothing is deleted."""
+        aside = _free(path)
+        path.rename(aside)
+        self._checked.pop(path, None)
+        return aside
+
+    def clear_way(self, path: Path, *, folder: bool) -> None:
+        """Move aside, and name, what lies where a folder or a file is to be and is not one."""
+        right = path.is_dir() if folder else path.is_file()
+        if os.path.lexists(path) and not right:
+            kind = "folder" if folder else "file"
+            aside = self.set_aside(path)
+            self.warn(f"{self.shown(path)} was no {kind}; it now lies in {self.shown(aside)}")
+
+    def shown(self, path: Path) -> str:
+        """Return a path below the root, from there, fit for a terminal."""
+        name = path.relative_to(self.root).as_posix()
+        return name if name.isprintable() else repr(name)
 
     @contextlib.contextmanager
     def write(self, step: Step, seconds: float = 0.0) -> Iterator[Path]:
@@ -126,14 +276,19 @@ class Store:
         Args:
             step: What is made.
             seconds: How long the work took that was done before.
+
+        Raises:
+            StoreError: the store cannot take it, or is no longer this process's alone.
         """
-        target = self.path(step)
+        target = self._place(step)
         draft = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
         start = time.perf_counter()
         with explained(self.root):
+            self.clear_way(target.parent, folder=True)
             draft.mkdir(parents=True)
             try:
                 yield draft
+                self.check_lock()  # before the draft is looked for, and again after it was hashed
                 manifest = {
                     "stage": step.stage,
                     "name": step.name,
@@ -143,20 +298,17 @@ class Store:
                     "inputs": list(step.inputs),
                     "environment": dict(self.environment),
                     "seconds": round(seconds + time.perf_counter() - start, 3),
-                    "files": {
-                        p.relative_to(draft).as_posix(): {
-                            "bytes": p.stat().st_size,
-                            "sha256": file_hash(p),
-                        }
-                        for p in sorted(draft.rglob("*"))
-                        if p.is_file()
-                    },
+                    "files": filled(draft),
                 }
-                write_json(draft / MANIFEST, manifest)
-                if target.exists():
-                    shutil.rmtree(target)
+                marks = _marks(draft, manifest["files"])
+                write_json(draft / MANIFEST, sealed(manifest))
+                marks |= _marks(draft, (MANIFEST,))
+                self.check_lock()
+                if os.path.lexists(target):
+                    aside = self.shown(self.set_aside(target))
+                    self.warn(f"{self.shown(target)} was made anew; what lay there is in {aside}")
                 draft.rename(target)
-                self._checked.add(target)
+                self._checked[target] = step.key, marks
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
 
@@ -170,133 +322,67 @@ class Store:
             StoreError: another process holds the store for longer than `wait_seconds`, or the
                 store cannot be written.
         """
+        if not 0 <= wait_seconds <= threading.TIMEOUT_MAX:
+            raise StoreError(f"cannot wait {wait_seconds:g} seconds for the store; give 0 or more")
         with explained(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             probe = self.root / f".probe-{uuid.uuid4().hex[:8]}"
             probe.touch()
             probe.unlink()
-        holder = self.root / ".holder"
-        lock = FileLock(self.root / ".lock")
+            for name in (LOCK, HOLDER):
+                if not is_lock_file(self.root / name):
+                    self.clear_way(self.root / name, folder=False)
+            self._lock = StoreLock(self.root, self.warn, wait_seconds)
         try:
-            lock.acquire(timeout=wait_seconds)
-        except Timeout:
-            who = holder.read_text().strip() if holder.exists() else "unknown"
-            raise StoreError(
-                f"the store {str(self.root)!r} is in use by another process (pid {who}); wait for it "
-                "to end, pass --wait SECONDS, or choose another --store"
-            ) from None
-        try:
-            holder.write_text(f"{os.getpid()}\n")
-            for draft in self.root.glob("*/.*-*-????????"):
-                shutil.rmtree(draft, ignore_errors=True)
+            with explained(self.root):
+                for name in ("trials", "checkpoints"):
+                    self.clear_way(self.root / name, folder=True)
+                for draft in self.root.glob("*/.*"):
+                    if _DRAFT.fullmatch(draft.name):
+                        shutil.rmtree(draft, ignore_errors=True)
+                for probe in self.root.glob(".probe-????????"):
+                    probe.unlink(missing_ok=True)
             yield
         finally:
-            holder.unlink(missing_ok=True)
-            lock.release()
+            self._lock.release()
+            self._lock = None
+
+    def check_lock(self) -> None:
+        """See to it, before something is published, that a locked store is still this process's alone.
+
+        Raises:
+            StoreError: it is not.
+        """
+        if self._lock is not None:
+            self._lock.check()
 
 
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+_DRAFT = re.compile(r"\..+-[0-9a-f]{16}-[0-9a-f]{8}")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON; whatever kills the process, the file is whole or absent.
-
-    Nothing is synced: after a power cut the hashes in the manifests tell what was lost, and a sync
-    would wait for every file that the system still holds in memory.
-    """
-    draft = path.with_name(f".{path.name}.draft")
-    with draft.open("w", encoding="utf-8") as stream:
-        json.dump(value, stream, indent=1, sort_keys=True, allow_nan=False)
-    draft.replace(path)
+_ASIDE = re.compile(r".+\.aside-[0-9]+")
 
 
-def read_json(path: Path) -> Any:
-    """Return the JSON value in `path`."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def is_aside(path: Path) -> bool:
+    """Whether something was moved there by `Store.set_aside`."""
+    return _ASIDE.fullmatch(path.name) is not None
 
 
-def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    try:
-        manifest = read_json(folder / MANIFEST)
-    except (OSError, ValueError):
-        return None
-    files = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(files, dict) or not all(_is_entry(entry) for entry in files.values()):
-        return None
-    return dict(manifest)
+def _free(path: Path) -> Path:
+    """Return the first name beside a path, `<name>.aside-<n>`, that nothing has."""
+    names = (path.with_name(f"{path.name.lstrip('.')}.aside-{n}") for n in itertools.count(1))
+    return next(name for name in names if not os.path.lexists(name))
 
 
-def _is_entry(entry: Any) -> bool:
-    return isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys()
-
-
-def _sizes_match(folder: Path, manifest: Mapping[str, Any]) -> bool:
-    files = manifest["files"]
-    return all(
-        (folder / name).is_file() and (folder / name).stat().st_size == facts["bytes"]
-        for name, facts in files.items()
-    )
-
-
-def _damage(folder: Path) -> str | None:
-    """Return what is wrong with an artefact's folder, or None."""
-    manifest = _read_manifest(folder)
-    if manifest is None:
-        return "its manifest is missing or unreadable"
-    for name, facts in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        size = path.stat().st_size
-        if size != facts["bytes"]:
-            return f"{name} has {size:,} bytes where {facts['bytes']:,} were written"
-        if file_hash(path) != facts["sha256"]:
-            return f"the bytes of {name} have changed"
-    return None
-
-
-def _missing_below(root: Path, error: Exception) -> bool:
-    """Whether a file or folder of the store could not be made or found, not one of a user's."""
-    name = error.filename if isinstance(error, FileNotFoundError) else None
-    return isinstance(name, str | os.PathLike) and Path(name).absolute().is_relative_to(
-        root.absolute()
-    )
-
-
-@contextlib.contextmanager
-def explained(root: Path) -> Iterator[None]:
-    """Turn the operating system's refusals into one sentence each.
-
-    Raises:
-        StoreError: the store under `root` is full or cannot be written.
-    """
-    try:
-        yield
-    except StoreError:
-        raise
-    except Exception as error:
-        # safetensors and pyarrow wrap the system's error in their own and keep only its text
-        number = error.errno if isinstance(error, OSError) else None
-        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
-            message = (
-                f"the disk that holds the store {str(root)!r} is full; finished stages are kept: free "
-                "some space or move the store, then run again"
-            )
-        elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
-            message = (
-                f"the store {str(root)!r} cannot be written ({os.strerror(number)}); choose another --store "
-                "or change its permissions"
-            )
-        elif number in (errno.ENOTDIR, errno.EEXIST):
-            message = f"the store {str(root)!r} is not a folder; choose another --store"
-        elif number in (errno.EFBIG, errno.EIO) or _missing_below(root, error):
-            message = (
-                f"the store {str(root)!r} cannot be written here ({os.strerror(number or 0)}); choose "
-                "another --store"
-            )
-        else:
-            raise
-        raise StoreError(message) from error
+def _marks(folder: Path, names: Iterable[str]) -> dict[str, Any]:
+    """Return of each file what changes when it is replaced or written to."""
+    marks: dict[str, Any] = {}
+    for name in names:
+        try:
+            found = (folder / name).stat()
+        except OSError:
+            marks[name] = None
+            continue
+        times = found.st_mtime_ns, found.st_ctime_ns
+        marks[name] = (found.st_dev, found.st_ino, found.st_size, *times)
+    return marks

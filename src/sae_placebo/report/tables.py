@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 from sae_placebo.designs import ArmParts
 from sae_placebo.errors import StoreError
 from sae_placebo.lazy import pandas
+from sae_placebo.trial_files import RECORD, check_table, is_recorded, read_record
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "effects": (
@@ -245,28 +246,26 @@ def read_tables(trial_folder: Path) -> Tables:
     if not trial_folder.is_dir():
         raise StoreError(f"{trial_folder} is not a folder. Give the folder that holds trial.json.")
     missing: list[str] = []
-    frames = {name: _read_table(trial_folder, name, missing) for name in COLUMNS}
-    path, trial = trial_folder / "trial.json", {}
-    if path.exists():
-        try:
-            trial = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise StoreError(f"{path} is not JSON ({error}). Run the trial again.") from None
-        if not isinstance(trial, dict):
-            raise StoreError(f"{path} holds no JSON object. Run the trial again.")
+    trial: dict[str, Any] = {}
+    if os.path.lexists(trial_folder / RECORD):
+        trial = read_record(trial_folder)
     else:
-        missing.insert(0, path.name)
+        missing.append(RECORD)
+    frames = {name: _read_table(trial_folder, name, trial, missing) for name in COLUMNS}
     return Tables(trial=trial, missing=tuple(missing), **frames)
 
 
-def _read_table(folder: Path, name: str, missing: list[str]) -> pandas.DataFrame:
+def _read_table(
+    folder: Path, name: str, trial: Mapping[str, Any], missing: list[str]
+) -> pandas.DataFrame:
     path = folder / f"{name}.parquet"
     columns = list(COLUMNS[name])
-    if not path.exists():
+    recorded = is_recorded(name, trial)
+    if recorded is False or (recorded is None and not path.exists()):
         missing += [] if name in OPTIONAL else [path.name]
         return _empty(name)
     try:
-        table = pandas.read_parquet(path)
+        table = pandas.read_parquet(check_table(folder, name, trial))
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} cannot be read as parquet: {error}") from None
     places = [c for c in ("arm", "hookpoint", "sae") if c in columns]
