@@ -2,7 +2,7 @@
 
 | stage | files |
 |---|---|
-| tokenize | rows.safetensors, names.json, labels.json where text is Python, vocabulary.json |
+| tokenize | rows.safetensors, names.json, labels.json where text is Python, text.json, vocabulary.json |
 | build | recipe.json, card.json, heads.safetensors (harvest and train keep a copy of the recipe) |
 | harvest | activations, norms, repeats.safetensors, calibration.safetensors and .json, precision.json |
 | train | <hookpoint>/<sae>/seed-<n>/ (SAELens 6), lookup.safetensors, gaussian.json, log.parquet |
@@ -76,6 +76,18 @@ def read_rows(folder: Path) -> dict[str, Rows]:
         )
         for split in names
     }
+
+
+def write_text_facts(
+    folder: Path, skipped: Mapping[str, int], shared: Mapping[str, int | float]
+) -> None:
+    """Write which documents gave no rows, and what held-out text is in the training text too."""
+    write_json(folder / "text.json", {"skipped": dict(skipped), "shared": dict(shared)})
+
+
+def read_text_facts(folder: Path) -> dict[str, Any]:
+    """Return what `write_text_facts` wrote: `skipped` and `shared`."""
+    return dict(read_json(folder / "text.json"))
 
 
 def write_vocabulary(folder: Path, vocabulary: Sequence[str]) -> None:

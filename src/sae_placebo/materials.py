@@ -7,7 +7,8 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from sae_placebo import artefacts, models, text
+from sae_placebo import artefacts, models, overlap, text
+from sae_placebo.errors import TextError
 from sae_placebo.plans import ArmModel, Plan
 from sae_placebo.progress import Progress
 from sae_placebo.protocol import TrialSpec
@@ -57,10 +58,17 @@ class Materials:
                 self.store.write(step) as draft,
             ):
                 tokenizer = models.load_tokenizer(source, self.spec.model.revision)
-                splits = text.tokenize(spec, tokenizer, self.spec.seed)
-                artefacts.write_rows(draft, splits)
+                found = text.cut(spec, tokenizer, self.spec.seed)
+                if text.identify(spec) != step.settings["content"]:
+                    raise TextError(
+                        f"files of text.source {spec.source!r} changed while they were read; run again"
+                    )
+                artefacts.write_rows(draft, found.splits)
+                artefacts.write_text_facts(draft, found.skipped, found.shared)
                 artefacts.write_vocabulary(draft, text.vocabulary(tokenizer))
                 advance(wanted)
+            if (repeated := overlap.warning(found.shared)) is not None:
+                self.progress.note(f"text: {repeated}")
         return self.store.path(step)
 
     @functools.cached_property

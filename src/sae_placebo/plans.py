@@ -19,7 +19,7 @@ from sae_placebo.store import Step
 # raised by hand when what a stage writes changes its meaning
 VERSIONS = {
     "model": 1,
-    "tokenize": 2,
+    "tokenize": 3,
     "readability": 2,
     "text": 1,
     "build": 3,
@@ -141,7 +141,7 @@ class _Planner:
     def plan(self) -> Plan:
         spec = self.spec
         model = self.step("model", spec.model.id.strip("/").split("/")[-1], identify(spec.model))
-        labelled = _may_have_labels(spec.text)
+        labelled = text.may_have_labels(spec.text)
         content = {"text": spec.text, "content": text.identify(spec.text), "seed": spec.seed}
         if labelled:  # labels are what this interpreter's grammar says
             content["python"] = list(sys.version_info[:2])
@@ -301,10 +301,3 @@ class _Planner:
             first = one.model_seed == spec.seeds_of(one.arm)[0] and sae_seed == spec.sae_seeds[0]
             if one.arm in arms and hookpoint in hookpoints and first:
                 yield place
-
-
-def _may_have_labels(spec: text.TextSpec) -> bool:
-    """Return whether some documents are Python, whose tokens have labels."""
-    if spec.source.startswith("hf:"):
-        return False
-    return spec.source == "python-stdlib" or any(p.suffix == ".py" for p in text.paths(spec.source))

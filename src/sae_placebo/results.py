@@ -333,6 +333,7 @@ def record(plan: Plan, store: Store) -> dict[str, Any]:
         ],
         "text": {
             "source": spec.text.source,
+            **artefacts.read_text_facts(store.path(plan.tokenize)),
             "splits": {
                 split: {
                     "n_documents": len(one.names),

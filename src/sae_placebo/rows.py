@@ -69,6 +69,10 @@ class RowsBuilder:
         self.pieces.append(piece)
         self.owners.append(len(self.names))
 
+    def n_tokens(self, bos: int | None) -> int:
+        """Return how many tokens may be read: without BOS, all but the first of each row."""
+        return sum(len(piece.ids) - (bos is None) for piece in self.pieces)
+
     def labelled(self) -> bool:
         """Return whether any document is one whose labels could be known."""
         return any(piece.labels is not None for piece in self.pieces)

@@ -16,6 +16,7 @@ from sae_placebo.report.sections.recorded import (
     names_of,
     outliers_of,
     picked,
+    repeated_of,
     saes_of,
     splits_of,
     text_of,
@@ -225,6 +226,7 @@ def build(view: View) -> Content:
         **_counted(view),
         "changed": _changed(view),
         "facts": _key_facts(view),
+        "repeated": repeated_of(trial),
         "telling": telling(view),
     }
     return Content(values, {})

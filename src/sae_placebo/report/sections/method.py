@@ -29,6 +29,8 @@ def _facts(view: View) -> list[dict[str, str]]:
         ("Hookpoints", spec.get("hookpoints") or [place[0] for place in view.tables.places]),
         ("Text", {k: v for k, v in text.items() if not isinstance(v, Mapping) and v is not None}),
         *((f"Text, {title(name).lower()} split", v) for name, v in splits_of(trial).items()),
+        ("Text, documents left out", mapping(trial.get("text")).get("skipped")),
+        ("Text, held out and trained on", mapping(trial.get("text")).get("shared")),
         *((f"SAE {name}".strip(), settings) for name, settings in saes_of(spec).items()),
         ("Training", spec.get("training")),
         ("Masked positions", None if _by_split(trial.get("masks")) else trial.get("masks")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sae_placebo.overlap import COUNTED, warning
 from sae_placebo.report.wording import count, finite, title, visible
 
 
@@ -84,9 +85,17 @@ def text_of(value: Any) -> str:
 def splits_of(trial: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Return each split of the text with its counts."""
     text = mapping(trial.get("text"))
-    found = {k: v for k, v in text.items() if isinstance(v, Mapping) and k != "splits"}
+    others = ("splits", "skipped", "shared")
+    found = {k: v for k, v in text.items() if isinstance(v, Mapping) and k not in others}
     found.update({k: mapping(v) for k, v in mapping(text.get("splits")).items()})
     return found
+
+
+def repeated_of(trial: Mapping[str, Any]) -> str | None:
+    """Return the sentence about held-out text that is in the training text too; None where little is."""
+    counts = {k: finite(v) for k, v in mapping(mapping(trial.get("text")).get("shared")).items()}
+    known = {k: v for k, v in counts.items() if v is not None}
+    return warning(known) if known.keys() >= COUNTED else None
 
 
 def outliers_of(masks: Mapping[str, Any]) -> list[tuple[str, str, float]]:
