@@ -10,6 +10,14 @@ import typer
 
 from sae_placebo.progress import for_terminal
 
+
+def named_folder(name: str | Path) -> Path:
+    """Return the folder that an option names, which may not be empty."""
+    from sae_placebo.result_folders import store_folder
+
+    return store_folder(name)
+
+
 toy = typer.Typer(
     help="The ground-truth laboratory: SAEs on activations whose features are known.",
     no_args_is_help=True,
@@ -23,7 +31,9 @@ GeneratorSettings = Annotated[
 
 @toy.command()
 def compose(
-    out: Annotated[Path, typer.Option("--out", help="Folder of cells, table and page.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder of cells, table and page.", parser=named_folder)
+    ],
     sweep: Annotated[
         str,
         typer.Option(

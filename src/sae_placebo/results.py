@@ -28,6 +28,7 @@ from sae_placebo.metrics.sparsity import l0_matches
 from sae_placebo.plans import ArmModel, Place, Plan
 from sae_placebo.protocol import TrialSpec
 from sae_placebo.report import build_report
+from sae_placebo.result_folders import trial_folder, written_beside
 from sae_placebo.statistics import Cell, ReplicateTable, effects
 from sae_placebo.store import Store, read_json, write_json
 from sae_placebo.structure import metrics as structure_metrics
@@ -49,17 +50,6 @@ EVERY_METRIC: Mapping[str, Declared] = {
     **saved.DECLARED,
 }
 """What every number about an SAE is, whichever stage it comes of."""
-
-
-def trial_folder(store: str | Path, name: str) -> Path:
-    """Return where the results of the trial called `name` lie."""
-    return Path(store) / "trials" / name
-
-
-def is_result_of(folder: Path, spec: TrialSpec) -> bool:
-    """Whether the result in `folder` is of these settings and not of others under the same name."""
-    path = folder / "trial.json"
-    return path.exists() and read_json(path).get("spec") == spec.model_dump(mode="json")
 
 
 @dataclass(frozen=True)
@@ -166,7 +156,13 @@ HEADLINE = ("mean_token_entropy_bits", "share_single_token", "explained_variance
 
 def write_results(plan: Plan, store: Store) -> Trial:
     """Join the tables of all SAEs, compare the arms, and write the trial's folder and report."""
-    folder = trial_folder(store.root, plan.spec.name)
+    final = trial_folder(store.root, plan.spec.name)
+    with written_beside(final, plan.spec, store.warn) as folder:
+        _write_results(plan, store, folder)
+    return Trial(final)
+
+
+def _write_results(plan: Plan, store: Store, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     # written last: whatever stops us in between, tables of two runs never pass for one result
     (folder / "trial.json").unlink(missing_ok=True)
@@ -199,7 +195,6 @@ def write_results(plan: Plan, store: Store) -> Trial:
         _replace_table(folder / f"{name}.parquet", table)
     write_json(folder / "trial.json", record(plan, store))
     build_report(folder)
-    return Trial(folder)
 
 
 def _join(plan: Plan, store: Store) -> dict[str, Any]:

@@ -75,6 +75,13 @@ class Control(Spec, ABC):
             SpecError: there is no such layer.
         """
 
+    def check_source(self, model: ModelSpec) -> None:
+        """Refuse settings that name a checkpoint which the reference, loaded from `model`, lacks.
+
+        Raises:
+            ModelError: there is no such checkpoint.
+        """
+
     def seen_at_hookpoints(self, tied: bool) -> Control:
         """Return the control as far as anything before the output head can see.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from jaxtyping import Float, Int64
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from sae_placebo.lazy import torch
 from sae_placebo.saes import auxiliary
@@ -37,9 +37,9 @@ class MatryoshkaSpec(BatchSpec):
     """
 
     kind: Literal["matryoshka"] = "matryoshka"
-    prefixes: tuple[float, ...] = Field((1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0), strict=False)
+    prefixes: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
     """Sizes of the prefixes, as shares of `d_sae`, ascending; the last is 1."""
-    weights: tuple[float, ...] | None = Field(None, strict=False)
+    weights: tuple[float, ...] | None = None
     """Weight of each prefix's error; None: 1 each."""
 
     @model_validator(mode="after")
