@@ -319,7 +319,8 @@ def _sentence(error: ValidationError) -> str:
         for (place, value), messages in told.items()
     ]
     more = len(problems) - 3
-    return "; ".join(problems[:3]) + (f"; and {more} more" if more > 0 else "")
+    text = "; ".join(problems[:3]) + (f"; and {more} more" if more > 0 else "")
+    return re.sub(_OUR_TYPES, lambda match: _WORDS[match[0].split(" or ")[0]], text)
 
 
 def _alternatives(messages: list[str]) -> list[str]:
@@ -332,6 +333,13 @@ def _hint(problem: Any) -> str:
     if problem["type"] == "int_type" and isinstance(value, float) and value.is_integer():
         return f"; a whole number has no point and no exponent: {int(value)}"
     return ""
+
+
+_WORDS = {"Tuple": "The list", "tuple": "list", "Dictionary": "The table", "dictionary": "table"}
+_OUR_TYPES = (
+    r"\b(?:[Tt]uple|Dictionary|dictionary or instance of \w+|dictionary)(?= should| \(found)"
+)
+"""What Python calls a list and a table of a trial file."""
 
 
 def _names_a_type(part: int | str) -> bool:

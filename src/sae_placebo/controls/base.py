@@ -167,7 +167,8 @@ def parse_control(table: object) -> Control:
     settings = dict(table)
     name = settings.pop("control", None) or settings.pop("kind", None)
     if not isinstance(name, str):
-        raise SpecError(f"an arm names its control; known: {', '.join(sorted(CONTROLS))}.")
+        found = "" if name is None else f"found {name!r:.80}; "
+        raise SpecError(f"an arm names its control; {found}known: {', '.join(sorted(CONTROLS))}.")
     cls = CONTROLS[name]
     known = [key for key in cls.model_fields if key != "kind"]
     for key in settings:

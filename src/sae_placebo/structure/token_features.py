@@ -14,7 +14,7 @@ from jaxtyping import Float, Float32, Float64, Int64, Integer
 from pydantic import Field
 
 from sae_placebo.errors import NotEstimable
-from sae_placebo.spec import Distinct, Spec, numpy_generator
+from sae_placebo.spec import LARGEST, Distinct, Spec, numpy_generator
 from sae_placebo.structure.base import Folds, TokenTable
 from sae_placebo.structure.block_sums import (
     Block,
@@ -55,7 +55,7 @@ class LadderSpec(Spec):
     position_bins: int = Field(16, ge=2)
     decays: Distinct[Annotated[float, Field(gt=0, lt=1)]] = (0.7, 0.97)
     bag: int = Field(32, ge=1)
-    window: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+    window: tuple[Annotated[int, Field(ge=1, lt=LARGEST)], ...] = Field(
         (32, 32, 16, 16, 8, 8, 8, 8), min_length=1
     )
     readout: int = Field(256, ge=1)
