@@ -288,8 +288,10 @@ def _read_toml(source: str | Path) -> dict[str, Any]:
         raise SpecError(
             f"the trial file {shown} is no UTF-8 text: save it as UTF-8, or name another file"
         ) from None
-    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
-        raise SpecError(f"{path} is not TOML: {str(error) or 'it is nested too deeply'}") from None
+    except RecursionError:
+        raise SpecError(f"{path} is not TOML: it is nested too deeply") from None
+    except ValueError as error:  # also a number of thousands of digits
+        raise SpecError(f"{path} is not TOML: {error}") from None
     if not table:
         raise SpecError(
             f"the trial file {shown} sets nothing; `sae-placebo init` writes one that does"
