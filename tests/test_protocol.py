@@ -86,7 +86,6 @@ def test_aliases_of_one_hookpoint_are_one(table: dict[str, Any]) -> None:
         ('use.hookpoints=["resid_pst.1"]', r"at use.hookpoints: .*Did you mean 'resid_post.1'\?"),
         ('structure.placebo="reddraw"', r"structure.placebo: no arm is called 'reddraw'"),
         ('structure.placebo="trained"', r"'trained', which does not re-draw the weights"),
-        ("use.documents=30", r"documents is 30 and firings 6: .*lower documents or raise firings"),
         ("use.negligible=0.1", r"negligible is 0.1 and least_effect 0.001"),
         ('arms.c={control="cascade", last=9}', r"arms.c: control 'cascade': last = 9, .* 3 layers"),
         ('arms.c={control="revision", revision="step9"}', r"arms.c: .*has no revision 'step9'"),

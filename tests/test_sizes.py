@@ -8,7 +8,7 @@ import pytest
 
 from conftest import trial_table
 from sae_placebo import sizes
-from sae_placebo.errors import SpecError
+from sae_placebo.errors import SpecError, TextError
 from sae_placebo.protocol import TrialSpec, load_trial
 
 
@@ -82,10 +82,10 @@ def test_a_disk_that_cannot_hold_the_artefacts_is_named(
     table: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sizes, "total_memory", lambda: None)
-    spec = load_trial(table, overrides=["text.heldout_tokens=100_000_000"])
+    spec = load_trial(table, overrides=["text.heldout_tokens=100_000"])
     needed = sum(need.n_bytes for need in sizes.disk_needs(spec))
     # trained, and two re-draws of each of two controls
-    assert needed > 5 * 100_000_000 * 32 * 4
+    assert needed > 5 * 100_000 * 32 * 4
     asked = []
 
     def usage(path: Path) -> SimpleNamespace:
@@ -124,3 +124,12 @@ def test_a_model_whose_width_is_not_known_yet_is_refused_by_a_lower_bound(
         sizes.check_sizes(
             load_trial(table, overrides=["saes.topk.d_sae=1_000_000_000_000"]), tmp_path
         )
+
+
+def test_a_text_that_cannot_hold_so_many_tokens_is_refused(
+    table: dict[str, Any], tmp_path: Path
+) -> None:
+    sizes.check_sizes(load_trial(table, overrides=["text.train_tokens=100_000"]), tmp_path)
+    more = load_trial(table, overrides=["text.train_tokens=10_000_000"])
+    with pytest.raises(TextError, match=r"are 10,002,000 together, and the text at .* has 1\d\d"):
+        sizes.check_sizes(more, tmp_path)

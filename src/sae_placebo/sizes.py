@@ -13,13 +13,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sae_placebo.errors import SpecError
+from sae_placebo.errors import SpecError, TextError
 from sae_placebo.model_specs import ties_embeddings, vocabulary_size, width
 from sae_placebo.protocol import TrialSpec
 from sae_placebo.spec import canonical
+from sae_placebo.text import library_files, paths
 
 _NUMBER, _HALF = 4, 2
 """Bytes of a number in float32, and of one in float16."""
+_PLAIN = (".txt", ".md", ".rst", ".py", ".jsonl")
+"""Files whose text is no longer than they are."""
+_TOKENS_PER_BYTE = 2
+"""No tokenizer makes so many: a token is a byte or more, but for marks that some put beside words."""
 _COPIES = 3
 """Of a trained tensor: itself, and Adam's two means."""
 
@@ -51,6 +56,7 @@ def check_sizes(spec: TrialSpec, store: str | Path) -> None:
 
     Raises:
         SpecError: one piece of work needs more than all memory, or the artefacts more than the disk.
+        TextError: the text cannot hold as many tokens as are asked for.
     """
     memory = total_memory()
     largest = max(memory_needs(spec), key=lambda need: need.n_bytes)
@@ -67,6 +73,25 @@ def check_sizes(spec: TrialSpec, store: str | Path) -> None:
             f"the artefacts of this trial take at least {_shown(needed)} of disk, and "
             f"{str(store)!r} has room for {_shown(room)}; most of it are {largest.what}: lower "
             f"{largest.setting} ({largest.value:,}), or choose a --store on another disk"
+        )
+    _check_text(spec)
+
+
+def _check_text(spec: TrialSpec) -> None:
+    """Refuse more tokens than the bytes of the text can make, where these can be counted at once."""
+    wanted = spec.text.train_tokens + spec.text.heldout_tokens
+    if spec.text.source.startswith("hf:"):
+        return
+    stdlib = spec.text.source == "python-stdlib"
+    files = library_files() if stdlib else paths(spec.text.source)
+    if any(file.suffix not in _PLAIN for file in files):
+        return
+    n_bytes = sum(file.stat().st_size for file in files)
+    if wanted > n_bytes * _TOKENS_PER_BYTE:
+        raise TextError(
+            f"text.train_tokens and text.heldout_tokens are {wanted:,} together, and the text at "
+            f"{spec.text.source!r} has {_shown(n_bytes)}, too few for so many: lower them or give more "
+            "text"
         )
 
 

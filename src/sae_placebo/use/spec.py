@@ -65,13 +65,7 @@ class UseSpec(Spec):
     """Principal components of what the SAE misses that are asked about as well."""
 
     @model_validator(mode="after")
-    def _verdicts_can_be_had(self) -> UseSpec:
-        if self.documents > self.firings:
-            raise SpecError(
-                f"documents is {self.documents} and firings {self.firings}: a direction is ablated at one "
-                "firing of a document at most, so none could ever be called not used; lower documents or "
-                "raise firings"
-            )
+    def _limits_do_not_cross(self) -> UseSpec:
         if self.negligible > self.least_effect:
             raise SpecError(
                 f"negligible is {self.negligible:g} and least_effect {self.least_effect:g}: an effect "
