@@ -59,7 +59,7 @@ def test_what_differs_is_named(
     table: dict[str, Any], tmp_path: Path, change: str, words: str
 ) -> None:
     left_by(load_trial(table), tmp_path)
-    taken = in_the_way(tmp_path, load_trial(table, overrides=[change]))
+    taken = in_the_way(tmp_path / "trials" / "tiny", load_trial(table, overrides=[change]))
     assert taken is not None
     assert words in taken
 
@@ -68,14 +68,17 @@ def test_the_same_settings_another_name_or_another_version_are_not_in_the_way(
     table: dict[str, Any], tmp_path: Path
 ) -> None:
     folder = left_by(load_trial(table), tmp_path)
-    assert in_the_way(tmp_path, load_trial(table)) is None
-    assert in_the_way(tmp_path, load_trial(table, overrides=["seed=3", 'name="two"'])) is None
+    assert in_the_way(tmp_path / "trials" / "tiny", load_trial(table)) is None
+    other = load_trial(table, overrides=["seed=3", 'name="two"'])
+    assert in_the_way(tmp_path / "trials" / "two", other) is None
     record = json.loads((folder / "trial.json").read_text())
     del record["spec"]["audit"]["draws"]  # a setting that an earlier version did not have
     record["spec"]["text"]["gone_since"] = 3
     (folder / "trial.json").write_text(json.dumps(record))
-    assert in_the_way(tmp_path, load_trial(table)) is None
-    assert "seed was 0" in str(in_the_way(tmp_path, load_trial(table, overrides=["seed=3"])))
+    assert in_the_way(tmp_path / "trials" / "tiny", load_trial(table)) is None
+    assert "seed was 0" in str(
+        in_the_way(tmp_path / "trials" / "tiny", load_trial(table, overrides=["seed=3"]))
+    )
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"spec": 3}'])
@@ -83,7 +86,7 @@ def test_a_record_that_cannot_be_read_is_not_in_the_way(
     table: dict[str, Any], tmp_path: Path, content: str
 ) -> None:
     (left_by(load_trial(table), tmp_path) / "trial.json").write_text(content)
-    assert in_the_way(tmp_path, load_trial(table, overrides=["seed=3"])) is None
+    assert in_the_way(tmp_path / "trials" / "tiny", load_trial(table, overrides=["seed=3"])) is None
 
 
 def test_old_results_are_moved_aside_when_the_new_ones_are_complete(

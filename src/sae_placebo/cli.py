@@ -136,7 +136,7 @@ def report(
     from sae_placebo.costs import unfinished
     from sae_placebo.protocol import load_trial
     from sae_placebo.report import build_report
-    from sae_placebo.result_folders import is_result_of, trial_folder
+    from sae_placebo.results import is_result_of, trial_folder
 
     spec = load_trial(trial, overrides=overrides or [])
     folder = trial_folder(store, spec.name)

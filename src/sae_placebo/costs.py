@@ -18,7 +18,7 @@ from sae_placebo.plans import Plan, plan_steps
 from sae_placebo.progress import Progress
 from sae_placebo.protocol import TrialSpec, load_trial
 from sae_placebo.result_folders import in_the_way, store_folder
-from sae_placebo.results import environment
+from sae_placebo.results import environment, trial_folder
 from sae_placebo.sites import text_config
 from sae_placebo.sizes import check_sizes
 from sae_placebo.spec import generator
@@ -100,7 +100,7 @@ def plan_table(
         )
     elif not any(not place.has(step) for step in plan.steps()):
         lines.append("every stage is done.")
-    if (taken := in_the_way(root, spec)) is not None:
+    if (taken := in_the_way(trial_folder(root, spec.name), spec)) is not None:
         lines.append(f"`run` will refuse this: {taken}.")
     return "\n".join(lines)
 

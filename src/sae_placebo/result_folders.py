@@ -22,11 +22,6 @@ _LABELLED = (("arms",), ("saes",))
 _SHOWN = 3
 
 
-def trial_folder(store: str | Path, name: str) -> Path:
-    """Return where the results of the trial called `name` lie."""
-    return Path(store) / "trials" / name
-
-
 def store_folder(store: str | Path) -> Path:
     """Return the store's path.
 
@@ -40,18 +35,12 @@ def store_folder(store: str | Path) -> Path:
     return Path(store)
 
 
-def is_result_of(folder: Path, spec: TrialSpec) -> bool:
-    """Whether the result in `folder` is of these settings and not of others under the same name."""
-    return _settings_of(folder) == spec.model_dump(mode="json")
-
-
-def in_the_way(store: str | Path, spec: TrialSpec) -> str | None:
-    """Return why this trial cannot have its name in the store: results of other settings have it.
+def in_the_way(folder: Path, spec: TrialSpec) -> str | None:
+    """Return why this trial's results cannot be put in `folder`: results of other settings are there.
 
     A setting that only one of the two protocols knows is of another version of this package, and no
     difference; an arm or an SAE that only one of them has is one.
     """
-    folder = trial_folder(store, spec.name)
     before = _settings_of(folder)
     if before is None:
         return None

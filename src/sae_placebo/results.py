@@ -28,7 +28,7 @@ from sae_placebo.metrics.sparsity import l0_matches
 from sae_placebo.plans import ArmModel, Place, Plan
 from sae_placebo.protocol import TrialSpec
 from sae_placebo.report import build_report
-from sae_placebo.result_folders import trial_folder, written_beside
+from sae_placebo.result_folders import written_beside
 from sae_placebo.statistics import Cell, ReplicateTable, effects
 from sae_placebo.store import Store, read_json, write_json
 from sae_placebo.structure import metrics as structure_metrics
@@ -50,6 +50,17 @@ EVERY_METRIC: Mapping[str, Declared] = {
     **saved.DECLARED,
 }
 """What every number about an SAE is, whichever stage it comes of."""
+
+
+def trial_folder(store: str | Path, name: str) -> Path:
+    """Return where the results of the trial called `name` lie."""
+    return Path(store) / "trials" / name
+
+
+def is_result_of(folder: Path, spec: TrialSpec) -> bool:
+    """Whether the result in `folder` is of these settings and not of others under the same name."""
+    path = folder / "trial.json"
+    return path.exists() and read_json(path).get("spec") == spec.model_dump(mode="json")
 
 
 @dataclass(frozen=True)

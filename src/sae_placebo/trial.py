@@ -46,7 +46,7 @@ from sae_placebo.profiles import Profiles
 from sae_placebo.progress import Progress
 from sae_placebo.protocol import TrialSpec, load_trial
 from sae_placebo.result_folders import in_the_way, store_folder
-from sae_placebo.results import Trial, environment, write_results
+from sae_placebo.results import Trial, environment, trial_folder, write_results
 from sae_placebo.rows import Rows
 from sae_placebo.saes.crew import Crew
 from sae_placebo.sizes import check_sizes
@@ -83,7 +83,7 @@ def run(
     progress = progress or Progress()
     root = store_folder(store)
     check_sizes(spec, root)
-    if (taken := in_the_way(root, spec)) is not None and not replace:
+    if (taken := in_the_way(trial_folder(root, spec.name), spec)) is not None and not replace:
         raise StoreError(taken)
     place = Store(root, progress.note, environment() | describe_device(spec.device))
     with place.lock(wait_seconds), settings(spec.device), interrupts.listening():
