@@ -130,6 +130,25 @@ def test_no_folder_to_write_is_the_current_one_by_mistake(
     assert "the name of the folder is empty" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("toy", "train", "tree", "--steps", "0"),
+        ("toy", "train", "tree", "--seeds", "0"),
+        ("toy", "compose", "--out", "phase", "--workers", "-2"),
+        ("run", "trial.toml", "--wait", "-1"),
+        ("run", "trial.toml", "--wait", "nan"),
+    ],
+)
+def test_a_number_that_an_option_cannot_mean_is_a_wrong_command_line(
+    line: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, *line) == 2
+    said = capsys.readouterr().err
+    assert f"Invalid value for '{line[-2]}'" in said
+    assert "Traceback" not in said
+
+
 def test_a_read_only_store_is_one_sentence(
     trial: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -68,17 +68,16 @@ def test_the_same_settings_another_name_or_another_version_are_not_in_the_way(
     table: dict[str, Any], tmp_path: Path
 ) -> None:
     folder = left_by(load_trial(table), tmp_path)
-    assert in_the_way(tmp_path / "trials" / "tiny", load_trial(table)) is None
+    assert in_the_way(folder, load_trial(table)) is None
     other = load_trial(table, overrides=["seed=3", 'name="two"'])
     assert in_the_way(tmp_path / "trials" / "two", other) is None
     record = json.loads((folder / "trial.json").read_text())
     del record["spec"]["audit"]["draws"]  # a setting that an earlier version did not have
     record["spec"]["text"]["gone_since"] = 3
     (folder / "trial.json").write_text(json.dumps(record))
-    assert in_the_way(tmp_path / "trials" / "tiny", load_trial(table)) is None
-    assert "seed was 0" in str(
-        in_the_way(tmp_path / "trials" / "tiny", load_trial(table, overrides=["seed=3"]))
-    )
+    assert in_the_way(folder, load_trial(table)) is None
+    other = load_trial(table, overrides=["seed=3"])
+    assert "seed was 0" in str(in_the_way(folder, other))
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"spec": 3}'])

@@ -48,7 +48,7 @@ def compose(
     seeds: Annotated[int, typer.Option(help="SAEs of each cell.")] = 5,
     steps: Annotated[int, typer.Option(help="Training steps of each SAE.")] = 3_000,
     workers: Annotated[
-        int | None, typer.Option(help="Processes of one thread; else one per core.")
+        int | None, typer.Option(min=1, help="Processes of one thread; else one per core.")
     ] = None,
 ) -> None:
     """Draw where SAEs learn combinations and where features; go on where the last run stopped."""
@@ -92,8 +92,8 @@ def train(
             "and as many active ones as are true.",
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="SAEs that are trained.")] = 3,
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 3_000,
+    seeds: Annotated[int, typer.Option(min=1, help="SAEs that are trained.")] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 3_000,
 ) -> None:
     """Train SAEs on a generator and print their scores beside chance and what is possible."""
     from sae_placebo.laboratory.base import LabTraining
