@@ -92,6 +92,16 @@ def test_mistakes_are_one_sentence_and_a_traceback_only_on_request(
         call(monkeypatch, "--debug", *wrong)
 
 
+def test_no_name_breaks_the_line_or_steers_the_terminal(
+    trial: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = r'model.id="a\n\u001b[31m\u202eb/c"'
+    assert call(monkeypatch, "check", trial, "--set", name) == 1
+    said = capsys.readouterr().err
+    assert said.endswith("\n")
+    assert said[:-1].isprintable()
+
+
 @pytest.mark.parametrize("verb", ["check", "plan", "status", "run"])
 def test_what_no_memory_holds_is_refused_by_every_verb(
     verb: str,

@@ -112,6 +112,22 @@ def test_what_is_wrong_is_named_with_its_place(
         load_trial(table, overrides=[override])
 
 
+@pytest.mark.parametrize(
+    "place", ["text.source", "model.id", "model.revision", "device", "use.arms"]
+)
+def test_a_name_of_thousands_of_letters_is_one_short_sentence(
+    table: dict[str, Any], place: str
+) -> None:
+    from sae_placebo.errors import PlaceboError
+
+    value = f'"{"a" * 5_000}"'
+    with pytest.raises(PlaceboError, match=r"aaaa") as refusal:
+        load_trial(
+            table, overrides=[f"{place}=[{value}]" if place == "use.arms" else f"{place}={value}"]
+        )
+    assert len(str(refusal.value)) < 300
+
+
 def test_a_file_that_is_missing_or_not_toml_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="there is no trial file at"):
         load_trial(tmp_path / "none.toml")

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from sae_placebo.cli_toy import named_folder, toy
-from sae_placebo.errors import PlaceboError, StoreError
+from sae_placebo.errors import PlaceboError, StoreError, in_one_line
 from sae_placebo.progress import for_terminal
 
 app = typer.Typer(
@@ -209,7 +209,7 @@ def main() -> None:
     except PlaceboError as error:
         if debug:
             raise
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {in_one_line(str(error))}\n")
         raise SystemExit(1) from None
     except SystemExit as stop:
         if stop.code in (130, 143):  # what an interrupt and SIGTERM have become on their way here

@@ -64,7 +64,7 @@ def parse_hookpoint(text: str) -> Hookpoint:
     if match and match["part"] in _PARTS:
         return Hookpoint(_PARTS[match["part"]], int(match["layer"]))
     raise SpecError(
-        f"no hookpoint is called {text!r}.{_hint(text)} Allowed: "
+        f"no hookpoint is called {text!r:.80}.{_hint(text)} Allowed: "
         f"{', '.join(f'{site}.N' for site in SITES)} with N counting layers from 0; TransformerLens "
         "names such as blocks.5.hook_resid_post; or module paths such as model.layers.5, "
         "transformer.h.5.mlp, layers.5."

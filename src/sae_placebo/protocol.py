@@ -258,6 +258,9 @@ def load_trial(
         raise SpecError(f"{where}: {_sentence(error)}") from None
     except SpecError as error:
         raise SpecError(f"{where}: {error}") from None
+    except OSError as error:  # a path that is too long, or in a folder that may not be read
+        name = str(error.filename)
+        raise SpecError(f"{where}: {name!r:.80} cannot be read ({error.strerror})") from None
 
 
 def _plain(value: Any) -> Any:

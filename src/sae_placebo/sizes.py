@@ -68,7 +68,7 @@ def check_sizes(spec: TrialSpec, store: str | Path) -> None:
     needs = list(disk_needs(spec))
     needed, largest = sum(n.n_bytes for n in needs), max(needs, key=lambda need: need.n_bytes)
     room = _room(Path(store))
-    if needed > room:
+    if room is not None and needed > room:
         raise SpecError(
             f"the artefacts of this trial take at least {_shown(needed)} of disk, and "
             f"{str(store)!r} has room for {_shown(room)}; most of it are {largest.what}: lower "
@@ -184,16 +184,22 @@ def total_memory() -> int | None:
         return None
 
 
-def _room(store: Path) -> int:
-    """Return the bytes that are free on the store's disk, and those of what the store holds."""
+def _room(store: Path) -> int | None:
+    """Return the bytes that are free on the store's disk, and those of what the store holds.
+
+    None where the path cannot be read; whoever opens the store says why.
+    """
     there, held = store.absolute(), 0
     for folder, _, names in os.walk(there):
         for name in names:
             with contextlib.suppress(OSError):  # gone since
                 held += os.lstat(os.path.join(folder, name)).st_size  # noqa: PTH118 - called often
-    while not there.exists():
-        there = there.parent
-    return shutil.disk_usage(there).free + held
+    try:
+        while not there.exists():
+            there = there.parent
+        return shutil.disk_usage(there).free + held
+    except OSError:
+        return None
 
 
 def _shown(n_bytes: int) -> str:
