@@ -8,6 +8,7 @@ import pytest
 
 from conftest import trial_table, write_toml
 from sae_placebo import cli
+from sae_placebo.results import Trial
 
 
 @pytest.fixture
@@ -49,6 +50,20 @@ def test_from_init_to_report(
     assert f"results: in '{store / 'trials' / 'tiny'}'." in said
     assert call(monkeypatch, "report", trial, "--store", store, "--set", "saes.topk.k=8") == 1
     assert "no results of these settings" in capsys.readouterr().err
+    other = ("--store", store, "--set", 'contrasts=[["redraw", "trained"]]')
+    assert call(monkeypatch, "run", trial, *other) == 1
+    refused = capsys.readouterr().err
+    assert 'contrasts was [], now [["redraw","trained"]]' in refused
+    assert "another name, or --replace" in refused
+    assert call(monkeypatch, "plan", trial, *other) == 0
+    assert "`run` will refuse this" in capsys.readouterr().out
+    assert call(monkeypatch, "run", trial, *other, "--replace") == 0
+    assert "are in" in capsys.readouterr().err
+    assert call(monkeypatch, "report", trial, *other) == 0
+    assert call(monkeypatch, "run", trial, "--store", store, "--replace") == 0
+    kept = [Trial(store / "trials" / f"tiny.old-{n}") for n in (1, 2)]
+    assert [one.record["spec"]["contrasts"] for one in kept] == [[], [["redraw", "trained"]]]
+    assert all(one.report.is_file() and len(one.effects) for one in kept)
     page = store / "trials" / "tiny" / "report" / "index.html"
     before = page.read_bytes()
     page.unlink()
@@ -90,6 +105,73 @@ def test_mistakes_are_one_sentence_and_a_traceback_only_on_request(
     assert said.count("\n") == 1
     with pytest.raises(ValueError, match="redaw"):
         call(monkeypatch, "--debug", *wrong)
+
+
+def test_no_name_breaks_the_line_or_steers_the_terminal(
+    trial: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = r'model.id="a\n\u001b[31m\u202eb/c"'
+    assert call(monkeypatch, "check", trial, "--set", name) == 1
+    said = capsys.readouterr().err
+    assert said.endswith("\n")
+    assert said[:-1].isprintable()
+
+
+@pytest.mark.parametrize("verb", ["check", "plan", "status", "run"])
+def test_what_no_memory_holds_is_refused_by_every_verb(
+    verb: str,
+    trial: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store = tmp_path / "store"
+    settings = ("--store", store, "--set", "saes.topk.d_sae=1_000_000_000_000")
+    assert call(monkeypatch, verb, trial, *settings) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: saes.topk.d_sae is 1,000,000,000,000: the 1 SAE")
+    assert said.count("\n") == 1
+    assert not store.exists()
+
+
+@pytest.mark.parametrize("verb", ["check", "plan", "status", "run", "report"])
+@pytest.mark.parametrize("name", ["", " "])
+def test_a_store_without_a_name_is_refused(
+    verb: str,
+    name: str,
+    trial: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert call(monkeypatch, verb, trial, "--store", name) == 1
+    assert "the name of the folder is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", [("world", "twins", "--out", ""), ("toy", "compose", "--out", "")])
+def test_no_folder_to_write_is_the_current_one_by_mistake(
+    line: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, *line) == 1
+    assert "the name of the folder is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("toy", "train", "tree", "--steps", "0"),
+        ("toy", "train", "tree", "--seeds", "0"),
+        ("toy", "compose", "--out", "phase", "--workers", "-2"),
+        ("run", "trial.toml", "--wait", "-1"),
+        ("run", "trial.toml", "--wait", "nan"),
+    ],
+)
+def test_a_number_that_an_option_cannot_mean_is_a_wrong_command_line(
+    line: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, *line) == 2
+    said = capsys.readouterr().err
+    assert f"Invalid value for '{line[-2]}'" in said
+    assert "Traceback" not in said
 
 
 def test_a_read_only_store_is_one_sentence(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,31 @@ def test_aliases_of_one_hookpoint_are_one(table: dict[str, Any]) -> None:
         ("text.context_tokens=300", r"context_tokens is 300 but .* has 256 positions"),
         ('arms.trained.control="redraw"', r"0 arms with control = 'trained'"),
         ('arms.redraw.control="trained"', r"2 arms with control = 'trained'"),
+        ('use.arms=["reddraw"]', r"use.arms: no arm is called 'reddraw'. Did you mean 'redraw'\?"),
+        ('audit.arms=["reddraw"]', r"audit.arms: no arm is called 'reddraw'"),
+        (
+            'use.hookpoints=["model.layers.0"]',
+            r"use.hookpoints: no hookpoint is called 'resid_post.0'. .* Known: resid_post.1",
+        ),
+        ('audit.hookpoints=["resid_post.7"]', r"audit.hookpoints: no hookpoint .*'resid_post.7'"),
+        ('use.hookpoints=["resid_pst.1"]', r"at use.hookpoints: .*Did you mean 'resid_post.1'\?"),
+        ('structure.placebo="reddraw"', r"structure.placebo: no arm is called 'reddraw'"),
+        ('structure.placebo="trained"', r"'trained', which does not re-draw the weights"),
+        ("use.negligible=0.1", r"negligible is 0.1 and least_effect 0.001"),
+        ('arms.c={control="cascade", last=9}', r"arms.c: control 'cascade': last = 9, .* 3 layers"),
+        ('arms.c={control="revision", revision="step9"}', r"arms.c: .*has no revision 'step9'"),
+        ('arms.Redraw={control="init"}', r"arms.redraw and arms.Redraw differ in case only"),
+        ('saes.TopK={kind="topk", d_sae=64, k=4}', r"saes.topk and saes.TopK differ in case only"),
+        (
+            'arms.redraw-0={dictionary="pca"}',
+            r"arms.redraw-0 and a re-draw of arms.redraw .*'redraw-0': rename one",
+        ),
+        ('arms.Redraw-1={control="init"}', r"would both be called 'redraw-1'"),
+        ("text.train_tokens=1e4", r"found 10000.0; a whole number has no point .*: 10000"),
+        ('use.latents="al"', r"at use.latents: .*valid integer or 'all' \(found 'al'\)"),
+        ("methods.distortions=[]", r"at methods.distortions: The list should have at least 1"),
+        ('use.arms="trained"', r"at use.arms: Input should be a valid list \(found 'trained'\)"),
+        ('model="pylm"', r"at model: Input should be a valid table \(found 'pylm'\)"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(
@@ -92,12 +118,108 @@ def test_what_is_wrong_is_named_with_its_place(
         load_trial(table, overrides=[override])
 
 
+@pytest.mark.parametrize(
+    "place", ["text.source", "model.id", "model.revision", "device", "use.arms"]
+)
+def test_a_name_of_thousands_of_letters_is_one_short_sentence(
+    table: dict[str, Any], place: str
+) -> None:
+    from sae_placebo.errors import PlaceboError
+
+    value = f'"{"a" * 5_000}"'
+    with pytest.raises(PlaceboError, match=r"aaaa") as refusal:
+        load_trial(
+            table, overrides=[f"{place}=[{value}]" if place == "use.arms" else f"{place}={value}"]
+        )
+    assert len(str(refusal.value)) < 300
+
+
 def test_a_file_that_is_missing_or_not_toml_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="there is no trial file at"):
         load_trial(tmp_path / "none.toml")
     (tmp_path / "bad.toml").write_text("name = ")
     with pytest.raises(SpecError, match="is not TOML"):
         load_trial(tmp_path / "bad.toml")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "sets nothing; `sae-placebo init` writes one"),
+        (b"# a comment\n", "sets nothing"),
+        (bytes(range(256)), "is no UTF-8 text"),
+        ('name = "x"'.encode("utf-16"), "is no UTF-8 text: save it as UTF-8"),
+        (b"\x00\x01", "is not TOML"),
+        (b"name = " + b"[" * 5_000, "is not TOML: it is nested too deeply"),
+        (b"seed = " + b"9" * 5_000, "is not TOML: .*digits"),
+    ],
+)
+def test_a_file_that_is_no_trial_file_says_so(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "trial.toml").write_bytes(content)
+    with pytest.raises(SpecError, match=words):
+        load_trial(tmp_path / "trial.toml")
+
+
+def test_a_folder_or_nothing_is_no_trial_file(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="is no trial file: name a file in it"):
+        load_trial(tmp_path)
+    with pytest.raises(SpecError, match="'' is no trial file"):
+        load_trial("")
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_fault(
+    table: dict[str, Any], tmp_path: Path
+) -> None:
+    path = write_toml(tmp_path / "trial.toml", table)
+    plain = load_trial(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert load_trial(path) == plain
+
+
+def test_overrides_leave_the_caller_what_it_gave(table: dict[str, Any]) -> None:
+    before = copy.deepcopy(table)
+    spec = load_trial(
+        table, overrides=["saes.topk.k=8", "use.latents=9", 'arms.more.data="markov"']
+    )
+    assert table == before
+    assert (spec.saes["topk"].l0_target(), spec.use.latents) == (8, 9)
+    assert load_trial(load_trial(table), overrides=["use.latents=9"]).use.latents == 9
+
+
+def test_overrides_reach_names_with_dots_and_take_bare_words(table: dict[str, Any]) -> None:
+    table["saes"]["topk.small"] = table["saes"].pop("topk")
+    overrides = ['saes."topk.small".k = 3', "arms.redraw.control=permute", "use.hookpoints=[]"]
+    spec = load_trial(table, overrides=overrides)
+    assert spec.saes["topk.small"].l0_target() == 3
+    assert spec.arms["redraw"].kind == "permute"
+    assert spec.use.hookpoints == ()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["saes.topk.k="], "dotted.key=value, not 'saes.topk.k='"),
+        (["=3"], "dotted.key=value"),
+        (["seed"], "dotted.key=value"),
+        (["saes..k=3"], "'saes..k' is no dotted key"),
+        (["saes.topk..=3"], "is no dotted key"),
+        (
+            ["saes.topk.k=3", "saes.topk.k=4"],
+            "'saes.topk.k' and then 'saes.topk.k', which replaces",
+        ),
+        (["saes.topk.k=3", 'saes.topk={kind="relu"}'], "and then 'saes.topk', which replaces it"),
+        (["name.deep.er=3"], "'name' is a value, not a table"),
+        (["saes.topk.resid_post.1=3"], "no setting of SAE 'topk' is called 'resid_post'"),
+        (["structure.ladder.decay=3"], r"structure.ladder.decay: .*Did you mean 'decays'\?"),
+        (["hookpoints=[resid_post.1]"], r"'\[resid_post.1\]' is no TOML value"),
+        (["seed=1\nname='other'"], "holds more than one setting"),
+    ],
+)
+def test_an_override_that_cannot_be_meant_is_refused(
+    table: dict[str, Any], overrides: list[str], words: str
+) -> None:
+    with pytest.raises(SpecError, match=words):
+        load_trial(table, overrides=overrides)
 
 
 def test_keys_change_with_what_decides_them_and_with_nothing_else(table: dict[str, Any]) -> None:

@@ -159,7 +159,7 @@ def test_a_new_arm_changes_no_number_of_the_others(
     store = copied(finished, tmp_path / "store")
     arms = table["arms"] | {"redraw_keep_norms": {"control": "redraw", "keep": ["norms"]}}
     spy = Spy()
-    more = sp.run(table | {"arms": arms}, store, progress=spy)
+    more = sp.run(table | {"arms": arms}, store, progress=spy, replace=True)
     assert not any(label.startswith("train redraw-") for label in spy.labels)
     merged = more.measurements.merge(
         finished.measurements,

@@ -77,6 +77,11 @@ class ArmSpec(Spec):
         return " + ".join(part.kind for part in parts if part is not None)
 
 
+def arm_label(arm: str, model_seed: int | None) -> str:
+    """Return the name of one re-draw of an arm, for folders and progress."""
+    return arm if model_seed is None else f"{arm}-{model_seed}"
+
+
 def parse_arm(table: object) -> ArmSpec:
     """Return the arm of a trial file's table, such as `{control = "redraw", data = "markov"}`.
 

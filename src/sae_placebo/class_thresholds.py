@@ -52,7 +52,7 @@ class ClassThresholds(Spec):
     """Share of variance that one attribute of the token must explain."""
     attribute_tokens: float = Field(20.0, ge=1)
     """Effective tokens above which an attribute says more than a list of tokens."""
-    kurtosis: float = Field(10.0)
+    kurtosis: float = Field(10.0, gt=0)
     """Kurtosis of the direct effect on the vocabulary above which a latent promotes few tokens."""
     output_lift: float = Field(1.5, ge=0)
     """How much more often a promoted token must come next, the current token held fixed."""

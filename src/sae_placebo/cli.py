@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from sae_placebo.cli_toy import toy
-from sae_placebo.errors import PlaceboError, StoreError, UncheckedResult
+from sae_placebo.cli_toy import named_folder, toy
+from sae_placebo.errors import PlaceboError, StoreError, UncheckedResult, in_one_line
 from sae_placebo.progress import for_terminal
 
 app = typer.Typer(
@@ -25,7 +25,9 @@ app = typer.Typer(
 app.add_typer(toy, name="toy")
 
 TrialFile = Annotated[Path, typer.Argument(help="The trial file (TOML).")]
-StoreFolder = Annotated[Path, typer.Option("--store", help="Folder of artefacts and results.")]
+StoreFolder = Annotated[
+    Path, typer.Option("--store", help="Folder of artefacts and results.", parser=named_folder)
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="dotted.key=value; replaces a setting of the file."),
@@ -34,7 +36,16 @@ Device = Annotated[
     str | None,
     typer.Option(help="Where models run: cpu, cuda or cuda:<number>; replaces the file's."),
 ]
-Wait = Annotated[float, typer.Option(help="Seconds to wait for another process to free the store.")]
+Wait = Annotated[
+    float, typer.Option(min=0, help="Seconds to wait for another process to free the store.")
+]
+Replace = Annotated[
+    bool,
+    typer.Option(
+        "--replace",
+        help="Replace results of other settings under the trial's name; they are moved aside.",
+    ),
+]
 
 
 @app.command()
@@ -44,21 +55,24 @@ def init(
     """Write a commented trial file to start from."""
     from sae_placebo.template import TEMPLATE
 
-    if path.exists():
-        raise StoreError(f"{str(path)!r} exists already; give another path or remove it")
     try:
-        path.write_text(TEMPLATE, encoding="utf-8")
+        with path.open("x", encoding="utf-8") as file:
+            file.write(TEMPLATE)
+    except (FileExistsError, IsADirectoryError):
+        raise StoreError(f"{str(path)!r} exists already; give another path or remove it") from None
     except OSError as error:
         raise StoreError(f"{str(path)!r} cannot be written ({error.strerror})") from None
     typer.echo(f"wrote {path}; next: sae-placebo check {path}")
 
 
 @app.command()
-def check(trial: TrialFile, overrides: Overrides = None) -> None:
-    """Resolve a trial file and print it, or say what is wrong and where."""
+def check(trial: TrialFile, store: StoreFolder = Path("runs"), overrides: Overrides = None) -> None:
+    """Resolve a trial file and print it, or say what is wrong and where; the store's disk is asked."""
     from sae_placebo.protocol import load_trial
+    from sae_placebo.sizes import check_sizes
 
     spec = load_trial(trial, overrides=overrides or [])
+    check_sizes(spec, store)
     resolved = {**spec.model_dump(mode="json"), "device": spec.device}
     typer.echo(json.dumps(resolved, indent=2, ensure_ascii=False))
 
@@ -87,12 +101,20 @@ def run(
     overrides: Overrides = None,
     wait: Wait = 0.0,
     device: Device = None,
+    replace: Replace = False,
 ) -> None:
     """Run a trial, or what is left of it, and say where the report is."""
     from sae_placebo.trial import run as run_trial
 
     settings = (overrides or []) + ([] if device is None else [f'device="{device}"'])
-    result = run_trial(trial, store, overrides=settings, progress=for_terminal(), wait_seconds=wait)
+    result = run_trial(
+        trial,
+        store,
+        overrides=settings,
+        progress=for_terminal(),
+        wait_seconds=wait,
+        replace=replace,
+    )
     typer.echo(result.summary())
     typer.echo(f"report: {result.report}")
 
@@ -167,7 +189,10 @@ def power(
 @app.command()
 def world(
     kind: Annotated[str, typer.Argument(help="factored, twins or compiled.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write; twins are two in it.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", help="Folder to write; twins are two in it.", parser=named_folder),
+    ],
     seed: Annotated[int, typer.Option(help="Names everything that is drawn.")] = 0,
     preset: Annotated[
         str | None, typer.Option(help="Settings of a factored world or of twins.")
@@ -212,7 +237,7 @@ def main() -> None:
     except PlaceboError as error:
         if debug:
             raise
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {in_one_line(str(error))}\n")
         raise SystemExit(1) from None
     except SystemExit as stop:
         if stop.code in (130, 143):  # what an interrupt and SIGTERM have become on their way here

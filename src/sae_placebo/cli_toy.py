@@ -10,6 +10,14 @@ import typer
 
 from sae_placebo.progress import for_terminal
 
+
+def named_folder(name: str | Path) -> Path:
+    """Return the folder that an option names, which may not be empty."""
+    from sae_placebo.result_folders import store_folder
+
+    return store_folder(name)
+
+
 toy = typer.Typer(
     help="The ground-truth laboratory: SAEs on activations whose features are known.",
     no_args_is_help=True,
@@ -23,7 +31,9 @@ GeneratorSettings = Annotated[
 
 @toy.command()
 def compose(
-    out: Annotated[Path, typer.Option("--out", help="Folder of cells, table and page.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder of cells, table and page.", parser=named_folder)
+    ],
     sweep: Annotated[
         str,
         typer.Option(
@@ -38,7 +48,7 @@ def compose(
     seeds: Annotated[int, typer.Option(help="SAEs of each cell.")] = 5,
     steps: Annotated[int, typer.Option(help="Training steps of each SAE.")] = 3_000,
     workers: Annotated[
-        int | None, typer.Option(help="Processes of one thread; else one per core.")
+        int | None, typer.Option(min=1, help="Processes of one thread; else one per core.")
     ] = None,
 ) -> None:
     """Draw where SAEs learn combinations and where features; go on where the last run stopped."""
@@ -82,8 +92,8 @@ def train(
             "and as many active ones as are true.",
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="SAEs that are trained.")] = 3,
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 3_000,
+    seeds: Annotated[int, typer.Option(min=1, help="SAEs that are trained.")] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 3_000,
 ) -> None:
     """Train SAEs on a generator and print their scores beside chance and what is possible."""
     from sae_placebo.laboratory.base import LabTraining

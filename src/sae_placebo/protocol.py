@@ -5,6 +5,8 @@ A protocol is read from a TOML file. Nothing here imports torch, so a wrong file
 
 from __future__ import annotations
 
+import contextlib
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,15 +22,18 @@ from pydantic import (
 )
 
 from sae_placebo.activations import HarvestSpec
-from sae_placebo.arms import ArmSpec, parse_arm
+from sae_placebo.arms import ArmSpec, arm_label, parse_arm
 from sae_placebo.audits.spec import AuditSpec
 from sae_placebo.circuits.spec import CircuitSpec
 from sae_placebo.designs import ArmParts, designs
 from sae_placebo.devices import check_device
-from sae_placebo.errors import SpecError, unknown_name
+from sae_placebo.errors import NotEstimable, PlaceboError, SpecError, unknown_name
+from sae_placebo.hookpoints import HookpointNames
 from sae_placebo.measurement import MeasurementSpec
 from sae_placebo.methods.base import MethodsSpec
 from sae_placebo.models import ModelSpec, layer_count, parse_hookpoint, position_limit
+from sae_placebo.overriding import parse_overrides, set_value
+from sae_placebo.reference import asked_arms, asked_hookpoints, reference_placebo
 from sae_placebo.saes import SAESpec, parse_sae
 from sae_placebo.spec import Spec
 from sae_placebo.structure.spec import StructureSpec
@@ -76,7 +81,7 @@ class TrialSpec(Spec):
     seed: int = Field(0, ge=0, lt=2**53)
     model: ModelSpec
     text: TextSpec
-    hookpoints: tuple[str, ...] = Field(min_length=1)
+    hookpoints: HookpointNames = Field(min_length=1)
     arms: dict[Label, Annotated[ArmSpec, BeforeValidator(parse_arm)]]
     model_seeds: Seeds = (0, 1)
     saes: Annotated[
@@ -94,17 +99,6 @@ class TrialSpec(Spec):
     audit: AuditSpec = AuditSpec()
     contrasts: tuple[tuple[str, str], ...] = ()
     device: Annotated[str, AfterValidator(check_device)] = Field("cpu", exclude=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _canonical_hookpoints(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and isinstance(data.get("hookpoints"), Sequence):
-            names = data["hookpoints"]
-            if isinstance(names, str):
-                raise SpecError(f"hookpoints is a list: write hookpoints = [{names!r}]")
-            names = [parse_hookpoint(str(name)).name for name in names]
-            return {**data, "hookpoints": list(dict.fromkeys(names))}
-        return data
 
     @model_validator(mode="after")
     def _arms_make_a_trial(self) -> TrialSpec:
@@ -135,6 +129,39 @@ class TrialSpec(Spec):
         return self
 
     @model_validator(mode="after")
+    def _names_stay_apart(self) -> TrialSpec:
+        """Refuse names that some file system, or a folder's name made of them, would take for one."""
+        for kind, names in (("arms", self.arms), ("saes", self.saes)):
+            seen: dict[str, str] = {}
+            for name in names:
+                other = seen.setdefault(name.casefold(), name)
+                if other != name:
+                    raise SpecError(
+                        f"{kind}.{other} and {kind}.{name} differ in case only, and some file systems "
+                        "cannot tell them apart: rename one"
+                    )
+        owners = {arm.casefold(): arm for arm in self.arms}
+        for arm in self.arms:
+            for seed in self.seeds_of(arm):
+                label = arm_label(arm, seed)
+                other = owners.setdefault(label.casefold(), arm)
+                if other != arm:
+                    raise SpecError(
+                        f"arms.{other} and a re-draw of arms.{arm} (arm-seed) would both be called "
+                        f"{label!r}: rename one"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_asked_about_exists(self) -> TrialSpec:
+        with contextlib.suppress(NotEstimable):  # no placebo: what needs one says so in the results
+            reference_placebo(self)
+        for table in ("use", "audit"):
+            asked_arms(self, table)
+            asked_hookpoints(self, table)
+        return self
+
+    @model_validator(mode="after")
     def _dictionaries_fit_the_saes(self) -> TrialSpec:
         tied = [label for label, sae in self.saes.items() if sae.ties_encoder]
         for name, arm in self.arms.items():
@@ -148,9 +175,13 @@ class TrialSpec(Spec):
     @model_validator(mode="after")
     def _layers_exist(self) -> TrialSpec:
         layers = layer_count(self.model)
-        for arm in self.arms.values():
-            if layers is not None:
-                arm.control.check_layers(layers)
+        for name, arm in self.arms.items():
+            try:
+                arm.control.check_source(self.model)
+                if layers is not None:
+                    arm.control.check_layers(layers)
+            except PlaceboError as error:
+                raise type(error)(f"arms.{name}: {error}") from None
         for name in self.hookpoints:
             if layers is not None and parse_hookpoint(name).layer >= layers:
                 raise SpecError(
@@ -207,65 +238,118 @@ def load_trial(
         SpecError: what is wrong, where, and what is allowed.
     """
     if isinstance(source, TrialSpec):
-        return source
-    if isinstance(source, str | Path):
-        where, table = str(source), _read_toml(Path(source))
+        if not overrides:
+            return source
+        where = "the trial"
+        table: Any = {**source.model_dump(mode="json"), "device": source.device}
+    elif isinstance(source, str | Path):
+        where, table = str(source), _read_toml(source)
+    elif isinstance(source, Mapping):
+        where, table = "the trial", _plain(source)  # the caller's own tables stay as they are
     else:
-        where, table = "the trial", dict(source)
-    for override in overrides:
-        _override(table, override)
+        raise SpecError(
+            f"a trial is a file's path, a table or a TrialSpec; found {type(source).__name__}"
+        )
+    for place, value in parse_overrides(overrides):
+        set_value(table, place, value)
     try:
         return TrialSpec.model_validate(table)
     except ValidationError as error:
         raise SpecError(f"{where}: {_sentence(error)}") from None
     except SpecError as error:
         raise SpecError(f"{where}: {error}") from None
+    except OSError as error:  # a path that is too long, or in a folder that may not be read
+        name = str(error.filename)
+        raise SpecError(f"{where}: {name!r:.80} cannot be read ({error.strerror})") from None
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _plain(value: Any) -> Any:
+    """Return a copy of nested tables, all of them dicts."""
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list) else value
+
+
+def _read_toml(source: str | Path) -> dict[str, Any]:
+    path, shown = Path(source), repr(str(source))
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        if not str(source).strip() or path.is_dir():
+            raise SpecError(
+                f"{shown} is no trial file" + (": name a file in it" if str(source).strip() else "")
+            )
+        text = path.read_bytes().decode("utf-8-sig")  # a byte order mark is no part of the text
+        table = tomllib.loads(text.replace("\r\n", "\n"))
     except FileNotFoundError:
         raise SpecError(
-            f"there is no trial file at {str(path)!r}; `sae-placebo init` writes one"
+            f"there is no trial file at {shown}; `sae-placebo init` writes one"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"the trial file {str(path)!r} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except SpecError:
+        raise
+    except OSError as error:
+        raise SpecError(f"the trial file {shown} cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise SpecError(
+            f"the trial file {shown} is no UTF-8 text: save it as UTF-8, or name another file"
+        ) from None
+    except RecursionError:
+        raise SpecError(f"{path} is not TOML: it is nested too deeply") from None
+    except ValueError as error:  # also a number of thousands of digits
         raise SpecError(f"{path} is not TOML: {error}") from None
-
-
-def _override(table: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise SpecError(f"--set takes dotted.key=value, not {override!r}")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *parents, last = key.strip().split(".")
-    # a hookpoint's name holds a dot, but it is a value, never a key
-    for parent in parents:
-        table = table.setdefault(parent, {})
-        if not isinstance(table, dict):
-            raise SpecError(f"--set {override!r}: {parent!r} is a value, not a table")
-    table[last] = value
+    if not table:
+        raise SpecError(
+            f"the trial file {shown} sets nothing; `sae-placebo init` writes one that does"
+        )
+    return table
 
 
 def _sentence(error: ValidationError) -> str:
     """Return the first problems of a validation, each with its place, what was found and allowed."""
-    problems = []
-    for problem in error.errors()[:3]:
-        place = ".".join(str(part) for part in problem["loc"])
+    found = error.errors()
+    told: dict[tuple[str, str], list[str]] = {}
+    for problem in found:
+        loc = tuple(part for part in problem["loc"] if not _names_a_type(part))
+        if problem["type"] == "too_short" and any(
+            other["loc"][: len(loc)] == loc and other is not problem for other in found
+        ):
+            continue  # its values were refused, so none was left
         cause = (problem.get("ctx") or {}).get("error")
-        message = str(cause) if cause is not None else problem["msg"]
+        message, value = str(cause) if cause is not None else problem["msg"], ""
         if problem["type"] == "extra_forbidden":
-            message = _unknown_key(problem["loc"])
+            message = _unknown_key(loc)
         elif cause is None and problem["type"] != "missing":
-            message += f" (found {problem['input']!r:.80})"
-        problems.append(f"at {place}: {message}" if place else message)
-    more = len(error.errors()) - len(problems)
-    return "; ".join(problems) + (f"; and {more} more" if more > 0 else "")
+            value = f" (found {problem['input']!r:.80}{_hint(problem)})"
+        told.setdefault((".".join(map(str, loc)), value), []).append(message)
+    problems = [
+        (f"at {place}: " if place else "") + " or ".join(_alternatives(messages)) + value
+        for (place, value), messages in told.items()
+    ]
+    more = len(problems) - 3
+    text = "; ".join(problems[:3]) + (f"; and {more} more" if more > 0 else "")
+    return re.sub(_OUR_TYPES, lambda match: _WORDS[match[0].split(" or ")[0]], text)
+
+
+def _alternatives(messages: list[str]) -> list[str]:
+    """Return what each of the types that a setting may have asks for."""
+    return [messages[0], *(message.removeprefix("Input should be ") for message in messages[1:])]
+
+
+def _hint(problem: Any) -> str:
+    value = problem["input"]
+    if problem["type"] == "int_type" and isinstance(value, float) and value.is_integer():
+        return f"; a whole number has no point and no exponent: {int(value)}"
+    return ""
+
+
+_WORDS = {"Tuple": "The list", "tuple": "list", "Dictionary": "The table", "dictionary": "table"}
+_OUR_TYPES = (
+    r"\b(?:[Tt]uple|Dictionary|dictionary or instance of \w+|dictionary)(?= should| \(found)"
+)
+"""What Python calls a list and a table of a trial file."""
+
+
+def _names_a_type(part: int | str) -> bool:
+    """Whether a part of a place is one of the types that a setting may have, and no setting."""
+    return isinstance(part, str) and re.match(r"constrained-|literal\[|function-", part) is not None
 
 
 def _unknown_key(loc: tuple[int | str, ...]) -> str:

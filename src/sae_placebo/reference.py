@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, Protocol, runtime_checkable
 
 from sae_placebo.arms import ArmSpec
+from sae_placebo.audits.spec import AuditSpec
 from sae_placebo.errors import NotEstimable, SpecError, unknown_name
-from sae_placebo.protocol import TrialSpec
+from sae_placebo.structure.spec import StructureSpec
+from sae_placebo.use.spec import UseSpec
 
 _EMBEDDINGS = "embeddings"
 
 
-def reference_placebo(spec: TrialSpec) -> str:
+@runtime_checkable
+class Asking(Protocol):
+    """What is read here of a trial's protocol, which checks itself with these functions."""
+
+    @property
+    def arms(self) -> Mapping[str, ArmSpec]:
+        """Label -> arm."""
+
+    @property
+    def hookpoints(self) -> tuple[str, ...]:
+        """Where activations are read."""
+
+    @property
+    def structure(self) -> StructureSpec:
+        """Which placebo is asked for."""
+
+    @property
+    def use(self) -> UseSpec:
+        """Which arms and hookpoints are asked about use."""
+
+    @property
+    def audit(self) -> AuditSpec:
+        """Which arms and hookpoints are audited."""
+
+    @property
+    def trained_arm(self) -> str:
+        """Label of the reference model's arm."""
+
+
+def reference_placebo(spec: Asking) -> str:
     """Return the arm that latents are held against.
 
     Raises:
@@ -44,7 +76,7 @@ def _serves(arm: ArmSpec) -> bool:
     return arm.control.draws and every_layer and arm.data is None and arm.dictionary is None
 
 
-def asked_arms(spec: TrialSpec, table: Literal["use", "audit"]) -> tuple[str, ...]:
+def asked_arms(spec: Asking, table: Literal["use", "audit"]) -> tuple[str, ...]:
     """Return the arms whose models are asked on, for use or for audits: those named, or trained and placebo.
 
     Raises:
@@ -68,7 +100,7 @@ def asked_arms(spec: TrialSpec, table: Literal["use", "audit"]) -> tuple[str, ..
     return tuple(dict.fromkeys(asked))
 
 
-def asked_hookpoints(spec: TrialSpec, table: Literal["use", "audit"]) -> tuple[str, ...]:
+def asked_hookpoints(spec: Asking, table: Literal["use", "audit"]) -> tuple[str, ...]:
     """Return the hookpoints that are asked about, for use or for audits.
 
     Raises:

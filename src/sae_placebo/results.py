@@ -30,6 +30,7 @@ from sae_placebo.plans import ArmModel, Place, Plan
 from sae_placebo.protocol import TrialSpec
 from sae_placebo.publishing import publish
 from sae_placebo.report import build_report
+from sae_placebo.result_folders import written_beside
 from sae_placebo.statistics import Cell, ReplicateTable, effects
 from sae_placebo.store import Store, read_json
 from sae_placebo.structure import metrics as structure_metrics
@@ -206,6 +207,13 @@ HEADLINE = ("mean_token_entropy_bits", "share_single_token", "explained_variance
 
 def write_results(plan: Plan, store: Store) -> Trial:
     """Join the tables of all SAEs, compare the arms, and write the trial's folder and report."""
+    final = trial_folder(store.root, plan.spec.name)
+    with written_beside(final, plan.spec, store.warn) as folder:
+        _write_results(plan, store, folder)
+    return Trial(final)
+
+
+def _write_results(plan: Plan, store: Store, folder: Path) -> None:
     joined = _join(plan, store)
     joined["measurements"].insert(
         6, "latent", pandas.array([None] * len(joined["measurements"]), "Int64")
@@ -231,10 +239,8 @@ def write_results(plan: Plan, store: Store) -> Trial:
         plan.spec, joined["latents"], _cards(plan, store), plan.spec.measurement.thresholds
     )
     joined |= use_tables(plan, store) | audit_tables(plan, store)
-    folder = trial_folder(store.root, plan.spec.name)
     publish(store, folder, joined, record(plan, store))
     build_report(folder)
-    return Trial(folder)
 
 
 def _join(plan: Plan, store: Store) -> dict[str, Any]:

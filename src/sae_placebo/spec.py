@@ -9,19 +9,58 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from sae_placebo.errors import SpecError, unknown_name
 from sae_placebo.lazy import torch
 
+T = TypeVar("T")
+
+LARGEST = 2**53
+"""Whole numbers of settings are smaller: a float holds each of these, and so does everyone's JSON."""
+
 
 class Spec(BaseModel):
-    """A frozen value that refuses unknown keys and that JSON can hold."""
+    """A frozen value that refuses unknown keys and that JSON can hold.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    Types are strict: neither `true` nor "5" is a number, and 64.0 is no whole number. A list serves
+    where a tuple is meant, since TOML and JSON have no tuples.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_written(cls, value: Any) -> Any:
+        """Return lists as tuples, and refuse whole numbers that no library would take."""
+        if isinstance(value, int) and not -LARGEST < value < LARGEST:
+            raise SpecError(
+                f"{str(value)[:12]}... has {len(str(abs(value)))} digits: whole numbers are below 2**53"
+            )
+        return _tuples(value)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def distinct(values: tuple[T, ...]) -> tuple[T, ...]:
+    """Return `values` as they are, when each is given once.
+
+    Raises:
+        SpecError: one is given twice.
+    """
+    for position, value in enumerate(values):
+        if value in values[:position]:
+            raise SpecError(f"{value!r} is given twice in {list(values)}; give each once")
+    return values
+
+
+Distinct = Annotated[tuple[T, ...], Field(min_length=1), AfterValidator(distinct)]
+"""A list that holds one value at least, and none twice."""
 
 
 def canonical(value: Any) -> str:
@@ -40,9 +79,6 @@ def _plain(value: Any) -> Any:
 def digest(value: Any) -> str:
     """Return the SHA-256 of the canonical JSON of `value`, as 64 hexadecimal digits."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()
-
-
-T = TypeVar("T")
 
 
 class Registry(Generic[T]):

@@ -60,8 +60,8 @@ class TextSpec(Spec):
     """
 
     source: str = Field("python-stdlib", min_length=1)
-    field: str = "text"
-    split: str = "train"
+    field: str = Field("text", min_length=1)
+    split: str = Field("train", min_length=1)
     context_tokens: int = Field(128, ge=8)
     train_tokens: int = Field(ge=1)
     heldout_tokens: int = Field(ge=1)

@@ -27,7 +27,7 @@ from sae_placebo.checkpoints import Work
 from sae_placebo.controls import build
 from sae_placebo.devices import describe_device, settings
 from sae_placebo.diagnostics import card
-from sae_placebo.errors import ModelError
+from sae_placebo.errors import ModelError, StoreError
 from sae_placebo.harvesting import (
     HarvestPrecision,
     arm_reader,
@@ -45,9 +45,11 @@ from sae_placebo.plans import ArmModel, Plan, plan_steps
 from sae_placebo.profiles import Profiles
 from sae_placebo.progress import Progress
 from sae_placebo.protocol import TrialSpec, load_trial
-from sae_placebo.results import Trial, environment, write_results
+from sae_placebo.result_folders import in_the_way, store_folder
+from sae_placebo.results import Trial, environment, trial_folder, write_results
 from sae_placebo.rows import Rows
 from sae_placebo.saes.crew import Crew
+from sae_placebo.sizes import check_sizes
 from sae_placebo.statistics import document_weights
 from sae_placebo.store import Step, Store, write_json
 from sae_placebo.stream import AnyReader, Stream, in_its_place
@@ -61,6 +63,7 @@ def run(
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
     wait_seconds: float = 0.0,
+    replace: bool = False,
 ) -> Trial:
     """Run a trial, or what is left of it, and return its tables and report.
 
@@ -70,13 +73,19 @@ def run(
         overrides: `dotted.key=value` settings that replace the file's.
         progress: Where progress is shown; nowhere by default.
         wait_seconds: How long to wait for another process that holds the store.
+        replace: Whether results of other settings under the trial's name are replaced; they are moved
+            to `<name>.old-<n>` when the new ones are complete. Otherwise such a trial is refused.
 
     Raises:
         PlaceboError: anything that a user can mend, in one sentence; finished steps are kept.
     """
     spec = load_trial(source, overrides=overrides)
     progress = progress or Progress()
-    place = Store(Path(store), progress.note, environment() | describe_device(spec.device))
+    root = store_folder(store)
+    check_sizes(spec, root)
+    if (taken := in_the_way(trial_folder(root, spec.name), spec)) is not None and not replace:
+        raise StoreError(taken)
+    place = Store(root, progress.note, environment() | describe_device(spec.device))
     with place.lock(wait_seconds), settings(spec.device), interrupts.listening():
         checkpoints.clear(place)
         bench = Bench(plan_steps(spec), place, progress)

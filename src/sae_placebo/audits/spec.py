@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
 
-from sae_placebo.spec import Spec
+from pydantic import AfterValidator, Field
+
+from sae_placebo.hookpoints import HookpointNames
+from sae_placebo.spec import Spec, distinct
 
 
 class AuditSpec(Spec):
     """How SAEs are audited."""
 
-    arms: tuple[str, ...] | None = None
+    arms: Annotated[tuple[str, ...], AfterValidator(distinct)] | None = None
     """Arms whose SAEs are audited, in their first re-draw and SAE seed; none given: the trained arm and the
     reference placebo. An empty list audits none."""
-    hookpoints: tuple[str, ...] | None = None
+    hookpoints: HookpointNames | None = None
     """Hookpoints that are audited; none given: all of the trial's."""
     tokens: int = Field(1_024, ge=64)
     """Tokens at which the model is run with an edited activation; drawn from all documents."""

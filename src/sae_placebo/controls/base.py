@@ -75,6 +75,13 @@ class Control(Spec, ABC):
             SpecError: there is no such layer.
         """
 
+    def check_source(self, model: ModelSpec) -> None:
+        """Refuse settings that name a checkpoint which the reference, loaded from `model`, lacks.
+
+        Raises:
+            ModelError: there is no such checkpoint.
+        """
+
     def seen_at_hookpoints(self, tied: bool) -> Control:
         """Return the control as far as anything before the output head can see.
 
@@ -160,7 +167,8 @@ def parse_control(table: object) -> Control:
     settings = dict(table)
     name = settings.pop("control", None) or settings.pop("kind", None)
     if not isinstance(name, str):
-        raise SpecError(f"an arm names its control; known: {', '.join(sorted(CONTROLS))}.")
+        found = "" if name is None else f"found {name!r:.80}; "
+        raise SpecError(f"an arm names its control; {found}known: {', '.join(sorted(CONTROLS))}.")
     cls = CONTROLS[name]
     known = [key for key in cls.model_fields if key != "kind"]
     for key in settings:

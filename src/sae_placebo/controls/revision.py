@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from sae_placebo.controls.base import INVARIANTS, Control, Record, register
 from sae_placebo.controls.tensors import tensors, tie_notes
 from sae_placebo.errors import ModelError, SpecError
 from sae_placebo.lazy import torch
-from sae_placebo.model_specs import ModelSpec, identify
+from sae_placebo.model_specs import ModelSpec, identify, model_folder
 from sae_placebo.models import load_model
 
 # settings of a config that decide no activation
@@ -47,9 +47,9 @@ class Revision(Control):
     """
 
     kind: Literal["revision"] = "revision"
-    revision: str | None = None
+    revision: str | None = Field(None, min_length=1)
     """Branch, tag or commit of a hub id, or the name of a folder's revision."""
-    source: str | None = None
+    source: str | None = Field(None, min_length=1)
     """Folder or hub id of the other checkpoint; None: the reference's own."""
 
     preserves: ClassVar[frozenset[str]] = frozenset({"shapes", "token_identity"})
@@ -87,6 +87,11 @@ class Revision(Control):
     def identity(self, model: ModelSpec) -> Any:
         """Return what the other checkpoint is, as `model_specs.identify` says it."""
         return identify(self.other(model))
+
+    def check_source(self, model: ModelSpec) -> None:
+        """Refuse a checkpoint that a local folder lacks, or that a model of one checkpoint cannot have."""
+        other = self.other(model)
+        model_folder(other.id, other.revision)
 
     def apply(
         self, model: torch.nn.Module, seed: int, model_seed: int, source: ModelSpec | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -16,7 +17,7 @@ from pydantic import Field
 
 from sae_placebo.errors import NotEstimable
 from sae_placebo.methods.pursuit import Codes
-from sae_placebo.spec import Registry, Spec, numpy_generator
+from sae_placebo.spec import Distinct, Registry, Spec, numpy_generator
 
 
 class MethodsSpec(Spec):
@@ -48,11 +49,11 @@ class MethodsSpec(Spec):
     """Scored tokens on which SAE decoders are pursued, for their explained variance; 0: none."""
     coded_tokens: int = Field(default=128, ge=0)
     """Scored tokens that are really written by the range coder, to check the lengths; 0: none."""
-    distortions: tuple[float, ...] = (0.2, 0.05)
+    distortions: Distinct[Annotated[float, Field(gt=0, lt=1)]] = (0.2, 0.05)
     """Shares of variance left unexplained at which bits are counted; the first is the headline."""
-    shares_of_k: tuple[float, ...] = (0.03125, 0.125, 0.5, 1.0)
+    shares_of_k: Distinct[Annotated[float, Field(gt=0, le=1)]] = (0.03125, 0.125, 0.5, 1.0)
     """Of k: numbers of atoms that a code may use; the cheapest is chosen for each distortion."""
-    coefficient_steps: tuple[float, ...] = (1.0, 3.0)
+    coefficient_steps: Distinct[Annotated[float, Field(gt=0)]] = (1.0, 3.0)
     """Steps of the coefficients' quantizer, in steps of the residual's where all of it is coded."""
     stream_tokens: int | None = Field(default=None, ge=1)
     """Tokens that a dictionary's own bits are spread over; None: those of the documents to fit on."""

@@ -22,7 +22,7 @@ from statistics import NormalDist
 from typing import Any, ClassVar
 
 from jaxtyping import Bool, Float, Int64
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from sae_placebo.errors import SpecError, unknown_name
 from sae_placebo.lazy import torch
@@ -92,9 +92,6 @@ class SAESpec(Spec, ABC):
     `gradients` and the compiled step follow from these; an architecture of another shape may override
     `gradients` and `encode` instead.
     """
-
-    # true is no number of latents, and neither is 64.0
-    model_config = ConfigDict(strict=True)
 
     parameters: ClassVar[tuple[str, ...]] = PARAMETERS
     """Names of all tensors, in the order in which they are stored; the four come first."""

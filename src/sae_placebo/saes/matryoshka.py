@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from jaxtyping import Float, Int64
 from pydantic import Field, model_validator
@@ -37,9 +37,9 @@ class MatryoshkaSpec(BatchSpec):
     """
 
     kind: Literal["matryoshka"] = "matryoshka"
-    prefixes: tuple[float, ...] = Field((1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0), strict=False)
+    prefixes: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
     """Sizes of the prefixes, as shares of `d_sae`, ascending; the last is 1."""
-    weights: tuple[float, ...] | None = Field(None, strict=False)
+    weights: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
     """Weight of each prefix's error; None: 1 each."""
 
     @model_validator(mode="after")

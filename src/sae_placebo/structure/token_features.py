@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64, Integer
 from pydantic import Field
 
 from sae_placebo.errors import NotEstimable
-from sae_placebo.spec import Spec, numpy_generator
+from sae_placebo.spec import LARGEST, Distinct, Spec, numpy_generator
 from sae_placebo.structure.base import Folds, TokenTable
 from sae_placebo.structure.block_sums import (
     Block,
@@ -37,30 +37,32 @@ class LadderSpec(Spec):
         prior: Occurrences that the shorter context's prediction is worth in a lookup table.
         least_pair: Pairs of tokens seen less often in the fitted documents are backed off to the token.
         position_bins: Bins of the position in the row, of about equal numbers of tokens.
-        decays: Of the bags of previous tokens, per token; each bag has `bag` dimensions.
+        decays: Of the bags of previous tokens, per token, between 0 and 1; each bag has `bag` dimensions.
         bag: Leading principal components of the embedding rows that a bag adds up.
         window: Leading principal components of the embedding row, for the current token, the one before,
             and so on.
         readout: Dimensions of the placebo's activations that are read: all of them, or, of more, the
             leading principal components.
         penalties: Ridge penalties to choose from, in units of the mean eigenvalue.
-        partners: Placebo latents that a latent is predicted from.
+        partners: Placebo latents that a latent is predicted from; 0: none.
         partner_tokens: Fitted tokens on which these are looked for, at most.
         least_active: Active tokens in the fitted and in the scored documents below which a latent has no
             R2: it would be a ratio of two noises.
     """
 
     prior: float = Field(default=1.0, gt=0)
-    least_pair: int = 2
-    position_bins: int = 16
-    decays: tuple[float, ...] = (0.7, 0.97)
-    bag: int = 32
-    window: tuple[int, ...] = (32, 32, 16, 16, 8, 8, 8, 8)
-    readout: int = 256
-    penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-    partners: int = 4
-    partner_tokens: int = 20_000
-    least_active: int = 10
+    least_pair: int = Field(2, ge=1)
+    position_bins: int = Field(16, ge=2)
+    decays: Distinct[Annotated[float, Field(gt=0, lt=1)]] = (0.7, 0.97)
+    bag: int = Field(32, ge=1)
+    window: tuple[Annotated[int, Field(ge=1, lt=LARGEST)], ...] = Field(
+        (32, 32, 16, 16, 8, 8, 8, 8), min_length=1
+    )
+    readout: int = Field(256, ge=1)
+    penalties: Distinct[Annotated[float, Field(gt=0)]] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    partners: int = Field(4, ge=0)
+    partner_tokens: int = Field(20_000, ge=1)
+    least_active: int = Field(10, ge=1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
-from sae_placebo.spec import Spec
+from sae_placebo.errors import SpecError
+from sae_placebo.hookpoints import HookpointNames
+from sae_placebo.spec import Spec, distinct
 from sae_placebo.use.joint import JointSpec
 from sae_placebo.use.masks import MaskSpec
 from sae_placebo.use.worst import WorstSpec
@@ -19,10 +21,10 @@ class UseSpec(Spec):
     that of another one.
     """
 
-    arms: tuple[str, ...] | None = None
+    arms: Annotated[tuple[str, ...], AfterValidator(distinct)] | None = None
     """Arms whose models are asked, in their first re-draw and SAE seed; none given: the trained arm and the
     reference placebo. An empty list asks none."""
-    hookpoints: tuple[str, ...] | None = None
+    hookpoints: HookpointNames | None = None
     """Hookpoints that are asked about; none given: all of the trial's."""
     latents: Annotated[int, Field(ge=1)] | Literal["all"] = 300
     """Latents of each SAE that get a verdict, drawn evenly from the cells of class and origin; or `all`."""
@@ -61,3 +63,13 @@ class UseSpec(Spec):
     """Latents of each pair of origin and use that get a card: passages, and their top reader patched."""
     error_directions: int = Field(12, ge=0)
     """Principal components of what the SAE misses that are asked about as well."""
+
+    @model_validator(mode="after")
+    def _limits_do_not_cross(self) -> UseSpec:
+        if self.negligible > self.least_effect:
+            raise SpecError(
+                f"negligible is {self.negligible:g} and least_effect {self.least_effect:g}: an effect "
+                "between them would be both of interest and negligible; lower negligible or raise "
+                "least_effect"
+            )
+        return self
