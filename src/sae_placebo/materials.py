@@ -11,7 +11,7 @@ from sae_placebo import artefacts, models, text
 from sae_placebo.plans import ArmModel, Plan
 from sae_placebo.progress import Progress
 from sae_placebo.protocol import TrialSpec
-from sae_placebo.readability import Readability, readability
+from sae_placebo.readability import PREDICTORS, Readability, readability
 from sae_placebo.store import Store
 
 
@@ -44,7 +44,11 @@ class Materials:
     @functools.cached_property
     def reference(self) -> Any:
         """The trained model; every control is a changed copy of it."""
-        return models.load_model(self.source, self.spec.model.revision)
+        source = self.source
+        with self.progress.track("load the model", 1, "model") as advance:
+            model = models.load_model(source, self.spec.model.revision)
+            advance(1)
+        return model
 
     @functools.cached_property
     def tokens(self) -> Path:
@@ -57,10 +61,9 @@ class Materials:
                 self.store.write(step) as draft,
             ):
                 tokenizer = models.load_tokenizer(source, self.spec.model.revision)
-                splits = text.tokenize(spec, tokenizer, self.spec.seed)
+                splits = text.tokenize(spec, tokenizer, self.spec.seed, advance)
                 artefacts.write_rows(draft, splits)
                 artefacts.write_vocabulary(draft, text.vocabulary(tokenizer))
-                advance(wanted)
         return self.store.path(step)
 
     @functools.cached_property
@@ -90,13 +93,14 @@ class Materials:
             return None
         if self.store.find(step) is None:
             train, heldout = rows["train"], rows["heldout"]
-            with self.progress.track("readability", 1, "text") as advance:
+            n = len(PREDICTORS)
+            with self.progress.track("readability", n, "predictors") as advance:
                 found = None  # Python may be allowed and yet none of it drawn
                 if train.labels is not None and heldout.labels is not None:
-                    found = readability(train, heldout, len(self.vocabulary), self.spec.seed)
+                    size = len(self.vocabulary)
+                    found = readability(train, heldout, size, self.spec.seed, advance)
                 with self.store.write(step) as draft:
                     artefacts.write_readability(draft, found)
-                advance(1)
         return artefacts.read_readability(self.store.path(step))
 
     @functools.cached_property

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 
 from sae_placebo.errors import MissingExtra, SpecError, TextError
 from sae_placebo.labels.align import label_tokens
+from sae_placebo.progress import Advance, unheard
 from sae_placebo.rows import Piece, Rows, RowsBuilder
 from sae_placebo.spec import Spec, numpy_generator
 
@@ -264,11 +265,13 @@ def _hub_documents(spec: TextSpec) -> Iterator[Document]:
         ) from error
 
 
-def tokenize(spec: TextSpec, tokenizer: Any, seed: int) -> dict[str, Rows]:
+def tokenize(
+    spec: TextSpec, tokenizer: Any, seed: int, advance: Advance = unheard
+) -> dict[str, Rows]:
     """Return the rows of the splits `heldout` and `train`; no document is in both.
 
     Documents come in an order fixed by `seed`; held-out rows are filled first, then training rows,
-    each to exactly the tokens asked for.
+    each to exactly the tokens asked for. `advance` is told how many tokens of a document were taken.
 
     Raises:
         TextError: the text holds fewer tokens than were asked for, or none.
@@ -286,6 +289,7 @@ def tokenize(spec: TextSpec, tokenizer: Any, seed: int) -> dict[str, Rows]:
             if document is None:
                 raise _too_short(spec, total + have, n_documents + len(filled.names))
             name, pieces = document
+            before = have
             for piece in pieces:
                 if have == target:
                     break
@@ -294,6 +298,7 @@ def tokenize(spec: TextSpec, tokenizer: Any, seed: int) -> dict[str, Rows]:
                 filled.add(kept)
                 have += len(kept.ids) - (bos is None)
             filled.names.append(name)
+            advance(have - before)
         total, n_documents = total + have, n_documents + len(filled.names)
     labelled = any(one.labelled() for one in splits.values())
     return {name: one.build(spec.context_tokens, bos, labelled) for name, one in splits.items()}

@@ -140,9 +140,10 @@ class Bench:
         """Return one arm's model; its recipe and diagnostics card are kept."""
         given, spec, control = self.given.reference, self.spec, self.spec.arms[one.arm].control
         seed = one.model_seed if control.draws and one.model_seed is not None else 0
-        with _named(one):
+        with _named(one), self.progress.track(f"build {one.label}", 1, "model") as advance:
             model, recipe = build(given, control, spec.seed, seed, source=spec.model)
             self._record(one, model, recipe.model_dump(mode="json"))
+            advance(1)
         return model
 
     def _record(self, one: ArmModel, model: Any, recipe: dict[str, Any]) -> None:
@@ -160,14 +161,12 @@ class Bench:
             return
         ids = torch.from_numpy(rows.token_ids[: spec.card_rows]).long()
         usable = torch.from_numpy(rows.usable()[: spec.card_rows])
-        label = f"build {one.label}"
-        with self.progress.track(label, 1, "model") as advance, self.store.write(step) as draft:
+        with self.store.write(step) as draft:
             write_json(draft / "recipe.json", recipe)
             found = card(model, self.spec.hookpoints, ids, usable, spec.outlier_ratio)
             write_json(draft / "card.json", found)
             heads = {"embedding": embedding(model), "unembedding": unembedding(model)}
             artefacts.write_heads(draft, heads)
-            advance(1)
 
     def _reader(
         self, one: ArmModel, model: Any, steps: Sequence[Step]

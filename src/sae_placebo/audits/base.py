@@ -19,6 +19,7 @@ from sae_placebo.audits.spec import AuditSpec as AuditSpec
 from sae_placebo.errors import NotEstimable
 from sae_placebo.lazy import torch
 from sae_placebo.metrics.truth import Truth
+from sae_placebo.progress import Track, untracked
 from sae_placebo.spec import Registry, numpy_generator
 from sae_placebo.structure.base import Reading
 from sae_placebo.use.base import Subject
@@ -38,6 +39,7 @@ class Case:
             its architecture and seed.
         spec: How it is audited.
         seed: Names all draws.
+        track: Shows long work within an audit.
     """
 
     reading: Reading
@@ -46,6 +48,7 @@ class Case:
     others: dict[str, Reading]
     spec: AuditSpec
     seed: int
+    track: Track = untracked
 
     @functools.cached_property
     def reconstruction(self) -> Float32[torch.Tensor, "token d_in"]:
