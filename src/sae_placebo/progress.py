@@ -68,16 +68,17 @@ class Progress:
     @contextlib.contextmanager
     def _within(self, label: str, total: int, before: int) -> Iterator[Advance]:
         """Yield the counter by which the outlook of the trial learns of a piece of work."""
-        outlook, done = self.outlook, before
+        outlook, done, lock = self.outlook, before, threading.Lock()
         if outlook is None or not outlook.begin(label):
             yield lambda n: None
             return
 
         def advance(n: int) -> None:
             nonlocal done
-            done += n
-            # what was done before a stop is not in the plan any more
-            outlook.advance((done - before) / max(total - before, 1))
+            with lock:
+                done += n
+                # what was done before a stop is not in the plan any more
+                outlook.advance((done - before) / max(total - before, 1))
 
         try:
             yield advance
@@ -152,12 +153,13 @@ class LineProgress(Progress):
             self._at_work.append(work)
 
             def advance(n: int) -> None:
-                work.done += n
-                work.moved = self.clock()
-                told(n)
-                # its end has a line of its own
-                if before + work.done < total:
-                    self._say_if_due(work)
+                with self._lock:
+                    work.done += n
+                    work.moved = self.clock()
+                    told(n)
+                    # its end has a line of its own
+                    if before + work.done < total:
+                        self._say_if_due(work)
 
             try:
                 yield advance
@@ -191,10 +193,9 @@ class LineProgress(Progress):
                 )
 
     def _say_if_due(self, work: _Work) -> None:
-        with self._lock:
-            now = self.clock()
-            if now - max(self._said, work.begun) >= self.every:
-                self.note(work.state(now) + self._rest())
+        now = self.clock()
+        if now - max(self._said, work.begun) >= self.every:
+            self.note(work.state(now) + self._rest())
 
     def _rest(self) -> str:
         return "" if self.outlook is None else f"; {self.outlook}"

@@ -48,6 +48,7 @@ from sae_placebo.protocol import TrialSpec, load_trial
 from sae_placebo.results import Trial, environment, write_results
 from sae_placebo.rows import Rows
 from sae_placebo.saes.crew import Crew
+from sae_placebo.standing import expected, outlook_of, standing
 from sae_placebo.statistics import document_weights
 from sae_placebo.store import Step, Store, write_json
 from sae_placebo.stream import AnyReader, Stream, in_its_place
@@ -76,10 +77,19 @@ def run(
     """
     spec = load_trial(source, overrides=overrides)
     progress = progress or Progress()
-    place = Store(Path(store), progress.note, environment() | describe_device(spec.device))
-    with place.lock(wait_seconds), settings(spec.device), interrupts.listening():
+    plan, place = plan_steps(spec), Store(Path(store), progress.note)
+    outlook = outlook_of(plan, place)
+    progress.note(f"{standing(plan, place)}; {expected(outlook)}")
+    place.environment = environment() | describe_device(spec.device)
+    with (
+        place.lock(wait_seconds),
+        settings(spec.device),
+        interrupts.listening(),
+        progress.whole(outlook),
+    ):
         checkpoints.clear(place)
-        bench = Bench(plan_steps(spec), place, progress)
+        bench = Bench(plan, place, progress)
+        bench.check()
         _ = bench.given.tokens  # too little text should be told before a model is built
         for arms in bench.plan.groups:
             bench.prepare(arms)
@@ -111,6 +121,16 @@ class Bench:
     def given(self) -> Materials:
         """The reference model and the tokens that every arm reads."""
         return Materials(self.plan, self.store, self.progress)
+
+    def check(self) -> None:
+        """Hash what is there; what is damaged is named, and made again."""
+        there = [step for step in self.plan.steps() if self.store.has(step)]
+        if not there:
+            return
+        with self.progress.track("check what is there", len(there), "artefacts") as advance:
+            for step in there:
+                self.store.find(step)
+                advance(1)
 
     # --- arms: build the controls, read their activations, train their SAEs ----------------------
 
