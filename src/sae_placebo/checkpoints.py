@@ -237,7 +237,7 @@ def begun(store: Store, keys: Collection[str]) -> list[tuple[str, str, int]]:
                 if key in keys
             ]
             if names:  # a later phase, or the further of one phase, takes the place
-                one = (", ".join(names), phase, int(record["done"]), rank)
+                one = (", ".join(sorted(names)), phase, int(record["done"]), rank)
                 before = found.get(folder.parent)
                 if before is None or (before[3], before[2]) <= (rank, one[2]):
                     found[folder.parent] = one

@@ -55,7 +55,8 @@ def plan_table(
         pieces = estimate(plan, lambda step: step.key in left, machine)
     lines.append(f"{'stage':<12} {'done':>9}  {'left: tokens':>14}  {'passes':>7}  {'minutes':>8}")
     by_stage = {
-        stage: sum(p.seconds for p in pieces if p.stage == stage) for stage in _stages(pieces)
+        stage: sum((p.seconds for p in pieces if p.stage == stage), 0.0)
+        for stage in _stages(pieces)
     }
     for stage, steps in _by_stage(plan):
         waiting = [step for step in steps if step.key in left]
@@ -70,6 +71,8 @@ def plan_table(
     if machine is not None:
         total = sum(piece.seconds for piece in pieces)
         lines.append(f"about {total / 60:.1f} minutes are left. {_told(machine)}")
+    elif not left:
+        lines.append("every stage is done.")
     return "\n".join(lines)
 
 

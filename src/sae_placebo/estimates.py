@@ -213,7 +213,7 @@ class Estimate:
 
     # --- what is asked of models -----------------------------------------------------------------
 
-    def _asked(self, n: float, per_direction: float) -> float:
+    def _asked(self, n: int, per_direction: int) -> float:
         """Return how many firings `n` directions are ablated at, about: one per document at most."""
         return n * min(0.9 * per_direction, 0.9 * self.documents)
 
@@ -222,14 +222,14 @@ class Estimate:
         rows = self.held / self.context
         return self.context * min(rows, tokens)
 
-    def _ablated(self, n: float) -> float:
+    def _ablated(self, n: int) -> float:
         firings = self._asked(n, self.spec.use.firings)
         edits = firings * 2.5 * (self.spec.use.window + 1)
         passes, rows = firings / 2, self._rows(firings / 2)
         machine = self.machine
         return edits * machine.edit + passes * machine.start + rows * machine.row
 
-    def _against_nulls(self, n: float, given_up: float) -> float:
+    def _against_nulls(self, n: int, given_up: float) -> float:
         how = self.spec.use
         firings = self._asked(n, how.null_firings)
         first = min(how.first_nulls, how.nulls)
@@ -293,7 +293,7 @@ class Estimate:
         # one token after the other, in one thread: pushes, the curve along the error, its parts, flags
         each = (3 + 4 * (how.draws + 1)) + (1 + how.draws) * (how.steps - 1) / 4 + 9 + 2
         passes = n * (4.25 * machine.start + each * (how.window + 1) * machine.edit)
-        passes = (passes + 5 * self._rows(n) * machine.row) * _side_by_side(machine.threads)
+        passes = (passes + 5 * self._rows(float(n)) * machine.row) * _side_by_side(machine.threads)
         fitted = min(how.ridge_tokens, self.held / 2)
         ridges = 3e-6 * fitted * d * self.numbers
         meta = 3 * how.meta_steps * (5e-4 + 1e-9 * m * d) * self.numbers

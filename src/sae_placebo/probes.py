@@ -32,7 +32,7 @@ from sae_placebo.use.removal import _LOGITS, compared
 
 _LEAST = 0.3
 """Seconds that a probe takes at least, so that its start does not count."""
-# what the probes of NumPy and of Python took on the machine on which the constants of `estimates` were measured
+# what the probes of NumPy and of Python took where the constants of `estimates` were measured
 _NUMBERS_SECONDS, _CODE_SECONDS = 0.0182, 0.0109
 
 
@@ -51,7 +51,7 @@ def probe(
     n = 6 + len(spec.saes) + (5 if with_use else 0)
     with progress.track("probe this machine", n, "rates") as advance:
 
-        def timed(work: Callable[[], Any], units: float = 1.0) -> float:
+        def timed(work: Callable[[], Any], units: int = 1) -> float:
             seconds = seconds_of(work) / units
             advance(1)
             return seconds
@@ -150,7 +150,7 @@ def _disk() -> str:
         return file_hash(path)
 
 
-def _steps(spec: TrialSpec, label: str, d_in: int) -> tuple[Callable[[], Any], float]:
+def _steps(spec: TrialSpec, label: str, d_in: int) -> tuple[Callable[[], Any], int]:
     """Return a step of as many SAEs as there are threads, and the tokens of all of them."""
     sae, n = spec.saes[label], max(torch.get_num_threads(), 1)
     fits = [
@@ -159,11 +159,11 @@ def _steps(spec: TrialSpec, label: str, d_in: int) -> tuple[Callable[[], Any], f
     random = generator(spec.seed, "probe", label)
     x = torch.randn(spec.training.batch_tokens, d_in, generator=random).to(spec.device)
     workspace = Workspace()
-    return lambda: step_all(fits, x, workspace), float(n * len(x))
+    return lambda: step_all(fits, x, workspace), n * len(x)
 
 
 def _use_rates(
-    spec: TrialSpec, model: Any, timed: Callable[[Callable[[], Any], float], float]
+    spec: TrialSpec, model: Any, timed: Callable[[Callable[[], Any], int], float]
 ) -> dict[str, float]:
     """Return the rates of what is asked of a model behind a hookpoint."""
     hookpoint = next(iter(asked_hookpoints(spec, "use")), spec.hookpoints[0])

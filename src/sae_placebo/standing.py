@@ -42,7 +42,8 @@ def outlook_of(plan: Plan, store: Store) -> Outlook:
     left = {step.key for step in steps if not store.has(step)}
     machine = load(store.root, rates_key(plan))
     pieces = estimate(plan, lambda step: step.key in left, machine)
-    spent = sum(store.seconds(step) for step in steps if step.key not in left)
+    done = (step for step in steps if step.key not in left)
+    spent = sum((store.seconds(step) for step in done), 0.0)
     return Outlook(pieces, spent, rough=machine is None)
 
 
