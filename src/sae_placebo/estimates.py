@@ -120,8 +120,6 @@ class Estimate:
             yield Piece("tokenize", "tokenize", (0.5 + each * tokens) * self.code)
         if any_left:
             yield Piece("build", "load the model", self.machine.load)
-        if plan.readability is not None and self.is_left(plan.readability):
-            yield Piece("readability", "readability", (0.2 + 8e-6 * self.train) * self.numbers)
 
     def _arms(self, group: tuple[ArmModel, ...]) -> Iterator[Piece]:
         plan, first = self.plan, group[0]
@@ -133,7 +131,8 @@ class Estimate:
         unread = bool(trained) or self.is_left(plan.harvest[first])
         built = [one for one in group if self.is_left(plan.build[one])]
         for one in built or ([first] if unread else []):
-            yield Piece("build", f"build {one.label}", self.machine.build)
+            seconds = self.machine.build + (self._card() if self.is_left(plan.build[one]) else 0.0)
+            yield Piece("build", f"build {one.label}", seconds)
         n_places = len(self.spec.hookpoints)
         if self.is_left(plan.harvest[first]):
             rows = self.spec.harvest.calibration_rows + 2 * self.spec.structure.repeat_rows
@@ -143,6 +142,12 @@ class Estimate:
             yield Piece("harvest", f"harvest {first.label}", 0.1 + seconds)
         if trained:
             yield from self._trained(first, list(trained.values()))
+
+    def _card(self) -> float:
+        """Return what a model's diagnostics card takes, and writing its heads."""
+        tokens = min(self.spec.card_rows * self.context, self.held)
+        heads = 4 * self.width * self.shape.vocabulary
+        return tokens * (self.machine.reading + self.machine.behind) + heads / self.machine.disk
 
     def _trained(self, first: ArmModel, arms: list[ArmModel]) -> Iterator[Piece]:
         spec, machine, name = self.spec, self.machine, first.label
@@ -171,6 +176,9 @@ class Estimate:
         return float(target) if target else min(32.0, sae.d_sae / 8)
 
     def _measured(self) -> Iterator[Piece]:
+        readability = self.plan.readability
+        if readability is not None and self.is_left(readability):
+            yield Piece("readability", "readability", (0.2 + 8e-6 * self.train) * self.numbers)
         places = self._places(self.plan.measure)
         if not places:
             return
@@ -225,7 +233,7 @@ class Estimate:
     def _ablated(self, n: int) -> float:
         firings = self._asked(n, self.spec.use.firings)
         edits = firings * 2.5 * (self.spec.use.window + 1)
-        passes, rows = firings / 2, self._rows(firings / 2)
+        passes, rows = firings / 2.5, self._rows(firings / 2.5)
         machine = self.machine
         return edits * machine.edit + passes * machine.start + rows * machine.row
 
@@ -235,7 +243,7 @@ class Estimate:
         first = min(how.first_nulls, how.nulls)
         later = how.nulls - first + how.first_nulls
         edits = firings * (first + (1 - given_up) * later) * (how.window + 1)
-        passes, rows = 2.2 * firings / 2, 2.2 * self._rows(firings / 2)
+        passes, rows = 2 * firings / 2.5, 2 * self._rows(firings / 2.5)
         machine = self.machine
         return edits * machine.edit + passes * machine.start + rows * machine.row
 
@@ -254,10 +262,14 @@ class Estimate:
             null = "hold against null directions: "
             yield Piece("use", null + name, self._against_nulls(n, 1 - _SURVIVE))
             tokens = min(self.spec.circuits.readers.tokens, self.held)
-            read = tokens * (3 * self.machine.slope + 3e-4 * self.numbers)
+            pairs = tokens * self._active(label) * self._readers(hookpoint)
+            nulls = self.spec.circuits.readers.reader_nulls
+            products = 4 * tokens * self._readers(hookpoint) * nulls * self.width
+            read = tokens * (3 * self.machine.slope + 5e-5 * self.numbers)
+            read += 1.2e-9 * pairs * nulls * self.numbers + products / self.machine.products
             yield Piece("use", f"find readers: {name}", read)
             tokens = min(self.spec.circuits.writers.tokens, self.held)
-            yield Piece("use", f"find writers: {name}", 0.5 + tokens * 5e-5 * self.numbers)
+            yield Piece("use", f"find writers: {name}", 0.2 + tokens * 2e-5 * self.numbers)
             for few in (how.error_directions, how.pseudo):
                 if few:
                     yield Piece("use", f"ablate: {name}", self._ablated(few))
@@ -265,6 +277,11 @@ class Estimate:
             shown = 6 * how.shown_per_cell
             edits = shown * 8 * (1 + self.spec.circuits.patch.nulls) * (how.window + 5)
             yield Piece("use", f"patch readers: {name}", edits * self.machine.edit)
+
+    def _readers(self, hookpoint: str) -> float:
+        """Return how many parts of the model read a hookpoint: queries, keys and values of heads, MLPs."""
+        behind = self.shape.layers - 1 - _layer(hookpoint)
+        return 1 + behind * (1 + 2 * max(self.width / 64, 4))
 
     def _removed(self, name: str, n: int) -> Iterator[Piece]:
         how, machine = self.spec.use, self.machine
