@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -91,15 +92,14 @@ def probe(
 
 
 def seconds_of(work: Callable[[], Any]) -> float:
-    """Return how long some work takes once it is warm: the mean of as often as fits in a short while."""
+    """Return how long some work takes once it is warm: the median of as often as fits in a short while."""
     work()
-    start, n = time.perf_counter(), 0
-    while True:
+    taken: list[float] = []
+    while sum(taken) < _LEAST:
+        start = time.perf_counter()
         work()
-        n += 1
-        passed = time.perf_counter() - start
-        if passed >= _LEAST:
-            return passed / n
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
 
 
 def _ids(spec: TrialSpec, model: Any, rows: int) -> torch.Tensor:
