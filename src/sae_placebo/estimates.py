@@ -145,7 +145,7 @@ class Estimate:
 
     def _card(self) -> float:
         """Return what a model's diagnostics card takes, and writing its heads."""
-        tokens = min(self.spec.card_rows * self.context, self.held)
+        tokens = min(self.spec.harvest.card_rows * self.context, self.held)
         heads = 4 * self.width * self.shape.vocabulary
         return tokens * (self.machine.reading + self.machine.behind) + heads / self.machine.disk
 
