@@ -312,10 +312,10 @@ class Estimate:
         passes = n * (4.25 * machine.start + each * (how.window + 1) * machine.edit)
         passes = (passes + 5 * self._rows(float(n)) * machine.row) * _side_by_side(machine.threads)
         fitted = min(how.ridge_tokens, self.held / 2)
-        ridges = 3e-6 * fitted * d * self.numbers
+        ridges = 1.6e-6 * fitted * d * self.numbers
         meta = 3 * how.meta_steps * (5e-4 + 1e-9 * m * d) * self.numbers
         steps = 2 * min(how.hedging_tokens, self.held) * machine.sae[label]
-        return 2.0 + passes + ridges + meta + steps
+        return 4.0 + passes + ridges + meta + steps
 
 
 def estimate(plan: Plan, is_left: Callable[[Step], bool], machine: Machine | None) -> list[Piece]:
