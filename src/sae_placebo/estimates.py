@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sae_placebo.machine import Machine, usual_threads
+from sae_placebo.machine import SEVERAL, Machine, usual_threads
 from sae_placebo.model_specs import Shape, shape_of
 from sae_placebo.outlook import Piece
 from sae_placebo.plans import ArmModel, Place, Plan
 from sae_placebo.protocol import TrialSpec
+from sae_placebo.reference import asked_hookpoints
 from sae_placebo.spec import canonical, digest
 from sae_placebo.store import Step
 
@@ -39,13 +40,18 @@ def of_usual_machine(spec: TrialSpec, threads: int) -> Machine:
     behind = 2 * (shape.layer_weights * (shape.layers - before) + shape.width * shape.vocabulary)
     whole = 2 * (shape.layer_weights * shape.layers + shape.width * shape.vocabulary)
     weights = shape.layer_weights * shape.layers + shape.width * shape.vocabulary
+    edit = (behind / 0.5 + 100 * shape.vocabulary) / products
+    start = 4e-4 * (1 + shape.layers - before)
+    alone = _side_by_side(threads) * edit * (1 + spec.use.window)
     return Machine(
         threads=threads,
         products=products,
         reading=2 * shape.layer_weights * before / products / 0.6,
         row=(whole / 0.6 + 100 * shape.vocabulary) / products,
-        edit=(behind / 0.5 + 100 * shape.vocabulary) / products,
-        start=4e-4 * (1 + shape.layers - before) / _side_by_side(threads),
+        edit=edit,
+        start=start / _side_by_side(threads),
+        single=start + alone,
+        several=start + SEVERAL * alone,
         behind=(behind / 0.6 + 100 * shape.vocabulary) / products,
         slope=(3 * behind / 0.6 + 300 * shape.vocabulary) / products,
         sae={label: 3 * 2 * sae.d_sae * shape.width / products for label, sae in spec.saes.items()},
@@ -115,9 +121,9 @@ class Estimate:
             yield Piece("model", "convert", 20.0 * self.code)
         if self.is_left(plan.tokenize):
             labelled = plan.readability is not None
-            each = 7e-5 if labelled else 1e-5
+            each = 3.5e-5 if labelled else 1e-5
             tokens = self.train + self.held
-            yield Piece("tokenize", "tokenize", (0.5 + each * tokens) * self.code)
+            yield Piece("tokenize", "tokenize", (2.0 + each * tokens) * self.code)
         if any_left:
             yield Piece("build", "load the model", self.machine.load)
 
@@ -178,7 +184,7 @@ class Estimate:
     def _measured(self) -> Iterator[Piece]:
         readability = self.plan.readability
         if readability is not None and self.is_left(readability):
-            yield Piece("readability", "readability", (0.2 + 8e-6 * self.train) * self.numbers)
+            yield Piece("readability", "readability", (0.1 + 1.5e-5 * self.train) * self.numbers)
         places = self._places(self.plan.measure)
         if not places:
             return
@@ -196,7 +202,7 @@ class Estimate:
         seconds = 0.0
         for *_, label, _ in places:
             k, m = self._active(label), self.spec.saes[label].d_sae
-            seconds += 0.1 + 4e-8 * self.held * k**2 + 1.5e-6 * self.held * k + 2e-7 * m**2
+            seconds += 0.45 + 1.4e-8 * self.held * k**2 + 6e-7 * self.held * k + 2e-7 * m**2
         yield Piece("match", "profile", seconds * self.numbers / self._crew(len(places)))
 
     def _methods(self) -> Iterator[Piece]:
@@ -225,26 +231,36 @@ class Estimate:
         """Return how many firings `n` directions are ablated at, about: one per document at most."""
         return n * min(0.9 * per_direction, 0.9 * self.documents)
 
+    def _at(self, hookpoint: str) -> Machine:
+        """Return the rates behind a hookpoint; probes are of the first that is asked about."""
+        probed = next(iter(asked_hookpoints(self.spec, "use")), self.spec.hookpoints[0])
+        here, there = (self._behind(name) for name in (hookpoint, probed))
+        names = ("edit", "start", "single", "several", "behind", "slope")
+        rates = {name: getattr(self.machine, name) * here / there for name in names}
+        return replace(self.machine, **rates)
+
+    def _behind(self, hookpoint: str) -> float:
+        layers = self.shape.layers - 1 - _layer(hookpoint)
+        return float(self.shape.layer_weights * layers + self.width * self.shape.vocabulary)
+
     def _rows(self, tokens: float) -> float:
         """Return the tokens of the rows that are read for so many firings."""
         rows = self.held / self.context
         return self.context * min(rows, tokens)
 
-    def _ablated(self, n: int) -> float:
+    def _ablated(self, n: int, machine: Machine) -> float:
         firings = self._asked(n, self.spec.use.firings)
         edits = firings * 2.5 * (self.spec.use.window + 1)
         passes, rows = firings / 2.5, self._rows(firings / 2.5)
-        machine = self.machine
         return edits * machine.edit + passes * machine.start + rows * machine.row
 
-    def _against_nulls(self, n: int, given_up: float) -> float:
+    def _against_nulls(self, n: int, given_up: float, machine: Machine) -> float:
         how = self.spec.use
         firings = self._asked(n, how.null_firings)
         first = min(how.first_nulls, how.nulls)
         later = how.nulls - first + how.first_nulls
         edits = firings * (first + (1 - given_up) * later) * (how.window + 1)
         passes, rows = 2 * firings / 2.5, 2 * self._rows(firings / 2.5)
-        machine = self.machine
         return edits * machine.edit + passes * machine.start + rows * machine.row
 
     def _used(self) -> Iterator[Piece]:
@@ -256,35 +272,36 @@ class Estimate:
                 yield Piece("use", f"build {one.label} again", self.machine.build)
             before = one
             how, d_sae = self.spec.use, self.spec.saes[label].d_sae
+            machine = self._at(hookpoint)
             n = d_sae if how.latents == "all" else min(how.latents, d_sae)
-            yield Piece("use", f"ablate: {name}", self._ablated(n))
-            yield from self._removed(name, n)
+            yield Piece("use", f"ablate: {name}", self._ablated(n, machine))
+            yield from self._removed(name, n, machine)
             null = "hold against null directions: "
-            yield Piece("use", null + name, self._against_nulls(n, 1 - _SURVIVE))
+            yield Piece("use", null + name, self._against_nulls(n, 1 - _SURVIVE, machine))
             tokens = min(self.spec.circuits.readers.tokens, self.held)
             pairs = tokens * self._active(label) * self._readers(hookpoint)
             nulls = self.spec.circuits.readers.reader_nulls
             products = 4 * tokens * self._readers(hookpoint) * nulls * self.width
-            read = tokens * (3 * self.machine.slope + 5e-5 * self.numbers)
+            read = tokens * (3 * machine.slope + 5e-5 * self.numbers)
             read += 1.2e-9 * pairs * nulls * self.numbers + products / self.machine.products
             yield Piece("use", f"find readers: {name}", read)
             tokens = min(self.spec.circuits.writers.tokens, self.held)
             yield Piece("use", f"find writers: {name}", 0.2 + tokens * 2e-5 * self.numbers)
             for few in (how.error_directions, how.pseudo):
                 if few:
-                    yield Piece("use", f"ablate: {name}", self._ablated(few))
-                    yield Piece("use", null + name, self._against_nulls(few, 0.0))
+                    yield Piece("use", f"ablate: {name}", self._ablated(few, machine))
+                    yield Piece("use", null + name, self._against_nulls(few, 0.0, machine))
             shown = 6 * how.shown_per_cell
             edits = shown * 8 * (1 + self.spec.circuits.patch.nulls) * (how.window + 5)
-            yield Piece("use", f"patch readers: {name}", edits * self.machine.edit)
+            yield Piece("use", f"patch readers: {name}", edits * machine.edit)
 
     def _readers(self, hookpoint: str) -> float:
         """Return how many parts of the model read a hookpoint: queries, keys and values of heads, MLPs."""
         behind = self.shape.layers - 1 - _layer(hookpoint)
         return 1 + behind * (1 + 2 * max(self.width / 64, 4))
 
-    def _removed(self, name: str, n: int) -> Iterator[Piece]:
-        how, machine = self.spec.use, self.machine
+    def _removed(self, name: str, n: int, machine: Machine) -> Iterator[Piece]:
+        how = self.spec.use
         half = self.held / 2
         tokens = min(how.masks.n_tokens, half)
         passes = how.masks.n_masks * machine.behind + how.masks.n_pivots * machine.slope
@@ -302,15 +319,16 @@ class Estimate:
             if one != before:
                 yield Piece("audit", f"build {one.label} again", self.machine.build)
             before = one
-            yield Piece("audit", f"audit: {one.label}, {hookpoint}, {label}", self._audit(label))
+            name = f"{one.label}, {hookpoint}, {label}"
+            yield Piece("audit", f"audit: {name}", self._audit(hookpoint, label))
 
-    def _audit(self, label: str) -> float:
-        how, machine, m = self.spec.audit, self.machine, self.spec.saes[label].d_sae
+    def _audit(self, hookpoint: str, label: str) -> float:
+        how, machine, m = self.spec.audit, self._at(hookpoint), self.spec.saes[label].d_sae
         d, n = self.width, min(how.tokens, self.held)
-        # one token after the other, in one thread: pushes, the curve along the error, its parts, flags
-        each = (3 + 4 * (how.draws + 1)) + (1 + how.draws) * (how.steps - 1) / 4 + 9 + 2
-        passes = n * (4.25 * machine.start + each * (how.window + 1) * machine.edit)
-        passes = (passes + 5 * self._rows(float(n)) * machine.row) * _side_by_side(machine.threads)
+        # one token after the other: pushes, the curve along the error at half of them, parts of the error
+        edits = (3 + 4 * (how.draws + 1)) + (1 + how.draws) * (how.steps - 1) / 2 + 9
+        passes = n * (edits / SEVERAL * machine.several + 2 * machine.single)  # and flags
+        passes += 5 * self._rows(float(n)) * machine.row * _side_by_side(machine.threads)
         fitted = min(how.ridge_tokens, self.held / 2)
         ridges = 1.6e-6 * fitted * d * self.numbers
         meta = 3 * how.meta_steps * (5e-4 + 1e-9 * m * d) * self.numbers

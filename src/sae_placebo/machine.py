@@ -14,6 +14,8 @@ from typing import Any
 from sae_placebo.store import read_json, write_json
 
 _FILE = "machine.json"
+SEVERAL = 15
+"""Edits of one token that audits make in a pass, about."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Machine:
         row: Seconds per token of a whole forward of one row, one thread, as many rows at once as threads.
         edit: Seconds per position of edits of one token, likewise.
         start: Seconds of a pass of such edits before its first position, likewise.
+        single: Seconds of a pass with one edit of a token, one pass after the other, all threads.
+        several: The same with `SEVERAL` edits.
         behind: Seconds per position of a pass behind the first hookpoint, whole rows, all threads.
         slope: The same with a gradient.
         sae: Seconds per token of a training step of each SAE, all threads; by label.
@@ -48,6 +52,8 @@ class Machine:
     row: float = 0.0
     edit: float = 0.0
     start: float = 0.0
+    single: float = 0.0
+    several: float = 0.0
     behind: float = 0.0
     slope: float = 0.0
     sae: Mapping[str, float] = field(default_factory=dict)

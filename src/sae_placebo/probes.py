@@ -17,7 +17,7 @@ from sae_placebo import models
 from sae_placebo.activations import FORWARD_ROWS
 from sae_placebo.controls import build
 from sae_placebo.lazy import torch
-from sae_placebo.machine import Machine
+from sae_placebo.machine import SEVERAL, Machine
 from sae_placebo.nulls import placed
 from sae_placebo.progress import Progress
 from sae_placebo.protocol import TrialSpec
@@ -49,7 +49,7 @@ def probe(
         progress: Where it is shown what is timed.
         with_use: Whether what `use` and `audit` do is timed as well.
     """
-    n = 6 + len(spec.saes) + (5 if with_use else 0)
+    n = 6 + len(spec.saes) + (7 if with_use else 0)
     with progress.track("probe this machine", n, "rates") as advance:
 
         def timed(work: Callable[[], Any], units: int = 1) -> float:
@@ -193,6 +193,9 @@ def _use_rates(
     one, many = pass_of(edits[:1]), pass_of(edits)
     each = max(many - one, 0.2 * many) / (len(edits) - 1)
     found |= {"edit": each / (window + 1), "start": max(one - each, 0.0)}
+    for name, n in (("single", 1), ("several", SEVERAL)):
+        some = edits[:n]
+        found[name] = timed(functools.partial(behind.kl_of_edits, row, position, some, window))
     site, entering = behind.read_rows(ids)
     clean = behind.logits(ids, entering).float().log_softmax(-1).flatten(0, 1)
     delta = torch.zeros_like(site)
