@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sae_placebo.devices import describe_device, settings
 from sae_placebo.estimates import estimate, rates_key
-from sae_placebo.machine import Machine, save
+from sae_placebo.machine import Machine, load, save
 from sae_placebo.outlook import Piece
 from sae_placebo.plans import Plan, plan_steps
 from sae_placebo.probes import probe
@@ -40,7 +40,7 @@ def plan_table(
         store: Folder of artefacts.
         overrides: `dotted.key=value` settings.
         probe: Time the model and the SAEs; what is found is kept in the store, for `run`. A packaged
-            model is converted first, and kept.
+            model is converted first, and kept. Without, minutes are told where a probe was kept.
         progress: Where the conversion and the probes are shown.
     """
     spec = load_trial(source, overrides=overrides)
@@ -51,7 +51,9 @@ def plan_table(
     if left and probe:
         machine = probed(plan, place, progress)
         left.discard(plan.model.key)  # it is converted now
-    if left and probe:
+    elif left:
+        machine = load(place.root, rates_key(plan))
+    if machine is not None:
         pieces = estimate(plan, lambda step: step.key in left, machine)
     lines.append(f"{'stage':<12} {'done':>9}  {'left: tokens':>14}  {'passes':>7}  {'minutes':>8}")
     by_stage = {

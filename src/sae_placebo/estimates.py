@@ -346,5 +346,6 @@ def rates_key(plan: Plan) -> str:
     """Return what names the work that rates of a machine are for: other sizes, another key."""
     spec = plan.spec
     sizes = [spec.hookpoints, spec.saes, spec.training.batch_tokens, spec.text.context_tokens]
-    parts = [plan.model.key, *sizes, spec.use.window, spec.device, bool(plan.use or plan.audit)]
+    how = [spec.device, usual_threads(), bool(plan.use or plan.audit)]
+    parts = [plan.model.key, *sizes, spec.use.window, *how]
     return digest(json.loads(canonical(parts)))

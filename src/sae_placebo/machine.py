@@ -73,13 +73,13 @@ def save(machine: Machine, store: Path) -> None:
 
 
 def load(store: Path, key: str) -> Machine | None:
-    """Return what a probe for the same work found in this store on this machine; None where none did."""
+    """Return what a probe for the same work and threads found in this store; None where none did."""
     try:
         found: Any = read_json(store / _FILE)
         machine = Machine(**found)
     except (OSError, ValueError, TypeError):
         return None
-    return machine if machine.key == key and machine.threads == usual_threads() else None
+    return machine if machine.key == key else None
 
 
 def usual_threads() -> int:
