@@ -298,7 +298,7 @@ class Estimate:
     def _readers(self, hookpoint: str) -> float:
         """Return how many parts of the model read a hookpoint: queries, keys and values of heads, MLPs."""
         behind = self.shape.layers - 1 - _layer(hookpoint)
-        return 1 + behind * (1 + 2 * max(self.width / 64, 4))
+        return 1 + behind * (1 + 2 * max(self.width / 64, 4.0))
 
     def _removed(self, name: str, n: int, machine: Machine) -> Iterator[Piece]:
         how = self.spec.use
