@@ -42,7 +42,7 @@ def of_usual_machine(spec: TrialSpec, threads: int) -> Machine:
     weights = shape.layer_weights * shape.layers + shape.width * shape.vocabulary
     edit = (behind / 0.5 + 100 * shape.vocabulary) / products
     start = 4e-4 * (1 + shape.layers - before)
-    alone = _side_by_side(threads) * edit * (1 + spec.use.window)
+    alone = 1.2 * edit * (1 + spec.use.window)  # threads share its products
     return Machine(
         threads=threads,
         products=products,
@@ -216,13 +216,13 @@ class Estimate:
         coded = sum(min(n, self.held / 4) for n in (how.choose_tokens, how.score_tokens))
         d, n_saes = self.width, len(saes) * len(self.spec.sae_seeds)
         # fits of k-means, ICA and the non-negative dictionary; codes; their bits
-        fits = 0.8e-9 * fit * atoms * d
+        fits = 0.25e-9 * fit * atoms * d
         fits += 1.1e-10 * how.iterations * min(how.ica_tokens, fit) * d**2
-        fits += 4e-10 * how.iterations * min(how.nmf_tokens, fit) * how.nmf_atoms * d
-        pursued = _MANY * 4e-9 * coded * k * atoms
+        fits += 2.7e-10 * how.iterations * min(how.nmf_tokens, fit) * how.nmf_atoms * d
+        pursued = _MANY * 6.4e-9 * coded * k * atoms
         n = _MANY + _FEW + n_saes
         bits = n * len(how.distortions) * coded * (1.0e-7 * d + 1e-6 * k)
-        seconds = (0.5 + fits + pursued + bits) * self.numbers
+        seconds = (0.8 + fits + pursued + bits) * self.numbers
         yield Piece("methods", "compare methods", seconds * len(left) / self._crew(len(left)))
 
     # --- what is asked of models -----------------------------------------------------------------
