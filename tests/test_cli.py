@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,9 @@ import pytest
 
 from conftest import trial_table, write_toml
 from sae_placebo import cli
+from sae_placebo.estimates import estimate
+from sae_placebo.plans import plan_steps
+from sae_placebo.protocol import load_trial
 from sae_placebo.results import Trial
 
 
@@ -28,6 +32,21 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
     return 0
 
 
+WITHIN = ("audit meta", "audit hedging", "check what is there")
+
+
+def assert_planned(trial: Path, said: str) -> None:
+    """Every piece of work that a run has shown was in its plan, and every piece of the plan was shown."""
+    plan = plan_steps(load_trial(trial))
+    pieces = [piece.label for piece in estimate(plan, lambda step: True, None)]
+    shown = re.findall(r"^(.+): [\d,]+ \S.* in [\d.]+ s", said, re.MULTILINE)
+    unplanned = [label for label in shown if not label.startswith((*pieces, *WITHIN))]
+    assert not unplanned
+    assert not [label for label in pieces if not any(one.startswith(label) for one in shown)]
+    # the rest of the trial is shown beside each
+    assert said.count("; whole trial ") >= len(pieces)
+
+
 def test_from_init_to_report(
     trial: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -44,6 +63,7 @@ def test_from_init_to_report(
     done = capsys.readouterr()
     assert done.out.rstrip().endswith("index.html")
     assert "train redraw-0: 6,000 tokens in" in done.err
+    assert_planned(trial, done.err)
     assert call(monkeypatch, "status", trial, "--store", store) == 0
     said = capsys.readouterr().out
     assert "every stage is done" in said

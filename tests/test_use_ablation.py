@@ -12,7 +12,7 @@ from sae_placebo.use import null_directions
 from sae_placebo.use.ablation import ablate
 from sae_placebo.use.base import Directions, pseudo_latents
 from sae_placebo.use.firings import choose_firings
-from sae_placebo.use.null_directions import against_nulls, turned
+from sae_placebo.use.null_directions import against_nulls, n_alike, turned
 from sae_placebo.use.spec import UseSpec
 
 SPEC = UseSpec(firings=6, null_firings=4, window=2, first_nulls=19, nulls=39)
@@ -112,7 +112,10 @@ def test_an_early_end_only_raises_p() -> None:
     which = np.arange(40)
     firings = choose_firings(directions, which, subject.tokens.documents, 4, 0)
     ablated = ablate(subject, directions, firings, 2, 0)
-    early = against_nulls(subject, directions, ablated, which, SPEC, 0)
+    told: list[int] = []
+    early = against_nulls(subject, directions, ablated, which, SPEC, 0, told.append)
+    # what is given up counts as done, and the later nulls are told of as well
+    assert sum(told) == len(firings) * (SPEC.nulls + n_alike(directions, SPEC))
     late = against_nulls(
         subject, directions, ablated, which, SPEC.model_copy(update={"give_up": 1.0}), 0
     )

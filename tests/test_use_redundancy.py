@@ -6,6 +6,8 @@ suffices. Its head reads that, x2, and x3 - x4, which undo each other; nothing r
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from itertools import product
 
 import numpy as np
@@ -237,6 +239,29 @@ def test_full_swaps_are_among_other_tokens(
     edit = swapped(subject, batch, partner).flatten(0, 1)[batch.cells]
     assert torch.allclose(batch.site.flatten(0, 1)[batch.cells] + edit,
                           subject.activations[partner[batch.tokens]])  # fmt: skip
+
+
+def test_removal_together_tells_how_far_it_is(
+    world: tuple[Subject, Directions, np.ndarray],
+) -> None:
+    subject, directions, _ = world
+    told: dict[str, list[int]] = {}
+    totals: dict[str, int] = {}
+
+    @contextlib.contextmanager
+    def track(label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        totals[label], told[label] = total, []
+        yield told[label].append
+
+    which = np.arange(13)
+    random_masks(subject, directions, which, MaskSpec(n_tokens=300), 1, track)
+    joint_removal(subject, directions, which, JointSpec(n_tokens=300), 1, track)
+    # passengers hold at once, what undoes each other takes rounds
+    worst_case(subject, directions, np.arange(13), WorstSpec(n_tokens=400, rounds=3), 1, track)
+    assert sum(told["remove among others"]) == totals["remove among others"]
+    for label in ("remove together", "look for the worst masks"):
+        assert len(told[label]) >= 3
+        assert 0 < sum(told[label]) <= totals[label]
 
 
 def test_few_documents_give_no_bound(world: tuple[Subject, Directions, np.ndarray]) -> None:

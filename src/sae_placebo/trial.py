@@ -50,6 +50,7 @@ from sae_placebo.results import Trial, environment, trial_folder, write_results
 from sae_placebo.rows import Rows
 from sae_placebo.saes.crew import Crew
 from sae_placebo.sizes import check_sizes
+from sae_placebo.standing import expected, outlook_of, standing
 from sae_placebo.statistics import document_weights
 from sae_placebo.store import Step, Store, write_json
 from sae_placebo.stream import AnyReader, Stream, in_its_place
@@ -85,10 +86,19 @@ def run(
     check_sizes(spec, root)
     if (taken := in_the_way(trial_folder(root, spec.name), spec)) is not None and not replace:
         raise StoreError(taken)
-    place = Store(root, progress.note, environment() | describe_device(spec.device))
-    with place.lock(wait_seconds), settings(spec.device), interrupts.listening():
+    plan, place = plan_steps(spec), Store(root, progress.note)
+    outlook = outlook_of(plan, place)
+    progress.note(f"{standing(plan, place)}; {expected(outlook)}")
+    place.environment = environment() | describe_device(spec.device)
+    with (
+        place.lock(wait_seconds),
+        settings(spec.device),
+        interrupts.listening(),
+        progress.whole(outlook),
+    ):
         checkpoints.clear(place)
-        bench = Bench(plan_steps(spec), place, progress)
+        bench = Bench(plan, place, progress)
+        bench.check()
         _ = bench.given.tokens  # too little text should be told before a model is built
         for arms in bench.plan.groups:
             bench.prepare(arms)
@@ -121,6 +131,16 @@ class Bench:
         """The reference model and the tokens that every arm reads."""
         return Materials(self.plan, self.store, self.progress)
 
+    def check(self) -> None:
+        """Hash what is there; what is damaged is named, and made again."""
+        there = [step for step in self.plan.steps() if self.store.has(step)]
+        if not there:
+            return
+        with self.progress.track("check what is there", len(there), "artefacts") as advance:
+            for step in there:
+                self.store.find(step)
+                advance(1)
+
     # --- arms: build the controls, read their activations, train their SAEs ----------------------
 
     def prepare(self, arms: Sequence[ArmModel]) -> None:
@@ -149,9 +169,10 @@ class Bench:
         """Return one arm's model; its recipe and diagnostics card are kept."""
         given, spec, control = self.given.reference, self.spec, self.spec.arms[one.arm].control
         seed = one.model_seed if control.draws and one.model_seed is not None else 0
-        with _named(one):
+        with _named(one), self.progress.track(f"build {one.label}", 1, "model") as advance:
             model, recipe = build(given, control, spec.seed, seed, source=spec.model)
             self._record(one, model, recipe.model_dump(mode="json"))
+            advance(1)
         return model
 
     def _record(self, one: ArmModel, model: Any, recipe: dict[str, Any]) -> None:
@@ -169,14 +190,12 @@ class Bench:
             return
         ids = torch.from_numpy(rows.token_ids[: spec.card_rows]).long()
         usable = torch.from_numpy(rows.usable()[: spec.card_rows])
-        label = f"build {one.label}"
-        with self.progress.track(label, 1, "model") as advance, self.store.write(step) as draft:
+        with self.store.write(step) as draft:
             write_json(draft / "recipe.json", recipe)
             found = card(model, self.spec.hookpoints, ids, usable, spec.outlier_ratio)
             write_json(draft / "card.json", found)
             heads = {"embedding": embedding(model), "unembedding": unembedding(model)}
             artefacts.write_heads(draft, heads)
-            advance(1)
 
     def _reader(
         self, one: ArmModel, model: Any, steps: Sequence[Step]

@@ -45,7 +45,9 @@ class Uses:
         if not left:
             return
         for one in dict.fromkeys(place[0] for place in left):
-            model = model_of(self.plan, self.profiles.given, one)
+            with self.progress.track(f"build {one.label} again", 1, "model") as advance:
+                model = model_of(self.plan, self.profiles.given, one)
+                advance(1)
             for place in left:
                 if place[0] == one:
                     self._ask(place, model)
@@ -70,7 +72,10 @@ class Uses:
             shown = self._shown(found, kinds)
             table = passages_of(reading, shown, spec.measurement)
             table.to_parquet(draft / "use_passages.parquet", index=False)
-            patched = confirmed(subject, reading, found, shown, spec.circuits, spec.seed)
+            with track("patch readers", len(shown), "latents") as advance:
+                patched = confirmed(
+                    subject, reading, found, shown, spec.circuits, spec.seed, advance
+                )
             patched.to_parquet(draft / "patched.parquet", index=False)
 
     def _shown(self, found: Examination, kinds: Any) -> list[int]:

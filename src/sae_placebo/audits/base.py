@@ -19,6 +19,7 @@ from sae_placebo.audits.spec import AuditSpec as AuditSpec
 from sae_placebo.errors import NotEstimable
 from sae_placebo.lazy import torch
 from sae_placebo.metrics.truth import Truth
+from sae_placebo.progress import Track, untracked
 from sae_placebo.spec import Registry, numpy_generator
 from sae_placebo.structure.base import Reading
 from sae_placebo.use.base import Subject
@@ -40,6 +41,7 @@ class Case:
         seed: Names all draws.
         letters: Whether first letters may stand for labels: not where other arms of the trial have labels,
             with which the numbers are to be compared.
+        track: Shows long work within an audit.
     """
 
     reading: Reading
@@ -49,6 +51,7 @@ class Case:
     spec: AuditSpec
     seed: int
     letters: bool = True
+    track: Track = untracked
 
     @functools.cached_property
     def reconstruction(self) -> Float32[torch.Tensor, "token d_in"]:

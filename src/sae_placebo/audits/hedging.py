@@ -79,8 +79,11 @@ def continue_with(case: Case, n_new: int, living: Int64[np.ndarray, " living"]) 
     fits = [Fit(one, training, len(x), copied=False) for one in (start, wide)]
     random, workspace = numpy_generator(case.seed, "audit", "hedging", "order"), Workspace()
     order = torch.from_numpy(random.permutation(len(x)))
-    for first in range(0, len(x), _BATCH):
-        step_all(fits, x[order[first : first + _BATCH]], workspace)
+    with case.track("audit hedging", len(x), "tokens") as advance:
+        for first in range(0, len(x), _BATCH):
+            part = x[order[first : first + _BATCH]]
+            step_all(fits, part, workspace)
+            advance(len(part))
     control, trained = (fit.sae() for fit in fits)
     kept = torch.from_numpy(living)
     fresh = trained.params["W_dec"][start.d_sae :]

@@ -11,6 +11,7 @@ from sae_placebo.audits.base import AUDITS, Audit, Audited, Case, Finding, Quant
 from sae_placebo.audits.overlap import matched_rows
 from sae_placebo.errors import NotEstimable
 from sae_placebo.lazy import torch
+from sae_placebo.progress import Advance, unheard
 from sae_placebo.spec import generator, numpy_generator
 from sae_placebo.use.base import latent_directions
 
@@ -25,7 +26,7 @@ _FEWEST = 16
 
 
 def meta_explained(
-    rows: Float32[np.ndarray, "row d_in"], steps: int, seed: int
+    rows: Float32[np.ndarray, "row d_in"], steps: int, seed: int, advance: Advance = unheard
 ) -> Float64[np.ndarray, "row two"]:
     """Return each row's squared error and squared distance from the mean, under an SAE of these rows.
 
@@ -37,6 +38,7 @@ def meta_explained(
         rows: Decoder rows of any length.
         steps: Of `_BATCH` rows.
         seed: Names the initial bits and the batches.
+        advance: Told of each step.
 
     Raises:
         NotEstimable: there are fewer than `_FEWEST` times `WIDTH_RATIO` rows.
@@ -52,7 +54,7 @@ def meta_explained(
     x = torch.from_numpy((unit - unit.mean(0)).astype(np.float32))
     x = x * (x.shape[1] / x.square().sum(1).mean()).sqrt()
     with torch.enable_grad():
-        encoder, bias, decoder = _trained(x, width, steps, seed)
+        encoder, bias, decoder = _trained(x, width, steps, seed, advance)
     codes, chosen = _coded(x, encoder, bias)
     error = x - _decoded(codes, chosen, decoder)
     both = torch.stack([error.square().sum(1), x.square().sum(1)], dim=1)
@@ -71,7 +73,7 @@ def _decoded(codes: torch.Tensor, chosen: torch.Tensor, decoder: torch.Tensor) -
 
 
 def _trained(
-    x: Float32[torch.Tensor, "row d_in"], width: int, steps: int, seed: int
+    x: Float32[torch.Tensor, "row d_in"], width: int, steps: int, seed: int, advance: Advance
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return encoder, bias and unit decoder rows of a TopK SAE of centered rows.
 
@@ -100,6 +102,7 @@ def _trained(
         adam.step()
         with torch.no_grad():
             decoder.div_(decoder.norm(dim=1, keepdim=True).clamp_min(1e-12))
+        advance(1)
     return encoder.detach(), bias.detach(), decoder.detach()
 
 
@@ -116,11 +119,12 @@ def run(case: Case) -> Audited:
     directions = latent_directions(case.reading)
     living = np.flatnonzero(directions.n_active)
     rows, seed, steps = directions.vectors[living], case.seed, case.spec.meta_steps
-    real = meta_explained(rows, steps, seed)
-    random = numpy_generator(seed, "audit", "meta", "rows")
-    matched = _share(meta_explained(matched_rows(rows, random), steps, seed))
-    isotropic = random.standard_normal(rows.shape).astype(np.float32)
-    loose = _share(meta_explained(isotropic, steps, seed))
+    with case.track("audit meta", 3 * steps, "steps") as advance:
+        real = meta_explained(rows, steps, seed, advance)
+        random = numpy_generator(seed, "audit", "meta", "rows")
+        matched = _share(meta_explained(matched_rows(rows, random), steps, seed, advance))
+        isotropic = random.standard_normal(rows.shape).astype(np.float32)
+        loose = _share(meta_explained(isotropic, steps, seed, advance))
     draws = random.multinomial(len(real), np.full(len(real), 1 / len(real)), size=1_000) @ real
     many = 1 - draws[:, 0] / draws[:, 1]
     low, high = np.quantile(many, [0.025, 0.975]).tolist()

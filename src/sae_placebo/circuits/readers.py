@@ -13,6 +13,7 @@ from jaxtyping import Float32, Float64, Int64
 from pydantic import Field
 
 from sae_placebo.circuits.traces import KINDS, ReaderTrace, check_sum
+from sae_placebo.progress import Track, untracked
 from sae_placebo.use.base import Directions, Subject
 from sae_placebo.use.gradients import Gradients, drawn_rows, sampled_gradients
 from sae_placebo.use.matched import Tally, shared_nulls
@@ -77,27 +78,39 @@ def readers(subject: Subject, directions: Directions, spec: ReadersSpec, seed: i
 
 
 def survey(
-    subject: Subject, directions: Directions, spec: ReadersSpec, seed: int
+    subject: Subject,
+    directions: Directions,
+    spec: ReadersSpec,
+    seed: int,
+    track: Track = untracked,
 ) -> tuple[Screen, Readers]:
-    """Return `screen` and `readers` of the same gradients; arguments and errors as theirs."""
-    found, read = _pass(subject, directions, spec, seed, with_screen=True)
+    """Return `screen` and `readers` of the same gradients, shown; arguments and errors as theirs."""
+    found, read = _pass(subject, directions, spec, seed, with_screen=True, track=track)
     assert found is not None
     return found, read
 
 
 def _pass(
-    subject: Subject, directions: Directions, spec: ReadersSpec, seed: int, with_screen: bool
+    subject: Subject,
+    directions: Directions,
+    spec: ReadersSpec,
+    seed: int,
+    with_screen: bool,
+    track: Track = untracked,
 ) -> tuple[Screen | None, Readers]:
     trace = ReaderTrace(subject.downstream)
     counter = _ReaderTally(subject, directions, trace, spec, seed)
     screen = ScreenTally(subject, directions, spec, seed) if with_screen else None
     rows = drawn_rows(subject, spec.tokens, seed)
-    for i, found in enumerate(sampled_gradients(subject, rows, spec.samples, seed, trace)):
-        if i == 0 and found.readers is not None:
-            check_sum(found.readers, found.sampled)
-        counter.add(found)
-        if screen is not None:
-            screen.add(found)
+    n = int(np.isin(subject.tokens.places[:, 0], rows).sum())
+    with track("find readers", n, "tokens") as advance:
+        for i, found in enumerate(sampled_gradients(subject, rows, spec.samples, seed, trace)):
+            if i == 0 and found.readers is not None:
+                check_sum(found.readers, found.sampled)
+            counter.add(found)
+            if screen is not None:
+                screen.add(found)
+            advance(len(found.tokens))
     return (None if screen is None else screen.finish()), counter.finish()
 
 

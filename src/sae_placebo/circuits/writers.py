@@ -20,6 +20,7 @@ from sae_placebo.circuits.writer_nulls import angle_null, peers, pseudo_null
 from sae_placebo.errors import NotEstimable
 from sae_placebo.lazy import pandas, torch
 from sae_placebo.multiplicity import adjusted
+from sae_placebo.progress import Track, untracked
 from sae_placebo.spec import Spec, numpy_generator
 from sae_placebo.use.base import Directions, Subject
 
@@ -148,6 +149,7 @@ def writers(
     directions: Directions,
     spec: WriterSpec | None = None,
     seed: int = 0,
+    track: Track = untracked,
 ) -> Writers:
     """Return the share of every part before the hookpoint in what moves each latent.
 
@@ -168,6 +170,7 @@ def writers(
         directions: Whose amounts say where each latent fires; decoder directions are not used.
         spec: Settings.
         seed: Names the rows and the random encoders.
+        track: Shows how many tokens are read.
 
     Raises:
         ModelError: the model does not add attention heads and MLPs to its residual stream.
@@ -190,9 +193,12 @@ def writers(
     from scipy.sparse import hstack
 
     both = hstack([active, picked]).tocsr()
-    for g, some in enumerate(rows):
-        for tokens, columns, x in stream.read(some):
-            sums.add(g, both[tokens].T.tocsr(), columns, x)
+    n = int(np.isin(subject.tokens.places[:, 0], np.concatenate(rows)).sum())
+    with track("find writers", n, "tokens") as advance:
+        for g, some in enumerate(rows):
+            for tokens, columns, x in stream.read(some):
+                sums.add(g, both[tokens].T.tocsr(), columns, x)
+                advance(len(tokens))
     return _assembled(stream, sums, active.shape[1], spec)
 
 

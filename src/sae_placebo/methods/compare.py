@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Float32, Int64
 
 from sae_placebo.errors import NotEstimable
 from sae_placebo.lazy import pandas
-from sae_placebo.methods.base import METHODS, Dictionary, Material, MethodsSpec
+from sae_placebo.methods.base import METHODS, Dictionary, Material, Method, MethodsSpec
 from sae_placebo.methods.marginal import DocumentBits, ratio_interval
 from sae_placebo.methods.probing import Probe, ProbeTasks, probe, probe_tasks
 from sae_placebo.methods.pursuit import Codes, pursue, pursue_nonnegative, refitted
@@ -25,6 +25,7 @@ from sae_placebo.methods.rate import (
 )
 from sae_placebo.methods.sampling import Sample, as_numpy, draw_sample
 from sae_placebo.metrics.truth import NO_LABELS
+from sae_placebo.progress import Advance, unheard
 from sae_placebo.spec import numpy_generator
 from sae_placebo.structure.base import Folds, Reading, TokenTable
 
@@ -170,6 +171,7 @@ def compare_methods(
     embeddings: Any,
     seed: int,
     spec: MethodsSpec | None = None,
+    advance: Advance = unheard,
 ) -> MethodsResult:
     """Return every method and every SAE of one arm at the same sparsity and distortions.
 
@@ -185,6 +187,7 @@ def compare_methods(
         embeddings: Rows of the arm's W_E, NumPy or torch; None where there are none.
         seed: Names the samples and every method's draws.
         spec: Settings; None: the defaults.
+        advance: Told of each method and each SAE.
 
     Raises:
         NotEstimable: a purpose has fewer than 50 tokens, or activations do not vary.
@@ -199,19 +202,27 @@ def compare_methods(
     material = Material(sample.x_fit, sample.center, ids, table, n_atoms, seed, spec)
     found = _Comparison(sample, k, spec, tasks, why)
     for name, method in METHODS.entries.items():
-        try:
-            dictionary = method.fit(material)
-            native = _native_ev(dictionary, sample, k)
-        except NotEstimable as refusal:
-            found.refuse(name, str(refusal))
-            continue
-        before = len(found.rows)
-        found.add(dictionary, _pursued(dictionary, sample, k), None)
-        for row in found.rows[before:]:
-            row |= native
+        _add_method(found, name, method, material)
+        advance(1)
     for name, one in saes.items():
         _add_sae(found, name, one)
+        advance(1)
     return MethodsResult(_frame(found.rows), found.bits, k)
+
+
+def _add_method(found: _Comparison, name: str, method: Method, material: Material) -> None:
+    """Add a method that is no SAE, or why it could not be fitted."""
+    sample, k = found.sample, found.k
+    try:
+        dictionary = method.fit(material)
+        native = _native_ev(dictionary, sample, k)
+    except NotEstimable as refusal:
+        found.refuse(name, str(refusal))
+        return
+    before = len(found.rows)
+    found.add(dictionary, _pursued(dictionary, sample, k), None)
+    for row in found.rows[before:]:
+        row |= native
 
 
 def explained(

@@ -6,20 +6,18 @@ the SAE's error included, stays. The cost is the divergence of later predictions
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
 from sae_placebo.lazy import torch
+from sae_placebo.progress import Advance, unheard
 from sae_placebo.spec import numpy_generator
 from sae_placebo.use.base import Directions, Subject
 from sae_placebo.use.downstream import Downstream
 from sae_placebo.use.firings import Firings
 from sae_placebo.use.side_by_side import side_by_side
-
-Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +52,7 @@ def ablate(
     firings: Firings,
     window: int,
     seed: int,
-    advance: Advance = lambda n: None,
+    advance: Advance = unheard,
 ) -> Ablations:
     """Return what each firing's ablation costs the model.
 

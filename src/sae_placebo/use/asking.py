@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int64
 
 from sae_placebo.errors import NotEstimable
-from sae_placebo.use.ablation import Ablations, Advance, ablate
+from sae_placebo.progress import Track, untracked
+from sae_placebo.use.ablation import Ablations, ablate
 from sae_placebo.use.base import Directions, Subject
 from sae_placebo.use.effects import Effects, effects_of
 from sae_placebo.use.firings import choose_firings
 from sae_placebo.use.joint import JointCurve, joint_removal
 from sae_placebo.use.masks import MaskedUse, random_masks
-from sae_placebo.use.null_directions import NullTest, against_nulls
+from sae_placebo.use.null_directions import NullTest, against_nulls, n_alike
 from sae_placebo.use.removal import discovery_documents
 from sae_placebo.use.spec import UseSpec
 from sae_placebo.use.verdicts import Measured, UseVerdicts, use_verdicts
 from sae_placebo.use.worst import WorstCase, worst_case
-
-Track = Callable[[str, int, str], contextlib.AbstractContextManager[Advance]]
-"""Shows a piece of work: what it is, how many units it has, what these are."""
-
-
-def untracked(label: str, total: int, unit: str) -> contextlib.AbstractContextManager[Advance]:
-    """Show nothing."""
-    return contextlib.nullcontext(lambda n: None)
-
 
 _HIGH = 2.326
 _LOW = 1.645
@@ -100,9 +90,9 @@ def ask(
     """
     reasons: dict[str, str] = {}
     ablated, effect, resampled = _ablated(subject, directions, which, spec, seed, track)
-    with track("remove together", len(which), "directions") as advance:
-        masked, joint, worst = _together(subject, directions, which, ablated, spec, seed, reasons)
-        advance(len(which))
+    masked, joint, worst = _together(
+        subject, directions, which, ablated, spec, seed, reasons, track
+    )
     nulls = _held(subject, directions, ablated, which, spec, seed, track)
     survives = np.zeros(len(directions), dtype=bool)
     if worst is not None and worst.holds:
@@ -146,8 +136,9 @@ def _held(
 ) -> NullTest:
     """Return `against_nulls`, shown."""
     counts = np.bincount(ablated.firings.directions, minlength=len(directions))[candidates]
-    total = int(np.minimum(counts, spec.null_firings).sum())
-    with track("hold against null directions", total, "firings") as advance:
+    firings = int(np.minimum(counts, spec.null_firings).sum())
+    total = firings * (spec.nulls + n_alike(directions, spec))
+    with track("hold against null directions", total, "edits, at most,") as advance:
         return against_nulls(subject, directions, ablated, candidates, spec, seed, advance)
 
 
@@ -179,11 +170,12 @@ def _together(
     spec: UseSpec,
     seed: int,
     reasons: dict[str, str],
+    track: Track,
 ) -> tuple[MaskedUse | None, JointCurve | None, WorstCase | None]:
     """Return removal among others, of all at once, and at its worst; the order is of discovery alone."""
     masks = spec.masks.model_copy(update={"window": spec.window})
     try:
-        masked = random_masks(subject, directions, which, masks, seed)
+        masked = random_masks(subject, directions, which, masks, seed, track)
     except NotEstimable as refusal:
         reasons["masked"] = reasons["joint"] = reasons["worst"] = str(refusal)
         return None, None, None
@@ -197,8 +189,8 @@ def _together(
     order = which[np.argsort(np.fmax(alone, masked.beta), kind="stable")]
     order = order[np.isfinite(np.sort(np.fmax(alone, masked.beta), kind="stable"))]
     try:
-        joint = joint_removal(subject, directions, order, spec.joint, seed)
-        worst = worst_case(subject, directions, joint.s_star, spec.worst, seed)
+        joint = joint_removal(subject, directions, order, spec.joint, seed, track)
+        worst = worst_case(subject, directions, joint.s_star, spec.worst, seed, track)
     except NotEstimable as refusal:
         reasons["joint"] = reasons["worst"] = str(refusal)
         return masked, None, None

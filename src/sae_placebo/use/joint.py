@@ -14,6 +14,7 @@ from pydantic import Field
 
 from sae_placebo.errors import NotEstimable
 from sae_placebo.lazy import torch
+from sae_placebo.progress import Advance, Track, unheard, untracked
 from sae_placebo.spec import Spec
 from sae_placebo.statistics import document_weights
 from sae_placebo.use.base import Directions, Subject
@@ -88,6 +89,7 @@ def joint_removal(
     order: Int64[np.ndarray, " some"],
     spec: JointSpec,
     seed: int,
+    track: Track = untracked,
 ) -> JointCurve:
     """Return what removing the first directions of an order at once costs, and how many can go.
 
@@ -111,6 +113,7 @@ def joint_removal(
         order: Directions, least used first, none twice; those not in it stay.
         spec: The limit, and how finely sizes are sought.
         seed: Of rows, swaps and bootstrap.
+        track: Shows how often the rows were read, of at most how often.
 
     Raises:
         NotEstimable: fewer confirmation documents than `min_documents` have tokens.
@@ -125,13 +128,25 @@ def joint_removal(
             f"need {spec.min_documents}"
         )
     n = len(order)
-    full = search.run(sorted({n >> k for k in range(_DOUBLINGS + 1)} - {0}), with_swap=True)
-    low, high = search.bracket(spec.share * full)
-    while high - low > max(1, int(spec.resolution * high)):
-        inner = {low + (high - low) * k // 4 for k in (1, 2, 3)} - {low, high}
-        search.run(sorted(inner))
+    first = sorted({n >> k for k in range(_DOUBLINGS + 1)} - {0})
+    whole = len(rows) * most_readings(n, spec.resolution)
+    with track("remove together", whole, "readings of rows, at most,") as search.advance:
+        full = search.run(first, with_swap=True)
         low, high = search.bracket(spec.share * full)
+        while high - low > max(1, int(spec.resolution * high)):
+            inner = {low + (high - low) * k // 4 for k in (1, 2, 3)} - {low, high}
+            search.run(sorted(inner))
+            low, high = search.bracket(spec.share * full)
     return search.curve(low, full)
+
+
+def most_readings(n: int, resolution: float) -> int:
+    """Return how often the rows are read, at most, to search among prefixes of `n` directions."""
+    firsts = 1 + len({n >> k for k in range(_DOUBLINGS + 1)} - {0})
+    gap, rounds = n, 0  # each round leaves a quarter
+    while gap > max(1, int(resolution * n)):
+        gap, rounds = -(-gap // 4), rounds + 1
+    return firsts + 3 * rounds
 
 
 class _Search:
@@ -159,6 +174,7 @@ class _Search:
         self.weights = weights[:, 1:]
         self.tried: dict[int, Float64[np.ndarray, " document"]] = {0: np.zeros(self.n_documents)}
         self.n_passes = 0
+        self.advance: Advance = unheard
 
     @property
     def n_documents(self) -> int:
@@ -172,6 +188,7 @@ class _Search:
         for batch in batches(self.subject, self.rows):
             if partner is not None:
                 full += float(self._at_tokens(batch, swapped(self.subject, batch, partner)).sum())
+                self.advance(len(batch.rows))
             amounts = self.directions.amounts[batch.tokens]
             ranks = self.rank[amounts.indices]
             owner = self.owner[batch.tokens]
@@ -181,6 +198,7 @@ class _Search:
                 change = change + removed(entries(amounts, part), self.directions.vectors)
                 cost = self._at_tokens(batch, batch.placed(change))
                 total[size] += np.bincount(owner, cost, minlength=self.n_documents)
+                self.advance(len(batch.rows))
         self.tried |= total
         return full / float(self.tokens_of.sum())
 

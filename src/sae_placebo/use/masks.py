@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64
 from pydantic import Field
 
 from sae_placebo.lazy import torch
+from sae_placebo.progress import Track, untracked
 from sae_placebo.spec import Spec, numpy_generator
 from sae_placebo.use.base import Directions, Subject
 from sae_placebo.use.removal import (
@@ -89,6 +90,7 @@ def random_masks(
     which: Int64[np.ndarray, " some"],
     spec: MaskSpec,
     seed: int,
+    track: Track = untracked,
 ) -> MaskedUse:
     r"""Return what each direction costs when it is removed among random others, in nats per firing.
 
@@ -125,6 +127,7 @@ def random_masks(
         which: Those that may be removed; all others stay.
         spec: Numbers of masks and tokens.
         seed: Of rows and masks.
+        track: Shows how many rows are done.
 
     Raises:
         NotEstimable: no discovery document has a token that counts.
@@ -139,9 +142,11 @@ def random_masks(
         "random masks",
     )
     sums = _Sums()
-    for batch in batches(subject, rows):
-        for i in range(len(batch.rows)):
-            _add_row(_Row.of(subject, directions, wanted, batch, i), spec, seed, sums)
+    with track("remove among others", len(rows), "rows") as advance:
+        for batch in batches(subject, rows):
+            for i in range(len(batch.rows)):
+                _add_row(_Row.of(subject, directions, wanted, batch, i), spec, seed, sums)
+                advance(1)
     return sums.result(which, len(directions), spec)
 
 

@@ -16,8 +16,9 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64
 
 from sae_placebo.lazy import torch
+from sae_placebo.progress import Advance, unheard
 from sae_placebo.spec import numpy_generator
-from sae_placebo.use.ablation import Ablations, Advance
+from sae_placebo.use.ablation import Ablations
 from sae_placebo.use.base import Directions, Subject
 from sae_placebo.use.downstream import Downstream
 from sae_placebo.use.firings import Firings
@@ -60,7 +61,7 @@ def against_nulls(
     candidates: Int64[np.ndarray, " candidate"],
     spec: UseSpec,
     seed: int,
-    advance: Advance = lambda n: None,
+    advance: Advance = unheard,
 ) -> NullTest:
     """Return how the candidates' costs rank among those of null directions.
 
@@ -77,7 +78,7 @@ def against_nulls(
         candidates: Directions that are asked about.
         spec: Firings and nulls.
         seed: Names the null directions.
-        advance: Told how many firings are done, of those of all candidates.
+        advance: Told how many edits are done, of those of all firings; those given up count as done.
 
     Source: matching norm and cosine is in arXiv 2605.03160; rank p-values with an early end are
     Besag and Clifford (1991). One vector for all firings is ours.
@@ -110,7 +111,7 @@ def against_nulls(
         by_firing = np.zeros((len(firings), len(columns)))
         for here, costs in ask.costs(asked, drawn[start:stop], swaps if others else None):
             by_firing[here] = costs
-            advance(len(here) if start == 0 else 0)
+            advance(costs.size)
         # summed in the order of firings, whichever was done first
         np.add.at(totals, (firings.directions[asked][:, None], columns), by_firing[asked])
         some = np.unique(firings.directions[asked])
@@ -125,7 +126,9 @@ def against_nulls(
             above = (totals[some, spec.nulls :] >= zero[some, None] * (1 - TIE)).sum(1)
             p_decoders[some] = (1 + above) / (1 + swaps.shape[1])
         given_up = higher >= sure if stop < first else p[some] >= spec.give_up
-        asked = asked[~np.isin(firings.directions[asked], some[given_up])]
+        kept = ~np.isin(firings.directions[asked], some[given_up])
+        advance(int((~kept).sum()) * (totals.shape[1] - stop if stop < spec.nulls else 0))
+        asked = asked[kept]
     there = n > 0
     cost[there] = zero[there] / n[there]
     return NullTest(p, null, cost, n.astype(np.int64), n_nulls, p_decoders)
@@ -185,6 +188,11 @@ def _few_firings(
     rank[by_owner] = np.arange(len(tokens)) - np.searchsorted(owner, owner)
     kept = (rank < most) & np.isin(ablated.firings.directions, candidates)
     return ablated.firings.kept(kept), np.stack([ablated.amounts[kept], ablated.zero[kept]], axis=1)
+
+
+def n_alike(directions: Directions, spec: UseSpec) -> int:
+    """Return how many other directions each candidate is held against as well."""
+    return min(spec.first_nulls, max(int(directions.vectors.any(axis=1).sum()) - 1, 0))
 
 
 def _alike(

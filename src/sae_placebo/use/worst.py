@@ -15,6 +15,7 @@ from jaxtyping import Float32, Float64, Int64
 from pydantic import Field
 
 from sae_placebo.lazy import torch
+from sae_placebo.progress import Advance, Track, unheard, untracked
 from sae_placebo.spec import Spec, numpy_generator
 from sae_placebo.use.base import Directions, Subject
 from sae_placebo.use.removal import (
@@ -86,6 +87,7 @@ def worst_case(
     s_star: Int64[np.ndarray, " some"],
     spec: WorstSpec,
     seed: int,
+    track: Track = untracked,
 ) -> WorstCase:
     """Return the cost of the worst masks found over S*, and S* without what makes it too high.
 
@@ -108,6 +110,7 @@ def worst_case(
         s_star: Directions that are removed.
         spec: The limit, and how hard is looked.
         seed: Of rows, swaps and first masks.
+        track: Shows how many readings of the rows are done, of at most how many.
 
     Raises:
         NotEstimable: no confirmation document has a token that counts.
@@ -117,18 +120,20 @@ def worst_case(
     )
     attack = _Attack(subject, directions, rows, spec, seed)
     left = s_star.astype(np.int64)
-    full = attack.full()
     sizes, worst, joint = [], [], []
-    while True:
-        found = attack.run(left)
-        sizes.append(len(left))
-        worst.append(found.worst)
-        joint.append(found.joint)
-        holds = found.worst <= spec.limit * full
-        if holds or len(sizes) > spec.rounds:
-            break
-        n = max(1, round(spec.drop * len(left)))
-        left = left[~np.isin(left, left[np.argsort(-found.blame[left], kind="stable")[:n]])]
+    whole = len(rows) * (1 + (spec.rounds + 1) * (spec.steps + 2))
+    with track("look for the worst masks", whole, "readings of rows, at most,") as attack.advance:
+        full = attack.full()
+        while True:
+            found = attack.run(left)
+            sizes.append(len(left))
+            worst.append(found.worst)
+            joint.append(found.joint)
+            holds = found.worst <= spec.limit * full
+            if holds or len(sizes) > spec.rounds:
+                break
+            n = max(1, round(spec.drop * len(left)))
+            left = left[~np.isin(left, left[np.argsort(-found.blame[left], kind="stable")[:n]])]
     return WorstCase(
         s_star=left,
         sizes=np.array(sizes, dtype=np.int64),
@@ -165,6 +170,7 @@ class _Attack:
         self.spec, self.seed = spec, seed
         self.n_tokens = int(np.isin(subject.tokens.places[:, 0], rows).sum())
         self.n_passes = 0
+        self.advance: Advance = unheard
 
     def full(self) -> float:
         """Return the mean cost of full swaps."""
@@ -239,6 +245,7 @@ class _Attack:
             by_row = (cost * counts.to(cost)).sum(1)
             found = torch.autograd.grad(by_row.sum(), delta)[0] if with_gradient else None
         gradient = None if found is None else found.flatten(0, 1).float().cpu().numpy()
+        self.advance(len(batch.rows))
         return by_row.detach().float().cpu().numpy(), gradient
 
 
