@@ -157,4 +157,9 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             **{"decoder_ffn_dim": 64, "encoder_ffn_dim": 64, "max_position_embeddings": 64},
         },
     ),
+    "t5": (
+        "t5",
+        {"d_model": D_IN, "num_layers": N_LAYERS, "num_heads": 4, "d_kv": 8, "d_ff": 64}
+        | {"vocab_size": 101},
+    ),
 }

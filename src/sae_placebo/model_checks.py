@@ -12,8 +12,9 @@ from sae_placebo.errors import ModelError
 from sae_placebo.lazy import torch
 from sae_placebo.sites import base_model, decoder_layers, first_tensor, text_config
 
-_LEAK = 1e-4
-"""Change of earlier positions, in standard deviations, from which on it is no rounding."""
+_LEAK, _LEAK_OF_ENCODERS = 1e-4, 1e-6
+"""Change of earlier positions, in standard deviations, from which on it is no rounding. Models of classes
+that are encoders or decoders, and are not said to be decoders, are not given the benefit of the doubt."""
 _OTHER_HEADS = re.compile(
     r"For(SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice|MaskedLM)$"
 )
@@ -97,7 +98,7 @@ def _belongs(model: torch.nn.Module, key: str) -> bool:
         return False
     modules = dict(model.named_modules())
     module = modules.get(owner)
-    return bool(owner) and module is not None and not hasattr(module, leaf)
+    return bool(owner) and module is not None and getattr(module, leaf, None) is None
 
 
 def check_forward(model: torch.nn.Module, source: str) -> None:
@@ -126,9 +127,9 @@ def check_forward(model: torch.nn.Module, source: str) -> None:
         hidden = base_model(model)(input_ids=rows, use_cache=False)[0][:, :-1]
     # values that are not finite are told where they are read, with their hookpoint
     scale = float(hidden.std())
-    leaks = (hidden[0] - hidden[1]).abs().max() > _LEAK * scale
-    if math.isfinite(scale) and bool(leaks):
-        encoder = getattr(config, "is_decoder", True) is False
+    encoder = getattr(config, "is_decoder", True) is False
+    leak = float((hidden[0] - hidden[1]).abs().max())
+    if math.isfinite(scale) and leak > (_LEAK_OF_ENCODERS if encoder else _LEAK) * scale:
         why = f" {name} is an encoder unless its config.json says is_decoder." if encoder else ""
         raise ModelError(
             f"{source} is not causal: a token changes what earlier positions hold.{why}"

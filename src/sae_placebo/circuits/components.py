@@ -255,7 +255,7 @@ class _Call:
 
     @property
     def gave(self) -> Any:
-        return self.output[0] if isinstance(self.output, tuple) else self.output
+        return self.output[0] if isinstance(self.output, (tuple, list)) else self.output
 
 
 def _record(model: torch.nn.Module, first: int) -> dict[int, list[_Call]]:

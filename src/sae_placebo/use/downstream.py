@@ -256,7 +256,7 @@ class Downstream:
         def note(i: int) -> Callable[..., None]:
             def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
                 first_tensor(output)
-                if isinstance(output, tuple):
+                if isinstance(output, (tuple, list)):
                     given = {**dict(enumerate(args)), **kwargs}
                     self._beside[i] = tuple(_passed_on(part, given) for part in output[1:])
 
