@@ -28,9 +28,11 @@ from sae_placebo.trial import run
 
 NAMES = tuple(dict.fromkeys([*architectures.CONFIGS, *architecture_list.CONFIGS]))
 LAYER = 1
-STAGES = ("build, harvest, train, measure, match, methods", "use", "readers", "writers", "audit")
+FIRST = "build, harvest, train, measure, match, methods"
+STAGES = (FIRST, "use", "readers", "writers", "audit")
 """What a cell of the table is about; the first are done together or not at all."""
 WORKS = "works"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "architectures.md"
 
 Row = dict[str, dict[str, str]]
 """By site and stage: that it works, or the sentence that it says."""
@@ -129,7 +131,10 @@ def _text(path: Path) -> Path:
 
 def _run(model: Path, folder: Path, sites: list[str]) -> Path:
     table = _table(model, _text(folder / "text.jsonl"), [f"{site}.{LAYER}" for site in sites])
-    with mock.patch("sae_placebo.models.load_tokenizer", _tokenizer):
+    with (
+        mock.patch("sae_placebo.models.load_tokenizer", _tokenizer),
+        mock.patch("sae_placebo.results.build_report"),  # it is the same for every architecture
+    ):
         return run(table, folder / "store").folder
 
 
@@ -175,3 +180,46 @@ def _table(model: Path, text: Path, hookpoints: list[str]) -> dict[str, Any]:
             **{"meta_steps": 10, "labels": 1, "hedging_latents": 2, "hedging_tokens": 1_000},
         },
     }
+
+
+# --- the page ----------------------------------------------------------------------------------------
+
+
+def line(name: str, row: Row, sentences: list[str]) -> str:
+    """Return an architecture's line of the page; sentences that are new are added to the list."""
+    cells = []
+    for site in SITES:
+        said = {stage: why for stage, why in row[site].items() if why != WORKS}
+        for why in said.values():
+            if why not in sentences:
+                sentences.append(why)
+        marks = {stage: f"[{sentences.index(why) + 1}]" for stage, why in said.items()}
+        if FIRST in said:
+            cells.append(f"no {marks[FIRST]}")
+        else:
+            cells.append(", ".join(f"no {stage} {mark}" for stage, mark in marks.items()) or WORKS)
+    kind = architectures.config(name).model_type
+    return f"| {name} | `{kind}` | {' | '.join(cells)} |"
+
+
+def read_page(page: str) -> dict[str, Row]:
+    """Return what the page says of every architecture."""
+    sentences = dict(re.findall(r"^(\d+)\. (.+)$", page, flags=re.MULTILINE))
+    found: dict[str, Row] = {}
+    for name, *cells in re.findall(
+        r"^\| (\w+) \| `[\w-]+` \| (.+) \| (.+) \| (.+) \| (.+) \|$", page, flags=re.MULTILINE
+    ):
+        found[name] = {}
+        for site, cell in zip(SITES, cells, strict=True):
+            row = found[name][site] = dict.fromkeys(STAGES, WORKS)
+            for stage, mark in re.findall(r"no (?:(\w+) )?\[(\d+)\]", cell):
+                row |= dict.fromkeys([stage] if stage else STAGES, sentences[mark])
+    return found
+
+
+def check(name: str, folder: Path) -> None:
+    """Check that a trial of an architecture says what the page says."""
+    with architectures.one_thread():
+        found = survey(name, folder)
+    expected = read_page(PAGE.read_text(encoding="utf-8"))[name]
+    assert found == expected, "if this is as it should be: python docs/architectures.py " + name

@@ -198,7 +198,7 @@ def test_an_encoder_is_refused_however_little_its_tokens_say(tmp_path: Path) -> 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         transformers.BertLMHeadModel(config).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="is not causal.*unless its config.json says is_decoder"):
+    with pytest.raises(ModelError, match=r"is not causal.*unless its config.json says is_decoder"):
         load_model(tmp_path)
     config.is_decoder = True
     transformers.BertLMHeadModel(config).save_pretrained(tmp_path)
