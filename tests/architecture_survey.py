@@ -106,7 +106,7 @@ def _plain(sentence: str, model: Path) -> str:
 # --- a tiny trial ------------------------------------------------------------------------------------
 
 
-def _tokenizer(*_: Any) -> Any:
+def word_tokenizer(*_: Any) -> Any:
     """Return a tokenizer of words: those of the models themselves differ, and are not the question."""
     names = ["<pad>", "<s>", "</s>", *(f"w{i}" for i in range(architectures.VOCABULARY - 3))]
     plain = Tokenizer(token_models.WordLevel({n: i for i, n in enumerate(names)}, unk_token="w0"))
@@ -116,7 +116,7 @@ def _tokenizer(*_: Any) -> Any:
     )
 
 
-def _text(path: Path) -> Path:
+def word_text(path: Path) -> Path:
     """Write documents in which a word often decides the next one."""
     drawn, lines, n = random.Random(0), [], architectures.VOCABULARY - 3
     for _ in range(40):
@@ -130,15 +130,17 @@ def _text(path: Path) -> Path:
 
 
 def _run(model: Path, folder: Path, sites: list[str]) -> Path:
-    table = _table(model, _text(folder / "text.jsonl"), [f"{site}.{LAYER}" for site in sites])
+    table = tiny_table(
+        model, word_text(folder / "text.jsonl"), [f"{site}.{LAYER}" for site in sites]
+    )
     with (
-        mock.patch("sae_placebo.models.load_tokenizer", _tokenizer),
+        mock.patch("sae_placebo.models.load_tokenizer", word_tokenizer),
         mock.patch("sae_placebo.results.build_report"),  # it is the same for every architecture
     ):
         return run(table, folder / "store").folder
 
 
-def _table(model: Path, text: Path, hookpoints: list[str]) -> dict[str, Any]:
+def tiny_table(model: Path, text: Path, hookpoints: list[str]) -> dict[str, Any]:
     asked = {"arms": ["trained"]}
     return {
         "name": "tiny",

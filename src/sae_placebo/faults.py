@@ -66,7 +66,7 @@ class Faults:
         """
         if not self._found:
             return
-        names = ", ".join(what for what, _ in self._found[:3])
+        names = "; ".join(what for what, _ in self._found[:3])
         more = f" and {self.n - 3} more" if self.n > 3 else ""
         first = self._found[0][1]
         raise StageFault(

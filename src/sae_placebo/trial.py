@@ -94,7 +94,7 @@ def run(
         with progress.track("compare and report", 1, "trial") as advance:
             trial = write_results(bench.plan, place)
             advance(1)
-    faults.raised(trial.folder)
+    faults.raised(trial.report)
     return trial
 
 
