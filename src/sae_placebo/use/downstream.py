@@ -268,7 +268,7 @@ class Downstream:
         ]
         ids = (torch.arange(12) * 7 + 3).remainder(text_config(self.model).vocab_size)
         try:
-            row = self.read(ids)
+            row = self._read_first(ids)
         finally:
             for handle in handles:
                 handle.remove()
@@ -276,6 +276,15 @@ class Downstream:
         if row.prefix is None:
             return False
         return self._apart(row, 6) <= _AGREE
+
+    def _read_first(self, ids: torch.Tensor) -> CleanRow:
+        try:
+            return self.read(ids)
+        except (
+            Exception
+        ):  # some models cannot keep anything for later (xLSTM with heads of this size)
+            self.keeps_prefix = False
+            return self.read(ids)
 
     def _refuse(self, row: CleanRow) -> None:
         """Refuse a model whose passes from the hookpoint on are not those of the whole of it."""
