@@ -103,9 +103,15 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 """Models in which a term or causality is missing."""
 
 
+def _further() -> dict[str, tuple[str, dict[str, Any]]]:
+    import architecture_list
+
+    return architecture_list.CONFIGS
+
+
 def config(name: str) -> Any:
     """Return the tiny config called `name`."""
-    model_type, settings = (CONFIGS | OTHERS)[name]
+    model_type, settings = (CONFIGS | OTHERS | _further())[name]
     return transformers.AutoConfig.for_model(model_type, **settings)
 
 

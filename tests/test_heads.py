@@ -31,6 +31,28 @@ def test_embedding_rows_are_the_models_own(name: str) -> None:
     assert found.abs().max() > 0
 
 
+def test_matrices_between_the_residual_stream_and_the_ends_are_multiplied_in() -> None:
+    model = architectures.build("opt_projected")
+    assert model.get_input_embeddings().weight.shape == (architectures.VOCABULARY, 16)
+    ids, decoder = architectures.token_ids(), model.model.decoder
+    entered: list[torch.Tensor] = []
+    decoder.layers[0].register_forward_pre_hook(
+        lambda _, args, kwargs: entered.append(args[0] if args else kwargs["hidden_states"]),
+        with_kwargs=True,
+    )
+    model(input_ids=ids, use_cache=False)
+    # positions are added to both rows alike
+    rows = embedding(model)[ids].float()
+    expected = entered[0][0] - entered[0][1]
+    torch.testing.assert_close(rows[0] - rows[1], expected, atol=5e-3, rtol=1e-2)
+    x = torch.randn(4, architectures.D_IN, generator=torch.Generator().manual_seed(0))
+    found = unembedding(model)
+    assert found is not None
+    gain = decoder.final_layer_norm.weight
+    logits = model.lm_head(decoder.project_out(x * gain))
+    torch.testing.assert_close(x @ found.float().T, logits, atol=2e-2, rtol=1e-2)
+
+
 @pytest.mark.parametrize("name", list(architectures.CONFIGS))
 def test_a_direction_times_the_unembedding_is_what_it_adds_to_the_logits(name: str) -> None:
     model = architectures.build(name)

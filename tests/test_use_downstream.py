@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 
 from architectures import CONFIGS, D_IN, VOCABULARY, build
 from sae_placebo.errors import ModelError
@@ -50,6 +51,63 @@ def test_an_edit_costs_what_a_whole_forward_says(name: str) -> None:
         expected = torch.stack([_by_hooks(model, hookpoint, delta) for delta in deltas])
         assert torch.allclose(found.double(), expected, rtol=2e-3, atol=1e-6), hookpoint
         assert (expected > 1e-4).any()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "rwkv",
+        "openai_gpt",
+        "opt_projected",
+        "mamba2",
+        "jamba",
+        "recurrent_gemma",
+        "zamba2",
+        "falcon_h1",
+        "deepseek_v3",
+        "gpt_oss",
+        "xlstm",
+        "lfm2",
+    ],
+)
+def test_an_edit_costs_the_same_in_other_kinds_of_layers(name: str) -> None:
+    model = build(name)
+    deltas = torch.randn(2, D_IN, generator=torch.Generator().manual_seed(0))
+    for hookpoint in ("resid_pre.1", "resid_post.0", "resid_post.2"):
+        behind = Downstream(model, hookpoint)
+        found = behind.kl_of_edits(behind.read(_ids()), POSITION, deltas, WINDOW)
+        expected = torch.stack([_by_hooks(model, hookpoint, delta) for delta in deltas])
+        assert torch.allclose(found.double(), expected, rtol=2e-3, atol=1e-6), hookpoint
+        assert (expected > 1e-4).any()
+
+
+def test_what_is_changed_between_layers_is_told() -> None:
+    # RWKV halves the residual stream behind every few layers
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = transformers.RwkvConfig(
+            hidden_size=D_IN, num_hidden_layers=4, vocab_size=VOCABULARY, rescale_every=2
+        )
+        model = transformers.RwkvForCausalLM(made).eval().requires_grad_(False)
+    delta = torch.randn(1, D_IN, generator=torch.Generator().manual_seed(0))
+    for hookpoint in ("resid_post.0", "resid_pre.2", "resid_pre.3"):
+        behind = Downstream(model, hookpoint)
+        found = behind.kl_of_edits(behind.read(_ids()), POSITION, delta, WINDOW)
+        expected = _by_hooks(model, hookpoint, delta[0])
+        assert torch.allclose(found[0].double(), expected, rtol=2e-3, atol=1e-8), hookpoint
+    with pytest.raises(ModelError, match=r"what leaves layer 1 before layer 2.*use resid_pre\.2"):
+        Downstream(model, "resid_post.1")
+
+
+def test_a_model_that_cannot_be_run_from_the_hookpoint_on_is_refused() -> None:
+    model = build("llama")
+    seen: list[torch.Tensor] = []
+    # the last layer reads the first one's output past the residual stream
+    model.model.layers[0].register_forward_hook(lambda _, __, out: seen.append(out))
+    model.model.layers[2].register_forward_hook(lambda _, __, out: out + seen[-1].roll(1, 1))
+    assert Downstream(model, "resid_pre.0")
+    with pytest.raises(ModelError, match=r"run from resid_post\.1 on does not give what the whole"):
+        Downstream(model, "resid_post.1")
 
 
 def test_the_prefix_is_kept_where_it_can_be() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from dataclasses import dataclass
 from typing import Any
 
 from sae_placebo import audits
 from sae_placebo.audit_results import write_audited
-from sae_placebo.audits.base import Audited, Case, audit
+from sae_placebo.audits.base import Audited, Case, audit, refused
+from sae_placebo.faults import Faults, write_refusal
 from sae_placebo.materials import Materials
 from sae_placebo.metrics.truth import Truth
 from sae_placebo.plans import ArmModel, Place, Plan
@@ -18,7 +20,7 @@ from sae_placebo.store import Store
 from sae_placebo.structure.base import Reading, TokenTable
 from sae_placebo.use.base import Subject
 from sae_placebo.use.downstream import Downstream
-from sae_placebo.uses import model_of
+from sae_placebo.uses import is_left, model_of
 
 
 @dataclass
@@ -31,6 +33,7 @@ class Auditing:
         given: Readability of labels.
         profiles: Reads the SAEs.
         progress: Where progress is shown.
+        faults: What went wrong in single jobs.
     """
 
     plan: Plan
@@ -38,10 +41,11 @@ class Auditing:
     given: Materials
     profiles: Profiles
     progress: Progress
+    faults: Faults
 
     def run(self) -> None:
         """Audit every SAE of the arms chosen that was not audited."""
-        left = {p: s for p, s in self.plan.audit.items() if self.store.find(s) is None}
+        left = {p: s for p, s in self.plan.audit.items() if is_left(self.store, s)}
         if not left:
             return
         for one in dict.fromkeys(place[0] for place in left):
@@ -55,9 +59,13 @@ class Auditing:
     def _audit(self, place: Place, model: Any) -> None:
         one, hookpoint, sae, _ = place
         reading = self.profiles.reading(*place)
+        label = f"audit: {one.label}, {hookpoint}, {sae}"
+        before, reasons, behind = self.faults.n, [], list[Downstream]()
+        why = self.faults.attempt(label, lambda: behind.append(Downstream(model, hookpoint)))
         case = Case(
             reading=reading,
-            subject=Subject(Downstream(model, hookpoint), reading.tokens, reading.activations),
+            subject=Subject(behind[0], reading.tokens, reading.activations) if behind else None,
+            no_subject=why or "",
             labels=self._labels(reading.tokens),
             others=self._others(place),
             spec=self.plan.spec.audit,
@@ -65,16 +73,24 @@ class Auditing:
             letters=self.given.readability is None,
             track=self.progress.track,
         )
-        label = f"audit: {one.label}, {hookpoint}, {sae}"
         with (
             self.store.write(self.plan.audit[place]) as draft,
             self.progress.track(label, len(audits.NAMES), "audits") as advance,
         ):
             found: dict[str, Audited] = {}
             for name in audits.NAMES:
-                found |= audit(case, (name,))
+                work = functools.partial(self._one, case, name, found)
+                reason = self.faults.attempt(f"{label}: {name}", work)
+                if reason is not None:
+                    found[name] = refused(name, reason)
+                    reasons.append(reason)
                 advance(1)
             write_audited(draft, found)
+            if self.faults.n > before:
+                write_refusal(draft, "; ".join(reasons), fault=True)
+
+    def _one(self, case: Case, name: str, found: dict[str, Audited]) -> None:
+        found |= audit(case, (name,))
 
     def _others(self, place: Place) -> dict[str, Reading]:
         """Return SAEs of the same activations, by architecture and seed."""

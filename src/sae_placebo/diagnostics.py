@@ -246,7 +246,7 @@ def _attention_entropies(
 
     def record(index: int) -> Callable[..., None]:
         def hook(_: Any, args: Any, output: Any) -> None:
-            for part in output if isinstance(output, tuple) else ():
+            for part in output if isinstance(output, (tuple, list)) else ():
                 if isinstance(part, torch.Tensor) and _is_attention_pattern(part, rows.shape):
                     found[index] = _entropy(part.cpu().double(), counted.cpu())
 

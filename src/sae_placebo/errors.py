@@ -38,6 +38,10 @@ class MissingExtra(PlaceboError):
     """An optional dependency is needed; the message holds the install command."""
 
 
+class StageFault(PlaceboError):
+    """A job failed in a way that nobody foresaw, while all the others are done; run again."""
+
+
 class NotEstimable(PlaceboError):
     """A value cannot be estimated from what there is; the message is the reason shown beside it."""
 

@@ -117,7 +117,9 @@ def _rms_norm(module: Any, epsilon: float) -> Form:
     own, weight = module.forward, module.weight
 
     def normed(x: torch.Tensor) -> torch.Tensor:
-        if x.dtype != torch.float32 or weight.dtype != torch.float32:
+        # Falcon Mamba has norms without weights, whose buffer of ones is not as wide as what they read
+        fits = x.shape[-1] == len(weight)
+        if not fits or x.dtype != torch.float32 or weight.dtype != torch.float32:
             result: torch.Tensor = own(x)
             return result
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)

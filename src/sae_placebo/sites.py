@@ -69,16 +69,16 @@ def first_tensor(output: Any) -> torch.Tensor:
     """Return the hidden states in what a module returned: a bare tensor, or a tuple's first entry.
 
     Under transformers 5 most decoder layers return a bare tensor and some a tuple; `output[0]` would
-    read row 0 of the bare ones.
+    read row 0 of the bare ones. OpenAI's first GPT returns a list.
     """
-    value = output[0] if isinstance(output, tuple) else output
+    value = output[0] if isinstance(output, (tuple, list)) else output
     if not isinstance(value, torch.Tensor):
         raise ModelError(f"a module returned {type(value).__name__} where a tensor was expected.")
     return value
 
 
 def _with_first(output: Any, value: torch.Tensor) -> Any:
-    return (value, *output[1:]) if isinstance(output, tuple) else value
+    return (value, *output[1:]) if isinstance(output, (tuple, list)) else value
 
 
 def _input_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
@@ -254,7 +254,7 @@ def _call(
     output: Any,
     shape: torch.Size,
 ) -> _Call | None:
-    value = output[0] if isinstance(output, tuple) else output
+    value = output[0] if isinstance(output, (tuple, list)) else output
     if not isinstance(value, torch.Tensor) or value.numel() != shape.numel():
         return None
     fits = [isinstance(a, torch.Tensor) and a.numel() == value.numel() for a in args]

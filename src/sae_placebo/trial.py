@@ -28,6 +28,7 @@ from sae_placebo.controls import build
 from sae_placebo.devices import describe_device, settings
 from sae_placebo.diagnostics import card
 from sae_placebo.errors import ModelError, StoreError
+from sae_placebo.faults import Faults
 from sae_placebo.harvesting import (
     HarvestPrecision,
     arm_reader,
@@ -79,6 +80,7 @@ def run(
 
     Raises:
         PlaceboError: anything that a user can mend, in one sentence; finished steps are kept.
+        StageFault: a job of `use` or `audit` failed unforeseen; everything else is done and written.
     """
     spec = load_trial(source, overrides=overrides)
     progress = progress or Progress()
@@ -105,11 +107,13 @@ def run(
         bench.measure()
         profiles = Profiles(bench.plan, place, bench.given, bench.heldout, progress)
         profiles.run()
-        Uses(bench.plan, place, profiles, progress).run()
-        Auditing(bench.plan, place, bench.given, profiles, progress).run()
+        faults = Faults(progress.note)
+        Uses(bench.plan, place, profiles, progress, faults).run()
+        Auditing(bench.plan, place, bench.given, profiles, progress, faults).run()
         with progress.track("compare and report", 1, "trial") as advance:
             trial = write_results(bench.plan, place)
             advance(1)
+    faults.raised(trial.report)
     return trial
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from sae_placebo import artefacts
+from sae_placebo.faults import refusal
 from sae_placebo.lazy import pandas
 from sae_placebo.plans import ArmModel, Plan
-from sae_placebo.store import Store, read_json
+from sae_placebo.store import Store
 from sae_placebo.use_tables import NAMES, read_use
 
 
@@ -18,7 +18,7 @@ def use_tables(plan: Plan, store: Store) -> dict[str, Any]:
     parts: dict[str, list[Any]] = {name: [] for name in NAMES}
     for place, step in plan.use.items():
         folder = store.path(step)
-        if _refused(folder):
+        if refusal(folder):
             continue
         tables, _ = read_use(folder)
         latents = artefacts.read_table(store.path(plan.match[place]) / "latents.parquet")
@@ -40,15 +40,10 @@ def use_record(plan: Plan, store: Store) -> list[dict[str, Any]]:
         one, hookpoint, sae, sae_seed = place
         keys = {"arm": one.arm, "model_seed": one.model_seed, "hookpoint": hookpoint}
         keys |= {"sae": sae, "sae_seed": sae_seed}
-        refused = _refused(folder)
+        refused = refusal(folder)
         said = {"refused": refused} if refused else read_use(folder)[1]
         found.append(keys | said)
     return found
-
-
-def _refused(folder: Path) -> str | None:
-    path = folder / "refused.json"
-    return str(read_json(path)["reason"]) if path.exists() else None
 
 
 def keys_of(

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Integer
 
 from sae_placebo.audits.spec import AuditSpec as AuditSpec
-from sae_placebo.errors import NotEstimable
+from sae_placebo.errors import ModelError, NotEstimable
 from sae_placebo.lazy import torch
 from sae_placebo.metrics.truth import Truth
 from sae_placebo.progress import Track, untracked
@@ -33,7 +33,8 @@ class Case:
 
     Attributes:
         reading: The SAE on held-out tokens, in model units.
-        subject: The model behind its hookpoint, on the same tokens; None where it cannot be run.
+        subject: The model behind its hookpoint, on the same tokens; None where it cannot be run, and
+            `no_subject` says why.
         labels: What is known of the tokens; None where nothing is.
         others: SAEs of the same activations, for what another dictionary can explain: by name, that is
             its architecture and seed.
@@ -52,6 +53,7 @@ class Case:
     seed: int
     letters: bool = True
     track: Track = untracked
+    no_subject: str = "the model cannot be run: audit an arm that has one"
 
     @functools.cached_property
     def reconstruction(self) -> Float32[torch.Tensor, "token d_in"]:
@@ -194,13 +196,15 @@ def audit(case: Case, names: tuple[str, ...] | None = None) -> dict[str, Audited
         one = AUDITS[name]
         try:
             found[name] = one.run(case)
-        except NotEstimable as refusal:
-            nothing = [
-                Finding(name, quantity.name, math.nan, reason=str(refusal))
-                for quantity in one.quantities
-            ]
-            found[name] = Audited(nothing)
+        except (ModelError, NotEstimable) as refusal:
+            found[name] = refused(name, str(refusal))
     return found
+
+
+def refused(name: str, reason: str) -> Audited:
+    """Return what an audit says that could not be made: none of its numbers, and why."""
+    numbers = AUDITS[name].quantities
+    return Audited([Finding(name, one.name, math.nan, reason=reason) for one in numbers])
 
 
 def over_documents(

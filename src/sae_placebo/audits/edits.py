@@ -42,7 +42,7 @@ def runnable(case: Case) -> Subject:
         NotEstimable: it cannot be run.
     """
     if case.subject is None:
-        raise NotEstimable("the model cannot be run: audit an arm that has one")
+        raise NotEstimable(case.no_subject)
     return case.subject
 
 

@@ -238,9 +238,8 @@ def _cost_findings(case: Case, found: Split) -> list[Finding]:
     The null of a part's share of the cost is its share of the squared error at the same tokens.
     """
     if case.subject is None:
-        reason = "the model cannot be run: audit an arm that has one"
         names = ["cost", *(f"{what}_{part}" for part in PARTS for what in ("cost", "alone"))]
-        return [Finding(NAME, name, math.nan, reason=reason) for name in names]
+        return [Finding(NAME, name, math.nan, reason=case.no_subject) for name in names]
     among = np.zeros(case.n_tokens, dtype=bool)
     among[found.tokens] = True
     tokens = chosen(case, case.spec.tokens, among)

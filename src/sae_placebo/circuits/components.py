@@ -152,16 +152,25 @@ class LayerParts:
     parallel: bool
 
 
-def layer_parts(model: torch.nn.Module, first: int = 0) -> list[LayerParts]:
-    """Return the parts of each decoder layer from `first` on.
+def layer_parts(
+    model: torch.nn.Module, first: int = 0, stop: int | None = None
+) -> list[LayerParts]:
+    """Return the parts of each decoder layer from `first` on, and before `stop`.
 
     Raises:
         ModelError: a layer does not add attention and MLP to the stream, or how its attention splits
             into heads is not understood; it says what was found.
     """
     layers = decoder_layers(model)
-    wanted = range(first, len(layers))
-    terms = resolve(model, [Hookpoint("attn_out", i) for i in wanted]).terms
+    wanted = range(first, len(layers) if stop is None else stop)
+    try:
+        terms = resolve(model, [Hookpoint("attn_out", i) for i in wanted]).terms
+    except ModelError as refusal:
+        # where to read instead is no advice here
+        reason, _, _ = str(refusal).partition(" Use resid_pre")
+        raise ModelError(
+            f"heads and MLPs are told apart where layers add them, but {reason}"
+        ) from refusal
     calls = _record(model, first)
     layouts: dict[Any, HeadLayout] = {}
     parts = []
@@ -255,7 +264,7 @@ class _Call:
 
     @property
     def gave(self) -> Any:
-        return self.output[0] if isinstance(self.output, tuple) else self.output
+        return self.output[0] if isinstance(self.output, (tuple, list)) else self.output
 
 
 def _record(model: torch.nn.Module, first: int) -> dict[int, list[_Call]]:

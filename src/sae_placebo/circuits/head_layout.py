@@ -114,13 +114,15 @@ def head_layout(
     """
     mover = _Mover(attention, args, kwargs)
     clean = mover.run()
-    n_heads = int(text_config(model).num_attention_heads)
+    n_heads = int(getattr(text_config(model), "num_attention_heads", None) or 0)
     whole = mover.input.reshape(N_TOKENS, -1)
     readers = [n for n, x in clean.items() if x.shape == whole.shape and torch.equal(x, whole)]
     others = [n for n in clean if n not in readers]
     found = f"{type(attention).__name__} with " + ", ".join(
         f"{n} {tuple(matrix(m).shape)}" for n, m in mover.inside.items()
     )
+    if not n_heads:
+        raise ModelError(f"{found} has no heads: the model's config does not say how many.")
     if len(others) != 1 or not readers or clean[others[0]].shape[1] % n_heads:
         raise ModelError(
             f"{found} does not split into {n_heads} heads in a way that is understood; allowed are "

@@ -268,7 +268,7 @@ def noted_patterns(
 
     def record(index: int) -> Callable[..., None]:
         def hook(_: Any, args: Any, output: Any) -> None:
-            for part in output if isinstance(output, tuple) else ():
+            for part in output if isinstance(output, (tuple, list)) else ():
                 if isinstance(part, torch.Tensor) and _is_pattern(part):
                     note(index, part)
                     return

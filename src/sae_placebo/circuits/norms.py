@@ -47,7 +47,8 @@ class Norm:
         if not self.scales or self.module is None:
             return torch.ones_like(x[..., :1])
         core = self.core(x) * self.weight
-        out = self.module(x).float() - self.bias
+        # past its hooks, one of which may be asking: of Gemma's norms, which are what attention adds
+        out = self.module.forward(x).float() - self.bias
         spread: torch.Tensor = core.square().sum(-1, keepdim=True) / (core * out).sum(
             -1, keepdim=True
         )
@@ -109,5 +110,5 @@ def read_norm(module: torch.nn.Module | None, width: int) -> Norm:
 
 def _apply(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     dtype = next((p.dtype for p in module.parameters()), x.dtype)
-    found: torch.Tensor = module(x.to(dtype)).float()
+    found: torch.Tensor = module.forward(x.to(dtype)).float()
     return found

@@ -204,8 +204,8 @@ def _hooked(handle: Any) -> Iterator[None]:
 
 def _adds(at: int, deltas: torch.Tensor) -> Callable[..., Any]:
     def hook(_: Any, __: Any, output: Any) -> Any:
-        value = (output[0] if isinstance(output, tuple) else output).clone()
+        value = (output[0] if isinstance(output, (tuple, list)) else output).clone()
         value[:, at] += deltas.to(value.dtype)
-        return (value, *output[1:]) if isinstance(output, tuple) else value
+        return (value, *output[1:]) if isinstance(output, (tuple, list)) else value
 
     return hook

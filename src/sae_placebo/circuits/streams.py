@@ -80,10 +80,10 @@ class Stream:
         self.attentions: dict[int, Attention] = {}
         if stop and place.site != "mlp_out":
             layers = range(stop) if whole else range(place.layer, place.layer + 1)
-            found = layer_parts(self.model, layers[0])[: len(layers)]
+            found = layer_parts(self.model, layers[0], layers[-1] + 1)
             self.attentions = {p.index: p.attention for p in found}
         elif place.site == "attn_out":
-            self.attentions = {0: layer_parts(self.model)[0].attention}
+            self.attentions = {0: layer_parts(self.model, 0, 1)[0].attention}
         self._norms = {i: _norm_behind(a) for i, a in self.attentions.items()}
         self._mlps = [Hookpoint("mlp_out", i) for i in range(stop)] if whole else []
         self._mlps += [place] if place.site == "mlp_out" else []

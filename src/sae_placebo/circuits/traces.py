@@ -193,10 +193,10 @@ class ReaderTrace:
 
     def _output(self, module: torch.nn.Module, fork: bool = False) -> Callable[..., Any]:
         def hook(_: Any, args: Any, output: Any) -> Any:
-            value = output[0] if isinstance(output, tuple) else output
+            value = output[0] if isinstance(output, (tuple, list)) else output
             own = value.view_as(value) if fork else value
             self._seen["leaf", id(module)] = own
-            return (own, *output[1:]) if isinstance(output, tuple) else own
+            return (own, *output[1:]) if isinstance(output, (tuple, list)) else own
 
         return hook
 

@@ -7,7 +7,6 @@ large weight may carry nothing. Beside use this says where to look, and no more.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -15,6 +14,7 @@ from jaxtyping import Float, Float64
 from sae_placebo.circuits.components import LayerParts, final_norm, layer_parts, mlp_matrices
 from sae_placebo.circuits.matrices import matrix
 from sae_placebo.circuits.norms import Norm
+from sae_placebo.heads import output_weight
 from sae_placebo.lazy import torch
 from sae_placebo.spec import generator
 from sae_placebo.use.base import Directions, Subject
@@ -113,8 +113,10 @@ def _maps(
         if entering[part.index]:
             stacked = torch.cat([matrix(module) for module in entering[part.index]])[None]
             found.append((f"mlp.{part.index}", _behind(part.mlp_norm, stacked)))
-    head: Any = model.get_output_embeddings()  # type: ignore[operator]
-    return [*found, ("unembedding", _behind(final, matrix(head)[None]))]
+    head = output_weight(model)
+    if head is not None:
+        found.append(("unembedding", _behind(final, head.to(final.weight.device)[None])))
+    return found
 
 
 def _behind(norm: Norm, weight: torch.Tensor) -> torch.Tensor:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Float, Int64
 
+from sae_placebo.errors import ModelError
 from sae_placebo.hookpoints import Hookpoint, parse_hookpoint
 from sae_placebo.lazy import torch, transformers
 from sae_placebo.sites import decoder_layers, first_tensor, resolve, text_config
@@ -53,7 +54,7 @@ class Downstream:
 
     Raises:
         SpecError: an unknown hookpoint, or a layer past the last.
-        ModelError: the model has no such place.
+        ModelError: the model has no such place, cannot be run from there on, or gives no finite logits.
     """
 
     def __init__(self, model: torch.nn.Module, hookpoint: str | Hookpoint) -> None:
@@ -65,10 +66,10 @@ class Downstream:
         self.first = place.layer + 1 if place.site == "resid_post" else place.layer
         """First layer that runs again; as many as there are layers where only the head does."""
         self._is_stream = place.site in ("resid_pre", "resid_post")
-        self._tuples: set[int] = set()
+        self._beside: dict[int, tuple[str | int | None, ...]] = {}
         self._copies: list[Downstream] = []
         self.keeps_prefix = True
-        self.keeps_prefix = self._prefix_agrees()
+        self.keeps_prefix = self._checked()
 
     @property
     def device(self) -> torch.device:
@@ -196,21 +197,21 @@ class Downstream:
 
     @contextlib.contextmanager
     def _skipped(self, entering: torch.Tensor) -> Iterator[None]:
-        """Run no layer before the first; the last of them gives `entering` instead."""
-        if self.first == 0:
-            first: Any = self.layers[0]
-            handle = first.register_forward_pre_hook(_with_first_input(entering), with_kwargs=True)
-            try:
-                yield
-            finally:
-                handle.remove()
-            return
+        """Run no layer before the first, which is given `entering`; without one, the last gives it."""
         skipped = [self.layers[i] for i in range(self.first)]
+        only_head = self.first == len(self.layers)
         for i, layer in enumerate(skipped):
-            layer.forward = _gives(entering if i == self.first - 1 else None, i in self._tuples)
+            value = entering if only_head and i == self.first - 1 else None
+            layer.forward = _gives(value, self._beside.get(i))
+        handle = None
+        if not only_head:
+            first: Any = self.layers[self.first]
+            handle = first.register_forward_pre_hook(_with_first_input(entering), with_kwargs=True)
         try:
             yield
         finally:
+            if handle is not None:
+                handle.remove()
             for layer in skipped:
                 del layer.forward
 
@@ -245,36 +246,78 @@ class Downstream:
             layer.keys, layer.values = keys, values
         return cache
 
-    def _prefix_agrees(self) -> bool:
-        """Return whether passes with a kept prefix give what whole passes do; learn what layers return."""
+    def _checked(self) -> bool:
+        """Return whether passes with a kept prefix give what whole passes do; learn what layers return.
+
+        Raises:
+            ModelError: passes from the hookpoint on are not those of the whole model, or not finite.
+        """
 
         def note(i: int) -> Callable[..., None]:
-            def hook(_: Any, args: Any, output: Any) -> None:
+            def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
                 first_tensor(output)
-                if isinstance(output, tuple):
-                    self._tuples.add(i)
+                if isinstance(output, (tuple, list)):
+                    given = {**dict(enumerate(args)), **kwargs}
+                    self._beside[i] = tuple(_passed_on(part, given) for part in output[1:])
 
             return hook
 
-        handles = [layer.register_forward_hook(note(i)) for i, layer in enumerate(self.layers)]
+        handles = [
+            layer.register_forward_hook(note(i), with_kwargs=True)
+            for i, layer in enumerate(self.layers)
+        ]
         ids = (torch.arange(12) * 7 + 3).remainder(text_config(self.model).vocab_size)
         try:
-            row = self.read(ids)
+            row = self._read_first(ids)
         finally:
             for handle in handles:
                 handle.remove()
+        self._refuse(row)
         if row.prefix is None:
             return False
-        width = row.site.shape[1]
+        return self._apart(row, 6) <= _AGREE
+
+    def _read_first(self, ids: torch.Tensor) -> CleanRow:
+        try:
+            return self.read(ids)
+        except (
+            Exception
+        ):  # some models cannot keep anything for later (xLSTM with heads of this size)
+            self.keeps_prefix = False
+            return self.read(ids)
+
+    def _refuse(self, row: CleanRow) -> None:
+        """Refuse a model whose passes from the hookpoint on are not those of the whole of it."""
+        name, place = type(self.model).__name__, self.hookpoint.name
+        if not bool(row.log_probs.isfinite().all()):
+            raise ModelError(
+                f"{name} gives logits that are not finite, so no edit of it can be told."
+            )
+        if self._is_stream and not torch.equal(row.site, row.entering):
+            raise ModelError(
+                f"{name} changes what leaves layer {self.first - 1} before layer {self.first} reads it, so "
+                f"an edit at {place} is not one of what is read; use resid_pre.{self.first}."
+            )
+        apart = self._apart(row, 0)
+        if not apart <= _AGREE:
+            raise ModelError(
+                f"{name} run from {place} on does not give what the whole model gives (log probabilities "
+                f"differ by {apart:.2g} nats): something else than the residual stream reaches later "
+                "layers."
+            )
+
+    def _apart(self, row: CleanRow, start: int) -> float:
+        """Return the largest difference of a pass without an edit, from `start` on, in nats."""
+        delta = torch.zeros(1, len(row.site) - start, row.site.shape[1], device=self.device)
         with torch.no_grad():
             logits = self.logits(
-                row.token_ids[None, 6:],
-                row.entering[None, 6:],
-                torch.zeros(1, 6, width, device=self.device),
-                self.prefix_before(row, 6, 1),
+                row.token_ids[None, start:],
+                row.entering[None, start:],
+                delta,
+                self.prefix_before(row, start, 1),
             )
-        apart = (logits[0].float().log_softmax(-1) - row.log_probs[6:]).abs().max()
-        return bool(apart <= _AGREE)
+        apart = (logits[0].float().log_softmax(-1) - row.log_probs[start:]).abs().max()
+        return float(apart)
 
 
 def kl(
@@ -302,13 +345,28 @@ def _put(seen: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> None:
     seen[name] = value.clone()
 
 
-def _gives(value: torch.Tensor | None, in_tuple: bool) -> Callable[..., Any]:
-    """Return a layer's forward that gives `value`, or what it was given."""
+def _passed_on(part: Any, given: Mapping[str | int, Any]) -> str | int | None:
+    """Return the name or position of the argument that a layer gives back as it is; None for others."""
+    return next((name for name, value in given.items() if part is not None and value is part), None)
+
+
+def _gives(
+    value: torch.Tensor | None, beside: tuple[str | int | None, ...] | None
+) -> Callable[..., Any]:
+    """Return a layer's forward that gives `value`, or what it was given.
+
+    Args:
+        value: None for what it was given.
+        beside: What layers of this kind give beside it, as `_passed_on` says; None where no tuple.
+    """
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         given = args[0] if args else kwargs["hidden_states"]
         result = given if value is None else value
-        return (result,) if in_tuple else result
+        if beside is None:
+            return result
+        known = {**dict(enumerate(args)), **kwargs}
+        return (result, *(None if name is None else known.get(name) for name in beside))
 
     return forward
 
