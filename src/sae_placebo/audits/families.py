@@ -231,8 +231,9 @@ def _findings(
         "f1_probe": (real.probe, moved.probe),
     }
     for name, (values, nulls) in columns.items():
-        own, beside = np.array(values), np.array(nulls)
-        there = np.isfinite(own) & np.isfinite(beside)
+        own, other = np.array(values), np.array(nulls)
+        # the same labels on both sides
+        there = np.isfinite(own) & np.isfinite(other)
         there = there if there.any() else np.isfinite(own)
         found, low, high = _mean(own[there], case.seed)
         out.append(
@@ -243,7 +244,7 @@ def _findings(
                 low,
                 high,
                 int(there.sum()),
-                *_mean(beside[there], case.seed),
+                *_mean(other[there], case.seed),
                 of="labels",
                 reason=""
                 if math.isfinite(found)
