@@ -195,7 +195,8 @@ def _use_rates(
     found |= {"edit": each / (window + 1), "start": max(one - each, 0.0)}
     for name, n in (("single", 1), ("several", SEVERAL)):
         some = edits[:n]
-        found[name] = timed(functools.partial(behind.kl_of_edits, row, position, some, window))
+        work = functools.partial(behind.kl_of_edits, row, position, some, window)
+        found[name] = timed(work, 1)
     site, entering = behind.read_rows(ids)
     clean = behind.logits(ids, entering).float().log_softmax(-1).flatten(0, 1)
     delta = torch.zeros_like(site)
