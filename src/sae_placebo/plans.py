@@ -26,9 +26,9 @@ VERSIONS = {
     "harvest": 3,
     "train": 4,
     "measure": 4,
-    "match": 2,
+    "match": 3,
     "methods": 1,
-    "use": 3,
+    "use": 4,
     "audit": 2,
 }
 
