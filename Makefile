@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-smollm2 demo-prose pylm test check bench bench-quick calibration clean
+.PHONY: demo demo-smollm2 demo-prose pylm test test-portable check bench bench-quick calibration clean
 
 demo: .venv/installed
 	$(BIN)/sae-placebo run examples/demo.toml --store runs
@@ -23,6 +23,12 @@ pylm: .venv/dev
 
 test: .venv/dev .venv/demo .venv/prose
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# the tests under the arithmetic of other processors, on one thread and on two: three times as long
+test-portable: .venv/dev .venv/demo .venv/prose
+	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -n 2 --dist loadfile
+	ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 $(BIN)/python -m pytest -n 2 --dist loadfile
+	MKL_ENABLE_INSTRUCTIONS=SSE4_2 OPENBLAS_CORETYPE=Nehalem $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: .venv/dev
 	$(BIN)/ruff format --check .

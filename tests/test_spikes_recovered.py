@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -139,12 +141,14 @@ def test_the_threshold_with_the_largest_f1() -> None:
 
 
 @pytest.fixture(scope="module")
-def bed() -> Bed:
+def bed() -> Iterator[Bed]:
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
     random = torch.Generator().manual_seed(0)
     x = torch.randn(40_000, D, generator=random) * torch.linspace(3, 0.5, D)
     keys = TokenKeys.plain(30_000, "train")
-    return Bed(x[:30_000] + 5, keys, x[30_000:] + 5, TokenKeys.plain(10_000, "heldout"))
+    yield Bed(x[:30_000] + 5, keys, x[30_000:] + 5, TokenKeys.plain(10_000, "heldout"))
+    torch.set_num_threads(before)
 
 
 def test_training_finds_large_spikes_and_no_small_ones_nor_decoys(bed: Bed) -> None:
