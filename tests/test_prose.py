@@ -182,5 +182,6 @@ def test_text_of_other_scripts_and_shapes_runs_to_the_end(
     table["audit"] |= {"arms": ["trained"]}
     trial = sp.run(table, tmp_path / "store")
     check(trial)
-    # pieces of characters look alike and are no family of tokens
-    assert (trial.latents["class"] == "token_family").mean() < 0.5
+    if texts is one_line_documents:
+        # pieces of characters look alike, and are no family of tokens that has all of the activation
+        assert trial.latents["family_mass"].mean() < 0.5

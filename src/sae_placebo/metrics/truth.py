@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float, Float64, Int64, Num
 
 GROUPS = ("token", "window", "context", "rare")
 NO_LABELS = (
-    "the text has no labels: only .py files have them, as they were written and with a tokenizer that tells "
-    "which characters a token covers"
+    "the text has no labels: it is not from .py files, or a control of the data rewrote it, or the "
+    "tokenizer does not tell which characters a token covers"
 )
 """Why nothing can be said about labels, in one sentence for all that would."""
 
