@@ -186,7 +186,7 @@ def test_a_damaged_artefact_is_named_and_rebuilt_to_the_same_bits(
     again = sp.run(table, store, progress=spy)
     assert len(spy.notes) == 2
     assert plan.train[one].folder_name in spy.notes[0]
-    assert "the bytes of lookup.safetensors have changed" in spy.notes[0]
+    assert "lookup.safetensors has other bytes than were written" in spy.notes[0]
     assert "coverage.parquet has 4 bytes" in spy.notes[1]
     assert hashes(again.folder) == hashes(finished.folder)
 
