@@ -243,7 +243,7 @@ def test_killed_at_every_step_of_a_write_the_next_run_goes_on(tmp_path: Path, be
 
 def publish(root: Path, name: str) -> None:
     store = Store(root)
-    for i in range(20):
+    for i in range(10):
         with store.lock(60.0):
             write(store, Step("stage", name, 1, [name, i]))
 
@@ -257,4 +257,4 @@ def test_processes_that_take_turns_lose_nothing(tmp_path: Path) -> None:
         process.join()
         assert process.exitcode == 0
     store = Store(tmp_path)
-    assert all(store.find(Step("stage", n, 1, [n, i])) for n in "ab" for i in range(20))
+    assert all(store.find(Step("stage", n, 1, [n, i])) for n in "ab" for i in range(10))

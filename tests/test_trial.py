@@ -187,7 +187,7 @@ def test_a_damaged_artefact_is_named_and_rebuilt_to_the_same_bits(
     again = sp.run(table, store, progress=spy)
     _, first, second = spy.notes  # where the run goes on is said first
     assert plan.train[one].folder_name in first
-    assert "the bytes of lookup.safetensors have changed" in first
+    assert "lookup.safetensors has other bytes than were written" in first
     assert "coverage.parquet has 4 bytes" in second
     assert hashes(again.folder) == hashes(finished.folder)
 

@@ -109,7 +109,7 @@ def width(spec: ModelSpec) -> int | None:
     """
     if spec.id == PACKAGED:
         return _PACKAGED_WIDTH
-    path = _config_path(spec)
+    path = config_path(spec)
     return None if path is None else _setting(path, "hidden_size", "n_embd", "d_model")
 
 
@@ -121,7 +121,7 @@ def vocabulary_size(spec: ModelSpec) -> int | None:
     """
     if spec.id == PACKAGED:
         return _PACKAGED_WORDS
-    path = _config_path(spec)
+    path = config_path(spec)
     return None if path is None else _setting(path, "vocab_size")
 
 
@@ -332,7 +332,7 @@ def shape_of(spec: ModelSpec) -> Shape:
     if spec.id == PACKAGED:
         return Shape(_PACKAGED_LAYERS, 576, 49_152, 3_540_000)
     try:
-        path, layers = _config_path(spec), layer_count(spec)
+        path, layers = config_path(spec), layer_count(spec)
     except ModelError:
         path, layers = None, None
     if path is None or layers is None:

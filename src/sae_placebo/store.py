@@ -328,7 +328,7 @@ class Store:
             self.root.mkdir(parents=True, exist_ok=True)
             probe = self.root / f".probe-{uuid.uuid4().hex[:8]}"
             probe.touch()
-            probe.unlink()
+            probe.unlink(missing_ok=True)  # the holder clears away what killed processes left
             for name in (LOCK, HOLDER):
                 if not is_lock_file(self.root / name):
                     self.clear_way(self.root / name, folder=False)

@@ -257,7 +257,7 @@ class Downstream:
             def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
                 first_tensor(output)
                 if isinstance(output, (tuple, list)):
-                    given = {**dict(enumerate(args)), **kwargs}
+                    given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
                     self._beside[i] = tuple(_passed_on(part, given) for part in output[1:])
 
             return hook
@@ -365,7 +365,7 @@ def _gives(
         result = given if value is None else value
         if beside is None:
             return result
-        known = {**dict(enumerate(args)), **kwargs}
+        known: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
         return (result, *(None if name is None else known.get(name) for name in beside))
 
     return forward
