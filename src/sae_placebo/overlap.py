@@ -153,7 +153,7 @@ class Overlap:
         places = _places(starts, np.array([len(run) for run in runs], dtype=np.int64))
         self._shared[_found(self._runs, hashes[places])] = True
 
-    def _compare_sketches(self, documents: Sequence[UInt64[np.ndarray, " hash"]]) -> None:
+    def _compare_sketches(self, documents: Sequence[UInt64[np.ndarray, "_"]]) -> None:
         """Mark held-out documents that resemble one of these.
 
         A document that resembles another shares at least that part of its sketch; so of its hashes, all
@@ -234,7 +234,7 @@ def _found(
     return found
 
 
-def warning(counts: Mapping[str, float]) -> str | None:
+def warning(counts: Mapping[str, int | float]) -> str | None:
     """Return the sentence that a trial says about held-out text that was trained on; None: there is none."""
     copies, near = counts["n_copies"], counts["n_near_copies"]
     advice = "measurements on them are better than on unseen text: leave repeated text out of text.source"
