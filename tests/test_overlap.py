@@ -156,7 +156,18 @@ def write(path: Path, texts: list[str]) -> Path:
 
 
 def varied(n: int, shift: int = 0) -> list[str]:
-    words = ["river", "spring", "mill", "stood", "still", "until", "June", "rose", "stone", "bridge"]
+    words = [
+        "river",
+        "spring",
+        "mill",
+        "stood",
+        "still",
+        "until",
+        "June",
+        "rose",
+        "stone",
+        "bridge",
+    ]
     draw = np.random.default_rng(shift)
     return [f"{i} " + " ".join(draw.choice(words, 60)) for i in range(n)]
 
