@@ -17,9 +17,11 @@ from sae_placebo.overlap import Overlap, sketches, warning
 from sae_placebo.plans import plan_steps
 from sae_placebo.progress import Progress
 from sae_placebo.protocol import load_trial
+from sae_placebo.report import read_tables, render
 from sae_placebo.report.sections.recorded import repeated_of, splits_of
 from sae_placebo.store import Store
 from sae_placebo.text import TextSpec, cut
+from synthetic_trial import Settings, write_trial
 
 
 def tokens(n: int, seed: int) -> list[int]:
@@ -234,6 +236,18 @@ def test_a_trial_says_so_keeps_it_and_reports_it(
     assert splits_of(trial).keys() == {"train"}
     for broken in ({}, {"text": {"shared": {"n_copies": "many"}}}, {"text": {"shared": 3}}):
         assert repeated_of(broken) is None
+
+
+def test_the_page_warns_of_what_was_trained_on(tmp_path: Path) -> None:
+    folder = write_trial(tmp_path, Settings(latents=5, arms=("trained", "redraw")))
+    trial = json.loads((folder / "trial.json").read_text())
+    shared = {"n_documents": 40, "n_copies": 20, "n_near_copies": 0, "share_of_tokens": 0.5}
+    trial["text"] |= {"shared": shared | {"share_of_tokens_in_runs": 0.5}}
+    (folder / "trial.json").write_text(json.dumps(trial))
+    said = (
+        "20 of 40 held-out documents are also in the training text (20 copies, 0 near copies; 50.0%"
+    )
+    assert said in render(read_tables(folder))
 
 
 def test_text_that_changes_while_it_is_read_is_refused(tiny_model: Path, tmp_path: Path) -> None:
