@@ -80,7 +80,7 @@ def _least(hashes: UInt64[np.ndarray, " gram"]) -> UInt64[np.ndarray, " hash"]:
 def _distinct(hashes: UInt64[np.ndarray, " gram"]) -> UInt64[np.ndarray, " hash"]:
     """Return the hashes sorted, each once; for a few hundred of them much faster than `np.unique`."""
     values = np.sort(hashes)
-    return values[np.append(True, values[1:] != values[:-1])]
+    return np.asarray(values[np.append(True, values[1:] != values[:-1])])
 
 
 def _hashes(
