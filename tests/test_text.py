@@ -287,6 +287,8 @@ def test_a_tokenizer_that_tells_no_offsets_gives_no_labels(
     class Slow:
         bos_token_id = tiny_tokenizer.bos_token_id
         is_fast = False
+        all_special_tokens = ()
+        unk_token_id = None
 
         def __call__(self, texts: list[str], **settings: Any) -> Any:
             assert not settings.pop("return_offsets_mapping", False)

@@ -98,7 +98,7 @@ def _walk(root: str) -> Iterator[Path]:
 def _files(candidates: Iterable[Path]) -> list[Path]:
     """Return the regular files, sorted; of several paths to one file, that with the fewest parts."""
     found: dict[tuple[int, int], Path] = {}
-    for path in sorted(candidates, key=lambda path: (len(path.parts), path)):
+    for path in sorted(candidates, key=lambda path: (len(path.parts), path.parts)):
         try:
             facts = path.stat()
         except PermissionError as error:
@@ -107,7 +107,7 @@ def _files(candidates: Iterable[Path]) -> list[Path]:
             continue
         if stat.S_ISREG(facts.st_mode):
             found.setdefault((facts.st_dev, facts.st_ino), path)
-    return sorted(found.values())
+    return sorted(found.values(), key=lambda path: path.parts)
 
 
 def library_files() -> list[Path]:
