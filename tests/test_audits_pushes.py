@@ -46,6 +46,16 @@ def test_pushes_have_the_errors_length_and_their_own_law() -> None:
     assert torch.allclose(cosine(x + longer, found), torch.ones(300), atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["error", *KINDS])
+def test_a_row_may_have_one_token(kind: str) -> None:
+    subject = tiny()
+    pushes = Pushes(case_of(subject, noise(subject)))
+    alone = pushes.draw(kind, np.array([7]), "a")
+    error = pushes.draw("error", np.array([7]), "")
+    assert alone.shape == error.shape
+    assert torch.allclose(alone.norm(dim=1), error.norm(dim=1), rtol=1e-4)
+
+
 def test_covariance_pushes_have_twice_the_covariance() -> None:
     random = torch.Generator().manual_seed(0)
     root = torch.randn(6, 6, generator=random)

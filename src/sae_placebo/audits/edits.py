@@ -200,7 +200,9 @@ class Pushes:
             pairs = torch.randint(len(self._pool), (2, len(tokens)), generator=random)
             # no activation less itself
             pairs[1] = torch.where(pairs[0] == pairs[1], (pairs[1] + 1) % len(self._pool), pairs[1])
-            free = self.x[self._pool[pairs[0]]] - self.x[self._pool[pairs[1]]]
+            # an array of one index, not a tensor of one, which NumPy would take for a number
+            first, second = (self.x[self._pool[each]] for each in pairs.numpy())
+            free = first - second
         scaled: torch.Tensor = _unit(free) * error.norm(dim=1, keepdim=True)
         return scaled
 
