@@ -26,7 +26,9 @@ _CREW = 0.9
 """What a further thread adds where jobs run side by side."""
 _SURVIVE = 0.5
 """Share of directions that are held against all null directions."""
-_ROUNDS = 3
+_TOGETHER = 2.5
+"""Latents asked about that share a token."""
+_ROUNDS = 2
 """Rounds in which directions leave S*, about."""
 _MANY, _FEW = 7, 2
 """Methods whose codes are pursued, and others."""
@@ -248,19 +250,21 @@ class Estimate:
         rows = self.held / self.context
         return self.context * min(rows, tokens)
 
-    def _ablated(self, n: int, machine: Machine) -> float:
+    def _ablated(self, n: int, machine: Machine, together: float = _TOGETHER) -> float:
         firings = self._asked(n, self.spec.use.firings)
         edits = firings * 2.5 * (self.spec.use.window + 1)
-        passes, rows = firings / 2.5, self._rows(firings / 2.5)
+        passes, rows = firings / together, self._rows(firings / together)
         return edits * machine.edit + passes * machine.start + rows * machine.row
 
-    def _against_nulls(self, n: int, given_up: float, machine: Machine) -> float:
+    def _against_nulls(
+        self, n: int, given_up: float, machine: Machine, together: float = _TOGETHER
+    ) -> float:
         how = self.spec.use
         firings = self._asked(n, how.null_firings)
         first = min(how.first_nulls, how.nulls)
         later = how.nulls - first + how.first_nulls
         edits = firings * (first + (1 - given_up) * later) * (how.window + 1)
-        passes, rows = 2 * firings / 2.5, 2 * self._rows(firings / 2.5)
+        passes, rows = 2 * firings / together, 2 * self._rows(firings / together)
         return edits * machine.edit + passes * machine.start + rows * machine.row
 
     def _used(self) -> Iterator[Piece]:
@@ -286,13 +290,17 @@ class Estimate:
             read += 1.2e-9 * pairs * nulls * self.numbers + products / self.machine.products
             yield Piece("use", f"find readers: {name}", read)
             tokens = min(self.spec.circuits.writers.tokens, self.held)
-            yield Piece("use", f"find writers: {name}", 0.2 + tokens * 2e-5 * self.numbers)
-            for few in (how.error_directions, how.pseudo):
+            yield Piece("use", f"find writers: {name}", 0.8 + tokens * 1.5e-5 * self.numbers)
+            # every token holds all directions of the error
+            every = float(max(how.error_directions, 1))
+            for few, shared in ((how.error_directions, every), (how.pseudo, _TOGETHER)):
                 if few:
-                    yield Piece("use", f"ablate: {name}", self._ablated(few, machine))
-                    yield Piece("use", null + name, self._against_nulls(few, 0.0, machine))
+                    seconds = self._ablated(few, machine, shared)
+                    yield Piece("use", f"ablate: {name}", seconds)
+                    seconds = self._against_nulls(few, 0.0, machine, shared)
+                    yield Piece("use", null + name, seconds)
             shown = 6 * how.shown_per_cell
-            edits = shown * 8 * (1 + self.spec.circuits.patch.nulls) * (how.window + 5)
+            edits = shown * 16 * (1 + self.spec.circuits.patch.nulls) * (how.window + 5)
             yield Piece("use", f"patch readers: {name}", edits * machine.edit)
 
     def _readers(self, hookpoint: str) -> float:
@@ -306,7 +314,7 @@ class Estimate:
         tokens = min(how.masks.n_tokens, half)
         passes = how.masks.n_masks * machine.behind + how.masks.n_pivots * machine.slope
         yield Piece("use", f"remove among others: {name}", tokens * (passes + 1e-4 * self.numbers))
-        readings = 2 + min(n.bit_length(), 9) + 3 * 2
+        readings = 2 + min(n.bit_length(), 9) + 3 * 4
         tokens = min(how.joint.n_tokens, half)
         yield Piece("use", f"remove together: {name}", tokens * readings * machine.behind)
         rounds = min(how.worst.rounds + 1, _ROUNDS)
