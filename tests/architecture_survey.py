@@ -14,12 +14,14 @@ from unittest import mock
 
 import pandas as pd
 import pytest
+import torch
 import transformers
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as token_models
 
 import architecture_list
 import architectures
+from sae_placebo.controls import CONTROLS, build, parse_control
 from sae_placebo.errors import ModelError
 from sae_placebo.hookpoints import SITES
 from sae_placebo.models import Reader, load_model
@@ -32,6 +34,17 @@ FIRST = "build, harvest, train, measure, match, methods"
 STAGES = (FIRST, "use", "readers", "writers", "audit")
 """What a cell of the table is about; the first are done together or not at all."""
 WORKS = "works"
+CONTROLLED: tuple[dict[str, Any], ...] = (
+    {"control": "redraw"},
+    {"control": "init"},
+    {"control": "redraw_embeddings"},
+    {"control": "permute"},
+    {"control": "spectrum"},
+    {"control": "cascade", "last": 1},
+    {"control": "noise_embeddings", "per": "type"},
+    {"control": "noise_embeddings", "per": "occurrence"},
+)
+"""Controls that change the weights; a revision is another folder of the same kind."""
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "architectures.md"
 
 Row = dict[str, dict[str, str]]
@@ -55,6 +68,7 @@ def survey(name: str, folder: Path) -> Row:
         loaded = load_model(model)
     except ModelError as refusal:
         return {site: dict.fromkeys(STAGES, _plain(str(refusal), model)) for site in SITES}
+    _check_controls(loaded)
     found: Row = {}
     for site in SITES:
         try:
@@ -67,6 +81,19 @@ def survey(name: str, folder: Path) -> Row:
     if readable:
         found |= _ran(model, folder, readable)
     return {site: found[site] for site in SITES}
+
+
+def _check_controls(reference: Any) -> None:
+    """Check that every control is built of a model, and that what it gives can be read and runs."""
+    assert {str(control["control"]) for control in CONTROLLED} | {"trained", "revision"} == set(
+        CONTROLS
+    )
+    ids = architectures.token_ids()
+    for control in CONTROLLED:
+        model, _ = build(reference, parse_control(dict(control)), seed=0, model_seed=0)
+        Reader(model, [f"resid_post.{LAYER}"], fast=True).read(ids)
+        with torch.inference_mode():
+            assert model(input_ids=ids, use_cache=False).logits.isfinite().all(), control
 
 
 def _check_refused(model: Path, folder: Path, found: Row) -> None:

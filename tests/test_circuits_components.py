@@ -142,6 +142,18 @@ def test_gradients_go_back_through_norms_as_autograd_says(name: str) -> None:
         assert torch.allclose(norm.pulled(pull, x.detach()), expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", [torch.nn.LayerNorm, torch.nn.RMSNorm])
+@pytest.mark.parametrize("width", [3, 32, 33])
+def test_norms_of_any_width_are_read(kind: Any, width: int) -> None:
+    module = kind(width, eps=1e-6).requires_grad_(False)
+    for parameter in module.parameters():
+        parameter.add_(torch.linspace(-0.5, 0.7, width))
+    norm = read_norm(module, width)
+    assert norm.centered == (kind is torch.nn.LayerNorm)
+    assert torch.allclose(norm.weight, module.weight, rtol=1e-3, atol=1e-3)
+    assert torch.allclose(norm.bias, getattr(module, "bias", torch.zeros(width)), atol=1e-3)
+
+
 def test_other_norms_are_refused() -> None:
     class CubeNorm(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

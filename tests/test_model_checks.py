@@ -242,3 +242,11 @@ def test_layers_without_rows_first_are_refused() -> None:
     model.model.layers[1].register_forward_pre_hook(lambda _, args: (args[0].transpose(0, 1),))
     with pytest.raises(ModelError, match=r"its layer 0 gives \(6, 2, 32\) where \(2, 6, 32\)"):
         check_forward(model, "it")
+
+
+def test_a_model_that_puts_positions_first_is_refused_as_that(tmp_path: Path) -> None:
+    config = architectures.config("xlnet")
+    config.attn_type = "uni"
+    transformers.XLNetLMHeadModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"its layer 0 gives \(6, 2, 32\) where \(2, 6, 32\)"):
+        load_model(tmp_path)

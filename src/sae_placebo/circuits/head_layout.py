@@ -42,6 +42,13 @@ class HeadLayout:
     group: Int64[np.ndarray, " head"]
 
 
+def _passing() -> torch.nn.Module:
+    """Return a module that gives what it was given first; norms with a gate are given that as well."""
+    module = torch.nn.Identity()
+    module.forward = lambda x, *_, **__: x  # type: ignore[method-assign]
+    return module
+
+
 class _Mover:
     """A copy of an attention with random weights, whose inner outputs can be moved."""
 
@@ -51,7 +58,7 @@ class _Mover:
         self.module = copy.deepcopy(attention).float().eval()
         for name, inner in list(self.module.named_modules()):
             if name and is_norm(inner):  # norms over all heads would tie them together
-                self.module.set_submodule(name, torch.nn.Identity())
+                self.module.set_submodule(name, _passing())
         random = generator(0, "moving")
         for parameter in self.module.parameters():
             drawn = torch.randn(parameter.shape, generator=random)

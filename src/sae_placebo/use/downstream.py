@@ -257,7 +257,7 @@ class Downstream:
             def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
                 first_tensor(output)
                 if isinstance(output, (tuple, list)):
-                    given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+                    given = _named(args, kwargs)
                     self._beside[i] = tuple(_passed_on(part, given) for part in output[1:])
 
             return hook
@@ -345,6 +345,13 @@ def _put(seen: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> None:
     seen[name] = value.clone()
 
 
+def _named(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str | int, Any]:
+    """Return the arguments of a call by position and by name."""
+    given: dict[str | int, Any] = dict(enumerate(args))
+    given.update(kwargs)
+    return given
+
+
 def _passed_on(part: Any, given: Mapping[str | int, Any]) -> str | int | None:
     """Return the name or position of the argument that a layer gives back as it is; None for others."""
     return next((name for name, value in given.items() if part is not None and value is part), None)
@@ -365,7 +372,7 @@ def _gives(
         result = given if value is None else value
         if beside is None:
             return result
-        known: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+        known = _named(args, kwargs)
         return (result, *(None if name is None else known.get(name) for name in beside))
 
     return forward

@@ -103,7 +103,7 @@ def _limits(view: View) -> dict[str, str]:
 
 def _refused(view: View, place: Place) -> list[dict[str, Any]]:
     return [
-        arm_of(view, str(one["arm"])) | {"reason": str(one["refused"])}
+        arm_of(view, str(one["arm"])) | {"reason": str(one["refused"]).removesuffix(".")}
         for one in recorded(view, place)
         if one.get("refused")
     ]
