@@ -88,7 +88,7 @@ def run(
     check_sizes(spec, root)
     if (taken := in_the_way(trial_folder(root, spec.name), spec)) is not None and not replace:
         raise StoreError(taken)
-    plan, unheard = plan_steps(spec), Store(root)  # what does not count is told where it is made anew
+    plan, unheard = plan_steps(spec), Store(root)
     outlook = outlook_of(plan, unheard)
     progress.note(f"{standing(plan, unheard)}; {expected(outlook)}")
     place = Store(root, progress.note)
@@ -138,7 +138,8 @@ class Bench:
 
     def check(self) -> None:
         """Hash what is there; what is damaged is named, and made again."""
-        there = [step for step in self.plan.steps() if self.store.has(step)]
+        unheard = Store(self.store.root)  # what does not count is told where it is made anew
+        there = [step for step in self.plan.steps() if unheard.has(step)]
         if not there:
             return
         with self.progress.track("check what is there", len(there), "artefacts") as advance:
