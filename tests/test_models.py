@@ -427,11 +427,11 @@ def test_damaged_folders(folder: Path) -> None:
     weights, config = folder / "model.safetensors", folder / "config.json"
     whole, settings = weights.read_bytes(), json.loads(config.read_text())
     weights.write_bytes(whole[:5000])
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match=r"model\.safetensors \(5,000 bytes\) is cut short"):
         load_model(folder)
     weights.write_bytes(whole)
     config.write_text(json.dumps(settings | {"hidden_size": 48}))
-    with pytest.raises(ModelError, match="other shapes than its config"):
+    with pytest.raises(ModelError, match=r"other shapes .*: \S+ is \[\d+.* in the weights and \["):
         load_model(folder)
     config.write_text("{")
     with pytest.raises(ModelError, match="is not valid JSON"):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from sae_placebo.errors import ModelError
 from sae_placebo.lazy import torch
-from sae_placebo.sites import base_model, decoder_layers, first_tensor, text_config
+from sae_placebo.model_specs import LFS_POINTER, lfs_sentence
+from sae_placebo.sites import base_model, decoder_layers, first_tensor, own_code, text_config
 
 _LEAK, _LEAK_OF_ENCODERS = 1e-4, 1e-6
 """Change of earlier positions, in standard deviations, from which on it is no rounding. Models of classes
@@ -45,6 +48,49 @@ def check_config(parts: Sequence[Mapping[str, Any]], source: str) -> None:
         )
 
 
+def damage(path: Path) -> str | None:
+    """Return what is wrong with a model's file as a file, and what to do; None where nothing is.
+
+    Weights must be whole safetensors, `.json` must be JSON, and no file a pointer of git-lfs or empty.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head.startswith(LFS_POINTER):
+        return lfs_sentence(path)
+    if size == 0:
+        return f"{path} is empty; fetch it again."
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return f"{path} is a web page, not the file itself; fetch it again."
+    if path.suffix == ".safetensors" and not _is_whole(path, size):
+        return (
+            f"{path} ({size:,} bytes) is cut short or no safetensors file, as after a download that broke "
+            "off; fetch it again."
+        )
+    if path.suffix == ".json":
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            return f"{path} is not valid JSON ({error}); fetch it again."
+    return None
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    """Return whether a safetensors file has a header, and the bytes that its header tells of."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            return False
+        try:
+            header = json.loads(file.read(length))
+            ends = [
+                part["data_offsets"][1] for key, part in header.items() if key != "__metadata__"
+            ]
+        except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+            return False
+    return bool(8 + length + max(ends, default=0) == size)
+
+
 def check_tensors(model: Any, info: Mapping[str, Any], source: str) -> None:
     """Refuse weights that lack a tensor of the model, hold one that it has no place for, or are not finite.
 
@@ -57,11 +103,18 @@ def check_tensors(model: Any, info: Mapping[str, Any], source: str) -> None:
         ModelError: as above.
     """
     name = type(model).__name__
-    absent = sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"]))
+    for key, held_shape, shape in sorted(info["mismatched_keys"]):
+        raise ModelError(
+            f"the weights of {source} have other shapes than its config.json says: {key} is "
+            f"{list(held_shape)} in the weights and {list(shape)} by config.json; mend config.json, or fetch "
+            "the weights that belong to it."
+        )
+    absent = sorted(info["missing_keys"])
     if absent:
         raise ModelError(
             f"the weights of {source} lack {len(absent)} of the tensors that {name} needs "
-            f"({', '.join(absent[:3])}, ...); they would be random."
+            f"({', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}); they would be random: mend "
+            "config.json if it asks for too much, or fetch the weights again."
         )
     layers = decoder_layers(model)
     path = next(n for n, m in model.named_modules() if m is layers).rpartition(".")[2]
@@ -124,7 +177,9 @@ def check_forward(model: torch.nn.Module, source: str) -> None:
                 shapes.setdefault(i, []).append(tuple(first_tensor(output).shape))
 
             stack.callback(layer.register_forward_hook(note).remove)
-        hidden = base_model(model)(input_ids=rows, use_cache=False)[0][:, :-1]
+        with own_code(model, source):
+            output = base_model(model)(input_ids=rows, use_cache=False)
+        hidden = output[0][:, :-1]
     # values that are not finite are told where they are read, with their hookpoint
     scale = float(hidden.std())
     encoder = getattr(config, "is_decoder", True) is False

@@ -28,6 +28,8 @@ _PACKAGED_LAYERS, _PACKAGED_POSITIONS, _PACKAGED_WIDTH, _PACKAGED_WORDS = 30, 81
 _TOKENIZER_FILES = ("merges.txt", "vocab.txt")
 _TOKENIZER_ENDS = (".model", ".spm", ".bpe", ".tiktoken")
 _INDEX = ".safetensors.index.json"
+LFS_POINTER = b"version https://git-lfs.github.com/spec"
+"""What a file begins with that git-lfs has not fetched."""
 
 
 class ModelSpec(Spec):
@@ -65,7 +67,14 @@ def layer_count(spec: ModelSpec) -> int | None:
         return None
     found = _setting(path, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
     if found is None:
-        raise ModelError(f"{path} does not say how many layers the model has.")
+        raise ModelError(
+            f"{path} does not say how many layers the model has; mend it or load another model."
+        )
+    if found < 1:
+        raise ModelError(
+            f"{path} says that the model has {found} layers, and nothing can be read of a model without any; "
+            "mend it or load another model."
+        )
     return found
 
 
@@ -151,9 +160,13 @@ def config_parts(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise ModelError(f"{path} cannot be read ({error.strerror}).") from None
     except ValueError as error:
-        raise ModelError(f"{path} is not valid JSON: {error}") from None
+        raise _no_json(path, error) from None
+    except RecursionError as error:
+        raise _no_json(path, error) from None
     if not isinstance(config, dict):
-        raise ModelError(f"{path} holds {type(config).__name__}, not an object of settings.")
+        raise ModelError(
+            f"{path} holds {type(config).__name__}, not an object of settings; fetch it again."
+        )
     text = config.get("text_config", {})
     if not isinstance(text, dict):
         raise ModelError(
@@ -161,6 +174,23 @@ def config_parts(path: Path) -> list[dict[str, Any]]:
             "leave it out."
         )
     return [text, config]
+
+
+def lfs_sentence(path: Path) -> str:
+    """Return what is to be done about a file that git-lfs has not fetched."""
+    return (
+        f"{path} is a git-lfs pointer, not the file itself; run `git lfs pull` in its repository."
+    )
+
+
+def _no_json(path: Path, error: Exception) -> ModelError:
+    with path.open("rb") as file:
+        pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
+    return ModelError(
+        lfs_sentence(path)
+        if pointer
+        else f"{path} is not valid JSON: {error}; mend it or fetch it again."
+    )
 
 
 def _setting(path: Path, *keys: str) -> int | None:
@@ -216,15 +246,27 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted(found)
 
 
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Return every file of a model's folder that its tokenizer may be made of, most telling first."""
+    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "special_tokens_map.json")
+    found = [folder / name for name in (*names, "added_tokens.json", *_TOKENIZER_FILES)]
+    found += sorted(path for path in folder.iterdir() if path.suffix in _TOKENIZER_ENDS)
+    return [path for path in found if path.is_file()]
+
+
 def _indexed(folder: Path, index: Path) -> set[Path]:
     """Return the files that an index of weights names, and itself."""
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{index} cannot be read: {error}") from None
+    except OSError as error:
+        raise ModelError(f"{index} cannot be read ({error.strerror}).") from None
+    except (ValueError, RecursionError) as error:
+        raise _no_json(index, error) from None
     names = content.get("weight_map", {}) if isinstance(content, dict) else None
     if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
-        raise ModelError(f"{index} holds no table 'weight_map' of tensors and their files.")
+        raise ModelError(
+            f"{index} holds no table 'weight_map' of tensors and their files; fetch it again."
+        )
     return {index, *(_inside(folder, name, index) for name in sorted(set(names.values())))}
 
 
