@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from sae_placebo.errors import ModelError
 from sae_placebo.lazy import torch
-from sae_placebo.model_specs import LFS_POINTER, lfs_sentence
 from sae_placebo.sites import base_model, decoder_layers, first_tensor, own_code, text_config
 
 _LEAK, _LEAK_OF_ENCODERS = 1e-4, 1e-6
@@ -46,49 +43,6 @@ def check_config(parts: Sequence[Mapping[str, Any]], source: str) -> None:
             f"{source} holds the weights of {others[0]}, which was not trained to predict the next token; "
             "use a causal language model."
         )
-
-
-def damage(path: Path) -> str | None:
-    """Return what is wrong with a model's file as a file, and what to do; None where nothing is.
-
-    Weights must be whole safetensors, `.json` must be JSON, and no file a pointer of git-lfs or empty.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(64)
-    if head.startswith(LFS_POINTER):
-        return lfs_sentence(path)
-    if size == 0:
-        return f"{path} is empty; fetch it again."
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        return f"{path} is a web page, not the file itself; fetch it again."
-    if path.suffix == ".safetensors" and not _is_whole(path, size):
-        return (
-            f"{path} ({size:,} bytes) is cut short or no safetensors file, as after a download that broke "
-            "off; fetch it again."
-        )
-    if path.suffix == ".json":
-        try:
-            json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            return f"{path} is not valid JSON ({error}); fetch it again."
-    return None
-
-
-def _is_whole(path: Path, size: int) -> bool:
-    """Return whether a safetensors file has a header, and the bytes that its header tells of."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > size - 8:
-            return False
-        try:
-            header = json.loads(file.read(length))
-            ends = [
-                part["data_offsets"][1] for key, part in header.items() if key != "__metadata__"
-            ]
-        except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-            return False
-    return bool(8 + length + max(ends, default=0) == size)
 
 
 def check_tensors(model: Any, info: Mapping[str, Any], source: str) -> None:

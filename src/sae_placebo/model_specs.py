@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from sae_placebo.errors import MissingExtra, ModelError, SpecError
+from sae_placebo.model_files import no_json
 from sae_placebo.spec import Spec
 
 PACKAGED = "smollm2-135m"
@@ -28,8 +29,6 @@ _PACKAGED_LAYERS, _PACKAGED_POSITIONS, _PACKAGED_WIDTH, _PACKAGED_WORDS = 30, 81
 _TOKENIZER_FILES = ("merges.txt", "vocab.txt")
 _TOKENIZER_ENDS = (".model", ".spm", ".bpe", ".tiktoken")
 _INDEX = ".safetensors.index.json"
-LFS_POINTER = b"version https://git-lfs.github.com/spec"
-"""What a file begins with that git-lfs has not fetched."""
 
 
 class ModelSpec(Spec):
@@ -160,9 +159,9 @@ def config_parts(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise ModelError(f"{path} cannot be read ({error.strerror}).") from None
     except ValueError as error:
-        raise _no_json(path, error) from None
+        raise no_json(path, error) from None
     except RecursionError as error:
-        raise _no_json(path, error) from None
+        raise no_json(path, error) from None
     if not isinstance(config, dict):
         raise ModelError(
             f"{path} holds {type(config).__name__}, not an object of settings; fetch it again."
@@ -174,23 +173,6 @@ def config_parts(path: Path) -> list[dict[str, Any]]:
             "leave it out."
         )
     return [text, config]
-
-
-def lfs_sentence(path: Path) -> str:
-    """Return what is to be done about a file that git-lfs has not fetched."""
-    return (
-        f"{path} is a git-lfs pointer, not the file itself; run `git lfs pull` in its repository."
-    )
-
-
-def _no_json(path: Path, error: Exception) -> ModelError:
-    with path.open("rb") as file:
-        pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
-    return ModelError(
-        lfs_sentence(path)
-        if pointer
-        else f"{path} is not valid JSON: {error}; mend it or fetch it again."
-    )
 
 
 def _setting(path: Path, *keys: str) -> int | None:
@@ -261,7 +243,7 @@ def _indexed(folder: Path, index: Path) -> set[Path]:
     except OSError as error:
         raise ModelError(f"{index} cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError) as error:
-        raise _no_json(index, error) from None
+        raise no_json(index, error) from None
     names = content.get("weight_map", {}) if isinstance(content, dict) else None
     if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
         raise ModelError(

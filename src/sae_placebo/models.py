@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 from sae_placebo.errors import ModelError, PlaceboError
 from sae_placebo.hookpoints import parse_hookpoint
 from sae_placebo.lazy import torch, transformers
-from sae_placebo.model_checks import check_config, check_forward, check_tensors, damage
+from sae_placebo.model_checks import check_config, check_forward, check_tensors
+from sae_placebo.model_files import damage
 from sae_placebo.model_specs import (
     PACKAGED,
     ModelSpec,
@@ -213,10 +214,12 @@ def _loaded(
             config = config_path(ModelSpec(id=source, revision=revision))
         read = files(config.parent) if config else []
         damaged = next(filter(None, map(damage, read)), None)
-        raise ModelError(damaged or _explain(source, error, config, read)) from error
+        raise ModelError(
+            damaged or _explain(source, error, config, files is weight_files)
+        ) from error
 
 
-def _explain(source: str, error: Exception, config: Path | None, read: list[Path]) -> str:
+def _explain(source: str, error: Exception, config: Path | None, of_model: bool) -> str:
     text = " ".join(str(error).split())
     lower = text.lower()
     if "trust_remote_code" in lower or "custom code" in lower:
@@ -225,7 +228,7 @@ def _explain(source: str, error: Exception, config: Path | None, read: list[Path
         )
     if "unrecognized configuration class" in lower:
         return f"{source} is not a causal language model that transformers can load."
-    if config is None and any(
+    if model_folder(source) is None and any(
         sign in lower for sign in ("couldn't connect", "offline", "connection", "cached")
     ):
         return (
@@ -239,12 +242,12 @@ def _explain(source: str, error: Exception, config: Path | None, read: list[Path
     said = f"{type(error).__name__}: {text[:300]}"
     if config is None:
         return f"{source} cannot be loaded ({said}); fetch it again, or load another model."
-    if any(path.suffix == ".safetensors" for path in read):
+    if of_model:
         return (
             f"{source} cannot be loaded as {config} describes it ({said}); mend config.json, or load "
             "another model."
         )
-    names = ", ".join(path.name for path in read) or "no file"
+    names = ", ".join(path.name for path in tokenizer_files(config.parent)) or "no file"
     return (
         f"the tokenizer of {source} ({names}) cannot be loaded with {config} ({said}); mend config.json, or "
         "save the tokenizer again with tokenizer.save_pretrained."
