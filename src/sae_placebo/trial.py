@@ -88,10 +88,8 @@ def run(
     check_sizes(spec, root)
     if (taken := in_the_way(trial_folder(root, spec.name), spec, replace)) is not None:
         raise StoreError(taken)
-    plan, unheard = (
-        plan_steps(spec),
-        Store(root),
-    )  # what does not count is told where it is made anew
+    # what does not count is told where it is made anew
+    plan, unheard = plan_steps(spec), Store(root)
     outlook = outlook_of(plan, unheard)
     progress.note(f"{standing(plan, unheard)}; {expected(outlook)}")
     place = Store(root, progress.note)
