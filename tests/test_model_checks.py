@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import architectures
+from sae_placebo.diagnostics import card
 from sae_placebo.errors import ModelError
-from sae_placebo.models import ModelSpec, Reader, identify, load_model
+from sae_placebo.models import ModelSpec, Reader, identify, layer_count, load_model, load_tokenizer
 from sae_placebo.use.downstream import Downstream
 
 INDEX = "model.safetensors.index.json"
@@ -46,6 +48,9 @@ def index(folder: Path, name: str, place: Path | None = None) -> None:
     (folder / "model.safetensors").rename(target)
     content = {"metadata": {}, "weight_map": dict.fromkeys(held, name)}
     (folder / INDEX).write_text(json.dumps(content))
+
+
+_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
 
 
 # --- files -------------------------------------------------------------------------------------------
@@ -87,7 +92,7 @@ def test_linked_weights_are_those_that_they_lead_to(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot be read"),
+        ("{", r"is not valid JSON: .*; mend it or fetch it again"),
         ('{"weight_map": [1]}', "holds no table 'weight_map'"),
         ('{"weight_map": {"x": 3}}', "holds no table 'weight_map'"),
         (
@@ -100,6 +105,95 @@ def test_damaged_indexes_are_refused(folder: Path, content: str, message: str) -
     (folder / INDEX).write_text(content)
     with pytest.raises(ModelError, match=message):
         load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda held: held[:-1], r"is cut short or no safetensors file.*; fetch it again"),
+        (lambda held: held[:40], "is cut short or no safetensors file"),
+        (lambda held: b"", "is empty; fetch it again"),
+        (
+            lambda held: b"<!doctype html>" * 999,
+            "is a web page, not the file itself; fetch it again",
+        ),
+        (lambda held: _POINTER, "is a git-lfs pointer, .*; run `git lfs pull`"),
+    ],
+)
+def test_damaged_weights_are_named_with_their_file(
+    folder: Path, change: Callable[[bytes], bytes], words: str
+) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ModelError, match=rf"^{path}.*{words}"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", INDEX])
+def test_settings_that_git_lfs_has_not_fetched_are_named(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(_POINTER)
+    with pytest.raises(ModelError, match=rf"{name} is a git-lfs pointer, .*; run `git lfs pull`"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("tokenizer.json", b"{", r"tokenizer\.json is not valid JSON .*; fetch it again"),
+        ("tokenizer.json", b"{}", r"\(tokenizer\.json, tokenizer_config\.json\) cannot be loaded"),
+        ("tokenizer.json", _POINTER, r"tokenizer\.json is a git-lfs pointer"),
+        ("tokenizer_config.json", b"[", r"tokenizer_config\.json is not valid JSON"),
+        (
+            "config.json",
+            b'{"model_type": "llama", "dtype": "foo"}',
+            r"config\.json \(Attr.*'foo'\); mend",
+        ),
+    ],
+)
+def test_a_damaged_tokenizer_is_named_with_its_file(
+    tiny_model: Path, tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "model")
+    (tmp_path / "model" / name).write_bytes(content)
+    with pytest.raises(ModelError, match=words):
+        load_tokenizer(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"hidden_act": "foo"},
+            r"config\.json describes it \(KeyError: 'foo'\); mend config\.json",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "foo"}},
+            r"describes it \(KeyError: 'foo'\); mend config",
+        ),
+        ({"quantization_config": 5}, r"config\.json describes it \(\w+: .*\); mend config\.json"),
+        (
+            {"num_attention_heads": 0},
+            r"config\.json describes it \(ZeroDivisionError: .*; mend config",
+        ),
+        (
+            {"vocab_size": 96},
+            r": \S+ is \[101, 32\] in the weights and \[96, 32\] by config\.json; mend",
+        ),
+    ],
+)
+def test_a_config_that_cannot_be_followed_is_named(
+    folder: Path, change: dict[str, Any], words: str
+) -> None:
+    settings(folder, **change)
+    with pytest.raises(ModelError, match=words):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_a_model_without_layers_is_refused_as_that(folder: Path, n: int) -> None:
+    settings(folder, num_hidden_layers=n)
+    with pytest.raises(ModelError, match=rf"config\.json says that the model has {n} layers.*mend"):
+        layer_count(ModelSpec(id=str(folder)))
 
 
 def test_weights_that_the_config_names_are_in_the_identity(folder: Path) -> None:
@@ -250,3 +344,68 @@ def test_a_model_that_puts_positions_first_is_refused_as_that(tmp_path: Path) ->
     transformers.XLNetLMHeadModel(config).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"its layer 0 gives \(6, 2, 32\) where \(2, 6, 32\)"):
         load_model(tmp_path)
+
+
+# --- the model's own code -----------------------------------------------------------------------------
+
+
+def _raise(error: Exception) -> Callable[..., Any]:
+    def forward(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return forward
+
+
+def test_code_of_the_model_that_fails_is_one_sentence_with_its_cause(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, own = load_model(folder), KeyError("lost")
+    mlp = type(model.model.layers[1].mlp)
+    monkeypatch.setattr(mlp, "forward", _raise(own))
+    said = r"cannot be run as its config\.json describes it \(KeyError: 'lost'\); mend config\.json or load"
+    with pytest.raises(ModelError, match=rf"^{folder} {said}") as refusal:
+        load_model(folder)
+    assert refusal.value.__cause__ is own
+    for place, fast in (("resid_post.1", False), ("resid_post.1", True), ("mlp_out.1", False)):
+        with pytest.raises(ModelError, match=rf"^LlamaForCausalLM {said}"):
+            Reader(model, [place], fast).read(architectures.token_ids())
+
+
+def test_attention_that_runs_only_without_its_weights_is_refused_as_that() -> None:
+    # its heads share nothing, and the two groups that its config names are used by one form alone
+    settings = transformers.DeepseekV3Config(
+        **{"vocab_size": 101, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "first_k_dense_replace": 2},
+        **{"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+        **{"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4},
+        **{"v_head_dim": 8, "moe_intermediate_size": 16, "max_position_embeddings": 64},
+    )
+    with torch.random.fork_rng():
+        model = transformers.AutoModelForCausalLM.from_config(settings).eval()
+    ids = architectures.token_ids()
+    with pytest.raises(
+        ModelError, match=r"^DeepseekV3ForCausalLM cannot be run as .*size of tensor"
+    ):
+        card(model, ["resid_post.1"], ids, torch.ones_like(ids, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("all used"), RuntimeError("DefaultCPUAllocator: not enough memory")]
+)
+def test_memory_that_is_used_up_is_no_fault_of_the_model(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    model = load_model(folder)
+    monkeypatch.setattr(type(model.model.layers[1].mlp), "forward", _raise(error))
+    with pytest.raises(type(error), match=r"memory|used"):
+        Reader(model, ["resid_post.1"]).read(architectures.token_ids())
+
+
+def test_what_this_package_raises_inside_of_a_forward_stays_as_it_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = Reader(load_model(folder), ["resid_post.1"])
+    ids = architectures.token_ids()
+    places = torch.arange(ids.numel())
+    with pytest.raises(KeyError, match="resid_post"):  # by the hook: there is nowhere to write to
+        reader.read_into(ids, places, {})

@@ -423,15 +423,26 @@ def test_a_hub_that_does_not_answer_is_told_at_once(monkeypatch: pytest.MonkeyPa
     assert len(asked) == 2
 
 
+def test_a_config_alone_in_the_hubs_cache_is_no_fault_of_the_config(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sae_placebo.models._hub_answers", lambda: False)
+    monkeypatch.setattr("sae_placebo.model_specs._cached_config", lambda _: folder / "config.json")
+    (folder / "model.safetensors").unlink()
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(ModelError, match=r"the Hugging Face hub cannot be reached; give a"):
+            load("nobody/no-such-model-anywhere")
+
+
 def test_damaged_folders(folder: Path) -> None:
     weights, config = folder / "model.safetensors", folder / "config.json"
     whole, settings = weights.read_bytes(), json.loads(config.read_text())
     weights.write_bytes(whole[:5000])
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match=r"model\.safetensors \(5,000 bytes\) is cut short"):
         load_model(folder)
     weights.write_bytes(whole)
     config.write_text(json.dumps(settings | {"hidden_size": 48}))
-    with pytest.raises(ModelError, match="other shapes than its config"):
+    with pytest.raises(ModelError, match=r"other shapes .*: \S+ is \[\d+.* in the weights and \["):
         load_model(folder)
     config.write_text("{")
     with pytest.raises(ModelError, match="is not valid JSON"):

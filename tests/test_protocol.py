@@ -60,7 +60,24 @@ def test_aliases_of_one_hookpoint_are_one(table: dict[str, Any]) -> None:
         ('hookpoints=["resid_post.3"]', r"past the last layer: .* has 3 layers, so 0 to 2"),
         ('hookpoints=["resid_pst.1"]', r"Did you mean 'resid_post.1'\?"),
         ('hookpoints="resid_post.1"', r"hookpoints is a list"),
-        ("hookpoints=[]", r"hookpoints"),
+        ("hookpoints=[]", r"at hookpoints: The list should have at least 1 item, not 0$"),
+        (
+            'contrasts=[["trained"]]',
+            r"at contrasts.0: a contrast is a pair \[arm, control\] of two arms' names "
+            r"\(found \['trained'\]\)$",
+        ),
+        (
+            'contrasts=[["trained", "redraw", "x"]]',
+            r"at contrasts.0: a contrast is a pair \[arm, co",
+        ),
+        ('contrasts=["trained"]', r"at contrasts.0: a contrast is a pair .* \(found 'trained'\)$"),
+        ("contrasts=[[]]", r"at contrasts.0: a contrast is a pair .* \(found \[\]\)$"),
+        ('name="a b"', r"at name: a name holds letters .*, digits, '_', '-' and '.' .*found 'a b'"),
+        ('arms."a b".control="redraw"', r"at arms.a b: a name holds letters"),
+        ("text={source='python-stdlib'}", r"at text.train_tokens: it is missing: set it"),
+        ("use.first_nulls=20", r"at use: first_nulls is 20 and nulls 19: .*raise nulls"),
+        ("use.glance_nulls=10", r"at use: glance_nulls is 10 and first_nulls 9"),
+        ("use.null_firings=7", r"at use: null_firings is 7 and firings 6"),
         ('text.source="/nowhere"', r"at text: no text is at '/nowhere'"),
         ("text.train_tokens=0", r"at text.train_tokens: .*found 0"),
         (
@@ -132,6 +149,13 @@ def test_a_name_of_thousands_of_letters_is_one_short_sentence(
             table, overrides=[f"{place}=[{value}]" if place == "use.arms" else f"{place}={value}"]
         )
     assert len(str(refusal.value)) < 300
+
+
+def test_a_default_part_of_a_small_whole_is_all_of_it(table: dict[str, Any]) -> None:
+    del table["use"]["first_nulls"]
+    spec = load_trial(table, overrides=["use.nulls=3", "use.firings=2"])
+    assert (spec.use.nulls, spec.use.first_nulls, spec.use.null_firings) == (3, 9, 16)
+    assert load_trial(spec.model_dump(mode="json")) == spec
 
 
 def test_a_file_that_is_missing_or_not_toml_is_one_sentence(tmp_path: Path) -> None:

@@ -126,3 +126,15 @@ def test_a_store_without_a_name_is_refused(table: dict[str, Any], name: str) -> 
     with pytest.raises(StoreError, match="is empty"):
         sp.run(table, name)
     assert store_folder(".") == Path()
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_name_that_differs_in_case_only_is_refused(
+    table: dict[str, Any], tmp_path: Path, replace: bool
+) -> None:
+    left_by(load_trial(table, overrides=["name=Tiny"]), tmp_path)
+    with pytest.raises(StoreError, match=r"called 'Tiny', .* 'tiny' in case only.*another name"):
+        sp.run(table, tmp_path, replace=replace)
+    assert [path.name for path in (tmp_path / "trials").iterdir()] == ["Tiny"]
+    other = load_trial(table, overrides=["name=tiny-2"])
+    assert in_the_way(tmp_path / "trials" / "tiny-2", other) is None

@@ -8,7 +8,7 @@ import pytest
 
 from conftest import trial_table
 from sae_placebo import sizes
-from sae_placebo.errors import SpecError, TextError
+from sae_placebo.errors import SpecError, StoreError, TextError
 from sae_placebo.protocol import TrialSpec, load_trial
 
 
@@ -90,7 +90,7 @@ def test_a_disk_that_cannot_hold_the_artefacts_is_named(
 
     def usage(path: Path) -> SimpleNamespace:
         asked.append(path)
-        return SimpleNamespace(free=needed - 1)
+        return SimpleNamespace(total=2 * needed, free=needed - 1)
 
     monkeypatch.setattr(sizes.shutil, "disk_usage", usage)
     store = tmp_path / "not" / "yet"
@@ -133,3 +133,20 @@ def test_a_text_that_cannot_hold_so_many_tokens_is_refused(
     more = load_trial(table, overrides=["text.train_tokens=10_000_000"])
     with pytest.raises(TextError, match=r"are 10,002,000 together, and the text at .* has 1\d\d"):
         sizes.check_sizes(more, tmp_path)
+
+
+def test_a_file_system_that_keeps_nothing_holds_no_store(
+    table: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def usage(path: Path) -> Any:
+        asked.append(path)
+        return SimpleNamespace(total=0, used=0, free=0)
+
+    monkeypatch.setattr(sizes.shutil, "disk_usage", usage)
+    with pytest.raises(
+        StoreError, match=r"/x/y' cannot hold a store: nothing is kept on that file"
+    ):
+        sizes.check_sizes(load_trial(table), tmp_path / "x" / "y")
+    assert asked == [tmp_path]

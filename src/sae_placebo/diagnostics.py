@@ -23,6 +23,7 @@ from sae_placebo.sites import (
     attention_module,
     decoder_layers,
     eager_attention,
+    own_code,
     run_until_stopped,
 )
 
@@ -263,7 +264,7 @@ def _attention_entropies(
     if wanted:
         handles.append(layers[max(wanted)].register_forward_hook(stop))
     try:
-        with torch.inference_mode(), eager_attention(model):
+        with torch.inference_mode(), eager_attention(model), own_code(model):
             run_until_stopped(model, rows)
     finally:
         for handle in handles:

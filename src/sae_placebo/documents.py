@@ -76,8 +76,8 @@ def paths(source: str) -> list[Path]:
         found = _files(map(Path, matches))
     if not found:
         raise SpecError(
-            f"no text is at {source!r}: give 'python-stdlib', an existing file, folder or glob with files "
-            f"that end in {ALLOWED}, or 'hf:NAME'"
+            f"no text is at {source!r:.80}: give 'python-stdlib', an existing file, folder or glob with "
+            f"files that end in {ALLOWED}, or 'hf:NAME'"
         )
     wrong = next((path for path in found if not suffix(path)), None)
     if wrong is not None:

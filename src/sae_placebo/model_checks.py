@@ -10,7 +10,7 @@ from typing import Any
 
 from sae_placebo.errors import ModelError
 from sae_placebo.lazy import torch
-from sae_placebo.sites import base_model, decoder_layers, first_tensor, text_config
+from sae_placebo.sites import base_model, decoder_layers, first_tensor, own_code, text_config
 
 _LEAK, _LEAK_OF_ENCODERS = 1e-4, 1e-6
 """Change of earlier positions, in standard deviations, from which on it is no rounding. Models of classes
@@ -57,11 +57,18 @@ def check_tensors(model: Any, info: Mapping[str, Any], source: str) -> None:
         ModelError: as above.
     """
     name = type(model).__name__
-    absent = sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"]))
+    for key, held_shape, shape in sorted(info["mismatched_keys"]):
+        raise ModelError(
+            f"the weights of {source} have other shapes than its config.json says: {key} is "
+            f"{list(held_shape)} in the weights and {list(shape)} by config.json; mend config.json, or fetch "
+            "the weights that belong to it."
+        )
+    absent = sorted(info["missing_keys"])
     if absent:
         raise ModelError(
             f"the weights of {source} lack {len(absent)} of the tensors that {name} needs "
-            f"({', '.join(absent[:3])}, ...); they would be random."
+            f"({', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}); they would be random: mend "
+            "config.json if it asks for too much, or fetch the weights again."
         )
     layers = decoder_layers(model)
     path = next(n for n, m in model.named_modules() if m is layers).rpartition(".")[2]
@@ -124,7 +131,9 @@ def check_forward(model: torch.nn.Module, source: str) -> None:
                 shapes.setdefault(i, []).append(tuple(first_tensor(output).shape))
 
             stack.callback(layer.register_forward_hook(note).remove)
-        hidden = base_model(model)(input_ids=rows, use_cache=False)[0][:, :-1]
+        with own_code(model, source):
+            output = base_model(model)(input_ids=rows, use_cache=False)
+        hidden = output[0][:, :-1]
     # values that are not finite are told where they are read, with their hookpoint
     scale = float(hidden.std())
     encoder = getattr(config, "is_decoder", True) is False

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from sae_placebo.errors import MissingExtra, ModelError, SpecError
+from sae_placebo.model_files import no_json
 from sae_placebo.spec import Spec
 
 PACKAGED = "smollm2-135m"
@@ -65,7 +66,14 @@ def layer_count(spec: ModelSpec) -> int | None:
         return None
     found = _setting(path, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
     if found is None:
-        raise ModelError(f"{path} does not say how many layers the model has.")
+        raise ModelError(
+            f"{path} does not say how many layers the model has; mend it or load another model."
+        )
+    if found < 1:
+        raise ModelError(
+            f"{path} says that the model has {found} layers, and nothing can be read of a model without any; "
+            "mend it or load another model."
+        )
     return found
 
 
@@ -151,9 +159,13 @@ def config_parts(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise ModelError(f"{path} cannot be read ({error.strerror}).") from None
     except ValueError as error:
-        raise ModelError(f"{path} is not valid JSON: {error}") from None
+        raise no_json(path, error) from None
+    except RecursionError as error:
+        raise no_json(path, error) from None
     if not isinstance(config, dict):
-        raise ModelError(f"{path} holds {type(config).__name__}, not an object of settings.")
+        raise ModelError(
+            f"{path} holds {type(config).__name__}, not an object of settings; fetch it again."
+        )
     text = config.get("text_config", {})
     if not isinstance(text, dict):
         raise ModelError(
@@ -216,15 +228,27 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted(found)
 
 
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Return every file of a model's folder that its tokenizer may be made of, most telling first."""
+    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "special_tokens_map.json")
+    found = [folder / name for name in (*names, "added_tokens.json", *_TOKENIZER_FILES)]
+    found += sorted(path for path in folder.iterdir() if path.suffix in _TOKENIZER_ENDS)
+    return [path for path in found if path.is_file()]
+
+
 def _indexed(folder: Path, index: Path) -> set[Path]:
     """Return the files that an index of weights names, and itself."""
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{index} cannot be read: {error}") from None
+    except OSError as error:
+        raise ModelError(f"{index} cannot be read ({error.strerror}).") from None
+    except (ValueError, RecursionError) as error:
+        raise no_json(index, error) from None
     names = content.get("weight_map", {}) if isinstance(content, dict) else None
     if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
-        raise ModelError(f"{index} holds no table 'weight_map' of tensors and their files.")
+        raise ModelError(
+            f"{index} holds no table 'weight_map' of tensors and their files; fetch it again."
+        )
     return {index, *(_inside(folder, name, index) for name in sorted(set(names.values())))}
 
 

@@ -11,7 +11,7 @@ import socket
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from sae_placebo.errors import ModelError, PlaceboError
 from sae_placebo.hookpoints import parse_hookpoint
 from sae_placebo.lazy import torch, transformers
 from sae_placebo.model_checks import check_config, check_forward, check_tensors
+from sae_placebo.model_files import damage
 from sae_placebo.model_specs import (
     PACKAGED,
     ModelSpec,
@@ -32,6 +33,7 @@ from sae_placebo.model_specs import (
     packaged_file,
     position_limit,
     ties_embeddings,
+    tokenizer_files,
     weight_files,
 )
 from sae_placebo.reading import Reader, replaced, truncate
@@ -118,9 +120,10 @@ def load_model(source: str | Path, revision: str | None = None) -> Any:
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with their shapes
         )
 
-    model, info = _loaded(source, load)
+    model, info = _loaded(source, revision, load, weight_files)
     path = None if folder else config_path(ModelSpec(id=source, revision=revision))
     if path is not None:
         check_config(config_parts(path), source)
@@ -153,7 +156,7 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> Any:
             trust_remote_code=False,
         )
 
-    return _loaded(source, load)
+    return _loaded(source, revision, load, tokenizer_files)
 
 
 def _hub_answers() -> bool:
@@ -189,19 +192,35 @@ def _check_weights(folder: Path) -> None:
 T = TypeVar("T")
 
 
-def _loaded(source: str, load: Callable[[], T]) -> T:
-    """Return what `load` returns; what goes wrong becomes one sentence."""
+def _loaded(
+    source: str, revision: str | None, load: Callable[[], T], files: Callable[[Path], list[Path]]
+) -> T:
+    """Return what `load` returns; what goes wrong becomes one sentence, which names the file at fault.
+
+    Args:
+        source: A hub id or a folder.
+        revision: As for `load_model`.
+        load: Loads it, or a part of it.
+        files: Returns those of a model's folder that `load` reads beside its config.json.
+    """
     try:
         with _quiet():
             return load()
     except PlaceboError:
         raise
     except Exception as error:  # transformers raises nearly every class there is
-        text = " ".join(str(error).split())
-        raise ModelError(_explain(source, text)) from error
+        config = None
+        with suppress(ModelError):  # a name that no hub takes
+            config = config_path(ModelSpec(id=source, revision=revision))
+        read = files(config.parent) if config else []
+        damaged = next(filter(None, map(damage, read)), None)
+        raise ModelError(
+            damaged or _explain(source, error, config, files is weight_files)
+        ) from error
 
 
-def _explain(source: str, text: str) -> str:
+def _explain(source: str, error: Exception, config: Path | None, of_model: bool) -> str:
+    text = " ".join(str(error).split())
     lower = text.lower()
     if "trust_remote_code" in lower or "custom code" in lower:
         return (
@@ -209,18 +228,30 @@ def _explain(source: str, text: str) -> str:
         )
     if "unrecognized configuration class" in lower:
         return f"{source} is not a causal language model that transformers can load."
-    if any(sign in lower for sign in ("couldn't connect", "offline", "connection", "cached")):
+    if model_folder(source) is None and any(
+        sign in lower for sign in ("couldn't connect", "offline", "connection", "cached")
+    ):
         return (
             f"{source!r} is no folder here, and the Hugging Face hub cannot be reached; give a folder, "
             f"{PACKAGED!r}, or fetch it first where there is a network."
         )
-    if "mismatched_sizes" in lower:
-        return f"the weights of {source} have other shapes than its config.json says."
     if "not a valid model identifier" in lower or "not a local folder" in lower:
         return f"{source!r} is neither a folder nor a model on the Hugging Face hub."
     if "safetensors" in lower and "does not appear" in lower:
         return f"{source} has no safetensors weights; nothing is unpickled, so pick a revision that has."
-    return f"{source} cannot be loaded: {text[:300]}"
+    said = f"{type(error).__name__}: {text[:300]}"
+    if config is None:
+        return f"{source} cannot be loaded ({said}); fetch it again, or load another model."
+    if of_model:
+        return (
+            f"{source} cannot be loaded as {config} describes it ({said}); mend config.json, or load "
+            "another model."
+        )
+    names = ", ".join(path.name for path in tokenizer_files(config.parent)) or "no file"
+    return (
+        f"the tokenizer of {source} ({names}) cannot be loaded with {config} ({said}); mend config.json, or "
+        "save the tokenizer again with tokenizer.save_pretrained."
+    )
 
 
 def _prepared(model: Any, source: str) -> Any:

@@ -313,12 +313,19 @@ def _sentence(error: ValidationError) -> str:
         ):
             continue  # its values were refused, so none was left
         cause = (problem.get("ctx") or {}).get("error")
-        message, value = str(cause) if cause is not None else problem["msg"], ""
+        message, value = str(cause) if cause is not None else _plainly(problem), ""
+        in_pair = loc[:1] == ("contrasts",) and len(loc) > 1
+        if in_pair:
+            loc = loc[:2]  # the pair, whatever is wrong in it
         if problem["type"] == "extra_forbidden":
             message = _unknown_key(loc)
-        elif cause is None and problem["type"] != "missing":
-            value = f" (found {problem['input']!r:.80}{_hint(problem)})"
-        told.setdefault((".".join(map(str, loc)), value), []).append(message)
+        elif cause is None and (in_pair or problem["type"] not in ("missing", "too_short")):
+            given = problem["input"]
+            given = list(given) if isinstance(given, tuple) else given
+            value = f" (found {given!r:.80}{_hint(problem)})"
+        messages = told.setdefault((".".join(map(str, loc)), value), [])
+        if message not in messages:
+            messages.append(message)
     problems = [
         (f"at {place}: " if place else "") + " or ".join(_alternatives(messages)) + value
         for (place, value), messages in told.items()
@@ -326,6 +333,21 @@ def _sentence(error: ValidationError) -> str:
     more = len(problems) - 3
     text = "; ".join(problems[:3]) + (f"; and {more} more" if more > 0 else "")
     return re.sub(_OUR_TYPES, lambda match: _WORDS[match[0].split(" or ")[0]], text)
+
+
+def _plainly(problem: Any) -> str:
+    """Return what pydantic says of a value, in words of a trial file."""
+    kind, loc = problem["type"], problem["loc"]
+    if loc[0:1] == ("contrasts",) and len(loc) > 1:
+        return "a contrast is a pair [arm, control] of two arms' names"
+    if kind == "missing":
+        return "it is missing: set it"
+    if kind == "string_pattern_mismatch":
+        return (
+            "a name holds letters (a to z, A to Z), digits, '_', '-' and '.' alone, and begins with a letter "
+            "or a digit"
+        )
+    return str(problem["msg"]).replace(" after validation", "")
 
 
 def _alternatives(messages: list[str]) -> list[str]:
@@ -347,9 +369,12 @@ _OUR_TYPES = (
 """What Python calls a list and a table of a trial file."""
 
 
+_TYPES = r"constrained-|literal\[|function-|\[key\]"
+
+
 def _names_a_type(part: int | str) -> bool:
     """Whether a part of a place is one of the types that a setting may have, and no setting."""
-    return isinstance(part, str) and re.match(r"constrained-|literal\[|function-", part) is not None
+    return isinstance(part, str) and re.match(_TYPES, part) is not None
 
 
 def _unknown_key(loc: tuple[int | str, ...]) -> str:

@@ -16,6 +16,7 @@ from sae_placebo.sites import (
     Sites,
     Stopped,
     decoder_layers,
+    own_code,
     resolve,
     run_until_stopped,
     text_config,
@@ -145,7 +146,7 @@ class Reader:
             return act
 
         hooks = self._sites.hooked({h: action(h.name) for h in self.hookpoints})
-        with torch.inference_mode(), self.forms(), hooks:
+        with torch.inference_mode(), self.forms(), hooks, own_code(self.model):
             self._run(token_ids)
 
     def _checked_forms(self) -> FastForms | None:
@@ -160,7 +161,7 @@ class Reader:
             self._forms = used
             try:
                 values.append(self.read(token_ids))
-            except (RuntimeError, TypeError):
+            except (ModelError, RuntimeError, TypeError):
                 if used is None:  # then it is the model's own
                     raise
                 return None

@@ -35,13 +35,21 @@ def store_folder(store: str | Path) -> Path:
     return Path(store)
 
 
-def in_the_way(folder: Path, spec: TrialSpec) -> str | None:
-    """Return why this trial's results cannot be put in `folder`: results of other settings are there.
+def in_the_way(folder: Path, spec: TrialSpec, replace: bool = False) -> str | None:
+    """Return why this trial's results cannot be put in `folder`.
+
+    Results of other settings are there, or a trial beside it is called the same but for upper and lower case.
 
     A setting that only one of the two protocols knows is of another version of this package, and no
-    difference; an arm or an SAE that only one of them has is one.
+    difference; an arm or an SAE that only one of them has is one. Where results are to be replaced, other
+    settings are not in the way.
     """
-    before = _settings_of(folder)
+    if (twin := _but_for_case(folder)) is not None:
+        return (
+            f"{str(folder.parent)!r} holds a trial called {twin!r}, which differs from {spec.name!r} in case "
+            "only, and some file systems cannot tell them apart: give this trial another name"
+        )
+    before = None if replace else _settings_of(folder)
     if before is None:
         return None
     differ = list(_differences(before, spec.model_dump(mode="json")))
@@ -53,6 +61,16 @@ def in_the_way(folder: Path, spec: TrialSpec) -> str | None:
         f"{str(folder)!r} holds results of a trial called {spec.name!r} with other settings ({listed}): "
         "give this trial another name, or --replace (replace=True), which moves the old results aside"
     )
+
+
+def _but_for_case(folder: Path) -> str | None:
+    """Return the folder beside this one that has its name in other case; None where there is none."""
+    try:
+        beside = sorted(path.name for path in folder.parent.iterdir())
+    except OSError:  # there are no results yet, or whoever opens the store says why
+        return None
+    name = folder.name
+    return next((n for n in beside if n != name and n.casefold() == name.casefold()), None)
 
 
 @contextmanager

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import product
+from traceback import walk_tb
 from typing import Any
 
-from sae_placebo.errors import ModelError
+from sae_placebo.errors import ModelError, PlaceboError
 from sae_placebo.hookpoints import Hookpoint, check_layer
 from sae_placebo.lazy import torch
 
@@ -241,7 +242,8 @@ def _run_probe(model: torch.nn.Module, layer: torch.nn.Module) -> _Probe:
         handles.append(layer.register_forward_hook(after))
         for handle in handles:
             stack.callback(handle.remove)
-        run_until_stopped(model, tokens)
+        with own_code(model):
+            run_until_stopped(model, tokens)
     # a module called twice (Phi's dropout) gives no single value to read
     return _Probe([c[0] for c in seen.values() if len(c) == 1], ends["pre"], ends["post"])
 
@@ -290,6 +292,42 @@ def run_until_stopped(model: torch.nn.Module, token_ids: torch.Tensor) -> None:
         base_model(model)(input_ids=token_ids.to(device), use_cache=False)
     except Stopped:
         return
+
+
+@contextmanager
+def own_code(model: torch.nn.Module, source: str | None = None) -> Iterator[None]:
+    """Turn what the model's own code raises in a forward inside into one sentence.
+
+    Memory that is used up, a fault of the accelerator, and what functions of this package raise inside
+    the forward are no fault of the model, and stay as they are.
+
+    Args:
+        model: Is run inside.
+        source: What it is called in the sentence; its class by default.
+
+    Raises:
+        ModelError: the model's code failed; the error is its cause.
+    """
+    try:
+        yield
+    except (PlaceboError, Stopped, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except Exception as error:  # a model's code may raise every class there is
+        text = " ".join(str(error).split())
+        if "memory" in text or _raised_by_us(error):
+            raise
+        raise ModelError(
+            f"{source or type(model).__name__} cannot be run as its config.json describes it "
+            f"({type(error).__name__}: {text[:300]}); mend config.json or load another model."
+        ) from error
+
+
+def _raised_by_us(error: Exception) -> bool:
+    """Return whether it was a function of this package, such as a hook, that failed inside of the model."""
+    names = [str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(error.__traceback__)]
+    inside = next((i for i, name in enumerate(names) if name.startswith("torch.nn.")), len(names))
+    callers = [name for name in names[inside:] if not name.startswith("torch.")]
+    return bool(callers) and callers[-1].startswith("sae_placebo.")
 
 
 def _find_terms(model: torch.nn.Module, layer: torch.nn.Module, index: int) -> tuple[Term, Term]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sae_placebo.errors import SpecError, TextError
+from sae_placebo.errors import SpecError, StoreError, TextError
 from sae_placebo.model_specs import ties_embeddings, vocabulary_size, width
 from sae_placebo.protocol import TrialSpec
 from sae_placebo.spec import canonical
@@ -56,6 +56,7 @@ def check_sizes(spec: TrialSpec, store: str | Path) -> None:
 
     Raises:
         SpecError: one piece of work needs more than all memory, or the artefacts more than the disk.
+        StoreError: the file system keeps nothing.
         TextError: the text cannot hold as many tokens as are asked for.
     """
     memory = total_memory()
@@ -188,6 +189,9 @@ def _room(store: Path) -> int | None:
     """Return the bytes that are free on the store's disk, and those of what the store holds.
 
     None where the path cannot be read; whoever opens the store says why.
+
+    Raises:
+        StoreError: the file system keeps nothing.
     """
     there, held = store.absolute(), 0
     for folder, _, names in os.walk(there):
@@ -197,9 +201,14 @@ def _room(store: Path) -> int | None:
     try:
         while not there.exists():
             there = there.parent
-        return shutil.disk_usage(there).free + held
+        disk = shutil.disk_usage(there)
     except OSError:
         return None
+    if disk.total == 0:  # /proc, /sys
+        raise StoreError(
+            f"{str(store)!r} cannot hold a store: nothing is kept on that file system; choose another --store"
+        )
+    return disk.free + held
 
 
 def _shown(n_bytes: int) -> str:

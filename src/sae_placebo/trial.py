@@ -86,8 +86,9 @@ def run(
     progress = progress or Progress()
     root = store_folder(store)
     check_sizes(spec, root)
-    if (taken := in_the_way(trial_folder(root, spec.name), spec)) is not None and not replace:
+    if (taken := in_the_way(trial_folder(root, spec.name), spec, replace)) is not None:
         raise StoreError(taken)
+    # what does not count is told where it is made anew
     plan, unheard = plan_steps(spec), Store(root)
     outlook = outlook_of(plan, unheard)
     progress.note(f"{standing(plan, unheard)}; {expected(outlook)}")

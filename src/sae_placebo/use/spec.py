@@ -13,6 +13,9 @@ from sae_placebo.use.joint import JointSpec
 from sae_placebo.use.masks import MaskSpec
 from sae_placebo.use.worst import WorstSpec
 
+_PARTS = {"null_firings": "firings", "first_nulls": "nulls", "glance_nulls": "first_nulls"}
+"""Settings that count some of what another counts."""
+
 
 class UseSpec(Spec):
     """How use is measured, and when a direction counts as used or as not used.
@@ -66,6 +69,15 @@ class UseSpec(Spec):
 
     @model_validator(mode="after")
     def _limits_do_not_cross(self) -> UseSpec:
+        fields = type(self).model_fields
+        for part, whole in _PARTS.items():
+            n, most = getattr(self, part), getattr(self, whole)
+            # a default is for any whole, and means all of a smaller one
+            if n > most and n != fields[part].default:
+                raise SpecError(
+                    f"{part} is {n} and {whole} {most}: the former are some of the latter; lower {part} or "
+                    f"raise {whole}"
+                )
         if self.negligible > self.least_effect:
             raise SpecError(
                 f"negligible is {self.negligible:g} and least_effect {self.least_effect:g}: an effect "
