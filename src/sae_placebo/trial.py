@@ -88,7 +88,10 @@ def run(
     check_sizes(spec, root)
     if (taken := in_the_way(trial_folder(root, spec.name), spec)) is not None and not replace:
         raise StoreError(taken)
-    plan, unheard = plan_steps(spec), Store(root)  # what does not count is told where it is made anew
+    plan, unheard = (
+        plan_steps(spec),
+        Store(root),
+    )  # what does not count is told where it is made anew
     outlook = outlook_of(plan, unheard)
     progress.note(f"{standing(plan, unheard)}; {expected(outlook)}")
     place = Store(root, progress.note)
