@@ -145,7 +145,7 @@ def test_a_question_without_an_answer_is_one_sentence() -> None:
 
 def test_the_text_that_suffices_does_not_depend_on_the_text_asked_about() -> None:
     least = 1_819  # of 55 documents with 50,000 tokens, two hold this many
-    asked = (least, 5_000, 50_000, 400_000)
+    asked = (least, 5_000)
     said = [answer(0.05, heldout_tokens=tokens).splitlines()[-1] for tokens in asked]
     assert set(said) == {answer(0.05).splitlines()[-1]}
     assert "12,500 held-out tokens detect 0.05" in said[0]

@@ -543,7 +543,7 @@ def test_embedded_json_cannot_leave_its_element() -> None:
 def test_a_number_that_is_not_finite_is_a_gap_in_a_figure() -> None:
     nan, inf = float("nan"), float("inf")
     row = DotRow(
-        "a row", ArmStyle("#000000", "circle"), nan, -inf, inf, 2, "1 document", (nan, inf)
+        "a row", ArmStyle(0, "#000000", "circle"), nan, -inf, inf, 2, "1 document", (nan, inf)
     )
     curve = Curve("a curve", row.style, (1, 2), (nan, inf), (nan, 0.0), (inf, nan), "ab", "nm")
     figures = {

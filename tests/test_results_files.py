@@ -216,7 +216,7 @@ def test_an_older_result_is_read_and_said_to_be_unchecked(folder: Path) -> None:
 def test_a_record_without_settings_is_damaged_and_not_older(folder: Path, text: str) -> None:
     (folder / "trial.json").write_text(text)
     readers = (
-        lambda: is_result_of(folder, None),  # asked before any setting is compared
+        lambda: read_record(folder),  # as `status` and `run` do
         lambda: Trial(folder).effects,
         lambda: Trial(folder).check(),
         lambda: answer(0.05, folder),

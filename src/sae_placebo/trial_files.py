@@ -54,10 +54,10 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise _damaged(path, f"it is not JSON{why}") from None
     if not isinstance(record, dict):
         raise _damaged(path, "it holds no JSON object")
-    if _SEAL not in record and not isinstance(record.get("spec"), dict):  # no version wrote that
-        raise _damaged(path, "it lacks the trial's settings")
     if seal_is_broken(record) or not are_facts(record.get(_TABLES, {})):
         raise _damaged(path, "it has changed since the trial wrote it")
+    if _SEAL not in record and not isinstance(record.get("spec"), dict):  # no version wrote that
+        raise _damaged(path, "it lacks the trial's settings")
     return record
 
 
