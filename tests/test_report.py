@@ -545,7 +545,7 @@ def test_a_number_that_is_not_finite_is_a_gap_in_a_figure() -> None:
     row = DotRow(
         "a row", ArmStyle(0, "#000000", "circle"), nan, -inf, inf, 2, "1 document", (nan, inf)
     )
-    curve = Curve("a curve", row.style, (1, 2), (nan, inf), (nan, 0.0), (inf, nan), "ab", "nm")
+    curve = Curve("a curve", row.style, (1.0, 2.0), (nan, inf), (nan, 0.0), (inf, nan), "ab", "nm")
     figures = {
         "deep": {
             "data": [{"x": (1.5, nan), "error_x": {"array": [[inf], np.float64(-inf), 3, "nan"]}}]
