@@ -87,8 +87,11 @@ def test_constant_activations_are_refused() -> None:
     # 0.1 is no sum of powers of two: the mean of five of them is not quite 0.1
     for x in (torch.ones(5, 3), torch.full((5, 3), 0.1), torch.full((5, 3), 1e4 / 3)):
         x[1, 0] = x[1, 0].nextafter(torch.tensor(2.0))
-        with pytest.raises(ModelError, match="constant over 5 tokens"):
+        with pytest.raises(ModelError, match=r"constant over 5 tokens.*raise text\.train_tokens"):
             calibrate(Block(zero, zero, torch.zeros(5, 2).long(), {"h": x}), 10.0)
+    many = torch.zeros(200).long()
+    with pytest.raises(ModelError, match=r"constant over 200 tokens.*another hookpoint"):
+        calibrate(Block(many, many, many[:, None], {"h": torch.ones(200, 3)}), 10.0)
 
 
 def test_batches_share_their_order_and_lose_only_outliers() -> None:

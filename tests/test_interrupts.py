@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from sae_placebo import interrupts
+from sae_placebo import cli, interrupts
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,21 @@ def test_handlers_return_and_those_of_others_are_left_alone() -> None:
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_the_command_line_listens_from_its_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def verb(_: object) -> None:
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(cli, "app", verb)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 143
+    assert capsys.readouterr().err == "stopped; run the same command again to go on\n"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_outside_the_main_thread_nothing_is_set() -> None:

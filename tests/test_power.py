@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,6 +141,43 @@ def test_a_question_without_an_answer_is_one_sentence() -> None:
         answer(0.05, metric="share_dead")
     with pytest.raises(SpecError, match="sae_seeds is 1"):
         answer(0.05, sae_seeds=1)
+
+
+def test_the_text_that_suffices_does_not_depend_on_the_text_asked_about() -> None:
+    least = 1_819  # of 55 documents with 50,000 tokens, two hold this many
+    asked = (least, 5_000)
+    said = [answer(0.05, heldout_tokens=tokens).splitlines()[-1] for tokens in asked]
+    assert set(said) == {answer(0.05).splitlines()[-1]}
+    assert "12,500 held-out tokens detect 0.05" in said[0]
+    with pytest.raises(SpecError, match="two documents hold 1,819"):
+        answer(0.05, heldout_tokens=least - 1)
+
+
+def test_that_more_text_can_detect_less_is_said_with_its_reason() -> None:
+    seeds_matter = answer(0.05)  # two seeds: one degree of freedom once the text is large
+    assert "more text detects less in places: as the documents' part" in seeds_matter
+    assert "800,000 do not: as the documents' part" in seeds_matter
+    text_alone = power_table(of(documents=1e-3), Design(counts_latents=False), 0.02)
+    assert "held-out tokens detect 0.02 (in doublings)." in text_alone
+    assert "detects less" not in text_alone
+    assert "do not" not in text_alone
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"model_seeds": 10**9}, "model_seeds is 1000000000; give at most 100"),
+        ({"sae_seeds": 10**23}, "sae_seeds is 1.*; give at most 100"),
+        ({"sae_seeds": 101}, "sae_seeds is 101; give at most 100"),
+        ({"d_sae": 10**400}, "d_sae is 1.*; give at most 1,000,000,000"),
+        ({"heldout_tokens": 10**400}, "heldout_tokens is 1.*; give at most"),
+        ({"difference": float("inf")}, "difference is inf; it must be finite and above 0"),
+        ({"difference": float("nan")}, "difference is nan; it must be finite and above 0"),
+    ],
+)
+def test_numbers_too_large_to_simulate_are_refused(asked: dict[str, Any], words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        answer(**{"difference": 0.05, **asked})
 
 
 def test_the_verb(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import errno
 import json
 import os
@@ -17,6 +18,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -24,6 +26,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from sae_placebo.errors import StoreError
 from sae_placebo.report import build_report, read_tables, render
 from sae_placebo.report.build import embed_json
+from sae_placebo.report.dots import Curve, DotRow, dose_curve, dot_rows
+from sae_placebo.report.palette import ArmStyle
 from sae_placebo.report.plots import label
 from sae_placebo.report.sections import View
 from sae_placebo.report.sections.aa import in_short, sentences, tally
@@ -534,6 +538,33 @@ def test_embedded_json_cannot_leave_its_element() -> None:
     text = embed_json(value)
     assert not set("<>&\u2028\u2029") & set(text)
     assert json.loads(text) == value
+
+
+def test_a_number_that_is_not_finite_is_a_gap_in_a_figure() -> None:
+    nan, inf = float("nan"), float("inf")
+    row = DotRow(
+        "a row", ArmStyle(0, "#000000", "circle"), nan, -inf, inf, 2, "1 document", (nan, inf)
+    )
+    curve = Curve("a curve", row.style, (1.0, 2.0), (nan, inf), (nan, 0.0), (inf, nan), "ab", "nm")
+    figures = {
+        "deep": {
+            "data": [{"x": (1.5, nan), "error_x": {"array": [[inf], np.float64(-inf), 3, "nan"]}}]
+        },
+        "dots": dot_rows([row, dataclasses.replace(row, value=0.5, low=0.4, high=0.6)], "share"),
+        "none": dot_rows([row], "share"),
+        "curve": dose_curve([curve], "dose", "bits"),
+    }
+    drawn = json.loads(embed_json(figures), parse_constant=pytest.fail)
+    assert drawn["deep"]["data"] == [
+        {"x": [1.5, None], "error_x": {"array": [[None], None, 3, "nan"]}}
+    ]
+    points = [trace for trace in drawn["dots"]["data"] if trace["mode"] == "markers"]
+    assert [trace["x"] for trace in points] == [[None], [0.5]]
+    low, high = drawn["dots"]["layout"]["xaxis"]["range"]  # of what can be drawn
+    assert 0.3 < low < 0.4 < 0.6 < high < 0.7
+    assert drawn["curve"]["data"][0]["y"] == [None, None]
+    assert number(nan) == number(-inf, 2) == "–"
+    assert fitting(nan, nan, inf) == fitting(None, None, None)
 
 
 def test_labels_show_tags_and_entities_literally() -> None:

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 import sae_placebo as sp
-from conftest import trial_table
+from conftest import trial_table, write_toml
+from sae_placebo.cli import main
 from sae_placebo.errors import StoreError
 from sae_placebo.protocol import TrialSpec, load_trial
-from sae_placebo.result_folders import in_the_way, store_folder, written_beside
+from sae_placebo.result_folders import in_the_way, not_yet, store_folder, written_beside
 
 
 @pytest.fixture
@@ -62,6 +63,35 @@ def test_what_differs_is_named(
     taken = in_the_way(tmp_path / "trials" / "tiny", load_trial(table, overrides=[change]))
     assert taken is not None
     assert words in taken
+
+
+def test_a_report_without_results_says_what_is_there_and_the_whole_command(
+    table: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    trial_path = write_toml(tmp_path / "trial.toml", table)
+    store, change = tmp_path / "a store", "saes.topk.k=8"
+    rest = f"'{store}' --set {change}`"
+
+    def said() -> str:
+        arguments = ["report", str(trial_path), "--store", str(store), "--set", change]
+        monkeypatch.setattr("sys.argv", ["sae-placebo", *arguments])
+        with pytest.raises(SystemExit):
+            main()
+        return str(capsys.readouterr().err)
+
+    none = said()
+    assert " of its stages are left; `sae-placebo run" in none
+    assert f"{rest} finishes them" in none
+    folder = left_by(load_trial(trial_path), store)
+    others = said()
+    assert f"{rest} will refuse to make them" in others
+    assert "with other settings (saes.topk.k was 4, now 8)" in others
+    (folder / "trial.json").unlink()
+    spec = load_trial(trial_path)
+    assert not_yet(folder, spec, 0, "it") == (
+        f"trial 'tiny' has no results of these settings yet: all of its stages are done, but "
+        f"'{folder / 'trial.json'}' is missing; `it` makes tables and report anew from them"
+    )
 
 
 def test_the_same_settings_another_name_or_another_version_are_not_in_the_way(

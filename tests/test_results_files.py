@@ -25,7 +25,7 @@ from sae_placebo.report import build_report, read_tables
 from sae_placebo.results import TABLES, Trial, described, is_result_of
 from sae_placebo.sealing import read_json, write_json
 from sae_placebo.store import Store
-from sae_placebo.trial_files import check_table, read_record
+from sae_placebo.trial_files import check_table, foreign, read_record
 from synthetic_trial import Settings, seal_trial, write_trial
 
 
@@ -210,6 +210,22 @@ def test_an_older_result_is_read_and_said_to_be_unchecked(folder: Path) -> None:
         (folder / "trial.json").write_text('{"name": "x"}')
         with pytest.raises(StoreError, match="lacks"):
             answer(0.05, folder)
+
+
+@pytest.mark.parametrize("text", ["{}", '{"spec": null}', '{"name": "x", "spec": "x"}'])
+def test_a_record_without_settings_is_damaged_and_not_older(folder: Path, text: str) -> None:
+    (folder / "trial.json").write_text(text)
+    readers = (
+        lambda: read_record(folder),  # as `status` and `run` do
+        lambda: Trial(folder).effects,
+        lambda: Trial(folder).check(),
+        lambda: answer(0.05, folder),
+        lambda: build_report(folder),
+    )
+    for read in readers:
+        with pytest.raises(StoreError, match=r"trial\.json' is damaged \(it lacks"):
+            read()
+    assert folder / "trial.json" in foreign(folder)
 
 
 @pytest.mark.filterwarnings("default")

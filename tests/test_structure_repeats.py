@@ -44,6 +44,11 @@ def test_ids_outside_the_vocabulary_are_refused(ids, bos):
         repeat_rows(100, np.array(ids), 2, 4, 0, bos=bos)
 
 
+def test_text_of_one_token_names_the_setting():
+    with pytest.raises(SpecError, match=r"has 1 distinct token to draw .*text\.heldout_tokens"):
+        repeat_rows(10, np.array([4, 4, 4]), 3, 5, 0, None)
+
+
 def test_occurrences_hold_the_same_tokens_and_the_same_ones_before():
     rows = repeat_rows(100, IDS, 6, 9, 0, bos=0)
     first, second = occurrences(6, 9, bos=True)

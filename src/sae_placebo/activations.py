@@ -51,6 +51,7 @@ class HarvestSpec(Spec):
 
 # rows in one forward: changes no result beyond rounding, which is fixed with the rest of the recipe
 FORWARD_ROWS = 16
+_FEW_TOKENS = 100  # fewer that do not vary say nothing of the hookpoint
 
 
 @dataclass(frozen=True)
@@ -224,9 +225,11 @@ def calibrate(block: Block, outlier_ratio: float) -> dict[str, Calibration]:
         mean = kept.mean(0)
         energy = float((kept - mean).square().sum(1).mean())
         if not energy > ROUNDING_ENERGY * float(mean.square().sum()):
+            few = len(x) < _FEW_TOKENS
+            advice = "raise text.train_tokens" if few else "choose another hookpoint or control"
+            tokens = f"{len(x):,} token" + ("" if len(x) == 1 else "s")
             raise ModelError(
-                f"the activations at {name} are constant over {len(x):,} tokens: there is nothing to "
-                "learn; choose another hookpoint or control"
+                f"the activations at {name} are constant over {tokens}: there is nothing to learn; {advice}"
             )
         result[name] = Calibration(
             mean=mean.float(),

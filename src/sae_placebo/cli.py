@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import typer
 
 from sae_placebo.cli_toy import named_folder, toy
 from sae_placebo.errors import PlaceboError, StoreError, UncheckedResult, in_one_line
+from sae_placebo.interrupts import listening
 from sae_placebo.progress import for_terminal
 
 app = typer.Typer(
@@ -62,7 +64,7 @@ def init(
         raise StoreError(f"{str(path)!r} exists already; give another path or remove it") from None
     except OSError as error:
         raise StoreError(f"{str(path)!r} cannot be written ({error.strerror})") from None
-    typer.echo(f"wrote {path}; next: sae-placebo check {path}")
+    typer.echo(f"wrote {path}; next: sae-placebo check {shlex.quote(str(path))}")
 
 
 @app.command()
@@ -143,16 +145,16 @@ def report(
     from sae_placebo.costs import unfinished
     from sae_placebo.protocol import load_trial
     from sae_placebo.report import build_report
+    from sae_placebo.result_folders import not_yet
     from sae_placebo.results import is_result_of, trial_folder
 
     spec = load_trial(trial, overrides=overrides or [])
     folder = trial_folder(store, spec.name)
     left = unfinished(spec, store)
     if left or not is_result_of(folder, spec):
-        raise StoreError(
-            f"trial {spec.name!r} has no results of these settings yet: {left} of its stages are left; "
-            f"sae-placebo run {trial} finishes them"
-        )
+        settings = [word for setting in overrides or [] for word in ("--set", setting)]
+        command = ["sae-placebo", "run", str(trial), "--store", str(store), *settings]
+        raise StoreError(not_yet(folder, spec, left, shlex.join(command)))
     with for_terminal().track("report", 1, "page") as advance:
         page = build_report(folder)
         advance(1)
@@ -235,7 +237,7 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        with _notes():
+        with listening(), _notes():
             app(arguments)
     except PlaceboError as error:
         if debug:

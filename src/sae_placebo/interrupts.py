@@ -1,7 +1,7 @@
 """Stops that wait for the end of a step: Ctrl-C and SIGTERM during work that must not be cut in two.
 
-While `listening`, a stop that comes inside `held` is raised when the block ends; elsewhere it is raised
-at once. So whoever catches it finds its state whole.
+While `listening`, as the command line is from its start, a stop that comes inside `held` is raised when
+the block ends; elsewhere it is raised at once. So whoever catches it finds its state whole.
 """
 
 from __future__ import annotations

@@ -20,7 +20,9 @@ a wider SAE has other classes; the numbers are for designs near the one that the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,12 @@ DRAWS = 500
 SEEDS = (2, 3, 4, 6)
 _COUNTED = "share_"  # so begin the metrics that are shares of latents
 _TOKENS, _WIDTHS = (1, 2, 4, 16), (1, 4, 16)
+_WHY_LESS = (
+    "as the documents' part of the variance shrinks, the seeds' part weighs more, and an interval from "
+    "few seeds has a wide Student quantile; more seeds mend that"
+)
+# every SAE of every simulated trial is a number in memory
+_MOST = {"heldout_tokens": 10**12, "d_sae": 10**9, "sae_seeds": 100, "model_seeds": 100}
 
 
 class Variances(Spec):
@@ -78,7 +86,20 @@ class Design(Spec):
     counts_latents: bool = True
 
     def with_tokens(self, tokens: int) -> Design:
-        """Return the design with more or fewer documents of the same length."""
+        """Return the design with more or fewer documents of the same length.
+
+        Documents are whole, so their length is kept only from the design that was measured: other
+        numbers of tokens are derived from that one, never one from another.
+
+        Raises:
+            SpecError: two documents hold more tokens.
+        """
+        least = math.ceil(2 * self.heldout_tokens / self.n_documents)
+        if tokens < least:
+            raise SpecError(
+                f"heldout_tokens is {tokens:,}, and two documents hold {least:,}; an interval needs two "
+                "documents: hold out at least that many tokens"
+            )
         documents = max(2, round(self.n_documents * tokens / self.heldout_tokens))
         return self.model_copy(update={"heldout_tokens": tokens, "n_documents": documents})
 
@@ -280,27 +301,33 @@ def answer(
         least = 2 if name.endswith("seeds") else 1
         if value < least:
             raise SpecError(f"{name} is {value}; an interval needs at least {least}")
+        if value > _MOST[name]:
+            raise SpecError(f"{name} is {value}; give at most {_MOST[name]:,}")
     tokens = given.pop("heldout_tokens", None)
-    if tokens is not None:
-        design = design.with_tokens(tokens)
-    return power_table(variances, design.of(**given), difference)
+    return power_table(variances, design.of(**given), difference, tokens)
 
 
 def power_table(
-    variances: Variances, design: Design, difference: float, target: float = 0.8
+    variances: Variances,
+    measured_on: Design,
+    difference: float,
+    tokens: int | None = None,
+    target: float = 0.8,
 ) -> str:
     """Return as text what this design detects, and what other designs would.
 
     Args:
         variances: Of the metric.
-        design: The trial at hand.
+        measured_on: The trial at hand.
         difference: The difference that should be detected.
+        tokens: Held-out tokens of the design that is asked about; those of the trial unless given.
         target: Power that counts as detecting it.
     """
-    if not difference > 0:
-        raise SpecError(f"the difference is {difference}; it must be above 0")
+    if not 0 < difference < math.inf:
+        raise SpecError(f"the difference is {difference}; it must be finite and above 0")
     if not 0.05 < target < 1:
         raise SpecError(f"the power is {target}; it must be above 0.05 and below 1")
+    design = measured_on if tokens is None else measured_on.with_tokens(tokens)
     now = simulate(variances, design)
     parts = _parts(variances, design)
     total = sum(parts.values())
@@ -327,8 +354,13 @@ def power_table(
             if found.smallest(target) <= difference:
                 enough.append(((1 + models) * seeds, models, seeds))
         lines.append(f"{models:>20}" + "".join(f"{cell:>16}" for cell in cells))
-    lines += ["", _fewest(enough, difference, target), "", *_sizes(variances, design, target)]
-    lines += ["", *_enough_tokens(variances, design, difference, target)]
+    lines += [
+        "",
+        _fewest(enough, difference, target),
+        "",
+        *_sizes(variances, measured_on, design, target),
+    ]
+    lines += ["", *_enough_tokens(variances, measured_on, difference, target)]
     return "\n".join(lines)
 
 
@@ -371,35 +403,44 @@ def _fewest(enough: Sequence[tuple[int, int, int]], difference: float, target: f
     )
 
 
-def _sizes(variances: Variances, design: Design, target: float) -> list[str]:
+def _sizes(variances: Variances, measured_on: Design, design: Design, target: float) -> list[str]:
     """Return the smallest difference by held-out tokens and width, at the design's seeds."""
     widths = [design.d_sae * k for k in _WIDTHS]
     lines = [
         f"with {design.sae_seeds} SAE seeds and {design.model_seeds} re-draws",
         f"{'tokens held out':>20}" + "".join(f"{f'd_sae {w:,}':>16}" for w in widths),
     ]
+    columns = []
     for factor in _TOKENS:
-        wider = design.with_tokens(design.heldout_tokens * factor)
+        wider = measured_on.with_tokens(design.heldout_tokens * factor)
         found = [simulate(variances, wider.of(d_sae=w)).smallest(target) for w in widths]
         cells = "".join(f"{_number(value):>16}" for value in found)
         lines.append(f"{wider.heldout_tokens:>20,}{cells}")
+        columns.append(found)
+    if any(y > x for some, more in pairwise(columns) for x, y in zip(some, more, strict=True)):
+        lines.append(f"more text detects less in places: {_WHY_LESS}.")
     return lines
 
 
 def _enough_tokens(
-    variances: Variances, design: Design, difference: float, target: float
+    variances: Variances, measured_on: Design, difference: float, target: float
 ) -> list[str]:
-    """Return the fewest held-out tokens, in doublings, that detect the difference with these seeds."""
-    for doublings in range(-5, 11):
-        # not a bisection: as the documents' part shrinks, the quantile of the seeds weighs more
-        some = design.with_tokens(round(design.heldout_tokens * 2.0**doublings))
-        enough = some.n_documents >= 5 and simulate(variances, some).smallest(target) <= difference
-        if enough:
-            return [
-                f"with these seeds and this width, {some.heldout_tokens:,} held-out tokens detect "
-                f"{difference:g} (in doublings)."
-            ]
-    return [
-        f"with these seeds and this width, no number of held-out tokens detects {difference:g}: add "
-        "seeds."
-    ]
+    """Return the fewest held-out tokens, in doublings, that detect the difference with these seeds.
+
+    Every doubling is simulated: what detects it with some text may not with more.
+    """
+    enough: dict[int, bool] = {}
+    for factor in (2.0**doublings for doublings in range(-5, 11)):
+        if round(measured_on.n_documents * factor) >= 5:
+            some = measured_on.with_tokens(round(measured_on.heldout_tokens * factor))
+            found = simulate(variances, some).smallest(target)
+            enough[some.heldout_tokens] = found <= difference
+    with_these = "with these seeds and this width,"
+    fewest = next((tokens for tokens, is_enough in enough.items() if is_enough), None)
+    if fewest is None:
+        return [f"{with_these} no number of held-out tokens detects {difference:g}: add seeds."]
+    said = f"{with_these} {fewest:,} held-out tokens detect {difference:g} (in doublings)."
+    fails = [tokens for tokens, is_enough in enough.items() if tokens > fewest and not is_enough]
+    if fails:
+        said += f" {fails[0]:,} do not: {_WHY_LESS}."
+    return [said]

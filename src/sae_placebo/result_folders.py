@@ -7,6 +7,7 @@ until the new ones are complete, and moved aside.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from sae_placebo.errors import StoreError
 from sae_placebo.protocol import TrialSpec
 from sae_placebo.spec import canonical
 from sae_placebo.store import explained, read_json
+from sae_placebo.trial_files import RECORD
 
 _LABELLED = (("arms",), ("saes",))
 _SHOWN = 3
@@ -73,6 +75,25 @@ def _but_for_case(folder: Path) -> str | None:
     return next((n for n in beside if n != name and n.casefold() == name.casefold()), None)
 
 
+def not_yet(folder: Path, spec: TrialSpec, left: int, command: str) -> str:
+    """Return why there are no results of this trial in `folder` to report on, and what to do.
+
+    Args:
+        folder: Where they would lie.
+        spec: The trial.
+        left: How many of its steps are not done.
+        command: The command that runs it.
+    """
+    said = f"trial {spec.name!r} has no results of these settings yet: "
+    said += f"{left} of its stages are left" if left else "all of its stages are done"
+    if (taken := in_the_way(folder, spec)) is not None:
+        return f"{said}, and `{command}` will refuse to make them: {taken}"
+    if left:
+        return f"{said}; `{command}` finishes them"
+    what = "is of another version" if os.path.lexists(folder / RECORD) else "is missing"
+    return f"{said}, but {str(folder / RECORD)!r} {what}; `{command}` makes tables and report anew from them"
+
+
 @contextmanager
 def written_beside(folder: Path, spec: TrialSpec, tell: Callable[[str], None]) -> Iterator[Path]:
     """Yield the folder to write results of `spec` to; at the end they are in `folder`.
@@ -100,7 +121,7 @@ def written_beside(folder: Path, spec: TrialSpec, tell: Callable[[str], None]) -
 
 def _settings_of(folder: Path) -> dict[str, Any] | None:
     """Return the protocol whose results lie in `folder`; None where there are none, or unreadable ones."""
-    path = folder / "trial.json"
+    path = folder / RECORD
     if not path.is_file():
         return None
     try:

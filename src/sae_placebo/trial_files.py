@@ -17,6 +17,7 @@ from sae_placebo.sealing import are_facts, change_of, fact, read_json, seal_is_b
 
 RECORD = "trial.json"
 _TABLES = "tables"
+_SEAL = "seal"
 
 
 def with_tables(record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -55,6 +56,8 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise _damaged(path, "it holds no JSON object")
     if seal_is_broken(record) or not are_facts(record.get(_TABLES, {})):
         raise _damaged(path, "it has changed since the trial wrote it")
+    if _SEAL not in record and not isinstance(record.get("spec"), dict):  # no version wrote that
+        raise _damaged(path, "it lacks the trial's settings")
     return record
 
 

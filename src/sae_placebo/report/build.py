@@ -11,6 +11,7 @@ import base64
 import errno
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -103,11 +104,23 @@ def render_section(section: Section, view: View) -> str:
 
 
 def embed_json(value: Any) -> str:
-    """Return `value` as JSON that holds no character which could end a script element."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    """Return `value` as JSON that holds no character which could end a script element.
+
+    JSON has no infinity and no "not a number": they become null, which figures draw as a gap.
+    """
+    text = json.dumps(_with_gaps(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character, escaped in _ESCAPES.items():
         text = text.replace(character, escaped)
     return text
+
+
+def _with_gaps(value: Any) -> Any:
+    """Return `value` with None in place of every number, at any depth, that is not finite."""
+    if isinstance(value, Mapping):
+        return {key: _with_gaps(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_gaps(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _environment() -> Any:

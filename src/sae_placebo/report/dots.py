@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,7 +59,8 @@ def dot_rows(
     heights = [float(len(rows) - 1 - i) for i in range(len(rows))]
     ends = [v for r in rows for v in (r.value, r.low, r.high, *(r.band or ())) if v is not None]
     ends += [line.value for line in lines] + ([floor] if floor is not None else [])
-    low, high = min(ends), max(ends)
+    shown = [v for v in ends if math.isfinite(v)] or [0.0]
+    low, high = min(shown), max(shown)
     room = 0.04 * ((high - low) or 1.0)
     legend = 26 if lines or any(row.band for row in rows) else 0
     data = [_bands(rows, heights)] if any(row.band for row in rows) else []

@@ -51,7 +51,7 @@ def finite(value: Any) -> float | None:
 
 def decimals_for(*values: float | None) -> int:
     """Return how many decimals show the spread of `values` with two digits; 0 to 6."""
-    known = [v for v in values if v is not None]
+    known = [v for v in values if v is not None and math.isfinite(v)]
     width = max(known) - min(known) if known else 0.0
     size = width if width > 0 else max((abs(v) for v in known), default=0.0) / 10
     if size <= 0:
@@ -65,6 +65,7 @@ def fitting(value: float | None, low: float | None, high: float | None) -> int:
     There are more where fewer would print a bound that is not 0 as 0 and so hide on which side of
     0 the interval lies.
     """
+    value, low, high = finite(value), finite(low), finite(high)
     if low is None or high is None:
         return 2 if value == 0 else min(4, decimals_for(value))
     largest = max(abs(low), abs(high), abs(value or 0.0))
@@ -81,8 +82,8 @@ def fitting(value: float | None, low: float | None, high: float | None) -> int:
 
 
 def number(value: float | None, decimals: int | None = None, signed: bool = False) -> str:
-    """Return `value` rounded, with thousands separators and a true minus; an en dash for None."""
-    if value is None:
+    """Return `value` rounded, with thousands separators and a true minus; an en dash for no number."""
+    if value is None or not math.isfinite(value):
         return "–"
     places = decimals_for(value) if decimals is None else decimals
     text = f"{value:+,.{places}f}" if signed else f"{value:,.{places}f}"

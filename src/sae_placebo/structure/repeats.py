@@ -49,10 +49,15 @@ def repeat_rows(
     """
     ids = np.unique(usable)
     outside = np.append(ids, ids[:0] if bos is None else bos)
-    if len(ids) < 2 or outside.min() < 0 or outside.max() >= vocabulary_size:
+    if len(ids) < 2:
         raise SpecError(
-            f"repeated blocks are drawn from {len(ids)} token ids; two or more are needed, "
-            f"from 0 to {vocabulary_size - 1}, BOS included."
+            f"the held-out text has {len(ids)} distinct token{'' if len(ids) == 1 else 's'} to draw "
+            "repeated blocks from, and two are needed; raise text.heldout_tokens or give other text"
+        )
+    if outside.min() < 0 or outside.max() >= vocabulary_size:
+        raise SpecError(
+            f"repeated blocks are drawn from token ids {outside.min()} to {outside.max()}, BOS included; "
+            f"the model has 0 to {vocabulary_size - 1}"
         )
     second = _blocks(ids, n_rows, block, numpy_generator(seed, "repeated blocks"))
     first = second

@@ -208,8 +208,8 @@ def _traces(view: View, arm: str, part: pandas.DataFrame) -> list[dict[str, Any]
         "error_y": {
             "type": "data",
             "symmetric": False,
-            "array": np.nan_to_num(up - values).tolist(),
-            "arrayminus": np.nan_to_num(values - down).tolist(),
+            "array": (up - values).tolist(),
+            "arrayminus": (values - down).tolist(),
             "color": style.color,
             "thickness": 1,
             "width": 2,
