@@ -17,7 +17,7 @@ from sae_placebo.saes.selection import Selection, Sites, select
 from sae_placebo.training import Fit, TrainingSpec
 
 pytest.importorskip("numba")
-from sae_placebo.saes import compiled_selection as compiled  # noqa: E402
+from sae_placebo.saes import compiled_selection as compiled
 
 D_IN = 20
 
@@ -164,9 +164,13 @@ def test_training_that_diverges_is_refused_in_words(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv(fast.SWITCH, "1")
     spec = TopKSpec(d_sae=64, k=4)
     fit = Fit(spec.create(D_IN, 0), TrainingSpec(learning_rate=1e20, dead_after_tokens=400), 30_000)
-    with pytest.raises(SpecError, match="training diverged"):
+
+    def train() -> None:
         for seed in range(40):
             fit.step(draw(256, D_IN, seed=seed))
+
+    with pytest.raises(SpecError, match="training diverged"):
+        train()
 
 
 def fitted(kind: str, parts: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch, on: str) -> Fit:
