@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 
+from sae_placebo.errors import SpecError
 from sae_placebo.saes import SAE, SAES, TopKSpec, fast
 from sae_placebo.saes.crew import Crew
-from sae_placebo.saes.fast_selection import Search, select_sites
+from sae_placebo.saes.fast_selection import Aside, Search, select_both, select_sites
 from sae_placebo.saes.kernels import Workspace
 from sae_placebo.saes.selection import Selection, Sites, select
 from sae_placebo.training import Fit, TrainingSpec
 
 pytest.importorskip("numba")
+from sae_placebo.saes import compiled_selection as compiled
+
 D_IN = 20
 
 
@@ -99,6 +103,74 @@ def test_more_sites_than_there_is_room_for(d_sae: int) -> None:
     # all latents fire on all tokens: far beyond the room that is set aside at first
     x, weights = draw(2000, D_IN), draw(d_sae, D_IN, seed=1) / 4
     same(*by_both(x, weights, torch.full((d_sae,), 50.0), Selection("above")))
+
+
+ODD = {
+    "inf": [float("inf")],
+    "nan": [float("nan")],
+    "negative nan": [-float("nan")],
+    "both": [float("inf"), float("nan"), -float("inf"), -float("nan"), 3.0],
+}
+
+
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD.keys())
+@pytest.mark.parametrize("d_sae", [7, 64, 83])
+def test_a_row_never_gives_more_than_k_sites_whatever_its_values(
+    d_sae: int, odd: list[float]
+) -> None:
+    z = draw(30, d_sae)
+    z[:, : d_sae - 1] = torch.tensor(odd).repeat(d_sae)[: d_sae - 1]
+    # as if callers had room for k of every token and no more: what lies behind it must stay
+    size, k = 30 * 4 + d_sae, 4
+    found, places = np.full(size + 500, 7.0, np.float32), np.zeros(size + 500, np.int32)
+    lanes, counts = np.empty(d_sae // 8 + 8, np.float32), np.zeros(30, np.int32)
+    bits, bias = found.view(np.int32), np.zeros(d_sae, np.float32)
+
+    at = compiled.select_rows(z.numpy(), bias, k, lanes, found, bits, places, counts, 0)
+
+    assert counts.max() <= k
+    assert at == counts.sum()
+    assert (found[size:] == 7).all()
+    offsets = np.array([0, size], np.int64)
+    compiled.keep_batch(found[:size], bits[:size], places[:size], offsets, 5)
+    assert offsets[-1] <= 5
+
+
+@pytest.mark.parametrize("search", [False, True])
+@pytest.mark.parametrize("chosen", CHOICES[1:], ids=lambda c: f"{c.kind}-{c.k}")
+def test_weights_that_are_not_finite_give_no_more_sites_than_there_is_room_for(
+    chosen: Selection, search: bool
+) -> None:
+    x, weights = draw(300, D_IN) * 1e30, draw(96, D_IN, seed=1) * 1e30
+    weights[::5], weights[::7] = float("inf"), float("nan")
+    rows = {"W_enc": weights, "b_enc": torch.zeros(96)}
+    aside = Aside(torch.arange(96) % 3 == 0, 6)
+    with Crew() as crew:
+        found, others = select_both(
+            x, rows, chosen, aside, Workspace(), crew, Search(weights) if search else None
+        )
+    assert others[0].diff().max() <= 6
+    for offsets, latents, z in (found, others):
+        assert offsets[-1] == len(latents) == len(z)
+        assert latents.min() >= 0
+        assert latents.max() < 96
+    if chosen.kind == "row":
+        assert found[0].diff().max() <= chosen.k
+    if chosen.kind == "batch":
+        assert len(found[1]) <= chosen.target(300, 96)
+
+
+def test_training_that_diverges_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(fast.SWITCH, "1")
+    spec = TopKSpec(d_sae=64, k=4)
+    fit = Fit(spec.create(D_IN, 0), TrainingSpec(learning_rate=1e20, dead_after_tokens=400), 30_000)
+
+    def train() -> None:
+        for seed in range(40):
+            fit.step(draw(256, D_IN, seed=seed))
+
+    with pytest.raises(SpecError, match="training diverged"):
+        train()
 
 
 def fitted(kind: str, parts: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch, on: str) -> Fit:

@@ -46,7 +46,7 @@ from sae_placebo.report.wording import (
     visible,
     wrapped,
 )
-from synthetic_trial import EVIL, Settings, write_trial
+from synthetic_trial import EVIL, Settings, seal_trial, write_trial
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -531,6 +531,29 @@ def test_data_cannot_become_markup(tmp_path: Path) -> None:
     assert "onerror" in labels
     assert "<img" not in labels
     assert "</script" not in labels
+
+
+def test_control_characters_of_any_text_are_made_visible(tmp_path: Path) -> None:
+    odd = "\x1b[2J\x07\x7f\x9b\u202e"
+    settings = Settings(latents=20, arms=("trained", f"b{odd}"), hookpoints=(f"resid{odd}",))
+    folder = write_trial(tmp_path / "odd", settings)
+    record = json.loads((folder / "trial.json").read_text(encoding="utf-8"))
+
+    def spoiled(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: spoiled(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [spoiled(one) for one in value]
+        return f"{value}{odd}\ud800" if value == "example/tiny-lm" else value
+
+    text = json.dumps(spoiled(record))
+    assert "\\ud800" in text
+    (folder / "trial.json").write_text(text, encoding="utf-8")
+    seal_trial(folder)
+    page = build_report(folder).read_text(encoding="utf-8")
+    raw = page.split("<script", maxsplit=1)[0]
+    assert "example/tiny-lm⟨001B⟩[2J⟨0007⟩⟨007F⟩⟨009B⟩⟨202E⟩⟨D800⟩" in raw
+    assert not set(raw) & set(odd.replace("[2J", ""))
 
 
 def test_embedded_json_cannot_leave_its_element() -> None:

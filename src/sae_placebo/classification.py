@@ -343,10 +343,11 @@ def not_estimable(
         return name in settled or bool(np.any(np.isfinite(table[name])))
 
     return {
-        kind.name: "not estimable: nothing is known of "
+        kind.name: "nothing is known of "
         + ", or of ".join(
             " and ".join(name for name in needed if not known(name)) for needed in kind.needs
         )
+        + " for any latent"
         for kind in CLASSES
         if kind.needs and not any(all(known(name) for name in needed) for needed in kind.needs)
     }

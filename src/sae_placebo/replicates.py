@@ -109,7 +109,7 @@ class ReplicateTable:
         self._steps[cell] = step
         of_cell = self._values.setdefault(cell, {})
         if values is None or not np.isfinite(values[0]):
-            self._reasons.setdefault(cell, reason or "not estimable")
+            self._reasons.setdefault(cell, reason or "no reason was recorded")
             return
         of_cell[model_seed, sae_seed] = values
         if null_value is not None:

@@ -17,6 +17,7 @@ from sae_placebo import artefacts, models, precision
 from sae_placebo.audit_results import audit_tables, described_audits
 from sae_placebo.designs import quads
 from sae_placebo.errors import StoreError
+from sae_placebo.failed_fits import failed_fits
 from sae_placebo.interactions import interactions
 from sae_placebo.ladders import ladder_table
 from sae_placebo.latent_tables import decoys_of, mechanism_of, partners_of
@@ -187,11 +188,15 @@ class Trial:
             ) from None
 
     def summary(self) -> str:
-        """Return the headline effects, a line each, for a terminal."""
-        lines = []
+        """Return what failed and the headline effects, a line each, for a terminal."""
+        failed = failed_fits(self.measurements)
+        lines = list(failed.sentences)
         table = self.effects
         for row in table[table["metric"].isin(HEADLINE)].itertuples():
-            if row.effect != row.effect or row.effect is None:
+            unread = failed.unread(row._asdict())
+            if unread:
+                value = f"not read: {unread}"
+            elif row.effect != row.effect or row.effect is None:
                 value = f"not estimable: {row.reason}"
             elif row.low != row.low or row.low is None:
                 value = f"{row.effect:+.3f} (no interval: {row.reason})"

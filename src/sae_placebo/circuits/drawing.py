@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from html import escape
 
 from sae_placebo.circuits.graph import Edge, Graph, Node
+from sae_placebo.report.wording import escaped
 
 _WIDTH, _HEIGHT = 1000, 600
 _LEFT, _RIGHT, _TOP, _BOTTOM = 104, 24, 46, 66
@@ -113,7 +113,7 @@ def _depths(graph: Graph) -> list[str]:
         y = _level(graph, depth)
         found.append(
             f'<line x1="{_LEFT - 6}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#edf2f7"/>'
-            f'<text x="{_LEFT - 12}" y="{y + 4:.1f}" text-anchor="end" fill="#4a5568">{escape(name)}</text>'
+            f'<text x="{_LEFT - 12}" y="{y + 4:.1f}" text-anchor="end" fill="#4a5568">{escaped(name)}</text>'
         )
     return found
 
@@ -131,7 +131,7 @@ def _axis(graph: Graph, columns: dict[int, tuple[float, float]]) -> list[str]:
         before = position
         found.append(
             f'<text x="{x:.1f}" y="{y:.1f}" fill="#1a202c" text-anchor="end" '
-            f'font-family="monospace" transform="rotate(-35 {x:.1f} {y:.1f})">{escape(text)}'
+            f'font-family="monospace" transform="rotate(-35 {x:.1f} {y:.1f})">{escaped(text)}'
             f"<title>position {position}</title></text>"
         )
     return found
@@ -148,7 +148,7 @@ def _curve(edge: Edge, start: _Point, end: _Point, pale: bool, graph: Graph) -> 
     return (
         f'<path d="M{x:.1f} {y:.1f}C{x:.1f} {middle:.1f} {u:.1f} {middle:.1f} {u:.1f} {v:.1f}" '
         f'fill="none" stroke="{color}" stroke-width="{width:.2f}" stroke-opacity="{opacity:.2f}">'
-        f"<title>{escape(names)}: {edge.weight:+.3g}, {edge.flow:.1%} of the flow</title></path>"
+        f"<title>{escaped(names)}: {edge.weight:+.3g}, {edge.flow:.1%} of the flow</title></path>"
     )
 
 
@@ -162,7 +162,7 @@ def _mark(node: Node, point: _Point, pale: bool, graph: Graph) -> str:
     if pale:
         style = f'fill="{_LATENT}" fill-opacity="0.18" stroke="{_LATENT}" stroke-dasharray="3 2"'
     title = (
-        f"<title>{escape(_name(node, graph))}: activation {node.activation:.3g}, "
+        f"<title>{escaped(_name(node, graph))}: activation {node.activation:.3g}, "
         f"influence {node.influence:.1%}{', no better than the placebo' if pale else ''}</title>"
     )
     if node.kind == "latent":
@@ -187,7 +187,7 @@ def _label(node: Node, point: _Point, pale: bool, graph: Graph) -> str:
         text = f"{_printable(graph.logit_texts[node.index])} {node.activation:.0%}"
         return (
             f'<text x="{x:.1f}" y="{y - r - 5:.1f}" text-anchor="middle" font-family="monospace" '
-            f'fill="#1a202c">{escape(text)}</text>'
+            f'fill="#1a202c">{escaped(text)}</text>'
         )
     return ""
 

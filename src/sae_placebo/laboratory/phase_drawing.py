@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 from sae_placebo.errors import StoreError
@@ -17,6 +16,7 @@ from sae_placebo.ground_truth.closed_forms import composition_boundary
 from sae_placebo.ground_truth.composed_sets import ComposedSetsSpec
 from sae_placebo.laboratory.phase import MEASURES, Cell, Mean, Phase
 from sae_placebo.laboratory.sweeps import Axis
+from sae_placebo.report.wording import escaped
 
 WIDE = 0.5
 """Intervals of (composed - atomic), which lies between -1 and 1, that are longer are hatched."""
@@ -153,7 +153,7 @@ both or neither, so the two shares need not sum to 1.</p>
 is longer than {WIDE:g}. A star marks settings at which the features are <b>not identifiable</b>: other
 dictionaries give the very same activations, so that composed latents there are no error.</p>
 {boundary}
-{"".join(f"<p>{escape(fact)}</p>" for fact in facts)}
+{"".join(f"<p>{escaped(fact)}</p>" for fact in facts)}
 <h2>Every cell</h2>
 <p>Beside each mean: its interval over seeds and n, and below it the same SAE before training.</p>
 <div class="scroll">{table}</div>
@@ -207,16 +207,16 @@ def _cell(phase: Phase, cell: Cell, x: int | float, y: int | float) -> list[str]
     where = ", ".join(f"{name} {value:g}" for name, value in cell.at.items())
     if cell.key not in phase.found:
         empty = f'<rect {box} fill="{_EMPTY}" stroke="#dfe3e8" stroke-dasharray="3 3">'
-        return [f"{empty}<title>{escape(where)}: not done yet</title></rect>"]
+        return [f"{empty}<title>{escaped(where)}: not done yet</title></rect>"]
     found = phase.score(cell, "contrast")
     if found.mean is None:
         empty = f'<rect {box} fill="{_EMPTY}" stroke="{_MUTED}">'
-        reason = escape(f"{where}: {found.reason}")
+        reason = escaped(f"{where}: {found.reason}")
         middle = _text(x + _CELL_W / 2, y + _CELL_H / 2 + 4, "–", color=_MUTED)
         return [f"{empty}<title>{reason}</title></rect>", middle]
     words = [f"{where}, n = {found.n} seeds"]
     words += [f"{_COLUMNS[name]}: {in_words(phase.score(cell, name))}" for name in MEASURES]
-    title = f"<title>{escape(chr(10).join(words))}</title>"
+    title = f"<title>{escaped(chr(10).join(words))}</title>"
     marks = [f'<rect {box} fill="{color_of(found.mean)}">{title}</rect>']
     if found.spread is not None and found.spread > WIDE:
         marks.append(f'<rect {box} fill="url(#wide)" pointer-events="none"/>')
@@ -335,7 +335,7 @@ def _legend(y: int | float, boundary: bool) -> list[str]:
 
 def _table(phase: Phase) -> str:
     names = [*phase.spec.names, *(_COLUMNS[name] for name in MEASURES), "s"]
-    head = "".join(f"<th>{escape(_WORDS.get(name, name))}</th>" for name in names)
+    head = "".join(f"<th>{escaped(_WORDS.get(name, name))}</th>" for name in names)
     lines = []
     for cell, seconds in zip(phase.done, phase.seconds(), strict=True):
         values = [f"{value:g}" for value in cell.at.values()]
@@ -351,9 +351,9 @@ def _table(phase: Phase) -> str:
 def _in_cell(found: Mean, untrained: bool = False) -> str:
     before = "untrained " if untrained else ""
     if found.mean is None:
-        return f"<small>{before}none: {escape(str(found.reason))}</small>"
+        return f"<small>{before}none: {escaped(str(found.reason))}</small>"
     if found.low is None or found.high is None:
-        between = f"<span title='{escape(str(found.reason))}'>no interval</span>"
+        between = f"<span title='{escaped(str(found.reason))}'>no interval</span>"
     else:
         between = f"{found.low:.2f} to {found.high:.2f}"
     mean = f"{found.mean:.2f}" if untrained else f"<b>{found.mean:.2f}</b>"
@@ -381,5 +381,5 @@ def _text(
 ) -> str:
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{color}" '
-        f'font-weight="{weight}"{extra}>{escape(words)}</text>'
+        f'font-weight="{weight}"{extra}>{escaped(words)}</text>'
     )

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from sae_placebo.errors import StoreError
+from sae_placebo.failed_fits import failed_fits
 from sae_placebo.report.sections import SECTIONS, Content, Section, View
 from sae_placebo.report.sections.matching import unmatched
 from sae_placebo.report.tables import Tables, read_tables
+from sae_placebo.report.wording import without_controls
 
 _HERE = Path(__file__).parent
 _ESCAPES = {
@@ -81,6 +83,7 @@ def render(tables: Tables) -> str:
     page = environment.get_template("page.html").render(
         view=view,
         name=tables.name,
+        failed=failed_fits(tables.measurements).sentences,
         unmatched=[{"arm": arm, "index": view.index(arm)} for arm in unmatched(tables)],
         style=(_HERE / "assets" / "report.css").read_text(encoding="utf-8"),
         sections=[
@@ -127,6 +130,7 @@ def _environment() -> Any:
     import jinja2
 
     environment = jinja2.Environment(
+        finalize=_finalized,
         loader=jinja2.FileSystemLoader(_HERE / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -142,7 +146,13 @@ def _breakable(text: Any) -> Any:
     """Return `text` escaped, with leave to break lines after its underscores."""
     from markupsafe import Markup, escape
 
-    return escape(text).replace("_", Markup("_<wbr>"))
+    return escape(without_controls(str(text))).replace("_", Markup("_<wbr>"))
+
+
+def _finalized(value: Any) -> Any:
+    """Return what a template writes without control characters; what is markup has passed before."""
+    plain = isinstance(value, str) and not hasattr(value, "__html__")
+    return without_controls(value) if plain else value
 
 
 def _sentence(text: str) -> str:

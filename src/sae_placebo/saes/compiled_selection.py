@@ -97,8 +97,11 @@ def push_over(z, bias, lanes, n_lanes, limit, found, latents, at):
 
 @EXACT
 def edge_value(bits, start, stop, k):
-    """Return the k-th largest of positive floats, given as their bits, which are in order."""
-    low, high = np.int32(0), np.int32(0x7F800000)
+    """Return the k-th largest of positive floats, given as their bits, which are in order.
+
+    Infinity and NaN, which a training that diverges gives, are largest; a negative NaN is least.
+    """
+    low, high = np.int32(0), np.int32(0x7FFFFFFF)
     while high - low > 1:
         middle = low + (high - low) // np.int32(2)
         count = np.int32(0)
@@ -113,7 +116,10 @@ def edge_value(bits, start, stop, k):
 
 @EXACT
 def keep_largest(found, bits, latents, start, stop, k):
-    """Keep the k largest of a run, in place; among equals the lower latents. Return its new end."""
+    """Keep the k largest of a run, in place; among equals the lower latents. Return its new end.
+
+    Never more than k, whatever the values: callers have room for no more.
+    """
     if stop - start <= k:
         return stop
     edge = edge_value(bits, start, stop, k)
@@ -130,9 +136,9 @@ def keep_largest(found, bits, latents, start, stop, k):
                 if bits[i] == edge and latents[i] > last:
                     highest = min(highest, latents[i])
             last = highest
-    at = start
+    at, full = start, start + k
     for i in range(start, stop):
-        if bits[i] > edge or (bits[i] == edge and latents[i] <= highest):
+        if at < full and (bits[i] > edge or (bits[i] == edge and latents[i] <= highest)):
             found[at] = found[i]
             latents[at] = latents[i]
             at += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sae_placebo.failed_fits import FailedFits, failed_fits
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
 from sae_placebo.report.sections.compared import kept_groups
 from sae_placebo.report.sections.contrasts import (
@@ -26,6 +27,7 @@ from sae_placebo.report.sections.overview import MANY
 from sae_placebo.report.sections.recorded import arm_facts
 from sae_placebo.report.sections.terms import class_terms, metric_terms
 from sae_placebo.report.wording import (
+    Estimate,
     control_kind,
     difference_unit,
     finite,
@@ -96,8 +98,20 @@ def sentence(row: Row, contrast: Contrast, level: str) -> str:
     return f"{contrast.arm} is {side} than {contrast.control} by {with_unit(size, unit)}."
 
 
-def _card(row: Row, contrast: Contrast, view: View) -> dict[str, Any]:
+def _card(row: Row, contrast: Contrast, view: View, failed: FailedFits) -> dict[str, Any]:
     kind, words = verdict(row)
+    unread = failed.unread(row)
+    if unread:
+        left_out = {
+            "kind": "unknown",
+            "verdict": "Not read",
+            "sentence": f"{contrast.arm} minus {contrast.control} is not read: {unread}.",
+            "effect": Estimate("–", None, f"not read: {unread}", sample(row)),
+            "unit": "",
+            "cautions": [],
+        }
+    else:
+        left_out = {}
     return {
         "kind": kind,
         "verdict": words,
@@ -115,6 +129,7 @@ def _card(row: Row, contrast: Contrast, view: View) -> dict[str, Any]:
         "sample": sample(row),
         "metric_null": own_null(row, view),
         "null": number(null_of(row), 0),
+        **left_out,
     }
 
 
@@ -218,6 +233,7 @@ def build(view: View) -> Content:
     """Return a card per leading metric and contrast, those of the trained arm first."""
     groups = []
     leading = contrasts(view)
+    failed = failed_fits(view.tables.measurements)
     metrics = list(dict.fromkeys(str(row["metric"]) for c in leading for row in c.rows))
     chosen = ordered(metrics, WANTED)
     if not any("variance" in m or m.startswith("ev_") for m in chosen):
@@ -227,8 +243,9 @@ def build(view: View) -> Content:
         by_place: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for row, contrast in rows:
             place = (contrast.hookpoint, contrast.sae)
-            by_place.setdefault(place, []).append(_card(row, contrast, view))
+            by_place.setdefault(place, []).append(_card(row, contrast, view, failed))
         of_latents = metric.startswith("share_") or "entropy" in metric
+        can_fit = {p for p in by_place if not any((a, *p) in failed.places for a in view.arms)}
         unit = rows[0][0]["unit"]
         groups.append(
             {
@@ -238,7 +255,7 @@ def build(view: View) -> Content:
                     {
                         "name": ", ".join(place),
                         "cards": cards,
-                        "fit": _fit(place, leading) if of_latents else None,
+                        "fit": _fit(place, leading) if of_latents and place in can_fit else None,
                     }
                     for place, cards in by_place.items()
                 ],
