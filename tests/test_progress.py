@@ -51,7 +51,7 @@ def test_long_work_says_how_far_it_is(clock: Clock, capsys: pytest.CaptureFixtur
         advance(399)  # the end has a line of its own
     assert said(capsys) == [
         "use: 600 of 1,000 firings, 5.00 firings/s, 1:20 left",
-        "use: 600 firings after 400 before a stop in 80.0 s, 7.50 firings/s",
+        "use: 600 firings after 400 before a stop in 90.0 s, 6.67 firings/s",
     ]
 
 

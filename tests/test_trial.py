@@ -263,7 +263,9 @@ def test_killed_at_random_points_and_resumed_gives_identical_results(
     for _ in range(5):
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
-        for _ in range(draw.randint(3, 9)):  # so many pieces of work end, then a moment passes
+        # where it goes on, a look at what is there and the model's loading, then so many pieces of work
+        # end; then a moment passes
+        for _ in range(3 + draw.randint(3, 9)):
             process.stderr.readline()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(draw.uniform(0.0, 0.25))

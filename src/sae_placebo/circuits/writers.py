@@ -270,7 +270,7 @@ class _Sums:
         self,
         group: int,
         active: Any,
-        columns: list[Float[np.ndarray, "token width"]],
+        columns: list[Float[np.ndarray, "token _"]],
         x: Float[np.ndarray, "token d_in"],
     ) -> None:
         """Take in some tokens of a group; `active` is CSR [direction, token] of ones."""
