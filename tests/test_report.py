@@ -477,8 +477,8 @@ def test_a_folder_that_is_none_and_a_broken_file_are_refused(tmp_path: Path) -> 
     (tmp_path / "trial.json").write_text("{")
     with pytest.raises(StoreError, match="not JSON"):
         build_report(tmp_path)
-    with pytest.raises(StoreError, match="lacks the trial.s settings"):
-        (tmp_path / "trial.json").write_text("{}")
+    (tmp_path / "trial.json").write_text("{}")
+    with pytest.raises(StoreError, match="lacks the trial's settings"):
         build_report(tmp_path)
     (tmp_path / "trial.json").write_text(json.dumps({"spec": {"name": "tiny"}}))
     (tmp_path / "effects.parquet").write_text("no")

@@ -10,7 +10,7 @@ from sae_placebo.circuits.streams import Block, Part, by_head, read_through
 
 def angle_null(
     blocks: list[Block],
-    moved: list[Float64[np.ndarray, "direction width"]],
+    moved: list[Float64[np.ndarray, "direction _"]],
     e: Float32[np.ndarray, "direction d_in"],
 ) -> tuple[Float64[np.ndarray, "direction part"], Float64[np.ndarray, "direction part"]]:
     """Return p of each share among encoders at the same angle to the displacement, and their 95th percentile.
