@@ -279,7 +279,7 @@ def test_killed_at_random_points_and_resumed_gives_identical_results(
     assert 3 < len(finished_before) < len(list(plan_steps(load_trial(path)).steps()))
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
     found, expected = hashes(store / "trials" / "tiny"), hashes(finished.folder)
-    # principal directions are of a product whose last bits depend on where its arrays lie in memory
+    # principal directions differ in their last bits between processes; why is not known yet
     del found["directions"], expected["directions"]
     assert found == expected
     tables = (
