@@ -278,15 +278,7 @@ def test_killed_at_random_points_and_resumed_gives_identical_results(
         finished_before = done
     assert 3 < len(finished_before) < len(list(plan_steps(load_trial(path)).steps()))
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
-    found, expected = hashes(store / "trials" / "tiny"), hashes(finished.folder)
-    # principal directions differ in their last bits between processes; why is not known yet
-    del found["directions"], expected["directions"]
-    assert found == expected
-    tables = (
-        pd.read_parquet(f / "directions.parquet")
-        for f in (store / "trials" / "tiny", finished.folder)
-    )
-    pd.testing.assert_frame_equal(*tables, rtol=1e-4, atol=1e-6)
+    assert hashes(store / "trials" / "tiny") == hashes(finished.folder)
 
 
 def test_a_damaged_text_is_noticed_even_when_all_else_is_done(
