@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scipy.linalg  # noqa: F401  its library is limited only once it is loaded
+import threadpoolctl
 from hypothesis import HealthCheck, settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # tests run in as many processes as there are cores; two thread pools on one core wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
+# and one that was loaded before this file was read: a child reads the variable, with other last bits
+threadpoolctl.threadpool_limits(int(os.environ["OMP_NUM_THREADS"]), "blas")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # the same examples everywhere, however long one takes

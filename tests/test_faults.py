@@ -125,12 +125,15 @@ def test_what_would_spare_no_other_job_is_raised(error: Exception) -> None:
 def test_faults_are_counted_and_named(tmp_path: Path) -> None:
     found, notes = faults.Faults(), []
     found.note = notes.append
-    assert found.attempt("one", raises(ModelError("no"))) == "no"
+    assert found.attempt("one", raises(ModelError("no"))) == faults.Failure("no", is_fault=False)
     assert found.attempt("two", lambda: None) is None
     found.raised(tmp_path)
     assert not notes
     for name in ("three", "four", "five", "six"):
-        assert "KeyError" in (found.attempt(name, raises(KeyError("x"))) or "")
+        failure = found.attempt(name, raises(KeyError("x")))
+        assert failure is not None
+        assert "KeyError" in failure.reason
+        assert failure.is_fault
     with pytest.raises(StageFault, match="three; four; five and 1 more failed"):
         found.raised(tmp_path)
     assert len(notes) == found.n == 4

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from sae_placebo.outlook import Outlook, Piece
+from sae_placebo.outlook import AtWork, Outlook, Piece
 from sae_placebo.progress import LineProgress, Progress, RichProgress
 
 
@@ -155,9 +155,10 @@ def test_a_plan_from_counts_alone_says_about(clock: Clock) -> None:
 
 def test_what_the_work_took_corrects_the_plan(clock: Clock) -> None:
     outlook = Outlook(PIECES, clock=clock)
-    outlook.begin("train trained")
+    work = outlook.begin("train trained")
+    assert work is not None
     clock.now += 120  # twice as long as planned
-    outlook.end()
+    outlook.end(work)
     left = outlook.seconds_left
     # the stage's own pace counts for more than the whole trial's
     assert 60 * 1.5 + 80 * 1.3 < left < 140 * 2
@@ -166,8 +167,9 @@ def test_what_the_work_took_corrects_the_plan(clock: Clock) -> None:
 
 def test_half_of_a_piece_is_half_of_its_plan(clock: Clock) -> None:
     outlook = Outlook(PIECES, clock=clock)
-    outlook.begin("train trained and 2 more")
-    outlook.advance(0.5)
+    work = outlook.begin("train trained and 2 more")
+    assert work is not None
+    outlook.advance(work, 0.5)
     clock.now += 30
     assert outlook.seconds_left == pytest.approx(170)
 
@@ -183,10 +185,11 @@ def test_work_that_says_nothing_keeps_to_the_plan_until_it_is_late(clock: Clock)
 
 def test_what_turned_out_not_to_be_needed_does_not_stay(clock: Clock) -> None:
     outlook = Outlook(PIECES, clock=clock)
-    outlook.begin("remove together: trained, resid_post.2")
+    work = outlook.begin("remove together: trained, resid_post.2")
+    assert work is not None
     assert outlook.seconds_left == pytest.approx(60)
     clock.now += 60
-    outlook.end()
+    outlook.end(work)
     assert outlook.seconds_left == 0
     assert outlook.share == pytest.approx(1)
 
@@ -196,6 +199,32 @@ def test_work_within_a_piece_ends_no_piece(clock: Clock) -> None:
     assert outlook.begin("train trained")
     assert not outlook.begin("remove together: trained")
     assert outlook.seconds_left == pytest.approx(200)
+
+
+def test_pieces_of_several_lanes_run_side_by_side(clock: Clock) -> None:
+    pieces = [
+        Piece("train", "train", 50.0),
+        *(Piece("use", f"{what}: {arm}", 10.0, arm, 2) for arm in "ab" for what in ("x", "y")),
+        Piece("report", "report", 5.0),
+    ]
+    outlook = Outlook(pieces, clock=clock)
+    first = outlook.begin("x: a")
+    met: list[AtWork | None] = []
+    other = threading.Thread(target=lambda: met.append(outlook.begin("x: b")))
+    other.start()
+    other.join()
+    assert first is not None
+    assert met[0] is not None
+    # neither ends the other's pieces; the training was not needed
+    assert outlook.seconds_left == pytest.approx(45)
+    clock.now += 20  # each was planned to add 10 to the whole, in two lanes
+    assert outlook.begin("y: a") is None
+    outlook.end(first)
+    outlook.end(met[0])
+    assert outlook.seconds_left == pytest.approx(25)
+    last = outlook.begin("report")
+    assert last is not None
+    assert outlook.seconds_left == pytest.approx(5)
 
 
 @pytest.mark.parametrize("progress", [LineProgress(watched=False), RichProgress(), Progress()])

@@ -117,7 +117,10 @@ def test_twins_are_two_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (("compiled", "--program", "repeats"), "Did you mean 'repeat'?"),
         (("compiled", "--program", "repeat", "--preset", "small"), "leave out --preset"),
         (("twins", "--program", "repeat"), "leave out --program"),
-        (("factored", "--preset", "tiny"), "no factored world is called 'tiny'"),
+        (
+            ("factored", "--preset", "tiny"),
+            "no preset of factored worlds and twins is called 'tiny'",
+        ),
     ],
 )
 def test_what_cannot_be_built_is_said_at_once(

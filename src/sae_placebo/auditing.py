@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sae_placebo import audits
+from sae_placebo.asking_arms import each_place, is_left
 from sae_placebo.audit_results import write_audited
 from sae_placebo.audits.base import Audited, Case, audit, refused
-from sae_placebo.faults import Faults, write_refusal
+from sae_placebo.faults import Failure, Faults, write_refusal
 from sae_placebo.materials import Materials
 from sae_placebo.metrics.truth import Truth
 from sae_placebo.plans import ArmModel, Place, Plan
@@ -20,7 +21,6 @@ from sae_placebo.store import Store
 from sae_placebo.structure.base import Reading, TokenTable
 from sae_placebo.use.base import Subject
 from sae_placebo.use.downstream import Downstream
-from sae_placebo.uses import is_left, model_of
 
 
 @dataclass
@@ -45,27 +45,23 @@ class Auditing:
 
     def run(self) -> None:
         """Audit every SAE of the arms chosen that was not audited."""
-        left = {p: s for p, s in self.plan.audit.items() if is_left(self.store, s)}
-        if not left:
-            return
-        for one in dict.fromkeys(place[0] for place in left):
-            with self.progress.track(f"build {one.label} again", 1, "model") as advance:
-                model = model_of(self.plan, self.given, one)
-                advance(1)
-            for place in left:
-                if place[0] == one:
-                    self._audit(place, model)
+        plan = self.plan
+        if any(is_left(self.store, step) for step in plan.audit.values()):
+            _ = self.given.readability  # read once, before several threads ask for it
+        each_place(plan.audit, plan, self.store, self.given, self.progress, self._audit)
 
     def _audit(self, place: Place, model: Any) -> None:
         one, hookpoint, sae, _ = place
         reading = self.profiles.reading(*place)
-        label = f"audit: {one.label}, {hookpoint}, {sae}"
-        before, reasons, behind = self.faults.n, [], list[Downstream]()
-        why = self.faults.attempt(label, lambda: behind.append(Downstream(model, hookpoint)))
+        where = f"{one.label}, {hookpoint}, {sae}"
+        failures, behind = list[Failure](), list[Downstream]()
+        why = self.faults.attempt(
+            f"audit: {where}", lambda: behind.append(Downstream(model, hookpoint))
+        )
         case = Case(
             reading=reading,
             subject=Subject(behind[0], reading.tokens, reading.activations) if behind else None,
-            no_subject=why or "",
+            no_subject=why.reason if why else "",
             labels=self._labels(reading.tokens),
             others=self._others(place),
             spec=self.plan.spec.audit,
@@ -73,21 +69,22 @@ class Auditing:
             letters=self.given.readability is None,
             track=self.progress.track,
         )
-        with (
-            self.store.write(self.plan.audit[place]) as draft,
-            self.progress.track(label, len(audits.NAMES), "audits") as advance,
-        ):
+        with self.store.write(self.plan.audit[place]) as draft:
             found: dict[str, Audited] = {}
             for name in audits.NAMES:
-                work = functools.partial(self._one, case, name, found)
-                reason = self.faults.attempt(f"{label}: {name}", work)
-                if reason is not None:
-                    found[name] = refused(name, reason)
-                    reasons.append(reason)
-                advance(1)
+                with self.progress.track(f"audit {name}: {where}", 1, "audit") as advance:
+                    work = functools.partial(self._one, case, name, found)
+                    failure = self.faults.attempt(f"audit {name}: {where}", work)
+                    if failure is not None:
+                        found[name] = refused(name, failure.reason)
+                        failures.append(failure)
+                    advance(1)
             write_audited(draft, found)
-            if self.faults.n > before:
-                write_refusal(draft, "; ".join(reasons), fault=True)
+            if why is not None and why.is_fault:
+                failures.append(why)
+            if any(failure.is_fault for failure in failures):
+                reasons = [failure.reason for failure in failures]
+                write_refusal(draft, "; ".join(reasons), is_fault=True)
 
     def _one(self, case: Case, name: str, found: dict[str, Audited]) -> None:
         found |= audit(case, (name,))

@@ -70,6 +70,7 @@ def init(
 @app.command()
 def check(trial: TrialFile, store: StoreFolder = Path("runs"), overrides: Overrides = None) -> None:
     """Resolve a trial file and print it, or say what is wrong and where; the store's disk is asked."""
+    from sae_placebo.model_specs import is_hub_id
     from sae_placebo.protocol import load_trial
     from sae_placebo.sizes import check_sizes
 
@@ -77,6 +78,11 @@ def check(trial: TrialFile, store: StoreFolder = Path("runs"), overrides: Overri
     check_sizes(spec, store)
     resolved = {**spec.model_dump(mode="json"), "device": spec.device}
     typer.echo(json.dumps(resolved, indent=2, ensure_ascii=False))
+    if is_hub_id(spec.model):
+        sys.stderr.write(
+            f"note: {spec.model.id!r} is no folder here, so it is taken as a hub id; whether the hub has "
+            "it is not asked\n"
+        )
 
 
 @app.command()
@@ -168,7 +174,9 @@ def power(
         Path | None,
         typer.Option("--from", help="Folder of a finished trial, <store>/trials/<name>."),
     ] = None,
-    metric: Annotated[str | None, typer.Option(help="A metric of that trial.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="A metric of that trial; else share_token_family.")
+    ] = None,
     control: Annotated[str | None, typer.Option(help="One of its controls; else all.")] = None,
     tokens: Annotated[int | None, typer.Option(help="Held-out tokens.")] = None,
     latents: Annotated[int | None, typer.Option(help="Latents of an SAE (d_sae).")] = None,

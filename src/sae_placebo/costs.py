@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sae_placebo.devices import describe_device, settings
-from sae_placebo.estimates import estimate, rates_key
-from sae_placebo.machine import Machine, load, save
+from sae_placebo.estimates import estimate, lanes_of, rates_key
+from sae_placebo.machine import Machine, load, save, usual_threads
 from sae_placebo.outlook import Piece
 from sae_placebo.plans import Plan, plan_steps
 from sae_placebo.probes import probe
@@ -92,8 +92,9 @@ def probed(plan: Plan, place: Store, progress: Progress) -> Machine:
         place.environment = environment() | describe_device(spec.device)
         bench = Bench(plan, place, progress)
         _ = bench.given.source
-        with_use = bool(plan.use or plan.audit)
-        found = probe(spec, lambda: bench.given.reference, rates_key(plan), progress, with_use)
+        lanes = lanes_of(plan, usual_threads(), plan.use, plan.audit)
+        asked = lanes if plan.use or plan.audit else 0
+        found = probe(spec, lambda: bench.given.reference, rates_key(plan), progress, asked)
         save(found, place.root)
     return found
 

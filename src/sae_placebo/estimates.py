@@ -11,6 +11,8 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from sae_placebo import audits
+from sae_placebo.lanes import n_lanes
 from sae_placebo.machine import SEVERAL, Machine, usual_threads
 from sae_placebo.model_specs import Shape, shape_of
 from sae_placebo.outlook import Piece
@@ -24,6 +26,8 @@ _TOKENS_PER_DOCUMENT = 860
 """Of Python's standard library, where a document has at most 1,016."""
 _CREW = 0.9
 """What a further thread adds where jobs run side by side."""
+_LANE = 0.4
+"""What a further lane adds to the speed of code that computes nothing large."""
 _SURVIVE = 0.5
 """Share of directions that are held against all null directions."""
 _TOGETHER = 2.5
@@ -32,6 +36,8 @@ _ROUNDS = 2
 """Rounds in which directions leave S*, about."""
 _MANY, _FEW = 7, 2
 """Methods whose codes are pursued, and others."""
+Pieces = Iterator[tuple[str, float]]
+"""Pieces of work of one SAE: the label, and the seconds that it adds to the whole."""
 
 
 def of_usual_machine(spec: TrialSpec, threads: int) -> Machine:
@@ -267,81 +273,106 @@ class Estimate:
         passes, rows = 2 * firings / together, 2 * self._rows(firings / together)
         return edits * machine.edit + passes * machine.start + rows * machine.row
 
-    def _used(self) -> Iterator[Piece]:
-        places, before = self._places(self.plan.use), None
-        for place in places:
-            one, hookpoint, label, _ = place
-            name = f"{one.label}, {hookpoint}, {label}"
+    def _in_lanes(
+        self, stage: str, steps: dict[Place, Step], pieces_of: Callable[[Place, float], Pieces]
+    ) -> Iterator[Piece]:
+        """Yield the pieces of each SAE that is left, each arm in a lane; the model is built first.
+
+        `pieces_of` takes a place and by how much code of one thread adds less to the whole for the lanes.
+        """
+        lanes, before = lanes_of(self.plan, self.machine.threads, steps), None
+        less = 1 / (1 + _LANE * (lanes - 1))
+        for place in self._places(steps):
+            one = place[0]
+            pieces = list(pieces_of(place, less))
             if one != before:
-                yield Piece("use", f"build {one.label} again", self.machine.build)
+                pieces.insert(0, (f"build {one.label} again", self.machine.build))
             before = one
-            how, d_sae = self.spec.use, self.spec.saes[label].d_sae
-            machine = self._at(hookpoint)
-            n = d_sae if how.latents == "all" else min(how.latents, d_sae)
-            yield Piece("use", f"ablate: {name}", self._ablated(n, machine))
-            yield from self._removed(name, n, machine)
-            null = "hold against null directions: "
-            yield Piece("use", null + name, self._against_nulls(n, 1 - _SURVIVE, machine))
-            tokens = min(self.spec.circuits.readers.tokens, self.held)
-            pairs = tokens * self._active(label) * self._readers(hookpoint)
-            nulls = self.spec.circuits.readers.reader_nulls
-            products = 4 * tokens * self._readers(hookpoint) * nulls * self.width
-            read = tokens * (3 * machine.slope + 5e-5 * self.numbers)
-            read += 1.2e-9 * pairs * nulls * self.numbers + products / self.machine.products
-            yield Piece("use", f"find readers: {name}", read)
-            tokens = min(self.spec.circuits.writers.tokens, self.held)
-            yield Piece("use", f"find writers: {name}", 0.8 + tokens * 1.5e-5 * self.numbers)
-            # every token holds all directions of the error
-            every = float(max(how.error_directions, 1))
-            for few, shared in ((how.error_directions, every), (how.pseudo, _TOGETHER)):
-                if few:
-                    seconds = self._ablated(few, machine, shared)
-                    yield Piece("use", f"ablate: {name}", seconds)
-                    seconds = self._against_nulls(few, 0.0, machine, shared)
-                    yield Piece("use", null + name, seconds)
-            shown = 6 * how.shown_per_cell
-            edits = shown * 16 * (1 + self.spec.circuits.patch.nulls) * (how.window + 5)
-            yield Piece("use", f"patch readers: {name}", edits * machine.edit)
+            for label, seconds in pieces:
+                yield Piece(stage, label, seconds, one.label if lanes > 1 else "", lanes)
+
+    def _used(self) -> Iterator[Piece]:
+        return self._in_lanes("use", self.plan.use, self._use)
+
+    def _use(self, place: Place, less: float) -> Pieces:
+        one, hookpoint, label, _ = place
+        name = f"{one.label}, {hookpoint}, {label}"
+        how, d_sae, numbers = self.spec.use, self.spec.saes[label].d_sae, self.numbers * less
+        machine = self._at(hookpoint)
+        n = d_sae if how.latents == "all" else min(how.latents, d_sae)
+        yield f"ablate: {name}", self._ablated(n, machine)
+        yield from self._removed(name, n, machine, numbers)
+        null = f"hold against null directions: {name}"
+        yield null, self._against_nulls(n, 1 - _SURVIVE, machine)
+        tokens = min(self.spec.circuits.readers.tokens, self.held)
+        pairs = tokens * self._active(label) * self._readers(hookpoint)
+        nulls = self.spec.circuits.readers.reader_nulls
+        products = 4 * tokens * self._readers(hookpoint) * nulls * self.width
+        read = tokens * (3 * machine.slope + 5e-5 * numbers)
+        yield (
+            f"find readers: {name}",
+            read + 1.2e-9 * pairs * nulls * numbers + products / self.machine.products,
+        )
+        tokens = min(self.spec.circuits.writers.tokens, self.held)
+        yield f"find writers: {name}", (0.8 + tokens * 1.5e-5) * numbers
+        # every token holds all directions of the error
+        every = float(max(how.error_directions, 1))
+        for few, shared in ((how.error_directions, every), (how.pseudo, _TOGETHER)):
+            if few:
+                yield f"ablate: {name}", self._ablated(few, machine, shared)
+                yield null, self._against_nulls(few, 0.0, machine, shared)
+        shown = 6 * how.shown_per_cell
+        edits = shown * 16 * (1 + self.spec.circuits.patch.nulls) * (how.window + 5)
+        yield f"patch readers: {name}", edits * machine.edit
 
     def _readers(self, hookpoint: str) -> float:
         """Return how many parts of the model read a hookpoint: queries, keys and values of heads, MLPs."""
         behind = self.shape.layers - 1 - _layer(hookpoint)
         return 1 + behind * (1 + 2 * max(self.width / 64, 4.0))
 
-    def _removed(self, name: str, n: int, machine: Machine) -> Iterator[Piece]:
+    def _removed(self, name: str, n: int, machine: Machine, numbers: float) -> Pieces:
         how = self.spec.use
         half = self.held / 2
         tokens = min(how.masks.n_tokens, half)
         passes = how.masks.n_masks * machine.behind + how.masks.n_pivots * machine.slope
-        yield Piece("use", f"remove among others: {name}", tokens * (passes + 1e-4 * self.numbers))
+        yield f"remove among others: {name}", tokens * (passes + 1e-4 * numbers)
         readings = 2 + min(n.bit_length(), 9) + 3 * 4
         tokens = min(how.joint.n_tokens, half)
-        yield Piece("use", f"remove together: {name}", tokens * readings * machine.behind)
+        yield f"remove together: {name}", tokens * readings * machine.behind
         rounds = min(how.worst.rounds + 1, _ROUNDS)
         tokens = min(how.worst.n_tokens, half) * (1 + rounds * (how.worst.steps + 2))
-        yield Piece("use", f"look for the worst masks: {name}", tokens * machine.slope)
+        yield f"look for the worst masks: {name}", tokens * machine.slope
 
     def _audited(self) -> Iterator[Piece]:
-        before = None
-        for one, hookpoint, label, _ in self._places(self.plan.audit):
-            if one != before:
-                yield Piece("audit", f"build {one.label} again", self.machine.build)
-            before = one
-            name = f"{one.label}, {hookpoint}, {label}"
-            yield Piece("audit", f"audit: {name}", self._audit(hookpoint, label))
+        return self._in_lanes("audit", self.plan.audit, self._audit)
 
-    def _audit(self, hookpoint: str, label: str) -> float:
+    def _audit(self, place: Place, less: float) -> Pieces:
+        one, hookpoint, label, _ = place
         how, machine, m = self.spec.audit, self._at(hookpoint), self.spec.saes[label].d_sae
-        d, n = self.width, min(how.tokens, self.held)
-        # one token after the other: pushes, the curve along the error at half of them, parts of the error
-        edits = (3 + 4 * (how.draws + 1)) + (1 + how.draws) * (how.steps - 1) / 2 + 9
-        passes = n * (edits / SEVERAL * machine.several + 2 * machine.single)  # and flags
-        passes += 5 * self._rows(float(n)) * machine.row * _side_by_side(machine.threads)
+        d, n, numbers = self.width, min(how.tokens, self.held), self.numbers * less
+        rows = self._rows(float(n)) * machine.row * _side_by_side(machine.threads)
+
+        def edited(tokens: float, edits: int) -> float:
+            """Return what passes of so many edits of a token take, one token after the other."""
+            further = (machine.several - machine.single) / (SEVERAL - 1)
+            return rows + tokens * (machine.single + (edits - 1) * further)
+
         fitted = min(how.ridge_tokens, self.held / 2)
-        ridges = 1.6e-6 * fitted * d * self.numbers
-        meta = 3 * how.meta_steps * (5e-4 + 1e-9 * m * d) * self.numbers
-        steps = 2 * min(how.hedging_tokens, self.held) * machine.sae[label]
-        return 4.0 + passes + ridges + meta + steps
+        few = (1 + how.draws) * (how.steps - 1)
+        seconds = {
+            "pushes": edited(n, 3 + 4 * (how.draws + 1)),
+            "along": edited(n / 2, few),
+            "split": edited(n, 9) + 1.6e-6 * fitted * d * numbers,
+            "flags": 2 * edited(n, 1),
+            "shrinkage": 0.6 * numbers,
+            "geometry": 0.3 * numbers,
+            "meta": 3 * how.meta_steps * (5e-4 + 1e-9 * m * d) * numbers,
+            "families": 1.0 * numbers,
+            "information": 1.0 * numbers,
+            "hedging": 2 * min(how.hedging_tokens, self.held) * machine.sae[label],
+        }
+        for audit in audits.NAMES:
+            yield f"audit {audit}: {one.label}, {hookpoint}, {label}", seconds[audit]
 
 
 def estimate(plan: Plan, is_left: Callable[[Step], bool], machine: Machine | None) -> list[Piece]:
@@ -350,10 +381,21 @@ def estimate(plan: Plan, is_left: Callable[[Step], bool], machine: Machine | Non
     return Estimate(plan, is_left, found).pieces()
 
 
+def lanes_of(plan: Plan, threads: int, *stages: dict[Place, Step]) -> int:
+    """Return how many arms are asked side by side in one of these stages, at most."""
+    if plan.spec.device != "cpu":
+        return 1
+    shape = shape_of(plan.spec.model)
+    weights = shape.layer_weights * shape.layers + shape.width * shape.vocabulary
+    n = max(len({place[0] for place in steps}) for steps in stages)
+    return n_lanes(n, 4 * weights, threads)
+
+
 def rates_key(plan: Plan) -> str:
     """Return what names the work that rates of a machine are for: other sizes, another key."""
     spec = plan.spec
     sizes = [spec.hookpoints, spec.saes, spec.training.batch_tokens, spec.text.context_tokens]
-    how = [spec.device, usual_threads(), bool(plan.use or plan.audit)]
+    lanes = lanes_of(plan, usual_threads(), plan.use, plan.audit)
+    how = [spec.device, usual_threads(), bool(plan.use or plan.audit), lanes]
     parts = [plan.model.key, *sizes, spec.use.window, *how]
     return digest(json.loads(canonical(parts)))

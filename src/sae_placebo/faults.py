@@ -12,11 +12,24 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from sae_placebo.errors import ModelError, NotEstimable, PlaceboError, StageFault
 from sae_placebo.store import read_json, write_json
 
 _FILE = "refused.json"
+
+
+class Failure(NamedTuple):
+    """Why a job could not be done.
+
+    Attributes:
+        reason: One sentence.
+        is_fault: Whether it was a fault; otherwise it was a refusal.
+    """
+
+    reason: str
+    is_fault: bool
 
 
 @dataclass
@@ -30,8 +43,8 @@ class Faults:
     note: Callable[[str], None] = lambda message: None
     _found: list[tuple[str, Exception]] = field(default_factory=list)
 
-    def attempt(self, what: str, work: Callable[[], None]) -> str | None:
-        """Do `work`; return None, or why it could not be done: a refusal, or a fault, which is kept.
+    def attempt(self, what: str, work: Callable[[], None]) -> Failure | None:
+        """Do `work`; return None, or why it could not be done. A fault is kept.
 
         Args:
             what: Names the job in the sentence of a fault.
@@ -43,14 +56,14 @@ class Faults:
         try:
             work()
         except (ModelError, NotEstimable) as refusal:
-            return str(refusal)
+            return Failure(str(refusal), is_fault=False)
         except (PlaceboError, OSError, MemoryError):
             raise
         except Exception as error:
             reason = _sentence(error)
             self._found.append((what, error))
             self.note(f"{what} failed, and the trial goes on without it: {reason}")
-            return reason
+            return Failure(reason, is_fault=True)
         return None
 
     @property
@@ -83,9 +96,9 @@ def _sentence(error: Exception) -> str:
     return f"{type(error).__name__}{place}: {text}" if text else f"{type(error).__name__}{place}"
 
 
-def write_refusal(folder: Path, reason: str, fault: bool) -> None:
+def write_refusal(folder: Path, reason: str, is_fault: bool) -> None:
     """Keep in a job's folder why it was not done."""
-    write_json(folder / _FILE, {"reason": reason, "fault": fault})
+    write_json(folder / _FILE, {"reason": reason, "fault": is_fault})
 
 
 def refusal(folder: Path) -> str | None:

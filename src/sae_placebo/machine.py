@@ -33,9 +33,10 @@ class Machine:
         row: Seconds per token of a whole forward of one row, one thread, as many rows at once as threads.
         edit: Seconds per position of edits of one token, likewise.
         start: Seconds of a pass of such edits before its first position, likewise.
-        single: Seconds of a pass with one edit of a token, one pass after the other, all threads.
+        single: Seconds that a pass with one edit of a token adds to the whole, one pass after the other,
+            each arm in a lane.
         several: The same with `SEVERAL` edits.
-        behind: Seconds per position of a pass behind the first hookpoint, whole rows, all threads.
+        behind: Seconds per position that a pass behind the first hookpoint adds, whole rows, likewise.
         slope: The same with a gradient.
         sae: Seconds per token of a training step of each SAE, all threads; by label.
         build: Seconds to copy and change a model.

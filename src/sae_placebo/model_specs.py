@@ -53,6 +53,11 @@ class ModelSpec(Spec):
         return self.id == PACKAGED
 
 
+def is_hub_id(spec: ModelSpec) -> bool:
+    """Return whether the model is to be had from the hub: it is no folder here, and in no package."""
+    return not spec.is_packaged and model_folder(spec.id, spec.revision) is None
+
+
 def layer_count(spec: ModelSpec) -> int | None:
     """Return how many decoder layers the model has, without torch; None where that needs a download.
 

@@ -1,7 +1,8 @@
 """What is left of a whole trial: planned seconds, rescaled by what the work so far has taken.
 
 A plan is a list of pieces of work in the order in which they run, each with the label that progress shows
-for it. A piece that begins ends those before it, so that what turned out not to be needed does not stay.
+for it. A piece that begins ends those before it, so that what turned out not to be needed does not stay;
+pieces of several lanes run side by side.
 """
 
 from __future__ import annotations
@@ -22,12 +23,27 @@ class Piece(NamedTuple):
     Attributes:
         stage: The stage that it belongs to.
         label: How the label begins under which progress shows it.
-        seconds: How long it is expected to take.
+        seconds: What it is expected to add to the whole: how long it takes, or its part of that where
+            pieces of other lanes run beside it.
+        lane: Pieces of one lane run one after the other, those of several side by side; "" for all.
+        lanes: How many run side by side.
     """
 
     stage: str
     label: str
     seconds: float
+    lane: str = ""
+    lanes: int = 1
+
+
+@dataclass
+class AtWork:
+    """A piece at work: which, in what thread, since when, and what share of it is done."""
+
+    place: int
+    thread: int
+    since: float
+    share: float = 0.0
 
 
 @dataclass
@@ -45,9 +61,8 @@ class Outlook:
     spent: float = 0.0
     rough: bool = False
     clock: Callable[[], float] = time.perf_counter
-    _at: int = field(default=0, init=False)
-    _since: float | None = field(default=None, init=False)
-    _share: float = field(default=0.0, init=False)
+    _over: set[int] = field(default_factory=set, init=False)
+    _at_work: list[AtWork] = field(default_factory=list, init=False)
     _planned: dict[str, float] = field(default_factory=dict, init=False)
     _taken: dict[str, float] = field(default_factory=dict, init=False)
 
@@ -55,31 +70,40 @@ class Outlook:
         self._begun = self.clock()
         self._lock = threading.RLock()
 
-    def begin(self, label: str) -> bool:
-        """Go on to the next piece with this label; returns whether there is one."""
-        with self._lock:
-            if self._since is not None:
-                return False  # a part of the piece at work
-            for i in range(self._at, len(self.pieces)):
-                if label.startswith(self.pieces[i].label):
-                    self._at, self._since, self._share = i, self.clock(), 0.0
-                    return True
-            return False
+    def begin(self, label: str) -> AtWork | None:
+        """Go on to the next piece with this label; None where there is none, or it is a part of another.
 
-    def advance(self, share: float) -> None:
-        """Tell what share of the piece at work is done."""
+        The pieces before it are over, but for those of other lanes that run beside it.
+        """
+        thread = threading.get_ident()
         with self._lock:
-            self._share = min(1.0, max(self._share, share))
+            if any(self.pieces[w.place].lane == "" or w.thread == thread for w in self._at_work):
+                return None
+            busy = self._over | {w.place for w in self._at_work}
+            for place, one in enumerate(self.pieces):
+                if place not in busy and label.startswith(one.label):
+                    break
+            else:
+                return None
+            for before, other in enumerate(self.pieces[:place]):
+                if other.stage != one.stage or other.lane == one.lane:
+                    self._over.add(before)
+            self._at_work.append(AtWork(place, thread, self.clock()))
+            return self._at_work[-1]
 
-    def end(self) -> None:
-        """Put the piece at work among what is done."""
+    def advance(self, work: AtWork, share: float) -> None:
+        """Tell what share of a piece at work is done."""
         with self._lock:
-            if self._since is None:
-                return
-            one = self.pieces[self._at]
+            work.share = min(1.0, max(work.share, share))
+
+    def end(self, work: AtWork) -> None:
+        """Put a piece at work among what is done."""
+        with self._lock:
+            one = self.pieces[work.place]
+            self._at_work.remove(work)
+            self._over.add(work.place)
             self._add(self._planned, one, one.seconds)
-            self._add(self._taken, one, self.clock() - self._since)
-            self._at, self._since = self._at + 1, None
+            self._add(self._taken, one, (self.clock() - work.since) / one.lanes)
 
     @staticmethod
     def _add(sums: dict[str, float], one: Piece, seconds: float) -> None:
@@ -90,23 +114,22 @@ class Outlook:
         """How long the rest will take, by the plan and by what the work so far took."""
         with self._lock:
             planned, taken = dict(self._planned), dict(self._taken)
-            left = list(self.pieces[self._at :])
-            if self._since is not None:
-                one, passed = left.pop(0), self.clock() - self._since
+            left = {i: one for i, one in enumerate(self.pieces) if i not in self._over}
+            for work in self._at_work:
+                one = left[work.place]
+                passed = (self.clock() - work.since) / one.lanes
                 # work that says nothing of itself is taken to keep to the plan, until it is late
-                done = max(self._share * one.seconds, min(passed, 0.9 * one.seconds))
-                if self._share:
-                    done = self._share * one.seconds
+                done = work.share * one.seconds if work.share else min(passed, 0.9 * one.seconds)
                 self._add(planned, one, done)
                 self._add(taken, one, passed)
-                left.insert(0, one._replace(seconds=one.seconds - done))
+                left[work.place] = one._replace(seconds=one.seconds - done)
         whole: dict[str, float] = dict(planned)
-        for one in left:
+        for one in left.values():
             self._add(whole, one, one.seconds)
         prior = 0.1 * sum(whole.values()) + 1e-9
         pace = (sum(taken.values()) + prior) / (sum(planned.values()) + prior)
         total = 0.0
-        for one in left:
+        for one in left.values():
             doubt = _TRUST * whole[one.stage] + 1e-9
             own = (taken.get(one.stage, 0.0) + doubt * pace) / (planned.get(one.stage, 0.0) + doubt)
             total += one.seconds * own

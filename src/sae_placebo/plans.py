@@ -28,8 +28,8 @@ VERSIONS = {
     "measure": 5,
     "match": 3,
     "methods": 1,
-    "use": 4,
-    "audit": 3,
+    "use": 5,
+    "audit": 4,
 }
 
 # in characters: most file systems take names of 255 bytes, key and all

@@ -16,6 +16,7 @@ import numpy as np
 from sae_placebo import models
 from sae_placebo.activations import FORWARD_ROWS
 from sae_placebo.controls import build
+from sae_placebo.lanes import in_lanes
 from sae_placebo.lazy import torch
 from sae_placebo.machine import SEVERAL, Machine
 from sae_placebo.nulls import placed
@@ -38,7 +39,7 @@ _NUMBERS_SECONDS, _CODE_SECONDS = 0.0182, 0.0109
 
 
 def probe(
-    spec: TrialSpec, load: Callable[[], Any], key: str, progress: Progress, with_use: bool
+    spec: TrialSpec, load: Callable[[], Any], key: str, progress: Progress, lanes: int
 ) -> Machine:
     """Return what this machine does for a trial.
 
@@ -47,9 +48,9 @@ def probe(
         load: Loads the reference model.
         key: Names the work that the rates are for.
         progress: Where it is shown what is timed.
-        with_use: Whether what `use` and `audit` do is timed as well.
+        lanes: How many arms `use` and `audit` ask side by side; 0 where neither is to be done.
     """
-    n = 6 + len(spec.saes) + (7 if with_use else 0)
+    n = 6 + len(spec.saes) + (7 if lanes else 0)
     with progress.track("probe this machine", n, "rates") as advance:
 
         def timed(work: Callable[[], Any], units: int = 1) -> float:
@@ -71,7 +72,7 @@ def probe(
         built = time.perf_counter() - start
         advance(1)
         model = model.to(spec.device)
-        used = _use_rates(spec, model, timed) if with_use else {}
+        used = _use_rates(spec, model, timed, lanes) if lanes else {}
         reader = models.Reader(model, spec.hookpoints, fast=True)
         ids = _ids(spec, model, FORWARD_ROWS)
         reading = timed(lambda: reader.read(ids), ids.numel())
@@ -163,7 +164,7 @@ def _steps(spec: TrialSpec, label: str, d_in: int) -> tuple[Callable[[], Any], i
 
 
 def _use_rates(
-    spec: TrialSpec, model: Any, timed: Callable[[Callable[[], Any], int], float]
+    spec: TrialSpec, model: Any, timed: Callable[[Callable[[], Any], int], float], lanes: int
 ) -> dict[str, float]:
     """Return the rates of what is asked of a model behind a hookpoint."""
     hookpoint = next(iter(asked_hookpoints(spec, "use")), spec.hookpoints[0])
@@ -193,22 +194,35 @@ def _use_rates(
     one, many = pass_of(edits[:1]), pass_of(edits)
     each = max(many - one, 0.2 * many) / (len(edits) - 1)
     found |= {"edit": each / (window + 1), "start": max(one - each, 0.0)}
+
+    def in_all_lanes(job: Callable[[Downstream], Any], units: int, times: int) -> float:
+        """Return what a unit adds to the whole where every lane does a job so many times."""
+
+        def repeated(one: Downstream) -> None:
+            for _ in range(times):
+                job(one)
+
+        jobs = [functools.partial(repeated, one) for one in copies[:lanes]]
+        return timed(lambda: in_lanes(jobs, lanes), lanes * units * times)
+
     for name, n in (("single", 1), ("several", SEVERAL)):
-        some = edits[:n]
-        work = functools.partial(behind.kl_of_edits, row, position, some, window)
-        found[name] = timed(work, 1)
+
+        def push(one: Downstream, some: torch.Tensor = edits[:n]) -> None:
+            one.kl_of_edits(row, position, some, window)
+
+        found[name] = in_all_lanes(push, 1, times=20)
     site, entering = behind.read_rows(ids)
     clean = behind.logits(ids, entering).float().log_softmax(-1).flatten(0, 1)
     delta = torch.zeros_like(site)
 
-    def cost(with_gradient: bool) -> None:
+    def cost(one: Downstream, with_gradient: bool) -> None:
         some = delta.clone().requires_grad_(with_gradient)
         with torch.set_grad_enabled(with_gradient):
-            logits = behind.logits(ids, entering, some)
+            logits = one.logits(ids, entering, some)
             total = compared(clean, logits.flatten(0, 1)).sum()
             if with_gradient:
                 torch.autograd.grad(total, some)
 
-    found["behind"] = timed(lambda: cost(False), ids.numel())
-    found["slope"] = timed(lambda: cost(True), ids.numel())
+    found["behind"] = in_all_lanes(lambda one: cost(one, False), ids.numel(), times=1)
+    found["slope"] = in_all_lanes(lambda one: cost(one, True), ids.numel(), times=1)
     return found

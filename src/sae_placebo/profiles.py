@@ -6,13 +6,11 @@ are threads.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import importlib
 import itertools
 import threading
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,6 +19,7 @@ import numpy as np
 from sae_placebo import artefacts
 from sae_placebo.errors import NotEstimable
 from sae_placebo.interop import saelens
+from sae_placebo.lanes import blas_threads
 from sae_placebo.lazy import torch
 from sae_placebo.materials import Materials
 from sae_placebo.measurement import HeldOut
@@ -111,7 +110,7 @@ class Profiles:
         with (
             self.progress.track(label, len(left) * parts, "parts") as advance,
             warnings.catch_warnings(),  # here, since filters belong to all threads at once
-            _one_blas_thread(),
+            blas_threads(1),
             Crew() as crew,
         ):
             warnings.filterwarnings("ignore", module=r"sklearn\.decomposition\.")
@@ -390,24 +389,6 @@ class Profiles:
                 for label, seed in saes
             ]
             artefacts.write_methods(draft, found, measured)
-
-
-@contextlib.contextmanager
-def _one_blas_thread() -> Iterator[None]:
-    """Keep NumPy's and SciPy's products to one thread each: the jobs are what runs side by side.
-
-    How such a product is split among threads depends on what else runs at the moment, and its last bits
-    on how it is split.
-    """
-    import scipy.linalg  # noqa: F401  its library is limited only once it is loaded
-
-    try:
-        threadpoolctl: Any = importlib.import_module("threadpoolctl")
-    except ImportError:  # comes with scikit-learn
-        yield
-        return
-    with threadpoolctl.threadpool_limits(1, "blas"):
-        yield
 
 
 def _rows(sae: SAE) -> tuple[np.ndarray, np.ndarray]:

@@ -69,7 +69,8 @@ class Progress:
     def _within(self, label: str, total: int, before: int) -> Iterator[Advance]:
         """Yield the counter by which the outlook of the trial learns of a piece of work."""
         outlook, done, lock = self.outlook, before, threading.Lock()
-        if outlook is None or not outlook.begin(label):
+        work = None if outlook is None else outlook.begin(label)
+        if outlook is None or work is None:
             yield lambda n: None
             return
 
@@ -78,12 +79,12 @@ class Progress:
             with lock:
                 done += n
                 # what was done before a stop is not in the plan any more
-                outlook.advance((done - before) / max(total - before, 1))
+                outlook.advance(work, (done - before) / max(total - before, 1))
 
         try:
             yield advance
         finally:
-            outlook.end()
+            outlook.end(work)
 
 
 @dataclass

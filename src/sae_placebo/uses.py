@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 
 from sae_placebo import artefacts
-from sae_placebo.controls import build
+from sae_placebo.asking_arms import each_place
 from sae_placebo.examining import Examination, confirmed, examine
-from sae_placebo.faults import Faults, is_fault, write_refusal
-from sae_placebo.materials import Materials
+from sae_placebo.faults import Faults, write_refusal
 from sae_placebo.passages import passages_of
-from sae_placebo.plans import ArmModel, Place, Plan
+from sae_placebo.plans import Place, Plan
 from sae_placebo.profiles import Profiles
 from sae_placebo.progress import Progress
 from sae_placebo.spec import numpy_generator
-from sae_placebo.store import Step, Store
+from sae_placebo.store import Store
 from sae_placebo.use.base import Subject
 from sae_placebo.use.downstream import Downstream
 from sae_placebo.use_tables import write_use
@@ -44,25 +43,17 @@ class Uses:
     faults: Faults
 
     def run(self) -> None:
-        """Ask about every SAE of the arms chosen that was not asked about; one model at a time."""
-        left = {p: s for p, s in self.plan.use.items() if is_left(self.store, s)}
-        if not left:
-            return
-        for one in dict.fromkeys(place[0] for place in left):
-            with self.progress.track(f"build {one.label} again", 1, "model") as advance:
-                model = model_of(self.plan, self.profiles.given, one)
-                advance(1)
-            for place in left:
-                if place[0] == one:
-                    self._ask(place, model)
+        """Ask about every SAE of the arms chosen that was not asked about."""
+        given, plan = self.profiles.given, self.plan
+        each_place(plan.use, plan, self.store, given, self.progress, self._ask)
 
     def _ask(self, place: Place, model: Any) -> None:
-        label, before = f"{place[0].label}, {', '.join(place[1:3])}", self.faults.n
+        label = f"{place[0].label}, {', '.join(place[1:3])}"
         with self.store.write(self.plan.use[place]) as draft:
             work = functools.partial(self._examine, place, model, draft, label)
-            reason = self.faults.attempt(f"use: {label}", work)
-            if reason is not None:
-                write_refusal(draft, reason, self.faults.n > before)
+            failure = self.faults.attempt(f"use: {label}", work)
+            if failure is not None:
+                write_refusal(draft, *failure)
 
     def _examine(self, place: Place, model: Any, draft: Path, label: str) -> None:
         spec, kinds, reading = self.plan.spec, self._kinds(place), self.profiles.reading(*place)
@@ -99,20 +90,3 @@ class Uses:
         kinds = (table["class"].astype(str) + " " + table["verdict"].astype(str)).to_numpy(object)
         kinds[~(table["n_active"].to_numpy(np.float64) >= least)] = ""
         return kinds
-
-
-def is_left(store: Store, step: Step) -> bool:
-    """Return whether a job is to be done: it was not, or it failed by a fault."""
-    folder = store.find(step)
-    return folder is None or is_fault(folder)
-
-
-def model_of(plan: Plan, given: Materials, one: ArmModel) -> Any:
-    """Return an arm's model, built again from its recipe, on the trial's device."""
-    spec = plan.spec
-    control = spec.arms[one.arm].control
-    model, _ = build(given.reference, control, spec.seed, one.model_seed or 0, source=spec.model)
-    if spec.device == "cpu":
-        # few queries on many keys: the one-by-one form is up to 1.7 times as fast, with equal values
-        model.config._attn_implementation = "eager"
-    return model.to(spec.device)

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from sae_placebo.lanes import take_threads
 from sae_placebo.lazy import torch
 
 # what `noise_embeddings` leaves on the embedding module: a change to the model that no tensor shows
@@ -98,7 +99,7 @@ def in_parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
     if n_threads == 1:
         return [call(item) for item in items]
     # one of torch's threads for each of ours: two pools on the same cores wait for each other
-    one: dict[str, Any] = {"initializer": torch.set_num_threads, "initargs": (1,)}
+    one: dict[str, Any] = {"initializer": take_threads, "initargs": (1,)}
     try:
         with ThreadPoolExecutor(n_threads, **one) as pool:
             return list(pool.map(call, items))

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from sae_placebo.lanes import take_threads
 from sae_placebo.lazy import torch
 
 _LOCAL = threading.local()
@@ -17,9 +18,9 @@ R = TypeVar("R")
 
 
 @functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Return threads in which torch uses one thread each."""
-    return ThreadPoolExecutor(threads, "sae-step", functools.partial(torch.set_num_threads, 1))
+def _pool(threads: int, whose: str) -> ThreadPoolExecutor:
+    """Return threads in which torch uses one thread each; crews at work side by side have their own."""
+    return ThreadPoolExecutor(threads, "sae-step", functools.partial(take_threads, 1))
 
 
 class Crew:
@@ -43,6 +44,9 @@ class Crew:
             _LOCAL.threads = None
             torch.set_num_threads(self.threads)
 
+    def _pool(self) -> ThreadPoolExecutor:
+        return _pool(self.threads, threading.current_thread().name)
+
     @contextmanager
     def dismissed(self) -> Iterator[None]:
         """Inside: torch uses all the threads itself, as it does outside the crew."""
@@ -58,7 +62,7 @@ class Crew:
         edges = [n * i // parts for i in range(parts + 1)]
         if parts == 1:
             return [work(0, 0, n)]
-        pool = _pool(self.threads)
+        pool = self._pool()
         # the caller takes the first range itself: threads that are all woken by one that goes to sleep
         # are often put on the processor that it leaves, all on the same
         jobs = [pool.submit(_alone, work, i, edges[i], edges[i + 1]) for i in range(1, parts)]
@@ -74,7 +78,11 @@ class Crew:
         Where one fails, or the caller stops, those that have not begun never do, and those that have
         are waited for.
         """
-        pool = _pool(self.threads)
+        if self.threads == 1:
+            for job in jobs:
+                yield _alone(lambda *_, job=job: job(), 0, 0, 0)
+            return
+        pool = self._pool()
         futures = [
             pool.submit(_alone, lambda _, first, __: jobs[first](), 0, i, i)
             for i in range(len(jobs))

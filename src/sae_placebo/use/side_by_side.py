@@ -14,12 +14,11 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Int64
 
+from sae_placebo.lanes import n_lanes
 from sae_placebo.lazy import torch
 from sae_placebo.saes.crew import Crew
 from sae_placebo.use.downstream import Downstream
 
-_MOST_BYTES = 2 << 30
-"""Memory of the copies, at most."""
 R = TypeVar("R")
 Part = tuple[int, Int64[np.ndarray, "_"]]
 """A row, and what is asked of it."""
@@ -65,4 +64,5 @@ def _threads(downstream: Downstream) -> int:
     if downstream.device.type != "cpu":
         return 1
     size = int(sum(p.numel() * p.element_size() for p in downstream.model.parameters()))
-    return int(max(1, min(torch.get_num_threads(), 1 + _MOST_BYTES // max(size, 1))))
+    threads = torch.get_num_threads()
+    return n_lanes(threads, size, threads)

@@ -112,7 +112,7 @@ class FactoredSpec(Spec):
         return (2 if self.duplicates else 1) * self.n_a + self.n_b + self.n_c + 1
 
 
-PRESETS: Registry[FactoredSpec] = Registry("factored world")
+PRESETS: Registry[FactoredSpec] = Registry("preset of factored worlds and twins")
 """Settings by name."""
 PRESETS.add("default", FactoredSpec())
 PRESETS.add("superposed", FactoredSpec(d_model=32))
