@@ -5,7 +5,7 @@
 A pool is one trial on `pylm` with small SAEs, in which the control `redraw` is drawn many times; it is
 dealt into A/A trials of two re-draws against two (and three against three). Each pool has its own seed:
 other documents held out, other training text, other re-draws, other initial bits. Pools share the
-reference model and the collection of text. See `sae_placebo.calibration` for what the standard errors
+reference model and the collection of text. See `sae_placebo.stats.calibration` for what the standard errors
 hold.
 
 A stopped run goes on: every trial's artefacts are kept under --work, and the A/A trials of each finished
@@ -24,7 +24,12 @@ import machine
 import numpy as np
 import pandas as pd
 
-from sae_placebo.calibration import (
+from sae_placebo.core.progress import Progress, for_terminal
+from sae_placebo.core.spec import digest, numpy_generator
+from sae_placebo.core.store import Store
+from sae_placebo.latents.metrics import METRICS
+from sae_placebo.latents.origin.decoys import decoys
+from sae_placebo.stats.calibration import (
     KINDS,
     SHAPES,
     SPREADS,
@@ -34,15 +39,10 @@ from sae_placebo.calibration import (
     planted_placebo,
     rates,
 )
-from sae_placebo.metrics import METRICS
-from sae_placebo.plans import plan_steps
-from sae_placebo.progress import Progress, for_terminal
-from sae_placebo.protocol import load_trial
-from sae_placebo.results import gather
-from sae_placebo.spec import digest, numpy_generator
-from sae_placebo.store import Store
-from sae_placebo.structure.decoys import decoys
-from sae_placebo.trial import run
+from sae_placebo.trial.plans import plan_steps
+from sae_placebo.trial.results import gather
+from sae_placebo.trial.run import run
+from sae_placebo.trial.spec import load_trial
 
 ARM = "redraw"
 EACH = (2, 3)

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 
 from sae_placebo.controls import Control, parse_control
-from sae_placebo.controls.tensors import hashes
-from sae_placebo.models import ModelSpec, decoder_layers, load_model
+from sae_placebo.controls.model.tensors import hashes
+from sae_placebo.models.loading import ModelSpec, decoder_layers, load_model
 
 TABLES: tuple[dict[str, Any], ...] = (
     {"control": "redraw"},

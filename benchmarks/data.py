@@ -37,9 +37,9 @@ def synthetic(n_tokens: int, d_in: int) -> torch.Tensor:
 
 def collected(n_tokens: int) -> torch.Tensor:
     """Return [token, 256]: shuffled activations of `pylm` on the Python library's source."""
-    from sae_placebo import precision
-    from sae_placebo.models import Reader, load_model, load_tokenizer, truncate
-    from sae_placebo.text import TextSpec, tokenize
+    from sae_placebo.core import precision
+    from sae_placebo.data.text import TextSpec, tokenize
+    from sae_placebo.models.loading import Reader, load_model, load_tokenizer, truncate
 
     model = load_model("pylm")
     text = TextSpec(train_tokens=n_tokens + 2048, heldout_tokens=1_000, max_document_tokens=4_064)

@@ -11,31 +11,26 @@ from typing import Any
 
 import torch
 
-from sae_placebo.ground_truth import (
-    GeneratorSpec,
-    SuperpositionSpec,
-    ceilings,
-    from_truth,
-    recovery,
-)
-from sae_placebo.ground_truth.bottleneck import BottleneckSpec
-from sae_placebo.ground_truth.closed_forms import epsilon_star
-from sae_placebo.ground_truth.composed_sets import ComposedSetsSpec
-from sae_placebo.ground_truth.composition import composition
-from sae_placebo.ground_truth.detectors import detectors
-from sae_placebo.ground_truth.hedging import HedgingSpec
-from sae_placebo.ground_truth.high_expansion import HighExpansionSpec
-from sae_placebo.ground_truth.matching import matching
-from sae_placebo.ground_truth.null_tables import matching_null
-from sae_placebo.ground_truth.parent_child import ParentChildSpec
-from sae_placebo.ground_truth.solvable_pair import SolvablePairSpec
-from sae_placebo.ground_truth.synth_bench import SynthBenchSpec
-from sae_placebo.ground_truth.tree import TreeSpec
-from sae_placebo.ground_truth.wrong_l0 import WrongL0Spec
-from sae_placebo.laboratory.base import LabTraining, Trained, fit_on
-from sae_placebo.laboratory.objectives import Judge, SplitSpec
+from sae_placebo.lab import GeneratorSpec, SuperpositionSpec, from_truth
+from sae_placebo.lab.experiments.base import LabTraining, Trained, fit_on
+from sae_placebo.lab.experiments.objectives import Judge, SplitSpec
+from sae_placebo.lab.generators.bottleneck import BottleneckSpec
+from sae_placebo.lab.generators.composed_sets import ComposedSetsSpec
+from sae_placebo.lab.generators.hedging import HedgingSpec
+from sae_placebo.lab.generators.high_expansion import HighExpansionSpec
+from sae_placebo.lab.generators.parent_child import ParentChildSpec
+from sae_placebo.lab.generators.solvable_pair import SolvablePairSpec
+from sae_placebo.lab.generators.synth_bench import SynthBenchSpec
+from sae_placebo.lab.generators.tree import TreeSpec
+from sae_placebo.lab.generators.wrong_l0 import WrongL0Spec
+from sae_placebo.lab.scores import ceilings, recovery
+from sae_placebo.lab.scores.closed_forms import epsilon_star
+from sae_placebo.lab.scores.composition import composition
+from sae_placebo.lab.scores.detectors import detectors
+from sae_placebo.lab.scores.matching import matching
+from sae_placebo.lab.scores.null_tables import matching_null
 from sae_placebo.saes import SAE, BatchTopKSpec, JumpReLUSpec, MatryoshkaSpec, ReLUSpec, TopKSpec
-from sae_placebo.training_spec import TrainingSpec
+from sae_placebo.saes.training_spec import TrainingSpec
 
 Numbers = dict[str, float]
 

@@ -16,14 +16,14 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sae_placebo.costs import probed
-from sae_placebo.estimates import estimate, of_usual_machine
-from sae_placebo.outlook import Piece
-from sae_placebo.plans import plan_steps
-from sae_placebo.progress import Advance, LineProgress
-from sae_placebo.protocol import load_trial
-from sae_placebo.store import Store
-from sae_placebo.trial import run
+from sae_placebo.core.outlook import Piece
+from sae_placebo.core.progress import Advance, LineProgress
+from sae_placebo.core.store import Store
+from sae_placebo.trial.costs import probed
+from sae_placebo.trial.estimates import estimate, of_usual_machine
+from sae_placebo.trial.plans import plan_steps
+from sae_placebo.trial.run import run
+from sae_placebo.trial.spec import load_trial
 
 
 class Recorder(LineProgress):

@@ -2,7 +2,7 @@
 
     python benchmarks/recovery.py [--peer-python PYTHON] [--quick] [--out FILE]
 
-Data: G1, independent features in superposition (`sae_placebo.ground_truth.SuperpositionSpec`), a new
+Data: G1, independent features in superposition (`sae_placebo.lab.SuperpositionSpec`), a new
 truth and a new stream per seed. All sides see the same tokens in the same order, centered and at mean
 squared norm d_in, in batches of the same size, at the same widths, and are scored on the same
 held-out tokens by the same code.
@@ -64,8 +64,8 @@ SCORES = ("mmcs", "share_recovered", "mmcs_of_latents", "recall", "precision", "
 
 def prepare(folder: Path, seed: int, n_tokens: int) -> None:
     """Write the codes, the truth and the scaling of one seed's stream; held-out tokens come last."""
-    from sae_placebo.ground_truth import Scaling, SuperpositionSpec
-    from sae_placebo.spec import generator
+    from sae_placebo.core.spec import generator
+    from sae_placebo.lab import Scaling, SuperpositionSpec
 
     spec = SuperpositionSpec(d_in=256, n_features=512, l0=float(L0), seed=seed)
     draw = spec.draw(n_tokens + HELD_OUT, generator(seed, "recovery", "tokens"))
@@ -83,7 +83,8 @@ def prepare(folder: Path, seed: int, n_tokens: int) -> None:
 
 def scored(folder: Path, job: Job) -> dict[str, float]:
     """Return the scores of one finished job."""
-    from sae_placebo.ground_truth import recovery, support
+    from sae_placebo.lab import support
+    from sae_placebo.lab.scores import recovery
     from sae_placebo.saes import Codes
 
     data = load_file(folder / job["data"])
@@ -132,7 +133,7 @@ def run_jobs(folder: Path, python: str, jobs: list[Job]) -> list[dict[str, Any]]
 
 def kinds_here(wanted: list[str]) -> tuple[list[str], dict[str, str]]:
     """Return the architectures that this package can train, and why the others are skipped."""
-    from sae_placebo.errors import SpecError
+    from sae_placebo.core.errors import SpecError
     from sae_placebo.saes import parse_sae
 
     usable, skipped = [], {}
@@ -262,8 +263,9 @@ def show(lines: list[dict[str, Any]], nulls: list[dict[str, Any]], found: list[A
 
 def measured(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
     """Run everything and return the results, and what was skipped and why."""
-    from sae_placebo.ground_truth import SuperpositionSpec, ceilings, recovery_null
-    from sae_placebo.spec import generator
+    from sae_placebo.core.spec import generator
+    from sae_placebo.lab import SuperpositionSpec, recovery_null
+    from sae_placebo.lab.scores import ceilings
 
     kinds, skipped = kinds_here(arguments.kinds)
     pythons = {"fast": sys.executable, "plain": sys.executable}

@@ -48,7 +48,7 @@ def batches(data: Tensors) -> Iterator[torch.Tensor]:
 
 def train_ours(job: Job, data: Tensors, held_out: torch.Tensor) -> tuple[Tensors, float]:
     from sae_placebo.saes import SAE, parse_sae
-    from sae_placebo.training import Fit, TrainingSpec
+    from sae_placebo.saes.training import Fit, TrainingSpec
 
     n_tokens = (len(data["offsets"]) - 1 - HELD_OUT) // BATCH * BATCH
     spec = parse_sae({"kind": job["kind"], "d_sae": job["d_sae"], **job["ours"]})

@@ -94,9 +94,9 @@ def count(module: torch.nn.Module) -> int:
 
 
 def ours(setting: Setting) -> Side:
-    from sae_placebo.errors import PlaceboError
+    from sae_placebo.core.errors import PlaceboError
     from sae_placebo.saes import SAES, parse_sae
-    from sae_placebo.training import Fit, TrainingSpec
+    from sae_placebo.saes.training import Fit, TrainingSpec
 
     if setting.kind not in SAES:
         raise Unsupported(f"kind {setting.kind!r} is not registered")

@@ -29,22 +29,23 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from sae_placebo import models, text
-from sae_placebo.activations import HarvestSpec, row_order
 from sae_placebo.controls import build, parse_control
-from sae_placebo.errors import PlaceboError
-from sae_placebo.proportions import wilson
+from sae_placebo.core.errors import PlaceboError
+from sae_placebo.core.spec import digest
+from sae_placebo.data import text
+from sae_placebo.lab.spikes.bed import Bed, reading_of
+from sae_placebo.lab.spikes.grid import Grid
+from sae_placebo.lab.spikes.keys import TokenKeys
+from sae_placebo.lab.spikes.limits import Limit, Verified, limit_of, placed, verified
+from sae_placebo.lab.spikes.outcomes import OUTCOMES, Thresholds
+from sae_placebo.lab.spikes.plant import Spike
+from sae_placebo.lab.spikes.recovered import Recovered, recovered
+from sae_placebo.lab.spikes.upstream import Upstream, became
+from sae_placebo.models import loading as models
+from sae_placebo.models.activations import HarvestSpec, row_order
 from sae_placebo.saes import SAE, TopKSpec
-from sae_placebo.spec import digest
-from sae_placebo.spikes.bed import Bed, reading_of
-from sae_placebo.spikes.grid import Grid
-from sae_placebo.spikes.keys import TokenKeys
-from sae_placebo.spikes.limits import Limit, Verified, limit_of, placed, verified
-from sae_placebo.spikes.outcomes import OUTCOMES, Thresholds
-from sae_placebo.spikes.plant import Spike
-from sae_placebo.spikes.recovered import Recovered, recovered
-from sae_placebo.spikes.upstream import Upstream, became
-from sae_placebo.training_spec import TrainingSpec
+from sae_placebo.saes.training_spec import TrainingSpec
+from sae_placebo.stats.proportions import wilson
 
 Row = dict[str, Any]
 HARVEST, TRAINING, THRESHOLDS = HarvestSpec(), TrainingSpec(), Thresholds()

@@ -38,7 +38,7 @@ _HELD = contextlib.ExitStack()
 def set_products(name: str) -> str:
     """Choose the float32 product: `default`, `medium`, or `trial`, what this package's trials run under."""
     if name == "trial":
-        from sae_placebo.devices import settings
+        from sae_placebo.core.devices import settings
 
         _HELD.enter_context(settings("cpu"))  # until the process ends
     elif name != "default":

@@ -52,18 +52,19 @@ from structure_inputs import (
     text,
 )
 
-from sae_placebo import measurement, profiling
-from sae_placebo.devices import settings
-from sae_placebo.measurement import HeldOut, MeasurementSpec
+from sae_placebo.core.devices import settings
+from sae_placebo.latents import measurement
+from sae_placebo.latents import profile as profiling
+from sae_placebo.latents.base import Folds, Placebo, Reading, TokenTable
+from sae_placebo.latents.columns.domains import domains_of
+from sae_placebo.latents.ladder.ladder import whole_ladder
+from sae_placebo.latents.ladder.predictors import Readouts
+from sae_placebo.latents.ladder.token_features import TokenFeatures
+from sae_placebo.latents.measurement import HeldOut, MeasurementSpec
+from sae_placebo.latents.partners import assignment
+from sae_placebo.latents.spec import StructureSpec
 from sae_placebo.saes import SAE
-from sae_placebo.statistics import document_weights
-from sae_placebo.structure import assignment
-from sae_placebo.structure.base import Folds, Placebo, Reading, TokenTable
-from sae_placebo.structure.domains import domains_of
-from sae_placebo.structure.ladder import whole_ladder
-from sae_placebo.structure.predictors import Readouts
-from sae_placebo.structure.spec import StructureSpec
-from sae_placebo.structure.token_features import TokenFeatures
+from sae_placebo.stats.statistics import document_weights
 
 Cell = tuple[int, int]
 """Latents and tokens."""

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from sae_placebo.labels.base import Labels
-from sae_placebo.labels.catalogue import NAMES
-from sae_placebo.rows import Rows
+from sae_placebo.core.spec import numpy_generator
+from sae_placebo.data.labels.base import Labels
+from sae_placebo.data.labels.catalogue import NAMES
+from sae_placebo.data.rows import Rows
+from sae_placebo.latents.base import TokenTable
+from sae_placebo.latents.columns.domains import SCOPES
 from sae_placebo.saes import SAE, TopKSpec
-from sae_placebo.spec import numpy_generator
-from sae_placebo.structure.base import TokenTable
-from sae_placebo.structure.domains import SCOPES
 
 D_IN, K, VOCABULARY, WIDTH, SEED = 256, 32, 4096, 256, 0
 CHUNK = 65_536

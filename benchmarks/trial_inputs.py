@@ -111,8 +111,8 @@ def rows_file(case: Case, folder: Path, model: Path, context_tokens: int) -> Pat
     The peer takes full rows only, so tokens are packed: padding is cut out, and a row goes on where
     the last one ended.
     """
-    from sae_placebo.models import load_tokenizer
-    from sae_placebo.text import TextSpec, tokenize
+    from sae_placebo.data.text import TextSpec, tokenize
+    from sae_placebo.models.loading import load_tokenizer
 
     spec = TextSpec(
         context_tokens=context_tokens,

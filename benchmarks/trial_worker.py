@@ -18,8 +18,8 @@ from collections.abc import Callable
 from typing import Any
 
 CLOCKED = {
-    "forward": ("sae_placebo.reading", "Reader", "read"),
-    "step": ("sae_placebo.training", "Fit", "step"),
+    "forward": ("sae_placebo.models.reading", "Reader", "read"),
+    "step": ("sae_placebo.saes.training", "Fit", "step"),
     "encode": ("sae_placebo.saes", "SAE", "encode"),
 }
 seconds: Counter[str] = Counter()
@@ -43,8 +43,10 @@ def main() -> None:
         place = getattr(importlib.import_module(module), owner)
         if hasattr(place, method):
             setattr(place, method, clock(name, getattr(place, method)))
-    from sae_placebo import precision, results, trial
-    from sae_placebo.lazy import torch
+    from sae_placebo.core import precision
+    from sae_placebo.core.lazy import torch
+    from sae_placebo.trial import results
+    from sae_placebo.trial import run as trial
 
     # `write_results` is the comparison and the report
     trial.write_results = clock("compare and report", results.write_results)

@@ -80,7 +80,7 @@ def run(trial: Path, n: int, ready: Path | None) -> dict[str, float]:
         command = [
             sys.executable,
             "-m",
-            "sae_placebo.cli",
+            "sae_placebo.cli.main",
             "run",
             str(trial),
             "--store",

@@ -9,7 +9,7 @@ from typing import Any
 from table import into, table
 from world_figures import OURS, site
 
-from sae_placebo.worlds.scoring import STATISTICS
+from sae_placebo.lab.worlds.scoring import STATISTICS
 
 PAGE = Path("docs/concepts/worlds.md")
 _KINDS = {

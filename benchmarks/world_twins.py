@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from worlds import Row, done, in_turn, save, spec_of
 
-from sae_placebo.errors import PlaceboError
-from sae_placebo.spec import numpy_generator
-from sae_placebo.use.ablation import ablate
-from sae_placebo.use.effects import effects_of
-from sae_placebo.use.firings import choose_firings
-from sae_placebo.use.spec import UseSpec
-from sae_placebo.worlds import World, activations, train_sae, truth, twins
-from sae_placebo.worlds.baselines import BASELINES, baselines
-from sae_placebo.worlds.scoring import CARRIED
-from sae_placebo.worlds.units import held_often, latent_units, world_subject
+from sae_placebo.causal.use.ablation import ablate
+from sae_placebo.causal.use.effects import effects_of
+from sae_placebo.causal.use.firings import choose_firings
+from sae_placebo.causal.use.spec import UseSpec
+from sae_placebo.core.errors import PlaceboError
+from sae_placebo.core.spec import numpy_generator
+from sae_placebo.lab.worlds import World, activations, train_sae, truth, twins
+from sae_placebo.lab.worlds.baselines import BASELINES, baselines
+from sae_placebo.lab.worlds.scoring import CARRIED
+from sae_placebo.lab.worlds.units import held_often, latent_units, world_subject
 
 SITES = ("resid_pre.0", "resid_post.0")
 DATA_SIDE = ("firing rate", "variance", "probe accuracy")

@@ -25,12 +25,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from sae_placebo.errors import PlaceboError
-from sae_placebo.proportions import wilson
-from sae_placebo.use.spec import UseSpec
-from sae_placebo.use.verdicts import USES
-from sae_placebo.worlds import PRESETS, PROGRAMS, FactoredSpec, World, compiled, factored
-from sae_placebo.worlds.scoring import (
+from sae_placebo.causal.use.spec import UseSpec
+from sae_placebo.causal.use.verdicts import USES
+from sae_placebo.core.errors import PlaceboError
+from sae_placebo.lab.worlds import PRESETS, PROGRAMS, FactoredSpec, World, compiled, factored
+from sae_placebo.lab.worlds.scoring import (
     CARRIED,
     IS_NEITHER,
     IS_PASSENGER,
@@ -42,6 +41,7 @@ from sae_placebo.worlds.scoring import (
     WorldScore,
     score_world,
 )
+from sae_placebo.stats.proportions import wilson
 
 KINDS = ("default", "duplicates", "superposed", "compiled")
 LIMITS = ((0.001, 0.0005), (0.002, 0.001), (0.005, 0.0025), (0.01, 0.005))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sae_placebo.report.glossary import glossary, markdown
-from sae_placebo.results import EVERY_METRIC
+from sae_placebo.trial.results import EVERY_METRIC
 
 PAGE = Path(__file__).parent / "concepts" / "glossary.md"
 

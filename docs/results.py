@@ -19,9 +19,9 @@ from results_audits import TABLES as AUDIT_TABLES
 from results_use import TABLES as USE_TABLES
 from results_use import markdown
 
-from sae_placebo.classification import CLASS_NAMES
-from sae_placebo.structure.ladder import RUNGS
-from sae_placebo.structure.verdicts import VERDICTS
+from sae_placebo.latents.classes.classification import CLASS_NAMES
+from sae_placebo.latents.ladder.ladder import RUNGS
+from sae_placebo.latents.origin.verdicts import VERDICTS
 
 LEAST = 0.005
 """Share that a class must reach in some arm to have a row."""

@@ -14,7 +14,7 @@ from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
 from pylm.ngram import BOS, KneserNey
-from sae_placebo.spec import numpy_generator
+from sae_placebo.core.spec import numpy_generator
 
 HEADER_TOKENS, NEW_TOKENS = 100, 64
 _HEADER = re.compile(r"^[ ]*(async )?def .*:$")

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_placebo.text import library_files
+from sae_placebo.data.text import library_files
 
 # import name -> distribution: dependencies, direct and indirect; licenses are in docs/pylm.md
 PACKAGES = {

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pylm import behavior, ngram
-from sae_placebo.spec import numpy_generator
+from sae_placebo.core.spec import numpy_generator
 
 STRIDE, ORDERS, MAIN_ORDER = 128, (3, 4, 5, 6), 5
 LENGTHS, SEQUENCES, N_PROMPTS, RESAMPLES = (32, 64, 100), 64, 200, 4000

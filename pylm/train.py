@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pylm.data import Tokens, prepare
-from sae_placebo.spec import numpy_generator
+from sae_placebo.core.spec import numpy_generator
 
 WARMUP, DECAY = 0.02, 0.6
 # kept as `revision`s: before anything is learned, before and after copying is

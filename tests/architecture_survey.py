@@ -22,11 +22,11 @@ from tokenizers import models as token_models
 import architecture_list
 import architectures
 from sae_placebo.controls import CONTROLS, build, parse_control
-from sae_placebo.errors import ModelError
-from sae_placebo.hookpoints import SITES
-from sae_placebo.models import Reader, load_model
-from sae_placebo.store import read_json
-from sae_placebo.trial import run
+from sae_placebo.core.errors import ModelError
+from sae_placebo.core.store import read_json
+from sae_placebo.models.hookpoints import SITES
+from sae_placebo.models.loading import Reader, load_model
+from sae_placebo.trial.run import run
 
 NAMES = tuple(dict.fromkeys([*architectures.CONFIGS, *architecture_list.CONFIGS]))
 LAYER = 1
@@ -161,8 +161,10 @@ def _run(model: Path, folder: Path, sites: list[str]) -> Path:
         model, word_text(folder / "text.jsonl"), [f"{site}.{LAYER}" for site in sites]
     )
     with (
-        mock.patch("sae_placebo.models.load_tokenizer", word_tokenizer),
-        mock.patch("sae_placebo.results.build_report"),  # it is the same for every architecture
+        mock.patch("sae_placebo.models.loading.load_tokenizer", word_tokenizer),
+        mock.patch(
+            "sae_placebo.trial.results.build_report"
+        ),  # it is the same for every architecture
     ):
         return run(table, folder / "store").folder
 

@@ -100,7 +100,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer(tiny_model: Path) -> Any:
-    from sae_placebo.models import load_tokenizer
+    from sae_placebo.models.loading import load_tokenizer
 
     return load_tokenizer(str(tiny_model))
 

@@ -9,10 +9,10 @@ from scipy.sparse import csr_matrix
 from architectures import build
 from planted_subjects import rows, subject_of
 from sae_placebo.audits.base import AuditSpec, Case, Finding
+from sae_placebo.causal.use.base import Subject
+from sae_placebo.latents.base import Reading, TokenTable
 from sae_placebo.saes import SAE
 from sae_placebo.saes.topk import TopKSpec
-from sae_placebo.structure.base import Reading, TokenTable
-from sae_placebo.use.base import Subject
 
 SPEC = AuditSpec(tokens=160, draws=2, window=2, steps=5)
 

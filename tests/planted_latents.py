@@ -11,7 +11,7 @@ from scipy.sparse import csr_matrix
 
 from planted_readings import reading_of, token_table
 from sae_placebo.audits.base import Audited, AuditSpec, Case, Finding
-from sae_placebo.metrics.truth import Truth
+from sae_placebo.data.labels.truth import Truth
 from sae_placebo.saes import SAE
 
 WIDTH = 33

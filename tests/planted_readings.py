@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 
-from sae_placebo.labels.base import Labels
-from sae_placebo.rows import Rows
+from sae_placebo.data.labels.base import Labels
+from sae_placebo.data.rows import Rows
+from sae_placebo.latents.base import Folds, Reading, TokenTable
 from sae_placebo.saes import SAE
 from sae_placebo.saes.topk import TopKSpec
-from sae_placebo.structure.base import Folds, Reading, TokenTable
 
 
 def token_table(

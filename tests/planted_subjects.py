@@ -7,10 +7,10 @@ import torch
 from scipy.sparse import csr_matrix
 
 from architectures import VOCABULARY, build
-from sae_placebo.rows import Rows
-from sae_placebo.structure.base import TokenTable
-from sae_placebo.use.base import Directions, Subject
-from sae_placebo.use.downstream import Downstream
+from sae_placebo.causal.use.base import Directions, Subject
+from sae_placebo.causal.use.downstream import Downstream
+from sae_placebo.data.rows import Rows
+from sae_placebo.latents.base import TokenTable
 
 N_ROWS, LENGTH = 40, 16
 

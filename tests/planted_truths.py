@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from sae_placebo.ground_truth import Draw, Truth
-from sae_placebo.ground_truth.base import compose
+from sae_placebo.core.spec import generator
+from sae_placebo.lab import Draw, Truth
+from sae_placebo.lab.generators.base import compose
 from sae_placebo.saes import SAE, Codes, ReLUSpec
-from sae_placebo.spec import generator
 
 
 def sparse(dense: torch.Tensor) -> Codes:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae_placebo.designs import ArmParts, designs, quads
-from sae_placebo.store import read_json, write_json
-from sae_placebo.trial_files import with_tables
+from sae_placebo.core.store import read_json, write_json
+from sae_placebo.core.trial_files import with_tables
+from sae_placebo.stats.designs import ArmParts, designs, quads
 from synthetic_use import use_tables
 
 HOOKPOINT = "resid_post.3"

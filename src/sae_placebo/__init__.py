@@ -1,6 +1,6 @@
 """Placebo-controlled trials for sparse autoencoders on language models.
 
-`run` is the whole experiment; `sae_placebo.trial` is the file to read first.
+`run` is the whole experiment; `sae_placebo.trial.run` is the file to read first.
 """
 
 from __future__ import annotations
@@ -8,18 +8,18 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from sae_placebo.threads import sleep_soon
+from sae_placebo.core.threads import sleep_soon
 
 if TYPE_CHECKING:
     from sae_placebo.controls import CONTROLS, Control
-    from sae_placebo.errors import PlaceboError
-    from sae_placebo.metrics import METRICS, Metric
-    from sae_placebo.models import Reader, load_model, load_tokenizer
-    from sae_placebo.protocol import TrialSpec, load_trial
+    from sae_placebo.core.errors import PlaceboError
+    from sae_placebo.latents.metrics import METRICS, Metric
+    from sae_placebo.models.loading import Reader, load_model, load_tokenizer
     from sae_placebo.report import build_report
-    from sae_placebo.results import Trial
     from sae_placebo.saes import SAE, SAES
-    from sae_placebo.trial import run
+    from sae_placebo.trial.results import Trial
+    from sae_placebo.trial.run import run
+    from sae_placebo.trial.spec import TrialSpec, load_trial
 
 __version__ = "0.1.0"
 
@@ -28,20 +28,20 @@ sleep_soon()  # libraries read it when they are loaded, so it comes before all o
 # each name loads its module when it is first asked for, so that the import itself is instant
 _HOMES = {
     "CONTROLS": "controls",
-    "METRICS": "metrics",
+    "METRICS": "latents.metrics",
     "SAE": "saes",
     "SAES": "saes",
     "Control": "controls",
-    "Metric": "metrics",
-    "PlaceboError": "errors",
-    "Reader": "models",
-    "Trial": "results",
-    "TrialSpec": "protocol",
+    "Metric": "latents.metrics",
+    "PlaceboError": "core.errors",
+    "Reader": "models.loading",
+    "Trial": "trial.results",
+    "TrialSpec": "trial.spec",
     "build_report": "report",
-    "load_model": "models",
-    "load_tokenizer": "models",
-    "load_trial": "protocol",
-    "run": "trial",
+    "load_model": "models.loading",
+    "load_tokenizer": "models.loading",
+    "load_trial": "trial.spec",
+    "run": "trial.run",
 }
 
 __all__ = [

@@ -21,9 +21,9 @@ from sae_placebo.controls import (
     parse_control,
     weight_hash,
 )
-from sae_placebo.controls.redraw import moments
-from sae_placebo.controls.tensors import Tensor, tensors
-from sae_placebo.models import Reader, decoder_layers, truncate
+from sae_placebo.controls.model.redraw import moments
+from sae_placebo.controls.model.tensors import Tensor, tensors
+from sae_placebo.models.loading import Reader, decoder_layers, truncate
 
 # tied and untied; rotary, learned and ALiBi positions; norms with and without bias; parallel blocks;
 # fused and transposed matrices; experts; an embedding that scales its output

@@ -14,18 +14,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_placebo.activations import blocks
 from sae_placebo.controls.data import (
     DATA_CONTROLS,
     DATA_INVARIANTS,
     DataControl,
     parse_data,
 )
-from sae_placebo.controls.data_base import register_data
-from sae_placebo.errors import SpecError, TextError
-from sae_placebo.gaussian import GaussianReader, SecondMoments
-from sae_placebo.models import Reader, load_model
-from sae_placebo.text import Rows, TextSpec, tokenize
+from sae_placebo.controls.data.base import register_data
+from sae_placebo.core.errors import SpecError, TextError
+from sae_placebo.data.text import Rows, TextSpec, tokenize
+from sae_placebo.models.activations import blocks
+from sae_placebo.models.gaussian import GaussianReader, SecondMoments
+from sae_placebo.models.loading import Reader, load_model
 
 Splits = dict[str, Rows]
 KINDS = ["shuffle_tokens", "unigram", "markov", "gaussian"]

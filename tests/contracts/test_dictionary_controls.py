@@ -21,10 +21,10 @@ from sae_placebo.controls.dictionary import (
     Untrained,
     parse_dictionary,
 )
-from sae_placebo.controls.dictionary_base import at_target_l0
-from sae_placebo.errors import ModelError, NotEstimable, SpecError
+from sae_placebo.controls.dictionary.base import at_target_l0
+from sae_placebo.core.errors import ModelError, NotEstimable, SpecError
 from sae_placebo.saes import PARAMETERS, SAE, SAES, SAESpec, parse_sae
-from sae_placebo.training import Fit, TrainingSpec
+from sae_placebo.saes.training import Fit, TrainingSpec
 
 D_IN, D_SAE, K = 24, 80, 4
 N_TRAIN = 20_000

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sae_placebo.errors import NotEstimable
-from sae_placebo.metrics import METRICS, Evidence, Metric, Truth, measure
-from sae_placebo.metrics.truth import count_outcomes
+from sae_placebo.core.errors import NotEstimable
+from sae_placebo.data.labels.truth import count_outcomes
+from sae_placebo.latents.metrics import METRICS, Evidence, Metric, Truth, measure
 
 D_IN, VOCABULARY = 6, [f" word{index}" for index in range(40)] + ["Word3", " words5", "##word7"]
 

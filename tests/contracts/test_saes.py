@@ -8,8 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from sae_placebo.errors import SpecError
-from sae_placebo.interop import saelens
+from sae_placebo.core.errors import SpecError
 from sae_placebo.saes import (
     PARAMETERS,
     SAE,
@@ -22,8 +21,9 @@ from sae_placebo.saes import (
     fast,
     parse_sae,
 )
+from sae_placebo.saes.formats import saelens
 from sae_placebo.saes.kernels import Workspace
-from sae_placebo.training import Fit, TrainingSpec
+from sae_placebo.saes.training import Fit, TrainingSpec
 
 D_IN, D_SAE = 24, 80
 

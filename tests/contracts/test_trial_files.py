@@ -15,10 +15,10 @@ from conftest import trial_table
 from sae_placebo.controls import CONTROLS
 from sae_placebo.controls.data import DATA_CONTROLS
 from sae_placebo.controls.dictionary import DICTIONARY_CONTROLS
-from sae_placebo.errors import PlaceboError
-from sae_placebo.protocol import TrialSpec, load_trial
+from sae_placebo.core.errors import PlaceboError
+from sae_placebo.core.spec import Spec
 from sae_placebo.saes import SAES
-from sae_placebo.spec import Spec
+from sae_placebo.trial.spec import TrialSpec, load_trial
 
 WRONG: dict[str, tuple[Any, ...]] = {
     "whole": (True, False, "5", "", 5.5, 64.0, math.nan, math.inf, -1, 0, 2**53, [], {}),

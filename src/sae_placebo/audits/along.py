@@ -23,7 +23,7 @@ from sae_placebo.audits.edits import (
     ratio_of,
     runnable,
 )
-from sae_placebo.lazy import torch
+from sae_placebo.core.lazy import torch
 
 NAME = "along"
 FAR = 2.0

@@ -16,13 +16,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Integer
 
 from sae_placebo.audits.spec import AuditSpec as AuditSpec
-from sae_placebo.errors import ModelError, NotEstimable
-from sae_placebo.lazy import torch
-from sae_placebo.metrics.truth import Truth
-from sae_placebo.progress import Track, untracked
-from sae_placebo.spec import Registry, numpy_generator
-from sae_placebo.structure.base import Reading
-from sae_placebo.use.base import Subject
+from sae_placebo.causal.use.base import Subject
+from sae_placebo.core.errors import ModelError, NotEstimable
+from sae_placebo.core.lazy import torch
+from sae_placebo.core.progress import Track, untracked
+from sae_placebo.core.spec import Registry, numpy_generator
+from sae_placebo.data.labels.truth import Truth
+from sae_placebo.latents.base import Reading
 
 RESAMPLES = 1000
 

@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
 from sae_placebo.audits.base import Case, Finding, over_documents
-from sae_placebo.errors import NotEstimable
-from sae_placebo.gaussian import SecondMoments, gaussian_draws
-from sae_placebo.lazy import torch
-from sae_placebo.spec import generator, numpy_generator
-from sae_placebo.use.base import Subject
-from sae_placebo.use.downstream import kl
+from sae_placebo.causal.use.base import Subject
+from sae_placebo.causal.use.downstream import kl
+from sae_placebo.core.errors import NotEstimable
+from sae_placebo.core.lazy import torch
+from sae_placebo.core.spec import generator, numpy_generator
+from sae_placebo.models.gaussian import SecondMoments, gaussian_draws
 
 KINDS = ("isotropic", "covariance", "mixture", "same_cosine")
 """Random pushes as long as the error."""

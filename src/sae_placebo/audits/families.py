@@ -41,9 +41,9 @@ from sae_placebo.audits.probes import (
     letter_tasks,
     with_null,
 )
-from sae_placebo.errors import NotEstimable
-from sae_placebo.spec import numpy_generator
-from sae_placebo.use.base import Directions, latent_directions
+from sae_placebo.causal.use.base import Directions, latent_directions
+from sae_placebo.core.errors import NotEstimable
+from sae_placebo.core.spec import numpy_generator
 
 KINDS = ("label", "letter")
 

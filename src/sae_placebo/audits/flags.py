@@ -24,8 +24,8 @@ from sae_placebo.audits.base import (
 )
 from sae_placebo.audits.edits import Pushes, chosen, costs, ordinary, ratio_of, runnable
 from sae_placebo.audits.ridge import ridge
-from sae_placebo.errors import NotEstimable
-from sae_placebo.spec import numpy_generator
+from sae_placebo.core.errors import NotEstimable
+from sae_placebo.core.spec import numpy_generator
 
 NAME = "flags"
 WORST = 0.1

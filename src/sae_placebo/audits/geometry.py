@@ -18,11 +18,11 @@ from sae_placebo.audits.base import (
 )
 from sae_placebo.audits.interference import N_PAIRS, interference
 from sae_placebo.audits.overlap import DRAWS, overlap, projection
-from sae_placebo.errors import NotEstimable
-from sae_placebo.lazy import torch
-from sae_placebo.proportions import wilson
-from sae_placebo.structure.geometry import principal_components
-from sae_placebo.use.base import Directions, latent_directions
+from sae_placebo.causal.use.base import Directions, latent_directions
+from sae_placebo.core.errors import NotEstimable
+from sae_placebo.core.lazy import torch
+from sae_placebo.latents.columns.geometry import principal_components
+from sae_placebo.stats.proportions import wilson
 
 DENSE_RATE = 0.1
 ANTIPODAL = 0.5

@@ -11,14 +11,14 @@ from pydantic import ValidationError
 
 from sae_placebo.audits.base import AUDITS, Audit, Audited, Case, Finding, Quantity
 from sae_placebo.audits.probes import sample
-from sae_placebo.errors import NotEstimable
-from sae_placebo.lazy import torch
-from sae_placebo.proportions import wilson
+from sae_placebo.core.errors import NotEstimable
+from sae_placebo.core.lazy import torch
+from sae_placebo.core.spec import generator, numpy_generator
 from sae_placebo.saes import SAE
 from sae_placebo.saes.kernels import Workspace
-from sae_placebo.spec import generator, numpy_generator
-from sae_placebo.training import Fit, step_all
-from sae_placebo.training_spec import TrainingSpec
+from sae_placebo.saes.training import Fit, step_all
+from sae_placebo.saes.training_spec import TrainingSpec
+from sae_placebo.stats.proportions import wilson
 
 N_SUBSPACES = 50
 _BATCH = 1_024

@@ -25,8 +25,8 @@ from sae_placebo.audits.probes import (
     letter_tasks,
     with_null,
 )
-from sae_placebo.errors import NotEstimable
-from sae_placebo.spec import numpy_generator
+from sae_placebo.core.errors import NotEstimable
+from sae_placebo.core.spec import numpy_generator
 
 SOURCES = ("error", "reconstruction", "activation")
 _GROUPS = 20

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from sae_placebo.audits.base import Case, Finding, over_documents
-from sae_placebo.lazy import torch
-from sae_placebo.spec import numpy_generator
-from sae_placebo.use.base import Directions
+from sae_placebo.causal.use.base import Directions
+from sae_placebo.core.lazy import torch
+from sae_placebo.core.spec import numpy_generator
 
 N_PAIRS = 100
 """Pairs that are active together on most tokens."""

@@ -9,11 +9,11 @@ from jaxtyping import Float32, Float64
 
 from sae_placebo.audits.base import AUDITS, Audit, Audited, Case, Finding, Quantity
 from sae_placebo.audits.overlap import matched_rows
-from sae_placebo.errors import NotEstimable
-from sae_placebo.lazy import torch
-from sae_placebo.progress import Advance, unheard
-from sae_placebo.spec import generator, numpy_generator
-from sae_placebo.use.base import latent_directions
+from sae_placebo.causal.use.base import latent_directions
+from sae_placebo.core.errors import NotEstimable
+from sae_placebo.core.lazy import torch
+from sae_placebo.core.progress import Advance, unheard
+from sae_placebo.core.spec import generator, numpy_generator
 
 WIDTH_RATIO = 21
 """Rows per meta-latent."""

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float32, Float64
 
 from sae_placebo.audits.base import Case, Finding
-from sae_placebo.lazy import torch
-from sae_placebo.spec import numpy_generator
-from sae_placebo.use.base import Directions
+from sae_placebo.causal.use.base import Directions
+from sae_placebo.core.lazy import torch
+from sae_placebo.core.spec import numpy_generator
 
 DRAWS = 3
 _BLOCK = 1024

@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 
 from sae_placebo.audits.base import Case
-from sae_placebo.errors import NotEstimable
-from sae_placebo.lazy import torch
-from sae_placebo.metrics.truth import NO_LABELS
-from sae_placebo.spec import numpy_generator
-from sae_placebo.structure.base import TokenTable
+from sae_placebo.core.errors import NotEstimable
+from sae_placebo.core.lazy import torch
+from sae_placebo.core.spec import numpy_generator
+from sae_placebo.data.labels.truth import NO_LABELS
+from sae_placebo.latents.base import TokenTable
 
 MIN_POSITIVE = 50
 """Tokens with, and tokens without a label that a probe needs, to fit on and to score on."""

@@ -27,9 +27,9 @@ from sae_placebo.audits.edits import (
     row_costs,
     runnable,
 )
-from sae_placebo.errors import NotEstimable
-from sae_placebo.lazy import torch
-from sae_placebo.spec import numpy_generator
+from sae_placebo.core.errors import NotEstimable
+from sae_placebo.core.lazy import torch
+from sae_placebo.core.spec import numpy_generator
 
 NAME = "pushes"
 _QUANTILES = (0.1, 0.5, 0.9)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
-from sae_placebo.errors import NotEstimable
-from sae_placebo.spec import numpy_generator
+from sae_placebo.core.errors import NotEstimable
+from sae_placebo.core.spec import numpy_generator
 
 PENALTIES = (1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4)
 """Of ridge predictions, in mean squares of a column."""

@@ -21,10 +21,10 @@ from sae_placebo.audits.base import (
     Quantity,
     over_documents,
 )
-from sae_placebo.errors import NotEstimable
-from sae_placebo.proportions import wilson
-from sae_placebo.spec import numpy_generator
-from sae_placebo.use.base import Directions, latent_directions
+from sae_placebo.causal.use.base import Directions, latent_directions
+from sae_placebo.core.errors import NotEstimable
+from sae_placebo.core.spec import numpy_generator
+from sae_placebo.stats.proportions import wilson
 
 N_STRENGTHS = 4
 MIN_FIRINGS = 30

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from sae_placebo.hookpoints import HookpointNames
-from sae_placebo.spec import Spec, distinct
+from sae_placebo.core.spec import Spec, distinct
+from sae_placebo.models.hookpoints import HookpointNames
 
 
 class AuditSpec(Spec):

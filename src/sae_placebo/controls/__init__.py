@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sae_placebo.controls.base import (
+from sae_placebo.controls.model.base import (
     CONTROLS,
     GROUPS,
     INVARIANTS,
@@ -12,16 +12,16 @@ from sae_placebo.controls.base import (
     build,
     parse_control,
 )
-from sae_placebo.controls.cascade import Cascade
-from sae_placebo.controls.init import Init
-from sae_placebo.controls.noise_embeddings import NoiseEmbeddings
-from sae_placebo.controls.permute import Permute
-from sae_placebo.controls.redraw import Redraw
-from sae_placebo.controls.redraw_embeddings import RedrawEmbeddings
-from sae_placebo.controls.revision import Revision
-from sae_placebo.controls.spectrum import Spectrum
-from sae_placebo.controls.tensors import weight_hash
-from sae_placebo.controls.trained import Trained
+from sae_placebo.controls.model.cascade import Cascade
+from sae_placebo.controls.model.init import Init
+from sae_placebo.controls.model.noise_embeddings import NoiseEmbeddings
+from sae_placebo.controls.model.permute import Permute
+from sae_placebo.controls.model.redraw import Redraw
+from sae_placebo.controls.model.redraw_embeddings import RedrawEmbeddings
+from sae_placebo.controls.model.revision import Revision
+from sae_placebo.controls.model.spectrum import Spectrum
+from sae_placebo.controls.model.tensors import weight_hash
+from sae_placebo.controls.model.trained import Trained
 
 __all__ = [
     "CONTROLS",

@@ -16,12 +16,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sae_placebo.errors import StoreError
-from sae_placebo.failed_fits import failed_fits
+from sae_placebo.core.errors import StoreError
+from sae_placebo.core.escaping import without_controls
 from sae_placebo.report.sections import SECTIONS, Content, Section, View
 from sae_placebo.report.sections.matching import unmatched
 from sae_placebo.report.tables import Tables, read_tables
-from sae_placebo.report.wording import without_controls
+from sae_placebo.stats.failed_fits import failed_fits
 
 _HERE = Path(__file__).parent
 _ESCAPES = {

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sae_placebo.core.escaping import visible
 from sae_placebo.report.palette import MUTED, ArmStyle
 from sae_placebo.report.plots import Figure, label, layout_of, note
 from sae_placebo.report.wording import (
@@ -16,7 +17,6 @@ from sae_placebo.report.wording import (
     short_metric_title,
     shorten,
     unit_text,
-    visible,
     wrapped,
 )
 

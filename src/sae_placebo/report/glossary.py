@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from sae_placebo.classification import CLASSES
+from sae_placebo.latents.classes.classification import CLASSES
 from sae_placebo.report import words
 from sae_placebo.report.words import Term
 

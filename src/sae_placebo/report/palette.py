@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sae_placebo.designs import ArmParts
+from sae_placebo.stats.designs import ArmParts
 
 # Okabe and Ito's palette, told apart with the common color-vision deficiencies; yellow left out,
 # since it vanishes on white.

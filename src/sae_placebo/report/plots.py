@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sae_placebo.core.escaping import visible
 from sae_placebo.report.palette import MUTED, ArmStyle
-from sae_placebo.report.wording import number, shorten, visible, wrapped
+from sae_placebo.report.wording import number, shorten, wrapped
 
 Figure = dict[str, Any]
 

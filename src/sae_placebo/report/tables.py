@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sae_placebo.designs import ArmParts
-from sae_placebo.errors import StoreError
-from sae_placebo.lazy import pandas
-from sae_placebo.trial_files import RECORD, check_table, is_recorded, read_record
+from sae_placebo.core.errors import StoreError
+from sae_placebo.core.lazy import pandas
+from sae_placebo.core.trial_files import RECORD, check_table, is_recorded, read_record
+from sae_placebo.stats.designs import ArmParts
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "effects": (

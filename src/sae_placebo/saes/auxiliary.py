@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from sae_placebo.lazy import torch
-from sae_placebo.saes.crew import Crew
+from sae_placebo.core.crew import Crew
+from sae_placebo.core.lazy import torch
 from sae_placebo.saes.fast_sites import by_latent, decoded
 from sae_placebo.saes.kernels import CHUNK_TOKENS, Workspace, largest
 

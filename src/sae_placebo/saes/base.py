@@ -24,12 +24,12 @@ from typing import Any, ClassVar
 from jaxtyping import Bool, Float, Int64
 from pydantic import Field, ValidationError
 
-from sae_placebo.errors import SpecError, unknown_name
-from sae_placebo.lazy import torch
+from sae_placebo.core.errors import SpecError, unknown_name
+from sae_placebo.core.lazy import torch
+from sae_placebo.core.spec import Registry, Spec, generator
 from sae_placebo.saes.codes import Codes
 from sae_placebo.saes.kernels import Workspace
 from sae_placebo.saes.selection import Selection, select
-from sae_placebo.spec import Registry, Spec, generator
 
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
 """Names of the tensors that every SAE has, in the order in which they are stored."""

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from jaxtyping import Float
 from pydantic import Field, model_validator
 
-from sae_placebo.lazy import torch
+from sae_placebo.core.lazy import torch
 from sae_placebo.saes import auxiliary, stepping
 from sae_placebo.saes.base import PARAMETERS, SAE, SAES, Context, Evaluation, SAESpec
 from sae_placebo.saes.kernels import Workspace, largest

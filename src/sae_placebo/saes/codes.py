@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from jaxtyping import Float, Float32, Int64
 
-from sae_placebo.lazy import torch
+from sae_placebo.core.lazy import torch
 from sae_placebo.saes.selection import Sites
 
 

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from sae_placebo.lazy import torch
+from sae_placebo.core.crew import Crew
+from sae_placebo.core.lazy import torch
 from sae_placebo.saes import auxiliary
 from sae_placebo.saes.base import Context, Evaluation, SAESpec
-from sae_placebo.saes.crew import Crew
 from sae_placebo.saes.fast_selection import Aside, Search, select_both
 from sae_placebo.saes.fast_sites import by_latent, decoded
 from sae_placebo.saes.kernels import Workspace

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from sae_placebo.lazy import torch
-from sae_placebo.saes.crew import Crew
+from sae_placebo.core.crew import Crew
+from sae_placebo.core.lazy import torch
 from sae_placebo.saes.kernels import Workspace
 from sae_placebo.saes.selection import Selection, Sites, limits, select
 

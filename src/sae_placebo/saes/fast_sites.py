@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from sae_placebo.lazy import torch
-from sae_placebo.saes.crew import Crew
+from sae_placebo.core.crew import Crew
+from sae_placebo.core.lazy import torch
 from sae_placebo.saes.kernels import Workspace
 
 

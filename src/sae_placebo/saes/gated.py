@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
 
-from sae_placebo.lazy import torch
+from sae_placebo.core.lazy import torch
 from sae_placebo.saes import stepping
 from sae_placebo.saes.base import PARAMETERS, SAE, SAES, Context, Evaluation
 from sae_placebo.saes.kernels import Workspace, by_latent, site_products

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from jaxtyping import Float, Int64
 
-from sae_placebo.lazy import torch
+from sae_placebo.core.lazy import torch
 
 CHUNK_TOKENS = 512
 """Tokens encoded at a time: 512 x 4,096 pre-activations are 8 MB and stay in a CPU's cache."""

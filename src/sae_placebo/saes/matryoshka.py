@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from jaxtyping import Float, Int64
 from pydantic import Field, model_validator
 
-from sae_placebo.lazy import torch
+from sae_placebo.core.lazy import torch
 from sae_placebo.saes import auxiliary
 from sae_placebo.saes.base import SAES, Context, Evaluation
 from sae_placebo.saes.batchtopk import BatchSpec

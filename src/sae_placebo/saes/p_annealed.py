@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from jaxtyping import Float
 from pydantic import Field, model_validator
 
-from sae_placebo.lazy import torch
+from sae_placebo.core.lazy import torch
 from sae_placebo.saes.base import PARAMETERS, SAE, SAES, Context, SiteGradients
 from sae_placebo.saes.penalized import PenalizedSpec
 from sae_placebo.saes.selection import Selection

@@ -18,7 +18,7 @@ from typing import ClassVar
 from jaxtyping import Float
 from pydantic import Field, model_validator
 
-from sae_placebo.lazy import torch
+from sae_placebo.core.lazy import torch
 from sae_placebo.saes import stepping
 from sae_placebo.saes.base import Context, Evaluation, SAESpec
 from sae_placebo.saes.kernels import Workspace

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from sae_placebo.lazy import torch
+from sae_placebo.core.lazy import torch
 from sae_placebo.saes.base import SAES, Context, SiteGradients
 from sae_placebo.saes.penalized import PenalizedSpec
 from sae_placebo.saes.selection import Selection

@@ -15,7 +15,7 @@ from typing import Literal
 
 from jaxtyping import Bool, Float, Int64
 
-from sae_placebo.lazy import torch
+from sae_placebo.core.lazy import torch
 from sae_placebo.saes.kernels import CHUNK_TOKENS, Workspace, largest
 
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from jaxtyping import Float
 
-from sae_placebo.lazy import torch
+from sae_placebo.core.lazy import torch
 from sae_placebo.saes import auxiliary
 from sae_placebo.saes.base import SAE, Context, Evaluation, SAESpec
 from sae_placebo.saes.codes import Codes

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from jaxtyping import Float
 
-from sae_placebo.lazy import torch
+from sae_placebo.core.lazy import torch
 from sae_placebo.saes import stepping
 from sae_placebo.saes.base import SAES, Context, Evaluation
 from sae_placebo.saes.kernels import Workspace

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from sae_placebo.lazy import pandas
-from sae_placebo.proportions import wilson
+from sae_placebo.core.lazy import pandas
 from sae_placebo.report.plots import Dot, Figure, shares
 from sae_placebo.report.sections.base import View
 from sae_placebo.report.tables import at, records
 from sae_placebo.report.wording import Estimate, count, finite, fitting, interval, number
+from sae_placebo.stats.proportions import wilson
 
 USES = ("used", "not_used", "undetermined")
 ORIGINS = ("inherited", "model_made", "undetermined")

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sae_placebo.designs import ArmParts, Design, designs
+from sae_placebo.core.spec import Registry
 from sae_placebo.report.palette import ArmStyle, arm_styles
 from sae_placebo.report.plots import Figure
 from sae_placebo.report.tables import Tables
 from sae_placebo.report.wording import confidence
-from sae_placebo.spec import Registry
+from sae_placebo.stats.designs import ArmParts, Design, designs
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sae_placebo.lazy import pandas
+from sae_placebo.core.lazy import pandas
 from sae_placebo.report.sections.asked import (
     ORIGINS,
     UNJUDGED,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_placebo.lazy import pandas
+from sae_placebo.core.lazy import pandas
 from sae_placebo.report.plots import Dot, Figure
 from sae_placebo.report.sections.asked import (
     ALONE,

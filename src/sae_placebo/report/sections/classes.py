@@ -26,7 +26,7 @@ _NO_EFFECTS = "share_ effects missing: counted from the latents table"
 def class_names() -> tuple[str, ...]:
     """Return the classes in the order in which the decision list tries them."""
     try:
-        from sae_placebo.classification import CLASS_NAMES
+        from sae_placebo.latents.classes.classification import CLASS_NAMES
     except ImportError:
         return _KNOWN
     return tuple(CLASS_NAMES)
@@ -132,7 +132,7 @@ def build(view: View) -> Content:
 def unclaimed() -> dict[str, str]:
     """Return why planted latents of a class are not recovered, for the classes where they are not."""
     try:
-        from sae_placebo.classification import CLASSES
+        from sae_placebo.latents.classes.classification import CLASSES
     except ImportError:
         return {}
     return {kind.name: kind.unclaimed for kind in CLASSES if not kind.claimed}

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sae_placebo.core.escaping import visible
 from sae_placebo.report.palette import CHANGED, many
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
 from sae_placebo.report.sections.diagnostics import telling
@@ -21,7 +22,7 @@ from sae_placebo.report.sections.recorded import (
     splits_of,
     text_of,
 )
-from sae_placebo.report.wording import control_kind, count, counted, finite, visible
+from sae_placebo.report.wording import control_kind, count, counted, finite
 
 # controls in plain words; a kind that is not here is shown by its own name and settings
 CONTROLS_IN_WORDS = {

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_placebo.lazy import pandas
+from sae_placebo.core.lazy import pandas
 from sae_placebo.report.dots import DotRow, Line, dot_rows
 from sae_placebo.report.plots import Figure
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sae_placebo.designs import Design
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
 from sae_placebo.report.sections.contrasts import aa_estimate
 from sae_placebo.report.sections.factorial import grids, missing_arms, named_row
 from sae_placebo.report.sections.values import Place, values_at
 from sae_placebo.report.wording import count, number
+from sae_placebo.stats.designs import Design
 
 TITLE = "What a real W_E buys on random blocks"
 # for the page of a trial that has nothing of the kind

@@ -7,12 +7,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from sae_placebo.designs import Design
 from sae_placebo.report.dots import Curve, dose_curve
 from sae_placebo.report.plots import Figure
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
 from sae_placebo.report.sections.values import Values, main_metrics, values_at
 from sae_placebo.report.wording import Estimate, metric_title, number
+from sae_placebo.stats.designs import Design
 
 AXIS = "last blocks re-drawn"
 TO_ADD = (

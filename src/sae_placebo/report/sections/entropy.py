@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_placebo.lazy import pandas
+from sae_placebo.core.lazy import pandas
 from sae_placebo.report.plots import Figure, Panel, entropy_panels
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
 from sae_placebo.report.tables import at

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sae_placebo.designs import Design
 from sae_placebo.report.sections.base import View
 from sae_placebo.report.sections.contrasts import (
     NO_REASON,
@@ -29,6 +28,7 @@ from sae_placebo.report.wording import (
     metric_title,
     number,
 )
+from sae_placebo.stats.designs import Design
 
 
 def missing_arms(design: Design) -> list[dict[str, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from sae_placebo.failed_fits import FailedFits, failed_fits
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
 from sae_placebo.report.sections.compared import kept_groups
 from sae_placebo.report.sections.contrasts import (
@@ -34,6 +33,7 @@ from sae_placebo.report.wording import (
     metric_title,
     number,
 )
+from sae_placebo.stats.failed_fits import FailedFits, failed_fits
 
 # one line per question; names first, then fragments that a renamed metric would still hold
 WANTED = (

@@ -6,20 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sae_placebo.lazy import pandas
+from sae_placebo.core.escaping import visible
+from sae_placebo.core.lazy import pandas
 from sae_placebo.report.palette import MUTED, ArmStyle
 from sae_placebo.report.plots import Figure, label, layout_of, note
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
 from sae_placebo.report.tables import records
-from sae_placebo.report.wording import (
-    Estimate,
-    counted,
-    finite,
-    interval,
-    number,
-    shorten,
-    visible,
-)
+from sae_placebo.report.wording import Estimate, counted, finite, interval, number, shorten
 
 COLUMNS = (
     *("arm", "model_seed", "sae_seed", "hookpoint", "sae", "subject", "rung", "value", "gain"),

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from sae_placebo.lazy import pandas
+from sae_placebo.core.escaping import visible
+from sae_placebo.core.lazy import pandas
+from sae_placebo.core.spec import numpy_generator
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
 from sae_placebo.report.sections.classes import class_names
 from sae_placebo.report.tables import records
-from sae_placebo.report.wording import count, finite, number, title, token_label, visible
-from sae_placebo.spec import numpy_generator
+from sae_placebo.report.wording import count, finite, number, title, token_label
 
 SHOWN_PER_CLASS = 3
 """Latents shown per class and arm."""

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from sae_placebo.core.escaping import visible
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
 from sae_placebo.report.sections.diagnostics import cards
 from sae_placebo.report.sections.recorded import (
@@ -16,7 +17,7 @@ from sae_placebo.report.sections.recorded import (
     splits_of,
     text_of,
 )
-from sae_placebo.report.wording import finite, title, visible
+from sae_placebo.report.wording import finite, title
 
 
 def _facts(view: View) -> list[dict[str, str]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_placebo.lazy import pandas
+from sae_placebo.core.lazy import pandas
 from sae_placebo.report.plots import Figure, folded, label, layout_of
 from sae_placebo.report.sections.asked import arm_of, arms_in, here, places
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View

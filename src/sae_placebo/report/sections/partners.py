@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from sae_placebo.errors import NotEstimable
-from sae_placebo.lazy import pandas
-from sae_placebo.proportions import wilson
+from sae_placebo.core.errors import NotEstimable
+from sae_placebo.core.lazy import pandas
 from sae_placebo.report.palette import MUTED
 from sae_placebo.report.plots import Figure, folded, layout_of
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
 from sae_placebo.report.sections.values import Place, values_at
 from sae_placebo.report.tables import at
 from sae_placebo.report.wording import Estimate, counted, finite, interval, number
+from sae_placebo.stats.proportions import wilson
 
 COLUMNS = (
     *("arm", "model_seed", "sae_seed", "hookpoint", "sae", "latent", "class"),

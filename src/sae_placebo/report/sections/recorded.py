@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sae_placebo.overlap import COUNTED, warning
-from sae_placebo.report.wording import count, finite, title, visible
+from sae_placebo.core.escaping import visible
+from sae_placebo.data.overlap import COUNTED, warning
+from sae_placebo.report.wording import count, finite, title
 
 
 def mapping(value: Any) -> Mapping[str, Any]:

@@ -36,7 +36,7 @@ def _words(value: Any) -> str:
 def class_terms() -> list[dict[str, str]]:
     """Return the classes of latents with their rules, in the order in which they are tried."""
     try:
-        from sae_placebo.classification import CLASSES
+        from sae_placebo.latents.classes.classification import CLASSES
     except ImportError:
         return []
     return [

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_placebo.errors import NotEstimable
-from sae_placebo.proportions import wilson
+from sae_placebo.core.errors import NotEstimable
 from sae_placebo.report.palette import MUTED, ArmStyle
 from sae_placebo.report.plots import Figure, folded, label, layout_of, note
 from sae_placebo.report.sections.asked import (
@@ -25,6 +24,7 @@ from sae_placebo.report.sections.asked import (
 from sae_placebo.report.sections.base import View
 from sae_placebo.report.tables import at, records
 from sae_placebo.report.wording import Estimate, count, counted, finite, number
+from sae_placebo.stats.proportions import wilson
 
 _FEWEST = 3
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from sae_placebo.proportions import wilson
 from sae_placebo.report.palette import ArmStyle
 from sae_placebo.report.plots import Figure, folded, label, layout_of, note
 from sae_placebo.report.sections.asked import (
@@ -20,6 +19,7 @@ from sae_placebo.report.sections.asked import (
 )
 from sae_placebo.report.sections.base import View
 from sae_placebo.report.wording import Estimate, count, counted, finite, number
+from sae_placebo.stats.proportions import wilson
 
 _INK = "#5a6069"
 _FEWEST = 3

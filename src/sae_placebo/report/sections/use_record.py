@@ -8,9 +8,9 @@ from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
-from sae_placebo.proportions import wilson
 from sae_placebo.report.sections.asked import percent
 from sae_placebo.report.wording import Estimate, count, number
+from sae_placebo.stats.proportions import wilson
 
 FALSE_NOT_USED, FALSE_USED, LEAST_AUROC = 0.01, 0.05, 0.95
 """What the test is meant to keep to."""

@@ -1,0 +1,281 @@
+"""Code lengths in bits under models that were fitted on other documents.
+
+A token is sent as: how many atoms it uses, which ones, their quantized coefficients, and the
+quantized residual. Every model here is a table of probabilities, and the length of a symbol is minus
+log2 of its probability; `coder` writes the same symbols under the same tables with a range coder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int64, Integer
+
+from sae_placebo.baselines.pursuit import Codes
+
+LIMIT = 255
+"""Integers beyond are escaped: an escape symbol, a sign, and an Elias gamma code of the excess."""
+ESCAPE = 2 * LIMIT + 1
+"""Column of the escape symbol."""
+_PRIOR = 4.0
+"""Symbols that the parametric prior of a histogram counts for."""
+_FLOOR = 1e-3
+"""Share of the prior that is spread evenly, so that nothing is impossible."""
+_SMOOTHING = (0.01, 0.05, 0.2, 0.5)
+"""Occurrences added to each atom's; the best one on half of the tokens to fit on is taken."""
+_CONTEXTS = 40
+"""Classes of scale, half an octave each; what is smaller or larger joins the last ones."""
+_LOWEST = -16
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """A code in integers: atoms in ascending order, those at 0 left out.
+
+    Attributes:
+        counts: Atoms of each token.
+        atoms: All tokens' atoms, one token behind the other.
+        levels: Their coefficients in steps, never 0.
+        n_atoms: Atoms in the dictionary.
+    """
+
+    counts: Int64[np.ndarray, " token"]
+    atoms: Int64[np.ndarray, " entry"]
+    levels: Int64[np.ndarray, " entry"]
+    n_atoms: int
+
+    @property
+    def owners(self) -> Int64[np.ndarray, " entry"]:
+        """Token of each entry."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
+
+    def first(self, n: int) -> Quantized:
+        """Return the first n tokens."""
+        end = int(self.counts[:n].sum())
+        return Quantized(self.counts[:n], self.atoms[:end], self.levels[:end], self.n_atoms)
+
+    def decode(
+        self, directions: Float[np.ndarray, "atom d_in"], step: float
+    ) -> Float[np.ndarray, "token d_in"]:
+        """Return what the receiver makes of it."""
+        from scipy.sparse import csr_matrix
+
+        if not self.n_atoms:
+            return np.zeros((len(self.counts), directions.shape[1]), dtype=np.float32)
+        ends = np.concatenate([[0], np.cumsum(self.counts)])
+        values = (self.levels * step).astype(np.float32)
+        shape = (len(self.counts), self.n_atoms)
+        found: Float[np.ndarray, "token d_in"] = (
+            csr_matrix((values, self.atoms, ends), shape=shape) @ directions
+        )
+        return found
+
+
+def quantize(codes: Codes, step: float) -> Quantized:
+    """Return the coefficients in whole steps, rounded; those that round to 0 are not sent."""
+    levels = np.rint(codes.values / step).astype(np.int64)
+    token, slot = np.nonzero(levels)
+    atoms = codes.atoms[token, slot].astype(np.int64)
+    order = np.lexsort((atoms, token))
+    counts = np.bincount(token, minlength=len(levels)).astype(np.int64)
+    return Quantized(counts, atoms[order], levels[token, slot][order], codes.n_atoms)
+
+
+@dataclass(frozen=True, eq=False)
+class Histograms:
+    """Probabilities of integers, by context.
+
+    Attributes:
+        table: [context, symbol] for -255 to 255 and, last, the escape.
+    """
+
+    table: Float[np.ndarray, "context symbol"]
+
+    @classmethod
+    def fit(
+        cls,
+        symbols: Integer[np.ndarray, " entry"],
+        contexts: Integer[np.ndarray, " entry"],
+        n_contexts: int,
+        zero: bool = True,
+    ) -> Histograms:
+        """Return frequencies, shrunk towards a two-sided geometric of each context's mean size.
+
+        Args:
+            symbols: Integers to learn from.
+            contexts: Context of each.
+            n_contexts: Contexts there are; those without a symbol keep the prior, at mean size 1.
+            zero: Whether 0 can occur.
+        """
+        n = 2 * LIMIT + 2
+        flat = contexts.astype(np.int64) * n + slots(symbols)
+        counts = np.bincount(flat, minlength=n_contexts * n).reshape(n_contexts, n)
+        seen = np.bincount(contexts, minlength=n_contexts)
+        size = np.bincount(contexts, weights=np.abs(symbols), minlength=n_contexts)
+        mean = np.where(seen > 0, (size + 0.1) / np.maximum(seen, 1), 1.0)
+        decay = mean / (1 + mean)
+        values = np.abs(np.arange(-LIMIT, LIMIT + 1))
+        prior = np.concatenate([decay[:, None] ** values, decay[:, None] ** (LIMIT + 1)], axis=1)
+        prior = prior / prior.sum(axis=1, keepdims=True) * (1 - _FLOOR) + _FLOOR / n
+        if not zero:
+            prior[:, LIMIT] = 0
+            prior /= prior.sum(axis=1, keepdims=True)
+        return cls((counts + _PRIOR * prior) / (seen + _PRIOR)[:, None])
+
+    def lengths(
+        self, symbols: Integer[np.ndarray, " entry"], contexts: Integer[np.ndarray, " entry"]
+    ) -> Float[np.ndarray, " entry"]:
+        """Return the bits of each integer."""
+        at = slots(symbols)
+        with np.errstate(divide="ignore"):  # 0 where it cannot occur
+            bits = -np.log2(self.table)
+        found: Float[np.ndarray, " entry"] = bits[contexts, at]
+        escaped = at == ESCAPE
+        if escaped.any():
+            excess = np.abs(symbols[escaped]) - LIMIT
+            found[escaped] += 2 + 2 * np.floor(np.log2(excess))
+        return found
+
+
+def slots(symbols: Integer[np.ndarray, "*shape"]) -> Int64[np.ndarray, "*shape"]:
+    """Return the column of each integer in a histogram's table."""
+    out = np.abs(symbols) > LIMIT
+    found: Int64[np.ndarray, "*shape"] = np.where(
+        out, ESCAPE, np.clip(symbols, -LIMIT, LIMIT) + LIMIT
+    ).astype(np.int64)
+    return found
+
+
+def scale_context(scale: Float[np.ndarray, " item"]) -> Int64[np.ndarray, " item"]:
+    """Return the class of scale, in steps of the quantizer: half an octave each."""
+    octave = np.rint(2 * np.log2(np.maximum(scale, 1e-9))).astype(np.int64)
+    found: Int64[np.ndarray, " item"] = np.clip(octave - _LOWEST, 0, _CONTEXTS - 1)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class IndexModel:
+    """Which atoms a token uses, given how many: atoms are drawn independently, on that condition.
+
+    P(set given its size s) is the product of the atoms' odds over the sum of such products over all
+    sets of s atoms, so that no order of the atoms is paid for.
+
+    Attributes:
+        log_odds: Natural log of each atom's odds.
+    """
+
+    log_odds: Float[np.ndarray, " atom"]
+
+    @classmethod
+    def fit(cls, codes: Quantized) -> IndexModel:
+        """Return the odds of the atoms' smoothed frequencies.
+
+        The smoothing is the one with the shortest code for every second token, with frequencies of
+        the others; the frequencies used in the end are of all.
+        """
+        if not codes.n_atoms:
+            return cls(np.zeros(0))
+        even = codes.owners % 2 == 0
+        n_even, n_odd = (len(codes.counts) + 1) // 2, len(codes.counts) // 2
+        learn = np.bincount(codes.atoms[even], minlength=codes.n_atoms)
+        check = np.bincount(codes.atoms[~even], minlength=codes.n_atoms)
+        lengths = []
+        for extra in _SMOOTHING:
+            rate = _rates(learn, n_even, extra)
+            lengths.append(-(check * np.log(rate) + (n_odd - check) * np.log1p(-rate)).sum())
+        extra = _SMOOTHING[int(np.argmin(lengths))]
+        rate = _rates(learn + check, len(codes.counts), extra)
+        return cls(np.log(rate) - np.log1p(-rate))
+
+    def suffix_sums(self, largest: int) -> Float[np.ndarray, "atom_plus_one size_plus_one"]:
+        """Return [j, r], the log of the sum over sets of r among atoms j and later, up to `largest`."""
+        sums = np.full((len(self.log_odds) + 1, largest + 1), -np.inf)
+        sums[:, 0] = 0
+        for j in range(len(self.log_odds) - 1, -1, -1):
+            np.logaddexp(sums[j + 1, 1:], self.log_odds[j] + sums[j + 1, :-1], out=sums[j, 1:])
+        return sums
+
+    def lengths(self, codes: Quantized) -> Float[np.ndarray, " token"]:
+        """Return the bits of each token's set of atoms, given its size."""
+        if not codes.n_atoms:
+            return np.zeros(len(codes.counts))
+        largest = int(codes.counts.max(initial=0))
+        sums = np.full(largest + 1, -np.inf)
+        sums[0] = 0
+        # as in `suffix_sums`, of which the first row alone is needed
+        for log_odds in self.log_odds[::-1]:
+            sums[1:] = np.logaddexp(sums[1:], log_odds + sums[:-1])
+        own = np.bincount(
+            codes.owners, weights=self.log_odds[codes.atoms], minlength=len(codes.counts)
+        )
+        found: Float[np.ndarray, " token"] = (sums[codes.counts] - own) / np.log(2)
+        return found
+
+
+def _rates(
+    counts: Integer[np.ndarray, " atom"], n_tokens: int, extra: float
+) -> Float[np.ndarray, " atom"]:
+    return (counts + extra) / (n_tokens + 2 * extra)
+
+
+@dataclass(frozen=True, eq=False)
+class CodeModel:
+    """All that sender and receiver agree on beforehand, but for directions.
+
+    Attributes:
+        counts: Number of atoms of a token; one context.
+        index: Which atoms.
+        value_context: Context of each atom's coefficient.
+        values: Coefficients in steps.
+        residual_context: Context of each component of the residual.
+        residual: Components in steps.
+    """
+
+    counts: Histograms
+    index: IndexModel
+    value_context: Int64[np.ndarray, " atom"]
+    values: Histograms
+    residual_context: Int64[np.ndarray, " component"]
+    residual: Histograms
+
+    @classmethod
+    def fit(cls, codes: Quantized, residual: Integer[np.ndarray, "token component"]) -> CodeModel:
+        """Return the models of the tokens to fit on.
+
+        A coefficient's context is its atom's mean size, shrunk towards that of all atoms by two
+        tokens; a component's is its own root mean square.
+        """
+        sizes = np.abs(codes.levels)
+        seen = np.bincount(codes.atoms, minlength=codes.n_atoms)
+        total = np.bincount(codes.atoms, weights=sizes, minlength=codes.n_atoms)
+        overall = float(sizes.mean()) if len(sizes) else 1.0
+        value_context = scale_context((total + 2 * overall) / (seen + 2))
+        spread = np.sqrt(np.square(residual, dtype=np.float64).mean(axis=0) + 1e-9)
+        residual_context = scale_context(spread)
+        none = np.zeros(len(codes.counts), dtype=np.int64)
+        return cls(
+            Histograms.fit(codes.counts, none, 1),
+            IndexModel.fit(codes),
+            value_context,
+            Histograms.fit(codes.levels, value_context[codes.atoms], _CONTEXTS, zero=False),
+            residual_context,
+            Histograms.fit(residual.ravel(), np.tile(residual_context, len(residual)), _CONTEXTS),
+        )
+
+    def lengths(
+        self, codes: Quantized, residual: Integer[np.ndarray, "token component"]
+    ) -> Float[np.ndarray, "part token"]:
+        """Return the bits of each token by part: indices with their number, values, residual."""
+        n = len(codes.counts)
+        indices = self.counts.lengths(codes.counts, np.zeros(n, dtype=np.int64))
+        values = self.values.lengths(codes.levels, self.value_context[codes.atoms])
+        contexts = np.tile(self.residual_context, n)
+        rest = self.residual.lengths(residual.ravel(), contexts).reshape(n, -1).sum(axis=1)
+        return np.stack(
+            [
+                indices + self.index.lengths(codes),
+                np.bincount(codes.owners, weights=values, minlength=n),
+                rest,
+            ]
+        )

@@ -1,0 +1,192 @@
+"""The symbols of `bits` written by a range coder, and read back.
+
+The lengths that are reported are minus log2 of probabilities; a range coder reaches them but for the
+rounding of the probabilities to 24 bits and the last word. This module is the proof.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int64, Integer, UInt32
+
+from sae_placebo.baselines.bits import (
+    ESCAPE,
+    LIMIT,
+    CodeModel,
+    Histograms,
+    IndexModel,
+    Quantized,
+    slots,
+)
+from sae_placebo.core.errors import NotEstimable
+
+_SURE = 1e-7
+"""Probabilities are kept this far from 0 and 1: the coder's own resolution is 2^-24."""
+
+
+def _stream() -> Any:
+    try:
+        import constriction
+    except ImportError:
+        raise NotEstimable(
+            "the range coder needs constriction; install it with: pip install 'sae-placebo[methods]'"
+        ) from None
+    return constriction.stream
+
+
+@dataclass(frozen=True, eq=False)
+class Message:
+    """What is sent.
+
+    Attributes:
+        words: Of the range coder.
+        n_tokens: Tokens in it.
+        n_components: Components of the residual.
+    """
+
+    words: UInt32[np.ndarray, " word"]
+    n_tokens: int
+    n_components: int
+
+    @property
+    def bits(self) -> int:
+        """Length."""
+        return 32 * len(self.words)
+
+
+def encode(
+    model: CodeModel, codes: Quantized, residual: Integer[np.ndarray, "token component"]
+) -> Message:
+    """Return the tokens as a message.
+
+    Raises:
+        NotEstimable: constriction is not installed.
+    """
+    stream = _stream()
+    coder = stream.queue.RangeEncoder()
+    n = len(codes.counts)
+    _write(coder, stream, model.counts, codes.counts, np.zeros(n, dtype=np.int64))
+    if codes.n_atoms:
+        included, chances = _inclusions(model.index, codes)
+        coder.encode(included.astype(np.int32), stream.model.Bernoulli(perfect=False), chances)
+    _write(coder, stream, model.values, codes.levels, model.value_context[codes.atoms])
+    contexts = np.tile(model.residual_context, n)
+    _write(coder, stream, model.residual, residual.ravel().astype(np.int64), contexts)
+    return Message(coder.get_compressed(), n, residual.shape[1])
+
+
+def decode(
+    model: CodeModel, message: Message
+) -> tuple[Quantized, Int64[np.ndarray, "token component"]]:
+    """Return the tokens that a message holds.
+
+    Raises:
+        NotEstimable: constriction is not installed.
+    """
+    stream = _stream()
+    coder = stream.queue.RangeDecoder(message.words)
+    n = message.n_tokens
+    counts = _read(coder, stream, model.counts, np.zeros(n, dtype=np.int64))
+    atoms = _read_atoms(coder, stream, model.index, counts)
+    levels = _read(coder, stream, model.values, model.value_context[atoms])
+    contexts = np.tile(model.residual_context, n)
+    residual = _read(coder, stream, model.residual, contexts)
+    codes = Quantized(counts, atoms, levels, len(model.index.log_odds))
+    return codes, residual.reshape(n, message.n_components)
+
+
+def _inclusions(
+    model: IndexModel, codes: Quantized
+) -> tuple[Int64[np.ndarray, " decision"], Float[np.ndarray, " decision"]]:
+    """Return for each token and atom, in order, whether it is used and how likely that was.
+
+    Atoms behind a token's last one are left out: the receiver knows how many there are.
+    """
+    n, n_atoms = len(codes.counts), codes.n_atoms
+    used = np.zeros((n, n_atoms), dtype=np.int64)
+    used[codes.owners, codes.atoms] = 1
+    to_come = codes.counts[:, None] - np.cumsum(used, axis=1) + used
+    token, atom = np.nonzero(to_come > 0)
+    chances = _chances(model, int(codes.counts.max(initial=0)))
+    return used[token, atom], chances[atom, to_come[token, atom]]
+
+
+def _chances(model: IndexModel, largest: int) -> Float[np.ndarray, "atom size_plus_one"]:
+    """Return [j, r]: P(atom j is used | r of the atoms j and later are).
+
+    Sender and receiver compute the whole table alike, so that its last bits agree.
+    """
+    sums = model.suffix_sums(largest)
+    with np.errstate(invalid="ignore"):  # more atoms to come than there are
+        log = model.log_odds[:, None] + sums[1:, :-1] - sums[:-1, 1:]
+    found = np.zeros((len(model.log_odds), largest + 1))
+    found[:, 1:] = np.exp(np.minimum(np.nan_to_num(log), 0))
+    return np.clip(found, _SURE, 1 - _SURE)
+
+
+def _read_atoms(
+    coder: Any, stream: Any, model: IndexModel, counts: Int64[np.ndarray, " token"]
+) -> Int64[np.ndarray, " entry"]:
+    chances = _chances(model, int(counts.max(initial=0)))
+    found = []
+    for count in counts:
+        left, j = int(count), 0
+        while left:
+            one = stream.model.Bernoulli(float(chances[j, left]), perfect=False)
+            if coder.decode(one):
+                found.append(j)
+                left -= 1
+            j += 1
+    return np.array(found, dtype=np.int64)
+
+
+def _write(
+    coder: Any,
+    stream: Any,
+    model: Histograms,
+    symbols: Int64[np.ndarray, " entry"],
+    contexts: Int64[np.ndarray, " entry"],
+) -> None:
+    """Write integers context by context, and what was escaped behind them."""
+    for context in np.unique(contexts).tolist():
+        here = symbols[contexts == context]
+        at = slots(here).astype(np.int32)
+        coder.encode(at, stream.model.Categorical(_probabilities(model, context), perfect=False))
+        fair = stream.model.Uniform(2)
+        for symbol in here[at == ESCAPE]:
+            excess = abs(int(symbol)) - LIMIT
+            # Elias gamma: as many zeros as there are digits behind the first, then the digits
+            digits = [int(digit) for digit in f"{excess:b}"]
+            bits = [int(symbol < 0), *[0] * (len(digits) - 1), *digits]
+            coder.encode(np.array(bits, dtype=np.int32), fair)
+
+
+def _read(
+    coder: Any, stream: Any, model: Histograms, contexts: Int64[np.ndarray, " entry"]
+) -> Int64[np.ndarray, " entry"]:
+    found = np.zeros(len(contexts), dtype=np.int64)
+    fair = stream.model.Uniform(2)
+    for context in np.unique(contexts).tolist():
+        there = np.flatnonzero(contexts == context)
+        table = stream.model.Categorical(_probabilities(model, context), perfect=False)
+        at = coder.decode(table, len(there)).astype(np.int64)
+        symbols = at - LIMIT
+        for i in np.flatnonzero(at == ESCAPE):
+            sign = -1 if coder.decode(fair) else 1
+            n_digits = 1
+            while not coder.decode(fair):
+                n_digits += 1
+            excess = 1
+            for _ in range(n_digits - 1):
+                excess = 2 * excess + int(coder.decode(fair))
+            symbols[i] = sign * (excess + LIMIT)
+        found[there] = symbols
+    return found
+
+
+def _probabilities(model: Histograms, context: int) -> Float[np.ndarray, " symbol"]:
+    found: Float[np.ndarray, " symbol"] = model.table[context].astype(np.float32)
+    return found

@@ -1,0 +1,47 @@
+"""PCA: as a dictionary of which few components are used, and as a dense code."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sae_placebo.baselines.base import METHODS, Dictionary, Material, Method
+
+
+def fit_pca(material: Material) -> Dictionary:
+    """Return the eigenvectors of the covariance, the largest variance first."""
+    x = material.activations.astype(np.float32)
+    _, vectors = np.linalg.eigh((x.T @ x).astype(np.float64))
+    rows = np.ascontiguousarray(vectors[:, ::-1].T, dtype=np.float32)
+    return Dictionary("pca", rows, material.center, rows.size)
+
+
+def fit_dense(material: Material) -> Dictionary:
+    """Return a dictionary without an atom: all that is coded is the residual, in its PCA basis."""
+    none = np.zeros((0, material.activations.shape[1]), dtype=np.float32)
+    return Dictionary("pca_dense", none, material.center, 0)
+
+
+METHODS.add(
+    "pca",
+    Method(
+        "pca",
+        "PCA",
+        "Eigenvectors of the covariance; a token is written with the components that are largest "
+        "for it.",
+        "The usual PCA; the choice of components by token, and not once for all, is ours and favors "
+        "PCA in variance while it pays for indices.",
+        fit_pca,
+    ),
+)
+METHODS.add(
+    "pca_dense",
+    Method(
+        "pca_dense",
+        "PCA, dense",
+        "No sparse code: every principal component is quantized with one step and coded, which "
+        "spends no bits on components below the step.",
+        "Transform coding (Goyal 2001), which is reverse water-filling but for the loss of a scalar "
+        "quantizer, about a quarter bit per coded component.",
+        fit_dense,
+    ),
+)

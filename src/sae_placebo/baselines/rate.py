@@ -1,0 +1,319 @@
+"""Bits per token of one dictionary at a stated distortion, by document.
+
+The scheme, the same for every method:
+
+1. A token, less the dictionary's center, is written with at most k' atoms. Their coefficients are
+   rounded to whole steps of one size; the receiver rebuilds a part of the token from them.
+2. What is left, less its mean, is turned into the basis of its own principal components, rounded to
+   whole steps of one size (away from 0 from .62 of a step on), and coded. So every method reaches every
+   distortion, and one whose sparse code is poor pays for it in the residual.
+3. The residual's step is set on the scored tokens so that their squared error is exactly the stated
+   share of their variance. k' and the coefficients' step are free: those are taken that need the
+   fewest bits on the documents to choose on, and every method has the same choice.
+4. All probabilities come from the documents to choose on; bits are counted on the documents to score on.
+
+The basis and the means are part of what a receiver must know, as the directions are; see
+`dictionary_bits`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int64
+
+from sae_placebo.baselines.base import Dictionary, MethodsSpec
+from sae_placebo.baselines.bits import CodeModel, Quantized, quantize
+from sae_placebo.baselines.coder import encode
+from sae_placebo.baselines.pursuit import Codes
+from sae_placebo.core.errors import NotEstimable
+
+BITS_PER_ENTRY = 16
+_ROUND_UP = 0.38
+"""Added to the residual's size in steps before it is rounded down; .5 is plain rounding. With less,
+fewer small components cost bits: on Gaussians, .36 to .4 is shortest at shares left of .05 to .3."""
+_TRIED = 3
+"""Ways to code that are tried before one is taken."""
+PARTS = ("indices", "values", "residual")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Tokens to choose and to score on, in a method's hands.
+
+    Attributes:
+        choose: Activations less the center.
+        score: The same, of other documents.
+        choose_codes: Code of `choose` with at most so many atoms.
+        score_codes: Code of `score`.
+    """
+
+    choose: Float32[np.ndarray, "chosen d_in"]
+    score: Float32[np.ndarray, "token d_in"]
+    choose_codes: Callable[[int], Codes]
+    score_codes: Callable[[int], Codes]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBits:
+    """What one dictionary costs at one distortion.
+
+    Attributes:
+        parts: Bits of each scored token by part; see `PARTS`.
+        error: Squared error of each token as the receiver has it.
+        energy: Squared distance of each token from the mean of all.
+        slope: Bits saved by one unit of squared error more, at this point of the curve.
+        distortion: Share of variance that was asked for.
+        reached: Share that is left; below `distortion` only where the sparse code alone, without
+            any residual, does better.
+        n_atoms: Atoms that the code may use.
+        coefficient_step: Of the quantizer of coefficients, in activation units.
+        coder_ratio: Length of the range coder's message over the sum of lengths, on the tokens that
+            it wrote; NaN where none were.
+    """
+
+    parts: Float[np.ndarray, "part token"]
+    error: Float[np.ndarray, " token"]
+    energy: Float[np.ndarray, " token"]
+    slope: float
+    distortion: float
+    reached: float
+    n_atoms: int
+    coefficient_step: float
+    coder_ratio: float
+
+    @property
+    def adjusted(self) -> Float[np.ndarray, " token"]:
+        """Bits of each token, with the error by which it misses its share of the distortion paid for.
+
+        The sum over all tokens is unchanged, since together they miss nothing. Under other weights of
+        the documents it is, to first order, what the tokens would cost at the stated distortion.
+        """
+        found: Float[np.ndarray, " token"] = self.parts.sum(axis=0) + self.slope * (
+            self.error - self.reached * self.energy
+        )
+        return found
+
+
+def dictionary_bits(dictionary: Dictionary) -> int:
+    """Return the bits of what a receiver must know of a dictionary.
+
+    16 bits each for the numbers behind its directions, the residual's basis and the two means.
+    Probabilities are left out: they are a few thousand numbers for every method.
+    """
+    d_in = int(dictionary.directions.shape[1])
+    return BITS_PER_ENTRY * (dictionary.entries + d_in * d_in + 2 * d_in)
+
+
+def token_bits(
+    dictionary: Dictionary, split: Split, k: int, distortion: float, spec: MethodsSpec
+) -> TokenBits:
+    """Return the bits of each scored token at a share of variance left unexplained.
+
+    Raises:
+        NotEstimable: the scored activations do not vary.
+    """
+    energy = _squared(split.score - split.score.mean(axis=0))
+    if not energy.sum() > 0:
+        raise NotEstimable("the scored activations do not vary: there is nothing to code")
+    k_used, step = _choose(dictionary, split, k, distortion, spec)
+    learn = _sparse(dictionary, split.choose, split.choose_codes(k_used), step)
+    coded = _sparse(dictionary, split.score, split.score_codes(k_used), step)
+    learn, coded = _rotated(learn, coded)
+    width = _step_for(coded.left, distortion * float(energy.sum()))
+    parts, error = _lengths(learn, coded, width)
+    coarser, more_error = _lengths(learn, coded, 1.1 * width)
+    gained = float(more_error.sum() - error.sum())
+    slope = float(parts.sum() - coarser.sum()) / gained if gained > 0 else 0.0
+    return TokenBits(
+        parts=parts,
+        error=error,
+        energy=energy,
+        slope=slope,
+        distortion=distortion,
+        reached=float(error.sum() / energy.sum()),
+        n_atoms=k_used,
+        coefficient_step=step,
+        coder_ratio=_coder_ratio(learn, coded, width, spec.coded_tokens),
+    )
+
+
+def _squared(x: Float[np.ndarray, "token d_in"]) -> Float[np.ndarray, " token"]:
+    found: Float[np.ndarray, " token"] = np.einsum("td,td->t", x, x, dtype=np.float64)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Coded:
+    """A quantized code, and what it leaves of the tokens."""
+
+    codes: Quantized
+    left: Float32[np.ndarray, "token d_in"]
+
+
+def _sparse(
+    dictionary: Dictionary, x: Float32[np.ndarray, "token d_in"], codes: Codes, step: float
+) -> _Coded:
+    found = quantize(codes, step)
+    return _Coded(found, x - found.decode(dictionary.directions, step))
+
+
+def _rotated(learn: _Coded, coded: _Coded) -> tuple[_Coded, _Coded]:
+    """Return both with what is left in the principal components of the first."""
+    mean = learn.left.mean(axis=0)
+    _, basis = np.linalg.eigh(_covariance(learn.left - mean))
+    return (
+        _Coded(learn.codes, (learn.left - mean) @ basis),
+        _Coded(coded.codes, (coded.left - mean) @ basis),
+    )
+
+
+def _covariance(x: Float32[np.ndarray, "token d_in"]) -> Float32[np.ndarray, "d_in d_in"]:
+    found: Float32[np.ndarray, "d_in d_in"] = (x.T @ x) / np.float32(len(x))
+    return found
+
+
+def _choose(
+    dictionary: Dictionary, split: Split, k: int, distortion: float, spec: MethodsSpec
+) -> tuple[int, float]:
+    """Return the number of atoms and the coefficients' step that need the fewest bits.
+
+    The three that promise the fewest bits are tried: models of three quarters of these tokens
+    code the fourth. The promise: entropies of atoms and of coefficients at their frequencies, and for the
+    residual the rate of a Gaussian with its covariance by reverse water-filling.
+    """
+    x = split.choose
+    total = distortion * float(_squared(x - x.mean(axis=0)).mean())
+    base = float(np.sqrt(12 * total / x.shape[1]))
+    if not len(dictionary.directions):
+        return 0, base
+    promises = []
+    for k_used in sorted({max(1, round(k * share)) for share in spec.shares_of_k}):
+        codes = split.choose_codes(k_used)
+        for step in (base * steps for steps in spec.coefficient_steps):
+            found = _sparse(dictionary, x, codes, step)
+            values = np.linalg.eigvalsh(_covariance(found.left - found.left.mean(axis=0)))
+            rest = water_filling(values.astype(np.float64), total)
+            promises.append((_plain_entropy(found.codes) + rest, k_used, step))
+    tried = []
+    for _, k_used, step in sorted(promises)[:_TRIED]:
+        bits = _tried(dictionary, x, split.choose_codes(k_used), step, total)
+        tried.append((bits, k_used, step))
+    return min(tried)[1:]
+
+
+def _tried(
+    dictionary: Dictionary,
+    x: Float32[np.ndarray, "token d_in"],
+    codes: Codes,
+    step: float,
+    total: float,
+) -> float:
+    """Return the bits per token of every fourth token under models of the others.
+
+    Not of other documents: with few of them, which one is left out would decide.
+    """
+    apart = np.arange(len(x)) % 4 == 0
+    parts = [
+        _sparse(
+            dictionary, x[part], Codes(codes.atoms[part], codes.values[part], codes.n_atoms), step
+        )
+        for part in (~apart, apart)
+    ]
+    learn, coded = _rotated(parts[0], parts[1])
+    width = _step_for(coded.left, total * len(coded.left))
+    return float(_lengths(learn, coded, width)[0].sum()) / len(coded.left)
+
+
+def _plain_entropy(codes: Quantized) -> float:
+    """Return bits per token of independent atoms and of coefficients at their frequencies."""
+    n = len(codes.counts)
+    rate = np.bincount(codes.atoms, minlength=codes.n_atoms) / n
+    inside = rate[(rate > 0) & (rate < 1)]
+    index = -(inside * np.log2(inside) + (1 - inside) * np.log2(1 - inside)).sum()
+    _, seen = np.unique(codes.levels, return_counts=True)
+    share = seen / max(seen.sum(), 1)
+    return float(index - (len(codes.levels) / n) * (share * np.log2(share)).sum())
+
+
+def water_filling(variances: Float[np.ndarray, " component"], total: float) -> float:
+    """Return the bits that independent Gaussians need for a summed squared error of `total`.
+
+    Source: reverse water-filling (Cover and Thomas, section 10.3.3).
+    """
+    found = np.sort(np.maximum(variances, 0))
+    if found.sum() <= total:
+        return 0.0
+    # with the level between two variances, the smaller ones are dropped whole
+    below = np.concatenate([[0], np.cumsum(found)[:-1]])
+    levels = (total - below) / np.arange(len(found), 0, -1)
+    level = levels[int(np.argmax(levels <= found))]
+    return float(0.5 * np.log2(np.maximum(found / level, 1)).sum())
+
+
+def _step_for(left: Float32[np.ndarray, "token component"], error: float) -> float:
+    """Return the step whose rounding leaves `error`, or the largest sensible one where none does."""
+    largest = 4 * float(np.abs(left).max(initial=1e-12)) + 1e-12
+    if float(_squared(left).sum()) <= error:
+        return largest
+    low, high = np.log(largest) - 16, np.log(largest)
+    for _ in range(18):
+        middle = (low + high) / 2
+        step = np.float32(np.exp(middle))
+        missed = float(_squared(left - _whole(left / step) * step).sum())
+        low, high = (middle, high) if missed < error else (low, middle)
+    return float(np.exp(low))
+
+
+def _rounded(
+    left: Float32[np.ndarray, "token component"], width: float
+) -> Int64[np.ndarray, "token component"]:
+    found: Int64[np.ndarray, "token component"] = _whole(left / np.float32(width)).astype(np.int64)
+    return found
+
+
+def _whole(steps: Float32[np.ndarray, "token component"]) -> Float32[np.ndarray, "token component"]:
+    """Return whole numbers of steps, the sign kept."""
+    found: Float32[np.ndarray, "token component"] = np.copysign(
+        np.floor(np.abs(steps) + np.float32(_ROUND_UP)), steps
+    )
+    return found
+
+
+def _lengths(
+    learn: _Coded, coded: _Coded, width: float
+) -> tuple[Float[np.ndarray, "part token"], Float[np.ndarray, " token"]]:
+    """Return bits by part and squared error of each token, at one step of the residual."""
+    levels = _rounded(coded.left, width)
+    model = CodeModel.fit(learn.codes, _rounded(learn.left, width))
+    error = _squared(coded.left - (levels * width).astype(np.float32))
+    return model.lengths(coded.codes, levels), error
+
+
+def _coder_ratio(learn: _Coded, coded: _Coded, width: float, n: int) -> float:
+    """Return the range coder's length over the sum of lengths, on the first n tokens."""
+    if n < 1:
+        return float("nan")
+    model = CodeModel.fit(learn.codes, _rounded(learn.left, width))
+    some, levels = coded.codes.first(n), _rounded(coded.left[:n], width)
+    expected = float(model.lengths(some, levels).sum())
+    try:
+        return encode(model, some, levels).bits / expected if expected > 0 else float("nan")
+    except NotEstimable:
+        return float("nan")
+
+
+def by_document(
+    values: Float[np.ndarray, " token"],
+    documents: Int64[np.ndarray, " token"],
+    n_documents: int,
+    kept: Bool[np.ndarray, " token"] | None = None,
+) -> Float[np.ndarray, " document"]:
+    """Return sums over each document's tokens."""
+    chosen = slice(None) if kept is None else kept
+    found: Float[np.ndarray, " document"] = np.bincount(
+        documents[chosen], weights=values[chosen], minlength=n_documents
+    )
+    return found

@@ -1,0 +1,83 @@
+"""Bits that an SAE saves over simpler methods, as numbers that arms are compared by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from sae_placebo.baselines.base import METHODS, MethodsSpec
+from sae_placebo.baselines.compare import COLUMNS, MethodsResult
+from sae_placebo.baselines.marginal import best_simpler, bits_saved
+from sae_placebo.core.errors import NotEstimable
+from sae_placebo.core.lazy import pandas
+from sae_placebo.latents.metrics.base import Declared
+
+DECLARED: dict[str, Declared] = {
+    one.name: one
+    for one in (
+        Declared(
+            name="bits_saved",
+            unit="bits/token",
+            better="higher",
+            null="0: as long as the best simpler method's code; arm minus placebo is marginal structure",
+            definition="bits per token that the best simpler method (PCA, ICA, k-means, a non-negative "
+            "dictionary, neurons, rows of W_E, random directions) takes to transmit the activations at the "
+            "headline distortion, minus the bits that the SAE takes",
+            source="This package; see `methods.marginal`.",
+        ),
+        Declared(
+            name="sae_bits",
+            unit="bits/token",
+            better="neither",
+            null="the best simpler method's bits on the same arm",
+            definition="bits per token to transmit the activations at the headline distortion with the "
+            "SAE's atoms: indices, values and what is left over; the dictionary itself not counted",
+            source="This package; see `methods.rate`.",
+        ),
+    )
+}
+"""What `saved` measures, by name."""
+
+
+def refused(reason: str) -> MethodsResult:
+    """Return the result of a comparison that could not be made: every method with the reason."""
+    rows = [{"method": name, "reason": reason} for name in METHODS.entries]
+    table = pandas.DataFrame(rows).reindex(columns=list(COLUMNS))
+    texts = {"method", "reading", "probe_reason", "reason"}
+    numbers = dict.fromkeys([name for name in COLUMNS if name not in texts], "float64")
+    return MethodsResult(table.astype(numbers), {}, 0, reason)
+
+
+def saved(
+    found: MethodsResult,
+    reading: str,
+    weights: Float[np.ndarray, "document replicate"],
+    spec: MethodsSpec,
+) -> tuple[Any, dict[str, Float[np.ndarray, " replicate"]]]:
+    """Return the table of metrics of one SAE, and their values under the document weights.
+
+    Args:
+        found: Of the SAE's arm.
+        reading: The SAE's name there.
+        weights: Document multiplicities; column 0 is ones.
+        spec: Its first distortion is the headline.
+    """
+    distortion = spec.distortions[0]
+    rows, replicates = [], {}
+    try:
+        sae, simpler = found.of_sae(reading, distortion), found.simpler(distortion)
+        best = best_simpler(simpler)
+        replicates["bits_saved"] = bits_saved(sae, simpler, weights)
+        replicates["sae_bits"] = sae.per_token(weights)
+        nulls = {"bits_saved": 0.0, "sae_bits": float(simpler[best].per_token(weights[:, :1])[0])}
+        reason, n = None, int(sae.tokens.sum())
+    except (NotEstimable, KeyError) as refusal:
+        why = found.reason or str(refusal)
+        reason, n, nulls = f"its bits cannot be counted: {why}", 0, {}
+    for name, declared in DECLARED.items():
+        value = float(replicates[name][0]) if name in replicates else None
+        rows.append([name, value, declared.unit, nulls.get(name), n, reason])
+    columns = ["metric", "value", "unit", "null_value", "n", "reason"]
+    return pandas.DataFrame(rows, columns=columns), replicates

@@ -1,0 +1,1 @@
+"""What the model does with a latent: use, and the circuits that write and read it."""

@@ -1,0 +1,337 @@
+"""The parts of decoder layers that write to and read from the residual stream, found by structure.
+
+No table of architectures: what attention and MLP read, and through which norm, is followed on one forward
+of a few tokens; `head_layout` finds which outputs of which matrix belong to which head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int64
+
+from sae_placebo.causal.circuits.head_layout import N_TOKENS, HeadLayout, head_layout
+from sae_placebo.causal.circuits.matrices import is_matrix, matrices_in, matrix, offset
+from sae_placebo.causal.circuits.norms import Norm, is_norm, read_norm
+from sae_placebo.core.errors import ModelError
+from sae_placebo.core.lazy import torch
+from sae_placebo.models.hookpoints import Hookpoint
+from sae_placebo.models.sites import (
+    Term,
+    attention_module,
+    base_model,
+    decoder_layers,
+    resolve,
+    text_config,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """Where the queries, keys or values of each head come out of a matrix that reads the stream.
+
+    Attributes:
+        module: The matrix; queries, keys and values may share one.
+        columns: [head, head_dim] which of its outputs they are. Keys and values may have fewer heads.
+    """
+
+    module: torch.nn.Module
+    columns: Int64[np.ndarray, "head head_dim"]
+
+    @property
+    def n_heads(self) -> int:
+        """Heads; groups of them where keys and values are shared."""
+        return len(self.columns)
+
+    def weight(self) -> Float[torch.Tensor, "head head_dim d_model"]:
+        """Return W, with W[h] x the query, key or value of head h, less its bias."""
+        return matrix(self.module)[torch.from_numpy(self.columns)]
+
+    def bias(self) -> Float[torch.Tensor, "head head_dim"]:
+        """Return what is added to it; zeros where there is none."""
+        return offset(self.module)[torch.from_numpy(self.columns)]
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """The attention of a layer.
+
+    Attributes:
+        module: The whole of it.
+        query: By head.
+        key: By head, or by group of heads.
+        value: By head, or by group of heads.
+        output: Reads all heads, one behind the other, and gives what attention adds.
+        group: [head] which key and value each head takes.
+        term: Where the added term is read, and what the layer multiplies it by.
+    """
+
+    module: torch.nn.Module
+    query: Projection
+    key: Projection
+    value: Projection
+    output: torch.nn.Module
+    group: Int64[np.ndarray, " head"]
+    term: Term
+
+    @property
+    def n_heads(self) -> int:
+        """Heads that attend."""
+        return self.query.n_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head's value."""
+        return int(matrix(self.output).shape[1]) // self.n_heads
+
+    def output_weight(self) -> Float[torch.Tensor, "head d_model head_dim"]:
+        """Return W_O, with W_O[h] z_h what head h gives to the output, before any norm behind it."""
+        weight = matrix(self.output)
+        return weight.reshape(len(weight), self.n_heads, self.head_dim).transpose(0, 1)
+
+    def head_outputs(
+        self, mixed: Float[torch.Tensor, "*token width"]
+    ) -> tuple[Float[torch.Tensor, "*token head d_model"], Float[torch.Tensor, "*token d_model"]]:
+        """Return what each head adds to the residual stream, and what the output's bias adds.
+
+        Heads and bias sum to the whole term (`attn_out`). Where a norm stands behind the output, its
+        scale at each token is taken as given, so that the sum still comes out.
+
+        Args:
+            mixed: What enters `output`: the mixed values of all heads, one head behind the other.
+
+        Raises:
+            ModelError: what stands behind the output does not scale it, elementwise and by token.
+        """
+        split = mixed.reshape(*mixed.shape[:-1], self.n_heads, self.head_dim)
+        heads = torch.einsum("...he,hde->...hd", split, self.output_weight())
+        bias = offset(self.output)
+        whole = heads.sum(-2) + bias
+        factor = self._factor(whole)
+        return heads * factor.unsqueeze(-2), bias * factor
+
+    def _factor(self, whole: torch.Tensor) -> torch.Tensor:
+        """Return what each entry of the output is multiplied by before it is added."""
+        term = self.term.module
+        if not is_norm(term) or isinstance(term, torch.nn.Identity):
+            return torch.full_like(whole, self.term.scale)
+        norm = read_norm(term, whole.shape[-1])
+        if norm.centered or bool(norm.bias.abs().max() > 0):
+            raise ModelError(
+                f"{type(term).__name__} behind the attention's output subtracts or adds, so heads have "
+                "no terms of their own in it; only norms that scale are allowed there."
+            )
+        return norm.weight / norm.spread(whole) * self.term.scale
+
+
+@dataclass(frozen=True, eq=False)
+class LayerParts:
+    """What one decoder layer reads the residual stream with.
+
+    Attributes:
+        index: Of the layer, from 0.
+        attention_norm: Between the stream and the attention.
+        attention: Its heads.
+        mlp_norm: Between the stream and the MLP.
+        mlp: What reads the normalized stream there: the MLP, or its first matrix where a layer has no
+            module for the whole.
+        mlp_term: Where what the MLP adds is read.
+        parallel: Whether the MLP reads what enters the layer, and not what attention has added to.
+    """
+
+    index: int
+    attention_norm: Norm
+    attention: Attention
+    mlp_norm: Norm
+    mlp: torch.nn.Module
+    mlp_term: Term
+    parallel: bool
+
+
+def layer_parts(
+    model: torch.nn.Module, first: int = 0, stop: int | None = None
+) -> list[LayerParts]:
+    """Return the parts of each decoder layer from `first` on, and before `stop`.
+
+    Raises:
+        ModelError: a layer does not add attention and MLP to the stream, or how its attention splits
+            into heads is not understood; it says what was found.
+    """
+    layers = decoder_layers(model)
+    wanted = range(first, len(layers) if stop is None else stop)
+    try:
+        terms = resolve(model, [Hookpoint("attn_out", i) for i in wanted]).terms
+    except ModelError as refusal:
+        # where to read instead is no advice here
+        reason, _, _ = str(refusal).partition(" Use resid_pre")
+        raise ModelError(
+            f"heads and MLPs are told apart where layers add them, but {reason}"
+        ) from refusal
+    calls = _record(model, first)
+    layouts: dict[Any, HeadLayout] = {}
+    parts = []
+    for i in wanted:
+        attention = attention_module(layers[i])
+        assert attention is not None  # or `resolve` would have raised
+        signature = tuple((n, type(m), tuple(matrix(m).shape)) for n, m in matrices_in(attention))
+        if signature not in layouts:
+            call = next(c for c in calls[i] if c.module is attention)
+            layouts[signature] = head_layout(model, attention, call.args, call.kwargs)
+        parts.append(_parts(i, layers[i], attention, terms, calls[i], layouts[signature]))
+    return parts
+
+
+def final_norm(model: torch.nn.Module) -> Norm:
+    """Return the norm behind the decoder layers: the last that is called outside them.
+
+    Raises:
+        ModelError: it is neither a LayerNorm, an RMSNorm nor the identity.
+    """
+    inside = {id(m) for layer in decoder_layers(model) for m in layer.modules()}
+    last: list[tuple[torch.nn.Module, int]] = []
+
+    def note(module: torch.nn.Module, args: Any, _: Any) -> None:
+        last[:] = [(module, args[0].shape[-1])]
+
+    with ExitStack() as stack:
+        for name, module in base_model(model).named_modules():
+            if name and id(module) not in inside and is_norm(module):
+                stack.callback(module.register_forward_hook(note).remove)
+        _run(model)
+    width = int(text_config(model).hidden_size)
+    return read_norm(last[0][0], last[0][1]) if last else read_norm(None, width)
+
+
+def mlp_matrices(
+    model: torch.nn.Module, parts: list[LayerParts]
+) -> dict[int, list[torch.nn.Module]]:
+    """Return, by layer, the matrices of its MLP that read the stream: the first, and a gate beside it."""
+    given: dict[int, Any] = {}
+    found: dict[int, list[torch.nn.Module]] = {part.index: [] for part in parts}
+
+    def enter(index: int) -> Callable[..., None]:
+        def hook(_: Any, args: Any, kwargs: Any) -> None:
+            given[index] = args[0] if args else kwargs["hidden_states"]
+
+        return hook
+
+    def read(index: int) -> Callable[..., None]:
+        def hook(module: torch.nn.Module, args: Any) -> None:
+            if index in given and _same_place(args[0], given[index]):
+                found[index].append(module)
+
+        return hook
+
+    with ExitStack() as stack:
+        for part in parts:
+            handle = part.mlp.register_forward_pre_hook(enter(part.index), with_kwargs=True)
+            stack.callback(handle.remove)
+            inner = [part.mlp] if is_matrix(part.mlp) else []
+            for module in [*inner, *(m for _, m in matrices_in(part.mlp) if m is not part.mlp)]:
+                hook = module.register_forward_pre_hook(read(part.index))
+                stack.callback(hook.remove)
+        _run(model)
+    return found
+
+
+def _run(model: torch.nn.Module) -> None:
+    device = next(model.parameters()).device
+    ids = (torch.arange(N_TOKENS) * 7 + 3).remainder(text_config(model).vocab_size)
+    with torch.no_grad():
+        base_model(model)(input_ids=ids[None].to(device), use_cache=False)
+
+
+# --- what reads what ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """One call of a layer's child, or of the layer itself; tensors are those of the forward."""
+
+    module: torch.nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+
+    @property
+    def read(self) -> Any:
+        """What it was given first."""
+        return self.args[0] if self.args else self.kwargs.get("hidden_states")
+
+    @property
+    def gave(self) -> Any:
+        return self.output[0] if isinstance(self.output, (tuple, list)) else self.output
+
+
+def _record(model: torch.nn.Module, first: int) -> dict[int, list[_Call]]:
+    """Return, by layer, the calls of its children in order, with the layer's own call last."""
+    calls: dict[int, list[_Call]] = {}
+
+    def note(i: int) -> Callable[..., None]:
+        def hook(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            calls.setdefault(i, []).append(_Call(module, args, kwargs, output))
+
+        return hook
+
+    with ExitStack() as stack:
+        for i, layer in enumerate(decoder_layers(model)):
+            for module in (*layer.children(), layer) if i >= first else ():
+                handle = module.register_forward_hook(note(i), with_kwargs=True)
+                stack.callback(handle.remove)
+        _run(model)
+    return calls
+
+
+def _entry(calls: list[_Call], last: torch.nn.Module) -> tuple[torch.nn.Module | None, _Call]:
+    """Return the norm and the first call behind it of the branch that ends in `last`."""
+    at = max(i for i, call in enumerate(calls) if call.module is last)
+    entry, inside = calls[at], not is_norm(last)
+    for call in reversed(calls[:at]):
+        if call.gave is None or entry.read is not call.gave:
+            continue
+        if inside and is_norm(call.module):
+            return call.module, entry
+        if not isinstance(call.module, torch.nn.Dropout):
+            entry, inside = call, inside or not is_norm(call.module)
+    return None, entry
+
+
+def _same_place(a: Any, b: Any) -> bool:
+    return isinstance(a, torch.Tensor) and a.data_ptr() == b.data_ptr()
+
+
+def _parts(
+    index: int,
+    layer: torch.nn.Module,
+    attention: torch.nn.Module,
+    terms: dict[Hookpoint, Term],
+    calls: list[_Call],
+    layout: HeadLayout,
+) -> LayerParts:
+    width = int(calls[-1].read.shape[-1])
+    attention_norm, _ = _entry(calls[:-1], attention)
+    mlp_term = terms[Hookpoint("mlp_out", index)]
+    mlp_norm, mlp = _entry(calls[:-1], mlp_term.module)
+    source = next((c.read for c in calls if c.module is mlp_norm), mlp.read)
+    named = dict(attention.named_modules())
+    query, key, value = (
+        Projection(named[name], columns)
+        for name, columns in (layout.query, layout.key, layout.value)
+    )
+    parts = Attention(
+        attention, query, key, value, named[layout.output], layout.group,
+        terms[Hookpoint("attn_out", index)],
+    )  # fmt: skip
+    return LayerParts(
+        index=index,
+        attention_norm=read_norm(attention_norm, width),
+        attention=parts,
+        mlp_norm=read_norm(mlp_norm, width),
+        mlp=mlp.module,
+        mlp_term=mlp_term,
+        parallel=_same_place(source, calls[-1].read),
+    )

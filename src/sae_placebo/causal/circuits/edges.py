@@ -1,0 +1,310 @@
+"""Edges from latents at one hookpoint to latents at a later one: aligned, active together, confirmed.
+
+An edge's weight is what the source's decoder adds to the target's pre-activation along the residual
+stream, on average where the target fires. Decoders align by chance and latents fire together for many
+reasons, so a weight is held against sources that fire as often, and as much with the target; the top
+edges are then tried on the model itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float64, Int64
+from pydantic import Field
+
+from sae_placebo.causal.circuits.streams import later_than
+from sae_placebo.causal.use.base import Directions, Subject
+from sae_placebo.causal.use.downstream import CleanRow
+from sae_placebo.causal.use.null_directions import turned
+from sae_placebo.core.errors import SpecError
+from sae_placebo.core.lazy import pandas, torch
+from sae_placebo.core.spec import Spec, numpy_generator
+from sae_placebo.latents.base import Reading
+from sae_placebo.models.hookpoints import Hookpoint, parse_hookpoint
+from sae_placebo.models.sites import Sites, Stopped, resolve
+from sae_placebo.stats.multiplicity import adjusted
+
+_IN_STRATUM = 30
+_QUARTILES_OF_NORMAL = 1.3489795003921634
+_COLUMNS = (
+    *("source", "target", "alignment", "weight", "n", "lift", "null_percentile", "z", "q"),
+    *("effect", "null_effect", "p", "n_firings", "confirmed", "reason"),
+)
+
+
+class EdgeSpec(Spec):
+    """Which edges are kept, what they are held against, and which are tried on the model."""
+
+    keep: int = Field(5, ge=1)
+    """Edges kept of each target: those of largest |weight|."""
+    together: int = Field(10, ge=2)
+    """Tokens that source and target must both be active on."""
+    levels: int = Field(4, ge=1)
+    """Levels of firing rate, and of co-firing, that sources are compared within; fewer where a target
+    has few."""
+    level: float = Field(0.05, gt=0, lt=1)
+    """q up to which an edge is a candidate for confirmation, and p up to which it is confirmed."""
+    confirm: int = Field(20, ge=0)
+    """Edges tried on the model, by |weight|."""
+    firings: int = Field(8, ge=1)
+    """Tokens at which each is tried, in different documents where there are that many."""
+    nulls: int = Field(19, ge=1)
+    """Null directions of each."""
+    block: int = Field(512, ge=1)
+    """Targets whose alignments with all sources are held at once; changes no result."""
+
+
+def edges(
+    subject: Subject,
+    sources: Directions,
+    target: Reading,
+    hookpoint: str,
+    spec: EdgeSpec | None = None,
+    seed: int = 0,
+) -> pandas.DataFrame:
+    """Return the top edges into each target latent.
+
+        weight_ji = V_ji mean_{t: j active} a_it,    V_ji = e_j . d_i
+
+    Columns: source, target; `alignment` V; `weight`, in units of the target's pre-activation; `n`, tokens
+    that both are active on; `lift`, the source's firing rate where the target fires over its rate;
+    `null_percentile`, the percentage of other sources in the edge's stratum (firing rate by mean
+    amount where the target fires) with a lower V; `z`, V's distance from the stratum's median in its
+    quartiles' standard deviations; `q` of the two-sided normal tail of z among all sources that fire with
+    the target (Benjamini-Hochberg). Of the edges tried: `effect`, what removing a_i d_i from the
+    earlier activation takes from a_j at the same token, through the model; `null_effect`, the same of
+    directions at the same angle to the activation; `p`, the effect's rank among these, in the
+    weight's sign; `n_firings`, `confirmed`; else NaN with a `reason`.
+
+    V within a stratum serves as its own null, so z takes most sources of a target as unconnected to it.
+    Confirmation is of the effect, not against chance: a random direction that happens to align with e_j
+    moves a_j as well, and edges tried were picked by V. It is q that speaks against chance.
+
+    Args:
+        subject: The model behind the earlier hookpoint.
+        sources: Latents there, with amounts in model units.
+        target: SAE at the later hookpoint, on the same tokens.
+        hookpoint: The later one.
+        spec: Settings.
+        seed: Names tokens and null directions.
+
+    Raises:
+        SpecError: the target's tokens are others, or its hookpoint is not behind the sources'.
+
+    Source: expected residual attribution, Anthropic's circuit updates (2025); permutation strata, the
+    empirical normal (Efron 2004, JASA 99:96) and the confirmation are ours.
+    """
+    spec = spec or EdgeSpec()
+    later = parse_hookpoint(hookpoint)
+    if not later_than(later, subject.downstream.hookpoint):
+        raise SpecError(
+            f"{later.name} is not behind {subject.downstream.hookpoint.name}; edges lead from an earlier "
+            "hookpoint to a later one."
+        )
+    if target.codes.shape[0] != sources.amounts.shape[0]:
+        raise SpecError(
+            f"the target was read on {target.codes.shape[0]} tokens and the sources on "
+            f"{sources.amounts.shape[0]}; both must be read on the same ones."
+        )
+    table = _weighed(sources, target, spec)
+    return _confirmed(table, subject, sources, target, later, spec, seed)
+
+
+# --- weights -----------------------------------------------------------------------------------------
+
+
+def _weighed(sources: Directions, target: Reading, spec: EdgeSpec) -> pandas.DataFrame:
+    encoder = target.sae.params["W_enc"].detach().float().cpu().numpy().T
+    amounts = sources.amounts.tocsr()
+    held = amounts.astype(bool).astype(np.float32)
+    fires = (target.by_latent > 0).astype(np.float32)
+    n_tokens = amounts.shape[0]
+    rate = sources.n_active / n_tokens
+    found: list[pandas.DataFrame] = []
+    for start in range(0, fires.shape[1], spec.block):
+        active = fires[:, start : start + spec.block].T.tocsr()
+        # one pattern for both products: where something is held by a token that the target fires on
+        sums, counts = active @ amounts, active @ held
+        sums.sort_indices()
+        counts.sort_indices()
+        alignment = encoder[start : start + spec.block] @ sources.vectors.T
+        n = np.diff(active.indptr)
+        for j in np.flatnonzero(n):
+            here = slice(counts.indptr[j], counts.indptr[j + 1])
+            kept = counts.data[here] >= spec.together
+            which = counts.indices[here][kept].astype(np.int64)
+            if len(which):
+                mean = sums.data[here][kept].astype(np.float64) / n[j]
+                part = _of_target(alignment[j, which].astype(np.float64), mean, rate[which], spec)
+                top = np.argsort(-np.abs(part["weight"]), kind="stable")[: spec.keep]
+                together = counts.data[here][kept].astype(np.int64)
+                part |= {"source": which, "n": together, "lift": together / n[j] / rate[which]}
+                found.append(
+                    pandas.DataFrame({k: v[top] for k, v in part.items()}).assign(target=start + j)
+                )
+    if not found:
+        return pandas.DataFrame({name: np.zeros(0) for name in _COLUMNS})
+    table = pandas.concat(found, ignore_index=True)
+    order = np.argsort(-np.abs(table["weight"].to_numpy()), kind="stable")
+    return table.iloc[order].reset_index(drop=True)
+
+
+def _of_target(
+    alignment: Float64[np.ndarray, " source"],
+    mean: Float64[np.ndarray, " source"],
+    rate: Float64[np.ndarray, " source"],
+    spec: EdgeSpec,
+) -> dict[str, Any]:
+    """Return weight, percentile, z and q of one target's sources."""
+    from scipy.special import ndtr
+
+    m = len(alignment)
+    levels = int(np.clip(np.sqrt(m / _IN_STRATUM), 1, spec.levels))
+    stratum = _level(rate, levels) * levels
+    for level in np.unique(stratum):
+        these = stratum == level
+        stratum[these] += _level(mean[these], levels)
+    percentile, z = np.full(m, np.nan), np.full(m, np.nan)
+    for one in np.unique(stratum):
+        these = np.flatnonzero(stratum == one)
+        values = alignment[these]
+        if len(these) < _IN_STRATUM // 2:
+            continue
+        low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
+        percentile[these] = 100 * np.searchsorted(np.sort(values), values) / (len(these) - 1)
+        if high > low:
+            z[these] = (values - middle) / (high - low) * _QUARTILES_OF_NORMAL
+    return {
+        "alignment": alignment,
+        "weight": alignment * mean,
+        "null_percentile": percentile,
+        "z": z,
+        "q": adjusted(2 * ndtr(-np.abs(z))),
+    }
+
+
+def _level(values: Float64[np.ndarray, " some"], levels: int) -> Int64[np.ndarray, " some"]:
+    """Return 0 to levels - 1 by rank, about as many of each."""
+    rank = np.empty(len(values), dtype=np.int64)
+    rank[np.argsort(values, kind="stable")] = np.arange(len(values))
+    return rank * levels // max(len(values), 1)
+
+
+# --- confirmation ------------------------------------------------------------------------------------
+
+
+def _confirmed(
+    table: pandas.DataFrame,
+    subject: Subject,
+    sources: Directions,
+    target: Reading,
+    later: Hookpoint,
+    spec: EdgeSpec,
+    seed: int,
+) -> pandas.DataFrame:
+    """Return the table with the outcome of each edge that is tried."""
+    table = table.assign(effect=np.nan, null_effect=np.nan, p=np.nan, n_firings=0, confirmed=None)
+    surprising = table["q"].to_numpy(dtype=np.float64) <= spec.level
+    table["reason"] = np.where(
+        surprising, "not among the edges tried", "its alignment is not beyond its stratum's"
+    ).astype(object)
+    trial = _Trial(subject, sources, target, later, spec, seed)
+    for edge in np.flatnonzero(surprising)[: spec.confirm]:
+        source, latent = int(table.at[edge, "source"]), int(table.at[edge, "target"])
+        sign = float(np.sign(table.at[edge, "weight"]))
+        effects, n = trial.effects(source, latent)
+        table.loc[edge, ["effect", "null_effect"]] = effects[0], effects[1:].mean()
+        p = (1 + int((sign * effects[1:] >= sign * effects[0]).sum())) / len(effects)
+        table.loc[edge, ["p", "n_firings"]] = p, n
+        table.at[edge, "confirmed"] = p <= spec.level
+        table.at[edge, "reason"] = ""
+    return table[list(_COLUMNS)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """Ablations of sources, and of null directions, seen by the later SAE."""
+
+    subject: Subject
+    sources: Directions
+    target: Reading
+    later: Hookpoint
+    spec: EdgeSpec
+    seed: int
+
+    @functools.cached_property
+    def _sites(self) -> Sites:
+        return resolve(self.subject.downstream.model, [self.later])
+
+    def effects(self, source: int, latent: int) -> tuple[Float64[np.ndarray, " edit"], int]:
+        """Return what the source's removal, and then each null's, takes from the target; firings."""
+        random = numpy_generator(self.seed, "edges", source, latent)
+        tokens = self._firings(source, latent, random)
+        vector = torch.from_numpy(self.sources.vectors[source])
+        drawn = torch.from_numpy(
+            random.standard_normal((self.spec.nulls, len(vector))).astype(np.float32)
+        )
+        total = np.zeros(1 + self.spec.nulls)
+        for row, part in self.subject.by_row(tokens):
+            clean = self.subject.clean(row)
+            for token in tokens[part]:
+                position = int(self.subject.tokens.places[token, 1])
+                x = clean.site[position].float().cpu()
+                amount = float(self.sources.amounts[token, source])
+                edits = torch.cat(
+                    [torch.zeros(1, len(vector)), vector[None], turned(drawn, vector, x)]
+                )
+                after = self._after(clean, position, -amount * edits)
+                codes = self.target.sae.encode(after)
+                owner, which = codes.tokens().numpy(), codes.latents.numpy()
+                activity = np.zeros(len(edits))
+                activity[owner[which == latent]] = codes.values.numpy()[which == latent]
+                total += activity[0] - activity[1:]
+        return total / max(len(tokens), 1), len(tokens)
+
+    def _firings(
+        self, source: int, latent: int, random: np.random.Generator
+    ) -> Int64[np.ndarray, " firing"]:
+        columns = self.sources.by_direction, self.target.by_latent
+        both = [
+            m.indices[m.indptr[i] : m.indptr[i + 1]]
+            for m, i in zip(columns, (source, latent), strict=True)
+        ]
+        tokens = random.permutation(np.intersect1d(*both))
+        documents = self.subject.tokens.documents[tokens]
+        # the first of each document, in random order, before further ones
+        first = np.zeros(len(tokens), dtype=bool)
+        first[np.unique(documents, return_index=True)[1]] = True
+        ordered = np.concatenate([tokens[first], tokens[~first]])
+        return ordered[: self.spec.firings].astype(np.int64)
+
+    def _after(
+        self, clean: CleanRow, position: int, deltas: Float[torch.Tensor, "edit d_in"]
+    ) -> Float[torch.Tensor, "edit d_later"]:
+        """Return the later activation of one token under each edit of its earlier one."""
+        downstream = self.subject.downstream
+        n = len(deltas)
+        past = downstream.prefix_before(clean, position, n)
+        start = position if past is not None else 0
+        here = slice(start, position + 1)
+        delta = torch.zeros(n, position + 1 - start, deltas.shape[1], device=downstream.device)
+        delta[:, -1] = deltas.to(downstream.device)
+        seen: list[torch.Tensor] = []
+
+        def stop(x: torch.Tensor) -> None:
+            seen.append(x[:, -1].clone())
+            raise Stopped
+
+        with torch.no_grad(), self._sites.hooked({self.later: stop}), contextlib.suppress(Stopped):
+            downstream.logits(
+                clean.token_ids[here].expand(n, -1),
+                clean.entering[here].expand(n, -1, -1),
+                delta,
+                past,
+            )
+        return seen[0].float().cpu()

@@ -1,0 +1,124 @@
+"""What weights alone could read of a direction: capability, not use.
+
+No data enters: a head may be able to read a direction that is never there when it attends, and an edge of
+large weight may carry nothing. Beside use this says where to look, and no more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Float64
+
+from sae_placebo.causal.circuits.components import LayerParts, final_norm, layer_parts, mlp_matrices
+from sae_placebo.causal.circuits.matrices import matrix
+from sae_placebo.causal.circuits.norms import Norm
+from sae_placebo.causal.use.base import Directions, Subject
+from sae_placebo.core.lazy import torch
+from sae_placebo.core.spec import generator
+from sae_placebo.models.embeddings import output_weight
+
+
+@dataclass(frozen=True, eq=False)
+class WeightCapability:
+    """What each reader's weights would make of each direction: capability, not use.
+
+    Attributes:
+        names: q.L.h, k.L.h, ov.L.h, mlp.L, unembedding. Of a mixture of experts, mlp is its router.
+        gain: |W d| over its expectation for an isotropic direction, |W|_F / sqrt(d_model); W takes in the
+            gains of the norm before it and, for LayerNorms, the loss of the mean.
+        above_random: Standard deviations above random directions with the covariance of the activations.
+        above_others: Standard deviations above the directions asked about.
+    """
+
+    names: tuple[str, ...]
+    gain: Float64[np.ndarray, "direction reader"]
+    above_random: Float64[np.ndarray, "direction reader"]
+    above_others: Float64[np.ndarray, "direction reader"]
+
+
+def weight_capability(
+    subject: Subject, directions: Directions, seed: int, n_random: int = 1000
+) -> WeightCapability:
+    """Return what the weights behind a hookpoint could read of each direction: capability, not use.
+
+    Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits", for the matrices;
+    scores are norms of single directions, not of pairs of heads.
+
+    Args:
+        subject: The model, and activations whose covariance random directions take over.
+        directions: Asked about.
+        seed: Names the random directions.
+        n_random: How many.
+
+    Raises:
+        ModelError: a layer behind the hookpoint is not understood.
+    """
+    behind = subject.downstream
+    parts = layer_parts(behind.model, behind.first) if behind.first < len(behind.layers) else []
+    given = torch.from_numpy(directions.vectors).to(behind.device)
+    random = _covariant(subject.activations.float().cpu(), n_random, seed).to(behind.device)
+    names: list[str] = []
+    gains: list[torch.Tensor] = []
+    references: list[torch.Tensor] = []
+    for name, maps in _maps(behind.model, parts):
+        # whole layers at a time: [map, d_out, d_model]
+        size = maps.square().sum((1, 2)).sqrt() / maps.shape[2] ** 0.5
+        size = torch.where(size > 0, size, torch.nan)
+        for found, vectors in ((gains, given), (references, random)):
+            found.append(torch.stack([_lengths(vectors, w) for w in maps], 1) / size)
+        names += [name] if len(maps) == 1 else [f"{name}.{h}" for h in range(len(maps))]
+    gain = torch.cat(gains, 1).cpu().numpy().astype(np.float64)
+    reference = torch.cat(references, 1).cpu().numpy().astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        above_random = (gain - reference.mean(0)) / reference.std(0)
+        above_others = (gain - gain.mean(0)) / gain.std(0)
+    return WeightCapability(tuple(names), gain, above_random, above_others)
+
+
+def _lengths(
+    vectors: Float[torch.Tensor, "vector d_model"], weight: Float[torch.Tensor, "d_out d_model"]
+) -> Float[torch.Tensor, " vector"]:
+    """Return |W v|; through W'W where W is tall, as an unembedding is."""
+    if len(weight) <= weight.shape[1]:
+        short: torch.Tensor = (vectors @ weight.T).norm(dim=1)
+        return short
+    squares: torch.Tensor = ((vectors @ (weight.T @ weight)) * vectors).sum(1)
+    return squares.clamp_min(0).sqrt()
+
+
+def _covariant(x: torch.Tensor, n: int, seed: int) -> Float[torch.Tensor, "random d_in"]:
+    """Return unit vectors along normal draws with the covariance of x."""
+    mix = torch.randn(n, len(x), generator=generator(seed, "weights", "covariant"))
+    drawn = mix @ (x - x.mean(0))
+    unit: torch.Tensor = drawn / drawn.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return unit
+
+
+def _maps(
+    model: torch.nn.Module, parts: list[LayerParts]
+) -> list[tuple[str, Float[torch.Tensor, "map d_out d_model"]]]:
+    found: list[tuple[str, torch.Tensor]] = []
+    final = final_norm(model)
+    entering = mlp_matrices(model, parts)
+    for part in parts:
+        attention, norm = part.attention, part.attention_norm
+        value = attention.value.weight()[torch.from_numpy(attention.group)]
+        ov = attention.output_weight() @ value
+        for letter, weight in (
+            ("q", attention.query.weight()), ("k", attention.key.weight()), ("ov", ov),
+        ):  # fmt: skip
+            found.append((f"{letter}.{part.index}", _behind(norm, weight)))
+        if entering[part.index]:
+            stacked = torch.cat([matrix(module) for module in entering[part.index]])[None]
+            found.append((f"mlp.{part.index}", _behind(part.mlp_norm, stacked)))
+    head = output_weight(model)
+    if head is not None:
+        found.append(("unembedding", _behind(final, head.to(final.weight.device)[None])))
+    return found
+
+
+def _behind(norm: Norm, weight: torch.Tensor) -> torch.Tensor:
+    """Return W with the gains of the norm before it, and with the mean taken out where it does that."""
+    return norm.core(weight * norm.weight.to(weight.device))

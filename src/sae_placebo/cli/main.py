@@ -1,0 +1,262 @@
+"""The command line: verbs over the public API, and no logic of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sae_placebo.cli.toy import named_folder, toy
+from sae_placebo.core.errors import PlaceboError, StoreError, UncheckedResult, in_one_line
+from sae_placebo.core.interrupts import listening
+from sae_placebo.core.progress import for_terminal
+
+app = typer.Typer(
+    help="Placebo-controlled trials for sparse autoencoders.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(toy, name="toy")
+
+TrialFile = Annotated[Path, typer.Argument(help="The trial file (TOML).")]
+StoreFolder = Annotated[
+    Path, typer.Option("--store", help="Folder of artefacts and results.", parser=named_folder)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="dotted.key=value; replaces a setting of the file."),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(help="Where models run: cpu, cuda or cuda:<number>; replaces the file's."),
+]
+Wait = Annotated[
+    float, typer.Option(min=0, help="Seconds to wait for another process to free the store.")
+]
+Replace = Annotated[
+    bool,
+    typer.Option(
+        "--replace",
+        help="Replace results of other settings under the trial's name; they are moved aside.",
+    ),
+]
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("trial.toml"),
+) -> None:
+    """Write a commented trial file to start from."""
+    from sae_placebo.trial.template import TEMPLATE
+
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(TEMPLATE)
+    except (FileExistsError, IsADirectoryError):
+        raise StoreError(f"{str(path)!r} exists already; give another path or remove it") from None
+    except OSError as error:
+        raise StoreError(f"{str(path)!r} cannot be written ({error.strerror})") from None
+    typer.echo(f"wrote {path}; next: sae-placebo check {shlex.quote(str(path))}")
+
+
+@app.command()
+def check(trial: TrialFile, store: StoreFolder = Path("runs"), overrides: Overrides = None) -> None:
+    """Resolve a trial file and print it, or say what is wrong and where; the store's disk is asked."""
+    from sae_placebo.models.specs import is_hub_id
+    from sae_placebo.trial.sizes import check_sizes
+    from sae_placebo.trial.spec import load_trial
+
+    spec = load_trial(trial, overrides=overrides or [])
+    check_sizes(spec, store)
+    resolved = {**spec.model_dump(mode="json"), "device": spec.device}
+    typer.echo(json.dumps(resolved, indent=2, ensure_ascii=False))
+    if is_hub_id(spec.model):
+        sys.stderr.write(
+            f"note: {spec.model.id!r} is no folder here, so it is taken as a hub id; whether the hub has "
+            "it is not asked\n"
+        )
+
+
+@app.command()
+def plan(
+    trial: TrialFile,
+    store: StoreFolder = Path("runs"),
+    overrides: Overrides = None,
+    probe: Annotated[
+        bool, typer.Option(help="Time a few batches on this machine to estimate minutes.")
+    ] = True,
+) -> None:
+    """Print the stages, which are done, and what the rest will cost."""
+    from sae_placebo.trial.costs import plan_table
+
+    typer.echo(
+        plan_table(trial, store, overrides=overrides or [], probe=probe, progress=for_terminal())
+    )
+
+
+@app.command()
+def run(
+    trial: TrialFile,
+    store: StoreFolder = Path("runs"),
+    overrides: Overrides = None,
+    wait: Wait = 0.0,
+    device: Device = None,
+    replace: Replace = False,
+) -> None:
+    """Run a trial, or what is left of it, and say where the report is."""
+    from sae_placebo.trial.run import run as run_trial
+
+    settings = (overrides or []) + ([] if device is None else [f'device="{device}"'])
+    result = run_trial(
+        trial,
+        store,
+        overrides=settings,
+        progress=for_terminal(),
+        wait_seconds=wait,
+        replace=replace,
+    )
+    typer.echo(result.summary())
+    typer.echo(f"report: {result.report}")
+
+
+@app.command()
+def status(
+    trial: TrialFile, store: StoreFolder = Path("runs"), overrides: Overrides = None
+) -> None:
+    """Print which stages of a trial are done, and whether its results are as they were written."""
+    from sae_placebo.trial.costs import plan_table
+    from sae_placebo.trial.results import described, trial_folder
+    from sae_placebo.trial.spec import load_trial
+
+    typer.echo(
+        plan_table(trial, store, overrides=overrides or [], probe=False, progress=for_terminal())
+    )
+    spec = load_trial(trial, overrides=overrides or [])
+    typer.echo(described(trial_folder(store, spec.name), spec))
+
+
+@app.command()
+def report(
+    trial: TrialFile, store: StoreFolder = Path("runs"), overrides: Overrides = None
+) -> None:
+    """Write the report again from the finished tables, and say where it is."""
+    from sae_placebo.report import build_report
+    from sae_placebo.trial.costs import unfinished
+    from sae_placebo.trial.result_folders import not_yet
+    from sae_placebo.trial.results import is_result_of, trial_folder
+    from sae_placebo.trial.spec import load_trial
+
+    spec = load_trial(trial, overrides=overrides or [])
+    folder = trial_folder(store, spec.name)
+    left = unfinished(spec, store)
+    if left or not is_result_of(folder, spec):
+        settings = [word for setting in overrides or [] for word in ("--set", setting)]
+        command = ["sae-placebo", "run", str(trial), "--store", str(store), *settings]
+        raise StoreError(not_yet(folder, spec, left, shlex.join(command)))
+    with for_terminal().track("report", 1, "page") as advance:
+        page = build_report(folder)
+        advance(1)
+    typer.echo(f"report: {page}")
+
+
+@app.command()
+def power(
+    difference: Annotated[float, typer.Option(help="The difference to detect.")] = 0.05,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="Folder of a finished trial, <store>/trials/<name>."),
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="A metric of that trial; else share_token_family.")
+    ] = None,
+    control: Annotated[str | None, typer.Option(help="One of its controls; else all.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Held-out tokens.")] = None,
+    latents: Annotated[int | None, typer.Option(help="Latents of an SAE (d_sae).")] = None,
+    sae_seeds: Annotated[int | None, typer.Option(help="SAE seeds.")] = None,
+    model_seeds: Annotated[int | None, typer.Option(help="Re-draws of the control.")] = None,
+) -> None:
+    """Print which differences a design detects, and the tokens, latents and seeds that it takes."""
+    from sae_placebo.trial.power import answer
+
+    text = answer(
+        difference,
+        source,
+        metric=metric,
+        control=control,
+        heldout_tokens=tokens,
+        d_sae=latents,
+        sae_seeds=sae_seeds,
+        model_seeds=model_seeds,
+    )
+    typer.echo(text)
+
+
+@app.command()
+def world(
+    kind: Annotated[str, typer.Argument(help="factored, twins or compiled.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", help="Folder to write; twins are two in it.", parser=named_folder),
+    ],
+    seed: Annotated[int, typer.Option(help="Names everything that is drawn.")] = 0,
+    preset: Annotated[
+        str | None, typer.Option(help="Settings of a factored world or of twins.")
+    ] = None,
+    program: Annotated[str | None, typer.Option(help="What a compiled world computes.")] = None,
+) -> None:
+    """Build a model whose truth is known, with its rows and variables, and write it to a folder."""
+    from sae_placebo.lab.worlds.saving import write_worlds
+
+    folders = write_worlds(kind, out, seed, preset=preset, program=program, progress=for_terminal())
+    for folder in folders:
+        typer.echo(f"world: {folder}")
+
+
+@contextlib.contextmanager
+def _notes() -> Iterator[None]:
+    """Print each of our own warnings once, as a line of its own."""
+    said: set[str] = set()
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def shown(
+            message: Warning | str, category: type[Warning], *where: Any, **more: Any
+        ) -> None:
+            if not issubclass(category, UncheckedResult):
+                show(message, category, *where, **more)
+            elif str(message) not in said:
+                said.add(str(message))
+                sys.stderr.write(f"note: {message}\n")
+
+        warnings.showwarning = shown
+        yield
+
+
+def main() -> None:
+    """Run the command line; what a user can mend is one sentence and exit code 1."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        with listening(), _notes():
+            app(arguments)
+    except PlaceboError as error:
+        if debug:
+            raise
+        sys.stderr.write(f"error: {in_one_line(str(error))}\n")
+        raise SystemExit(1) from None
+    except SystemExit as stop:
+        if stop.code in (130, 143):  # what an interrupt and SIGTERM have become on their way here
+            sys.stderr.write("stopped; run the same command again to go on\n")
+        raise
+
+
+if __name__ == "__main__":
+    main()

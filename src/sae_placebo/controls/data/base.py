@@ -1,0 +1,131 @@
+"""What a data control is: a change to what the model reads, or to what is read from it.
+
+A data control leaves the model alone. It rewrites the rows of tokens, or (`of_activations`) has the
+activations replaced while the text stays. Each declares what it preserves and what it destroys, in the
+words of `DATA_INVARIANTS`; the contract tests hold it to both.
+
+The first position of a row is never rewritten: it is BOS, or, without BOS, a token that the model reads
+and that no measurement uses. Padding, row lengths and documents stay as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Int32
+from pydantic import ValidationError
+
+from sae_placebo.core.errors import SpecError, TextError, unknown_name
+from sae_placebo.core.spec import Registry, Spec, numpy_generator
+from sae_placebo.data.text import Rows
+
+DATA_INVARIANTS: Mapping[str, str] = {
+    "layout": "row lengths, documents and their names, each row's first position, padding",
+    "document_unigrams": "how often each document holds each token, exactly",
+    "unigrams": "the split's, or the training split's, token frequencies, up to sampling error",
+    "bigrams": "the training split's frequencies of adjacent pairs, up to sampling error",
+    "order": "how tokens depend on others further back than the one before",
+    "mean_and_covariance": "the activations' mean and covariance, up to sampling error",
+    "token_identity": "that an activation is the model's answer to its token and what precedes it",
+}
+"""The first five are about the rows of tokens, the last two about the activations beside them."""
+
+
+class DataControl(Spec, ABC):
+    """One kind of change to the data; a subclass per file, registered in `DATA_CONTROLS`."""
+
+    kind: str
+
+    preserves: ClassVar[frozenset[str]]
+    """What every control of this kind leaves as it was (words of `DATA_INVARIANTS`)."""
+    destroys: ClassVar[frozenset[str]]
+    """Every other word of `DATA_INVARIANTS`."""
+    draws: ClassVar[bool] = True
+    """Whether another model seed gives other data."""
+    of_activations: ClassVar[bool] = False
+    """Whether the text stays and the activations are replaced (`gaussian.GaussianReader`)."""
+
+    @abstractmethod
+    def rewrite(self, splits: Mapping[str, Rows], seed: int, model_seed: int) -> dict[str, Rows]:
+        """Return the splits with other tokens in the same layout; the given rows are not touched.
+
+        Labels are dropped from rows whose tokens changed: they were true of the text as it was. The
+        draws depend on both seeds, the kind and the split's name, and on no model: arms with another
+        model and the same data control read the same tokens.
+        """
+
+    def random(self, seed: int, model_seed: int, split: str) -> np.random.Generator:
+        """Return the generator that this kind rewrites `split` with."""
+        return numpy_generator(seed, "data", self.kind, model_seed, split)
+
+
+DATA_CONTROLS: Registry[type[DataControl]] = Registry("data control")
+
+
+def register_data(cls: type[DataControl]) -> type[DataControl]:
+    """Add a control to `DATA_CONTROLS`; it must sort every word of `DATA_INVARIANTS`, each once."""
+    if cls.preserves & cls.destroys or cls.preserves | cls.destroys != set(DATA_INVARIANTS):
+        raise ValueError(
+            f"{cls.__name__} must sort each of {sorted(DATA_INVARIANTS)} into preserves or destroys"
+        )
+    DATA_CONTROLS.add(cls.model_fields["kind"].default, cls)
+    return cls
+
+
+def parse_data(value: object) -> DataControl:
+    """Return the data control that an arm's `data` names: "unigram", or {"kind": "unigram"}.
+
+    Raises:
+        SpecError: neither a name nor a table, no such control, or a setting that it does not have.
+    """
+    example = 'data = "shuffle_tokens" or data = {kind = "shuffle_tokens"}'
+    if not isinstance(value, (str, Mapping)):
+        raise SpecError(f"an arm's data control is written {example}; found {value!r:.80}.")
+    settings: dict[str, Any] = {"kind": value} if isinstance(value, str) else dict(value)
+    name = settings.pop("kind", None)
+    if not isinstance(name, str):
+        known = ", ".join(sorted(DATA_CONTROLS))
+        raise SpecError(f"an arm's data control names its kind: {example}; known: {known}.")
+    cls = DATA_CONTROLS[name]
+    known_settings = [key for key in cls.model_fields if key != "kind"]
+    for key in settings:
+        if key not in known_settings:
+            kind = f"setting of data control {name!r}"
+            raise SpecError(unknown_name(kind, str(key), known_settings or ["(none)"]))
+    try:
+        return cls.model_validate(settings)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise SpecError(
+            f"data control {name!r}, {where}: {problem['msg']} (found {problem['input']!r})."
+        ) from None
+
+
+def training_tokens(splits: Mapping[str, Rows], kind: str) -> Int32[np.ndarray, " token"]:
+    """Return the usable tokens of the split `train`, in reading order.
+
+    Raises:
+        TextError: there are none, so nothing can be drawn from their frequencies.
+    """
+    rows = splits.get("train")
+    tokens = np.empty(0, np.int32) if rows is None else rows.token_ids[rows.usable()]
+    if not len(tokens):
+        raise TextError(
+            f"data control {kind!r} draws from the training tokens, and there are none; raise "
+            "text.train_tokens."
+        )
+    return tokens
+
+
+def rewritten(rows: Rows, tokens: Int32[np.ndarray, " token"]) -> Rows:
+    """Return `rows` with `tokens`, in reading order, at the usable positions, and without labels."""
+    token_ids = rows.token_ids.copy()
+    token_ids[rows.usable()] = tokens
+    labelled = any(field.name == "labels" for field in dataclasses.fields(rows))
+    dropped: dict[str, Any] = {"labels": None} if labelled else {}
+    return dataclasses.replace(rows, token_ids=token_ids, **dropped)

@@ -1,0 +1,34 @@
+"""Gaussian draws in the place of the activations; the text stays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from sae_placebo.controls.data.base import DataControl, register_data
+from sae_placebo.data.text import Rows
+
+
+@register_data
+class GaussianActivations(DataControl):
+    """Activations replaced by Gaussian draws with the mean and covariance of the arm's own.
+
+    The rows keep their tokens and labels, so that every metric can be computed, but the draws know
+    nothing of them: what a metric finds here it finds without structure beyond second moments. The
+    draws are made where the activations would be read, by `gaussian.GaussianReader`.
+
+    Source: the Gaussian toy data of Heap, Lawson, Farnik and Aitchison 2025 (arXiv 2501.17727).
+    Differs: the mean and covariance are those of a real model's activations.
+    """
+
+    kind: Literal["gaussian"] = "gaussian"
+
+    preserves: ClassVar[frozenset[str]] = frozenset(
+        {"layout", "document_unigrams", "unigrams", "bigrams", "order", "mean_and_covariance"}
+    )
+    destroys: ClassVar[frozenset[str]] = frozenset({"token_identity"})
+    of_activations: ClassVar[bool] = True
+
+    def rewrite(self, splits: Mapping[str, Rows], seed: int, model_seed: int) -> dict[str, Rows]:
+        """Return the splits as they are."""
+        return dict(splits)

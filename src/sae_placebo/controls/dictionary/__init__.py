@@ -1,0 +1,29 @@
+"""Dictionary controls: SAEs of which part is not learned. One file per kind."""
+
+from __future__ import annotations
+
+from sae_placebo.controls.dictionary.base import (
+    DICTIONARY_CONTROLS,
+    DICTIONARY_INVARIANTS,
+    DictionaryControl,
+    Moments,
+    parse_dictionary,
+)
+from sae_placebo.controls.dictionary.frozen_decoder import FrozenDecoder
+from sae_placebo.controls.dictionary.frozen_encoder import FrozenEncoder
+from sae_placebo.controls.dictionary.pca import PCA
+from sae_placebo.controls.dictionary.soft_frozen import SoftFrozen
+from sae_placebo.controls.dictionary.untrained import Untrained
+
+__all__ = [
+    "DICTIONARY_CONTROLS",
+    "DICTIONARY_INVARIANTS",
+    "PCA",
+    "DictionaryControl",
+    "FrozenDecoder",
+    "FrozenEncoder",
+    "Moments",
+    "SoftFrozen",
+    "Untrained",
+    "parse_dictionary",
+]

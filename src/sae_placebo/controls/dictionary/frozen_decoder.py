@@ -1,0 +1,33 @@
+"""Decoder directions at random, and everything else trained."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from sae_placebo.controls.dictionary.base import RandomDirections, register_dictionary
+
+
+@register_dictionary
+class FrozenDecoder(RandomDirections):
+    """Decoder rows stay at random unit directions; encoder and both biases are trained.
+
+    What is left is how well codes can be learned for directions that mean nothing: what this SAE
+    reaches is owed to the encoder, and to there being many directions. It tells whether a metric of
+    latents needs a learned dictionary at all.
+
+    Source: Korznikov et al. 2026 (arXiv 2602.14111), "Frozen Decoder", with both of its laws of
+    directions. Differs: `iso` takes the very bits that the trained SAE starts from; any architecture
+    (theirs: BatchTopK, JumpReLU, ReLU, TopK), this package's optimizer and, where an architecture
+    has one, its term that revives dead latents through the encoder.
+    """
+
+    kind: Literal["frozen_decoder"] = "frozen_decoder"
+    parts_encoder: ClassVar[bool] = True
+
+    preserves: ClassVar[frozenset[str]] = frozenset({"recipe", "encoder_learned", "biases_learned"})
+    destroys: ClassVar[frozenset[str]] = frozenset({"decoder_learned", "decoder_free"})
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """The decoder's rows."""
+        return frozenset({"W_dec"})

@@ -1,0 +1,240 @@
+"""What a control is: a change to the model that destroys some of what training put there.
+
+A control declares what it preserves and what it destroys, in the words of `INVARIANTS`; the contract
+tests hold it to both. `build` applies one to a copy of the reference and records what it did.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, get_args
+
+from pydantic import ValidationError
+
+from sae_placebo.controls.model.tensors import Tensor, hashes, in_parallel, tensors
+from sae_placebo.core.errors import SpecError, unknown_name
+from sae_placebo.core.lazy import torch
+from sae_placebo.core.spec import Registry, Spec
+from sae_placebo.models.specs import ModelSpec
+
+Group = Literal["embeddings", "unembedding", "positions", "norms", "biases"]
+GROUPS: tuple[Group, ...] = get_args(Group)
+
+INVARIANTS: Mapping[str, str] = {
+    "shapes": "every tensor's name, shape and dtype, and which tensors are tied",
+    "tensor_mean_and_variance": "every tensor's mean and variance, up to sampling error",
+    "tensor_marginals": "the values of every tensor, in whatever order",
+    "spectra": "the singular values of every matrix: each expert's apart, a fused one as stored",
+    "embeddings": "the token embedding's bits, read or not",
+    "unembedding": "the output head's bits",
+    "positions": "the learned position embedding's bits, where there is one",
+    "norms": "the bits of every normalization's gain and bias",
+    "biases": "the bits of every other bias",
+    "block_weights": "the bits of every other tensor: the layers' matrices",
+    "other_layers": "the bits of every decoder layer that the settings do not name",
+    "embedding_row_norms": "the norm of the vector with which each token id enters",
+    "lexical_geometry": "the angles between the vectors with which token ids enter",
+    "token_identity": "that a token id enters with one vector, wherever it stands",
+}
+
+
+class Control(Spec, ABC):
+    """One kind of change to a model; a subclass per file, registered in `CONTROLS`."""
+
+    kind: str
+
+    preserves: ClassVar[frozenset[str]]
+    """What every control of this kind leaves as it was (words of `INVARIANTS`)."""
+    destroys: ClassVar[frozenset[str]]
+    """What every control of this kind changes."""
+    draws: ClassVar[bool] = True
+    """Whether another model seed gives another model; a control that draws nothing has one model."""
+
+    def preserved(self) -> frozenset[str]:
+        """Return what this control leaves as it was, its settings included."""
+        return self.preserves
+
+    def destroyed(self) -> frozenset[str]:
+        """Return what this control changes, its settings included, where the model has it."""
+        return self.destroys
+
+    def identity(self, model: ModelSpec) -> Any:
+        """Return what else, beside the settings, decides the result, as JSON for artefact keys.
+
+        None where nothing does. Loads no torch.
+        """
+        return None
+
+    def check_layers(self, n_layers: int) -> None:
+        """Refuse settings that name a layer which a model of `n_layers` decoder layers lacks.
+
+        Raises:
+            SpecError: there is no such layer.
+        """
+
+    def check_source(self, model: ModelSpec) -> None:
+        """Refuse settings that name a checkpoint which the reference, loaded from `model`, lacks.
+
+        Raises:
+            ModelError: there is no such checkpoint.
+        """
+
+    def seen_at_hookpoints(self, tied: bool) -> Control:
+        """Return the control as far as anything before the output head can see.
+
+        Controls that are equal by this give the same activations at every hookpoint of a model whose
+        output head is `tied` to its embedding, or is not; where that is unknown, say tied.
+        """
+        return self
+
+    @abstractmethod
+    def apply(
+        self, model: torch.nn.Module, seed: int, model_seed: int, source: ModelSpec | None = None
+    ) -> Record:
+        """Change `model` in place and return what was touched and what was kept.
+
+        Random draws come from generators named by seed, model seed and tensor alone. `source` is what
+        the reference was loaded from, for controls that load another checkpoint of it.
+        """
+
+
+@dataclass
+class Record:
+    """What applying a control did to each tensor."""
+
+    touched: list[str] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)
+    """Tensor name to why it was kept: a group that the settings name, or a reason."""
+    notes: list[str] = field(default_factory=list)
+
+
+def change_all(
+    found: Iterable[Tensor], record: Record, change: Callable[[Tensor], str | None]
+) -> None:
+    """Call `change` on every tensor, which changes it in place or returns why it keeps its value."""
+    found = list(found)
+    for tensor, reason in zip(found, in_parallel(change, found), strict=True):
+        if reason is None:
+            record.touched.append(tensor.name)
+        else:
+            record.kept[tensor.name] = reason
+            record.notes.append(f"{tensor.name} has {reason}: it keeps its value")
+
+
+class Recipe(Spec):
+    """How an arm's model was made: enough to make it again and to check that it is the same."""
+
+    control: dict[str, Any]
+    """The control's settings."""
+    seed: int
+    model_seed: int
+    touched: tuple[str, ...]
+    """Tensors that the control changed, by name; a tied tensor appears once."""
+    kept: dict[str, str]
+    """Every other tensor, with why it was kept."""
+    notes: tuple[str, ...]
+    weight_hash: str
+    """SHA-256 over the names, shapes, dtypes and bytes of the model's tensors."""
+    read_hash: str
+    """The same without what only the output head holds: all that activations can depend on."""
+
+
+CONTROLS: Registry[type[Control]] = Registry("control")
+
+
+def register(cls: type[Control]) -> type[Control]:
+    """Add a control to `CONTROLS` under its kind; its declarations must be words of `INVARIANTS`."""
+    unknown = (cls.preserves | cls.destroys) - set(INVARIANTS)
+    if unknown:
+        raise ValueError(f"{cls.__name__} declares {sorted(unknown)}, not in INVARIANTS")
+    CONTROLS.add(cls.model_fields["kind"].default, cls)
+    return cls
+
+
+def parse_control(table: object) -> Control:
+    """Return the control of an arm's table, such as `{control = "redraw", keep = ["embeddings"]}`.
+
+    A control's own dump, with `kind` in the place of `control`, is read as well.
+
+    Raises:
+        SpecError: not a table, no such control, or a setting that it does not have or allow.
+    """
+    if not isinstance(table, Mapping):
+        raise SpecError(f'an arm is a table such as {{control = "redraw"}}; found {table!r:.80}')
+    settings = dict(table)
+    name = settings.pop("control", None) or settings.pop("kind", None)
+    if not isinstance(name, str):
+        found = "" if name is None else f"found {name!r:.80}; "
+        raise SpecError(f"an arm names its control; {found}known: {', '.join(sorted(CONTROLS))}.")
+    cls = CONTROLS[name]
+    known = [key for key in cls.model_fields if key != "kind"]
+    for key in settings:
+        if key not in known:
+            raise SpecError(unknown_name(f"setting of control {name!r}", key, known or ["(none)"]))
+    try:
+        return cls.model_validate(settings)
+    except ValidationError as error:
+        raise SpecError(_first_problem(name, error)) from None
+
+
+def _first_problem(name: str, error: ValidationError) -> str:
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "literal_error" and problem["loc"][:1] == ("keep",):
+        return f"control {name!r}: " + unknown_name(
+            "tensor group to keep", str(problem["input"]), GROUPS
+        )
+    if not where:  # the settings do not fit together: the message says it all
+        return f"control {name!r}: {problem['msg'].removeprefix('Value error, ')}"
+    return f"control {name!r}, {where}: {problem['msg']} (found {problem['input']!r})."
+
+
+def build(
+    reference: torch.nn.Module,
+    control: Control,
+    seed: int,
+    model_seed: int,
+    source: ModelSpec | None = None,
+) -> tuple[Any, Recipe]:
+    """Return a controlled copy of `reference`, and the recipe that it was made by.
+
+    The reference is not touched. The same reference, control, seed and model seed give the same bits.
+
+    Args:
+        reference: The trained model.
+        control: What is done to the copy.
+        seed: The trial's seed.
+        model_seed: Which re-draw; without effect where the control draws nothing.
+        source: What the reference was loaded from; `revision` needs it unless it names another.
+
+    Raises:
+        ModelError: the model cannot be controlled so.
+        SpecError: the control names a layer that the model does not have.
+    """
+    model = _copy(reference)
+    with torch.no_grad():
+        record = control.apply(model, seed, model_seed, source)
+    found = hashes(model)
+    recipe = Recipe(
+        control=control.model_dump(mode="json"),
+        seed=seed,
+        model_seed=model_seed,
+        touched=tuple(record.touched),
+        kept=record.kept,
+        notes=tuple(record.notes),
+        weight_hash=found.weight,
+        read_hash=found.read,
+    )
+    return model, recipe
+
+
+def _copy(reference: torch.nn.Module) -> torch.nn.Module:
+    model = copy.deepcopy(reference)
+    # parameters that share memory without being one object are parted by deepcopy
+    for tensor in tensors(reference):
+        for name in tensor.also:
+            model.get_parameter(name).data = model.get_parameter(tensor.name).data
+    return model

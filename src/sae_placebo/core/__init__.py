@@ -1,0 +1,1 @@
+"""What every room stands on: settings, registries, the store, progress, threads. It knows no experiment."""

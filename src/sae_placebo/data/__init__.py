@@ -1,0 +1,1 @@
+"""Text as rows of tokens, what is known of the tokens, and how far that can be read off tokens alone."""

@@ -1,0 +1,1 @@
+"""Activations whose features are known: one file a generator."""

@@ -1,0 +1,157 @@
+"""G13: sparse features, a dense subspace that is no feature, and noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float, Float32
+from pydantic import Field, model_validator
+
+from sae_placebo.core.errors import SpecError
+from sae_placebo.core.lazy import torch
+from sae_placebo.core.spec import generator
+from sae_placebo.lab.generators.base import (
+    GENERATORS,
+    Draw,
+    GeneratorSpec,
+    Truth,
+    compose,
+)
+from sae_placebo.lab.generators.sparse_draws import (
+    codes_of,
+    independent_support,
+    orthonormal_rows,
+)
+from sae_placebo.lab.generators.superposition import SuperpositionSpec
+from sae_placebo.saes import Codes
+
+_CHUNK_TOKENS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Tokens taken apart; the activations are the sum of the three."""
+
+    draw: Draw
+    sparse: Float32[torch.Tensor, "token d_in"]
+    """What the features make."""
+    dense: Float32[torch.Tensor, "token d_in"]
+    """What lies in the dense subspace."""
+    noise: Float32[torch.Tensor, "token d_in"]
+
+
+class DarkMatterSpec(GeneratorSpec):
+    """Independent sparse features (those of G1), `dense` Gaussian directions, and isotropic noise.
+
+        x_t = sum_i a_ti f_i + dense_std * sum_k y_tk g_k + noise * n_t
+
+    f_i, a_ti, p_i as in `SuperpositionSpec` with the same d_in, n_features, l0, decay and seed: the
+    dictionary is the same. g_k are orthonormal, y_tk and n_t standard normal, all independent.
+
+    Dense directions are not features: they have no codes and are not in `truth.dictionary`. They are in
+    `dense_rows`. What an SAE that knows the features leaves over is dense + noise; what is linear in x
+    of that is the dense part for the most, and noise is the floor that nothing explains. `shares` says
+    how large each is, `parts` gives tokens taken apart, `shrunk` the error of one kind.
+
+    Source: the decomposition of Engels, Riggs and Tegmark, "Decomposing the dark matter of sparse
+    autoencoders" (2410.14670), turned into a generator; sizes are our own. With dense = 0 and noise = 0
+    it is G1, drawn in another order.
+    """
+
+    kind: Literal["dark_matter"] = "dark_matter"
+    d_in: int = Field(256, ge=2)
+    n_features: int = Field(512, ge=1)
+    l0: float = Field(5.0, gt=0)
+    decay: float = Field(0.99, gt=0, le=1)
+    dense: int = Field(8, ge=0)
+    """Number of dense directions."""
+    dense_std: float = Field(0.25, ge=0)
+    """Standard deviation along each of them."""
+    noise: float = Field(0.03, ge=0)
+    """Standard deviation of the noise, per dimension."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> DarkMatterSpec:
+        if self.dense > self.d_in:
+            raise ValueError(
+                f"{self.dense} dense directions do not fit in {self.d_in} dimensions: lower dense"
+            )
+        self.sparse_spec()
+        return self
+
+    def sparse_spec(self) -> SuperpositionSpec:
+        """Return the generator of the sparse part alone."""
+        return SuperpositionSpec(
+            d_in=self.d_in,
+            n_features=self.n_features,
+            l0=self.l0,
+            decay=self.decay,
+            seed=self.seed,
+        )
+
+    @property
+    def dense_rows(self) -> Float32[torch.Tensor, "dense d_in"]:
+        """The dense directions, orthonormal."""
+        random = generator(self.seed, self.kind, "dense", self.d_in, self.dense)
+        return orthonormal_rows(self.dense, self.d_in, random)
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """Shares of the sparse, dense and noise parts in the variance of x, summed over dimensions.
+
+        A feature's part has variance p/3 - p^2/4, since a^2 has mean 1/3 and a has mean 1/2 where active.
+        """
+        rates = self.truth.rates.double()
+        sparse = float((rates / 3 - rates.square() / 4).sum())
+        dense = self.dense * self.dense_std**2
+        noise = self.d_in * self.noise**2
+        whole = sparse + dense + noise
+        return sparse / whole, dense / whole, noise / whole
+
+    def draw(self, n_tokens: int, random: torch.Generator) -> Draw:
+        """Return `n_tokens` tokens; memory beyond them follows the active pairs of a chunk."""
+        return self.parts(n_tokens, random).draw
+
+    def parts(self, n_tokens: int, random: torch.Generator) -> Parts:
+        """Return the tokens of `draw`, with what they are the sum of."""
+        codes = Codes.concatenate(
+            [
+                self._chunk(min(_CHUNK_TOKENS, n_tokens - first), random)
+                for first in range(0, n_tokens, _CHUNK_TOKENS)
+            ]
+        )
+        sparse = compose(codes, self.truth.dictionary)
+        along = torch.randn(n_tokens, self.dense, generator=random)
+        dense = self.dense_std * along @ self.dense_rows
+        noise = self.noise * torch.randn(n_tokens, self.d_in, generator=random)
+        return Parts(Draw(sparse + dense + noise, codes, self.truth), sparse, dense, noise)
+
+    def _chunk(self, n_tokens: int, random: torch.Generator) -> Codes:
+        tokens, features = independent_support(self.truth.rates, n_tokens, random)
+        values = 1 - torch.rand(len(tokens), generator=random)
+        return codes_of(tokens, features, values, n_tokens, self.n_features)
+
+    def _draw_truth(self) -> Truth:
+        return self.sparse_spec().truth
+
+
+def shrunk(
+    reconstruction: Float[torch.Tensor, "token d_in"], factor: float
+) -> Float[torch.Tensor, "token d_in"]:
+    """Return the reconstruction times `factor`: the error of shrinkage alone, its size known.
+
+    The error of x shrunk, (1 - factor) x, is linear in x: a check that a score of errors tells
+    shrinkage from structure that was missed.
+
+    Raises:
+        SpecError: the factor is not in (0, 1].
+    """
+    if not 0 < factor <= 1:
+        raise SpecError(
+            f"a shrink factor of {factor:g} was given: allowed are numbers above 0, up to 1"
+        )
+    return reconstruction * factor
+
+
+GENERATORS.add("dark_matter", DarkMatterSpec)

@@ -1,0 +1,162 @@
+"""G12: concepts of different dimension, and concepts that only their magnitude tells apart."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from sae_placebo.core.lazy import torch
+from sae_placebo.core.spec import generator
+from sae_placebo.lab.generators.base import GENERATORS, Draw, GeneratorSpec, Truth, compose
+from sae_placebo.lab.generators.sparse_draws import (
+    codes_of,
+    independent_support,
+    orthonormal_rows,
+)
+from sae_placebo.saes import Codes
+
+_CHUNK_TOKENS = 1 << 16
+_PLANE = 2
+
+
+class HeterogeneousSpec(GeneratorSpec):
+    """Concepts of one to many dimensions, beside pairs of concepts in the same plane.
+
+    All draws independent, tokens t, orthonormal rows within each concept:
+
+        x_t = sum_c rho_tc s_tc B_c            over active concepts c, each with probability `rate`
+            + sum_g rho_tg s_tg P_g            over active gated pairs g, each with probability 2 * rate
+
+    - a concept of `dimensions` r: s uniform on the unit sphere of r dimensions, rho = 1. With r = 1 it is
+      a ray: s = 1 and rho uniform on [0.5, 1.5];
+    - a gated pair: an inner and an outer concept in one plane P_g, never together, each half of the time.
+      s is uniform on the circle, rho uniform on `inner` or on `outer`: a ring, and a wider one around it.
+      No half-space holds all of one and none of the other, and no cone either, so neither one ReLU
+      nor the angle tells them apart.
+
+    The two concepts of a pair have the same rows in `truth.dictionary`, twice: a row found is a match for
+    both, and only firing can say which concept a latent is for. `truth.subspaces` holds concepts of two
+    or more dimensions, inner before outer.
+
+    Source: Hindupur et al., "Projecting assumptions" (2025, arXiv 2503.01822), of which the abstract and a
+    summary were read: heterogeneous intrinsic dimension, and nonlinear separability. Sizes, rates and
+    the ring construction are our own.
+    """
+
+    kind: Literal["heterogeneous"] = "heterogeneous"
+    d_in: int = Field(64, ge=2)
+    dimensions: tuple[int, ...] = Field((1, 1, 1, 1, 2, 2, 4, 8), strict=False)
+    """Dimension of each concept that is not gated."""
+    gated_pairs: int = Field(2, ge=0)
+    """Planes that hold two concepts each."""
+    rate: float = Field(0.1, gt=0, lt=1)
+    """Probability of each concept."""
+    inner: tuple[float, float] = Field((0.5, 1.0), strict=False)
+    """Radius of a gated pair's inner concept: lowest, highest."""
+    outer: tuple[float, float] = Field((2.0, 2.5), strict=False)
+    """The same of its outer concept."""
+
+    @model_validator(mode="after")
+    def _concepts_fit(self) -> HeterogeneousSpec:
+        if not self.dimensions and not self.gated_pairs:
+            raise ValueError("there is no concept: give dimensions, or gated_pairs of 1 or more")
+        widest = max([*self.dimensions, _PLANE if self.gated_pairs else 1])
+        if min(self.dimensions, default=1) < 1 or widest > self.d_in:
+            raise ValueError(
+                f"concepts of dimensions {self.dimensions} do not fit in {self.d_in}: allowed are 1 to "
+                "d_in"
+            )
+        if not 0 <= self.inner[0] < self.inner[1] < self.outer[0] < self.outer[1]:
+            raise ValueError(
+                f"radii {self.inner} and {self.outer} must ascend: magnitudes that overlap do not "
+                "tell concepts apart"
+            )
+        if self.gated_pairs and 2 * self.rate >= 1:
+            raise ValueError(
+                f"two exclusive concepts of probability {self.rate:g} each: lower rate below 0.5"
+            )
+        return self
+
+    def draw(self, n_tokens: int, random: torch.Generator) -> Draw:
+        """Return `n_tokens` tokens; memory beyond them follows the active pairs of a chunk."""
+        codes = Codes.concatenate(
+            [
+                self._chunk(min(_CHUNK_TOKENS, n_tokens - first), random)
+                for first in range(0, n_tokens, _CHUNK_TOKENS)
+            ]
+        )
+        return Draw(compose(codes, self.truth.dictionary), codes, self.truth)
+
+    def concepts(self) -> tuple[tuple[int, ...], ...]:
+        """Return the rows of each concept: those of `dimensions`, then inner, outer of each pair."""
+        sizes = (*self.dimensions, *(_PLANE,) * (2 * self.gated_pairs))
+        groups: list[tuple[int, ...]] = []
+        first = 0
+        for size in sizes:
+            groups.append(tuple(range(first, first + size)))
+            first += size
+        return tuple(groups)
+
+    def _chunk(self, n_tokens: int, random: torch.Generator) -> Codes:
+        groups, n_plain = self.concepts(), len(self.dimensions)
+        rates = [self.rate] * n_plain + [2 * self.rate] * self.gated_pairs
+        tokens, drawn = independent_support(torch.tensor(rates), n_tokens, random)
+        second = (torch.rand(len(drawn), generator=random) < 0.5).long()
+        concept = torch.where(drawn < n_plain, drawn, 2 * drawn - n_plain + second)
+        parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        for index, group in enumerate(groups):
+            on = tokens[concept == index]
+            values = self._values(index, len(on), random)
+            rows = torch.tensor(group).repeat(len(on))
+            parts.append((on.repeat_interleave(len(group)), rows, values.flatten()))
+        return codes_of(
+            torch.cat([part[0] for part in parts]),
+            torch.cat([part[1] for part in parts]),
+            torch.cat([part[2] for part in parts]),
+            n_tokens,
+            groups[-1][-1] + 1,
+        )
+
+    def _values(self, concept: int, n: int, random: torch.Generator) -> torch.Tensor:
+        """Return coordinates of `n` occurrences of a concept in its own rows."""
+        gated = concept - len(self.dimensions)
+        size = _PLANE if gated >= 0 else self.dimensions[concept]
+        if size == 1:
+            return 0.5 + torch.rand(n, 1, generator=random)
+        points = torch.nn.functional.normalize(torch.randn(n, size, generator=random), dim=1)
+        if gated < 0:
+            return points
+        low, high = self.outer if gated % 2 else self.inner
+        return points * (low + (high - low) * torch.rand(n, 1, generator=random))
+
+    def _draw_truth(self) -> Truth:
+        names = [str(size) for size in self.dimensions]
+        random = generator(self.seed, self.kind, "dictionary", self.d_in, self.gated_pairs, *names)
+        blocks = [orthonormal_rows(size, self.d_in, random) for size in self.dimensions]
+        for _ in range(self.gated_pairs):
+            blocks += [orthonormal_rows(_PLANE, self.d_in, random)] * 2
+        rows = torch.cat(blocks)
+        groups = self.concepts()
+        gated = groups[len(self.dimensions) :]
+        symmetries = []
+        if any(len(group) > 1 for group in groups):
+            symmetries.append("the rows of a subspace may be rotated into one another")
+        if gated:
+            symmetries.append("the two concepts of a gated pair have one plane in common")
+        return Truth(
+            rows,
+            torch.full((len(rows),), self.rate),
+            # one row of each concept at most: the rows of one concept are active together
+            exclusive=tuple(
+                (i, j)
+                for inner, outer in zip(gated[::2], gated[1::2], strict=True)
+                for i in inner
+                for j in outer
+            ),
+            subspaces=tuple(group for group in groups if len(group) > 1),
+            symmetry="; ".join(symmetries),
+        )
+
+
+GENERATORS.add("heterogeneous", HeterogeneousSpec)

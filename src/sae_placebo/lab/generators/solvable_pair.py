@@ -1,0 +1,99 @@
+"""G5: a parent and a child that sometimes comes alone; what is best for it is known exactly."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from sae_placebo.core.lazy import torch
+from sae_placebo.core.spec import generator
+from sae_placebo.lab.generators.base import GENERATORS, Draw, GeneratorSpec, Truth, compose
+from sae_placebo.lab.generators.parent_child import CHILD_IN_COMPOSITE, NEVER_ALONE, with_composites
+from sae_placebo.lab.generators.sparse_draws import orthonormal_rows, packed
+
+
+class SolvablePairSpec(GeneratorSpec):
+    """Pairs of orthonormal features of magnitude 1 that occur together, or one without the other.
+
+    Of each pair a token holds, independently of the other pairs,
+
+        parent + child   with probability q
+        parent           with probability p0
+        child            with probability epsilon
+        nothing          else
+
+    The first pair is features 0 (parent) and 1 (child); pair b is features 2b and 2b + 1, and follows the
+    same law: the other pairs compete for latents. With an L1 penalty lambda, the pair {parent, child} is
+    a better dictionary than {parent, composite} if and only if epsilon is above
+    `closed_forms.epsilon_star(lambda, q)`. At `epsilon = 0` both make the same tokens, and the truth is
+    not identifiable.
+
+    Source: "A solvable model of feature absorption in L1 sparse autoencoders" (public draft, not
+    reviewed); its formula is derived anew in `closed_forms`. Differs: the frame is a random rotation, and
+    that further pairs follow the first one's law is our reading of its setting of 16 pairs.
+    """
+
+    kind: Literal["solvable_pair"] = "solvable_pair"
+    d_in: int = Field(0, ge=2)
+    """Width; if not given, the number of features, `2 * (1 + background)`."""
+    q: float = Field(0.2, gt=0, le=1)
+    """Probability of parent and child together."""
+    p0: float = Field(0.3, gt=0, le=1)
+    """Probability of the parent alone."""
+    epsilon: float = Field(0.0, ge=0, le=1)
+    """Probability of the child alone."""
+    background: int = Field(0, ge=0)
+    """Number of further pairs."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _width(cls, settings: Any) -> Any:
+        # what is not as expected is left to the fields' own checks
+        if isinstance(settings, dict) and settings.get("d_in") is None:
+            background = settings.get("background", 0)
+            if isinstance(background, int):
+                return {**settings, "d_in": max(2, 2 * (1 + background))}
+        return settings
+
+    @model_validator(mode="after")
+    def _fits(self) -> SolvablePairSpec:
+        if (total := self.q + self.p0 + self.epsilon) > 1 + 1e-12:
+            raise ValueError(
+                f"q, p0 and epsilon are probabilities of different events but sum to {total:.4g}: "
+                "lower one of them"
+            )
+        if self.d_in < (needed := 2 * (1 + self.background)):
+            raise ValueError(
+                f"{needed} orthonormal features do not fit in {self.d_in} dimensions: raise d_in or "
+                "lower background"
+            )
+        return self
+
+    def draw(self, n_tokens: int, random: torch.Generator) -> Draw:
+        """Return `n_tokens` tokens."""
+        event = torch.rand(n_tokens, 1 + self.background, generator=random, dtype=torch.float64)
+        # in order: both, parent alone, child alone, nothing
+        child_alone = (event >= self.q + self.p0) & (event < self.q + self.p0 + self.epsilon)
+        parent, child = event < self.q + self.p0, (event < self.q) | child_alone
+        codes = packed(torch.stack([parent, child], dim=2).flatten(1).float())
+        return Draw(compose(codes, self.truth.dictionary), codes, self.truth)
+
+    def _draw_truth(self) -> Truth:
+        n_pairs = 1 + self.background
+        random = generator(self.seed, self.kind, "frame", self.d_in, n_pairs)
+        rows = orthonormal_rows(2 * n_pairs, self.d_in, random)
+        rates = torch.tensor([self.q + self.p0, self.q + self.epsilon] * n_pairs)
+        if self.epsilon:
+            return Truth(rows, rates)
+        pairs = tuple((2 * b + 1, 2 * b) for b in range(n_pairs))
+        return Truth(
+            rows,
+            rates,
+            parents=tuple(i for b in range(n_pairs) for i in (-1, 2 * b)),
+            alternatives={CHILD_IN_COMPOSITE: with_composites(rows, pairs)},
+            symmetry=NEVER_ALONE,
+        )
+
+
+GENERATORS.add("solvable_pair", SolvablePairSpec)

@@ -1,0 +1,1 @@
+"""What is found of known features, beside what chance and what knowing the truth reach."""

@@ -1,0 +1,167 @@
+"""Dictionaries of methods much simpler than an SAE, to be scored against the truth like one.
+
+PCA, ICA and k-means are those of `methods`; K-SVD is here. Codes of each are found by inference, so that a
+dictionary is not judged by an encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Float32
+
+from sae_placebo.baselines.base import Dictionary, Material, MethodsSpec
+from sae_placebo.baselines.centroids import fit_kmeans
+from sae_placebo.baselines.independent import fit_ica
+from sae_placebo.baselines.principal import fit_pca
+from sae_placebo.baselines.pursuit import Codes
+from sae_placebo.core.errors import NotEstimable, SpecError
+from sae_placebo.core.lazy import torch
+from sae_placebo.core.spec import numpy_generator
+from sae_placebo.lab.scores.inference import omp
+
+Kind = Literal["pca", "ica", "kmeans", "ksvd"]
+_ROUNDS = 20
+_TIGHT = 0.99
+"""Cosine above which two atoms count as one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """A dictionary that is no SAE's.
+
+    Attributes:
+        kind: How it was found.
+        directions: Unit rows; their sign means nothing, except for k-means.
+        center: Subtracted before coding and added afterwards; zero for K-SVD, which does not center.
+    """
+
+    kind: Kind
+    directions: Float32[torch.Tensor, "atom d_in"]
+    center: Float32[torch.Tensor, " d_in"]
+
+    def codes(
+        self, x: Float[torch.Tensor, "token d_in"], k: int, *, nonnegative: bool = False
+    ) -> Codes:
+        """Return codes of at most k atoms, by orthogonal matching pursuit."""
+        return omp(x - self.center, self.directions, k, nonnegative=nonnegative)
+
+    def decode(self, codes: Codes) -> Float32[torch.Tensor, "token d_in"]:
+        """Return the sum of atoms that codes name, plus the center."""
+        return torch.from_numpy(codes.decode(self.directions.numpy())) + self.center
+
+
+def reference_dictionary(
+    kind: Kind, x: Float[torch.Tensor, "token d_in"], n: int, seed: int, k: int = 5
+) -> Reference:
+    """Return a reference dictionary with at most n atoms, fitted on `x`.
+
+    PCA and ICA have d_in atoms at most, the others n. Sources and deviations: `methods` for PCA (the n
+    largest variances), ICA (FastICA, 200 iterations at most) and k-means; `ksvd`.
+
+    Args:
+        kind: The method.
+        x: Tokens to fit on; neither centered nor scaled.
+        n: Atoms.
+        seed: Of whatever the method draws.
+        k: Atoms per token while K-SVD learns; unused by the others.
+
+    Raises:
+        SpecError: fewer than one atom or token, or an unknown kind.
+        NotEstimable: the method needs scikit-learn, which is not installed, or cannot be fitted to `x`.
+    """
+    if n < 1 or len(x) < 2:
+        raise SpecError(f"{n} atoms and {len(x)} tokens: needed are at least 1 and 2")
+    numbers = np.ascontiguousarray(x.detach().cpu().float().numpy())
+    if kind == "ksvd":
+        rows = ksvd(numbers, n, k, seed)
+        return Reference(kind, torch.from_numpy(rows), torch.zeros(x.shape[1]))
+    if kind not in _METHODS:
+        raise SpecError(f"no reference is called {kind!r}; known: {', '.join(_METHODS)}, ksvd")
+    center = numbers.mean(axis=0)
+    material = Material(
+        numbers - center,
+        center,
+        np.zeros(len(numbers), dtype=np.int64),
+        None,
+        n,
+        seed,
+        MethodsSpec(ica_tokens=len(numbers) if len(numbers) >= 100 else 100, iterations=200),
+    )
+    found = _METHODS[kind](material)
+    return Reference(kind, torch.from_numpy(found.directions[:n]), torch.from_numpy(found.center))
+
+
+_METHODS: Mapping[str, Callable[[Material], Dictionary]] = {
+    "pca": fit_pca,
+    "ica": fit_ica,
+    "kmeans": fit_kmeans,
+}
+
+
+def ksvd(
+    x: Float32[np.ndarray, "token d_in"], n: int, k: int, seed: int, rounds: int = _ROUNDS
+) -> Float32[np.ndarray, "atom d_in"]:
+    """Return n unit rows that give tokens sparse codes of at most k atoms, of either sign.
+
+    A round codes all tokens by orthogonal matching pursuit, and then, one atom after the other, turns it
+    to what the others leave of the tokens that use it, and refits their coefficients.
+
+    Source: Aharon, Elad and Bruckstein, "K-SVD" (2006), with one step of the power method in place of an
+    SVD (Rubinstein, Zibulevsky and Elad 2008). Atoms start at tokens drawn at random. An atom that no token
+    uses, or that lies within a cosine of 0.99 of another, is replaced by the token that is coded worst.
+
+    Raises:
+        SpecError: k is below 1.
+        NotEstimable: there are fewer tokens that are not zero than atoms.
+    """
+    if k < 1:
+        raise SpecError(f"a token cannot be coded with {k} atoms: give k of 1 or more")
+    lengths = np.linalg.norm(x, axis=1)
+    usable = np.flatnonzero(lengths > 1e-6 * max(float(lengths.max()), 1e-30))
+    if len(usable) < n:
+        raise NotEstimable(
+            f"K-SVD starts {n} atoms at tokens, of which {len(usable)} are not zero: give more tokens"
+        )
+    random = numpy_generator(seed, "ksvd", n, k, x.shape[1])
+    first = random.choice(usable, n, replace=False)
+    rows = (x[first] / lengths[first, None]).astype(np.float64)
+    tokens = torch.from_numpy(x)
+    for _ in range(rounds):
+        codes = omp(tokens, torch.from_numpy(rows.astype(np.float32)), k)
+        rows = _updated(x.astype(np.float64), rows, codes)
+    found: Float32[np.ndarray, "atom d_in"] = rows.astype(np.float32)
+    return found
+
+
+def _updated(
+    x: Float[np.ndarray, "token d_in"], rows: Float[np.ndarray, "atom d_in"], codes: Codes
+) -> Float[np.ndarray, "atom d_in"]:
+    """Return the atoms after one pass over them."""
+    rows = rows.copy()
+    by_atom = codes.matrix.astype(np.float64).tocsc()
+    left = x - by_atom @ rows
+    for atom in range(len(rows)):
+        part = slice(by_atom.indptr[atom], by_atom.indptr[atom + 1])
+        users, weights = by_atom.indices[part], by_atom.data[part]
+        twin = np.abs(rows @ rows[atom])
+        twin[atom:] = 0
+        if not len(users) or twin.max() > _TIGHT:
+            worst = int(np.square(left).sum(axis=1).argmax())
+            length = float(np.linalg.norm(left[worst]))
+            if length > 0:
+                left[users] += np.outer(weights, rows[atom])
+                by_atom.data[part] = 0
+                rows[atom] = left[worst] / length
+                left[worst] = 0  # the next atom to be replaced takes another token
+            continue
+        own = left[users] + np.outer(weights, rows[atom])
+        turned = weights @ own
+        length = float(np.linalg.norm(turned))
+        if length > 0:
+            rows[atom] = turned / length
+            left[users] = own - np.outer(own @ rows[atom], rows[atom])
+    return rows

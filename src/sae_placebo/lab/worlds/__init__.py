@@ -1,0 +1,54 @@
+"""Models whose truth is known, to test on them what says which structure a model uses."""
+
+from __future__ import annotations
+
+from sae_placebo.lab.worlds.base import Swap, Truth, Variable, World, truth
+from sae_placebo.lab.worlds.baselines import BASELINES, Baselines, baselines
+from sae_placebo.lab.worlds.compiled import CompiledWorld, compiled, reads, writes
+from sae_placebo.lab.worlds.dictionaries import LatentLabel, activations, label_latents, train_sae
+from sae_placebo.lab.worlds.factored import factored
+from sae_placebo.lab.worlds.grammar import PRESETS, FactoredSpec, Grammar
+from sae_placebo.lab.worlds.programs import PROGRAMS
+from sae_placebo.lab.worlds.resampling import CompiledTruth, variable_truth
+from sae_placebo.lab.worlds.scoring import (
+    STATISTICS,
+    SiteTruth,
+    WorldScore,
+    score_world,
+    site_truths,
+)
+from sae_placebo.lab.worlds.twins import twins
+from sae_placebo.lab.worlds.units import world_subject
+
+__all__ = [
+    "BASELINES",
+    "PRESETS",
+    "PROGRAMS",
+    "STATISTICS",
+    "Baselines",
+    "CompiledTruth",
+    "CompiledWorld",
+    "FactoredSpec",
+    "Grammar",
+    "LatentLabel",
+    "SiteTruth",
+    "Swap",
+    "Truth",
+    "Variable",
+    "World",
+    "WorldScore",
+    "activations",
+    "baselines",
+    "compiled",
+    "factored",
+    "label_latents",
+    "reads",
+    "score_world",
+    "site_truths",
+    "train_sae",
+    "truth",
+    "twins",
+    "variable_truth",
+    "world_subject",
+    "writes",
+]

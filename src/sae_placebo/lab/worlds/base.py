@@ -1,0 +1,299 @@
+"""Models whose truth is known: what a world is, and how its truth is measured.
+
+A world is an ordinary Hugging Face causal language model together with the variables that its tokens
+carry. What the model does with a variable is never assumed from how it was trained: `truth` measures it
+at each site, by interchange.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Int64
+
+from sae_placebo.causal.use.downstream import Downstream, kl
+from sae_placebo.core.errors import NotEstimable, unknown_name
+from sae_placebo.core.lazy import torch
+from sae_placebo.core.spec import numpy_generator
+
+Role = Literal["used", "passenger", "conditional", "duplicate"]
+Where = Literal["active", "inactive", "everywhere"]
+
+_FEWEST_ROWS = 10
+_ROWS_AT_ONCE = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Swap:
+    """How another value is given to one variable, and to no other: by one other input token.
+
+    Attributes:
+        alternatives: [token, alternative] of each token of the vocabulary: the tokens that differ from
+            it in this variable alone; -1 where there are fewer.
+        sources: [row, pos] which position of the held-out row holds the token that decides the
+            variable's value at each token (itself, the one before, the last marker); -1 where no token
+            does.
+    """
+
+    alternatives: Int64[np.ndarray, "token alternative"]
+    sources: Int64[np.ndarray, "row pos"]
+
+
+@dataclass(frozen=True, eq=False)
+class Variable:
+    """Something that has a value at every token, and that the model may use or not.
+
+    Attributes:
+        name: Of the variable.
+        values: At the held-out tokens, 0 to n_values - 1.
+        train_values: At the training tokens.
+        n_values: How many there are, "none" among them where a variable may have no value.
+        role: What the target makes of it: `used`; `passenger`, nothing; `conditional`, used where
+            `active`; `duplicate`, one of two carriers of a value of which either suffices.
+        active: Where in the held-out rows it matters; None: everywhere.
+        whole: Of a duplicate: name of the variable that it carries together with the other.
+    """
+
+    name: str
+    values: Int64[np.ndarray, "row pos"]
+    train_values: Int64[np.ndarray, "train_row pos"]
+    n_values: int
+    role: Role
+    active: Bool[np.ndarray, "row pos"] | None = None
+    whole: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """A model whose truth is known.
+
+    Attributes:
+        name: For people.
+        model: A causal language model of Hugging Face: float32, in eval mode, no gradients.
+        rows: Token ids of held-out rows, all of one length, no padding.
+        train_rows: Token ids of other rows, to train SAEs on.
+        variables: What the tokens carry.
+        hookpoints: The places worth looking at, by depth.
+        swaps: By name of a variable: how it is given another value. A variable without one has no
+            truth by interchange.
+        numbers: What is known of the model's training, such as `excess_nats`.
+    """
+
+    name: str
+    model: Any
+    rows: Int64[np.ndarray, "row pos"]
+    train_rows: Int64[np.ndarray, "train_row pos"]
+    variables: tuple[Variable, ...]
+    hookpoints: tuple[str, ...]
+    swaps: Mapping[str, Swap] = field(default_factory=dict)
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+    def variable(self, name: str) -> Variable:
+        """Return the variable of that name.
+
+        Raises:
+            NotEstimable: there is none; the nearest name is given.
+        """
+        for variable in self.variables:
+            if variable.name == name:
+                return variable
+        raise NotEstimable(unknown_name("variable", name, [v.name for v in self.variables]))
+
+
+# --- what swapping a variable costs ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the model loses at a site when one variable has another value there.
+
+    Attributes:
+        hookpoint: The site.
+        variable: Name of the variable.
+        effect_nats: KL(unedited || edited) in nats for each swapped token: the sum over the predictions
+            at that token and at the window behind it, averaged over tokens.
+        interval: Of the effect, 95%, over rows.
+        full_swap_nats: The same where the whole activation is another row's, at the same position.
+        share_of_full_swap: The effect as a share of that; above 1 where the other row often has the
+            variable's value, too.
+        share_interval: Of the share, 95%, over rows.
+        n: Tokens swapped.
+        n_rows: Rows that they come from.
+    """
+
+    hookpoint: str
+    variable: str
+    effect_nats: float
+    interval: tuple[float, float]
+    full_swap_nats: float
+    share_of_full_swap: float
+    share_interval: tuple[float, float]
+    n: int
+    n_rows: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Draws:
+    """Tokens to swap, and by what: one entry each."""
+
+    rows: Int64[np.ndarray, " draw"]
+    positions: Int64[np.ndarray, " draw"]
+    sources: Int64[np.ndarray, " draw"]
+    tokens: Int64[np.ndarray, " draw"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def truth(
+    world: World,
+    hookpoint: str,
+    variable: str,
+    *,
+    where: Where = "active",
+    window: int = 8,
+    per_row: int = 1,
+    seed: int = 0,
+) -> Truth:
+    """Return what the model loses when a variable has another value at one token of one site.
+
+    The row is run twice, as it is and with the one input token that decides the variable's value at
+    token t replaced by one that differs in that variable alone. Then x_t of the second run takes the
+    place of x_t in the first, at the hookpoint and at t only: what this changes in the predictions at t
+    and behind is what the model still reads of the variable from that site. At the embedding this is
+    the swap of the input itself.
+
+    Source: interchange interventions, Geiger et al., "Causal abstractions of neural networks", arXiv
+    2106.02997. Differs: the effect is a divergence of predictions, not the agreement of an output.
+
+    Args:
+        world: The model and its variables.
+        hookpoint: Where the activation is edited.
+        variable: Name of the variable.
+        where: At which tokens: those where the variable is active (all, if it is everywhere), the
+            others, or both.
+        window: Later tokens whose predictions count.
+        per_row: Tokens drawn from each held-out row.
+        seed: Names the draw.
+
+    Raises:
+        NotEstimable: no such variable, no way to swap it alone, or fewer than 10 rows with a token to
+            swap.
+        SpecError: an unknown hookpoint, or one past the last layer.
+    """
+    draws = _draws(world, world.variable(variable), where, per_row, seed)
+    below = Downstream(world.model, hookpoint)
+    effects, full = np.empty(len(draws)), np.empty(len(draws))
+    n_chunks = -(-len(draws) // _ROWS_AT_ONCE)
+    for part in np.array_split(np.arange(len(draws)), n_chunks):
+        effects[part], full[part] = _swapped(world, below, draws, part, window)
+    return summarize(hookpoint, variable, draws.rows, effects, full, seed)
+
+
+def _draws(world: World, variable: Variable, where: Where, per_row: int, seed: int) -> _Draws:
+    swap = world.swaps.get(variable.name)
+    if swap is None:
+        raise NotEstimable(
+            f"no input token changes {variable.name!r} alone in world {world.name!r}; variables "
+            f"that can be swapped: {', '.join(sorted(world.swaps)) or 'none'}"
+        )
+    allowed = swap.sources >= 0
+    if where != "everywhere":
+        active = np.ones_like(allowed) if variable.active is None else variable.active
+        allowed = allowed & (active if where == "active" else ~active)
+    decisive = np.take_along_axis(world.rows, swap.sources.clip(0), axis=1)
+    options = swap.alternatives[decisive]
+    allowed = allowed & (options >= 0).any(axis=2)
+    # a random order of each row's tokens, those that are not allowed last; likewise of alternatives
+    random = numpy_generator(seed, "world", "truth", variable.name, where)
+    order = np.where(allowed, random.random(allowed.shape), 2.0).argsort(axis=1)[:, :per_row]
+    pick = np.where(options >= 0, random.random(options.shape), -1.0).argmax(axis=2)
+    rows, ranks = np.nonzero(np.take_along_axis(allowed, order, axis=1))
+    # all first draws, then all second ones, so that neighbors are of different rows
+    first = np.argsort(ranks, kind="stable")
+    rows, positions = rows[first], order[rows[first], ranks[first]]
+    n_rows = len(np.unique(rows))
+    if n_rows < _FEWEST_ROWS:
+        raise NotEstimable(
+            f"{n_rows} held-out rows have a token where {variable.name!r} can be swapped "
+            f"({where}); {_FEWEST_ROWS} are needed"
+        )
+    tokens = options[rows, positions, pick[rows, positions]]
+    return _Draws(rows, positions, swap.sources[rows, positions], tokens)
+
+
+def _swapped(
+    world: World,
+    below: Downstream,
+    draws: _Draws,
+    part: Int64[np.ndarray, " draw"],
+    window: int,
+) -> tuple[Float[np.ndarray, " draw"], Float[np.ndarray, " draw"]]:
+    """Return the divergence of each draw: the variable swapped, and the whole activation."""
+    each = torch.arange(len(part))
+    ids = torch.from_numpy(world.rows[draws.rows[part]])
+    positions = torch.from_numpy(draws.positions[part])
+    other = ids.clone()
+    other[each, torch.from_numpy(draws.sources[part])] = torch.from_numpy(draws.tokens[part])
+    site, entering = below.read_rows(ids)
+    counterfactual, _ = below.read_rows(other)
+    last = ids.shape[1] - 1
+    seen = positions[:, None] + torch.arange(window + 1)
+    counts = seen <= last
+    seen = seen.clamp(max=last)
+
+    def logits(replacement: torch.Tensor | None) -> torch.Tensor:
+        delta = None
+        if replacement is not None:
+            delta = torch.zeros_like(site)
+            delta[each, positions] = (replacement - site)[each, positions]
+        found = below.logits(ids, entering, delta)
+        return found[each[:, None], seen]
+
+    with torch.no_grad():
+        clean = logits(None).float().log_softmax(-1)
+        costs = [
+            (kl(clean.flatten(0, 1), logits(x).flatten(0, 1)[None]).view_as(counts) * counts).sum(1)
+            for x in (counterfactual, site.roll(1, 0))
+        ]
+    return costs[0].double().numpy(), costs[1].double().numpy()
+
+
+def summarize(
+    hookpoint: str,
+    variable: str,
+    rows: Int64[np.ndarray, " draw"],
+    effects: Float[np.ndarray, " draw"],
+    full: Float[np.ndarray, " draw"],
+    seed: int,
+) -> Truth:
+    """Return means, with intervals from a bootstrap of rows."""
+    present, index = np.unique(rows, return_inverse=True)
+    sums = np.stack([np.bincount(index, x) for x in (effects, full, np.ones_like(full))])
+    random = numpy_generator(seed, "world", "truth", "bootstrap")
+    weights = random.multinomial(
+        len(present), np.full(len(present), 1 / len(present)), size=1000
+    ).astype(np.float64)
+    effect, whole, count = np.concatenate([sums.sum(1)[:, None], sums @ weights.T], axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = effect / whole
+    means = effect / count
+    return Truth(
+        hookpoint=hookpoint,
+        variable=variable,
+        effect_nats=float(means[0]),
+        interval=_middle(means[1:]),
+        full_swap_nats=float(whole[0] / count[0]),
+        share_of_full_swap=float(shares[0]),
+        share_interval=_middle(shares[1:]),
+        n=len(rows),
+        n_rows=len(present),
+    )
+
+
+def _middle(replicates: Float[np.ndarray, " replicate"]) -> tuple[float, float]:
+    low, high = np.quantile(replicates, [0.025, 0.975])
+    return float(low), float(high)

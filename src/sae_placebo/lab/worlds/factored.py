@@ -1,0 +1,182 @@
+"""A world of factored tokens: a small Llama trained until it follows the rule of its grammar."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int64
+
+from sae_placebo.core.errors import ModelError
+from sae_placebo.core.lazy import torch, transformers
+from sae_placebo.core.spec import generator
+from sae_placebo.lab.worlds.base import World
+from sae_placebo.lab.worlds.grammar import FactoredSpec, Grammar
+
+_WARMUP = 0.05
+_FIRST_STD = 0.08
+
+
+def factored(spec: FactoredSpec | None = None, seed: int = 0) -> World:
+    """Return a world whose tokens are sums of factors, and whose model follows a known rule.
+
+    A token is (a, b, c, kind); its embedding is the frozen sum of one random direction each. What comes
+    next depends on a_t, on a_{t-1}, and on c at the last marker: `kind` says which tokens are markers,
+    and at others c does not matter. b matters nowhere (see `b_weight`), with larger norm than the rest.
+    With `duplicates` a has two carriers, of which either suffices, since some tokens lack one.
+
+    Rows are independent draws of tokens, the same whatever the rule is; the model is trained, on fresh
+    rows, on the exact distribution that the rule gives at every position (`grammar.FactoredSpec`), not
+    on tokens drawn from it, so nothing but the optimizer stands between it and the rule. Its output
+    head is, like its embedding, a sum over factors.
+
+    Variables: a, b, c (active at markers), marker, a_previous and c_last (the value at the last marker:
+    n_c where there is none yet); with duplicates a_first and a_second, the carriers (n_a where absent;
+    active where both are there). `numbers` of the world holds `excess_nats`, the mean divergence of the
+    rule from the model on held-out rows; `entropy_nats`, the rule's own; and the same divergence of a
+    model that knows a's frequencies alone, `ignorance_nats`.
+
+    Args:
+        spec: Settings; None: the defaults. `grammar.PRESETS` has others by name.
+        seed: Names directions, rule, rows, and the model's start and training rows.
+
+    Raises:
+        ModelError: the model is not within `margin_nats` of the rule after `steps`.
+    """
+    spec = spec or FactoredSpec()
+    grammar = Grammar(spec, seed)
+    rows, train_rows = (
+        grammar.rows(spec.held_out_rows, "held out"),
+        grammar.rows(spec.train_rows, "SAE"),
+    )
+    model = _new_model(grammar)
+    heads = _train(model, grammar)
+    _set_head(model, grammar, heads)
+    numbers = _numbers(model, grammar, rows)
+    excess = numbers["excess_nats"]
+    if not excess <= spec.margin_nats:
+        raise ModelError(
+            f"the model of a factored world (seed {seed}) is {excess:.4f} nats per token from its rule "
+            f"after {spec.steps} steps, and {spec.margin_nats} are allowed: raise steps or margin_nats, "
+            "or take fewer values or a wider model"
+        )
+    return World(
+        name=f"factored-{'used' if spec.b_weight else 'passenger'}-{seed}",
+        model=model,
+        rows=rows,
+        train_rows=train_rows,
+        variables=grammar.variables(rows, train_rows),
+        hookpoints=("resid_pre.0", *(f"resid_post.{i}" for i in range(spec.n_layers))),
+        swaps=grammar.swaps(rows),
+        numbers=numbers,
+    )
+
+
+def _new_model(grammar: Grammar) -> Any:
+    """Return an untrained model with the grammar's frozen embedding."""
+    spec = grammar.spec
+    config = transformers.LlamaConfig(
+        vocab_size=spec.n_vocabulary,
+        hidden_size=spec.d_model,
+        intermediate_size=4 * spec.d_model,
+        num_hidden_layers=spec.n_layers,
+        num_attention_heads=spec.n_heads,
+        num_key_value_heads=spec.n_heads,
+        max_position_embeddings=max(64, spec.row_tokens),
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        model: Any = transformers.LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, weights in model.named_parameters():
+            if weights.dim() == 2:
+                random = generator(grammar.seed, "world", "start", name)
+                weights.normal_(0, _FIRST_STD, generator=random)
+        model.model.embed_tokens.weight.copy_(grammar.embedding)
+    model.model.embed_tokens.weight.requires_grad_(False)
+    return model.float()
+
+
+def _train(model: Any, grammar: Grammar) -> torch.Tensor:
+    """Train the model on the rule, in place; return the head's rows by factor, one below the other."""
+    spec = grammar.spec
+    random = generator(grammar.seed, "world", "start", "head")
+    heads = _FIRST_STD * torch.randn(sum(spec.sizes), spec.d_model, generator=random)
+    heads.requires_grad_(True)
+    trained = [p for p in model.model.parameters() if p.requires_grad] + [heads]
+    adam = torch.optim.AdamW(trained, lr=0.0, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    model.train()
+    for step in range(spec.steps):
+        rows = grammar.rows(spec.batch_rows, "model", step)
+        adam.param_groups[0]["lr"] = spec.learning_rate * _share(step, spec.steps)
+        hidden = model.model(input_ids=torch.from_numpy(rows), use_cache=False).last_hidden_state
+        loss = _loss(hidden @ heads.T, grammar.target(rows), spec)
+        adam.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        adam.step()
+    model.eval().requires_grad_(False)
+    for weights in trained:
+        weights.grad = None
+    return heads.detach()
+
+
+def _share(step: int, steps: int) -> float:
+    """Return the share of the peak step size: a linear rise, then half a cosine to zero."""
+    rise = max(1, round(_WARMUP * steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def _loss(
+    logits: Float[torch.Tensor, "row pos value"],
+    target: Float[torch.Tensor, "row pos a"],
+    spec: FactoredSpec,
+) -> Float[torch.Tensor, ""]:
+    """Return the cross entropy of the whole vocabulary, as the sum over factors that it is.
+
+    A token's logit is the sum of those of its factors, so the model's distribution is a product, as the
+    rule's is.
+    """
+    a, *others = torch.split(logits, list(spec.sizes), dim=-1)
+    total = -(target * a.log_softmax(-1)).sum(-1)
+    for found in others:
+        total = total - found.log_softmax(-1).mean(-1)
+    mean: torch.Tensor = total.mean()
+    return mean
+
+
+def _set_head(model: Any, grammar: Grammar, heads: torch.Tensor) -> None:
+    """Write the head over the vocabulary: each token's row is the sum of its factors' rows."""
+    starts = np.cumsum([0, *grammar.spec.sizes[:-1]])
+    rows = torch.from_numpy(grammar.factors + starts)
+    with torch.no_grad():
+        model.lm_head.weight.copy_(heads[rows].sum(1))
+
+
+def _numbers(model: Any, grammar: Grammar, rows: Int64[np.ndarray, "row pos"]) -> dict[str, float]:
+    """Return how far the whole model is from the rule on rows, in nats per token."""
+    spec = grammar.spec
+    target = grammar.target(rows).double()
+    others = math.log(spec.n_vocabulary / spec.n_a)
+    entropy = -float((target * target.log()).sum(-1).mean())
+    share = target.mean((0, 1))
+    cross = []
+    with torch.no_grad():
+        for ids, wanted in zip(
+            torch.split(torch.from_numpy(rows), 64), torch.split(target, 64), strict=True
+        ):
+            found = model(input_ids=ids, use_cache=False).logits.log_softmax(-1)
+            # a is the slowest factor of a token's id: one run of the vocabulary for each value
+            by_a = found.unflatten(-1, (spec.n_a, -1)).double().mean(-1)
+            cross.append(-(wanted * by_a).sum(-1))
+    return {
+        "excess_nats": float(torch.cat(cross).mean()) - entropy - others,
+        "entropy_nats": entropy,
+        "ignorance_nats": -float((share * share.log()).sum()) - entropy,
+    }

@@ -1,0 +1,147 @@
+"""What a compiled model does with a variable at a site, by giving the variable other values there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from jaxtyping import Float, Int64
+
+from sae_placebo.causal.use.downstream import Downstream, kl
+from sae_placebo.core.errors import NotEstimable
+from sae_placebo.core.lazy import torch
+from sae_placebo.core.spec import numpy_generator
+from sae_placebo.lab.worlds.base import Truth, summarize
+from sae_placebo.lab.worlds.compiled import CompiledWorld
+
+SMALLEST_SHARE = 0.01
+"""Share of a full swap from which on a variable counts as used."""
+
+
+@dataclass(frozen=True)
+class CompiledTruth:
+    """What the predictions lose when one variable takes the value it has elsewhere.
+
+    Attributes:
+        within: The value is another row's at the same position.
+        across: The value is another row's at another position. A variable that depends on the position
+            alone never changes within.
+        start: The value is that of a row's start, which no other token has. A program that only tells
+            tokens from the start notices this swap and no other: whether it uses the variable's values
+            is then a matter of words.
+    """
+
+    within: Truth
+    across: Truth
+    start: Truth
+
+    @property
+    def share(self) -> float:
+        """The larger share of a full swap with a token; NaN, of nothing over nothing, is left out."""
+        return float(np.fmax(self.within.share_of_full_swap, self.across.share_of_full_swap))
+
+    @property
+    def effect_nats(self) -> float:
+        """The larger effect, in nats for each swapped token."""
+        return max(self.within.effect_nats, self.across.effect_nats)
+
+    @property
+    def is_used(self) -> bool:
+        """Whether later computation uses the variable: the larger share is at least 1%."""
+        return self.share >= SMALLEST_SHARE
+
+
+@dataclass(frozen=True, eq=False)
+class Donors:
+    """Tokens but the start of a row, and the tokens of other rows whose values they are given."""
+
+    rows: Int64[np.ndarray, " draw"]
+    positions: Int64[np.ndarray, " draw"]
+    donor_rows: Int64[np.ndarray, " draw"]
+    donor_positions: Int64[np.ndarray, " draw"]
+
+
+Place = Literal["within", "across", "start"]
+
+
+def draw_donors(world: CompiledWorld, place: Place, n: int, seed: int = 0) -> Donors:
+    """Return `n` tokens of the held-out rows, each with a donor in another row.
+
+    Args:
+        world: The world.
+        place: Donors are `within` the same position, `across` from it at another one, or at the `start`.
+        n: How many.
+        seed: Names the draw.
+    """
+    random = numpy_generator(seed, "world", "compiled", "donors", place)
+    n_rows, length = world.rows.shape[0], world.rows.shape[1] - 1
+    rows = np.arange(n) % n_rows
+    positions = random.integers(length, size=n)
+    donor_rows = (rows + random.integers(1, n_rows, size=n)) % n_rows
+    if place == "start":
+        return Donors(rows, positions + 1, donor_rows, np.zeros(n, np.int64))
+    step = random.integers(1, length, size=n) if place == "across" else np.zeros(n, np.int64)
+    return Donors(rows, positions + 1, donor_rows, (positions + step) % length + 1)
+
+
+def variable_edits(
+    world: CompiledWorld, variable: str, donors: Donors
+) -> Float[torch.Tensor, "draw d"]:
+    """Return what is added to each token's residual stream to give the variable the donor's value."""
+    values = world.variable(variable).values
+    old = torch.from_numpy(values[donors.rows, donors.positions])
+    new = torch.from_numpy(values[donors.donor_rows, donors.donor_positions])
+    levels = world.directions[variable]
+    return levels[new] - levels[old]
+
+
+def variable_truth(
+    world: CompiledWorld, hookpoint: str, variable: str, *, n: int = 512, seed: int = 0
+) -> CompiledTruth:
+    """Return what later computation does with a variable that is in the residual stream at a site.
+
+    The part of the activation that carries the variable takes the value that it has at another token,
+    and nothing else changes, whether or not such an activation occurs: that is what a program that
+    reads the variable would notice. Effects are summed over all later tokens of the row.
+
+    Args:
+        world: A compiled world.
+        hookpoint: Where the activation is edited.
+        variable: Name of the variable.
+        n: Tokens edited, for each kind of donor.
+        seed: Names the draw.
+
+    Raises:
+        NotEstimable: no such variable, or nothing has written it by there.
+        SpecError: an unknown hookpoint, or one past the last layer.
+    """
+    below = Downstream(world.model, hookpoint)
+    if not world.is_present(variable, hookpoint):
+        raise NotEstimable(f"nothing has written {variable!r} by {hookpoint}")
+    found = []
+    for place in get_args(Place):
+        donors = draw_donors(world, place, n, seed)
+        site, _ = below.read_rows(torch.from_numpy(world.rows))
+        full = site[donors.donor_rows, donors.donor_positions] - site[donors.rows, donors.positions]
+        effects, whole = (
+            effects_of_edits(world, below, donors, edits)
+            for edits in (variable_edits(world, variable, donors), full)
+        )
+        found.append(summarize(hookpoint, variable, donors.rows, effects, whole, seed))
+    return CompiledTruth(*found)
+
+
+def effects_of_edits(
+    world: CompiledWorld, below: Downstream, donors: Donors, edits: Float[torch.Tensor, "draw d"]
+) -> Float[np.ndarray, " draw"]:
+    """Return KL(unedited || edited) in nats of each edit of one token, summed over its row."""
+    ids = torch.from_numpy(world.rows[donors.rows])
+    site, entering = below.read_rows(ids)
+    delta = torch.zeros_like(site)
+    delta[torch.arange(len(ids)), torch.from_numpy(donors.positions)] = edits
+    with torch.no_grad():
+        clean = below.logits(ids, entering).float().log_softmax(-1)
+        costs = kl(clean.flatten(0, 1), below.logits(ids, entering, delta).flatten(0, 1)[None])
+    found: np.ndarray = costs.view(ids.shape).sum(1).double().numpy()
+    return found

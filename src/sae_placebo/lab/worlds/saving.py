@@ -1,0 +1,297 @@
+"""Worlds in folders: built by one call, written, and read again with the same bits.
+
+A folder holds `world.json` (names, roles, hookpoints, numbers), `world.safetensors` (rows and variables) and
+`model/`. The model of a factored world is saved as any Hugging Face model is, and loads as one. That of a
+compiled world is a GPT-2 whose norms are identities, which no config can say: an ordinary load would
+give it norms with random gains. So it has no `config.json`, which ordinary loaders ask for, but
+`gpt2.json`: the config and the names of the modules that are identities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+
+from sae_placebo.core.errors import SpecError, StoreError, unknown_name
+from sae_placebo.core.lazy import torch, transformers
+from sae_placebo.core.progress import Progress
+from sae_placebo.core.store import read_json, write_json
+from sae_placebo.lab.worlds.base import Swap, Variable, World
+from sae_placebo.lab.worlds.compiled import Access, CompiledWorld, compiled
+from sae_placebo.lab.worlds.factored import factored
+from sae_placebo.lab.worlds.grammar import PRESETS
+from sae_placebo.lab.worlds.programs import PROGRAMS
+from sae_placebo.lab.worlds.twins import twins
+from sae_placebo.models.loading import load_model
+
+KINDS = ("factored", "twins", "compiled")
+"""Kinds of world that `write_worlds` builds."""
+
+_FORMAT = 1
+_FACTS, _ARRAYS, _MODEL = "world.json", "world.safetensors", "model"
+_CONFIG, _WEIGHTS = "gpt2.json", "weights.safetensors"
+_TWINS = ("uses", "passes")
+_OF_VARIABLES = ("values", "train_values", "active")
+"""What is an array of a variable; all else of it is said in words."""
+
+
+# --- building ----------------------------------------------------------------------------------------
+
+
+def write_worlds(
+    kind: str,
+    folder: Path,
+    seed: int,
+    *,
+    preset: str | None = None,
+    program: str | None = None,
+    progress: Progress | None = None,
+) -> tuple[Path, ...]:
+    """Build the worlds of a kind, write them, and return their folders.
+
+    Args:
+        kind: One of `KINDS`.
+        folder: Where to; it must not exist, or be empty. Twins are two worlds in the folders `uses`
+            and `passes` inside.
+        seed: Names all draws.
+        preset: Settings of a factored world or of twins, one of `PRESETS`; None: `default`.
+        program: What a compiled world computes, one of `PROGRAMS`.
+        progress: Where it is shown.
+
+    Raises:
+        SpecError: an unknown kind, preset or program, or one that the kind does not take.
+        StoreError: the folder is taken or cannot be written.
+        ModelError: the model does not do what it should; nothing is written.
+        MissingExtra: a compiled world without Tracr.
+    """
+    _check(kind, preset, program)
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise StoreError(f"{str(folder)!r} is not empty; give another folder or remove it")
+    except NotADirectoryError:
+        raise StoreError(f"{str(folder)!r} is a file; give a folder") from None
+    what = f"{kind} {program or preset or 'default'}, seed {seed}"
+    n = 2 if kind == "twins" else 1
+    folders = []
+    with (progress or Progress()).track(f"build {what}", n, "worlds") as advance:
+        for name, world in _built(kind, seed, preset, program).items():
+            folders.append(folder / name)
+            save_world(world, folders[-1])
+            advance(1)
+    return tuple(folders)
+
+
+def _check(kind: str, preset: str | None, program: str | None) -> None:
+    """Refuse what cannot be built before anything is."""
+    if kind not in KINDS:
+        raise SpecError(unknown_name("kind of world", kind, KINDS))
+    if kind == "compiled":
+        if preset is not None:
+            raise SpecError("presets are of factored worlds and twins; leave out --preset")
+        if program is None:
+            raise SpecError(f"a compiled world needs --program: one of {', '.join(PROGRAMS)}")
+        _ = PROGRAMS[program]
+    else:
+        if program is not None:
+            raise SpecError("programs are of compiled worlds; leave out --program")
+        _ = PRESETS[preset or "default"]
+
+
+def _built(kind: str, seed: int, preset: str | None, program: str | None) -> dict[str, World]:
+    """Return worlds by the folder that each gets inside the one asked for."""
+    if kind == "compiled":
+        assert program is not None
+        return {"": compiled(program, seed)}
+    spec = PRESETS[preset or "default"]
+    if kind == "twins":
+        return dict(zip(_TWINS, twins(spec, seed), strict=True))
+    return {"": factored(spec, seed)}
+
+
+# --- writing -----------------------------------------------------------------------------------------
+
+
+def save_world(world: World, folder: Path) -> None:
+    """Write a world into a folder; `world.json` comes last, so that half a world is none.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
+    from safetensors.numpy import save_file
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # safetensors writes an array's memory as it lies there: views must be copied
+        arrays = {name: np.ascontiguousarray(x) for name, x in _arrays(world)}
+        save_file(arrays, folder / _ARRAYS)
+        _save_model(world.model, folder / _MODEL, is_program=isinstance(world, CompiledWorld))
+        write_json(folder / _FACTS, _facts(world))
+    except OSError as error:
+        reason = error.strerror or error
+        raise StoreError(f"cannot write a world to {str(folder)!r} ({reason})") from None
+
+
+def _arrays(world: World) -> Iterator[tuple[str, Shaped[np.ndarray, "..."]]]:
+    yield "rows", world.rows
+    yield "train_rows", world.train_rows
+    for variable in world.variables:
+        for part in _OF_VARIABLES:
+            if getattr(variable, part) is not None:
+                yield f"{part}.{variable.name}", getattr(variable, part)
+    for name, swap in world.swaps.items():
+        yield f"alternatives.{name}", swap.alternatives
+        yield f"sources.{name}", swap.sources
+    if isinstance(world, CompiledWorld):
+        for name, levels in world.directions.items():
+            yield f"directions.{name}", levels.numpy()
+
+
+def _facts(world: World) -> dict[str, Any]:
+    """Return what is no array, for JSON; pairs keep the order that mappings have."""
+    facts: dict[str, Any] = {
+        "format": _FORMAT,
+        "kind": "factored",
+        "name": world.name,
+        "hookpoints": list(world.hookpoints),
+        "variables": [
+            {f.name: getattr(v, f.name) for f in fields(Variable) if f.name not in _OF_VARIABLES}
+            for v in world.variables
+        ],
+        "swaps": list(world.swaps),
+        "numbers": [[name, float(x)] for name, x in world.numbers.items()],
+    }
+    if isinstance(world, CompiledWorld):
+        facts |= {
+            "kind": "compiled",
+            "value_names": [[name, list(x)] for name, x in world.value_names.items()],
+            "access": [[_pairs(x.reads), _pairs(x.writes)] for x in world.access],
+            "embedded": list(world.embedded),
+            "output": world.output,
+            "classes": list(world.classes),
+            "tokens": list(world.tokens),
+        }
+    return facts
+
+
+def _pairs(parts: Any) -> list[Any]:
+    return [[name, list(x)] for name, x in parts.items()]
+
+
+def _save_model(model: Any, folder: Path, is_program: bool) -> None:
+    """Write a model as `save_pretrained` does, or a GPT-2 some of whose modules are identities."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(exist_ok=True)
+    tensors = {name: x.contiguous() for name, x in model.state_dict().items()}
+    if not is_program:
+        model.config.save_pretrained(folder)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    identities = [
+        name for name, module in model.named_modules() if isinstance(module, torch.nn.Identity)
+    ]
+    save_file(tensors, folder / _WEIGHTS)
+    write_json(folder / _CONFIG, {"config": model.config.to_dict(), "identities": identities})
+
+
+# --- reading -----------------------------------------------------------------------------------------
+
+
+def load_world(folder: Path | str) -> World:
+    """Return the world in a folder, with the bits that it was written with.
+
+    Args:
+        folder: As `save_world` wrote it; of twins, one of the two.
+
+    Raises:
+        StoreError: it holds no world, or one that is damaged or of another format.
+        ModelError: a factored world's model cannot be loaded.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    folder = Path(folder)
+    if not (folder / _FACTS).is_file():
+        inside = [name for name in _TWINS if (folder / name / _FACTS).is_file()]
+        hint = f"; twins are in {' and '.join(inside)} inside" if inside else ""
+        raise StoreError(f"{str(folder)!r} holds no world ({_FACTS} is missing){hint}")
+    try:
+        facts = read_json(folder / _FACTS)
+        if facts["format"] != _FORMAT:
+            raise StoreError(
+                f"the world in {str(folder)!r} has format {facts['format']}, and {_FORMAT} is read; "
+                "build it again"
+            )
+        return _assembled(folder, facts, load_file(folder / _ARRAYS))
+    except (
+        OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError,
+    ) as problem:  # fmt: skip
+        raise StoreError(
+            f"the world in {str(folder)!r} is damaged ({type(problem).__name__}: {problem}); build it "
+            "again"
+        ) from None
+
+
+def _assembled(
+    folder: Path, facts: dict[str, Any], arrays: dict[str, Shaped[np.ndarray, "..."]]
+) -> World:
+    is_program = facts["kind"] == "compiled"
+    model = _load_program(folder / _MODEL) if is_program else load_model(folder / _MODEL)
+    common: dict[str, Any] = {
+        "name": facts["name"],
+        "model": model,
+        "rows": arrays["rows"],
+        "train_rows": arrays["train_rows"],
+        "variables": tuple(_variable(one, arrays) for one in facts["variables"]),
+        "hookpoints": tuple(facts["hookpoints"]),
+        "swaps": {
+            name: Swap(arrays[f"alternatives.{name}"], arrays[f"sources.{name}"])
+            for name in facts["swaps"]
+        },
+        "numbers": dict(facts["numbers"]),
+    }
+    if not is_program:
+        return World(**common)
+    return CompiledWorld(
+        **common,
+        directions={
+            name: torch.from_numpy(arrays[f"directions.{name}"]) for name, _ in facts["value_names"]
+        },
+        value_names=_tuples(facts["value_names"]),
+        access=tuple(Access(_tuples(r), _tuples(w)) for r, w in facts["access"]),
+        embedded=tuple(facts["embedded"]),
+        output=facts["output"],
+        classes=tuple(facts["classes"]),
+        tokens=tuple(facts["tokens"]),
+    )
+
+
+def _tuples(pairs: list[Any]) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(x) for name, x in pairs}
+
+
+def _variable(facts: dict[str, Any], arrays: dict[str, Shaped[np.ndarray, "..."]]) -> Variable:
+    found: dict[str, Any] = {part: arrays.get(f"{part}.{facts['name']}") for part in _OF_VARIABLES}
+    if found["values"] is None or found["train_values"] is None:
+        raise KeyError(f"values of {facts['name']}")
+    return Variable(**facts, **found)
+
+
+def _load_program(folder: Path) -> Any:
+    """Return a GPT-2 some of whose modules are identities."""
+    from safetensors.torch import load_file
+
+    said = read_json(folder / _CONFIG)
+    with torch.random.fork_rng(devices=[]):
+        model: Any = transformers.GPT2LMHeadModel(transformers.GPT2Config(**said["config"]))
+    for name in said["identities"]:
+        model.set_submodule(name, torch.nn.Identity())
+    model.load_state_dict(load_file(folder / _WEIGHTS))
+    model.requires_grad_(False)
+    model.eval()
+    return model

@@ -1,0 +1,375 @@
+"""What kind of latent: a decision list, read from the top; the first class that holds is the answer.
+
+The order is from what needs least of a model to what needs most, so that a latent is in the simplest
+class that describes it:
+
+1. How often it fires (`dead`, `ultra_rare`, `dense`): before anything can be said of what it fires on.
+2. `single_token`: one row of a table describes the latent completely. It stands before the artefacts
+   because a frequent token is itself a direction of high variance.
+3. `artefact`: directions that any cloud of activations has. They come before all that is only a
+   tendency, since a principal component or the norm drifts with position, domain and groups of tokens.
+4. What can be read off the place or two tokens (`positional`, `n_gram`, `previous_token`). Position
+   stands first: the first token behind BOS also has a constant previous token. An n-gram needs both of
+   its tokens, a previous-token latent only one, so no latent meets both rules on R2.
+5. One token whose context decides (`token_in_context`), then any few tokens (`token_family`), which
+   takes what the stricter rules on few tokens have left.
+6. `induction`, `context` and `attribute`: what needs attention, a bag of tokens, or a parse. A copy is
+   shown by intervention, hence before the two that are shown by correlation; a bag is simpler than a parse.
+7. `output`: nothing so far tells what it fires on, but what it promotes does come next.
+8. `arbitrary_subset`: the negative finding within a domain, only after every positive one was tried.
+9. `model_made`: last, since it claims that all of the above and every placebo have failed.
+
+The classes are a description, not a verdict: nearly all of them are known or expected to occur in SAEs
+on random models too, and what counts is how their shares differ between arms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int8, Num, Shaped
+
+from sae_placebo.core.lazy import pandas
+from sae_placebo.latents.classes.thresholds import ClassThresholds as ClassThresholds
+
+
+@dataclass(frozen=True)
+class LatentClass:
+    """One class of latents.
+
+    Attributes:
+        name: How tables name it.
+        definition: Its rule in words.
+        on_random_models: Whether random models are known to have it.
+        needs: Sets of columns, any one of which is enough to decide the class.
+        unclaimed: Why planted latents of this class are not recovered at .9; empty where they are.
+    """
+
+    name: str
+    definition: str
+    on_random_models: str
+    needs: tuple[tuple[str, ...], ...] = ()
+    unclaimed: str = ""
+
+    @property
+    def claimed(self) -> bool:
+        """Whether at least .9 of planted latents of this class are found as such."""
+        return not self.unclaimed
+
+
+_TOKENS = ("top_token_mass", "top_token_recall")
+
+CLASSES: tuple[LatentClass, ...] = (
+    LatentClass(
+        "dead",
+        "Never active on the held-out tokens.",
+        "Yes: known for every architecture and any activations.",
+        (("n_active",),),
+    ),
+    LatentClass(
+        "ultra_rare",
+        "Active on fewer than min_firings held-out tokens, or with a density below "
+        "ultra_rare_density: too few to say what it is active on.",
+        "Yes: reported for trained models by Bricken et al. (2023); expected for random ones.",
+        (("n_active", "density"),),
+    ),
+    LatentClass(
+        "dense",
+        "Density above dense_density.",
+        "Yes: the mean direction, norm and leading principal components exist in any model; "
+        "their share there has not been published.",
+        (("density",),),
+    ),
+    LatentClass(
+        "single_token",
+        "One token id holds at least `mass` of the latent's activation, and the latent is active "
+        "on at least `recall` of that token's occurrences.",
+        "Yes: the dominant class there (Bricken et al. 2023; Heap et al. 2025).",
+        (_TOKENS,),
+    ),
+    LatentClass(
+        "artefact",
+        "Its activation follows the norm of the activations (norm_correlation), or its decoder one "
+        "of their ten leading principal components (pc_cosine), or another latent is its mirror "
+        "image (antipodality).",
+        "Expected: norm and principal components exist in any model. Not measured by anyone.",
+        (("norm_correlation",), ("pc_cosine",), ("antipodality",)),
+    ),
+    LatentClass(
+        "positional",
+        "Position alone has an R2 of at least position_r2, or tells at least position_bits about "
+        "whether the latent is active.",
+        "Not seen there by readers of features; it depends on whether position embeddings are kept "
+        "or positions are rotary.",
+        (("r2_position",), ("position_bits",)),
+    ),
+    LatentClass(
+        "n_gram",
+        "Five n-grams cover at least ngram_cover of its active positions while it is active on less "
+        "than `recall` of its top token's occurrences; or previous and current token together "
+        "have an R2 higher by gain_r2 than either of them alone.",
+        "Some by chance: random attention lets the previous token through. Not measured by anyone.",
+        (("ngram_cover", "top_token_recall"), ("r2_pair", "r2_token", "r2_previous")),
+    ),
+    LatentClass(
+        "previous_token",
+        "The previous token has an R2 of at least previous_r2, and a higher one than the current "
+        "token.",
+        "Weakly: in training such latents appear after 1,000 to 5,000 steps (Ge et al. 2025).",
+        (("r2_previous", "r2_token"),),
+    ),
+    LatentClass(
+        "token_in_context",
+        "One token id holds at least `mass` of the activation, the latent is active on less than "
+        "context_recall of its occurrences, and what came before raises the R2 of the current token "
+        "by gain_r2 or more: a bag of previous tokens, on that token alone (context_gain), or the "
+        "embeddings of a window.",
+        "Not known; a threshold on the token plus the mean of the prefix would make some.",
+        (
+            (*_TOKENS, "context_gain"),
+            (*_TOKENS, "r2_token", "r2_window"),
+        ),
+    ),
+    LatentClass(
+        "token_family",
+        "One family of tokens, equal but for case, leading space and suffix, holds at least `mass` "
+        "of the activation, or the effective number of tokens is at most effective_tokens. A "
+        "latent on one token that is active on only some of its occurrences is here too, unless it "
+        "is a token in context.",
+        "Not reported anywhere; plausible where the embeddings are the trained ones. With re-drawn "
+        "embeddings, families "
+        "of more than one token can arise by chance alone.",
+        (("family_mass",), ("effective_tokens",)),
+    ),
+    LatentClass(
+        "induction",
+        "Rises by at least induction_d standard deviations on the second occurrence of a random "
+        "block of tokens.",
+        "No: copying needs two attention heads composed.",
+        (("induction_d",),),
+    ),
+    LatentClass(
+        "context",
+        "A decayed bag of previous tokens has an R2 of at least bag_r2, at least gain_r2 above that "
+        "of the previous and current token, and the current token one below bag_token_r2: a domain "
+        "that linear averaging of tokens recognizes.",
+        "Yes in principle: random attention averages embeddings. It is no evidence of a model.",
+        (("r2_bag", "r2_token", "r2_pair"),),
+        "of planted latents 95 of 100 were found on 203,200 tokens (interval down to .89), 67 of 75 on "
+        "half of them; the rest were in 'other', so it is undercounted on little text",
+    ),
+    LatentClass(
+        "attribute",
+        "One attribute of the token, orthographic or syntactic, explains at least attribute_r2 of "
+        "its variance, and it is spread over more than attribute_tokens tokens.",
+        "Letters and parts of speech need trained embeddings: expected where these are kept, and "
+        "not where they are re-drawn.",
+        (("attribute_r2", "effective_tokens"),),
+    ),
+    LatentClass(
+        "output",
+        "The kurtosis of its direct effect on the vocabulary is above `kurtosis`, and the tokens it "
+        "promotes come next more than output_lift times as often as the current token alone says.",
+        "Not with a re-drawn W_U; with a trained one only where a direction of W_E is copied.",
+        (("unembedding_kurtosis", "output_lift"),),
+    ),
+    LatentClass(
+        "arbitrary_subset",
+        "At least domain_precision of its active tokens lie in one recognizable domain, it is active "
+        "on less than domain_recall of that domain's tokens, inside it no lookup of the current "
+        "or previous token, no position and no linear bag reaches an AUC of domain_auc, and no latent "
+        "of another SAE seed correlates with it at seed_r.",
+        "Yes: Bricken et al. (2023) saw it there, by eye. Never counted by anyone.",
+        (("domain_precision", "domain_recall", "domain_auc", "seed_r"),),
+    ),
+    LatentClass(
+        "model_made",
+        "Spread over at least model_tokens tokens, the whole ladder with placebo activations has an "
+        "R2 below model_r2, no placebo has a partner at placebo_r, another SAE seed has one at "
+        "seed_r, and the tokens it promotes come next more than model_lift times as often as the "
+        "current token alone says.",
+        "Should be close to none: one placebo scored against another says how many pass by chance.",
+        (("effective_tokens", "r2_placebo", "placebo_r", "seed_r", "output_lift"),),
+    ),
+    LatentClass(
+        "other",
+        "None of the above. Where a class cannot be estimated, its latents are here, or in a class "
+        "further down.",
+        "Yes: Bricken et al. (2023) saw latents on arbitrary subsets of contexts. This class is "
+        "not evidence of anything by itself.",
+    ),
+)
+CLASS_NAMES: tuple[str, ...] = tuple(kind.name for kind in CLASSES)
+
+Array = Num[np.ndarray, "..."]
+Rule = Bool[np.ndarray, "..."]
+
+# nine activations out of ten are a mass of 0.9, in single precision too
+_ROUNDING = 1e-6
+
+
+class _Table(dict[str, Any]):
+    """Columns by name; one that is missing is NaN everywhere, which satisfies no comparison."""
+
+    def __missing__(self, name: str) -> Any:
+        return np.float64(np.nan)
+
+
+def decide(
+    columns: Mapping[str, Num[np.ndarray, "..."]], thresholds: ClassThresholds
+) -> Int8[np.ndarray, "..."]:
+    """Return each latent's class as an index into `CLASSES`.
+
+    Args:
+        columns: `n_active` and whatever else is known of the columns that `CLASSES` names in
+            `needs`: arrays of one shape, latents, or latents by folds. A column that is not there,
+            or NaN, satisfies no rule.
+        thresholds: Where the classes end.
+
+    Source: the definitions are those of Bricken et al. (2023), Sun et al. (2025) and Heap et al.
+        (2025) where `CLASSES` names them; the others, every threshold without a name, and the order
+        are ours.
+    """
+    table = _Table(columns)
+    rules = {
+        **_by_frequency(table, thresholds),
+        **_by_tokens(table, thresholds),
+        **_by_geometry(table, thresholds),
+        **_by_ladder(table, thresholds),
+        **_by_model(table, thresholds),
+    }
+    # from the bottom of the list up, so that the first rule that holds is written last
+    last = len(CLASSES) - 1
+    found = np.full(np.shape(table["n_active"]), last, dtype=np.int8)
+    for index in reversed(range(last)):
+        np.copyto(found, np.int8(index), where=rules[CLASS_NAMES[index]])
+    return found
+
+
+def _by_frequency(c: _Table, t: ClassThresholds) -> dict[str, Any]:
+    return {
+        "dead": c["n_active"] == 0,
+        "ultra_rare": (c["n_active"] < t.min_firings) | (c["density"] < t.ultra_rare_density),
+        "dense": c["density"] > t.dense_density,
+    }
+
+
+def _by_tokens(c: _Table, t: ClassThresholds) -> dict[str, Any]:
+    mass, recall = t.mass - _ROUNDING, t.recall - _ROUNDING
+    few = c["effective_tokens"] <= t.effective_tokens * (1 + _ROUNDING)
+    one = c["top_token_mass"] >= mass
+    in_context = np.fmax(c["context_gain"], c["r2_window"] - c["r2_token"]) >= t.gain_r2 - _ROUNDING
+    covered = (c["ngram_cover"] >= t.ngram_cover - _ROUNDING) & (c["top_token_recall"] < recall)
+    return {
+        "single_token": one & (c["top_token_recall"] >= recall),
+        "n_gram": covered
+        | (
+            (c["r2_pair"] - c["r2_token"] >= t.gain_r2 - _ROUNDING)
+            & (c["r2_pair"] - c["r2_previous"] >= t.gain_r2 - _ROUNDING)
+        ),
+        "token_in_context": one & (c["top_token_recall"] < t.context_recall) & in_context,
+        "token_family": (c["family_mass"] >= mass) | few,
+    }
+
+
+def _by_geometry(c: _Table, t: ClassThresholds) -> dict[str, Any]:
+    return {
+        "artefact": (np.abs(c["norm_correlation"]) > t.norm_correlation)
+        | (np.abs(c["pc_cosine"]) > t.pc_cosine)
+        | (c["antipodality"] > t.antipodality)
+    }
+
+
+def _by_ladder(c: _Table, t: ClassThresholds) -> dict[str, Any]:
+    return {
+        "positional": (c["r2_position"] >= t.position_r2) | (c["position_bits"] >= t.position_bits),
+        "previous_token": (c["r2_previous"] >= t.previous_r2) & (c["r2_previous"] > c["r2_token"]),
+        "context": (c["r2_bag"] >= t.bag_r2)
+        & (c["r2_bag"] - c["r2_pair"] >= t.gain_r2 - _ROUNDING)
+        & (c["r2_token"] < t.bag_token_r2),
+        "attribute": (c["attribute_r2"] >= t.attribute_r2)
+        & (c["effective_tokens"] > t.attribute_tokens),
+    }
+
+
+def _by_model(c: _Table, t: ClassThresholds) -> dict[str, Any]:
+    arbitrary = is_arbitrary(c, t)
+    if t.seed_r < 1:
+        arbitrary = arbitrary & (c["seed_r"] < t.seed_r)
+    return {
+        "induction": c["induction_d"] >= t.induction_d,
+        "output": (c["unembedding_kurtosis"] > t.kurtosis) & (c["output_lift"] > t.output_lift),
+        "arbitrary_subset": arbitrary,
+        "model_made": (c["effective_tokens"] >= t.model_tokens)
+        & (c["r2_placebo"] < t.model_r2)
+        & (c["placebo_r"] < t.placebo_r)
+        & (c["seed_r"] >= t.seed_r)
+        & (c["output_lift"] > t.model_lift),
+    }
+
+
+def is_arbitrary(columns: Mapping[str, Any], thresholds: ClassThresholds) -> Any:
+    """Return whether a latent marks a subset of a domain that nothing simple predicts.
+
+    Other SAE seeds are not asked, so that how often such latents are found again can be.
+    """
+    table = _Table(columns)
+    return (
+        (table["domain_precision"] >= thresholds.domain_precision - _ROUNDING)
+        & (table["domain_recall"] < thresholds.domain_recall)
+        & (table["domain_auc"] < thresholds.domain_auc)
+    )
+
+
+def not_estimable(
+    columns: Mapping[str, Num[np.ndarray, "..."]], thresholds: ClassThresholds | None = None
+) -> dict[str, str]:
+    """Return the classes that cannot be decided for an SAE, each with the reason.
+
+    A class can be decided where one of the sets of columns in its `needs` is known of at least one
+    latent. A class that cannot has no share, which is not a share of 0. Where no latent is within the
+    limits on domain_precision and domain_recall, none is on an arbitrary subset, whatever its AUC.
+    """
+    table, limits = _Table(columns), thresholds or ClassThresholds()
+    candidates = (table["domain_precision"] >= limits.domain_precision - _ROUNDING) & (
+        table["domain_recall"] < limits.domain_recall
+    )
+    settled = {"domain_auc"} if not np.any(candidates) else set()
+
+    def known(name: str) -> bool:
+        return name in settled or bool(np.any(np.isfinite(table[name])))
+
+    return {
+        kind.name: "nothing is known of "
+        + ", or of ".join(
+            " and ".join(name for name in needed if not known(name)) for needed in kind.needs
+        )
+        + " for any latent"
+        for kind in CLASSES
+        if kind.needs and not any(all(known(name) for name in needed) for needed in kind.needs)
+    }
+
+
+def classify(
+    table: pandas.DataFrame, thresholds: ClassThresholds | None = None
+) -> Shaped[np.ndarray, " latent"]:
+    """Return the class name of every row of a latent table.
+
+    Args:
+        table: Has `n_active` and other columns that `decide` reads; nulls are allowed.
+        thresholds: Where the classes end; the defaults where none are given.
+    """
+    names = dict.fromkeys(
+        ["n_active", *(name for kind in CLASSES for needed in kind.needs for name in needed)]
+    )
+    columns = {
+        name: table[name].to_numpy(dtype=np.float64, na_value=np.nan)
+        for name in names
+        if name in table.columns
+    }
+    found = decide(columns, thresholds or ClassThresholds())
+    class_names: Shaped[np.ndarray, " latent"] = np.array(CLASS_NAMES, dtype=object)[found]
+    return class_names

@@ -1,0 +1,1 @@
+"""What is said of each latent, one statistic a file."""

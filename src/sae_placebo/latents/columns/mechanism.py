@@ -1,0 +1,193 @@
+"""Four predictions of how a random model would come to have latents on arbitrary subsets of contexts.
+
+The proposal: random attention returns roughly an average of the tokens before, so the activation is the
+current token's embedding plus such a bag; a random MLP cuts this mixture along random directions, and a
+latent along one of them fires in a domain, on a subset of it without a simple rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from sae_placebo.core.errors import NotEstimable
+from sae_placebo.core.lazy import pandas
+from sae_placebo.core.spec import numpy_generator
+from sae_placebo.latents.classes.classification import ClassThresholds
+from sae_placebo.stats.proportions import wilson
+
+Outcome = Literal["holds", "fails", "undecided", "not estimable"]
+Found = tuple[float, float, float, str]
+"""Estimate, the ends of its interval, and what it is of."""
+_Z95 = 1.959963984540054
+_FEWEST_LATENTS = 10
+_FEWEST_CELLS = 5
+_DRAWS = 2_000
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One prediction, and what was found.
+
+    Attributes:
+        name: How tables name it.
+        says: The prediction in words.
+        outcome: "holds" or "fails" where the interval leaves 0 out, "undecided" where it does not.
+        estimate: The difference, or rank correlation, that should be above 0; NaN where there is none.
+        low: Lower end of its 95% interval.
+        high: Upper end.
+        n: What it was computed from, in words.
+        reason: Why it is not estimable, or what the interval leaves out.
+    """
+
+    name: str
+    says: str
+    outcome: Outcome
+    estimate: float
+    low: float
+    high: float
+    n: str
+    reason: str = ""
+
+
+_SAYS = {
+    "less_reproducible": "Arbitrary subsets are found again in another SAE seed less often than "
+    "single-token latents are.",
+    "needs_attention": "They are fewer where attention is ablated.",
+    "needs_nonlinearity": "A small MLP on the token's embedding and the bag predicts them inside their "
+    "domain better than the best lookup or linear bag.",
+    "grows_with_depth": "Their share is larger in the deepest layer than in the shallowest.",
+    "grows_with_blocks": "Their share is larger where blocks write more, relative to the embedding.",
+}
+
+
+def mechanism_predictions(
+    latents: pandas.DataFrame,
+    shares: pandas.DataFrame,
+    ablated: Sequence[str] = (),
+    seed: int = 0,
+    thresholds: ClassThresholds | None = None,
+) -> list[Prediction]:
+    """Return each prediction with its outcome and the numbers behind it.
+
+    Intervals take latents as independent, which they are not quite: neither documents nor SAE seeds nor
+    models are drawn again. An outcome is about these SAEs.
+
+    Args:
+        latents: Per latent: arm, class, is_arbitrary (`classification.is_arbitrary`, which does not ask
+            other seeds: the class itself does, so that its reproducibility is below the limit by
+            definition), seed_r, linear_auc (its `domain_auc`) and mlp_auc (`nonlinear_auc`), NaN where
+            unknown. Arms of which the mechanism is not claimed, such as the trained one, are left out
+            by the caller.
+        shares: Per arm and layer: arm, layer, n_arbitrary, n_latents, block_ratio (norm of what blocks
+            wrote over the norm of the embedding; NaN where unknown).
+        ablated: Arms whose attention is ablated; none where the trial has none.
+        seed: Of the bootstrap.
+        thresholds: `seed_r` from which a latent counts as found again.
+    """
+    limits = thresholds or ClassThresholds()
+    tests: dict[str, Callable[[], Found]] = {
+        "less_reproducible": lambda: _reproducible(latents, limits.seed_r),
+        "needs_attention": lambda: _attention(shares, ablated),
+        "needs_nonlinearity": lambda: _nonlinear(latents, seed),
+        "grows_with_depth": lambda: _depth(shares, ablated),
+        "grows_with_blocks": lambda: _blocks(shares, ablated),
+    }
+    found = []
+    for name, test in tests.items():
+        try:
+            estimate, low, high, n = test()
+        except NotEstimable as error:
+            nothing = (float("nan"),) * 3
+            found.append(Prediction(name, _SAYS[name], "not estimable", *nothing, "0", str(error)))
+            continue
+        outcome: Outcome = "holds" if low > 0 else "fails" if high < 0 else "undecided"
+        reason = "the interval holds 0" if outcome == "undecided" else ""
+        found.append(Prediction(name, _SAYS[name], outcome, estimate, low, high, n, reason))
+    return found
+
+
+def _reproducible(latents: pandas.DataFrame, limit: float) -> Found:
+    known = latents[latents["seed_r"].notna()]
+    subset = known[known["is_arbitrary"].astype(bool)]["seed_r"].to_numpy() >= limit
+    single = known[known["class"] == "single_token"]["seed_r"].to_numpy() >= limit
+    if min(len(subset), len(single)) < _FEWEST_LATENTS:
+        raise NotEstimable(
+            f"{len(subset)} arbitrary subsets and {len(single)} single-token latents have a partner "
+            f"looked for in another SAE seed; {_FEWEST_LATENTS} of each are needed"
+        )
+    n = f"{len(single)} single-token latents, {len(subset)} arbitrary subsets"
+    return (*_difference(int(single.sum()), len(single), int(subset.sum()), len(subset)), n)
+
+
+def _attention(shares: pandas.DataFrame, ablated: Sequence[str]) -> Found:
+    without = shares[shares["arm"].isin(list(ablated))]
+    if not len(without):
+        raise NotEstimable("the trial has no arm whose attention is ablated")
+    rest = shares[~shares["arm"].isin(list(ablated))]
+    # the same layers on both sides
+    rest = rest[rest["layer"].isin(without["layer"])]
+    return _of_counts(rest, without, "with attention", "without")
+
+
+def _nonlinear(latents: pandas.DataFrame, seed: int) -> Found:
+    some = latents[latents["is_arbitrary"].astype(bool)]
+    gain = (some["mlp_auc"] - some["linear_auc"]).dropna().to_numpy(dtype=np.float64)
+    if len(gain) < _FEWEST_LATENTS:
+        raise NotEstimable(
+            f"{len(gain)} arbitrary subsets have both AUCs; {_FEWEST_LATENTS} are needed"
+        )
+    draw = numpy_generator(seed, "bootstrap of the gain of an MLP")
+    means = gain[draw.integers(0, len(gain), (_DRAWS, len(gain)))].mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(gain.mean()), float(low), float(high), f"{len(gain)} arbitrary subsets"
+
+
+def _depth(shares: pandas.DataFrame, ablated: Sequence[str]) -> Found:
+    rest = shares[~shares["arm"].isin(list(ablated))]
+    if rest["layer"].nunique() < 2:
+        raise NotEstimable("the trial reads one layer; two are needed")
+    deep = rest[rest["layer"] == rest["layer"].max()]
+    shallow = rest[rest["layer"] == rest["layer"].min()]
+    return _of_counts(deep, shallow, "in the deepest layer", "in the shallowest")
+
+
+def _of_counts(one: pandas.DataFrame, other: pandas.DataFrame, name: str, rest: str) -> Found:
+    counts = [int(part[c].sum()) for part in (one, other) for c in ("n_arbitrary", "n_latents")]
+    if not counts[1] or not counts[3]:
+        raise NotEstimable("one side of the comparison has no latents")
+    if not counts[0] and not counts[2]:
+        raise NotEstimable("there is no arbitrary subset on either side")
+    n = f"{counts[0]} of {counts[1]} latents {name}, {counts[2]} of {counts[3]} {rest}"
+    return (*_difference(*counts), n)
+
+
+def _difference(n: int, total: int, other: int, other_total: int) -> tuple[float, float, float]:
+    """Return the difference of two shares with its 95% interval (Newcombe 1998, method 10)."""
+    p, q = n / total, other / other_total
+    (p_low, p_high), (q_low, q_high) = wilson(n, total), wilson(other, other_total)
+    low = p - q - float(np.hypot(p - p_low, q_high - q))
+    high = p - q + float(np.hypot(p_high - p, q - q_low))
+    return p - q, low, high
+
+
+def _blocks(shares: pandas.DataFrame, ablated: Sequence[str]) -> Found:
+    """Return Spearman's correlation over cells, with the interval of Fisher's z (Bonett and Wright 2000)."""
+    from scipy.stats import spearmanr
+
+    rest = shares[~shares["arm"].isin(list(ablated)) & shares["block_ratio"].notna()]
+    if len(rest) < _FEWEST_CELLS:
+        raise NotEstimable(
+            f"{len(rest)} pairs of arm and layer have a ratio; {_FEWEST_CELLS} are needed"
+        )
+    share = (rest["n_arbitrary"] / rest["n_latents"]).to_numpy(dtype=np.float64)
+    ratio = rest["block_ratio"].to_numpy(dtype=np.float64)
+    if not np.ptp(share) or not np.ptp(ratio):
+        raise NotEstimable("the share, or the ratio, is the same in every arm and layer")
+    r = float(spearmanr(share, ratio).statistic)
+    z, width = np.arctanh(np.clip(r, -0.999, 0.999)), np.sqrt((1 + r * r / 2) / (len(rest) - 3))
+    low, high = np.tanh([z - _Z95 * width, z + _Z95 * width])
+    return r, float(low), float(high), f"{len(rest)} pairs of arm and layer"

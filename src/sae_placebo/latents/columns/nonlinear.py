@@ -1,0 +1,154 @@
+"""Whether a small MLP on the current token and the bag before it predicts a subset of a domain."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+from jaxtyping import Float, Float32, Int64
+from pydantic import Field
+
+from sae_placebo.core.lazy import torch
+from sae_placebo.core.spec import Spec, generator, numpy_generator
+from sae_placebo.latents.base import Folds, Reading
+from sae_placebo.latents.columns.domains import Domains
+from sae_placebo.latents.columns.subsets import (
+    Scene,
+    auc_by_column,
+    domain_of_each,
+    entries_of,
+    judged_on,
+    scenes_of,
+    token_vectors,
+)
+
+_DECAYS, _TINY = (0.9, 0.999), 1e-8
+"""Of AdamW's running means, and what keeps its quotient finite."""
+
+
+class MLPSpec(Spec):
+    """The MLP: one hidden layer of ReLUs, an output per latent, fitted by Adam."""
+
+    hidden: int = Field(128, ge=1)
+    steps: int = Field(400, ge=1)
+    batch: int = Field(1024, ge=1)
+    learning_rate: float = Field(3e-3, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    most_latents: int = Field(64, ge=1)
+    """Latents fitted at most, over all domains; drawn by a named seed where there are more."""
+    precision: float = Field(0.8, gt=0, le=1)
+    """Of a latent in its domain: as `ClassThresholds.domain_precision`."""
+
+
+def nonlinear_auc(
+    reading: Reading,
+    folds: Folds,
+    domains: Domains,
+    latents: Int64[np.ndarray, " candidate"],
+    embeddings: Float[np.ndarray, "vocabulary d_embed"] | None = None,
+    seed: int = 0,
+    spec: MLPSpec | None = None,
+) -> Float[np.ndarray, " latent"]:
+    """Return the AUC, inside its domain, of an MLP on (token, bag) for each of the latents given.
+
+    The tokens fitted on, those that it is scored on, and the bag are those of `subsets`, so that the value
+    can stand beside `domain_auc`. Latents of one domain share the hidden layer. NaN for latents not asked
+    about, or not drawn, and where too few active tokens are scored.
+
+    Args:
+        reading: The SAE and its tokens.
+        folds: Which documents are fitted and scored on.
+        domains: Contexts.
+        latents: Those of which it is asked.
+        embeddings: W_E; fixed random vectors where there is none.
+        seed: Of weights, batches and the choice of latents.
+        spec: Settings.
+    """
+    settings = spec or MLPSpec()
+    found = np.full(reading.d_sae, np.nan)
+    if not domains.names or not len(latents):
+        return found
+    if len(latents) > settings.most_latents:
+        draw = numpy_generator(seed, "latents for the MLP")
+        latents = np.sort(draw.choice(latents, settings.most_latents, replace=False))
+    chosen = domain_of_each(reading, domains, settings.precision)
+    scenes = scenes_of(reading.tokens, folds, domains, np.unique(chosen[latents]), embeddings)
+    vectors = token_vectors(len(reading.tokens.vocabulary), embeddings)
+    vectors = vectors / np.maximum(vectors.std(0), 1e-9)
+    for domain, scene in scenes.items():
+        if min(len(part) for part in scene.tokens):
+            some = latents[chosen[latents] == domain]
+            found[some] = _fit(reading, scene, some, vectors, seed, settings)
+    return found
+
+
+def _fit(
+    reading: Reading,
+    scene: Scene,
+    latents: Int64[np.ndarray, " candidate"],
+    vectors: Float32[np.ndarray, "vocabulary feature"],
+    seed: int,
+    spec: MLPSpec,
+) -> Float[np.ndarray, " candidate"]:
+    ids = reading.tokens.ids
+    x, held = (
+        torch.from_numpy(np.hstack([vectors[ids[scene.tokens[part]]], scene.bags[part]]))
+        for part in (0, 2)
+    )
+    y = torch.zeros(len(x), len(latents))
+    token, owner = entries_of(reading, scene, latents, 0)
+    y[torch.from_numpy(token), torch.from_numpy(owner)] = 1
+    weights = _trained(x, y, generator(seed, "MLP on token and bag"), spec)
+    hidden = torch.addmm(weights[1], held, weights[0]).relu_()
+    read = torch.nn.functional.linear(hidden, weights[2], weights[3]).numpy()
+    asked = judged_on(reading, scene, latents)
+    positives = asked.positives
+    return auc_by_column(
+        read[asked.negatives], read[positives], asked.taken, positives[1], len(latents)
+    )
+
+
+def _trained(
+    x: Float32[torch.Tensor, "token feature"],
+    y: Float32[torch.Tensor, "token latent"],
+    draw: torch.Generator,
+    spec: MLPSpec,
+) -> list[torch.Tensor]:
+    """Return weights and biases of both layers after AdamW on the logistic loss, summed over latents.
+
+    Written out: for so small a layer, autograd and an optimizer's step take as long as the products.
+    """
+    # rows of the second layer are latents: of few columns, products are slow
+    shapes = [(x.shape[1], spec.hidden), (spec.hidden,), (y.shape[1], spec.hidden), (y.shape[1],)]
+    flat, slope, mean, square, root = torch.zeros(5, sum(math.prod(shape) for shape in shapes))
+    first, first_bias, second, second_bias = weights = _views(flat, shapes)
+    slopes = _views(slope, shapes)
+    first.normal_(generator=draw).div_(x.shape[1] ** 0.5)
+    second.copy_(torch.randn(spec.hidden, y.shape[1], generator=draw).t() / spec.hidden**0.5)
+    for step in range(1, spec.steps + 1):
+        batch = torch.randint(len(x), (spec.batch,), generator=draw)
+        inputs = x.index_select(0, batch)
+        hidden = torch.addmm(first_bias, inputs, first).relu_()
+        error = torch.nn.functional.linear(hidden, second, second_bias).sigmoid_()
+        error.sub_(y.index_select(0, batch)).div_(spec.batch)
+        back = error @ second
+        torch.mm(error.t(), hidden, out=slopes[2])
+        torch.sum(error, 0, out=slopes[3])
+        back.mul_(hidden.sign_())
+        torch.mm(inputs.t(), back, out=slopes[0])
+        torch.sum(back, 0, out=slopes[1])
+        mean.lerp_(slope, 1 - _DECAYS[0])
+        square.mul_(_DECAYS[1]).addcmul_(slope, slope, value=1 - _DECAYS[1])
+        torch.sqrt(square, out=root).div_((1 - _DECAYS[1] ** step) ** 0.5).add_(_TINY)
+        flat.mul_(1 - spec.learning_rate * spec.weight_decay)
+        flat.addcdiv_(mean, root, value=-spec.learning_rate / (1 - _DECAYS[0] ** step))
+    return weights
+
+
+def _views(
+    flat: Float32[torch.Tensor, " number"], shapes: list[tuple[int, ...]]
+) -> list[torch.Tensor]:
+    ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
+    parts = zip([0, *ends], ends, shapes, strict=False)
+    return [flat[begin:end].view(shape) for begin, end, shape in parts]

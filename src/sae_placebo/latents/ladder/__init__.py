@@ -1,0 +1,1 @@
+"""How much of a latent each ever less simple predictor explains."""

@@ -1,0 +1,160 @@
+"""What latents are predicted from linearly: features of tokens, and the activations of a placebo.
+
+Nothing here depends on an SAE, so that all SAEs read at the same tokens share it: `Readouts` per set of
+tokens and placebo model.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Float32, Float64, Int64
+
+from sae_placebo.core.lazy import torch
+from sae_placebo.latents.ladder.block_sums import BlockSums, gram_of, parts_of
+from sae_placebo.latents.ladder.token_features import (
+    AT_ONCE,
+    TokenFeatures,
+    less_words,
+    n_bag_columns,
+    scale_columns,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Readouts:
+    """Features that are read linearly, each column of mean 0 and variance 1 on the fitted tokens.
+
+    Columns: ones; the bag as it is; then, less the mean by current token (the table's, with its prior):
+    bag, window, activations of the placebo. With the table of the current token beside them, the latter
+    explain what that table does not (Frisch, Waugh and Lovell). All but those of the placebo are held
+    by the features of the tokens, once for all placebos.
+
+    Attributes:
+        tokens: The features of the tokens.
+        own: Columns of the placebo, rows as in `TokenFeatures.x`; None where there is none.
+    """
+
+    tokens: TokenFeatures
+    own: Float32[np.ndarray, "ordered part"] | None
+
+    @classmethod
+    def of(
+        cls, tokens: TokenFeatures, activations: Float[torch.Tensor, "token d_in"] | None
+    ) -> Readouts:
+        """Return the features of the tokens with those of the placebo's model, if there is one."""
+        if activations is None:
+            return cls(tokens, None)
+        n_fit = len(tokens.fit)
+        own = _leading(activations, tokens.order, n_fit, tokens.spec.readout)
+        less_words(own, tokens.words, tokens.order, n_fit, 0)
+        scale_columns(own, n_fit, (slice(None),))
+        return cls(tokens, own)
+
+    @property
+    def bag_alone(self) -> slice:
+        """Columns of the bag as it is."""
+        return slice(1, 1 + n_bag_columns(self.tokens.spec))
+
+    @property
+    def bag(self) -> slice:
+        """Columns of the bag."""
+        n_bag = n_bag_columns(self.tokens.spec)
+        return slice(1 + n_bag, 1 + 2 * n_bag)
+
+    @property
+    def window(self) -> slice:
+        """Columns of bag and window."""
+        return slice(self.bag.start, self.tokens.x.shape[1])
+
+    @property
+    def placebo(self) -> slice | None:
+        """Columns of bag, window and placebo; None where there is no placebo."""
+        if self.own is None:
+            return None
+        return slice(self.bag.start, self.tokens.x.shape[1] + self.own.shape[1])
+
+    @property
+    def fitted(self) -> tuple[Float32[np.ndarray, "fitted _"], ...]:
+        """The features at the fitted tokens, side by side."""
+        return self._at(slice(0, len(self.tokens.fit)))
+
+    @functools.cached_property
+    def fit_gram(self) -> Float64[np.ndarray, "feature feature"]:
+        """X'X on the fitted tokens."""
+        return gram_of(self.fitted, self.tokens.fit_gram)
+
+    @functools.cached_property
+    def choose(self) -> BlockSums:
+        """Sums over the tokens that are chosen on."""
+        return self._sums(self.tokens.sums[0])
+
+    @functools.cached_property
+    def score(self) -> tuple[BlockSums, ...]:
+        """Sums over the scored tokens, by group of documents."""
+        return tuple(self._sums(known) for known in self.tokens.sums[1:])
+
+    @functools.cached_property
+    def readings(self) -> dict[str, Reading]:
+        """Each readout's columns and the eigenvectors of its X'X on the fitted tokens."""
+        named = {
+            "bag_alone": self.bag_alone,
+            "bag": self.bag,
+            "window": self.window,
+            "placebo_readout": self.placebo,
+        }
+        return {
+            name: Reading.of(self.fit_gram, columns)
+            for name, columns in named.items()
+            if columns is not None
+        }
+
+    def _at(self, rows: slice) -> tuple[Float32[np.ndarray, "chosen _"], ...]:
+        own = () if self.own is None else (self.own[rows],)
+        return self.tokens.x[rows], *own
+
+    def _sums(self, known: BlockSums) -> BlockSums:
+        if self.own is None:
+            return known
+        return BlockSums.of(known.keys, self._at(known.keys.block.rows), known)
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """Columns of a readout and the eigenvectors of their X'X on the fitted tokens."""
+
+    columns: slice
+    values: Float64[np.ndarray, " feature"]
+    vectors: Float32[np.ndarray, "feature feature"]
+
+    @classmethod
+    def of(cls, gram: Float64[np.ndarray, "all all"], columns: slice) -> Reading:
+        """Return the columns with the eigenvectors of their part of `gram`."""
+        values, vectors = np.linalg.eigh(gram[columns, columns])
+        return cls(columns, np.maximum(values, 0), vectors.astype(np.float32))
+
+
+def _leading(
+    activations: Float[torch.Tensor, "token d_in"],
+    order: Int64[np.ndarray, " ordered"],
+    n_fit: int,
+    width: int,
+) -> Float32[np.ndarray, "ordered part"]:
+    """Return a copy of activations in order; of more than `width` dimensions, leading components."""
+    x = activations.detach().float().cpu().numpy()
+    found = np.empty((len(order), min(x.shape[1], width)), dtype=np.float32)
+    if x.shape[1] <= width:
+        # clipping asks for no buffer of all that is copied
+        np.take(x, order, axis=0, out=found, mode="clip")
+        return found
+    mean = sum(x[order[p]].sum(0, dtype=np.float64) for p in parts_of(n_fit, AT_ONCE)) / n_fit
+    gram = np.zeros((x.shape[1], x.shape[1]))
+    for part in parts_of(n_fit, AT_ONCE):
+        centered = x[order[part]] - mean.astype(np.float32)
+        gram += centered.T @ centered
+    vectors = np.linalg.eigh(gram)[1][:, ::-1][:, :width].astype(np.float32)
+    for part in parts_of(len(order), AT_ONCE):
+        found[part] = x[order[part]] @ vectors
+    return found

@@ -1,0 +1,85 @@
+"""Ridge readouts from sufficient statistics, and predictors weighed against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float32, Float64
+
+from sae_placebo.latents.ladder.pieces import N_LOOKUPS
+from sae_placebo.latents.ladder.predictors import Reading
+
+_TINY = 1e-9
+_FAINT = 1e-5
+
+
+def readout(
+    reading: Reading,
+    fitted: Float32[np.ndarray, "target feature"],
+    left: Float32[np.ndarray, "target feature"],
+    gram: Float64[np.ndarray, "feature feature"],
+    penalties: Sequence[float],
+) -> Float32[np.ndarray, "target part"]:
+    """Return each target's ridge coefficients, with the penalty that explains most where it is chosen.
+
+    A penalty is better when the prediction z, times the best factor, takes more off what the rungs
+    before left over, r: (z'r)^2 / z'z, on the documents to choose on. Each target chooses for itself.
+
+    Args:
+        reading: The columns and their eigenvectors.
+        fitted: X'y on the fitted tokens, all columns.
+        left: X'r on the tokens to choose on, all columns.
+        gram: X'X on the tokens to choose on, all columns.
+        penalties: In units of the mean eigenvalue.
+    """
+    columns, vectors = reading.columns, reading.vectors
+    # in the basis of the eigenvectors a penalty only divides
+    y, r = fitted[:, columns] @ vectors, left[:, columns] @ vectors
+    inner = (vectors.T @ gram[columns, columns] @ vectors).astype(np.float32)
+    unit = max(float(reading.values.mean()), _TINY)
+    best = np.full(len(y), -1.0)
+    chosen = np.zeros_like(y)
+    # the strongest first: kept where no weaker one is better
+    for penalty in sorted(penalties, reverse=True):
+        b = y / (reading.values + penalty * unit).astype(np.float32)
+        zr = np.einsum("mi,mi->m", b, r).astype(np.float64)
+        zz = np.einsum("mi,mi->m", b @ inner, b).astype(np.float64)
+        gain = np.where(zz > 0, np.maximum(zr, 0) ** 2 / np.where(zz > 0, zz, 1), 0)
+        better = gain > best
+        best[better], chosen[better] = gain[better], b[better]
+    return np.asarray(chosen @ vectors.T)
+
+
+def weigh(
+    gram: Float64[np.ndarray, "target piece piece"],
+    mixes: Float64[np.ndarray, "mix piece"],
+    events: Float64[np.ndarray, " target"],
+) -> Float64[np.ndarray, "target piece"]:
+    """Return the weight of each piece in the least squares prediction of piece 0 from mixes of others.
+
+    Every mix's square is raised by 1 / events of itself, so that a latent seen a few times trusts no
+    predictor much; that of a lookup also by 1e-5 of the target's, so that what is too small to be told
+    from the rounding of sums gets no weight.
+
+    Source: stacking (Wolpert 1992; Breiman 1996), without their constraint to weights of at least 0.
+
+    Args:
+        gram: Inner products of the pieces, the target among them as piece 0.
+        mixes: Sums of pieces that are weighted as one.
+        events: About how many tokens each target was seen at; see `events`.
+    """
+    inner = mixes @ gram @ mixes.T
+    right = (gram[:, 0] @ mixes.T)[..., None]
+    n = mixes.shape[0]
+    diagonal = np.maximum(np.einsum("mkk->mk", inner), 0)
+    # other pieces are in units of their own, or as large as their ridge penalty left them
+    faint = _FAINT * mixes[:, :N_LOOKUPS].any(axis=1)
+    raised = diagonal / np.maximum(events, 1)[:, None] + faint * gram[:, :1, 0]
+    # all pieces of a target that is constant are 0
+    raised[raised <= 0] = 1
+    inner[:, np.arange(n), np.arange(n)] = diagonal + raised
+    scale = np.sqrt(diagonal + raised)
+    inner /= scale[:, :, None] * scale[:, None, :]
+    solved = np.linalg.solve(inner, right / scale[..., None])[..., 0] / scale
+    return np.asarray(solved @ mixes)

@@ -1,0 +1,88 @@
+"""The ladder of every arm as a table: each rung's R2, and what it adds to the rung before."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sae_placebo.core.errors import NotEstimable
+from sae_placebo.core.lazy import pandas
+from sae_placebo.latents.ladder.ladder import RUNGS
+from sae_placebo.stats.replicates import Cell, Replicates, ReplicateTable
+from sae_placebo.stats.statistics import arm_interval
+
+SUBJECTS = {"latents": "ladder_r2_", "activations": "activations_r2_"}
+COLUMNS = (
+    *(
+        "arm",
+        "model_seed",
+        "sae_seed",
+        "hookpoint",
+        "sae",
+        "subject",
+        "rung",
+        "value",
+        "low",
+        "high",
+    ),
+    *("gain", "gain_low", "gain_high", "n", "reason"),
+)
+
+
+def ladder_table(
+    table: ReplicateTable, latents: Any, widths: Mapping[str, int], min_firings: int, level: float
+) -> Any:
+    """Return one row per arm, place, subject and rung, the constant left out.
+
+    Rows are an arm's own values, over all its SAEs, so that their seeds are null.
+
+    Args:
+        table: Every metric of every SAE under document weights.
+        latents: Every latent, for how many of them are judged.
+        widths: Dimensions of the activations, by hookpoint.
+        min_firings: Tokens on which a latent is judged.
+        level: Of the intervals.
+    """
+    judged = latents[latents["n_active"] >= min_firings]
+    counts = judged.groupby(["arm", "hookpoint", "sae"]).size().to_dict()
+    places = dict.fromkeys(
+        (c.arm, c.hookpoint, c.sae) for c in table if c.metric == "ladder_r2_token"
+    )
+    rows = [
+        row | {"n": counts.get(place, 0) if subject == "latents" else widths.get(place[1])}
+        for place in places
+        for subject in SUBJECTS
+        for row in _rungs(table, place, subject, level)
+    ]
+    found = pandas.DataFrame(rows, columns=list(COLUMNS))
+    seeds = ("model_seed", "sae_seed", "n")
+    numbers = ("value", "low", "high", "gain", "gain_low", "gain_high")
+    return found.astype(dict.fromkeys(seeds, "Int64") | dict.fromkeys(numbers, "float64"))
+
+
+def _rungs(
+    table: ReplicateTable, place: tuple[str, str, str], subject: str, level: float
+) -> Iterator[dict[str, Any]]:
+    arm, hookpoint, sae = place
+    before: Replicates | None = None
+    for rung in RUNGS[1:]:
+        row: dict[str, Any] = dict.fromkeys(COLUMNS)
+        row |= {"arm": arm, "hookpoint": hookpoint, "sae": sae, "subject": subject, "rung": rung}
+        n_documents = table.n_documents[hookpoint]
+        try:
+            found = table[Cell(arm, hookpoint, sae, SUBJECTS[subject] + rung)]
+        except NotEstimable as refusal:
+            yield row | {"reason": str(refusal)}
+            continue
+        step = found.values if before is None else found.values - before.values
+        gain = dataclasses.replace(found, values=step)
+        row |= {"value": found.point, "gain": gain.point}
+        try:
+            around, added = (arm_interval(one, n_documents, level) for one in (found, gain))
+            row |= {"low": around.low, "high": around.high}
+            row |= {"gain_low": added.low, "gain_high": added.high}
+        except NotEstimable as refusal:
+            row["reason"] = str(refusal)
+        before = found
+        yield row

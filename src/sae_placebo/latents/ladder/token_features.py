@@ -1,0 +1,333 @@
+"""Features of tokens that need no model: keys of lookup tables, bags and windows of embedding rows.
+
+Nothing here depends on an SAE, so that all SAEs read at the same tokens share it.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+from jaxtyping import Float, Float32, Float64, Int64, Integer
+from pydantic import Field
+
+from sae_placebo.core.errors import NotEstimable
+from sae_placebo.core.spec import LARGEST, Distinct, Spec, numpy_generator
+from sae_placebo.latents.base import Folds, TokenTable
+from sae_placebo.latents.ladder.block_sums import (
+    Block,
+    BlockKeys,
+    BlockSums,
+    Keys,
+    Tables,
+    gram_of,
+    parts_of,
+)
+
+FIT, CHOOSE, SCORE = 0, 1, 2
+AT_ONCE = 4_096
+
+
+class LadderSpec(Spec):
+    """Settings of the ladder.
+
+    Attributes:
+        prior: Occurrences that the shorter context's prediction is worth in a lookup table.
+        least_pair: Pairs of tokens seen less often in the fitted documents are backed off to the token.
+        position_bins: Bins of the position in the row, of about equal numbers of tokens.
+        decays: Of the bags of previous tokens, per token, between 0 and 1; each bag has `bag` dimensions.
+        bag: Leading principal components of the embedding rows that a bag adds up.
+        window: Leading principal components of the embedding row, for the current token, the one before,
+            and so on.
+        readout: Dimensions of the placebo's activations that are read: all of them, or, of more, the
+            leading principal components.
+        penalties: Ridge penalties to choose from, in units of the mean eigenvalue.
+        partners: Placebo latents that a latent is predicted from; 0: none.
+        partner_tokens: Fitted tokens on which these are looked for, at most.
+        least_active: Active tokens in the fitted and in the scored documents below which a latent has no
+            R2: it would be a ratio of two noises.
+    """
+
+    prior: float = Field(default=1.0, gt=0)
+    least_pair: int = Field(2, ge=1)
+    position_bins: int = Field(16, ge=2)
+    decays: Distinct[Annotated[float, Field(gt=0, lt=1)]] = (0.7, 0.97)
+    bag: int = Field(32, ge=1)
+    window: tuple[Annotated[int, Field(ge=1, lt=LARGEST)], ...] = Field(
+        (32, 32, 16, 16, 8, 8, 8, 8), min_length=1
+    )
+    readout: int = Field(256, ge=1)
+    penalties: Distinct[Annotated[float, Field(gt=0)]] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    partners: int = Field(4, ge=0)
+    partner_tokens: int = Field(20_000, ge=1)
+    least_active: int = Field(10, ge=1)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenFeatures:
+    """What can be known of the tokens without a model: shared by all SAEs read at them.
+
+    Attributes:
+        words: Table of the current token.
+        previous: Table of the token before.
+        pairs: Table of both.
+        bins: Bin of each position.
+        n_bins: Bins.
+        x: The columns of `Readouts` that need no placebo. Rows are the fitted tokens, those chosen on,
+            then the scored by group, so that those of a block are a view.
+        fit: Fitted tokens.
+        choose: Tokens to choose on.
+        score: Scored tokens by group of documents.
+        n_groups: Groups of documents.
+        source: What stands for a token in bags and windows, for people.
+        spec: Settings.
+    """
+
+    words: Keys
+    previous: Keys
+    pairs: Keys
+    bins: Int64[np.ndarray, " token"]
+    n_bins: int
+    x: Float32[np.ndarray, "ordered feature"]
+    fit: Int64[np.ndarray, " fitted"]
+    choose: Block
+    score: tuple[Block, ...]
+    n_groups: int
+    source: str
+    spec: LadderSpec
+
+    @classmethod
+    def of(
+        cls,
+        tokens: TokenTable,
+        folds: Folds,
+        embeddings: Float[np.ndarray, "vocabulary d_embed"] | None,
+        seed: int,
+        spec: LadderSpec,
+    ) -> TokenFeatures:
+        """Return the features of the tokens.
+
+        Args:
+            tokens: What was read.
+            folds: Which documents are fitted, chosen and scored on.
+            embeddings: Row of each token id, the trained model's W_E; None for fixed random rows.
+            seed: Of the random rows.
+            spec: Settings.
+
+        Raises:
+            NotEstimable: no token is left to fit, choose or score on.
+        """
+        purposes = folds.purposes[tokens.documents]
+        fit, choose, score = (np.flatnonzero(purposes == p) for p in (FIT, CHOOSE, SCORE))
+        for found, what in ((fit, "fit"), (choose, "choose penalties"), (score, "score")):
+            if not len(found):
+                raise NotEstimable(f"no document to {what} on: the ladder needs more documents")
+        groups = folds.groups[tokens.documents[score]]
+        blocks = _blocks(len(fit), choose, [(g, score[groups == g]) for g in np.unique(groups)])
+        order = np.concatenate([fit, *(block.tokens for block in blocks)])
+        ids, before = tokens.ids.astype(np.int64), tokens.previous.astype(np.int64)
+        width = int(tokens.rows.token_ids.max()) + 1
+        rows, source = _token_rows(tokens, fit, embeddings, seed, spec)
+        edges = np.unique(
+            np.quantile(
+                tokens.positions[fit], np.arange(1, spec.position_bins) / spec.position_bins
+            )
+        )
+        words = Keys.among(ids, fit, spec.prior)
+        x, n_bag = _features(tokens, rows, order, spec), n_bag_columns(spec)
+        less_words(x, words, order, len(fit), 1 + n_bag)
+        scale_columns(x, len(fit), (slice(1, 1 + n_bag), slice(1 + n_bag, None)))
+        return cls(
+            words=words,
+            previous=Keys.among(before, fit, spec.prior),
+            # the current token first: pairs are then sorted by it
+            pairs=Keys.among(ids * width + before, fit, spec.prior, spec.least_pair),
+            bins=np.searchsorted(edges, tokens.positions, side="right").astype(np.int64),
+            n_bins=len(edges) + 1,
+            x=x,
+            fit=fit,
+            choose=blocks[0],
+            score=tuple(blocks[1:]),
+            n_groups=folds.n_groups,
+            source=source,
+            spec=spec,
+        )
+
+    def __len__(self) -> int:
+        return len(self.bins)
+
+    @functools.cached_property
+    def word_of_pair(self) -> Int64[np.ndarray, " key"]:
+        """Key of the current token of each pair."""
+        found = np.full(len(self.pairs.n), len(self.words.n) - 1, dtype=np.int64)
+        found[self.pairs.of] = self.words.of
+        found[-1] = len(self.words.n) - 1
+        return found
+
+    @functools.cached_property
+    def order(self) -> Int64[np.ndarray, " ordered"]:
+        """Token of each row of the features."""
+        return np.concatenate([self.fit, self.choose.tokens, *(b.tokens for b in self.score)])
+
+    @functools.cached_property
+    def fit_gram(self) -> Float64[np.ndarray, "feature feature"]:
+        """X'X of the features on the fitted tokens."""
+        return gram_of((self.x[: len(self.fit)],))
+
+    @functools.cached_property
+    def sums(self) -> tuple[BlockSums, ...]:
+        """Sums over each block, first those chosen on, of the features that need no placebo."""
+        tables = Tables(self.words, self.previous, self.pairs, self.bins, self.n_bins)
+        return tuple(
+            BlockSums.of(BlockKeys.of(tables, block), (self.x[block.rows],), None)
+            for block in (self.choose, *self.score)
+        )
+
+
+def _blocks(
+    start: int, choose: Int64[np.ndarray, " chosen"], score: list[tuple[Any, Any]]
+) -> list[Block]:
+    """Return the blocks, one behind the other in the features from row `start`."""
+    blocks = []
+    for group, tokens in ((-1, choose), *score):
+        blocks.append(Block(tokens, int(group), slice(start, start + len(tokens))))
+        start += len(tokens)
+    return blocks
+
+
+def n_bag_columns(spec: LadderSpec) -> int:
+    """Return how many columns the bags have."""
+    return len(spec.decays) * spec.bag
+
+
+def _token_rows(
+    tokens: TokenTable,
+    fit: Int64[np.ndarray, " fitted"],
+    embeddings: Float[np.ndarray, "vocabulary d_embed"] | None,
+    seed: int,
+    spec: LadderSpec,
+) -> tuple[Float32[np.ndarray, "id part"], str]:
+    """Return a row per token id, leading principal components first, and what the rows are."""
+    width = max(spec.bag, *spec.window)
+    n_ids = int(tokens.rows.token_ids.max()) + 1
+    if embeddings is None:
+        drawn = numpy_generator(seed, "token rows of the ladder").standard_normal((n_ids, width))
+        return drawn.astype(np.float32), "fixed random rows by token"
+    if len(embeddings) < n_ids:
+        raise ValueError(f"embeddings of {len(embeddings)} tokens, but ids up to {n_ids - 1}")
+    table = np.asarray(embeddings[:n_ids], dtype=np.float32)
+    weight = np.bincount(tokens.ids[fit], minlength=n_ids)[:n_ids] / len(fit)
+    table = table - weight.astype(np.float32) @ table
+    covariance = (table * weight[:, None]).T @ table
+    vectors = np.linalg.eigh(covariance)[1][:, ::-1][:, :width]
+    rows = (table @ vectors).astype(np.float32)
+    missing = width - rows.shape[1]
+    return np.pad(rows, ((0, 0), (0, max(missing, 0)))), "embedding rows of the model"
+
+
+def _features(
+    tokens: TokenTable,
+    rows: Float32[np.ndarray, "vocabulary part"],
+    order: Int64[np.ndarray, " ordered"],
+    spec: LadderSpec,
+) -> Float32[np.ndarray, "ordered feature"]:
+    """Return ones, bags, bags once more, and windows, as they are, of the tokens in `order`."""
+    ids, row, n_bag = tokens.rows.token_ids, tokens.places[:, 0], n_bag_columns(spec)
+    found = np.empty((len(order), 1 + 2 * n_bag + sum(spec.window)), dtype=np.float32)
+    place = np.full(len(tokens), -1, dtype=np.int64)
+    place[order] = np.arange(len(order))
+    at_once = max(1, AT_ONCE // ids.shape[1])
+    for first in range(0, len(ids), at_once):
+        start, stop = np.searchsorted(row, [first, first + at_once])
+        here = np.flatnonzero(place[start:stop] >= 0)
+        at = place[start:stop][here]
+        bags = _bags(rows[ids[first : first + at_once], : spec.bag], spec)
+        places = tokens.places[start:stop][here]
+        part = bags[places[:, 0] - first, places[:, 1]]
+        windows = _windows(ids, places, rows, spec)
+        found[at] = np.concatenate([np.ones((len(at), 1), "f4"), part, part, windows], axis=1)
+    return found
+
+
+def _bags(
+    rows: Float32[np.ndarray, "row position part"], spec: LadderSpec
+) -> Float32[np.ndarray, "row position feature"]:
+    """Return decayed sums of the vectors of the tokens before, within the row, per decay."""
+    decays = np.asarray(spec.decays, dtype=np.float32)[:, None]
+    bag = np.zeros((*rows.shape[:2], len(spec.decays), spec.bag), dtype=np.float32)
+    for p in range(1, rows.shape[1]):
+        bag[:, p] = decays * bag[:, p - 1] + rows[:, p - 1, None]
+    return bag.reshape(*rows.shape[:2], -1)
+
+
+def _windows(
+    ids: Integer[np.ndarray, "row position"],
+    places: Int64[np.ndarray, "token 2"],
+    rows: Float32[np.ndarray, "vocabulary part"],
+    spec: LadderSpec,
+) -> Float32[np.ndarray, "token feature"]:
+    """Return the vectors of the last tokens, 0 before the row began, one position after the other."""
+    row, position = places.T
+    parts = []
+    for back, width in enumerate(spec.window):
+        there = position >= back
+        part = rows[ids[row, np.maximum(position - back, 0)], :width]
+        parts.append(part * there[:, None].astype(np.float32))
+    return np.concatenate(parts, axis=1)
+
+
+def less_words(
+    x: Float32[np.ndarray, "ordered part"],
+    words: Keys,
+    order: Int64[np.ndarray, " ordered"],
+    n_fit: int,
+    first: int,
+) -> None:
+    """Take off features, from column `first`, their mean by current token; the table's, with its prior."""
+    n = (words.n + words.prior).astype(np.float32)[:, None]
+    sums = words.sums(order[:n_fit]) @ x[:n_fit]
+    table = ((sums + words.prior * _moment(x[:n_fit])) / n).astype(np.float32)
+    table[:, :first] = 0
+    of = words.of[order]
+    for part in parts_of(len(x), AT_ONCE):
+        x[part] -= table[of[part]]
+
+
+def scale_columns(
+    x: Float32[np.ndarray, "ordered part"], n_fit: int, together: tuple[slice, ...]
+) -> None:
+    """Make columns of mean 0 and variance 1 on the fitted tokens; constant ones become 0.
+
+    Args:
+        x: Features.
+        n_fit: Fitted tokens, which are first.
+        together: Columns that tell from one another what is constant; others are left alone.
+    """
+    mean = _moment(x[:n_fit])
+    deviation = np.sqrt(_moment(x[:n_fit], mean.astype(np.float32)))
+    scale, shift = np.ones(x.shape[1]), np.zeros(x.shape[1])
+    for columns in together:
+        here = deviation[columns]
+        usable = here > 1e-6 * max(float(here.max(initial=0.0)), 1e-30)
+        scale[columns] = np.where(usable, 1 / np.where(usable, here, 1), 0)
+        shift[columns] = mean[columns]
+    scale32, shift32 = scale.astype(np.float32), shift.astype(np.float32)
+    for part in parts_of(len(x), AT_ONCE):
+        x[part] -= shift32
+        x[part] *= scale32
+
+
+def _moment(
+    x: Float32[np.ndarray, "chosen part"], about: Float32[np.ndarray, " part"] | None = None
+) -> Float64[np.ndarray, " part"]:
+    """Return the mean of each column, or, about something, of the square of what is beyond it."""
+    total = np.zeros(x.shape[1])
+    for part in parts_of(len(x), AT_ONCE):
+        some = x[part]
+        if about is not None:
+            some = some - about
+            some *= some
+        total += np.ones(len(some), dtype=np.float32) @ some
+    return total / len(x)

@@ -1,0 +1,160 @@
+"""How many latents are active, how often, and how many never; and whether arms agree in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from sae_placebo.core.errors import NotEstimable
+from sae_placebo.core.lazy import pandas
+from sae_placebo.latents.metrics.base import METRICS, Evidence, Metric, ratio
+
+
+def by_document(evidence: Evidence, what: Float[np.ndarray, " active"]) -> Any:
+    """Return the sum of what stands at a latent's codes in each document: CSR [latent, document]."""
+    from scipy.sparse import coo_matrix
+
+    documents = evidence.documents[evidence.code_tokens]
+    shape = (evidence.d_sae, evidence.n_documents)
+    return coo_matrix((what, (evidence.latents, documents)), shape=shape).tocsr()
+
+
+def firings(
+    evidence: Evidence, weights: Float[np.ndarray, "document replicate"]
+) -> Float[np.ndarray, "latent replicate"]:
+    """Return on how many tokens each latent is active, under each column of weights."""
+
+    def compute() -> Float[np.ndarray, "latent replicate"]:
+        counts = by_document(evidence, np.ones(len(evidence.latents)))
+        found: Float[np.ndarray, "latent replicate"] = counts @ weights
+        return found
+
+    return evidence.shared("firings", weights, compute)
+
+
+def densities(
+    evidence: Evidence, weights: Float[np.ndarray, "document replicate"]
+) -> Float[np.ndarray, "latent replicate"]:
+    """Return the share of tokens on which each latent is active; NaN where there are no tokens."""
+    tokens = evidence.document_tokens @ weights
+    counts = firings(evidence, weights)
+    return ratio(counts, np.broadcast_to(tokens, counts.shape))
+
+
+def _l0(
+    evidence: Evidence, weights: Float[np.ndarray, "document replicate"]
+) -> Float[np.ndarray, " replicate"]:
+    codes = np.bincount(
+        evidence.documents, weights=np.diff(evidence.offsets), minlength=evidence.n_documents
+    )
+    return ratio(codes @ weights, evidence.document_tokens @ weights)
+
+
+def _median_density(
+    evidence: Evidence, weights: Float[np.ndarray, "document replicate"]
+) -> Float[np.ndarray, " replicate"]:
+    found = densities(evidence, weights)
+    found = np.where(found > 0, found, np.nan)
+    alive = ~np.isnan(found).all(0)
+    if not alive[0]:
+        raise NotEstimable("every latent is dead")
+    medians = np.full(found.shape[1], np.nan)
+    medians[alive] = np.nanmedian(found[:, alive], axis=0)
+    return medians
+
+
+def l0_matches(
+    measurements: Any, targets: Mapping[str, float | None], trained: str, tolerance: float
+) -> Any:
+    """Return how far each arm's L0 lies from the trained arm's, a row per arm, hookpoint and SAE.
+
+    Arms are compared as they turned out on held-out tokens, not as they were asked for. The mean is
+    over all SAEs of an arm, of all seeds.
+
+    Args:
+        measurements: A trial's table of that name.
+        targets: For each SAE label the L0 that its settings ask for; None where they ask for none.
+        trained: Name of the arm to which the others are to be matched.
+        tolerance: Largest relative difference at which an arm counts as matched.
+
+    Returns:
+        A DataFrame: arm, hookpoint, sae, l0, l0_least, l0_most (of single SAEs), n_saes, n_tokens,
+        target, relative_to_target, relative_to_trained, tolerance, matched, reason (of nulls).
+    """
+    rows = []
+    values = measurements[measurements["metric"] == "l0"]
+    means = values.groupby(["arm", "hookpoint", "sae"], sort=False)["value"].mean()
+    for (arm, hookpoint, sae), one in values.groupby(["arm", "hookpoint", "sae"], sort=False):
+        l0, usual = means[arm, hookpoint, sae], means.get((trained, hookpoint, sae), math.nan)
+        found, target = one["value"].dropna(), targets.get(sae)
+        away, reason = _relative(l0, usual), None
+        if away is None:
+            reasons = one["reason"].dropna().astype(str)
+            reason = "the trained arm has no active latents to compare with"
+            if not len(found):
+                reason = reasons.iloc[0] if len(reasons) else "L0 was not measured"
+        rows.append(
+            {
+                "arm": arm,
+                "hookpoint": hookpoint,
+                "sae": sae,
+                "l0": float(l0),
+                "l0_least": found.min(),
+                "l0_most": found.max(),
+                "n_saes": len(found),
+                "n_tokens": int(one["n"].max()),
+                "target": target,
+                "relative_to_target": _relative(l0, target),
+                "relative_to_trained": away,
+                "tolerance": tolerance,
+                "matched": None if away is None else abs(away) <= tolerance,
+                "reason": reason,
+            }
+        )
+    types = {"n_saes": "Int64", "n_tokens": "Int64", "matched": "boolean"} | dict.fromkeys(
+        ("target", "relative_to_target", "relative_to_trained"), "float64"
+    )
+    return pandas.DataFrame(rows, columns=list(MATCHING)).astype(types)
+
+
+MATCHING = (
+    *("arm", "hookpoint", "sae", "l0", "l0_least", "l0_most", "n_saes", "n_tokens"),
+    *("target", "relative_to_target", "relative_to_trained", "tolerance", "matched", "reason"),
+)
+"""Columns of the table of matches."""
+
+
+def _relative(value: float, to: float | None) -> float | None:
+    known = to is not None and math.isfinite(value) and math.isfinite(to) and to > 0
+    return float(value / to - 1) if known and to else None
+
+
+METRICS.add(
+    "l0",
+    Metric(
+        name="l0",
+        unit="latents",
+        better="neither",
+        null="none: it is what the arms should share before anything else is compared",
+        definition="mean number of active latents per token",
+        source="In common use.",
+        compute=_l0,
+    ),
+)
+METRICS.add(
+    "median_density",
+    Metric(
+        name="median_density",
+        unit="share",
+        better="neither",
+        null="none: the value in the placebo arms is the comparison",
+        definition="median, over latents that are not dead, of the share of tokens on which the "
+        "latent is active",
+        source="In common use.",
+        compute=_median_density,
+    ),
+)

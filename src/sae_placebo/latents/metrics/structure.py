@@ -1,0 +1,192 @@
+"""The numbers about one SAE that come of its latents' classes, verdicts, partners and ladder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int8
+
+from sae_placebo.latents.classes.classification import CLASSES
+from sae_placebo.latents.ladder.ladder import RUNGS, Ladder
+from sae_placebo.latents.metrics.base import Declared
+from sae_placebo.latents.origin.verdicts import VERDICTS, Verdicts
+from sae_placebo.latents.partners.assignment import Sharing
+
+
+class Number(NamedTuple):
+    """A number with each group of documents left out, its null, or the reason why there is none."""
+
+    values: Float[np.ndarray, " fold"] | None
+    null_value: float | None = None
+    reason: str | None = None
+
+
+_BY_DIRECTION = {
+    "seed_pw_mcc": (
+        "cosine",
+        "mean cosine of decoder rows, assigned one to one to those of the SAE of another seed",
+        "Song et al. 2025 (arXiv 2505.20254), signed.",
+    ),
+    "seed_mmcs": (
+        "cosine",
+        "mean over latents of the largest cosine of decoder rows with the SAE of another seed",
+        "Sharkey et al. 2022, between two SAEs.",
+    ),
+    "seed_shared": (
+        "share",
+        "share of all latents whose encoder and decoder rows are assigned to the same latent of the "
+        "other seed, both with a cosine of .7 or more",
+        "Paulo and Belrose 2025 (arXiv 2501.16615).",
+    ),
+}
+_PLACEBO = "the same share in the placebo arms, held against another re-draw (A/A)"
+_VERDICT_WORDS = {
+    "inherited": "explained by tokens, embeddings or the placebo model, or with a partner in the "
+    "placebo SAE",
+    "model_made": "that nothing on the ladder explains, that have no partner in the placebo SAE, and that "
+    "the SAE of another seed has too",
+    "undetermined": "about which neither can be said",
+}
+
+
+def _declared() -> Iterator[Declared]:
+    for kind in CLASSES:
+        yield Declared(
+            name=f"share_{kind.name}",
+            unit="share",
+            better="neither",
+            null="none: the share in the placebo arms is the comparison",
+            definition=f"share of all latents in class {kind.name!r}: {kind.definition}",
+            source="This package; see `classification`.",
+            counts_latents=True,
+            reads="outputs" if kind.name == "output" else "activations",
+        )
+    for verdict in VERDICTS:
+        yield Declared(
+            name=f"origin_{verdict}",
+            unit="share",
+            better="neither",
+            null=_PLACEBO,
+            definition=f"share of all latents {_VERDICT_WORDS[verdict]}",
+            source="This package; see `structure.verdicts`.",
+            counts_latents=True,
+        )
+    for name, who in (("placebo", "the placebo SAE"), ("seed", "the SAE of another seed")):
+        yield Declared(
+            name=f"has_{name}_partner",
+            unit="share",
+            better="neither",
+            null="the share when one side's tokens are moved within their documents",
+            definition=f"share of firing latents with a partner in {who}: a latent whose activations on "
+            "the same tokens correlate above the threshold, and above chance at its firing rate",
+            source="Bricken et al. 2023 (universality, by correlation). Differs: the threshold and the "
+            "nulls are of this package.",
+            counts_latents=True,
+        )
+    for rung in RUNGS[1:]:
+        yield Declared(
+            name=f"ladder_r2_{rung}",
+            unit="share",
+            better="neither",
+            null="0: no better than the mean; the value in the placebo arms is the comparison",
+            definition=f"mean over judged latents of held-out R2 of the ladder up to {rung!r}",
+            source="This package; see `structure.ladder`.",
+        )
+        yield Declared(
+            name=f"activations_r2_{rung}",
+            unit="share",
+            better="neither",
+            null="0: no better than the mean; the value in the placebo arms is the comparison",
+            definition=f"held-out share of the activations' variance explained by the ladder up to {rung!r}",
+            source="This package; see `structure.ladder`.",
+        )
+
+
+def _of_directions() -> Iterator[Declared]:
+    for name, (unit, definition, source) in _BY_DIRECTION.items():
+        yield Declared(
+            name=name,
+            unit=unit,
+            better="neither",
+            null="the same of random directions, as many in as many dimensions",
+            definition=definition,
+            source=source,
+            counts_latents=name == "seed_shared",
+        )
+
+
+DECLARED: dict[str, Declared] = {one.name: one for one in (*_declared(), *_of_directions())}
+"""Every number of `numbers`, by name."""
+
+
+def numbers(
+    classes: Int8[np.ndarray, "latent fold"],
+    found: Verdicts,
+    climbed: Ladder,
+    in_placebo: Any,
+    in_sibling: Any,
+    judged: Bool[np.ndarray, "latent fold"],
+    missing: dict[str, str],
+) -> dict[str, Number]:
+    """Return every number about one SAE, each with a value per fold.
+
+    Args:
+        classes: Class of each latent.
+        found: Its verdict.
+        climbed: The ladder.
+        in_placebo: Partners in the placebo SAE, a `profiling.Found`.
+        in_sibling: Partners in the SAE of another seed.
+        judged: Whether it fires often enough to be judged.
+        missing: Why a class cannot be told apart here, by class.
+    """
+    made: dict[str, Number] = {}
+    for index, kind in enumerate(CLASSES):
+        why = missing.get(kind.name)
+        share = (classes == index).mean(axis=0)
+        made[f"share_{kind.name}"] = Number(None if why else share, None, why)
+    for index, verdict in enumerate(VERDICTS):
+        why = in_placebo.reason if in_placebo.has is None else None
+        made[f"origin_{verdict}"] = Number(None if why else found.share(index), None, why)
+    for name, partners in (("placebo", in_placebo), ("seed", in_sibling)):
+        made[f"has_{name}_partner"] = _partner_share(partners)
+    alive = judged & judged[:, :1]
+    for rung, r2, whole in list(zip(climbed.rungs, climbed.r2, climbed.whole, strict=True))[1:]:
+        known = alive & np.isfinite(r2)
+        with np.errstate(invalid="ignore"):
+            mean = np.where(known, r2, 0).sum(axis=0) / known.sum(axis=0)
+        why = climbed.reasons.get(rung)
+        made[f"ladder_r2_{rung}"] = Number(
+            None if why else mean, 0.0, why or "no latent fires often enough"
+        )
+        made[f"activations_r2_{rung}"] = Number(None if why else whole, 0.0, why)
+    return made
+
+
+def _partner_share(partners: Any) -> Number:
+    if partners.has is None:
+        return Number(None, None, partners.reason)
+    fires = np.isfinite(partners.r)
+    with np.errstate(invalid="ignore"):
+        share = (partners.has & fires).sum(axis=0) / fires.sum(axis=0)
+    known = partners.null_has[np.isfinite(partners.null_has)]
+    return Number(share, float(known.mean()) if len(known) else None, "no latent fires")
+
+
+def of_sharing(shared: Sharing | None, n_folds: int, reason: str | None) -> dict[str, Number]:
+    """Return what two SAEs of one model share by their directions; no documents are in it.
+
+    Args:
+        shared: Of the SAE and that of another seed; None where there is none.
+        n_folds: Values that every number has, all the same here.
+        reason: Why there is none.
+    """
+    if shared is None:
+        return {name: Number(None, None, reason) for name in _BY_DIRECTION}
+    found = {
+        "seed_pw_mcc": (shared.pw_mcc.value, shared.pw_mcc.null),
+        "seed_mmcs": (shared.mmcs.value, shared.mmcs.null),
+        "seed_shared": (shared.share, shared.null_share),
+    }
+    return {name: Number(np.full(n_folds, value), null) for name, (value, null) in found.items()}

@@ -1,0 +1,1 @@
+"""Where a latent comes from: verdicts, and the decoys that they are held against."""

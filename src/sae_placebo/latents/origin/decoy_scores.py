@@ -1,0 +1,109 @@
+"""Which scores trained latents and decoys are compared by, and the table of what passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from sae_placebo.core.lazy import pandas
+from sae_placebo.latents.origin.decoys import decoys
+
+
+class Score(NamedTuple):
+    """One score of a latent: larger is less like a placebo's, if anything is."""
+
+    definition: str
+    of: Callable[[Any], Float[np.ndarray, " latent"]]
+
+
+def _column(name: str) -> Callable[[Any], Float[np.ndarray, " latent"]]:
+    def values(latents: Any) -> Float[np.ndarray, " latent"]:
+        if name not in latents:
+            return np.full(len(latents), np.nan)
+        found: Float[np.ndarray, " latent"] = latents[name].to_numpy(np.float64, na_value=np.nan)
+        return found
+
+    return values
+
+
+def _stable_unexplained(latents: Any) -> Float[np.ndarray, " latent"]:
+    """Return the lesser of 1 - R2 of the ladder's token rungs and the correlation with a sibling."""
+    left = 1 - np.clip(_column("r2_window")(latents), 0, 1)
+    found: Float[np.ndarray, " latent"] = np.minimum(left, _column("seed_r")(latents))
+    return found
+
+
+SCORES: Mapping[str, Score] = {
+    "stable_unexplained": Score(
+        "the lesser of 1 - R2 of the ladder up to the embeddings of a window, and the correlation with "
+        "the best partner in the SAE of another seed: not explained by tokens, and yet no accident",
+        _stable_unexplained,
+    ),
+    "attribute_r2": Score(
+        "share of variance removed by the best attribute of the token (its spelling, its labels)",
+        _column("attribute_r2"),
+    ),
+    "induction_d": Score(
+        "how much more it fires on repeated than on fresh random blocks, in standard deviations",
+        _column("induction_d"),
+    ),
+    "output_lift": Score(
+        "how much more often its promoted tokens come next than after the same current token",
+        _column("output_lift"),
+    ),
+    "token_entropy_bits": Score(
+        "token entropy in bits: how many different tokens it is active on",
+        _column("token_entropy_bits"),
+    ),
+}
+"""Scores by name, in the order of the table."""
+
+COLUMNS = (
+    *("hookpoint", "sae", "arm", "placebo", "score", "threshold", "rate", "achieved", "passing"),
+    *("low", "high", "share", "decoys_passing", "n_targets", "n_decoys", "reason", "remark"),
+)
+
+
+def decoy_table(
+    latents: Any, trained: str, placebo: str | None, why: str | None, rate: float, seed: int
+) -> pandas.DataFrame:
+    """Return how many trained latents pass each score's threshold, by hookpoint and SAE.
+
+    Args:
+        latents: All arms' latents; what fires too rarely to be judged has null scores and passes nowhere.
+        trained: The arm whose latents are targets.
+        placebo: The arm whose latents are decoys; None where there is none.
+        why: Why there is none.
+        rate: Share of decoys among what passes.
+        seed: Names the draws of the intervals.
+    """
+    rows: list[dict[str, Any]] = []
+    for (hookpoint, sae), part in latents.groupby(["hookpoint", "sae"], sort=False):
+        targets, others = part[part["arm"] == trained], part[part["arm"] == placebo]
+        for name, score in SCORES.items():
+            row: dict[str, Any] = {"hookpoint": hookpoint, "sae": sae, "arm": trained}
+            row |= {"placebo": placebo, "score": name, "rate": rate, "n_targets": len(targets)}
+            scores = [score.of(one).astype(np.float64) for one in (targets, others)]
+            if not len(others):
+                rows.append(row | {"n_decoys": 0, "reason": why or "no placebo's latents"})
+                continue
+            if not all(np.isfinite(one).any() for one in scores):
+                reason = "the score cannot be had here, of the trained latents or of the decoys"
+                rows.append(row | {"n_decoys": len(others), "reason": reason})
+                continue
+            seeds = [_sae_of(one) for one in (targets, others)]
+            found = decoys(scores[0], scores[1], rate, seeds[0], seeds[1], seed)
+            rows.append(row | {c: getattr(found, c) for c in COLUMNS if hasattr(found, c)})
+    return pandas.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _sae_of(latents: Any) -> np.ndarray:
+    """Return a number for the SAE, model re-draw and seed, that each latent is of."""
+    keys = [
+        latents[name].astype("Int64").fillna(-1).to_numpy() for name in ("model_seed", "sae_seed")
+    ]
+    found: np.ndarray = np.unique(np.stack(keys), axis=1, return_inverse=True)[1].reshape(-1)
+    return found

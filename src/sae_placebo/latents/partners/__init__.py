@@ -1,0 +1,1 @@
+"""Whether another SAE has the same latent, by activation and by direction."""

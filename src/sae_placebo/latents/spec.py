@@ -1,0 +1,40 @@
+"""What is asked of every latent, beside what it fires on."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from sae_placebo.core.spec import Spec
+from sae_placebo.latents.ladder.token_features import LadderSpec
+from sae_placebo.latents.partners.assignment import AssignmentSpec
+from sae_placebo.latents.partners.partners import PartnerSpec
+
+
+class StructureSpec(Spec):
+    """How latents are held against placebos, and what counts as explained.
+
+    Attributes:
+        placebo: Arm that latents are held against; none given: a re-draw of the weights that keeps the
+            embeddings, else any re-draw.
+        partners: When two latents are partners.
+        assignment: When two latents of one model's SAEs are one by their directions.
+        ladder: How the rungs of the ladder are fitted.
+        explained: Held-out R2 from which a latent counts as explained by a rung of the ladder.
+        repeat_rows: Rows of random repeated blocks that copying latents are looked for on.
+        repeat_block: Tokens of a block; each row holds it twice.
+        decoy_rate: Share of placebo latents among what passes a score's threshold.
+    """
+
+    placebo: str | None = None
+    partners: PartnerSpec = PartnerSpec()
+    assignment: AssignmentSpec = AssignmentSpec()
+    ladder: LadderSpec = LadderSpec()
+    explained: float = Field(0.5, gt=0, lt=1)
+    repeat_rows: int = Field(64, ge=1)
+    repeat_block: int = Field(32, ge=2)
+    decoy_rate: float = Field(0.1, gt=0, lt=1)
+
+    @property
+    def repeats(self) -> tuple[int, int]:
+        """What decides the random repeated blocks: rows, and tokens of a block."""
+        return self.repeat_rows, self.repeat_block

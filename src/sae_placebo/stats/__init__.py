@@ -1,0 +1,1 @@
+"""Intervals, many effects at once, designs, and what chance gives."""

@@ -1,0 +1,274 @@
+"""Many effects at once: how surprising, how large, and which of them are shown to be nothing.
+
+An interval answers for one effect. A table holds hundreds, and of those that are nothing one in
+twenty leaves zero out. So each effect gets a p value; within each **family** these become q values,
+the largest share of false ones among all that are at least as small (Benjamini and Hochberg 1995).
+A family is what a reader looks through at once: every contrast, of every metric of one group, at one
+hookpoint, of one SAE.
+
+Surprising is not large. The **smallest effect of interest** is the size below which nobody would act
+on a difference; it is a setting, chosen before the data. Against it two more tests are made: whether
+the effect is beyond it, and whether it is within it on both sides (equivalence). What is neither is
+inconclusive: a wide interval shows no absence.
+
+All p values are Student's with the effect's own standard error and degrees of freedom. Those are the
+degrees that give the multiplier of the table's interval, so p is below 0.05 exactly where a 95%
+interval leaves zero out. At other levels it is an approximation, since that multiplier mixes two
+quantiles (see `statistics`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Annotated, Any
+
+import numpy as np
+from jaxtyping import Float
+from pydantic import Field
+
+from sae_placebo.core.errors import NotEstimable
+from sae_placebo.core.lazy import pandas
+from sae_placebo.core.spec import Spec
+
+COLUMNS: tuple[str, ...] = (
+    *("family", "p", "q", "seoi", "above_p", "above_q", "equivalent_p", "equivalent_q"),
+    *("conclusion", "conclusion_reason"),
+)
+"""What `judged` adds to a table of effects."""
+ABOVE = "above the smallest effect of interest"
+SMALL = "different but small"
+EQUIVALENT = "equivalent"
+INCONCLUSIVE = "inconclusive"
+CONCLUSIONS = (ABOVE, SMALL, EQUIVALENT, INCONCLUSIVE)
+
+Size = Annotated[float, Field(gt=0)]
+
+_BY_UNIT: Mapping[str, float] = {
+    "share": 0.05,
+    "F1": 0.05,
+    "AUROC": 0.05,
+    "R2": 0.02,
+    "cosine": 0.05,
+    "correlation": 0.05,
+    "bits": 0.25,
+    "bits per token": 0.25,
+    "bits/token": 0.25,
+    "nats": 0.05,
+    "latents": 1.0,
+}
+# explained variance moves little between recipes that differ in kind; a median density is near
+# k / d_sae, a few hundredths, where 0.05 would call everything equivalent
+_BY_METRIC: Mapping[str, float] = {
+    "*explained_variance*": 0.02,
+    "fvu": 0.02,
+    "median_density": 0.005,
+}
+_GROUPS: Mapping[str, str] = {
+    "*explained_variance*": "reconstruction",
+    "fvu": "reconstruction",
+    "l0": "sparsity",
+    "median_density": "sparsity",
+    "share_*": "classes",
+    "mean_token_entropy_bits": "tokens",
+    "token_entropy_*": "tokens",
+}
+
+
+class MultiplicitySpec(Spec):
+    """How effects are judged together.
+
+    Attributes:
+        level: Largest share of false ones among the conclusions of one kind in a family.
+        by_unit: Smallest effect of interest of metrics with this unit.
+        by_metric: The same by metric, before that of its unit; a name or a pattern such as
+            `coverage_*`, the first that fits.
+        groups: Metric, or pattern, to group of metrics. What none fits belongs to the group of its
+            name's first word.
+    """
+
+    level: float = Field(0.05, gt=0, lt=0.5)
+    by_unit: dict[str, Size] = Field(default_factory=lambda: dict(_BY_UNIT))
+    by_metric: dict[str, Size] = Field(default_factory=lambda: dict(_BY_METRIC))
+    groups: dict[str, str] = Field(default_factory=lambda: dict(_GROUPS))
+
+    def seoi(self, metric: str, unit: str) -> float | None:
+        """Return the smallest effect of interest, in the metric's unit; None where none is set."""
+        found = _first(self.by_metric, metric)
+        return self.by_unit.get(unit) if found is None else found
+
+    def group(self, metric: str) -> str:
+        """Return the group that a metric belongs to."""
+        return _first(self.groups, metric) or metric.partition("_")[0]
+
+
+def _first(table: Mapping[str, Any], name: str) -> Any:
+    if name in table:
+        return table[name]
+    return next((value for key, value in table.items() if fnmatchcase(name, key)), None)
+
+
+def two_sided_p(effect: float, se: float, df: float) -> float:
+    """Return the p value of an effect of zero.
+
+    Raises:
+        NotEstimable: see `_check`.
+    """
+    from scipy.special import stdtr
+
+    _check(effect, se, df)
+    return float(2 * stdtr(df, -abs(effect) / se))
+
+
+def equivalence(effect: float, se: float, df: float, margin: float) -> float:
+    """Return the p value of two one-sided tests: that the effect lies outside -margin to margin.
+
+    A small one says that the effect lies within. It is the larger of the two one-sided p values, so
+    it is below 0.05 exactly where the 90% interval lies within the margins.
+
+    Source: Schuirmann 1987 (Journal of Pharmacokinetics and Biopharmaceutics 15:657).
+
+    Raises:
+        NotEstimable: nothing varied, or the effect has no standard error.
+        ValueError: the margin is not above 0.
+    """
+    from scipy.special import stdtr
+
+    _check(effect, se, df)
+    _check_margin(margin)
+    return float(stdtr(df, -(margin - abs(effect)) / se))
+
+
+def beyond(effect: float, se: float, df: float, margin: float) -> float:
+    """Return the p value of the hypothesis that the effect lies within -margin to margin.
+
+    A small one says that the effect is larger than the margin, to either side. It is the p value at
+    the nearer margin plus what the other tail adds there, so with a margin near 0 it is that of
+    `two_sided_p`.
+
+    Source: the minimum-effect test (Murphy and Myors 1999, Journal of Applied Psychology 84:234),
+    with Student's t at the margin in place of their noncentral F.
+
+    Raises:
+        NotEstimable: nothing varied, or the effect has no standard error.
+        ValueError: the margin is not above 0.
+    """
+    from scipy.special import stdtr
+
+    _check(effect, se, df)
+    _check_margin(margin)
+    size = abs(effect)
+    tails = stdtr(df, -(size - margin) / se) + stdtr(df, -(size + margin) / se)
+    return float(min(tails, 1.0))
+
+
+def _check(effect: float, se: float, df: float) -> None:
+    if not np.isfinite(effect):
+        raise NotEstimable("there is no effect")
+    if se == 0:
+        raise NotEstimable("nothing varied between documents, seeds or re-draws, so no p value")
+    if not (np.isfinite(se) and df > 0):
+        raise NotEstimable("the effect has no standard error")
+
+
+def _check_margin(margin: float) -> None:
+    if not margin > 0:
+        raise ValueError(f"the margin is {margin}; it must be above 0")
+
+
+def adjusted(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
+    """Return the q value of each p value of one family; NaN stays NaN and counts as no test.
+
+    Where every hypothesis is true and the tests are independent or positively dependent, the chance
+    of any q at or below a level is at most that level; in general the expected share of false ones
+    among those is.
+
+    Source: Benjamini and Hochberg 1995 (JRSS B 57:289); under positive dependence, Benjamini and
+    Yekutieli 2001 (Annals of Statistics 29:1165).
+    """
+    q = np.full(len(p), np.nan)
+    tests = np.flatnonzero(np.isfinite(p))
+    order = tests[np.argsort(p[tests], kind="stable")]
+    scaled = p[order] * len(order) / np.arange(1, len(order) + 1)
+    q[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
+    return q
+
+
+def judged(effects: pandas.DataFrame, spec: MultiplicitySpec | None = None) -> pandas.DataFrame:
+    """Return the table of effects with the columns `COLUMNS` added, rows and order as they were.
+
+    `p` is of no effect, `above_p` of an effect within the smallest effect of interest `seoi`,
+    `equivalent_p` of an effect outside it; each has its q value within the family. A conclusion is
+    drawn at the level of the spec from the q values:
+
+    - above the smallest effect of interest: `q` and `above_q` are small;
+    - different but small: `q` and `equivalent_q` are small;
+    - equivalent: `equivalent_q` is small and `q` is not;
+    - inconclusive: anything else; `conclusion_reason` says whether it differs from zero.
+
+    The conclusion is null where there is no p value or no smallest effect of interest, and
+    `conclusion_reason` says why.
+
+    Args:
+        effects: Columns `statistics.COLUMNS`; metric, hookpoint, sae, effect, se, df, unit, reason
+            are read.
+        spec: Level, sizes and groups.
+    """
+    spec = spec or MultiplicitySpec()
+    found = effects.copy()
+    rows = [_tested(row, spec) for row in effects.to_dict("records")]
+    for name in COLUMNS:
+        values = [row.get(name) for row in rows]
+        numeric = name not in ("family", "conclusion", "conclusion_reason")
+        found[name] = np.array(values, dtype=np.float64) if numeric else _texts(values)
+    found["conclusion"] = _texts([None] * len(found))
+    for members in found.groupby("family", sort=False).indices.values():
+        for name in ("p", "above_p", "equivalent_p"):
+            column = found.columns.get_loc(f"{name.removesuffix('p')}q")
+            p = found[name].to_numpy(np.float64)[members]
+            found.iloc[members, column] = adjusted(p)
+    drawn = [_concluded(row, spec.level) for row in found[list(COLUMNS)].to_dict("records")]
+    found["conclusion"] = _texts([conclusion for conclusion, _ in drawn])
+    found["conclusion_reason"] = _texts([reason for _, reason in drawn])
+    return found
+
+
+def _texts(values: Sequence[Any]) -> Any:
+    column = np.empty(len(values), dtype=object)
+    column[:] = values
+    return column
+
+
+def _tested(row: Mapping[str, Any], spec: MultiplicitySpec) -> dict[str, Any]:
+    metric = str(row["metric"])
+    family = f"{spec.group(metric)} at {row['hookpoint']}, {row['sae']}"
+    seoi = spec.seoi(metric, str(row["unit"]))
+    made: dict[str, Any] = {"family": family, "seoi": seoi}
+    effect, se, df = (_number(row[name]) for name in ("effect", "se", "df"))
+    try:
+        made["p"] = two_sided_p(effect, se, df)
+    except NotEstimable as refusal:
+        why = row["reason"] if isinstance(row["reason"], str) else str(refusal)
+        return made | {"conclusion_reason": why}
+    if seoi is None:
+        why = f"no smallest effect of interest is set for {metric} or its unit {row['unit']!r}"
+        return made | {"conclusion_reason": why}
+    made["above_p"] = beyond(effect, se, df, seoi)
+    made["equivalent_p"] = equivalence(effect, se, df, seoi)
+    return made
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None or pandas.isna(value) else float(value)
+
+
+def _concluded(row: Mapping[str, Any], level: float) -> tuple[str | None, str | None]:
+    if isinstance(row["conclusion_reason"], str):
+        return None, row["conclusion_reason"]
+    differs = row["q"] <= level
+    if differs and row["above_q"] <= level:
+        return ABOVE, None
+    if row["equivalent_q"] <= level:
+        return (SMALL if differs else EQUIVALENT), None
+    said = "differs from zero, but may be" if differs else "may be zero, and may be"
+    return INCONCLUSIVE, f"it {said} above or below the smallest effect of interest"

@@ -1,0 +1,30 @@
+"""The interval of a share of things counted."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+from sae_placebo.core.errors import NotEstimable
+
+
+def wilson(hits: int | float, n: int | float, level: float = 0.95) -> tuple[float, float]:
+    """Return the score interval of a share of `hits` among `n` independent draws.
+
+    It stays within 0 and 1 and has a width where no or every draw is a hit.
+
+    Draws that count unequally enter by their effective number, which need not be whole.
+
+    Raises:
+        NotEstimable: there is nothing to take a share of.
+
+    Source: Wilson (1927).
+    """
+    if n < 1:
+        raise NotEstimable("there is none, so no share of them")
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share = hits / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    # exactly so at the ends, where rounding would leave a little
+    return (middle - half if hits else 0.0), (middle + half if hits < n else 1.0)

@@ -1,0 +1,1 @@
+"""The experiment: `run` is the file to read first."""

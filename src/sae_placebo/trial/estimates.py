@@ -1,0 +1,401 @@
+"""How long each piece of a trial's work will take: the trial's own counts times what a machine can do.
+
+Constants are seconds on the machine on which they were measured (an AMD EPYC of family 26, one thread), by
+`benchmarks/plan_accuracy.py`; what a probe finds scales them. Passes of the model, SAE steps and
+products are counted and take the rates that the probe of this machine found.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from sae_placebo import audits
+from sae_placebo.core.lanes import n_lanes
+from sae_placebo.core.outlook import Piece
+from sae_placebo.core.spec import canonical, digest
+from sae_placebo.core.store import Step
+from sae_placebo.models.specs import Shape, shape_of
+from sae_placebo.trial.machine import SEVERAL, Machine, usual_threads
+from sae_placebo.trial.plans import ArmModel, Place, Plan
+from sae_placebo.trial.reference import asked_hookpoints
+from sae_placebo.trial.spec import TrialSpec
+
+_TOKENS_PER_DOCUMENT = 860
+"""Of Python's standard library, where a document has at most 1,016."""
+_CREW = 0.9
+"""What a further thread adds where jobs run side by side."""
+_LANE = 0.4
+"""What a further lane adds to the speed of code that computes nothing large."""
+_SURVIVE = 0.5
+"""Share of directions that are held against all null directions."""
+_TOGETHER = 2.5
+"""Latents asked about that share a token."""
+_ROUNDS = 2
+"""Rounds in which directions leave S*, about."""
+_MANY, _FEW = 7, 2
+"""Methods whose codes are pursued, and others."""
+Pieces = Iterator[tuple[str, float]]
+"""Pieces of work of one SAE: the label, and the seconds that it adds to the whole."""
+
+
+def of_usual_machine(spec: TrialSpec, threads: int) -> Machine:
+    """Return rates from the sizes of the model and the SAEs alone, as on a usual machine."""
+    shape, one = shape_of(spec.model), Machine().products
+    products = one * _side_by_side(threads)
+    before = 1 + max(_layer(name) for name in spec.hookpoints)
+    behind = 2 * (shape.layer_weights * (shape.layers - before) + shape.width * shape.vocabulary)
+    whole = 2 * (shape.layer_weights * shape.layers + shape.width * shape.vocabulary)
+    weights = shape.layer_weights * shape.layers + shape.width * shape.vocabulary
+    edit = (behind / 0.5 + 100 * shape.vocabulary) / products
+    start = 4e-4 * (1 + shape.layers - before)
+    alone = 1.2 * edit * (1 + spec.use.window)  # threads share its products
+    return Machine(
+        threads=threads,
+        products=products,
+        reading=2 * shape.layer_weights * before / products / 0.6,
+        row=(whole / 0.6 + 100 * shape.vocabulary) / products,
+        edit=edit,
+        start=start / _side_by_side(threads),
+        single=start + alone,
+        several=start + SEVERAL * alone,
+        behind=(behind / 0.6 + 100 * shape.vocabulary) / products,
+        slope=(3 * behind / 0.6 + 300 * shape.vocabulary) / products,
+        sae={label: 3 * 2 * sae.d_sae * shape.width / products for label, sae in spec.saes.items()},
+        build=0.3 + 2e-8 * weights,
+        load=0.5 + 5e-9 * weights,
+    )
+
+
+def _side_by_side(threads: int) -> float:
+    return 1 + _CREW * (threads - 1)
+
+
+def _layer(hookpoint: str) -> int:
+    return int(hookpoint.rpartition(".")[2])
+
+
+@dataclass
+class Estimate:
+    """What is left of a trial, as pieces of work in the order in which they run.
+
+    Args:
+        plan: Of the trial.
+        is_left: Whether a step is still to be done.
+        machine: How fast it is.
+    """
+
+    plan: Plan
+    is_left: Callable[[Step], bool]
+    machine: Machine
+
+    def __post_init__(self) -> None:
+        spec = self.spec = self.plan.spec
+        self.shape: Shape = shape_of(spec.model)
+        self.train, self.held = spec.text.train_tokens, spec.text.heldout_tokens
+        self.context = spec.text.context_tokens
+        most = spec.text.max_document_tokens or 4_000
+        each = min(_TOKENS_PER_DOCUMENT, 0.85 * most)
+        self.documents = max(2.0, self.held / each)
+        self.width = self.shape.width
+        self.numbers = 1 / self.machine.numbers
+        self.code = 1 / self.machine.code
+        self.one_thread = self.machine.products / _side_by_side(self.machine.threads)
+
+    def pieces(self) -> list[Piece]:
+        """Return every piece of work that is left."""
+        found = [*self._materials()]
+        for group in self.plan.groups:
+            found += self._arms(group)
+        for stage in (self._measured, self._profiled, self._methods, self._used, self._audited):
+            found += stage()
+        seconds = 0.5 + 0.12 * len(self.plan.measure)
+        return [*found, Piece("report", "compare and report", seconds * self.code)]
+
+    def _crew(self, n: int) -> float:
+        """Return as how many threads work that `n` equal jobs run on side by side."""
+        threads = max(1, min(self.machine.threads, n))
+        # the last jobs may leave threads with nothing to do
+        rounds = -(-n // threads)
+        return _side_by_side(threads) * n / (rounds * threads)
+
+    # --- tokens, models, SAEs --------------------------------------------------------------------
+
+    def _materials(self) -> Iterator[Piece]:
+        plan = self.plan
+        any_left = any(self.is_left(step) for step in plan.steps())
+        if plan.needs_conversion and self.is_left(plan.model):
+            yield Piece("model", "convert", 20.0 * self.code)
+        if self.is_left(plan.tokenize):
+            labelled = plan.readability is not None
+            each = 3.5e-5 if labelled else 1e-5
+            tokens = self.train + self.held
+            yield Piece("tokenize", "tokenize", (2.0 + each * tokens) * self.code)
+        if any_left:
+            yield Piece("build", "load the model", self.machine.load)
+
+    def _arms(self, group: tuple[ArmModel, ...]) -> Iterator[Piece]:
+        plan, first = self.plan, group[0]
+        for one in group:
+            if plan.text[one] is not plan.tokenize and self.is_left(plan.text[one]):
+                seconds = (0.5 + 2e-6 * (self.train + self.held)) * self.numbers
+                yield Piece("text", f"text {one.label}", seconds)
+        trained = {plan.train[one].key: one for one in group if self.is_left(plan.train[one])}
+        unread = bool(trained) or self.is_left(plan.harvest[first])
+        built = [one for one in group if self.is_left(plan.build[one])]
+        for one in built or ([first] if unread else []):
+            seconds = self.machine.build + (self._card() if self.is_left(plan.build[one]) else 0.0)
+            yield Piece("build", f"build {one.label}", seconds)
+        n_places = len(self.spec.hookpoints)
+        if self.is_left(plan.harvest[first]):
+            rows = self.spec.harvest.calibration_rows + 2 * self.spec.structure.repeat_rows
+            tokens = self.held + rows * self.context
+            bytes_ = 4 * self.held * self.width * n_places
+            seconds = tokens * self.machine.reading + 2 * bytes_ / self.machine.disk
+            yield Piece("harvest", f"harvest {first.label}", 0.1 + seconds)
+        if trained:
+            yield from self._trained(first, list(trained.values()))
+
+    def _card(self) -> float:
+        """Return what a model's diagnostics card takes, and writing its heads."""
+        tokens = min(self.spec.harvest.card_rows * self.context, self.held)
+        heads = 4 * self.width * self.shape.vocabulary
+        return tokens * (self.machine.reading + self.machine.behind) + heads / self.machine.disk
+
+    def _trained(self, first: ArmModel, arms: list[ArmModel]) -> Iterator[Piece]:
+        spec, machine, name = self.spec, self.machine, first.label
+        places = len(spec.hookpoints)
+        read = self.train * machine.reading
+        moments = 2 * self.train * places * self.width**2 / machine.products
+        steps = self.train * places * len(arms) * sum(machine.sae.values())
+        controls = [spec.arms[one.arm].dictionary for one in arms]
+        if any(one is not None and one.needs_moments for one in controls):
+            yield Piece("train", f"moments {name}", read + moments)
+        seconds = read + moments + steps * len(spec.sae_seeds)
+        yield Piece("train", f"train {name}", 0.2 + seconds)
+        # the null's draws are products with a root of the covariance; then it is scored
+        yield Piece("train", f"gaussian null {name}", 0.2 + 2 * moments + steps)
+
+    # --- what is said about SAEs -----------------------------------------------------------------
+
+    def _places(self, steps: dict[Place, Step]) -> list[Place]:
+        left = {step.key: place for place, step in steps.items() if self.is_left(step)}
+        return list(left.values())
+
+    def _active(self, label: str) -> float:
+        """Return how many latents a token has, about."""
+        sae = self.spec.saes[label]
+        target = sae.l0_target()
+        return float(target) if target else min(32.0, sae.d_sae / 8)
+
+    def _measured(self) -> Iterator[Piece]:
+        readability = self.plan.readability
+        if readability is not None and self.is_left(readability):
+            yield Piece("readability", "readability", (0.1 + 1.5e-5 * self.train) * self.numbers)
+        places = self._places(self.plan.measure)
+        if not places:
+            return
+        seconds = 0.0
+        for *_, label, _ in places:
+            pairs = self.held * self._active(label)
+            encode = 2 * self.held * self.spec.saes[label].d_sae * self.width / self.one_thread
+            seconds += encode + (0.25 + 0.6e-6 * pairs) * self.numbers
+        yield Piece("measure", "measure", seconds / self._crew(len(places)))
+
+    def _profiled(self) -> Iterator[Piece]:
+        places = self._places(self.plan.match)
+        if not places:
+            return
+        seconds = 0.0
+        for *_, label, _ in places:
+            k, m = self._active(label), self.spec.saes[label].d_sae
+            seconds += 0.45 + 1.4e-8 * self.held * k**2 + 6e-7 * self.held * k + 2e-7 * m**2
+        yield Piece("match", "profile", seconds * self.numbers / self._crew(len(places)))
+
+    def _methods(self) -> Iterator[Piece]:
+        left = {s.key: at for at, s in self.plan.methods.items() if self.is_left(s)}
+        if not left:
+            return
+        how, saes = self.spec.methods, self.spec.saes
+        k = how.k or sum(self._active(label) for label in saes) / len(saes)
+        atoms = min(how.n_atoms, *(sae.d_sae for sae in saes.values()))
+        fit = min(how.fit_tokens, self.held / 2)
+        coded = sum(min(n, self.held / 4) for n in (how.choose_tokens, how.score_tokens))
+        d, n_saes = self.width, len(saes) * len(self.spec.sae_seeds)
+        # fits of k-means, ICA and the non-negative dictionary; codes; their bits
+        fits = 0.25e-9 * fit * atoms * d
+        fits += 1.1e-10 * how.iterations * min(how.ica_tokens, fit) * d**2
+        fits += 2.7e-10 * how.iterations * min(how.nmf_tokens, fit) * how.nmf_atoms * d
+        pursued = _MANY * 6.4e-9 * coded * k * atoms
+        n = _MANY + _FEW + n_saes
+        bits = n * len(how.distortions) * coded * (1.0e-7 * d + 1e-6 * k)
+        seconds = (0.8 + fits + pursued + bits) * self.numbers
+        yield Piece("methods", "compare methods", seconds * len(left) / self._crew(len(left)))
+
+    # --- what is asked of models -----------------------------------------------------------------
+
+    def _asked(self, n: int, per_direction: int) -> float:
+        """Return how many firings `n` directions are ablated at, about: one per document at most."""
+        return n * min(0.9 * per_direction, 0.9 * self.documents)
+
+    def _at(self, hookpoint: str) -> Machine:
+        """Return the rates behind a hookpoint; probes are of the first that is asked about."""
+        probed = next(iter(asked_hookpoints(self.spec, "use")), self.spec.hookpoints[0])
+        here, there = (self._behind(name) for name in (hookpoint, probed))
+        names = ("edit", "start", "single", "several", "behind", "slope")
+        rates = {name: getattr(self.machine, name) * here / there for name in names}
+        return replace(self.machine, **rates)
+
+    def _behind(self, hookpoint: str) -> float:
+        layers = self.shape.layers - 1 - _layer(hookpoint)
+        return float(self.shape.layer_weights * layers + self.width * self.shape.vocabulary)
+
+    def _rows(self, tokens: float) -> float:
+        """Return the tokens of the rows that are read for so many firings."""
+        rows = self.held / self.context
+        return self.context * min(rows, tokens)
+
+    def _ablated(self, n: int, machine: Machine, together: float = _TOGETHER) -> float:
+        firings = self._asked(n, self.spec.use.firings)
+        edits = firings * 2.5 * (self.spec.use.window + 1)
+        passes, rows = firings / together, self._rows(firings / together)
+        return edits * machine.edit + passes * machine.start + rows * machine.row
+
+    def _against_nulls(
+        self, n: int, given_up: float, machine: Machine, together: float = _TOGETHER
+    ) -> float:
+        how = self.spec.use
+        firings = self._asked(n, how.null_firings)
+        first = min(how.first_nulls, how.nulls)
+        later = how.nulls - first + how.first_nulls
+        edits = firings * (first + (1 - given_up) * later) * (how.window + 1)
+        passes, rows = 2 * firings / together, 2 * self._rows(firings / together)
+        return edits * machine.edit + passes * machine.start + rows * machine.row
+
+    def _in_lanes(
+        self, stage: str, steps: dict[Place, Step], pieces_of: Callable[[Place, float], Pieces]
+    ) -> Iterator[Piece]:
+        """Yield the pieces of each SAE that is left, each arm in a lane; the model is built first.
+
+        `pieces_of` takes a place and by how much code of one thread adds less to the whole for the lanes.
+        """
+        lanes, before = lanes_of(self.plan, self.machine.threads, steps), None
+        less = 1 / (1 + _LANE * (lanes - 1))
+        for place in self._places(steps):
+            one = place[0]
+            pieces = list(pieces_of(place, less))
+            if one != before:
+                pieces.insert(0, (f"build {one.label} again", self.machine.build))
+            before = one
+            for label, seconds in pieces:
+                yield Piece(stage, label, seconds, one.label if lanes > 1 else "", lanes)
+
+    def _used(self) -> Iterator[Piece]:
+        return self._in_lanes("use", self.plan.use, self._use)
+
+    def _use(self, place: Place, less: float) -> Pieces:
+        one, hookpoint, label, _ = place
+        name = f"{one.label}, {hookpoint}, {label}"
+        how, d_sae, numbers = self.spec.use, self.spec.saes[label].d_sae, self.numbers * less
+        machine = self._at(hookpoint)
+        n = d_sae if how.latents == "all" else min(how.latents, d_sae)
+        yield f"ablate: {name}", self._ablated(n, machine)
+        yield from self._removed(name, n, machine, numbers)
+        null = f"hold against null directions: {name}"
+        yield null, self._against_nulls(n, 1 - _SURVIVE, machine)
+        tokens = min(self.spec.circuits.readers.tokens, self.held)
+        pairs = tokens * self._active(label) * self._readers(hookpoint)
+        nulls = self.spec.circuits.readers.reader_nulls
+        products = 4 * tokens * self._readers(hookpoint) * nulls * self.width
+        read = tokens * (3 * machine.slope + 5e-5 * numbers)
+        yield (
+            f"find readers: {name}",
+            read + 1.2e-9 * pairs * nulls * numbers + products / self.machine.products,
+        )
+        tokens = min(self.spec.circuits.writers.tokens, self.held)
+        yield f"find writers: {name}", (0.8 + tokens * 1.5e-5) * numbers
+        # every token holds all directions of the error
+        every = float(max(how.error_directions, 1))
+        for few, shared in ((how.error_directions, every), (how.pseudo, _TOGETHER)):
+            if few:
+                yield f"ablate: {name}", self._ablated(few, machine, shared)
+                yield null, self._against_nulls(few, 0.0, machine, shared)
+        shown = 6 * how.shown_per_cell
+        edits = shown * 16 * (1 + self.spec.circuits.patch.nulls) * (how.window + 5)
+        yield f"patch readers: {name}", edits * machine.edit
+
+    def _readers(self, hookpoint: str) -> float:
+        """Return how many parts of the model read a hookpoint: queries, keys and values of heads, MLPs."""
+        behind = self.shape.layers - 1 - _layer(hookpoint)
+        return 1 + behind * (1 + 2 * max(self.width / 64, 4.0))
+
+    def _removed(self, name: str, n: int, machine: Machine, numbers: float) -> Pieces:
+        how = self.spec.use
+        half = self.held / 2
+        tokens = min(how.masks.n_tokens, half)
+        passes = how.masks.n_masks * machine.behind + how.masks.n_pivots * machine.slope
+        yield f"remove among others: {name}", tokens * (passes + 1e-4 * numbers)
+        readings = 2 + min(n.bit_length(), 9) + 3 * 4
+        tokens = min(how.joint.n_tokens, half)
+        yield f"remove together: {name}", tokens * readings * machine.behind
+        rounds = min(how.worst.rounds + 1, _ROUNDS)
+        tokens = min(how.worst.n_tokens, half) * (1 + rounds * (how.worst.steps + 2))
+        yield f"look for the worst masks: {name}", tokens * machine.slope
+
+    def _audited(self) -> Iterator[Piece]:
+        return self._in_lanes("audit", self.plan.audit, self._audit)
+
+    def _audit(self, place: Place, less: float) -> Pieces:
+        one, hookpoint, label, _ = place
+        how, machine, m = self.spec.audit, self._at(hookpoint), self.spec.saes[label].d_sae
+        d, n, numbers = self.width, min(how.tokens, self.held), self.numbers * less
+        rows = self._rows(float(n)) * machine.row * _side_by_side(machine.threads)
+
+        def edited(tokens: float, edits: int) -> float:
+            """Return what passes of so many edits of a token take, one token after the other."""
+            further = (machine.several - machine.single) / (SEVERAL - 1)
+            return rows + tokens * (machine.single + (edits - 1) * further)
+
+        fitted = min(how.ridge_tokens, self.held / 2)
+        few = (1 + how.draws) * (how.steps - 1)
+        seconds = {
+            "pushes": edited(n, 3 + 4 * (how.draws + 1)),
+            "along": edited(n / 2, few),
+            "split": edited(n, 9) + 1.6e-6 * fitted * d * numbers,
+            "flags": 2 * edited(n, 1),
+            "shrinkage": 0.6 * numbers,
+            "geometry": 0.3 * numbers,
+            "meta": 3 * how.meta_steps * (5e-4 + 1e-9 * m * d) * numbers,
+            "families": 1.0 * numbers,
+            "information": 1.0 * numbers,
+            "hedging": 2 * min(how.hedging_tokens, self.held) * machine.sae[label],
+        }
+        for audit in audits.NAMES:
+            yield f"audit {audit}: {one.label}, {hookpoint}, {label}", seconds[audit]
+
+
+def estimate(plan: Plan, is_left: Callable[[Step], bool], machine: Machine | None) -> list[Piece]:
+    """Return the pieces of a trial's work that are left; None: on a usual machine."""
+    found = machine or of_usual_machine(plan.spec, usual_threads())
+    return Estimate(plan, is_left, found).pieces()
+
+
+def lanes_of(plan: Plan, threads: int, *stages: dict[Place, Step]) -> int:
+    """Return how many arms are asked side by side in one of these stages, at most."""
+    if plan.spec.device != "cpu":
+        return 1
+    shape = shape_of(plan.spec.model)
+    weights = shape.layer_weights * shape.layers + shape.width * shape.vocabulary
+    n = max(len({place[0] for place in steps}) for steps in stages)
+    return n_lanes(n, 4 * weights, threads)
+
+
+def rates_key(plan: Plan) -> str:
+    """Return what names the work that rates of a machine are for: other sizes, another key."""
+    spec = plan.spec
+    sizes = [spec.hookpoints, spec.saes, spec.training.batch_tokens, spec.text.context_tokens]
+    lanes = lanes_of(plan, usual_threads(), plan.use, plan.audit)
+    how = [spec.device, usual_threads(), bool(plan.use or plan.audit), lanes]
+    parts = [plan.model.key, *sizes, spec.use.window, *how]
+    return digest(json.loads(canonical(parts)))

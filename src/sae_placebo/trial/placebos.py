@@ -1,0 +1,65 @@
+"""Which placebo an SAE is held against, latent by latent, and which SAE is its sibling.
+
+One arm is the trial's **reference placebo**: a re-draw of the weights with the embeddings kept, where
+there is one, since it is the harder one to beat. An SAE of any arm is held against the reference
+placebo's SAE of the next SAE seed (initial bits are shared between arms, and a shared start could
+match latents by itself), in the first re-draw; an arm that is drawn itself, against the next re-draw,
+since two arms of one re-draw share the bits of their blocks. So a placebo's own scores are those of
+placebo against placebo: A/A.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sae_placebo.core.errors import NotEstimable
+from sae_placebo.trial.plans import ArmModel
+from sae_placebo.trial.reference import reference_placebo
+from sae_placebo.trial.spec import TrialSpec
+
+
+class Held(NamedTuple):
+    """One SAE by its arm's model and its own seed."""
+
+    one: ArmModel
+    sae_seed: int
+
+
+def placebo_of(spec: TrialSpec, one: ArmModel, sae_seed: int) -> Held:
+    """Return the placebo SAE that an SAE of `one` is held against.
+
+    Raises:
+        NotEstimable: there is none that read the same tokens; the message says why.
+    """
+    arm, placebo = spec.arms[one.arm], reference_placebo(spec)
+    if arm.rewrites_text:
+        raise NotEstimable("its text is rewritten, and no placebo reads the same tokens")
+    if arm.data is not None:
+        raise NotEstimable("its activations are drawn, so they belong to no token")
+    seeds = spec.model_seeds
+    if one.model_seed is None:
+        drawn = seeds[0]
+    elif len(seeds) > 1:
+        drawn = seeds[(seeds.index(one.model_seed) + 1) % len(seeds)]
+    elif arm.control.kind != spec.arms[placebo].control.kind:
+        drawn = one.model_seed
+    else:
+        raise NotEstimable(
+            "it has one re-draw, which shares bits with the placebo's; give at least two model_seeds"
+        )
+    return Held(ArmModel(placebo, drawn), _next(spec.sae_seeds, sae_seed))
+
+
+def sibling_of(spec: TrialSpec, one: ArmModel, sae_seed: int) -> Held:
+    """Return the SAE of the next seed on the same activations.
+
+    Raises:
+        NotEstimable: there is one SAE seed.
+    """
+    if len(spec.sae_seeds) < 2:
+        raise NotEstimable("one SAE seed; give at least two sae_seeds")
+    return Held(one, _next(spec.sae_seeds, sae_seed))
+
+
+def _next(seeds: tuple[int, ...], seed: int) -> int:
+    return seeds[(seeds.index(seed) + 1) % len(seeds)]

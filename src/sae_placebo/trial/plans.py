@@ -1,0 +1,307 @@
+"""The plan of a trial: every step and the key of its artefact, before anything has run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sae_placebo.controls import Control
+from sae_placebo.core.store import Step
+from sae_placebo.data import text
+from sae_placebo.models.loading import identify, ties_embeddings
+from sae_placebo.trial.arms import ArmSpec, arm_label
+from sae_placebo.trial.reference import asked_arms, asked_hookpoints
+from sae_placebo.trial.spec import TrialSpec
+
+# raised by hand when what a stage writes changes its meaning
+VERSIONS = {
+    "model": 1,
+    "tokenize": 3,
+    "readability": 2,
+    "text": 1,
+    "build": 3,
+    "harvest": 3,
+    "train": 4,
+    "measure": 5,
+    "match": 3,
+    "methods": 1,
+    "use": 5,
+    "audit": 4,
+}
+
+# in characters: most file systems take names of 255 bytes, key and all
+_LONGEST_NAME = 50
+
+
+@dataclass(frozen=True)
+class ArmModel:
+    """One model of the trial: an arm, and the re-draw of its control (None where nothing is drawn)."""
+
+    arm: str
+    model_seed: int | None
+
+    @property
+    def label(self) -> str:
+        """Name for folders and progress: the arm and its re-draw."""
+        return arm_label(self.arm, self.model_seed)
+
+
+Place = tuple[ArmModel, str, str, int]
+"""One SAE: the arm's model, the hookpoint, the SAE's label and seed."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every step of a trial, each with the key of its artefact; nothing has run yet.
+
+    Arms that cannot differ in what a step makes share its artefact: a control of the dictionary
+    reads the activations of the trained arm, and W_U of an untied model is behind every hookpoint.
+    """
+
+    spec: TrialSpec
+    model: Step
+    tokenize: Step
+    readability: Step | None
+    text: dict[ArmModel, Step]
+    build: dict[ArmModel, Step]
+    harvest: dict[ArmModel, Step]
+    train: dict[ArmModel, Step]
+    measure: dict[Place, Step]
+    match: dict[Place, Step]
+    methods: dict[tuple[ArmModel, str], Step]
+    use: dict[Place, Step]
+    audit: dict[Place, Step]
+
+    def steps(self) -> Iterator[Step]:
+        """Yield all steps in the order in which they run, each artefact once."""
+        yield from {step.key: step for step in self._in_order()}.values()
+
+    def _in_order(self) -> Iterator[Step]:
+        if self.needs_conversion:
+            yield self.model
+        yield self.tokenize
+        if self.readability is not None:
+            yield self.readability
+        for group in self.groups:
+            yield from (self.text[one] for one in group if self.text[one] is not self.tokenize)
+            yield from (self.build[one] for one in group)
+            yield self.harvest[group[0]]
+            yield from (self.train[one] for one in group)
+        yield from self.measure.values()
+        yield from self.match.values()
+        yield from self.methods.values()
+        yield from self.use.values()
+        yield from self.audit.values()
+
+    @property
+    def groups(self) -> tuple[tuple[ArmModel, ...], ...]:
+        """Arms that read the same activations, in the order of the trial: their SAEs share one pass."""
+        found: dict[str, list[ArmModel]] = {}
+        for one, step in self.harvest.items():
+            found.setdefault(step.key, []).append(one)
+        return tuple(tuple(group) for group in found.values())
+
+    @property
+    def needs_conversion(self) -> bool:
+        """Whether the reference model is first converted into a folder of the store."""
+        return self.spec.model.is_packaged
+
+    @property
+    def harvests(self) -> tuple[Step, ...]:
+        """Every harvest once."""
+        return tuple({step.key: step for step in self.harvest.values()}.values())
+
+    def same_as(self) -> dict[str, str]:
+        """Return each arm whose SAEs are those of an earlier arm, and that arm."""
+        owners: dict[str, str] = {}
+        found = {}
+        for one, step in self.train.items():
+            owner = owners.setdefault(step.key, one.arm)
+            if owner != one.arm:
+                found[one.arm] = owner
+        return found
+
+
+def plan_steps(spec: TrialSpec) -> Plan:
+    """Return the steps of a trial. Reads and hashes the text and the model's files, loads neither."""
+    return _Planner(spec).plan()
+
+
+class _Planner:
+    """Makes the steps of a trial in order; a step that was made already is found, not made again."""
+
+    def __init__(self, spec: TrialSpec) -> None:
+        self.spec = spec
+        self._made: dict[str, Step] = {}
+
+    def step(self, stage: str, name: str, settings: Any, *inputs: Step) -> Step:
+        made = Step(stage, name, VERSIONS[stage], settings, tuple(i.key for i in inputs))
+        return self._made.setdefault(made.key, made)
+
+    def plan(self) -> Plan:
+        spec = self.spec
+        model_name = spec.model.id.strip("/").split("/")[-1][:_LONGEST_NAME]
+        model = self.step("model", model_name, identify(spec.model))
+        labelled = text.may_have_labels(spec.text)
+        content = {"text": spec.text, "content": text.identify(spec.text), "seed": spec.seed}
+        if labelled:  # labels are what this interpreter's grammar says
+            content["python"] = list(sys.version_info[:2])
+        name = Path(spec.text.source).name.strip("*.")[:_LONGEST_NAME] or "text"
+        tokenize = self.step("tokenize", name, content, model)
+        readability = None
+        if labelled:
+            readability = self.step("readability", tokenize.name, spec.seed, tokenize)
+        tied = ties_embeddings(spec.model) is not False
+        parts: dict[str, dict[ArmModel, Step]] = {
+            s: {} for s in ("text", "build", "harvest", "train")
+        }
+        for arm, controls in spec.arms.items():
+            for model_seed in spec.seeds_of(arm):
+                one = ArmModel(arm, model_seed)
+                for stage, made in self._arm(one, controls, tied, model, tokenize).items():
+                    parts[stage][one] = made
+        measure = self._measure(parts["train"], parts["harvest"], readability)
+        match, methods = self._match(measure, parts), self._methods(measure, parts)
+        return Plan(
+            spec=spec,
+            model=model,
+            tokenize=tokenize,
+            readability=readability,
+            text=parts["text"],
+            build=parts["build"],
+            harvest=parts["harvest"],
+            train=parts["train"],
+            measure=measure,
+            match=match,
+            methods=methods,
+            use=self._use(match, parts),
+            audit=self._audit(measure, parts),
+        )
+
+    def _arm(
+        self, one: ArmModel, controls: ArmSpec, tied: bool, model: Step, tokenize: Step
+    ) -> dict[str, Step]:
+        spec, words, data = self.spec, tokenize, None
+        if controls.data is not None:
+            draw = one.model_seed if controls.data.draws else None
+            data = {"data": controls.data, "model_seed": draw, "seed": spec.seed}
+        if controls.rewrites_text:
+            words = self.step("text", one.label, data, tokenize)
+
+        def drawn(control: Control) -> dict[str, Any]:
+            draw = one.model_seed if control.draws else None
+            source = control.identity(spec.model)
+            return {"control": control, "model_seed": draw, "seed": spec.seed, "source": source}
+
+        hookpoints = list(spec.hookpoints)
+        build = self.step(
+            "build", one.label, [drawn(controls.control), hookpoints, spec.harvest], model, words
+        )
+        seen = drawn(controls.control.seen_at_hookpoints(tied))
+        replaced = None if controls.rewrites_text else data
+        harvest = self.step(
+            "harvest",
+            one.label,
+            [seen, replaced, hookpoints, spec.harvest, spec.structure.repeats],
+            model,
+            words,
+        )
+        recipe = [spec.saes, list(spec.sae_seeds), spec.training, controls.dictionary]
+        train = self.step("train", one.label, recipe, harvest)
+        return {"text": words, "build": build, "harvest": harvest, "train": train}
+
+    def _measure(
+        self,
+        train: Mapping[ArmModel, Step],
+        harvest: Mapping[ArmModel, Step],
+        readability: Step | None,
+    ) -> dict[Place, Step]:
+        spec, found = self.spec, {}
+        # outliers of any arm are left out of all, so every harvest is an input
+        inputs = list({step.key: step for step in harvest.values()}.values())
+        inputs += [] if readability is None else [readability]
+        for one in train:
+            for hookpoint in spec.hookpoints:
+                for sae in spec.saes:
+                    for sae_seed in spec.sae_seeds:
+                        found[one, hookpoint, sae, sae_seed] = self.step(
+                            "measure",
+                            f"{one.label}-{hookpoint}-{sae}-{sae_seed}",
+                            [spec.measurement, hookpoint, sae, sae_seed],
+                            train[one],
+                            *inputs,
+                        )
+        return found
+
+    def _match(
+        self, measure: Mapping[Place, Step], parts: Mapping[str, Mapping[ArmModel, Step]]
+    ) -> dict[Place, Step]:
+        """Return one step per SAE; it reads every SAE of its hookpoint."""
+        spec, found = self.spec, {}
+        reference = parts["build"][ArmModel(spec.trained_arm, None)]
+        for place, step in measure.items():
+            one, hookpoint, sae, sae_seed = place
+            others = [s for p, s in measure.items() if p[1] == hookpoint]
+            inputs = list({s.key: s for s in others}.values())
+            settings = [spec.structure, spec.measurement, hookpoint, sae, sae_seed]
+            found[place] = self.step(
+                "match", step.name, settings, reference, parts["build"][one], step, *inputs
+            )
+        return found
+
+    def _methods(
+        self, measure: Mapping[Place, Step], parts: Mapping[str, Mapping[ArmModel, Step]]
+    ) -> dict[tuple[ArmModel, str], Step]:
+        """Return one step per arm's model and hookpoint; it reads all SAEs there."""
+        spec, found = self.spec, {}
+        for one, harvest in parts["harvest"].items():
+            for hookpoint in spec.hookpoints:
+                saes = [s for p, s in measure.items() if p[:2] == (one, hookpoint)]
+                found[one, hookpoint] = self.step(
+                    "methods",
+                    f"{one.label}-{hookpoint}",
+                    [spec.methods, spec.measurement.replicates, hookpoint],
+                    parts["build"][ArmModel(spec.trained_arm, None)],
+                    parts["build"][one],
+                    harvest,
+                    *saes,
+                )
+        return found
+
+    def _use(
+        self, match: Mapping[Place, Step], parts: Mapping[str, Mapping[ArmModel, Step]]
+    ) -> dict[Place, Step]:
+        """Return one step per SAE of which it is asked what the model uses."""
+        spec, found = self.spec, {}
+        how = spec.use.model_dump(mode="json", exclude={"arms", "hookpoints"})
+        for place in self._asked("use", match):
+            settings, step = [how, spec.circuits, *place[1:]], match[place]
+            inputs = [parts[stage][place[0]] for stage in ("build", "harvest", "train")]
+            found[place] = self.step("use", step.name, settings, *inputs, step)
+        return found
+
+    def _audit(
+        self, measure: Mapping[Place, Step], parts: Mapping[str, Mapping[ArmModel, Step]]
+    ) -> dict[Place, Step]:
+        """Return one step per SAE that is audited; it reads the other SAEs of the same activations."""
+        spec, found = self.spec, {}
+        how = spec.audit.model_dump(mode="json", exclude={"arms", "hookpoints"})
+        for place in self._asked("audit", measure):
+            others = [s for p, s in measure.items() if p[:2] == place[:2]]
+            settings, inputs = [how, *place[1:]], list({s.key: s for s in others}.values())
+            name = measure[place].name
+            found[place] = self.step("audit", name, settings, parts["build"][place[0]], *inputs)
+        return found
+
+    def _asked(self, table: Literal["use", "audit"], places: Iterable[Place]) -> Iterator[Place]:
+        """Yield the first re-draw and SAE seed of the arms and hookpoints that are asked about."""
+        spec = self.spec
+        arms, hookpoints = asked_arms(spec, table), asked_hookpoints(spec, table)
+        for place in places:
+            one, hookpoint, _, sae_seed = place
+            first = one.model_seed == spec.seeds_of(one.arm)[0] and sae_seed == spec.sae_seeds[0]
+            if one.arm in arms and hookpoint in hookpoints and first:
+                yield place

@@ -1,0 +1,446 @@
+"""How large a trial must be: which difference a design detects four times in five.
+
+The effect is trained minus one drawn control, of a class's share of latents or another metric. Its
+error has four sources, and more of each thing shrinks one of them:
+
+    documents / n_documents  +  re-draws / M  +  (SAEs + latents / d_sae) (1 / S + 1 / (M S)),
+
+with S SAE seeds and M re-draws. `latents` is what one SAE's share varies because it counts d_sae
+latents: at most p (1 - p), that of independent draws, and less where SAEs of one model find the same
+classes. `SAEs` is what is left of the variance between SAE seeds, which more latents do not lower.
+
+A difference is **detected** where the package's own 95% interval leaves zero out on the right side.
+So trials are simulated under this model, and `statistics.between` and `statistics.interval` get what
+they would get in a trial: with two seeds the interval is wide because its Student quantile has one
+degree of freedom, and that, more than the variance, is what a third seed mends.
+
+What is not here: thresholds of classes read counts, so on more tokens some latents change class, and
+a wider SAE has other classes; the numbers are for designs near the one that they were measured on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from pydantic import Field
+
+from sae_placebo.core.errors import NotEstimable, SpecError, unknown_name
+from sae_placebo.core.spec import Spec, numpy_generator
+from sae_placebo.stats.statistics import Component, between, interval
+from sae_placebo.trial.results import CONFIDENCE, Trial
+
+DRAWS = 500
+SEEDS = (2, 3, 4, 6)
+_COUNTED = "share_"  # so begin the metrics that are shares of latents
+_TOKENS, _WIDTHS = (1, 2, 4, 16), (1, 4, 16)
+_WHY_LESS = (
+    "as the documents' part of the variance shrinks, the seeds' part weighs more, and an interval from "
+    "few seeds has a wide Student quantile; more seeds mend that"
+)
+# every SAE of every simulated trial is a number in memory
+_MOST = {"heldout_tokens": 10**12, "d_sae": 10**9, "sae_seeds": 100, "model_seeds": 100}
+
+
+class Variances(Spec):
+    """What one unit of each source varies, in squared units of the metric.
+
+    Attributes:
+        documents: Variance of the effect over documents, times the number of documents.
+        redraws: Variance between re-draws of the control.
+        saes: Variance between SAE seeds that more latents do not lower.
+        latents: Variance between SAE seeds from counting latents, times d_sae; 0 for other metrics.
+        said: Where the numbers come from, in words.
+    """
+
+    documents: float = Field(ge=0)
+    redraws: float = Field(ge=0)
+    saes: float = Field(ge=0)
+    latents: float = Field(ge=0)
+    said: str
+
+
+DEFAULTS = Variances(
+    documents=1.3e-3,
+    redraws=1.2e-7,
+    saes=7.1e-6,
+    latents=1.2e-2,
+    said="no trial given: the largest variances of any class share in the demo, d_sae 1,024",
+)
+
+
+class Design(Spec):
+    """How large a trial is."""
+
+    n_documents: int = Field(55, ge=2)
+    heldout_tokens: int = Field(50_000, ge=1)
+    d_sae: int = Field(1_024, ge=1)
+    sae_seeds: int = Field(2, ge=2)
+    model_seeds: int = Field(2, ge=2)
+    replicates: int = Field(200, ge=2)
+    counts_latents: bool = True
+
+    def with_tokens(self, tokens: int) -> Design:
+        """Return the design with more or fewer documents of the same length.
+
+        Documents are whole, so their length is kept only from the design that was measured: other
+        numbers of tokens are derived from that one, never one from another.
+
+        Raises:
+            SpecError: two documents hold more tokens.
+        """
+        least = math.ceil(2 * self.heldout_tokens / self.n_documents)
+        if tokens < least:
+            raise SpecError(
+                f"heldout_tokens is {tokens:,}, and two documents hold {least:,}; an interval needs two "
+                "documents: hold out at least that many tokens"
+            )
+        documents = max(2, round(self.n_documents * tokens / self.heldout_tokens))
+        return self.model_copy(update={"heldout_tokens": tokens, "n_documents": documents})
+
+    def of(self, **changes: int) -> Design:
+        """Return the design with other numbers of seeds or latents."""
+        return self.model_copy(update=changes)
+
+
+class Simulated(Spec):
+    """Simulated trials of one design: the smallest true difference that each would detect.
+
+    Attributes:
+        needed: For each trial, the interval's half-width less the estimate's error, ascending.
+    """
+
+    needed: tuple[float, ...]
+
+    def power(self, difference: float) -> float:
+        """Return the share of trials that detect a true difference, its sign included."""
+        return float(np.searchsorted(self.needed, abs(difference))) / len(self.needed)
+
+    def smallest(self, power: float) -> float:
+        """Return the smallest true difference that is detected with this power."""
+        return max(float(np.quantile(self.needed, power)), 0.0)
+
+
+def simulate(variances: Variances, design: Design, draws: int = DRAWS, seed: int = 0) -> Simulated:
+    """Return simulated trials of a design, normal errors, intervals as `statistics` makes them.
+
+    The error and the interval's width do not depend on the true difference, so one set of trials
+    gives the power at every difference.
+    """
+    random = numpy_generator(seed, "power")
+    n_seeds, n_models = design.sae_seeds, design.model_seeds
+    of_sae = (variances.saes + variances.latents / design.d_sae) ** 0.5
+    trained = random.normal(0, of_sae, (draws, n_seeds))
+    control = random.normal(0, of_sae, (draws, n_models, n_seeds))
+    control += random.normal(0, variances.redraws**0.5, (draws, n_models, 1))
+    of_documents = variances.documents / design.n_documents
+    df = 1 / (1 / (design.n_documents - 1) + 1 / (design.replicates - 1))
+    documents = random.normal(0, of_documents**0.5, draws)
+    estimated = of_documents * random.chisquare(df, draws) / df
+    step = 1 / design.d_sae if design.counts_latents else 0.0
+    needed = np.empty(draws)
+    for i in range(draws):
+        difference = trained[i] - control[i]
+        parts = [
+            Component("documents", float(estimated[i]), df),
+            between(difference.mean(0), "sae_seeds", step),
+            between(control[i].mean(1), "model_seeds", step),
+        ]
+        error = float(difference.mean() + documents[i])
+        needed[i] = interval(error, parts, CONFIDENCE).high - 2 * error
+    return Simulated(needed=tuple(np.sort(needed).tolist()))
+
+
+# --- what a finished trial says
+
+
+def measured(
+    trial: Trial, metric: str, control: str | None = None, place: tuple[str, str] | None = None
+) -> tuple[Variances, Design]:
+    """Return the variances of a metric in a finished trial, and the trial's design.
+
+    The variance between SAE seeds is pooled over the models of the arms compared, that between
+    re-draws over the controls (what SAE seeds add to a re-draw's mean taken off, never below 0).
+    The documents' is what is left of an effect's squared standard error when the seeds' parts are
+    taken off, averaged over contrasts. A share never varies less than its steps of one latent.
+
+    Args:
+        trial: A finished trial.
+        metric: Its metric.
+        control: The control of interest; none given: every drawn control, pooled.
+        place: Hookpoint and SAE; none given: the first.
+
+    Raises:
+        SpecError: the trial has no such metric, control or place.
+        NotEstimable: one seed, or no contrast of the trained arm with a drawn control.
+    """
+    spec = trial.record["spec"]
+    hookpoint, sae = place or (spec["hookpoints"][0], next(iter(spec["saes"])))
+    table, drawn = _at(trial, metric, hookpoint, sae)
+    if control is not None:
+        _known("drawn control", control, set(drawn["control"]))
+        drawn = drawn[drawn["control"] == control]
+    d_sae, counts = int(spec["saes"][sae]["d_sae"]), metric.startswith(_COUNTED)
+    values = {arm: _values(table, arm) for arm in {*drawn["arm"], *drawn["control"]}}
+    found = _decomposed(drawn, values, 1 / d_sae if counts else 0.0)
+    share = float(np.mean([v.mean() for v in values.values()]))
+    # a share of 0 is one of fewer than one latent
+    latents = min(found["saes"] * d_sae, max(share * (1 - share), 1 / d_sae)) if counts else 0.0
+    row, against = drawn.iloc[0], " or ".join(drawn["control"])
+    variances = Variances(
+        documents=found["documents"] * int(row["n_documents"]),
+        redraws=found["redraws"],
+        saes=max(found["saes"] - latents / d_sae, 0.0),
+        latents=latents,
+        said=f"{metric}, {row['arm']} minus {against}, measured in trial {trial.record['name']!r} at "
+        f"{hookpoint}, {sae}",
+    )
+    measurement = spec.get("measurement", {})
+    design = Design(
+        n_documents=int(row["n_documents"]),
+        heldout_tokens=int(row["n_tokens"]),
+        d_sae=d_sae,
+        sae_seeds=int(row["n_sae_seeds"]),
+        model_seeds=int(row["n_control_models"]),
+        counts_latents=counts,
+        **{name: measurement[name] for name in ("replicates",) if name in measurement},
+    )
+    return variances, design
+
+
+def _at(trial: Trial, metric: str, hookpoint: str, sae: str) -> tuple[Any, Any]:
+    """Return the values of a metric by SAE, and its effects against drawn controls."""
+    tables = []
+    for table in (trial.measurements, trial.effects):
+        for column, name in (("metric", metric), ("hookpoint", hookpoint), ("sae", sae)):
+            _known(column, name, set(table[column]))
+            table = table[table[column] == name]
+        tables.append(table)
+    values, effects = tables
+    drawn = effects[
+        effects["se"].notna() & (effects["n_arm_models"] == 1) & (effects["n_control_models"] > 1)
+    ]
+    if not len(drawn):
+        raise NotEstimable(
+            f"no interval of {metric} against a control with two re-draws or more; give at least two "
+            "model_seeds and two sae_seeds"
+        )
+    return values[values["value"].notna()], drawn
+
+
+def _known(kind: str, name: str, names: set[Any]) -> None:
+    if name not in names:
+        raise SpecError(unknown_name(kind, name, map(str, names)))
+
+
+def _values(table: Any, arm: str) -> Float[np.ndarray, "model sae_seed"]:
+    of_arm = table[table["arm"] == arm]
+    wide = of_arm.assign(model_seed=of_arm["model_seed"].fillna(-1)).pivot(
+        index="model_seed", columns="sae_seed", values="value"
+    )
+    found: Float[np.ndarray, "model sae_seed"] = wide.to_numpy(np.float64)
+    return found
+
+
+def _decomposed(
+    drawn: Any, values: dict[str, Float[np.ndarray, "model sae_seed"]], step: float
+) -> dict[str, float]:
+    """Return the variance of an effect over documents, between re-draws and between SAE seeds."""
+    spread = [v.var(axis=1, ddof=1) for v in values.values()]
+    saes = max(float(np.concatenate(spread).mean()), step**2 / 12)
+    documents, redraws = [], []
+    for row in drawn.to_dict("records"):
+        arm, control = values[row["arm"]], values[row["control"]]
+        seeds = between((arm - control).mean(0), "sae_seeds", step)
+        models = between(control.mean(1), "model_seeds", step)
+        documents.append(row["se"] ** 2 - seeds.variance - models.variance)
+        redraws.append(control.mean(1).var(ddof=1) - saes / control.shape[1])
+    return {
+        "documents": max(float(np.mean(documents)), 0.0),
+        "redraws": max(float(np.mean(redraws)), 0.0),
+        "saes": saes,
+    }
+
+
+# --- what the command line shows
+
+
+def answer(
+    difference: float,
+    trial: str | Path | None = None,
+    *,
+    metric: str | None = None,
+    control: str | None = None,
+    **changes: int | None,
+) -> str:
+    """Return `power_table` for a finished trial, or for the demo's variances and design.
+
+    Args:
+        difference: The difference that should be detected.
+        trial: Folder of a finished trial, `<store>/trials/<name>`.
+        metric: Its metric; `share_token_family` unless given.
+        control: Its control; none given: every drawn control, pooled.
+        changes: heldout_tokens, d_sae, sae_seeds, model_seeds of another design.
+    """
+    if trial is not None:
+        variances, design = measured(Trial(trial), metric or "share_token_family", control)
+    elif metric is not None or control is not None:
+        raise SpecError(
+            "a metric or a control is known from a finished trial only; give one with --from, such as "
+            "runs/trials/demo"
+        )
+    else:
+        variances, design = DEFAULTS, Design()
+    given = {name: value for name, value in changes.items() if value is not None}
+    for name, value in given.items():
+        least = 2 if name.endswith("seeds") else 1
+        if value < least:
+            raise SpecError(f"{name} is {value}; an interval needs at least {least}")
+        if value > _MOST[name]:
+            raise SpecError(f"{name} is {value}; give at most {_MOST[name]:,}")
+    tokens = given.pop("heldout_tokens", None)
+    return power_table(variances, design.of(**given), difference, tokens)
+
+
+def power_table(
+    variances: Variances,
+    measured_on: Design,
+    difference: float,
+    tokens: int | None = None,
+    target: float = 0.8,
+) -> str:
+    """Return as text what this design detects, and what other designs would.
+
+    Args:
+        variances: Of the metric.
+        measured_on: The trial at hand.
+        difference: The difference that should be detected.
+        tokens: Held-out tokens of the design that is asked about; those of the trial unless given.
+        target: Power that counts as detecting it.
+    """
+    if not 0 < difference < math.inf:
+        raise SpecError(f"the difference is {difference}; it must be finite and above 0")
+    if not 0.05 < target < 1:
+        raise SpecError(f"the power is {target}; it must be above 0.05 and below 1")
+    design = measured_on if tokens is None else measured_on.with_tokens(tokens)
+    now = simulate(variances, design)
+    parts = _parts(variances, design)
+    total = sum(parts.values())
+    if total == 0:
+        raise NotEstimable("nothing varies at all, so any difference would be detected")
+    shares = ", ".join(f"{name} {100 * part / total:.0f}%" for name, part in parts.items())
+    lines = [
+        f"{variances.said}.",
+        f"standard deviation of the effect {total**0.5:.2g}: {shares}.",
+        "",
+        f"this design: {_described(design)}.",
+        f"it detects {_number(now.smallest(target))} or more {100 * target:g}% of the time; "
+        f"{difference:g} is detected {100 * now.power(difference):.0f}% of the time.",
+        "",
+        f"smallest difference detected {100 * target:g}% of the time (power at {difference:g})",
+        "re-draws \\ SAE seeds" + "".join(f"{n:>16}" for n in SEEDS),
+    ]
+    enough: list[tuple[int, int, int]] = []
+    for models in SEEDS:
+        cells = []
+        for seeds in SEEDS:
+            found = simulate(variances, design.of(sae_seeds=seeds, model_seeds=models))
+            cells.append(_cell(found, target, difference))
+            if found.smallest(target) <= difference:
+                enough.append(((1 + models) * seeds, models, seeds))
+        lines.append(f"{models:>20}" + "".join(f"{cell:>16}" for cell in cells))
+    lines += [
+        "",
+        _fewest(enough, difference, target),
+        "",
+        *_sizes(variances, measured_on, design, target),
+    ]
+    lines += ["", *_enough_tokens(variances, measured_on, difference, target)]
+    return "\n".join(lines)
+
+
+def _parts(variances: Variances, design: Design) -> dict[str, float]:
+    n, m = design.sae_seeds, design.model_seeds
+    per_sae = 1 / n + 1 / (m * n)
+    return {
+        "documents": variances.documents / design.n_documents,
+        "re-draws": variances.redraws / m,
+        "SAEs": variances.saes * per_sae,
+        "latents": variances.latents / design.d_sae * per_sae,
+    }
+
+
+def _described(design: Design) -> str:
+    return (
+        f"{design.heldout_tokens:,} held-out tokens in {design.n_documents:,} documents, d_sae "
+        f"{design.d_sae:,}, {design.sae_seeds} SAE seeds, {design.model_seeds} re-draws"
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:.2g}" if value < 0.1 else f"{value:.3f}"
+
+
+def _cell(found: Simulated, target: float, difference: float) -> str:
+    return f"{_number(found.smallest(target))} ({100 * found.power(difference):.0f}%)"
+
+
+def _fewest(enough: Sequence[tuple[int, int, int]], difference: float, target: float) -> str:
+    if not enough:
+        return (
+            f"no design in this table detects {difference:g} {100 * target:g}% of the time; hold out "
+            "more documents or use more seeds"
+        )
+    saes, models, seeds = min(enough)
+    return (
+        f"fewest SAEs that detect {difference:g}: {models} re-draws x {seeds} SAE seeds, {saes} SAEs in "
+        "the trained arm and one control"
+    )
+
+
+def _sizes(variances: Variances, measured_on: Design, design: Design, target: float) -> list[str]:
+    """Return the smallest difference by held-out tokens and width, at the design's seeds."""
+    widths = [design.d_sae * k for k in _WIDTHS]
+    lines = [
+        f"with {design.sae_seeds} SAE seeds and {design.model_seeds} re-draws",
+        f"{'tokens held out':>20}" + "".join(f"{f'd_sae {w:,}':>16}" for w in widths),
+    ]
+    columns = []
+    for factor in _TOKENS:
+        wider = measured_on.with_tokens(design.heldout_tokens * factor)
+        found = [simulate(variances, wider.of(d_sae=w)).smallest(target) for w in widths]
+        cells = "".join(f"{_number(value):>16}" for value in found)
+        lines.append(f"{wider.heldout_tokens:>20,}{cells}")
+        columns.append(found)
+    if any(y > x for some, more in pairwise(columns) for x, y in zip(some, more, strict=True)):
+        lines.append(f"more text detects less in places: {_WHY_LESS}.")
+    return lines
+
+
+def _enough_tokens(
+    variances: Variances, measured_on: Design, difference: float, target: float
+) -> list[str]:
+    """Return the fewest held-out tokens, in doublings, that detect the difference with these seeds.
+
+    Every doubling is simulated: what detects it with some text may not with more.
+    """
+    enough: dict[int, bool] = {}
+    for factor in (2.0**doublings for doublings in range(-5, 11)):
+        if round(measured_on.n_documents * factor) >= 5:
+            some = measured_on.with_tokens(round(measured_on.heldout_tokens * factor))
+            found = simulate(variances, some).smallest(target)
+            enough[some.heldout_tokens] = found <= difference
+    with_these = "with these seeds and this width,"
+    fewest = next((tokens for tokens, is_enough in enough.items() if is_enough), None)
+    if fewest is None:
+        return [f"{with_these} no number of held-out tokens detects {difference:g}: add seeds."]
+    said = f"{with_these} {fewest:,} held-out tokens detect {difference:g} (in doublings)."
+    fails = [tokens for tokens, is_enough in enough.items() if tokens > fewest and not is_enough]
+    if fails:
+        said += f" {fails[0]:,} do not: {_WHY_LESS}."
+    return [said]

@@ -1,0 +1,116 @@
+"""The arm of a trial that trained latents are held against, and the arms whose models are asked on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, Protocol, runtime_checkable
+
+from sae_placebo.audits.spec import AuditSpec
+from sae_placebo.causal.use.spec import UseSpec
+from sae_placebo.core.errors import NotEstimable, SpecError, unknown_name
+from sae_placebo.latents.spec import StructureSpec
+from sae_placebo.trial.arms import ArmSpec
+
+_EMBEDDINGS = "embeddings"
+
+
+@runtime_checkable
+class Asking(Protocol):
+    """What is read here of a trial's protocol, which checks itself with these functions."""
+
+    @property
+    def arms(self) -> Mapping[str, ArmSpec]:
+        """Label -> arm."""
+
+    @property
+    def hookpoints(self) -> tuple[str, ...]:
+        """Where activations are read."""
+
+    @property
+    def structure(self) -> StructureSpec:
+        """Which placebo is asked for."""
+
+    @property
+    def use(self) -> UseSpec:
+        """Which arms and hookpoints are asked about use."""
+
+    @property
+    def audit(self) -> AuditSpec:
+        """Which arms and hookpoints are audited."""
+
+    @property
+    def trained_arm(self) -> str:
+        """Label of the reference model's arm."""
+
+
+def reference_placebo(spec: Asking) -> str:
+    """Return the arm that latents are held against.
+
+    Raises:
+        NotEstimable: no arm re-draws the weights of the model alone.
+        SpecError: the one that is asked for does not exist or cannot serve.
+    """
+    asked = spec.structure.placebo
+    if asked is not None:
+        if asked not in spec.arms:
+            raise SpecError(f"structure.placebo: {unknown_name('arm', asked, spec.arms)}")
+        if not _serves(spec.arms[asked]):
+            raise SpecError(
+                f"structure.placebo is {asked!r}, which does not re-draw the weights of the model "
+                "alone: name an arm with a drawn control and neither data nor dictionary"
+            )
+        return asked
+    able = [arm for arm, one in spec.arms.items() if _serves(one)]
+    if not able:
+        raise NotEstimable("no arm re-draws the weights of the model alone")
+
+    def rank(arm: str) -> tuple[bool, bool]:
+        control = spec.arms[arm].control
+        return control.kind != "redraw", _EMBEDDINGS not in getattr(control, "keep", ())
+
+    return min(able, key=rank)
+
+
+def _serves(arm: ArmSpec) -> bool:
+    every_layer = {"block_weights", "other_layers"} <= arm.control.destroyed()
+    return arm.control.draws and every_layer and arm.data is None and arm.dictionary is None
+
+
+def asked_arms(spec: Asking, table: Literal["use", "audit"]) -> tuple[str, ...]:
+    """Return the arms whose models are asked on, for use or for audits: those named, or trained and placebo.
+
+    Raises:
+        SpecError: one that is named does not exist, or no model reads its activations.
+    """
+    asked = getattr(spec, table).arms
+    if asked is None:
+        try:
+            asked = (spec.trained_arm, reference_placebo(spec))
+        except NotEstimable:
+            asked = (spec.trained_arm,)
+    for arm in asked:
+        if arm not in spec.arms:
+            raise SpecError(f"{table}.arms: {unknown_name('arm', arm, spec.arms)}")
+        data = spec.arms[arm].data
+        if data is not None and data.of_activations:
+            raise SpecError(
+                f"{table}.arms holds {arm!r}, whose activations are drawn: no model goes on from them; "
+                "leave it out"
+            )
+    return tuple(dict.fromkeys(asked))
+
+
+def asked_hookpoints(spec: Asking, table: Literal["use", "audit"]) -> tuple[str, ...]:
+    """Return the hookpoints that are asked about, for use or for audits.
+
+    Raises:
+        SpecError: one that is named is none of the trial's.
+    """
+    asked: tuple[str, ...] | None = getattr(spec, table).hookpoints
+    if asked is None:
+        return spec.hookpoints
+    for name in asked:
+        if name not in spec.hookpoints:
+            wrong = unknown_name("hookpoint", name, spec.hookpoints)
+            raise SpecError(f"{table}.hookpoints: {wrong}")
+    return asked

@@ -1,0 +1,449 @@
+"""The result of a trial: one folder of tables and a report, `<store>/trials/<trial name>/`."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sae_placebo.baselines import saved
+from sae_placebo.core import precision
+from sae_placebo.core.errors import StoreError
+from sae_placebo.core.lazy import pandas, torch
+from sae_placebo.core.store import Store, read_json
+from sae_placebo.core.trial_files import (
+    RECORD,
+    check_table,
+    read_record,
+    require_parts,
+    warn_if_unchecked,
+)
+from sae_placebo.latents.ladder.table import ladder_table
+from sae_placebo.latents.measurement import held_out
+from sae_placebo.latents.metrics import METRICS
+from sae_placebo.latents.metrics import structure as structure_metrics
+from sae_placebo.latents.metrics.base import Declared
+from sae_placebo.latents.metrics.sparsity import l0_matches
+from sae_placebo.models import loading as models
+from sae_placebo.report import build_report
+from sae_placebo.stats.designs import quads
+from sae_placebo.stats.failed_fits import failed_fits
+from sae_placebo.stats.interactions import interactions
+from sae_placebo.stats.statistics import Cell, ReplicateTable, effects
+from sae_placebo.trial import artefacts
+from sae_placebo.trial.plans import ArmModel, Place, Plan
+from sae_placebo.trial.publishing import publish
+from sae_placebo.trial.result_folders import written_beside
+from sae_placebo.trial.spec import TrialSpec
+from sae_placebo.trial.tables.audit import audit_tables, described_audits
+from sae_placebo.trial.tables.latents import decoys_of, mechanism_of, partners_of
+from sae_placebo.trial.tables.use import keys_of, labelled, use_record, use_tables
+
+TABLES = (
+    *("effects", "interactions", "matching", "latents", "measurements", "coverage", "passages"),
+    *("sensitivity", "methods", "decoys", "ladder", "partners", "mechanism"),
+    *("use", "readers", "writers", "directions", "patched", "use_passages"),
+    *("audits", "audit_latents"),
+)
+
+OF_MEASURE = ("measurements", "coverage")
+OF_MATCH = ("latents", "measurements", "passages", "sensitivity")
+
+EVERY_METRIC: Mapping[str, Declared] = {
+    **METRICS.entries,
+    **structure_metrics.DECLARED,
+    **saved.DECLARED,
+}
+"""What every number about an SAE is, whichever stage it comes of."""
+
+
+def trial_folder(store: str | Path, name: str) -> Path:
+    """Return where the results of the trial called `name` lie."""
+    return Path(store) / "trials" / name
+
+
+def is_result_of(folder: Path, spec: TrialSpec) -> bool:
+    """Whether the result in `folder` is of these settings and not of others under the same name."""
+    if not os.path.lexists(folder / RECORD):
+        return False
+    record = read_record(folder)
+    warn_if_unchecked(folder, record)
+    return record.get("spec") == spec.model_dump(mode="json")
+
+
+def described(folder: Path, spec: TrialSpec) -> str:
+    """Return in one sentence whether a trial's results are there, whole and of these settings."""
+    try:
+        if not is_result_of(folder, spec):
+            other = "those of other settings" if os.path.lexists(folder / RECORD) else "none"
+            return f"results: {other} in {str(folder)!r}."
+        Trial(folder).check()
+    except StoreError as error:
+        return f"results: {error}."
+    return f"results: in {str(folder)!r}."
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A finished trial, read from its folder; tables load when first asked for."""
+
+    folder: Path
+
+    def __init__(self, folder: str | Path) -> None:
+        """Read the trial in `folder`, `<store>/trials/<name>`."""
+        object.__setattr__(self, "folder", Path(folder))
+
+    @functools.cached_property
+    def record(self) -> dict[str, Any]:
+        """What was compared and how: protocol, arms, text, masks, versions, seconds."""
+        record = read_record(self.folder)
+        require_parts(self.folder, record)
+        return record
+
+    def check(self) -> None:
+        """See to it that every table is as the trial wrote it.
+
+        Raises:
+            StoreError: one is not, or is missing; or the record is damaged.
+        """
+        record = read_record(self.folder)
+        for name in TABLES:
+            check_table(self.folder, name, record)
+
+    @property
+    def effects(self) -> Any:
+        """DataFrame, one row per contrast x hookpoint x SAE x metric."""
+        return self._table("effects")
+
+    @property
+    def interactions(self) -> Any:
+        """DataFrame, one row per complete 2x2 of arms x hookpoint x SAE x metric."""
+        return self._table("interactions")
+
+    @property
+    def matching(self) -> Any:
+        """DataFrame, one row per arm x hookpoint x SAE: its L0, and how far that is from trained."""
+        return self._table("matching")
+
+    @property
+    def latents(self) -> Any:
+        """DataFrame, one row per arm x model seed x SAE seed x latent."""
+        return self._table("latents")
+
+    @property
+    def measurements(self) -> Any:
+        """DataFrame, one row per arm x model seed x SAE seed x metric."""
+        return self._table("measurements")
+
+    @property
+    def coverage(self) -> Any:
+        """DataFrame, one row per arm x model seed x SAE seed x label; empty without labels."""
+        return self._table("coverage")
+
+    @property
+    def passages(self) -> Any:
+        """DataFrame of top activating passages of the latents drawn to be shown."""
+        return self._table("passages")
+
+    @property
+    def audits(self) -> Any:
+        """DataFrame, one row per number of each audit of each SAE that was audited."""
+        return self._table("audits")
+
+    @property
+    def use(self) -> Any:
+        """DataFrame, one row per latent of each SAE whose model was asked what it uses."""
+        return self._table("use")
+
+    @property
+    def readers(self) -> Any:
+        """DataFrame of what reads each latent, the largest first."""
+        return self._table("readers")
+
+    @property
+    def writers(self) -> Any:
+        """DataFrame of what writes each latent, the largest first."""
+        return self._table("writers")
+
+    @property
+    def report(self) -> Path:
+        """The report's page, which opens from disk."""
+        return self.folder / "report" / "index.html"
+
+    def _table(self, name: str) -> Any:
+        # not `record`, which may be older than the tables: another process may have run the trial again
+        record = read_record(self.folder)
+        warn_if_unchecked(self.folder, record)
+        path = check_table(self.folder, name, record)
+        try:
+            return artefacts.read_table(path)
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"{str(path)!r} cannot be read as parquet ({error}); run the trial again"
+            ) from None
+
+    def summary(self) -> str:
+        """Return what failed and the headline effects, a line each, for a terminal."""
+        failed = failed_fits(self.measurements)
+        table = self.effects
+        rows = [row._asdict() for row in table[table["metric"].isin(HEADLINE)].itertuples()]
+        return "\n".join([*failed.sentences, *(_line(row, failed.unread(row)) for row in rows)])
+
+
+def _line(row: Mapping[str, Any], unread: str | None) -> str:
+    """Return one effect with its interval, its unit, and what re-draws of one control differ by (A/A)."""
+    name = f"{row['metric']} at {row['hookpoint']}, {row['arm']} - {row['control']}"
+    effect, low, high, unit = (row[key] for key in ("effect", "low", "high", "unit"))
+    if unread:
+        return f"{name}: not read: {unread}"
+    if pandas.isna(effect):
+        return f"{name}: not estimable: {row['reason']}"
+    if pandas.isna(low):
+        return f"{name}: {effect:+.3f} {unit} (no interval: {row['reason']})"
+    found = f"{name}: {effect:+.3f} {unit} [{low:+.3f}, {high:+.3f}]"
+    if low <= row["null"] <= high:
+        found += ", no finding"
+    if not pandas.isna(row["aa_low"]):
+        return f"{found}; A/A {row['aa_effect']:+.3f} [{row['aa_low']:+.3f}, {row['aa_high']:+.3f}]"
+    aa = row["aa_effect"]
+    return found if pandas.isna(aa) else f"{found}; A/A {aa:+.3f}, no interval"
+
+
+CONFIDENCE = 0.95
+HEADLINE = ("mean_token_entropy_bits", "share_single_token", "explained_variance_above_gaussian")
+
+
+def write_results(plan: Plan, store: Store) -> Trial:
+    """Join the tables of all SAEs, compare the arms, and write the trial's folder and report."""
+    final = trial_folder(store.root, plan.spec.name)
+    with written_beside(final, plan.spec, store.warn) as folder:
+        _write_results(plan, store, folder)
+    return Trial(final)
+
+
+def _write_results(plan: Plan, store: Store, folder: Path) -> None:
+    joined = _join(plan, store)
+    joined["measurements"].insert(
+        6, "latent", pandas.array([None] * len(joined["measurements"]), "Int64")
+    )
+    joined["matching"] = l0_matches(
+        joined["measurements"],
+        {label: sae.l0_target() for label, sae in plan.spec.saes.items()},
+        plan.spec.trained_arm,
+        plan.spec.measurement.l0_tolerance,
+    )
+    replicates = gather(plan, store)
+    joined["effects"] = effects(replicates, plan.spec.compared, EVERY_METRIC, CONFIDENCE)
+    joined["interactions"] = interactions(
+        replicates, quads(plan.spec.parts), EVERY_METRIC, CONFIDENCE
+    )
+    least = plan.spec.measurement.thresholds.min_firings
+    calibrations = artefacts.read_calibrations(store.path(plan.harvests[0]))
+    widths = {name: len(one.mean) for name, one in calibrations.items()}
+    joined["ladder"] = ladder_table(replicates, joined["latents"], widths, least, CONFIDENCE)
+    joined["decoys"] = decoys_of(plan.spec, joined["latents"])
+    joined["partners"] = partners_of(plan.spec, joined["latents"])
+    joined["mechanism"] = mechanism_of(
+        plan.spec, joined["latents"], _cards(plan, store), plan.spec.measurement.thresholds
+    )
+    joined |= use_tables(plan, store) | audit_tables(plan, store)
+    publish(store, folder, joined, record(plan, store))
+    build_report(folder)
+
+
+def _join(plan: Plan, store: Store) -> dict[str, Any]:
+    """Return the tables of all SAEs and arms, each in one."""
+    tables: dict[str, list[Any]] = {}
+    for stage, names in (("measure", OF_MEASURE), ("match", OF_MATCH)):
+        for (one, hookpoint, sae, sae_seed), step in getattr(plan, stage).items():
+            keys = keys_of(plan, one, hookpoint, sae, sae_seed)
+            for name in names:
+                table = artefacts.read_table(store.path(step) / f"{name}.parquet")
+                tables.setdefault(name, []).append(labelled(table, keys))
+    for (one, hookpoint), step in plan.methods.items():
+        folder = store.path(step)
+        table = artefacts.read_table(folder / "methods.parquet")
+        tables.setdefault("methods", []).append(labelled(table, keys_of(plan, one, hookpoint)))
+        measured = artefacts.read_table(folder / "measurements.parquet")
+        for (sae, sae_seed), part in measured.groupby(["sae", "sae_seed"]):
+            left = part.drop(columns=["sae", "sae_seed"]).reset_index(drop=True)
+            tables["measurements"].append(
+                labelled(left, keys_of(plan, one, hookpoint, sae, int(sae_seed)))
+            )
+    return {name: _joined(parts) for name, parts in tables.items()}
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    # a table without rows has no types, and would take theirs from the others
+    filled = [part for part in parts if len(part)]
+    return pandas.concat(filled, ignore_index=True) if filled else parts[0]
+
+
+def gather(plan: Plan, store: Store) -> ReplicateTable:
+    """Return every metric of every SAE under all document weights."""
+    drawn = frozenset(arm for arm, one in plan.spec.arms.items() if one.draws)
+    documents, tokens = {}, {}
+    rows = artefacts.read_rows(store.path(plan.tokenize))["heldout"]
+    for hookpoint in plan.spec.hookpoints:
+        folders = [store.path(step) for step in plan.harvests]
+        kept = held_out(rows, [artefacts.outliers(f, hookpoint) for f in folders], ())
+        documents[hookpoint] = len(np.unique(kept.documents))
+        tokens[hookpoint] = len(kept.places)
+    families = {arm: one.family for arm, one in plan.spec.arms.items()}
+    table = ReplicateTable(documents, tokens, drawn, families, plan.same_as())
+    for stage in (plan.measure, plan.match):
+        for (one, hookpoint, sae, sae_seed), step in stage.items():
+            folder = store.path(step)
+            values = artefacts.read_replicates(folder)
+            for row in artefacts.read_table(folder / "measurements.parquet").itertuples():
+                place = one, hookpoint, sae, sae_seed
+                _add(table, plan, place, row, values.get(row.metric))
+    for (one, hookpoint), step in plan.methods.items():
+        folder = store.path(step)
+        values = artefacts.read_replicates(folder)
+        for row in artefacts.read_table(folder / "measurements.parquet").itertuples():
+            found = values.get(f"{row.sae}/{row.sae_seed}/{row.metric}")
+            _add(table, plan, (one, hookpoint, row.sae, int(row.sae_seed)), row, found)
+    return table
+
+
+def _add(table: ReplicateTable, plan: Plan, place: Place, row: Any, values: Any | None) -> None:
+    """Add one row of a table of measurements."""
+    one, hookpoint, sae, sae_seed = place
+    table.add(
+        Cell(one.arm, hookpoint, sae, row.metric),
+        one.model_seed or 0,
+        sae_seed,
+        values,
+        None if pandas.isna(row.null_value) else float(row.null_value),
+        None if pandas.isna(row.reason) else str(row.reason),
+        1 / plan.spec.saes[sae].d_sae if EVERY_METRIC[row.metric].counts_latents else 0.0,
+    )
+
+
+def record(plan: Plan, store: Store) -> dict[str, Any]:
+    """Return what was compared and how, as JSON."""
+    spec = plan.spec
+    rows = artefacts.read_rows(store.path(plan.tokenize))
+    arms: dict[str, Any] = {}
+    for arm, controls in spec.arms.items():
+        redraws = [ArmModel(arm, seed) for seed in spec.seeds_of(arm)]
+        arms[arm] = {
+            **controls.model_dump(mode="json"),
+            "model_seeds": [one.model_seed for one in redraws],
+            "records": [_arm_record(plan, store, one) for one in redraws],
+        }
+    seconds: dict[str, float] = {}
+    for step in plan.steps():
+        seconds[step.stage] = round(seconds.get(step.stage, 0.0) + store.seconds(step), 1)
+    return {
+        "name": spec.name,
+        "model_note": models.describe(spec.model),
+        "spec": spec.model_dump(mode="json"),
+        "arms": arms,
+        "shared": [
+            {"arm": arm, "same_as": twin, "why": _why_shared(spec, arm, twin)}
+            for arm, twin in plan.same_as().items()
+        ],
+        "text": {
+            "source": spec.text.source,
+            **artefacts.read_text_facts(store.path(plan.tokenize)),
+            "splits": {
+                split: {
+                    "n_documents": len(one.names),
+                    "n_tokens": int(one.usable().sum()),
+                    "n_rows": len(one.lengths),
+                }
+                for split, one in rows.items()
+            },
+        },
+        "masks": {split: _masks(plan, store, one, split) for split, one in rows.items()},
+        "use": use_record(plan, store),
+        "audits": described_audits() if plan.audit else {},
+        "metrics": {name: _described(metric) for name, metric in EVERY_METRIC.items()},
+        "confidence": CONFIDENCE,
+        "precision": precision.describe(),
+        "environments": store.environments(plan.steps()),
+        "seconds": seconds,
+        "artefacts": {f"{s.stage}/{s.folder_name}": s.key for s in plan.steps()},
+    }
+
+
+def _cards(plan: Plan, store: Store) -> dict[str, Any]:
+    """Return by arm the diagnostics of its first model."""
+    cards: dict[str, Any] = {}
+    for one, step in plan.build.items():
+        cards.setdefault(one.arm, read_json(store.path(step) / "card.json"))
+    return cards
+
+
+def _why_shared(spec: TrialSpec, arm: str, twin: str) -> str:
+    if spec.arms[arm] == spec.arms[twin]:
+        return "their settings are the same, so the SAEs were trained once"
+    if models.ties_embeddings(spec.model) is False:
+        return (
+            "what differs cannot reach a hookpoint (the output head of an untied model lies behind all "
+            "of them), so the SAEs are the same ones and were trained once"
+        )
+    return "their models are the same one (the output head is the embedding), so it was used once"
+
+
+def _described(metric: Declared) -> dict[str, str]:
+    keys = ("unit", "better", "null", "definition", "source", "reads")
+    return {key: str(getattr(metric, key)) for key in keys}
+
+
+def _arm_record(plan: Plan, store: Store, one: ArmModel) -> dict[str, Any]:
+    folder = store.path(plan.build[one])
+    calibrations = artefacts.read_calibrations(store.path(plan.harvest[one]))
+    return {
+        "model_seed": one.model_seed,
+        "recipe": read_json(folder / "recipe.json"),
+        "diagnostics": read_json(folder / "card.json"),
+        "calibration": {name: c.record() for name, c in calibrations.items()},
+        "gaussian_null": read_json(store.path(plan.train[one]) / "gaussian.json"),
+    }
+
+
+def _masks(plan: Plan, store: Store, rows: Any, split: str) -> dict[str, Any]:
+    """Count the positions that each rule leaves out."""
+    counts: dict[str, Any] = {
+        "rule": "position 0 of each row, padding, and tokens whose norm exceeds "
+        f"{plan.spec.harvest.outlier_ratio:g} x the arm's median",
+        "position_0": len(rows.lengths),
+        "padding": int(rows.token_ids.size - rows.lengths.sum()),
+    }
+    if split == "heldout":
+        folders = {one.label: store.path(step) for one, step in plan.harvest.items()}
+        for hookpoint in plan.spec.hookpoints:
+            found = {label: artefacts.outliers(f, hookpoint) for label, f in folders.items()}
+            for label, flags in found.items():
+                counts[f"outlier_norm {hookpoint} {label}"] = int(flags.sum())
+            union = np.logical_or.reduce(list(found.values()))
+            counts[f"outlier_norm {hookpoint} any arm (left out of all)"] = int(union.sum())
+    else:
+        total = int(rows.usable().sum())
+        for one, step in plan.train.items():
+            log = artefacts.read_table(store.path(step) / "log.parquet")
+            for hookpoint, seen in log.groupby("hookpoint")["tokens"].max().items():
+                counts[f"outlier_norm {hookpoint} {one.label}"] = total - int(seen)
+    return counts
+
+
+def environment() -> dict[str, Any]:
+    """Return what a result's last bits may depend on: versions, machine, threads, precision."""
+    names = ("sae-placebo", "torch", "transformers", "numpy", "scipy", "tokenizers", "safetensors")
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        **{name: importlib.metadata.version(name) for name in names},
+        "threads": torch.get_num_threads(),
+        "fast_products": precision.measure().fast,
+    }

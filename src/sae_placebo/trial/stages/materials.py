@@ -1,0 +1,119 @@
+"""What every arm of a trial is made of: the reference model, the tokens, and their labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+from sae_placebo.core.errors import TextError
+from sae_placebo.core.progress import Progress
+from sae_placebo.core.store import Store
+from sae_placebo.data import overlap, text
+from sae_placebo.data.readability import PREDICTORS, Readability, readability
+from sae_placebo.models import loading as models
+from sae_placebo.trial import artefacts
+from sae_placebo.trial.plans import ArmModel, Plan
+from sae_placebo.trial.spec import TrialSpec
+
+
+@dataclasses.dataclass
+class Materials:
+    """The reference model and the text of a trial, each made once and only when needed."""
+
+    plan: Plan
+    store: Store
+    progress: Progress
+
+    @property
+    def spec(self) -> TrialSpec:
+        """The protocol."""
+        return self.plan.spec
+
+    @functools.cached_property
+    def source(self) -> str:
+        """Where the reference model is loaded from: a folder or a hub id."""
+        step = self.plan.model
+        if not self.plan.needs_conversion:
+            return self.spec.model.id
+        if self.store.find(step) is None:
+            label = f"convert {self.spec.model.id}"
+            with self.progress.track(label, 1, "model") as advance, self.store.write(step) as draft:
+                models.convert(self.spec.model, draft)
+                advance(1)
+        return str(self.store.path(step))
+
+    @functools.cached_property
+    def reference(self) -> Any:
+        """The trained model; every control is a changed copy of it."""
+        source = self.source
+        with self.progress.track("load the model", 1, "model") as advance:
+            model = models.load_model(source, self.spec.model.revision)
+            advance(1)
+        return model
+
+    @functools.cached_property
+    def tokens(self) -> Path:
+        """Folder of the tokenized text: one tokenization for all arms."""
+        step, spec = self.plan.tokenize, self.spec.text
+        if self.store.find(step) is None:
+            wanted, source = spec.train_tokens + spec.heldout_tokens, self.source
+            with (
+                self.progress.track("tokenize", wanted) as advance,
+                self.store.write(step) as draft,
+            ):
+                tokenizer = models.load_tokenizer(source, self.spec.model.revision)
+                found = text.cut(spec, tokenizer, self.spec.seed, advance)
+                if text.identify(spec) != step.settings["content"]:
+                    raise TextError(
+                        f"files of text.source {spec.source!r} changed while they were read; run again"
+                    )
+                artefacts.write_rows(draft, found.splits)
+                artefacts.write_text_facts(draft, found.skipped, found.shared)
+                artefacts.write_vocabulary(draft, text.vocabulary(tokenizer))
+            if (repeated := overlap.warning(found.shared)) is not None:
+                self.progress.note(f"text: {repeated}")
+        return self.store.path(step)
+
+    @functools.cached_property
+    def rows(self) -> dict[str, text.Rows]:
+        """Rows of token ids of the splits `train` and `heldout`."""
+        return artefacts.read_rows(self.tokens)
+
+    def rows_of(self, one: ArmModel) -> dict[str, text.Rows]:
+        """Return the rows that one arm reads: the trial's own, or what its data control made of them."""
+        step, arm = self.plan.text[one], self.spec.arms[one.arm]
+        if step is self.plan.tokenize:
+            return self.rows
+        if self.store.find(step) is None:
+            assert arm.data is not None
+            with self.progress.track(f"text {one.label}", 1, "text") as advance:
+                rewritten = arm.data.rewrite(self.rows, self.spec.seed, one.model_seed or 0)
+                with self.store.write(step) as draft:
+                    artefacts.write_rows(draft, rewritten)
+                advance(1)
+        return artefacts.read_rows(self.store.path(step))
+
+    @functools.cached_property
+    def readability(self) -> Readability | None:
+        """How far each label of the held-out tokens can be read off tokens; None without labels."""
+        step, rows = self.plan.readability, self.rows
+        if step is None:
+            return None
+        if self.store.find(step) is None:
+            train, heldout = rows["train"], rows["heldout"]
+            n = len(PREDICTORS)
+            with self.progress.track("readability", n, "predictors") as advance:
+                found = None  # Python may be allowed and yet none of it drawn
+                if train.labels is not None and heldout.labels is not None:
+                    size = len(self.vocabulary)
+                    found = readability(train, heldout, size, self.spec.seed, advance)
+                with self.store.write(step) as draft:
+                    artefacts.write_readability(draft, found)
+        return artefacts.read_readability(self.store.path(step))
+
+    @functools.cached_property
+    def vocabulary(self) -> list[str]:
+        """Text of each token id."""
+        return artefacts.read_vocabulary(self.tokens)

@@ -1,0 +1,173 @@
+"""The stream that every SAE of an arm is trained on, and what is counted on the way.
+
+The stream has no state but a place in it: the order of rows and every shuffle are drawn by name. So work
+on it can stop anywhere, and what was counted is kept as tensors.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from sae_placebo.core.checkpoints import Checkpoint, State, Work
+from sae_placebo.core.lazy import torch
+from sae_placebo.core.progress import Advance
+from sae_placebo.data.text import Rows
+from sae_placebo.models.activations import (
+    Block,
+    Calibration,
+    TokenMeans,
+    batches,
+    blocks,
+    row_order,
+)
+from sae_placebo.models.gaussian import GaussianReader, SecondMoments
+from sae_placebo.models.loading import Reader
+from sae_placebo.trial.spec import TrialSpec
+from sae_placebo.trial.stages.harvest import calibrated
+
+AnyReader: TypeAlias = Reader | GaussianReader
+"""What activations are read with."""
+
+Track: TypeAlias = Callable[..., AbstractContextManager[Advance]]
+"""`Progress.track` with its label given."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The training tokens' activations, in the order in which every arm reads them.
+
+    Args:
+        spec: The trial's protocol.
+        reader: Of the arms' model.
+        rows: The training rows.
+        calibrations: How activations are masked, centered and scaled, by hookpoint.
+    """
+
+    spec: TrialSpec
+    reader: AnyReader
+    rows: Rows
+    calibrations: Mapping[str, Calibration]
+
+    @functools.cached_property
+    def n_tokens(self) -> int:
+        """Tokens of the stream, outliers included."""
+        return int(self.rows.usable().sum())
+
+    def blocks(self, first: int = 0) -> Iterator[tuple[int, Block]]:
+        """Yield the stream's blocks from the one numbered `first`, each with its number."""
+        size = self.spec.harvest.block_rows
+        order = row_order(len(self.rows.lengths), self.spec.seed)[first * size :]
+        read = blocks(self.reader, self.rows, order, size, device=self.spec.device)
+        yield from enumerate(read, first)
+
+    def kept(self, block: Block) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+        """Yield each hookpoint, ids and activations of a block's tokens, outliers left out, on the CPU."""
+        for name, values in block.activations.items():
+            x = values.cpu()
+            kept = self.calibrations[name].keeps(x)
+            whole = bool(kept.all())
+            yield (name, block.token_ids, x) if whole else (name, block.token_ids[kept], x[kept])
+
+    def batches(self, index: int, block: Block) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+        """Return the batches of one block, on the device of training; see `activations.batches`."""
+        size, seed = self.spec.training.batch_tokens, self.spec.seed
+        return batches(block, self.calibrations, size, seed, index)
+
+    def moments(self) -> dict[str, SecondMoments]:
+        """Return empty second moments, by hookpoint."""
+        return {name: SecondMoments(one.mean) for name, one in self.calibrations.items()}
+
+
+@dataclass
+class MomentsPass:
+    """One pass over a stream that only counts second moments."""
+
+    stream: Stream
+    work: Work
+    phase: str = "moments"
+
+    def __post_init__(self) -> None:
+        self._reset()
+        saved = self.work.load(self.phase)
+        if saved is not None and not self.work.fits(saved, self._restore):
+            self._reset()
+
+    def _reset(self) -> None:
+        self.moments = self.stream.moments()
+        self.done, self._blocks = 0, 0
+
+    def run(self, advance: Advance) -> None:
+        """Count what is left of the stream."""
+        with self.work.during(self.phase, self._state) as checkpoint:
+            for index, block in self.stream.blocks(self._blocks):
+                with self.work.step():
+                    for name, _, x in self.stream.kept(block):
+                        self.moments[name].add(x)
+                    self._blocks = index + 1
+                    self.done += len(block.token_ids)
+                advance(len(block.token_ids))
+                checkpoint()
+
+    def _state(self) -> State:
+        parts = ((name, moments_state(one)) for name, one in self.moments.items())
+        return State(self.done, {"blocks": self._blocks}, parts)
+
+    def _restore(self, saved: Checkpoint) -> None:
+        for name, one in self.moments.items():
+            restore_moments(one, saved.part(name))
+        self.done, self._blocks = saved.done, int(saved.record["blocks"])
+
+
+def in_its_place(
+    reader: Reader, spec: TrialSpec, rows: Rows, model_seed: int, work: Work, track: Track
+) -> GaussianReader:
+    """Return what reads Gaussian draws with the mean and covariance that `reader` gives.
+
+    Args:
+        reader: Of the model.
+        spec: The trial's protocol.
+        rows: Training rows, outliers of which are left out.
+        model_seed: Of the arm.
+        work: Where checkpoints are kept.
+        track: Shows the progress.
+    """
+    stream = Stream(spec, reader, rows, calibrated(reader, rows, spec.harvest, spec.seed))
+    counting = MomentsPass(stream, work, "source")
+    with track(stream.n_tokens, before=counting.done) as advance:
+        counting.run(advance)
+    draws = {name: found.sampler() for name, found in counting.moments.items()}
+    return GaussianReader(draws, reader.d_in, spec.seed, model_seed)
+
+
+def moments_state(moments: SecondMoments) -> dict[str, torch.Tensor]:
+    """Return what was counted."""
+    n = torch.tensor(moments.n, dtype=torch.int64)
+    return {"total": moments.total, "products": moments.products, "n": n}
+
+
+def restore_moments(moments: SecondMoments, state: Mapping[str, torch.Tensor]) -> None:
+    """Go on counting from `state`."""
+    moments.total.copy_(state["total"])
+    moments.products.copy_(state["products"])
+    moments.n = int(state["n"])
+
+
+def means_state(means: TokenMeans) -> dict[str, torch.Tensor]:
+    """Return what was counted of the tokens seen; the others' sums are zero."""
+    seen = means.counts.nonzero().flatten()
+    return {
+        "ids": seen,
+        "sums": means.sums[seen],
+        "energy": means.energy[seen],
+        "counts": means.counts[seen],
+    }
+
+
+def restore_means(means: TokenMeans, state: Mapping[str, torch.Tensor]) -> None:
+    """Go on counting from `state`."""
+    for name in ("sums", "energy", "counts"):
+        getattr(means, name)[state["ids"]] = state[name]

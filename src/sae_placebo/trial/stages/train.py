@@ -1,0 +1,254 @@
+"""Matched training: every SAE that reads the same activations in one pass over the token stream.
+
+Arms differ in their model, or in what is done to the dictionaries. Tokens, their order and shuffles, the
+SAEs' initial bits, the optimizer and the number of tokens are the same; activations are centered and
+scaled to a common mean squared norm. Arms that read the same activations share one forward, and each
+gets the bits that it would get alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sae_placebo.controls.dictionary import DictionaryControl, Moments
+from sae_placebo.core.checkpoints import Checkpoint, State, Work
+from sae_placebo.core.lazy import torch
+from sae_placebo.core.progress import Advance, Progress
+from sae_placebo.core.store import write_json
+from sae_placebo.models.activations import Block, Calibration, TokenMeans
+from sae_placebo.models.gaussian import SecondMoments
+from sae_placebo.models.loading import parse_hookpoint
+from sae_placebo.saes import SAE
+from sae_placebo.saes.formats import saelens
+from sae_placebo.saes.kernels import Workspace
+from sae_placebo.saes.training import Fit, step_all
+from sae_placebo.trial import artefacts
+from sae_placebo.trial.plans import ArmModel
+from sae_placebo.trial.spec import TrialSpec
+from sae_placebo.trial.stages.gaussian_nulls import Member, Nulls, placed
+from sae_placebo.trial.stages.stream import (
+    MomentsPass,
+    Stream,
+    means_state,
+    moments_state,
+    restore_means,
+    restore_moments,
+)
+
+
+class Place(NamedTuple):
+    """Where in the stream training stands: the block, its batches done, and whether it was counted."""
+
+    block: int = 0
+    batch: int = 0
+    counted: bool = False
+
+
+@dataclass
+class Matched:
+    """The SAEs of arms that read the same activations, and what is learned of these on the way.
+
+    Args:
+        stream: What they read.
+        harvest: The arms' harvest artefact: calibrations and held-out activations.
+        vocabulary_size: Number of token ids.
+        controls: By the key of an arm's training, what is done to its dictionaries; None: they are
+            trained in full.
+        work: Where checkpoints are kept.
+    """
+
+    stream: Stream
+    harvest: Path
+    vocabulary_size: int
+    controls: Mapping[str, DictionaryControl | None]
+    work: Work
+    trained: dict[tuple[str, Member], tuple[SAE, list[Any]]] = field(default_factory=dict)
+    lookups: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    steps: list[tuple[int, dict[str, int]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._before: dict[str, Moments] = {}
+        self._fits: dict[tuple[str, Member], Fit] = {}
+
+    @property
+    def spec(self) -> TrialSpec:
+        """The trial's protocol."""
+        return self.stream.spec
+
+    @property
+    def calibrations(self) -> Mapping[str, Calibration]:
+        """How the activations are masked, centered and scaled, by hookpoint."""
+        return self.stream.calibrations
+
+    def run(self, name: str, progress: Progress) -> None:
+        """Do what is left: count moments where a control needs them, train, train the nulls."""
+
+        def run(label: str, total: int, done: int, work: Callable[[Advance], None]) -> None:
+            with progress.track(f"{label} {name}", total, before=done) as advance:
+                work(advance)
+
+        total = self.stream.n_tokens
+        if any(control is not None and control.needs_moments for control in self.controls.values()):
+            counting = MomentsPass(self.stream, self.work)
+            run("moments", total, counting.done, counting.run)
+            by = self.calibrations
+            self._before = {n: _scaled(one, by[n]) for n, one in counting.moments.items()}
+        self._begin()
+        saved = self.work.load("train")
+        if saved is not None and not self.work.fits(saved, self._restore):
+            self._begin()
+        run("train", total, self._done, self._train)
+        nulls = self._nulls
+        draw = functools.partial(nulls.run, self._moments, self.steps)
+        run("gaussian null", total * len(self.spec.hookpoints), nulls.done, draw)
+
+    @functools.cached_property
+    def _nulls(self) -> Nulls:
+        return Nulls(self.spec, self.harvest, self.calibrations, self._starts, self.work)
+
+    def _starts(self, hookpoint: str, seeds: Sequence[int]) -> dict[Member, Fit]:
+        """Return new fits of every arm and SAE at one hookpoint."""
+        spec, fits = self.spec, {}
+        for key, control in self.controls.items():
+            for label, sae in spec.saes.items():
+                for seed in seeds:
+                    start = sae.create(self.stream.reader.d_in, seed)
+                    held: dict[str, Any] = {}
+                    if control is not None:
+                        start = control.start(start, self._before.get(hookpoint), spec.seed, seed)
+                        held = {"frozen": control.frozen, "decoder_cosine": control.decoder_cosine}
+                    start = placed(start, spec.device)
+                    n = self.stream.n_tokens
+                    fits[key, label, seed] = Fit(start, spec.training, n, copied=False, **held)
+        return fits
+
+    # --- the pass --------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Start every SAE, with nothing counted."""
+        self._done, self._place = 0, Place()
+        self.steps.clear()
+        centers = {name: one.mean for name, one in self.calibrations.items()}
+        self._means = {name: TokenMeans(self.vocabulary_size, c) for name, c in centers.items()}
+        self._moments = self.stream.moments()
+        self._fits = {
+            (hookpoint, member): fit
+            for hookpoint in self.spec.hookpoints
+            for member, fit in self._starts(hookpoint, self.spec.sae_seeds).items()
+        }
+
+    def _train(self, advance: Advance) -> None:
+        """Train the SAEs, and gather E[x | token] and the covariance from the same stream."""
+        with self.work.during("train", self._state) as checkpoint:
+            workspace = Workspace()
+            for index, block in self.stream.blocks(self._place.block):
+                if not self._place.counted:
+                    with self.work.step():
+                        self._count(block)
+                        self._place = Place(index, 0, counted=True)
+                for number, (offered, batch) in enumerate(self.stream.batches(index, block), 1):
+                    if number <= self._place.batch:
+                        continue  # done before the stop; the block was read again for the others
+                    with self.work.step():
+                        self._step(offered, batch, workspace)
+                        self._place = Place(index, number, counted=True)
+                    advance(offered)
+                    checkpoint()
+                self._place = Place(index + 1)
+        self.lookups = {name: one.table() for name, one in self._means.items()}
+        while self._fits:  # the optimizers are let go one by one
+            key = next(iter(self._fits))
+            fit = self._fits.pop(key)
+            self.trained[key] = placed(fit.sae(), "cpu"), fit.log()
+
+    def _count(self, block: Block) -> None:
+        for name, ids, x in self.stream.kept(block):
+            self._means[name].add(ids, x)
+            self._moments[name].add(x)
+
+    def _step(self, offered: int, batch: dict[str, torch.Tensor], workspace: Workspace) -> None:
+        for hookpoint in self.spec.hookpoints:
+            fits = [fit for (place, _), fit in self._fits.items() if place == hookpoint]
+            step_all(fits, batch[hookpoint], workspace, offered)
+        self.steps.append((offered, {name: len(x) for name, x in batch.items()}))
+        self._done += offered
+
+    # --- its state -------------------------------------------------------------------------------
+
+    def _state(self) -> State:
+        names = list(self.spec.hookpoints)
+        rows = [[offered, *(sizes[name] for name in names)] for offered, sizes in self.steps]
+        steps = torch.tensor(rows, dtype=torch.int64).reshape(-1, 1 + len(names))
+
+        def parts() -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+            yield "steps", {"sizes": steps}
+            for name in names:
+                yield f"means {name}", means_state(self._means[name])
+                yield f"moments {name}", moments_state(self._moments[name])
+            for key, fit in self._fits.items():
+                yield _part(key), fit.state()
+
+        return State(self._done, {"place": self._place, "hookpoints": names}, parts())
+
+    def _restore(self, saved: Checkpoint) -> None:
+        names = saved.record["hookpoints"]
+        self.steps += [
+            (offered, dict(zip(names, sizes, strict=True)))
+            for offered, *sizes in saved.part("steps")["sizes"].tolist()
+        ]
+        for name in names:
+            restore_means(self._means[name], saved.part(f"means {name}"))
+            restore_moments(self._moments[name], saved.part(f"moments {name}"))
+        for key, fit in self._fits.items():
+            fit.restore(saved.part(_part(key)))
+        self._done, self._place = saved.done, Place(*saved.record["place"])
+
+    # --- its result ------------------------------------------------------------------------------
+
+    def write(self, folder: Path, key: str, build: Path, one: ArmModel) -> None:
+        """Write one arm's SAEs in model units, its nulls, the lookup tables and the training log.
+
+        Args:
+            folder: Where to.
+            key: Of the arm's training.
+            build: The arm's build artefact, whose recipe every SAE carries.
+            one: The arm and its re-draw.
+        """
+        provenance = artefacts.provenance(build, self.spec, one)
+        artefacts.copy_recipe(build, folder)
+        logs: list[dict[str, Any]] = []
+        for (hookpoint, (of, label, seed)), (sae, log) in self.trained.items():
+            if of != key:
+                continue
+            scale = self.calibrations[hookpoint]
+            keys = {"hookpoint": hookpoint, "sae": label, "sae_seed": seed}
+            saelens.write(
+                sae.fold(scale.mean, scale.factor),
+                artefacts.sae_folder(folder, hookpoint, label, seed),
+                {**provenance, **_hook_names(hookpoint), "sae_seed": seed},
+            )
+            logs += [keys | row for row in log]
+        write_json(folder / "gaussian.json", self._nulls.scores[key])
+        artefacts.write_lookup(folder, self.lookups)
+        artefacts.write_records(folder / "log.parquet", logs)
+
+
+def _part(key: tuple[str, Member]) -> str:
+    hookpoint, (training, label, seed) = key
+    return f"fit {training[:16]} {hookpoint} {label} {seed}"
+
+
+def _scaled(counted: SecondMoments, by: Calibration) -> Moments:
+    """Return moments in the centered and scaled units of training."""
+    mean, covariance = counted.mean_and_covariance()
+    return Moments(((mean - by.mean) * by.factor).float(), (covariance * by.factor**2).float())
+
+
+def _hook_names(hookpoint: str) -> dict[str, str]:
+    """Return a hookpoint under our name and, as SAELens asks, under TransformerLens's."""
+    place = parse_hookpoint(hookpoint)
+    return {"hookpoint": hookpoint, "hook_name": f"blocks.{place.layer}.hook_{place.site}"}

@@ -1,0 +1,1 @@
+"""The tables that a trial joins from what its stages made."""

@@ -1,0 +1,257 @@
+"""What was found about use and circuits, as tables and numbers that trials keep."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sae_placebo.causal.circuits.readers import Readers
+from sae_placebo.causal.circuits.spec import CircuitSpec
+from sae_placebo.causal.circuits.traces import KINDS
+from sae_placebo.causal.circuits.writers import Writers
+from sae_placebo.causal.examination import Examination
+from sae_placebo.causal.use.asking import Asked
+from sae_placebo.causal.use.sampling import share
+from sae_placebo.causal.use.spec import UseSpec
+from sae_placebo.causal.use.verdicts import USES, sensitivity
+from sae_placebo.core.lazy import pandas
+from sae_placebo.core.store import read_json, write_json
+
+LIMITS = tuple(float(x) for x in np.geomspace(1e-4, 1e-1, 13))
+"""Smallest effects of interest that the sensitivity curve has."""
+_LEVEL = 0.05
+"""Of the test that something reads a latent; that something writes it has the writers' own."""
+NAMES = ("use", "readers", "writers", "directions", "patched", "use_passages")
+"""Tables of one SAE; the last two are of latents that get a card."""
+
+
+def write_use(draft: Path, found: Examination, spec: UseSpec, circuits: CircuitSpec) -> None:
+    """Write one SAE's tables and `use.json` into a folder.
+
+    Args:
+        draft: The folder.
+        found: About the SAE.
+        spec: How use was asked about.
+        circuits: How many readers and writers are kept.
+    """
+    tables = {
+        "use": latent_rows(found),
+        "readers": reader_rows(found.readers, circuits.kept),
+        "writers": writer_rows(found.writers, circuits.kept),
+        "directions": direction_rows(found),
+    }
+    for name, table in tables.items():
+        table.to_parquet(draft / f"{name}.parquet", index=False)
+    write_json(draft / "use.json", record(found, spec))
+
+
+def read_use(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the tables by name, and the record."""
+    tables = {name: pandas.read_parquet(folder / f"{name}.parquet") for name in NAMES}
+    return tables, dict(read_json(folder / "use.json"))
+
+
+def latent_rows(found: Examination) -> pandas.DataFrame:
+    """Return one row per latent of the SAE; what was not asked about one is null."""
+    asked, measured, n = found.answer.asked, found.answer.measured, len(found.answer.measured.p)
+    which = found.latents
+    columns: dict[str, Any] = {"latent": np.arange(n)}
+    verdict, reason = np.full(n, None, dtype=object), np.full(n, None, dtype=object)
+    verdict[which] = np.array(USES, dtype=object)[found.answer.verdicts.verdict]
+    reason[which] = found.answer.verdicts.reason
+    weight, beats = np.full(n, np.nan), np.full(n, np.nan)
+    weight[which], beats[which] = found.weights, found.answer.verdicts.beats_nulls
+    survives = np.full(n, np.nan)
+    survives[which] = measured.survives[which]
+    columns |= {"use": verdict, "use_reason": reason, "use_weight": weight}
+    for name, one in (("effect", measured.effect), ("beside", measured.beside)):
+        columns |= {name: one.mean, f"{name}_low": one.low, f"{name}_high": one.high}
+    columns |= {
+        "effect_resampled": asked.resampled.mean,
+        "effect_documents": measured.effect.n.astype(np.float64),
+        "null_effect": measured.null,
+        "null_firings": asked.nulls.n_firings.astype(np.float64),
+        "effect_at_nulls": asked.nulls.cost / asked.ablated.full_swap,
+        "null_ratio": measured.ratio,
+        "use_p": asked.nulls.p,
+        "use_p_decoders": asked.nulls.p_decoders,
+        "n_nulls": asked.nulls.n_nulls.astype(np.float64),
+        "beats_nulls": beats,
+        "survives_joint": survives,
+    }
+    if found.screen is not None:
+        screen = found.screen
+        columns |= {"screen": screen.phi / 2, "screen_ratio": screen.ratio, "screen_p": screen.p}
+    else:
+        columns |= dict.fromkeys(("screen", "screen_ratio", "screen_p"), np.full(n, np.nan))
+    for i, kind in enumerate(KINDS):
+        split = np.full(n, np.nan) if found.readers is None else found.readers.path_split[:, i]
+        columns[f"path_{kind}"] = split
+    columns["tied"] = _tied(found, n)
+    return pandas.DataFrame(columns)
+
+
+def _tied(found: Examination, n: int) -> Any:
+    """Return 1 for latents that a head or MLP writes and that something reads, both above their nulls."""
+    tied = np.full(n, np.nan)
+    if found.readers is None or found.writers is None:
+        return tied
+    made = np.array([part.kind in ("head", "mlp") for part in found.writers.parts])
+    written = (found.writers.above & made).any(axis=1)
+    known = np.array([not why for why in found.writers.reasons])
+    p = found.readers.any_p
+    with np.errstate(invalid="ignore"):
+        read = p <= _LEVEL
+    known &= np.isfinite(p)
+    tied[known] = (written & read)[known]
+    return tied
+
+
+def reader_rows(readers: Readers | None, kept: int) -> pandas.DataFrame:
+    """Return the readers with the largest scores of each latent, with share and null percentile."""
+    names = ["latent", "rank", "reader", "kind", "share", "signed", "percentile", "n"]
+    if readers is None:
+        return pandas.DataFrame(columns=names)
+    total = np.nansum(readers.score, axis=1)
+    known = np.flatnonzero(np.isfinite(readers.score).any(axis=1) & (total > 0))
+    order = np.argsort(-np.nan_to_num(readers.score[known], nan=-1), axis=1, kind="stable")[
+        :, :kept
+    ]
+    rows = []
+    for latent, top in zip(known, order, strict=True):
+        for rank, m in enumerate(top):
+            rows.append(
+                [
+                    int(latent),
+                    rank,
+                    readers.names[m],
+                    readers.kinds[m],
+                    float(readers.score[latent, m] / total[latent]),
+                    float(readers.signed[latent, m]),
+                    float(readers.percentile[latent, m]),
+                    int(readers.n[latent]),
+                ]
+            )
+    return pandas.DataFrame(rows, columns=names)
+
+
+def writer_rows(writers: Writers | None, kept: int) -> pandas.DataFrame:
+    """Return the parts with the largest shares of each latent, with interval and nulls."""
+    rows = []
+    if writers is not None:
+        order = np.argsort(-np.nan_to_num(writers.shares, nan=-np.inf), axis=1, kind="stable")[
+            :, :kept
+        ]
+        for latent in np.flatnonzero([not why for why in writers.reasons]):
+            for rank, part in enumerate(order[latent]):
+                rows.append({"rank": rank} | writers.row(int(latent), int(part)))
+    if not rows:
+        return pandas.DataFrame({"latent": np.zeros(0, dtype=np.int64)})
+    return pandas.DataFrame(rows)
+
+
+def direction_rows(found: Examination) -> pandas.DataFrame:
+    """Return the main directions of the error, and pseudo-latents: effects and p-values."""
+    parts = []
+    for kind, asked in (("error", found.errors), ("pseudo", found.pseudo)):
+        if asked is None:
+            continue
+        n = len(asked.nulls.p)
+        variance = found.error_variance if kind == "error" else np.full(n, np.nan)
+        # as a share of the latents' full swap, so that all effects of an SAE have one unit
+        scale = asked.ablated.full_swap / found.answer.asked.ablated.full_swap
+        parts.append(
+            pandas.DataFrame(
+                {
+                    "kind": kind,
+                    "index": np.arange(n),
+                    "variance": variance,
+                    "effect": asked.effect.mean * scale,
+                    "effect_low": asked.effect.low * scale,
+                    "effect_high": asked.effect.high * scale,
+                    "null_effect": asked.nulls.null / found.answer.asked.ablated.full_swap,
+                    "null_firings": asked.nulls.n_firings,
+                    "effect_at_nulls": asked.nulls.cost / found.answer.asked.ablated.full_swap,
+                    "p": asked.nulls.p,
+                    "documents": asked.effect.n,
+                }
+            )
+        )
+    if not parts:
+        return pandas.DataFrame({"kind": np.zeros(0, dtype=object)})
+    return pandas.concat(parts, ignore_index=True)
+
+
+def record(found: Examination, spec: UseSpec) -> dict[str, Any]:
+    """Return the numbers about the SAE as a whole, for JSON; what is not known is null."""
+    ablated = found.answer.asked.ablated
+    shares = {}
+    for i, name in enumerate(USES):
+        p, low, high = share(found.answer.verdicts.verdict == i, found.weights)
+        shares[name] = {"share": _or_none(p), "low": _or_none(low), "high": _or_none(high)}
+    curve = sensitivity(found.answer.measured, spec, np.array(LIMITS))
+    return {
+        "n_latents": len(found.latents),
+        "n_firings": len(ablated.firings),
+        "n_visited": len(ablated.visited),
+        "full_swap_nats": _or_none(ablated.full_swap),
+        "shares": shares,
+        "sensitivity": {
+            "limits": list(LIMITS),
+            **{name: [float(x) for x in curve[:, i]] for i, name in enumerate(USES)},
+        },
+        "joint": _joint(found),
+        "worst": _worst(found),
+        "pseudo": _uniform(found.pseudo),
+        "reasons": found.reasons,
+    }
+
+
+def _joint(found: Examination) -> dict[str, Any] | None:
+    joint = found.answer.joint
+    if joint is None:
+        return None
+    return {
+        "sizes": [int(x) for x in joint.sizes],
+        "cost": [_or_none(x) for x in joint.cost],
+        "low": [_or_none(x) for x in joint.low],
+        "high": [_or_none(x) for x in joint.high],
+        "full_nats": joint.full_joint_nats,
+        "limit_nats": joint.limit,
+        "survive": len(joint.s_star),
+        "n_documents": joint.n_documents,
+        "n_tokens": joint.n_tokens,
+    }
+
+
+def _worst(found: Examination) -> dict[str, Any] | None:
+    worst = found.answer.worst
+    if worst is None:
+        return None
+    return {
+        "sizes": [int(x) for x in worst.sizes],
+        "shares": [_or_none(x) for x in worst.shares],
+        "holds": worst.holds,
+        "survive": len(worst.s_star),
+        "n_tokens": worst.n_tokens,
+    }
+
+
+def _uniform(pseudo: Asked | None) -> dict[str, Any] | None:
+    """Return how uniform p-values are on directions that mean nothing."""
+    from scipy.stats import kstest
+
+    if pseudo is None or not np.isfinite(pseudo.nulls.p).any():
+        return None
+    p = pseudo.nulls.p[np.isfinite(pseudo.nulls.p)]
+    k = int(pseudo.nulls.n_nulls.max())
+    # p-values are multiples of 1 / (k + 1): the middle of each step is compared
+    test = kstest(p - 0.5 / (k + 1), "uniform")
+    return {"n": len(p), "below_5_percent": float((p <= 0.05).mean()), "ks_p": float(test.pvalue)}
+
+
+def _or_none(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

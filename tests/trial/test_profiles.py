@@ -1,0 +1,112 @@
+"""What a finished trial says about its latents: classes, verdicts, partners, ladder, bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import sae_placebo as sp
+from conftest import trial_table
+from sae_placebo.latents.classes.classification import CLASS_NAMES
+from sae_placebo.latents.ladder.ladder import RUNGS
+from sae_placebo.latents.origin.verdicts import VERDICTS
+from sae_placebo.trial.results import EVERY_METRIC
+
+KEYS = ["arm", "model_seed", "sae_seed", "hookpoint", "sae"]
+
+
+@pytest.fixture(scope="module")
+def table(tiny_model: Path, tiny_text: Path) -> dict[str, Any]:
+    arms = {
+        "trained": {"control": "trained"},
+        "redraw": {"control": "redraw"},
+        "shuffled": {"data": "shuffle_tokens"},
+    }
+    return trial_table(tiny_model, tiny_text, arms=arms, name="profiles")
+
+
+@pytest.fixture(scope="module")
+def trial(table: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> sp.Trial:
+    return sp.run(table, tmp_path_factory.mktemp("profiles"))
+
+
+def values(trial: sp.Trial) -> Any:
+    return trial.measurements.set_index(["arm", "model_seed", "sae_seed", "metric"])["value"]
+
+
+def test_shares_of_classes_and_verdicts_are_those_of_the_latents(trial: sp.Trial) -> None:
+    measured = trial.measurements
+    for column, names, prefix in (
+        ("class", CLASS_NAMES, "share_"),
+        ("verdict", VERDICTS, "origin_"),
+    ):
+        counted = trial.latents.groupby(KEYS, dropna=False)[column].value_counts(normalize=True)
+        for row in measured[measured["metric"].isin([f"{prefix}{n}" for n in names])].to_dict(
+            "records"
+        ):
+            if pd.isna(row["value"]):
+                assert row["reason"]
+                continue
+            key = tuple(row[name] for name in KEYS)
+            of_sae = trial.latents
+            for name, value in zip(KEYS, key, strict=True):
+                of_sae = of_sae[of_sae[name].isna() if pd.isna(value) else of_sae[name] == value]
+            share = (of_sae[column] == row["metric"][len(prefix) :]).mean()
+            assert row["value"] == pytest.approx(share), row["metric"]
+        assert len(counted)
+
+
+def test_every_number_has_its_declaration_and_a_value_or_a_reason(trial: sp.Trial) -> None:
+    measured = trial.measurements
+    assert set(measured["metric"]) == set(EVERY_METRIC)
+    missing = measured[measured["value"].isna()]
+    assert missing["reason"].notna().all()
+
+
+def test_an_arm_with_other_tokens_has_no_verdicts_but_a_ladder(trial: sp.Trial) -> None:
+    effects = trial.effects
+    of = effects[effects["control"] == "shuffled"].set_index("metric")
+    assert "rewritten" in of.loc["origin_inherited", "reason"]
+    assert "rewritten" in of.loc["ladder_r2_placebo_latents", "reason"]
+    assert np.isfinite(of.loc["ladder_r2_token", "control_value"])
+
+
+def test_a_placebo_is_held_against_another_re_draw_of_it(trial: sp.Trial) -> None:
+    partners = pd.read_parquet(trial.folder / "partners.parquet")
+    others = partners.groupby(["arm", "model_seed", "sae_seed", "comparison"], dropna=False)[
+        "other"
+    ]
+    first = others.first()
+    assert first["redraw", 0, 0, "aa"] == "redraw-1, SAE seed 1"
+    assert first["redraw", 1, 1, "aa"] == "redraw-0, SAE seed 0"
+    assert first["redraw", 0, 0, "seed"] == "redraw-0, SAE seed 1"
+    trained = partners[(partners["arm"] == "trained") & (partners["comparison"] == "placebo")]
+    assert set(trained["other"]) == {"redraw-0, SAE seed 0", "redraw-0, SAE seed 1"}
+
+
+def test_the_tables_behind_the_sections_are_there(trial: sp.Trial) -> None:
+    ladder = pd.read_parquet(trial.folder / "ladder.parquet")
+    assert set(ladder["rung"]) == set(RUNGS[1:])
+    methods = pd.read_parquet(trial.folder / "methods.parquet")
+    assert set(methods["arm"]) == {"trained", "redraw", "shuffled"}
+    assert {"pca", "kmeans", "random", "sae"} <= set(methods["method"])
+    decoys = pd.read_parquet(trial.folder / "decoys.parquet")
+    assert (decoys["passing"].notna() | decoys["reason"].notna()).all()
+    mechanism = pd.read_parquet(trial.folder / "mechanism.parquet")
+    assert len(mechanism) == 5
+
+
+def test_the_same_spec_gives_the_same_bits(
+    trial: sp.Trial, table: dict[str, Any], tmp_path: Path
+) -> None:
+    again = sp.run(table, tmp_path)
+    for name in ("latents", "measurements", "effects", "methods", "partners", "ladder", "decoys"):
+        pd.testing.assert_frame_equal(
+            pd.read_parquet(trial.folder / f"{name}.parquet"),
+            pd.read_parquet(again.folder / f"{name}.parquet"),
+            check_exact=True,
+        )

@@ -1,0 +1,399 @@
+"""A trial's tables are those that it wrote: a changed one is named, made anew and kept."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from sae_placebo.cli import main as cli
+from sae_placebo.core.errors import StoreError, UncheckedResult
+from sae_placebo.core.sealing import read_json, write_json
+from sae_placebo.core.store import Store
+from sae_placebo.core.trial_files import check_table, foreign, read_record
+from sae_placebo.report import build_report, read_tables
+from sae_placebo.trial.power import answer, measured
+from sae_placebo.trial.publishing import publish
+from sae_placebo.trial.results import TABLES, Trial, described, is_result_of
+from sae_placebo.trial.spec import TrialSpec
+from synthetic_trial import Settings, seal_trial, write_trial
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a trial as one that ran leaves it."""
+    folder = write_trial(tmp_path_factory.mktemp("store") / "trials" / "synthetic", Settings())
+    for name in TABLES:
+        if not (folder / f"{name}.parquet").exists():
+            pd.DataFrame({"arm": pd.Series([], dtype=object)}).to_parquet(
+                folder / f"{name}.parquet"
+            )
+    return seal_trial(folder)
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    shutil.copytree(made, tmp_path / "store" / "trials" / "synthetic")
+    return tmp_path / "store" / "trials" / "synthetic"
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def other_columns(path: Path) -> None:
+    pd.read_parquet(path).rename(columns={"arm": "weapon"}).to_parquet(path)
+
+
+def other_values(path: Path) -> None:
+    table = pd.read_parquet(path)
+    numbers = table.select_dtypes("number").columns
+    table.assign(**{name: table[name] * 2 for name in numbers}).to_parquet(path)
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def as_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def as_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "one bit": (flip, "has other bytes than were written"),
+    "other columns": (other_columns, "is not what the trial wrote"),
+    "other values": (other_values, "is not what the trial wrote"),
+    "truncated": (truncated, "bytes where"),
+    "empty": (lambda path: path.write_bytes(b""), "has 0 bytes where"),
+    "missing": (Path.unlink, "is missing; run the trial again"),
+    "folder": (as_folder, "is no longer a file"),
+    "dangling link": (as_link, "is no longer a file"),
+}
+
+
+@pytest.mark.parametrize("name", ["effects", "measurements"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_every_reader_names_a_table_that_is_not_the_trials(
+    folder: Path, damage: str, name: str
+) -> None:
+    change, said = DAMAGES[damage]
+    change(folder / f"{name}.parquet")
+    for read in (
+        lambda: getattr(Trial(folder), name),
+        lambda: Trial(folder).check(),
+        lambda: read_tables(folder),
+        lambda: build_report(folder),
+        lambda: answer(0.05, folder),
+    ):
+        with pytest.raises(StoreError, match=said) as caught:
+            read()
+        assert f"{name}.parquet" in str(caught.value)
+        assert "run the trial again" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_whole_result_is_read_by_all(folder: Path) -> None:
+    Trial(folder).check()
+    assert len(Trial(folder).effects)
+    assert measured(Trial(folder), "share_token_family")[0].said.startswith("share_token_family")
+    assert len(read_tables(folder).effects)
+
+
+def test_tables_of_another_trial_are_named(folder: Path, tmp_path: Path) -> None:
+    other = write_trial(tmp_path / "other", Settings(latents=50))
+    shutil.copy(other / "effects.parquet", folder / "measurements.parquet")
+    with pytest.raises(StoreError, match=r"measurements.parquet' is not what the trial wrote"):
+        _ = Trial(folder).measurements
+
+
+def test_a_table_that_the_trial_did_not_write_is_not_read(folder: Path) -> None:
+    record = read_json(folder / "trial.json")
+    del record["seal"], record["tables"]
+    (folder / "matching.parquet").rename(folder / "kept")
+    write_json(folder / "trial.json", record)
+    seal_trial(folder)
+    (folder / "kept").rename(folder / "matching.parquet")  # left by a run of another version
+    with pytest.raises(StoreError, match=r"wrote no matching.parquet \(it is of another version\)"):
+        _ = Trial(folder).matching
+    assert not len(read_tables(folder).matching)
+
+
+# --- the record
+
+
+RECORDS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-9]), "it is not JSON"),
+    "empty": (lambda path: path.write_bytes(b""), "it is not JSON"),
+    "no text": (lambda path: path.write_bytes(b"\xff\xfe\x00"), "it is not JSON"),
+    "deep": (lambda path: path.write_bytes(b"[" * 100_000), "it is not JSON"),
+    "a list": (lambda path: path.write_text("[]"), "it holds no JSON object"),
+    "null": (lambda path: path.write_text("null"), "it holds no JSON object"),
+    "folder": (as_folder, "it cannot be read: Is a directory"),
+    "another name": (
+        lambda path: write_json(path, read_json(path) | {"name": "x"}),
+        "it has changed since the trial wrote it",
+    ),
+    "other hashes": (
+        lambda path: write_json(path, read_json(path) | {"tables": {}}),
+        "it has changed since the trial wrote it",
+    ),
+    "tables in a list": (
+        lambda path: path.write_text(json.dumps({"tables": ["effects.parquet"]})),
+        "it has changed since the trial wrote it",
+    ),
+    "hashes of other types": (
+        lambda path: path.write_text(json.dumps({"tables": {"effects.parquet": {"bytes": "1"}}})),
+        "it has changed since the trial wrote it",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", RECORDS)
+def test_every_reader_names_a_damaged_record(folder: Path, damage: str) -> None:
+    change, said = RECORDS[damage]
+    change(folder / "trial.json")
+    spec = TrialSpec.model_construct()
+    for read in (
+        lambda: Trial(folder).record,
+        lambda: Trial(folder).effects,
+        lambda: read_tables(folder),
+        lambda: answer(0.05, folder),
+        lambda: is_result_of(folder, spec),
+    ):
+        with pytest.raises(StoreError, match=said) as caught:
+            read()
+        assert "trial.json' is damaged" in str(caught.value)
+        assert "run the trial again" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert said in described(folder, spec)
+
+
+def test_a_folder_that_is_no_trial_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"holds no trial\.json, so it is no finished trial"):
+        _ = Trial(tmp_path).record
+    with pytest.raises(StoreError, match="is not a folder; give that of a finished trial"):
+        answer(0.05, tmp_path / "nowhere")
+
+
+def test_an_older_result_is_read_and_said_to_be_unchecked(folder: Path) -> None:
+    record = read_json(folder / "trial.json")
+    del record["seal"], record["tables"]
+    write_json(folder / "trial.json", record)
+    with pytest.warns(
+        UncheckedResult, match="is of an older version, which kept no hashes"
+    ) as found:
+        assert len(Trial(folder).effects)
+    assert "run the trial again" in str(found[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UncheckedResult)
+        (folder / "measurements.parquet").write_bytes(b"PAR1")
+        with pytest.raises(StoreError, match=r"measurements\.parquet' cannot be read as parquet"):
+            _ = Trial(folder).measurements
+        (folder / "trial.json").write_text('{"name": "x"}')
+        with pytest.raises(StoreError, match="lacks"):
+            answer(0.05, folder)
+
+
+@pytest.mark.parametrize("text", ["{}", '{"spec": null}', '{"name": "x", "spec": "x"}'])
+def test_a_record_without_settings_is_damaged_and_not_older(folder: Path, text: str) -> None:
+    (folder / "trial.json").write_text(text)
+    readers = (
+        lambda: read_record(folder),  # as `status` and `run` do
+        lambda: Trial(folder).effects,
+        lambda: Trial(folder).check(),
+        lambda: answer(0.05, folder),
+        lambda: build_report(folder),
+    )
+    for read in readers:
+        with pytest.raises(StoreError, match=r"trial\.json' is damaged \(it lacks"):
+            read()
+    assert folder / "trial.json" in foreign(folder)
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_command_line_says_it_in_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sae-placebo", "power", "--from", str(folder)])
+    monkeypatch.setattr("sae_placebo.trial.power.power_table", lambda *_: "a table")
+
+    def lines() -> list[str]:
+        with pytest.raises(SystemExit):
+            cli.main()
+        return capsys.readouterr().err.splitlines()
+
+    record = read_json(folder / "trial.json")
+    write_json(
+        folder / "trial.json", {k: v for k, v in record.items() if k not in ("seal", "tables")}
+    )
+    said = lines()
+    assert said[0].startswith("note: ")
+    assert "kept no hashes" in said[0]
+    assert len(said) == 1
+    write_json(folder / "trial.json", record)
+    flip(folder / "effects.parquet")
+    (said,) = lines()
+    assert said.startswith("error: ")
+    assert "effects.parquet' is not what the trial wrote" in said
+
+
+# --- a run writes them again
+
+
+def again(folder: Path, said: list[str]) -> None:
+    """Publish what a run would: the tables that there were, made anew."""
+    store = Store(folder.parents[1], said.append)
+    publish(store, folder, {"effects": pd.DataFrame({"a": [1]})}, {"name": "synthetic"})
+
+
+def test_a_table_that_a_user_changed_is_kept_beside_the_new_one(folder: Path) -> None:
+    said: list[str] = []
+    other_values(folder / "effects.parquet")
+    mine = (folder / "effects.parquet").read_bytes()
+    again(folder, said)
+    assert said == [
+        "trials/synthetic/effects.parquet has changed since the trial wrote it; it now lies in "
+        "trials/synthetic/effects.parquet.aside-1"
+    ]
+    assert (folder / "effects.parquet.aside-1").read_bytes() == mine
+    assert list(Trial(folder).effects["a"]) == [1]
+    again(folder, said)
+    assert len(said) == 1
+
+
+def test_what_a_damaged_record_cannot_vouch_for_is_kept(folder: Path) -> None:
+    said: list[str] = []
+    mine = (folder / "effects.parquet").read_bytes()
+    (folder / "trial.json").write_text("{")
+    again(folder, said)
+    assert "trials/synthetic/trial.json was damaged; it now lies in" in said[0]
+    assert (folder / "effects.parquet.aside-1").read_bytes() == mine
+    assert list(Trial(folder).effects["a"]) == [1]
+
+
+@pytest.mark.parametrize("name", ["effects.parquet", "trial.json", "report/index.html"])
+def test_a_folder_where_a_file_belongs_is_moved_aside(folder: Path, name: str) -> None:
+    said: list[str] = []
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    (path / "mine").touch()
+    again(folder, said)
+    assert path.with_name(f"{path.name}.aside-1").joinpath("mine").exists()
+    assert list(Trial(folder).effects["a"]) == [1]
+    assert any(name in line and "aside-1" in line for line in said)
+
+
+@pytest.mark.parametrize("kind", ["file", "dangling link"])
+def test_what_lies_where_the_trials_folder_belongs_is_moved_aside(
+    tmp_path: Path, kind: str
+) -> None:
+    folder, said = tmp_path / "trials" / "synthetic", list[str]()
+    folder.parent.mkdir()
+    if kind == "file":
+        folder.write_text("mine")
+    else:
+        folder.symlink_to("nowhere")
+    again(folder, said)
+    assert os.path.lexists(folder.with_name("synthetic.aside-1"))
+    assert list(Trial(folder).effects["a"]) == [1]
+
+
+def test_a_full_disk_costs_no_result(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("sae_placebo.trial.publishing.write_json", full)
+    with pytest.raises(StoreError, match="is full; finished stages are kept"):
+        again(folder, [])
+    Trial(folder).check()
+    assert not (folder / ".draft").exists()
+
+
+def test_what_a_killed_run_left_is_written_over(folder: Path) -> None:
+    said: list[str] = []
+    (folder / "trial.json").unlink()
+    (folder / ".draft").mkdir()
+    (folder / ".draft" / "effects.parquet").touch()
+    again(folder, said)
+    assert not said
+    assert not (folder / ".draft").exists()
+    assert list(Trial(folder).effects["a"]) == [1]
+
+
+def test_a_trial_that_is_open_reads_the_tables_of_a_later_run(folder: Path) -> None:
+    trial = Trial(folder)
+    assert trial.record["name"] == "synthetic"
+    again(folder, [])
+    assert list(trial.effects["a"]) == [1]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from sae_placebo import artefacts
+from sae_placebo.trial.publishing import publish
+from sae_placebo.core.store import Store
+
+artefacts.write_table = lambda path, text: path.write_text(text)
+left = -1
+
+def count(event, _):
+    global left
+    if left >= 0 and event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"):
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(count)
+for n in range(200):
+    store = Store(Path(sys.argv[1]) / str(n))
+    folder = store.root / "trials" / "synthetic"
+    publish(store, folder, {"effects": "old", "latents": "old"}, {"name": "old"})
+    child = os.fork()
+    if child == 0:
+        left = n
+        publish(store, folder, {"effects": "new", "latents": "new"}, {"name": "new"})
+        left = -1
+        os._exit(0)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+        break
+print(n)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_killed_at_every_step_tables_of_two_runs_never_pass_for_one_result(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    n_killed, met = int(done.stdout), set()
+    for n in range(n_killed + 1):
+        folder = tmp_path / str(n) / "trials" / "synthetic"
+        if (folder / "trial.json").exists():
+            record = read_record(folder)
+            names = ("effects", "latents")
+            texts = {check_table(folder, name, record).read_text() for name in names}
+            assert texts == {record["name"]}
+            met.add(record["name"])
+        else:
+            met.add("none")
+    assert met == {"old", "none", "new"}
