@@ -12,7 +12,9 @@ import argparse
 import contextlib
 import json
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -32,35 +34,36 @@ class Recorder(LineProgress):
     def __init__(self) -> None:
         super().__init__()
         self.taken: list[tuple[str, float]] = []
-        self._depth = 0
+        self._depth: Counter[int] = Counter()  # by thread
 
     @contextlib.contextmanager
     def track(
         self, label: str, total: int, unit: str = "tokens", before: int = 0
     ) -> Iterator[Advance]:
-        """Keep how long a piece of work takes that is within no other."""
-        start, self._depth = time.perf_counter(), self._depth + 1
+        """Keep how long a piece of work takes that is within no other of its thread."""
+        start, thread = time.perf_counter(), threading.get_ident()
+        self._depth[thread] += 1
         try:
             with super().track(label, total, unit, before) as advance:
                 yield advance
         finally:
-            self._depth -= 1
-            if not self._depth:
+            self._depth[thread] -= 1
+            if not self._depth[thread]:
                 self.taken.append((label, time.perf_counter() - start))
 
 
 def matched(
     pieces: Sequence[Piece], taken: Sequence[tuple[str, float]]
 ) -> tuple[list[tuple[Piece, float]], list[tuple[str, float]]]:
-    """Return what each piece took, 0 where it was not needed; and work that was in no piece."""
-    found, other, at = dict.fromkeys(range(len(pieces)), 0.0), [], 0
+    """Return what each piece added to the whole, 0 where it was not needed; and work in no piece."""
+    found, other = dict.fromkeys(range(len(pieces)), 0.0), list[tuple[str, float]]()
     for label, seconds in taken:
-        places = (i for i in range(at, len(pieces)) if label.startswith(pieces[i].label))
+        places = (i for i, one in enumerate(pieces) if label.startswith(one.label) and not found[i])
         place = next(places, None)
         if place is None:
             other.append((label, seconds))
         else:
-            found[place], at = seconds, place + 1
+            found[place] = seconds / pieces[place].lanes
     return [(pieces[i], seconds) for i, seconds in found.items()], other
 
 
@@ -98,7 +101,7 @@ def main() -> None:
         mine = [(p.seconds, s) for p, s in pairs if p.stage == stage]
         print(_line(stage, sum(p for p, _ in mine), sum(s for _, s in mine), 14))
     planned = sum(piece.seconds for piece in pieces)
-    between = wall - sum(seconds for _, seconds in progress.taken)
+    between = wall - sum(seconds for _, seconds in [*pairs, *other])
     print(_line("between them", 0.0, between, 14))
     print(_line("whole trial", planned, wall, 14))
     print(_line("without probe", sum(piece.seconds for piece in rough), wall, 14))

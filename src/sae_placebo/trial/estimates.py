@@ -129,9 +129,9 @@ class Estimate:
             yield Piece("model", "convert", 20.0 * self.code)
         if self.is_left(plan.tokenize):
             labelled = plan.readability is not None
-            each = 3.5e-5 if labelled else 1e-5
+            each = 1.5e-5 if labelled else 7e-6
             tokens = self.train + self.held
-            yield Piece("tokenize", "tokenize", (2.0 + each * tokens) * self.code)
+            yield Piece("tokenize", "tokenize", (0.6 + each * tokens) * self.code)
         if any_left:
             yield Piece("build", "load the model", self.machine.load)
 
@@ -274,17 +274,18 @@ class Estimate:
         return edits * machine.edit + passes * machine.start + rows * machine.row
 
     def _in_lanes(
-        self, stage: str, steps: dict[Place, Step], pieces_of: Callable[[Place, float], Pieces]
+        self, stage: str, steps: dict[Place, Step], pieces_of: Callable[[Place, int, float], Pieces]
     ) -> Iterator[Piece]:
         """Yield the pieces of each SAE that is left, each arm in a lane; the model is built first.
 
-        `pieces_of` takes a place and by how much code of one thread adds less to the whole for the lanes.
+        `pieces_of` takes a place, how many lanes there are, and by how much code of one thread adds less to
+        the whole for them.
         """
         lanes, before = lanes_of(self.plan, self.machine.threads, steps), None
         less = 1 / (1 + _LANE * (lanes - 1))
         for place in self._places(steps):
             one = place[0]
-            pieces = list(pieces_of(place, less))
+            pieces = list(pieces_of(place, lanes, less))
             if one != before:
                 pieces.insert(0, (f"build {one.label} again", self.machine.build))
             before = one
@@ -294,7 +295,8 @@ class Estimate:
     def _used(self) -> Iterator[Piece]:
         return self._in_lanes("use", self.plan.use, self._use)
 
-    def _use(self, place: Place, less: float) -> Pieces:
+    def _use(self, place: Place, lanes: int, less: float) -> Pieces:
+        del lanes
         one, hookpoint, label, _ = place
         name = f"{one.label}, {hookpoint}, {label}"
         how, d_sae, numbers = self.spec.use, self.spec.saes[label].d_sae, self.numbers * less
@@ -346,29 +348,31 @@ class Estimate:
     def _audited(self) -> Iterator[Piece]:
         return self._in_lanes("audit", self.plan.audit, self._audit)
 
-    def _audit(self, place: Place, less: float) -> Pieces:
+    def _audit(self, place: Place, lanes: int, less: float) -> Pieces:
         one, hookpoint, label, _ = place
         how, machine, m = self.spec.audit, self._at(hookpoint), self.spec.saes[label].d_sae
         d, n, numbers = self.width, min(how.tokens, self.held), self.numbers * less
-        rows = self._rows(float(n)) * machine.row * _side_by_side(machine.threads)
+        # the clean rows are read by the first audit that asks for them
+        rows = self._rows(float(n)) * machine.row * _side_by_side(machine.threads) / lanes
+        labels = 4e-6 * how.labels * self.held * numbers
 
         def edited(tokens: float, edits: int) -> float:
             """Return what passes of so many edits of a token take, one token after the other."""
             further = (machine.several - machine.single) / (SEVERAL - 1)
-            return rows + tokens * (machine.single + (edits - 1) * further)
+            return tokens * (machine.single + (edits - 1) * further)
 
         fitted = min(how.ridge_tokens, self.held / 2)
         few = (1 + how.draws) * (how.steps - 1)
         seconds = {
-            "pushes": edited(n, 3 + 4 * (how.draws + 1)),
+            "pushes": rows + edited(float(n), 3 + 4 * (how.draws + 1)),
             "along": edited(n / 2, few),
-            "split": edited(n, 9) + 1.6e-6 * fitted * d * numbers,
-            "flags": 2 * edited(n, 1),
-            "shrinkage": 0.6 * numbers,
+            "split": edited(float(n), 9) + 8e-7 * fitted * d * numbers,
+            "flags": 2 * edited(float(n), 1) + 0.6 * numbers,
+            "shrinkage": (0.3 + 2.2e-5 * self.held) * numbers,
             "geometry": 0.3 * numbers,
             "meta": 3 * how.meta_steps * (5e-4 + 1e-9 * m * d) * numbers,
-            "families": 1.0 * numbers,
-            "information": 1.0 * numbers,
+            "families": 0.1 * numbers + labels,
+            "information": 0.1 * numbers + labels,
             "hedging": 2 * min(how.hedging_tokens, self.held) * machine.sae[label],
         }
         for audit in audits.NAMES:
