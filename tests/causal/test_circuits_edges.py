@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.sparse import csr_matrix
+from test_circuits_writers import make_subject
 
 from architectures import D_IN, build
 from sae_placebo.causal.circuits.edges import EdgeSpec, edges
@@ -16,7 +17,6 @@ from sae_placebo.models.hookpoints import parse_hookpoint
 from sae_placebo.models.reading import Reader, replaced
 from sae_placebo.saes import SAE
 from sae_placebo.saes.topk import TopKSpec
-from test_circuits_writers import make_subject
 
 N_SOURCES, N_TARGETS = 90, 60
 

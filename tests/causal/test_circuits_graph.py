@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from test_circuits_edges import sae_at
 
 from architectures import D_IN, VOCABULARY, build, token_ids
 from sae_placebo.causal.circuits.drawing import draw
@@ -15,7 +16,6 @@ from sae_placebo.causal.circuits.graph import Graph, GraphSpec, attribution_grap
 from sae_placebo.core.errors import NotEstimable, SpecError
 from sae_placebo.models.reading import Reader, replaced
 from sae_placebo.saes import SAE
-from test_circuits_edges import sae_at
 
 HOOKPOINTS = ("resid_post.0", "resid_post.1")
 WORDS = [f"<{i}&\x00>" for i in range(VOCABULARY)]

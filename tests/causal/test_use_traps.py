@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.sparse import csr_matrix
+from test_use_redundancy import EITHER, PASSENGERS, READ, SIZE, _held, _model
+from test_use_redundancy import USED as READ_ALONE
+from test_use_redundancy import D as WIDTH
 
 from architectures import build
 from planted_readings import token_table
@@ -22,9 +25,6 @@ from sae_placebo.causal.use.spec import UseSpec
 from sae_placebo.causal.use.verdicts import NOT_USED, REDUNDANT, USED
 from sae_placebo.data.rows import Rows
 from sae_placebo.latents.base import TokenTable
-from test_use_redundancy import EITHER, PASSENGERS, READ, SIZE, _held, _model
-from test_use_redundancy import USED as READ_ALONE
-from test_use_redundancy import D as WIDTH
 
 # --- the null has to be at the angle to the activation that the direction is at ------------------------
 

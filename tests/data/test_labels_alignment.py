@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_labels import SNIPPETS
 
 from conftest import library_text
 from sae_placebo.data.labels import NAMES, Labels, TokenLabels, label_tokens
 from sae_placebo.data.labels.align import cover
 from sae_placebo.data.labels.python import mark
-from test_labels import SNIPPETS
 
 
 def make_tokenizer(**changes: Any) -> Any:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_cli import call
 
 from sae_placebo.cli import main as cli
 from sae_placebo.core.errors import SpecError, StoreError
 from sae_placebo.lab.worlds import PRESETS, World, factored, truth
 from sae_placebo.lab.worlds.saving import load_world, save_world, write_worlds
-from test_cli import call
 
 QUICK = PRESETS["small"].model_copy(
     update={"steps": 3, "margin_nats": 99.0, "train_rows": 64, "duplicates": True}

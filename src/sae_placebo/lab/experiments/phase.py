@@ -32,10 +32,9 @@ from sae_placebo.core.interrupts import listening
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.spec import Spec, digest
-from sae_placebo.lab import Draw, GeneratorSpec
+from sae_placebo.lab import Draw, GeneratorSpec, recovery
 from sae_placebo.lab.experiments.base import LabTraining, fit_on, scale_of
 from sae_placebo.lab.experiments.sweeps import OF_SAE, Axis, Value, generator_of, sweepable
-from sae_placebo.lab.scores import recovery
 from sae_placebo.lab.scores.composition import composition
 from sae_placebo.saes import SAE, SAES, PenalizedSpec, SAESpec, parse_sae
 from sae_placebo.saes.fast import SWITCH

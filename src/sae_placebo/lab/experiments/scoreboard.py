@@ -8,12 +8,11 @@ from typing import Any
 
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import torch
-from sae_placebo.lab import Draw, GeneratorSpec, recovery_null, support
+from sae_placebo.lab import Draw, GeneratorSpec, ceilings, recovery, recovery_null, support
 from sae_placebo.lab.experiments.base import Advance, LabTraining, fit_on, scale_of
 from sae_placebo.lab.experiments.phase import Mean, mean_of
 from sae_placebo.lab.experiments.sweeps import Value
 from sae_placebo.lab.generators.base import compose
-from sae_placebo.lab.scores import ceilings, recovery
 from sae_placebo.lab.scores.composition import composition
 from sae_placebo.saes import SAE, SAES, SAESpec, parse_sae
 

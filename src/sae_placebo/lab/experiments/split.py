@@ -29,10 +29,9 @@ from jaxtyping import Float32, Float64
 
 from sae_placebo.core.errors import SpecError
 from sae_placebo.core.lazy import torch
-from sae_placebo.lab import GeneratorSpec
+from sae_placebo.lab import GeneratorSpec, recovery
 from sae_placebo.lab.experiments.base import LabTraining, fit_on
 from sae_placebo.lab.experiments.objectives import Judge, Missing, Run, SplitSpec, Value
-from sae_placebo.lab.scores import recovery
 from sae_placebo.lab.scores.inference import nonnegative_pursuit
 from sae_placebo.saes import SAE, ReLUSpec, SAESpec
 
