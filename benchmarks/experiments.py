@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sae_placebo.lab import GeneratorSpec, SuperpositionSpec, from_truth
+from sae_placebo.lab import GeneratorSpec, SuperpositionSpec, ceilings, from_truth, recovery
 from sae_placebo.lab.experiments.base import LabTraining, Trained, fit_on
 from sae_placebo.lab.experiments.objectives import Judge, SplitSpec
 from sae_placebo.lab.generators.bottleneck import BottleneckSpec
@@ -23,7 +23,6 @@ from sae_placebo.lab.generators.solvable_pair import SolvablePairSpec
 from sae_placebo.lab.generators.synth_bench import SynthBenchSpec
 from sae_placebo.lab.generators.tree import TreeSpec
 from sae_placebo.lab.generators.wrong_l0 import WrongL0Spec
-from sae_placebo.lab.scores import ceilings, recovery
 from sae_placebo.lab.scores.closed_forms import epsilon_star
 from sae_placebo.lab.scores.composition import composition
 from sae_placebo.lab.scores.detectors import detectors

@@ -83,8 +83,7 @@ def prepare(folder: Path, seed: int, n_tokens: int) -> None:
 
 def scored(folder: Path, job: Job) -> dict[str, float]:
     """Return the scores of one finished job."""
-    from sae_placebo.lab import support
-    from sae_placebo.lab.scores import recovery
+    from sae_placebo.lab import recovery, support
     from sae_placebo.saes import Codes
 
     data = load_file(folder / job["data"])
@@ -264,8 +263,7 @@ def show(lines: list[dict[str, Any]], nulls: list[dict[str, Any]], found: list[A
 def measured(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
     """Run everything and return the results, and what was skipped and why."""
     from sae_placebo.core.spec import generator
-    from sae_placebo.lab import SuperpositionSpec, recovery_null
-    from sae_placebo.lab.scores import ceilings
+    from sae_placebo.lab import SuperpositionSpec, ceilings, recovery_null
 
     kinds, skipped = kinds_here(arguments.kinds)
     pythons = {"fast": sys.executable, "plain": sys.executable}

@@ -15,13 +15,14 @@ from sae_placebo.lab import (
     Scaling,
     SuperpositionSpec,
     Truth,
+    ceilings,
     expected_share,
     from_truth,
+    recovery,
     recovery_null,
     support,
 )
 from sae_placebo.lab.generators.base import compose
-from sae_placebo.lab.scores import ceilings, recovery
 from sae_placebo.saes import SAE, Codes, TopKSpec
 from sae_placebo.saes.training import Fit, TrainingSpec
 

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from sae_placebo.lab import Draw, Truth
+from sae_placebo.lab import Draw, Truth, ceilings
 from sae_placebo.lab.generators.base import compose
 from sae_placebo.lab.generators.high_expansion import HighExpansionSpec
-from sae_placebo.lab.scores import ceilings
 from sae_placebo.saes import Codes
 
 

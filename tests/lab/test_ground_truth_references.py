@@ -8,8 +8,8 @@ import torch
 
 from sae_placebo.core.errors import NotEstimable, SpecError
 from sae_placebo.core.spec import generator
+from sae_placebo.lab import recovery
 from sae_placebo.lab.generators.base import unit_rows
-from sae_placebo.lab.scores import recovery
 from sae_placebo.lab.scores.references import ksvd, reference_dictionary
 
 
