@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from sae_placebo.lab import GeneratorSpec, SuperpositionSpec, ceilings, from_truth, recovery
-from sae_placebo.lab.experiments.base import LabTraining, Trained, fit_on
-from sae_placebo.lab.experiments.objectives import Judge, SplitSpec
+from sae_placebo.lab.experiments.base import LabTraining, TrainedSAE, fit_on
+from sae_placebo.lab.experiments.objectives import ObjectiveMeter, SplitSpec
 from sae_placebo.lab.generators.bottleneck import BottleneckSpec
 from sae_placebo.lab.generators.composed_sets import ComposedSetsSpec
 from sae_placebo.lab.generators.hedging import HedgingSpec
@@ -42,18 +42,18 @@ def lab(steps: int, batch: int, rate: float, bias: str = "none", **more: Any) ->
 
 def one(
     generator: GeneratorSpec, sae: Any, training: LabTraining, seed: int, **more: Any
-) -> Trained:
+) -> TrainedSAE:
     return fit_on(generator, {"sae": sae}, training, [seed], **more)["sae", seed]
 
 
 def best(
     generator: GeneratorSpec, sae: Any, training: LabTraining, seed: int, starts: int = 4
-) -> tuple[Trained, float]:
+) -> tuple[TrainedSAE, float]:
     """Return the SAE of the lowest objective of a few starts, and the share of starts that reach it.
 
     What a closed form says is said of the optimum; that a start ends elsewhere is the optimizer's doing.
     """
-    judge = Judge.of(generator, sae, training, SplitSpec())
+    judge = ObjectiveMeter.of(generator, sae, training, SplitSpec())
     found = fit_on(generator, {"sae": sae}, training, [1000 * seed + i for i in range(starts)])
     losses = {key: judge.of_sae(trained.sae).mean for key, trained in found.items()}
     lowest = min(losses, key=lambda key: losses[key])

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sae_placebo.core.outlook import Piece
+from sae_placebo.core.outlook import WorkPiece
 from sae_placebo.core.progress import Advance, LineProgress
 from sae_placebo.core.store import Store
 from sae_placebo.trial.costs import probed
@@ -53,8 +53,8 @@ class Recorder(LineProgress):
 
 
 def matched(
-    pieces: Sequence[Piece], taken: Sequence[tuple[str, float]]
-) -> tuple[list[tuple[Piece, float]], list[tuple[str, float]]]:
+    pieces: Sequence[WorkPiece], taken: Sequence[tuple[str, float]]
+) -> tuple[list[tuple[WorkPiece, float]], list[tuple[str, float]]]:
     """Return what each piece added to the whole, 0 where it was not needed; and work in no piece."""
     found, other = dict.fromkeys(range(len(pieces)), 0.0), list[tuple[str, float]]()
     for label, seconds in taken:

@@ -55,7 +55,7 @@ from structure_inputs import (
 from sae_placebo.core.devices import settings
 from sae_placebo.latents import measurement
 from sae_placebo.latents import profile as profiling
-from sae_placebo.latents.base import Folds, Placebo, Reading, TokenTable
+from sae_placebo.latents.base import Encoded, Folds, Placebo, TokenTable
 from sae_placebo.latents.columns.domains import domains_of
 from sae_placebo.latents.ladder.ladder import whole_ladder
 from sae_placebo.latents.ladder.predictors import Readouts
@@ -202,7 +202,7 @@ def describe(clocks: Clocks, tokens: TokenTable, given: dict[str, Any], d_sae: i
     with clocks.part("sharing"):
         both = [_directions(one) for one in (sae, sae_of(d_sae, "sibling"))]
         shared = assignment.sharing_of_both(both[0], both[1], spec.assignment, SEED)[0]
-    reading = Reading(sae, tokens, codes, x)
+    reading = Encoded(sae, tokens, codes, x)
     with clocks.part("by_latent"):
         _ = reading.by_latent
     with clocks.part("repeats"):

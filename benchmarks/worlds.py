@@ -37,7 +37,7 @@ from sae_placebo.lab.worlds.scoring import (
     PASSENGER_SHARE,
     STATISTICS,
     USED_SHARE,
-    Score,
+    ScoredValue,
     WorldScore,
     score_world,
 )
@@ -151,7 +151,7 @@ def reasons(score: WorldScore) -> dict[str, int]:
     return found
 
 
-def listed(score: Score) -> list[float | int | str]:
+def listed(score: ScoredValue) -> list[float | int | str]:
     return [score.value, score.low, score.high, score.n, score.reason]
 
 

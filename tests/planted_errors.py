@@ -10,7 +10,7 @@ from architectures import build
 from planted_subjects import rows, subject_of
 from sae_placebo.audits.base import AuditSpec, Case, Finding
 from sae_placebo.causal.use.base import Subject
-from sae_placebo.latents.base import Reading, TokenTable
+from sae_placebo.latents.base import Encoded, TokenTable
 from sae_placebo.saes import SAE
 from sae_placebo.saes.topk import TopKSpec
 
@@ -19,7 +19,7 @@ SPEC = AuditSpec(tokens=160, draws=2, window=2, steps=5)
 
 def reading_with(
     tokens: TokenTable, x: torch.Tensor, error: torch.Tensor, bias: float = 0.0
-) -> Reading:
+) -> Encoded:
     """A reading whose reconstruction is x - error: codes are its positive and its negative part."""
     d_in = x.shape[1]
     found = (x - error - bias).numpy()
@@ -30,7 +30,7 @@ def reading_with(
         "b_dec": torch.full((d_in,), bias),
     }
     codes = np.concatenate([found.clip(0), (-found).clip(0)], axis=1)
-    return Reading(SAE(TopKSpec(d_sae=2 * d_in, k=d_in), params), tokens, csr_matrix(codes), x)
+    return Encoded(SAE(TopKSpec(d_sae=2 * d_in, k=d_in), params), tokens, csr_matrix(codes), x)
 
 
 def tiny(n_rows: int = 60, length: int = 24) -> Subject:

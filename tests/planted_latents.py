@@ -11,7 +11,7 @@ from scipy.sparse import csr_matrix
 
 from planted_readings import reading_of, token_table
 from sae_placebo.audits.base import Audited, AuditSpec, Case, Finding
-from sae_placebo.data.labels.truth import Truth
+from sae_placebo.data.labels.truth import TokenLabels
 from sae_placebo.saes import SAE
 
 WIDTH = 33
@@ -61,7 +61,7 @@ def case_of(
     truth = None
     if labels is not None:
         n = labels.shape[1]
-        truth = Truth(
+        truth = TokenLabels(
             tuple(f"label {i}" for i in range(n)),
             ("context",) * n,
             labels.astype(bool),

@@ -10,7 +10,7 @@ from scipy.sparse import csr_matrix
 
 from sae_placebo.data.labels.base import Labels
 from sae_placebo.data.rows import Rows
-from sae_placebo.latents.base import Folds, Reading, TokenTable
+from sae_placebo.latents.base import Encoded, Folds, TokenTable
 from sae_placebo.saes import SAE
 from sae_placebo.saes.topk import TopKSpec
 
@@ -38,7 +38,7 @@ def reading_of(
     codes: np.ndarray,
     activations: np.ndarray | None = None,
     **params: Any,
-) -> Reading:
+) -> Encoded:
     """A reading with these codes [token, latent]; other tensors are given, or drawn at random."""
     d_sae = codes.shape[1]
     draw = np.random.default_rng(7)
@@ -59,13 +59,13 @@ def reading_of(
         },
     )
     sparse = csr_matrix(codes.astype(np.float32))
-    return Reading(sae, tokens, sparse, torch.tensor(activations, dtype=torch.float32))
+    return Encoded(sae, tokens, sparse, torch.tensor(activations, dtype=torch.float32))
 
 
-def without_group(reading: Reading, folds: Folds, group: int) -> Reading:
+def without_group(reading: Encoded, folds: Folds, group: int) -> Encoded:
     """The reading on the documents of all other groups."""
     kept = folds.groups[reading.tokens.documents] != group
     tokens = TokenTable(reading.tokens.rows, reading.tokens.places[kept], reading.tokens.vocabulary)
-    return Reading(
+    return Encoded(
         reading.sae, tokens, reading.codes[kept], reading.activations[torch.from_numpy(kept)]
     )

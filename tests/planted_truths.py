@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from sae_placebo.core.spec import generator
-from sae_placebo.lab import Draw, Truth
+from sae_placebo.lab import GeneratorTruth, Sample
 from sae_placebo.lab.generators.base import compose
 from sae_placebo.saes import SAE, Codes, ReLUSpec
 
@@ -18,9 +18,9 @@ def sparse(dense: torch.Tensor) -> Codes:
     return Codes(offsets, at[:, 1], dense[at[:, 0], at[:, 1]].float(), dense.shape[1])
 
 
-def drawn(dense: torch.Tensor, truth: Truth) -> Draw:
+def drawn(dense: torch.Tensor, truth: GeneratorTruth) -> Sample:
     codes = sparse(dense)
-    return Draw(compose(codes, truth.dictionary), codes, truth)
+    return Sample(compose(codes, truth.dictionary), codes, truth)
 
 
 def relu_sae(
@@ -57,7 +57,7 @@ def independent(rates: torch.Tensor, n_tokens: int, seed: int = 0) -> torch.Tens
     return (torch.rand(n_tokens, len(rates), generator=random) < rates).float()
 
 
-def two_sets(items: int, n_tokens: int, d_in: int | None = None) -> Draw:
+def two_sets(items: int, n_tokens: int, d_in: int | None = None) -> Sample:
     """Return tokens with one feature of each of two sets, of amplitude 1."""
     random = generator(0, "two sets")
     first = torch.randint(items, (n_tokens,), generator=random)
@@ -65,7 +65,7 @@ def two_sets(items: int, n_tokens: int, d_in: int | None = None) -> Draw:
     dense = torch.zeros(n_tokens, 2 * items)
     dense[torch.arange(n_tokens), first] = 1.0
     dense[torch.arange(n_tokens), second] = 1.0
-    truth = Truth(
+    truth = GeneratorTruth(
         torch.eye(2 * items, d_in or 2 * items),
         torch.full((2 * items,), 1 / items),
         exclusive=(tuple(range(items)), tuple(range(items, 2 * items))),
@@ -80,7 +80,7 @@ def pair_sae(items: int, d_in: int | None = None) -> SAE:
     return relu_sae(rows / 2**0.5, rows, -1.5)
 
 
-def hierarchy(n_tokens: int, dependent: bool = True, d_in: int = 50) -> Draw:
+def hierarchy(n_tokens: int, dependent: bool = True, d_in: int = 50) -> Sample:
     """Return a parent of rate 0.25 and three children of rate 0.05, which need it if dependent."""
     rates = torch.tensor([0.25, 0.05, 0.05, 0.05])
     if dependent:
@@ -88,7 +88,7 @@ def hierarchy(n_tokens: int, dependent: bool = True, d_in: int = 50) -> Draw:
         dense[:, 1:] *= dense[:, :1]
     else:
         dense = independent(rates, n_tokens)
-    return drawn(dense, Truth(torch.eye(4, d_in), rates, parents=(-1, 0, 0, 0)))
+    return drawn(dense, GeneratorTruth(torch.eye(4, d_in), rates, parents=(-1, 0, 0, 0)))
 
 
 def absorbing_sae(d_in: int = 50) -> SAE:

@@ -11,21 +11,27 @@ import pytest
 from sae_placebo.baselines.base import Dictionary, MethodsSpec
 from sae_placebo.baselines.bits import CodeModel, Histograms, IndexModel, Quantized, quantize
 from sae_placebo.baselines.coder import decode, encode
-from sae_placebo.baselines.pursuit import Codes, pursue
-from sae_placebo.baselines.rate import Split, TokenBits, dictionary_bits, token_bits, water_filling
+from sae_placebo.baselines.pursuit import AtomCodes, pursue
+from sae_placebo.baselines.rate import (
+    ChosenAndScored,
+    TokenBits,
+    dictionary_bits,
+    token_bits,
+    water_filling,
+)
 from sae_placebo.core.errors import NotEstimable
 
 SPEC = MethodsSpec(k=4, coded_tokens=64)
 
 
-def some_codes(n: int, n_atoms: int, slots: int, seed: int) -> Codes:
+def some_codes(n: int, n_atoms: int, slots: int, seed: int) -> AtomCodes:
     random = np.random.default_rng(seed)
     popularity = 1 / np.arange(1, n_atoms + 1)
     keys = random.exponential(size=(n, n_atoms)) / popularity
     atoms = np.argpartition(keys, slots, axis=1)[:, :slots].astype(np.int32)
     values = random.laplace(size=(n, slots)).astype(np.float32) * 4
     values[random.random((n, slots)) < 0.3] = 0
-    return Codes(atoms, values, n_atoms)
+    return AtomCodes(atoms, values, n_atoms)
 
 
 @pytest.mark.parametrize("scale", [1.0, 400.0])
@@ -80,7 +86,7 @@ def test_uniform_atoms_cost_the_binomial() -> None:
     random = np.random.default_rng(2)
     n, m, k = 4000, 64, 5
     atoms = np.argsort(random.random((n, m)), axis=1)[:, :k].astype(np.int32)
-    codes = quantize(Codes(atoms, np.ones((n, k), np.float32), m), 1.0)
+    codes = quantize(AtomCodes(atoms, np.ones((n, k), np.float32), m), 1.0)
     from scipy.special import comb
 
     bits = IndexModel.fit(codes).lengths(codes).mean()
@@ -94,9 +100,11 @@ def test_water_filling_on_equal_and_on_unequal_variances() -> None:
     assert water_filling(np.array([1.0, 1.0]), 2.0) == 0.0
 
 
-def split_of(dictionary: Dictionary, learn: np.ndarray, score: np.ndarray, k: int) -> Split:
+def split_of(
+    dictionary: Dictionary, learn: np.ndarray, score: np.ndarray, k: int
+) -> ChosenAndScored:
     first, second = (pursue(x, dictionary.directions, k) for x in (learn, score))
-    return Split(learn, score, first.at, second.at)
+    return ChosenAndScored(learn, score, first.at, second.at)
 
 
 def planted(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -21,7 +21,7 @@ from sae_placebo.baselines.compare import COLUMNS, SAE_METHOD, Coded
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.data.labels.base import Labels
 from sae_placebo.data.rows import Rows
-from sae_placebo.latents.base import Folds, Reading, TokenTable
+from sae_placebo.latents.base import Encoded, Folds, TokenTable
 from sae_placebo.saes import SAE
 from sae_placebo.saes.topk import TopKSpec
 
@@ -61,7 +61,7 @@ def tokens(labeled: bool = True) -> TokenTable:
     return TokenTable(rows, places, tuple(str(i) for i in range(VOCABULARY)))
 
 
-def planted(table: TokenTable, sparse: bool) -> tuple[np.ndarray, Reading]:
+def planted(table: TokenTable, sparse: bool) -> tuple[np.ndarray, Encoded]:
     """Return activations and an SAE with the true directions; without structure, a Gaussian's."""
     random = np.random.default_rng(1)
     rows = random.standard_normal((M, D)).astype(np.float32)
@@ -91,7 +91,7 @@ def planted(table: TokenTable, sparse: bool) -> tuple[np.ndarray, Reading]:
         codes = csr_matrix(
             (found.values.numpy(), found.latents.numpy(), found.offsets.numpy()), shape=(n, M)
         )
-    return x, Reading(sae, table, codes, torch.from_numpy(x))
+    return x, Encoded(sae, table, codes, torch.from_numpy(x))
 
 
 def run(sparse: bool, **changes: object) -> tuple[MethodsResult, TokenTable]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sae_placebo.baselines.pursuit import (
-    Codes,
+    AtomCodes,
     largest_products,
     pursue,
     pursue_nonnegative,
@@ -23,7 +23,7 @@ def directions(m: int, d: int, seed: int) -> np.ndarray:
     return found
 
 
-def explained(x: np.ndarray, codes: Codes, rows: np.ndarray) -> float:
+def explained(x: np.ndarray, codes: AtomCodes, rows: np.ndarray) -> float:
     return 1 - float(np.square(x - codes.decode(rows)).sum() / np.square(x).sum())
 
 
@@ -47,7 +47,7 @@ def test_noise_is_explained_as_far_as_the_reference_says(
     top = largest_products(np.maximum(products, 0), k)
     decoded = top.decode(rows)
     scale = float((x * decoded).sum() / np.square(decoded).sum())
-    one_scale = Codes(top.atoms, top.values * np.float32(scale), m)
+    one_scale = AtomCodes(top.atoms, top.values * np.float32(scale), m)
     assert explained(x, one_scale, rows) == pytest.approx(linear, abs=0.02)
     assert explained(x, refitted(top, x, rows), rows) == pytest.approx(least, abs=0.025)
 
@@ -110,10 +110,10 @@ def test_atoms_that_repeat_add_nothing_and_break_nothing() -> None:
 
 
 def test_codes_survive_the_sparse_form() -> None:
-    codes = Codes(
+    codes = AtomCodes(
         np.array([[2, 0], [1, 3]], np.int32), np.array([[1.5, 0], [-2, 4]], np.float32), 5
     )
-    again = Codes.of(codes.matrix)
+    again = AtomCodes.of(codes.matrix)
     rows = directions(5, 3, 12)
     np.testing.assert_allclose(again.decode(rows), codes.decode(rows))
     assert codes.sparsity == 1.5

@@ -12,7 +12,7 @@ from architectures import D_IN, build
 from sae_placebo.causal.circuits.edges import EdgeSpec, edges
 from sae_placebo.causal.use.base import Directions, Subject, latent_directions
 from sae_placebo.core.errors import SpecError
-from sae_placebo.latents.base import Reading
+from sae_placebo.latents.base import Encoded
 from sae_placebo.models.hookpoints import parse_hookpoint
 from sae_placebo.models.reading import Reader, replaced
 from sae_placebo.saes import SAE
@@ -32,12 +32,12 @@ def sae_at(x: torch.Tensor, d_sae: int, seed: int) -> SAE:
     return SAE(made.spec, params)
 
 
-def reading(subject: Subject, x: torch.Tensor, sae: SAE) -> Reading:
+def reading(subject: Subject, x: torch.Tensor, sae: SAE) -> Encoded:
     codes = csr_matrix(sae.encode(x).dense().numpy())
-    return Reading(sae, subject.tokens, codes, x)
+    return Encoded(sae, subject.tokens, codes, x)
 
 
-def bed(plant: bool, n_rows: int = 60) -> tuple[Subject, Directions, Reading]:
+def bed(plant: bool, n_rows: int = 60) -> tuple[Subject, Directions, Encoded]:
     model = build("llama")
     subject = make_subject(model, "resid_post.0", n_rows)
     later = make_subject(model, "resid_post.1", n_rows)

@@ -10,7 +10,7 @@ from scipy.sparse import csr_matrix
 from architectures import CONFIGS, D_IN, VOCABULARY, build
 from sae_placebo.causal.circuits.heads import noted_patterns
 from sae_placebo.causal.circuits.sources import sources
-from sae_placebo.causal.circuits.streams import Stream
+from sae_placebo.causal.circuits.streams import StreamReader
 from sae_placebo.causal.circuits.writers import Writers, WriterSpec, writers
 from sae_placebo.causal.use.base import Directions, Subject
 from sae_placebo.causal.use.downstream import Downstream
@@ -72,7 +72,7 @@ def test_share_is_the_formula() -> None:
     subject, encoder, directions, result = found("llama")
     e = encoder.numpy().astype(np.float64)
     outputs: dict[str, list[np.ndarray]] = {"embedding": [], "x": []}
-    for _, columns, x in Stream(subject).read(np.arange(N_ROWS)):
+    for _, columns, x in StreamReader(subject).read(np.arange(N_ROWS)):
         outputs["embedding"].append(columns[0])
         outputs["x"].append(x)
     embedding, x = (np.concatenate(outputs[k]).astype(np.float64) for k in ("embedding", "x"))
@@ -140,7 +140,7 @@ def test_angle_null_is_that_of_drawn_encoders() -> None:
     w -= (w @ unit)[:, None] * unit
     w /= np.linalg.norm(w, axis=1, keepdims=True)
     drawn = cosine * unit + np.sqrt(1 - cosine**2) * w
-    embedding = np.concatenate([c[0] for _, c, _ in Stream(subject).read(np.arange(N_ROWS))])
+    embedding = np.concatenate([c[0] for _, c, _ in StreamReader(subject).read(np.arange(N_ROWS))])
     moved = embedding[active].mean(0) - embedding.mean(0)
     null = drawn @ moved / (drawn @ dx)
     assert result.angle_null95[0, 0] == pytest.approx(np.quantile(null, 0.95), abs=0.03)
@@ -191,7 +191,7 @@ def test_sources_sum_to_what_the_head_writes(name: str) -> None:
     subject = make_subject(build(name), "resid_post.1", 4)
     encoder = torch.randn(D_IN, generator=torch.Generator().manual_seed(3))
     before = subject.downstream.model.config._attn_implementation
-    stream = Stream(subject)
+    stream = StreamReader(subject)
     tokens, columns, _ = next(iter(stream.read(np.arange(4))))
     block = next(i for i, b in enumerate(stream.blocks) if b.parts[0].layer == 1)
     output = stream.blocks[block].output

@@ -14,7 +14,7 @@ from architectures import build
 from planted_subjects import random_directions, subject_of, tiny_subject
 from sae_placebo.causal.use.base import Directions, Subject, pseudo_latents
 from sae_placebo.causal.use.gradients import drawn_rows, sampled_gradients
-from sae_placebo.causal.use.matched import Tally, shared_nulls
+from sae_placebo.causal.use.matched import MatchedSums, shared_nulls
 from sae_placebo.causal.use.screen import ScreenSpec, screen
 
 SPEC = ScreenSpec(samples=2, nulls=199)
@@ -56,7 +56,7 @@ def test_nulls_are_those_of_explicit_directions() -> None:
     subject = tiny_subject()
     directions = random_directions(subject, n=6)
     nulls = shared_nulls(0, 7, 32)
-    tally = Tally(directions, nulls)
+    tally = MatchedSums(directions, nulls)
     (found,) = sampled_gradients(subject, drawn_rows(subject, 60, 0), 2, 0)
     tally.add(found.tokens, found.tokens % 2, found.site, found.sampled[:, :, None])
     expected, score = np.zeros((6, 7)), np.zeros(6)

@@ -18,7 +18,7 @@ from sae_placebo.causal.use.verdicts import (
     SMALL,
     UNDETERMINED,
     USED,
-    Measured,
+    DirectionEvidence,
     sensitivity,
     use_verdicts,
 )
@@ -26,7 +26,7 @@ from sae_placebo.causal.use.verdicts import (
 SPEC = UseSpec()
 
 
-def _measured(**changes: object) -> Measured:
+def _measured(**changes: object) -> DirectionEvidence:
     """Return one direction that is used, but for the changes."""
     given = {
         "low": 0.002,
@@ -44,7 +44,7 @@ def _measured(**changes: object) -> Measured:
     beside = Effects(
         one(given["beside"]), one(given["beside"]), one(given["beside"]), np.array([32])
     )
-    return Measured(
+    return DirectionEvidence(
         effect,
         beside,
         one(given["p"]),

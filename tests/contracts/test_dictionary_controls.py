@@ -16,8 +16,8 @@ from sae_placebo.controls.dictionary import (
     PCA,
     DictionaryControl,
     FrozenDecoder,
-    Moments,
     SoftFrozen,
+    StreamMoments,
     Untrained,
     parse_dictionary,
 )
@@ -84,9 +84,9 @@ def activations() -> torch.Tensor:
 
 
 @functools.cache
-def moments() -> Moments:
+def moments() -> StreamMoments:
     x = activations()[:N_TRAIN].double()
-    return Moments(x.mean(0).float(), torch.cov(x.T, correction=0).float())
+    return StreamMoments(x.mean(0).float(), torch.cov(x.T, correction=0).float())
 
 
 def start(control: DictionaryControl, spec: SAESpec, seed: int = 0) -> SAE:
@@ -219,9 +219,11 @@ def test_moments_are_asked_for_where_they_are_needed(control: DictionaryControl)
         with pytest.raises(SpecError, match="24 dimensions, the SAE reads 16"):
             control.start(recipe().create(16, 0), moments(), 0, 0)
         with pytest.raises(NotEstimable, match="no variance"):
-            control.start(sae, Moments(torch.zeros(D_IN), torch.zeros(D_IN, D_IN)), 0, 0)
+            control.start(sae, StreamMoments(torch.zeros(D_IN), torch.zeros(D_IN, D_IN)), 0, 0)
         with pytest.raises(ModelError, match="NaN or infinity"):
-            control.start(sae, Moments(torch.zeros(D_IN), torch.full((D_IN, D_IN), math.nan)), 0, 0)
+            control.start(
+                sae, StreamMoments(torch.zeros(D_IN), torch.full((D_IN, D_IN), math.nan)), 0, 0
+            )
     else:
         without, with_them = control.start(sae, None, 0, 0), control.start(sae, moments(), 0, 0)
         for name in PARAMETERS:
@@ -250,7 +252,7 @@ def test_directions_from_the_covariance_have_the_law_of_a_normalized_gaussian() 
 
 def test_a_confined_cloud_has_directions_in_its_subspace() -> None:
     basis, _ = torch.linalg.qr(torch.randn(D_IN, 3, generator=torch.Generator().manual_seed(1)))
-    confined = Moments(torch.zeros(D_IN), 8 * basis @ basis.T)
+    confined = StreamMoments(torch.zeros(D_IN), 8 * basis @ basis.T)
     rows = FrozenDecoder(init="cov").start(recipe().create(D_IN, 0), confined, 0, 0).params["W_dec"]
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(D_SAE))
     torch.testing.assert_close((rows @ basis).norm(dim=1), torch.ones(D_SAE), rtol=0, atol=1e-3)

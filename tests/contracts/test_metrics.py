@@ -10,7 +10,7 @@ import pytest
 
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.data.labels.truth import count_outcomes
-from sae_placebo.latents.metrics import METRICS, Evidence, Metric, Truth, measure
+from sae_placebo.latents.metrics import METRICS, Evidence, Metric, TokenLabels, measure
 
 D_IN, VOCABULARY = 6, [f" word{index}" for index in range(40)] + ["Word3", " words5", "##word7"]
 
@@ -56,7 +56,7 @@ def evidence(seed: int = 0, n_documents: int = 12, d_sae: int = 30, **changes: A
 
 def truth(
     draw: np.random.Generator, tokens: np.ndarray, documents: np.ndarray, n_documents: int
-) -> Truth:
+) -> TokenLabels:
     """Return one label per group, each missed on some tokens by the latent that follows a token.
 
     That latent is wrong nowhere, so it is the best one at threshold 0 on any documents: metrics that
@@ -66,7 +66,7 @@ def truth(
     known = draw.random(len(tokens)) < 0.9
     lookup = (tokens[:, None] == [2, 3, 4, 5])[known]
     counts = count_outcomes(lookup, present[known], documents[known], n_documents)
-    return Truth(
+    return TokenLabels(
         names=("two", "three", "four", "five"),
         groups=("token", "window", "context", "rare"),
         present=present,

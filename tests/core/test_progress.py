@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from sae_placebo.core.outlook import AtWork, Outlook, Piece
+from sae_placebo.core.outlook import AtWork, Outlook, WorkPiece
 from sae_placebo.core.progress import LineProgress, Progress, RichProgress
 
 
@@ -99,7 +99,7 @@ def test_what_comes_between_pieces_of_work_is_named_too(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     progress = lines(clock)
-    with progress.whole(Outlook([Piece("train", "train", 60.0)], clock=clock)):
+    with progress.whole(Outlook([WorkPiece("train", "train", 60.0)], clock=clock)):
         with progress.track("train", 10) as advance:
             advance(10)
         clock.now += 45
@@ -120,7 +120,7 @@ def test_a_thread_watches_while_there_is_work(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_counts_from_many_threads_add_up(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    outlook = Outlook([Piece("match", "profile", 10.0)], clock=clock)
+    outlook = Outlook([WorkPiece("match", "profile", 10.0)], clock=clock)
     progress = lines(clock)
     with progress.whole(outlook), progress.track("profile", 40_000, "parts") as advance:
         workers = [
@@ -134,10 +134,10 @@ def test_counts_from_many_threads_add_up(clock: Clock, capsys: pytest.CaptureFix
 
 
 PIECES = [
-    Piece("train", "train trained", 60.0),
-    Piece("train", "train redraw", 60.0),
-    Piece("use", "ablate: trained", 20.0),
-    Piece("use", "remove together: trained", 60.0),
+    WorkPiece("train", "train trained", 60.0),
+    WorkPiece("train", "train redraw", 60.0),
+    WorkPiece("use", "ablate: trained", 20.0),
+    WorkPiece("use", "remove together: trained", 60.0),
 ]
 
 
@@ -203,9 +203,9 @@ def test_work_within_a_piece_ends_no_piece(clock: Clock) -> None:
 
 def test_pieces_of_several_lanes_run_side_by_side(clock: Clock) -> None:
     pieces = [
-        Piece("train", "train", 50.0),
-        *(Piece("use", f"{what}: {arm}", 10.0, arm, 2) for arm in "ab" for what in ("x", "y")),
-        Piece("report", "report", 5.0),
+        WorkPiece("train", "train", 50.0),
+        *(WorkPiece("use", f"{what}: {arm}", 10.0, arm, 2) for arm in "ab" for what in ("x", "y")),
+        WorkPiece("report", "report", 5.0),
     ]
     outlook = Outlook(pieces, clock=clock)
     first = outlook.begin("x: a")

@@ -11,10 +11,10 @@ from sae_placebo.core.errors import NotEstimable, SpecError
 from sae_placebo.core.spec import generator
 from sae_placebo.lab import (
     GENERATORS,
-    Draw,
+    GeneratorTruth,
+    Sample,
     Scaling,
     SuperpositionSpec,
-    Truth,
     ceilings,
     expected_share,
     from_truth,
@@ -31,7 +31,7 @@ SMALL = SuperpositionSpec(d_in=32, n_features=48, l0=2.0, decay=0.98)
 
 
 @pytest.fixture(scope="module")
-def g1_draw() -> Draw:
+def g1_draw() -> Sample:
     return G1.draw(20_000, generator(1, "tokens"))
 
 
@@ -45,7 +45,7 @@ def codes(rows: list[dict[int, float]], d_sae: int) -> Codes:
 # the generator
 
 
-def test_the_default_is_g1_with_five_active_features_after_the_decay(g1_draw: Draw) -> None:
+def test_the_default_is_g1_with_five_active_features_after_the_decay(g1_draw: Sample) -> None:
     rates = G1.truth.rates
     assert (G1.d_in, G1.n_features) == (256, 512)
     assert G1.truth.l0 == pytest.approx(5.0, abs=1e-5)
@@ -68,7 +68,7 @@ def test_the_legacy_mode_has_fewer_active_features_than_it_states() -> None:
     assert empty > 0.35
 
 
-def test_tokens_are_sums_of_the_features_that_their_codes_name(g1_draw: Draw) -> None:
+def test_tokens_are_sums_of_the_features_that_their_codes_name(g1_draw: Sample) -> None:
     dense = g1_draw.codes.dense()[:500]
     assert torch.allclose(g1_draw.x[:500], dense @ G1.truth.dictionary, atol=1e-5)
     assert torch.allclose(G1.truth.dictionary.norm(dim=1), torch.ones(512), atol=1e-6)
@@ -121,7 +121,7 @@ def test_rates_above_one_are_refused() -> None:
         SuperpositionSpec(n_features=5, l0=3.0, decay=1.0, correlated=True)
 
 
-def test_scaling_centers_and_brings_the_norm_to_d_in(g1_draw: Draw) -> None:
+def test_scaling_centers_and_brings_the_norm_to_d_in(g1_draw: Sample) -> None:
     x = Scaling.of(g1_draw.x).apply(g1_draw.x)
     assert float(x.mean(dim=0).abs().max()) < 1e-4
     assert float(x.square().sum(dim=1).mean()) == pytest.approx(256, rel=1e-4)
@@ -134,7 +134,7 @@ def test_scaling_centers_and_brings_the_norm_to_d_in(g1_draw: Draw) -> None:
 # what can be found
 
 
-def test_ceilings_of_g1(g1_draw: Draw) -> None:
+def test_ceilings_of_g1(g1_draw: Sample) -> None:
     found = ceilings(g1_draw, n_tokens=300)
     assert found.tokens == 300
     assert found.omp > 0.99
@@ -143,22 +143,22 @@ def test_ceilings_of_g1(g1_draw: Draw) -> None:
     random = generator(0, "lognormal")
     values = torch.exp(0.5 * torch.randn(len(g1_draw.codes.values), generator=random))
     same = Codes(g1_draw.codes.offsets, g1_draw.codes.latents, values, 512)
-    lognormal = Draw(compose(same, G1.truth.dictionary), same, G1.truth)
+    lognormal = Sample(compose(same, G1.truth.dictionary), same, G1.truth)
     assert ceilings(lognormal, n_tokens=300).linear == pytest.approx(0.90, abs=0.03)
 
 
 def test_ceilings_by_hand() -> None:
     # features e1, e2 and their diagonal; a token of e1 + e2 looks like the diagonal, twice over
     rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5**0.5, 0.5**0.5]])
-    truth = Truth(rows, torch.tensor([0.5, 0.5, 0.0]))
+    truth = GeneratorTruth(rows, torch.tensor([0.5, 0.5, 0.0]))
     one_each = codes([{0: 1.0}, {1: 1.0}, {}], 3)
-    assert ceilings(Draw(compose(one_each, rows), one_each, truth)).omp == 1.0
+    assert ceilings(Sample(compose(one_each, rows), one_each, truth)).omp == 1.0
     both = codes([{0: 1.0, 1: 1.0}], 3)
-    found = ceilings(Draw(compose(both, rows), both, truth))
+    found = ceilings(Sample(compose(both, rows), both, truth))
     assert (found.omp, found.linear) == (0.5, 0.5)
     nothing = codes([{}, {}], 3)
     with pytest.raises(NotEstimable, match="none to find"):
-        ceilings(Draw(compose(nothing, rows), nothing, truth))
+        ceilings(Sample(compose(nothing, rows), nothing, truth))
 
 
 # scores by hand
@@ -209,7 +209,7 @@ def test_a_latent_counts_for_one_feature() -> None:
     assert (only.recall, only.precision) == (0.5, 0.5)
 
 
-def test_the_null_of_support_is_what_shuffled_tokens_reach(g1_draw: Draw) -> None:
+def test_the_null_of_support_is_what_shuffled_tokens_reach(g1_draw: Sample) -> None:
     true = g1_draw.codes
     order = torch.randperm(true.n_tokens, generator=generator(5, "shuffle"))
     counts = true.offsets.diff()[order]

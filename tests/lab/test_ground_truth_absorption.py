@@ -8,7 +8,7 @@ import torch
 from planted_truths import absorbing_sae, drawn, hierarchy, independent, relu_sae, rescaled
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.spec import generator
-from sae_placebo.lab import Truth
+from sae_placebo.lab import GeneratorTruth
 from sae_placebo.lab.generators.base import unit_rows
 from sae_placebo.lab.scores.absorption import absorption, hedging_slope
 
@@ -80,11 +80,11 @@ def test_pairs_without_a_score_say_why() -> None:
 # hedging
 
 
-def pair_law(child_given: float, child_else: float) -> tuple[torch.Tensor, Truth]:
+def pair_law(child_given: float, child_else: float) -> tuple[torch.Tensor, GeneratorTruth]:
     first = independent(torch.tensor([0.25]), 20_000)[:, 0]
     draw = torch.rand(20_000, generator=generator(0, "child"))
     second = (draw < torch.where(first > 0, child_given, child_else)).float()
-    truth = Truth(torch.eye(2, 50), torch.tensor([0.25, 0.1]))
+    truth = GeneratorTruth(torch.eye(2, 50), torch.tensor([0.25, 0.1]))
     return torch.stack([first, second], dim=1), truth
 
 
@@ -107,12 +107,12 @@ def test_the_sign_of_what_one_latent_carries(given: float, otherwise: float, lea
     assert hedging_slope(relu_sae(against, row), drawn(dense, truth)).agree == 0
 
 
-def correlated(n_tokens: int = 20_000) -> tuple[torch.Tensor, Truth]:
+def correlated(n_tokens: int = 20_000) -> tuple[torch.Tensor, GeneratorTruth]:
     """Return 24 features in superposition, of which each even one brings along the next one."""
     dense = independent(torch.full((24,), 0.1), n_tokens)
     along = torch.rand(n_tokens, 12, generator=generator(0, "along")) < 0.4
     dense[:, 1::2] = torch.maximum(dense[:, 1::2], dense[:, ::2] * along)
-    return dense, Truth(unit_rows(24, 20, generator(0, "rows")), torch.full((24,), 0.1))
+    return dense, GeneratorTruth(unit_rows(24, 20, generator(0, "rows")), torch.full((24,), 0.1))
 
 
 def test_hedged_latents_have_a_slope_and_pure_ones_do_not() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from sae_placebo.lab import Draw, Truth, ceilings
+from sae_placebo.lab import GeneratorTruth, Sample, ceilings
 from sae_placebo.lab.generators.base import compose
 from sae_placebo.lab.generators.high_expansion import HighExpansionSpec
 from sae_placebo.saes import Codes
@@ -46,7 +46,7 @@ def test_a_token_counts_once_or_for_each_of_its_features() -> None:
     # e1 alone is found; of e1 + e2, which is the diagonal twice over, one of two is
     rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5**0.5, 0.5**0.5]])
     codes = Codes(torch.tensor([0, 1, 3]), torch.tensor([0, 0, 1]), torch.ones(3), 3)
-    draw = Draw(compose(codes, rows), codes, Truth(rows, torch.ones(3) / 3))
+    draw = Sample(compose(codes, rows), codes, GeneratorTruth(rows, torch.ones(3) / 3))
     assert ceilings(draw).linear == pytest.approx(2 / 3)
     assert ceilings(draw, over="tokens").linear == pytest.approx(3 / 4)
 
@@ -56,14 +56,14 @@ def test_that_codes_are_positive_decides_between_opposite_features() -> None:
     rows = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     offsets = torch.arange(5)
     codes = Codes(offsets, torch.tensor([0, 1, 1, 2]), torch.ones(4), 3)
-    found = ceilings(Draw(compose(codes, rows), codes, Truth(rows, torch.ones(3) / 3)))
+    found = ceilings(Sample(compose(codes, rows), codes, GeneratorTruth(rows, torch.ones(3) / 3)))
     assert (found.omp, found.nonnegative, found.linear) == (0.5, 1.0, 1.0)
 
 
 def test_signed_codes_have_no_non_negative_ceiling() -> None:
     rows = torch.eye(2)
     codes = Codes(torch.tensor([0, 2]), torch.tensor([0, 1]), torch.tensor([-1.0, 0.5]), 2)
-    truth = Truth(rows, torch.ones(2), subspaces=((0, 1),))
-    found = ceilings(Draw(compose(codes, rows), codes, truth))
+    truth = GeneratorTruth(rows, torch.ones(2), subspaces=((0, 1),))
+    found = ceilings(Sample(compose(codes, rows), codes, truth))
     assert math.isnan(found.nonnegative)
     assert found.omp == 1.0

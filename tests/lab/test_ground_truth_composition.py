@@ -18,7 +18,7 @@ from planted_truths import (
 )
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.spec import generator
-from sae_placebo.lab import Truth
+from sae_placebo.lab import GeneratorTruth
 from sae_placebo.lab.generators.base import unit_rows
 from sae_placebo.lab.scores.composition import composition
 from sae_placebo.lab.scores.decoder_orders import orders
@@ -73,7 +73,7 @@ def test_decoder_and_code_come_apart() -> None:
 @pytest.mark.parametrize("rate", [0.1, 0.3])
 def test_an_and_of_independent_features(rate: float) -> None:
     dense = independent(torch.full((5,), rate), 60_000)
-    draw = drawn(dense, Truth(torch.eye(5), torch.full((5,), rate)))
+    draw = drawn(dense, GeneratorTruth(torch.eye(5), torch.full((5,), rate)))
     encoder = torch.zeros(1, 5)
     encoder[0, :2] = 1.0
     found = composition(relu_sae(encoder / 2**0.5, encoder, -1.5), draw)
@@ -157,7 +157,7 @@ def test_another_dictionary_that_gives_the_same_activations_is_named() -> None:
     shift = torch.tensor([0.0, 0.0, 0.0, 0.9, 0.9, 0.9])
     sign = torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0, -1.0])[:, None]
     moved = torch.nn.functional.normalize(draw.truth.dictionary + sign * shift, dim=1)
-    truth = Truth(
+    truth = GeneratorTruth(
         draw.truth.dictionary,
         draw.truth.rates,
         exclusive=draw.truth.exclusive,
@@ -218,7 +218,7 @@ def test_dead_latents_have_no_composition() -> None:
 def test_what_chance_gives_is_seldom_a_conjunction() -> None:
     rates = torch.full((40,), 0.08)
     truth = unit_rows(40, 24, generator(0, "test"))
-    draw = drawn(independent(rates, 20_000), Truth(truth, rates))
+    draw = drawn(independent(rates, 20_000), GeneratorTruth(truth, rates))
     found = composition(relu_sae(truth, bias=-0.6), draw)
     assert found.conjunction_share < 0.1
     assert np.isfinite(found.shuffled.conjunction).sum() <= 2

@@ -7,7 +7,7 @@ import torch
 
 from sae_placebo.core.errors import NotEstimable, SpecError
 from sae_placebo.core.spec import generator
-from sae_placebo.lab import Truth, expected_share
+from sae_placebo.lab import GeneratorTruth, expected_share
 from sae_placebo.lab.generators.base import unit_rows
 from sae_placebo.lab.scores.frequencies import recovery_by_rate
 
@@ -15,7 +15,7 @@ from sae_placebo.lab.scores.frequencies import recovery_by_rate
 def test_frequent_features_are_found_and_rare_ones_not() -> None:
     random = generator(0, "test")
     rates = torch.logspace(-5, -1, 200)
-    truth = Truth(unit_rows(200, 64, random), rates)
+    truth = GeneratorTruth(unit_rows(200, 64, random), rates)
     found = rates > 1e-3
     learned = torch.where(found[:, None], truth.dictionary, unit_rows(200, 64, random))
     bins = recovery_by_rate(learned * 7, truth, n_bins=4)
@@ -36,17 +36,17 @@ def test_frequent_features_are_found_and_rare_ones_not() -> None:
 
 
 def test_the_null_share_is_that_of_random_directions() -> None:
-    truth = Truth(unit_rows(300, 4, generator(0, "test")), torch.full((300,), 0.01))
+    truth = GeneratorTruth(unit_rows(300, 4, generator(0, "test")), torch.full((300,), 0.01))
     (only,) = recovery_by_rate(torch.eye(4), truth, threshold=0.8, draws=60)
     assert (only.n, only.low) == (300, only.high)
     assert only.null_share == pytest.approx(expected_share(4, 4, 0.8), abs=0.03)
 
 
 def test_what_cannot_be_binned_is_refused() -> None:
-    truth = Truth(torch.eye(3), torch.zeros(3))
+    truth = GeneratorTruth(torch.eye(3), torch.zeros(3))
     with pytest.raises(NotEstimable, match="no feature ever occurs"):
         recovery_by_rate(torch.eye(3), truth)
     with pytest.raises(SpecError, match="2 or more"):
         recovery_by_rate(torch.eye(3), truth, draws=1)
-    some = Truth(torch.eye(3), torch.tensor([0.0, 0.1, 0.1]))
+    some = GeneratorTruth(torch.eye(3), torch.tensor([0.0, 0.1, 0.1]))
     assert sum(one.n for one in recovery_by_rate(torch.eye(3), some)) == 2

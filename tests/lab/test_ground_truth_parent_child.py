@@ -10,7 +10,7 @@ from scipy.optimize import nnls
 
 from sae_placebo.core.spec import generator
 from sae_placebo.lab import GENERATORS, GeneratorSpec
-from sae_placebo.lab.experiments.base import LabTraining, Trained, fit_on
+from sae_placebo.lab.experiments.base import LabTraining, TrainedSAE, fit_on
 from sae_placebo.lab.generators.parent_child import ParentChildSpec
 from sae_placebo.lab.generators.solvable_pair import SolvablePairSpec
 from sae_placebo.saes import ReLUSpec
@@ -110,7 +110,7 @@ LAB = LabTraining(
 )
 
 
-def recalls(trained: Trained, spec: ParentChildSpec, latent: int) -> tuple[float, float]:
+def recalls(trained: TrainedSAE, spec: ParentChildSpec, latent: int) -> tuple[float, float]:
     """Return how often a latent fires on tokens of the parent alone, and of parent and child."""
     draw = spec.held_out(4_000)
     true = draw.codes.dense() > 0

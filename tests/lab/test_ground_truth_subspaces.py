@@ -11,25 +11,25 @@ import torch
 from planted_truths import drawn, relu_sae, rescaled
 from sae_placebo.core.errors import NotEstimable, SpecError
 from sae_placebo.core.spec import generator
-from sae_placebo.lab import Draw, Truth
+from sae_placebo.lab import GeneratorTruth, Sample
 from sae_placebo.lab.scores.composition import composition
 from sae_placebo.lab.scores.subspaces import subspace_recovery
 
 N_ATOMS = 8
 
 
-def circle(n_tokens: int = 6_000) -> Draw:
+def circle(n_tokens: int = 6_000) -> Sample:
     """Return tokens on a circle, a third of the time, and a line in some 30 dimensions."""
     random = generator(0, "circle")
     basis, _ = torch.linalg.qr(torch.randn(30, 30, generator=random))
     angle = torch.rand(n_tokens, generator=random) * 2 * math.pi
     on = (torch.rand(n_tokens, 2, generator=random) < 0.33).float()
     dense = torch.stack([angle.cos() * on[:, 0], angle.sin() * on[:, 0], on[:, 1]], dim=1)
-    truth = Truth(basis.t()[:3].contiguous(), torch.full((3,), 0.33), subspaces=((0, 1),))
+    truth = GeneratorTruth(basis.t()[:3].contiguous(), torch.full((3,), 0.33), subspaces=((0, 1),))
     return drawn(dense, truth)
 
 
-def cut(truth: Truth) -> torch.Tensor:
+def cut(truth: GeneratorTruth) -> torch.Tensor:
     angle = torch.arange(N_ATOMS) * 2 * math.pi / N_ATOMS
     points = torch.stack([angle.cos(), angle.sin()], dim=1) @ truth.dictionary[:2]
     return torch.cat([points, truth.dictionary[2:]])
@@ -93,7 +93,7 @@ def test_latents_that_never_fire_serve_nothing() -> None:
 
 
 def test_random_rows_reach_the_null() -> None:
-    truth = Truth(torch.eye(4, 6), torch.full((4,), 0.1), subspaces=((0, 1), (2, 3)))
+    truth = GeneratorTruth(torch.eye(4, 6), torch.full((4,), 0.1), subspaces=((0, 1), (2, 3)))
     random = generator(0, "test")
     found = subspace_recovery(torch.randn(40, 6, generator=random), truth, draws=60)
     assert (found.atoms > 2).all()
@@ -102,6 +102,6 @@ def test_random_rows_reach_the_null() -> None:
 
 def test_what_has_no_subspace_is_refused() -> None:
     with pytest.raises(NotEstimable, match="one dimension"):
-        subspace_recovery(torch.eye(3), Truth(torch.eye(3), torch.ones(3)))
+        subspace_recovery(torch.eye(3), GeneratorTruth(torch.eye(3), torch.ones(3)))
     with pytest.raises(SpecError, match="no spread"):
         subspace_recovery(torch.eye(30), circle(10).truth, draws=1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sae_placebo.core.spec import generator
-from sae_placebo.lab.generators.base import GENERATORS, Draw, compose
+from sae_placebo.lab.generators.base import GENERATORS, Sample, compose
 from sae_placebo.lab.generators.synth_bench import SynthBenchSpec, _law, _rates
 
 N = 30_000
@@ -16,11 +16,11 @@ TWIN = SynthBenchSpec()
 
 
 @pytest.fixture(scope="module")
-def drawn() -> Draw:
+def drawn() -> Sample:
     return TWIN.draw(N, generator(0, "tokens"))
 
 
-def test_the_twin_has_the_stated_rates(drawn: Draw) -> None:
+def test_the_twin_has_the_stated_rates(drawn: Sample) -> None:
     rates = TWIN.truth.rates
     counts = torch.bincount(drawn.codes.latents, minlength=2048)
     spread = (counts - N * rates) / (N * rates * (1 - rates)).sqrt()
@@ -36,7 +36,7 @@ def test_the_twin_has_the_stated_rates(drawn: Draw) -> None:
     assert len(drawn.codes.values) / N == pytest.approx(TWIN.truth.l0, abs=0.1)
 
 
-def test_children_follow_parents_and_siblings_exclude(drawn: Draw) -> None:
+def test_children_follow_parents_and_siblings_exclude(drawn: Sample) -> None:
     truth, codes = TWIN.truth, drawn.codes
     parents = torch.tensor(truth.parents)
     cells = codes.tokens() * 2048 + codes.latents
@@ -50,7 +50,7 @@ def test_children_follow_parents_and_siblings_exclude(drawn: Draw) -> None:
     assert [truth.parents[i] for i in (0, 15, 16, 19, 20, 1359, 1360)] == [-1, -1, 0, 0, 1, 335, -1]
 
 
-def test_magnitudes_fall_and_a_childs_follows_its_parent(drawn: Draw) -> None:
+def test_magnitudes_fall_and_a_childs_follows_its_parent(drawn: Sample) -> None:
     law, codes = _law(TWIN), drawn.codes
     alone = torch.tensor(TWIN.truth.parents)[codes.latents] < 0
     features, values = codes.latents[alone], codes.values[alone]
@@ -101,7 +101,7 @@ def test_directions_overlap_less_than_random_ones() -> None:
     assert overlap(plain) == pytest.approx(0.224, abs=0.003)
 
 
-def test_a_constant_vector_of_the_stated_length_is_added(drawn: Draw) -> None:
+def test_a_constant_vector_of_the_stated_length_is_added(drawn: Sample) -> None:
     offset = drawn.x - compose(drawn.codes, TWIN.truth.dictionary)
     assert torch.allclose(offset, TWIN.offset.expand_as(offset), atol=1e-4)
     assert float(TWIN.offset.norm()) == pytest.approx(0.5, abs=1e-5)

@@ -24,7 +24,7 @@ from sae_placebo.core.progress import Progress
 from sae_placebo.lab.experiments.base import LabTraining
 from sae_placebo.lab.experiments.phase import (
     MEASURES,
-    Phase,
+    PhaseDiagram,
     PhaseSpec,
     mean_of,
     phase_spec,
@@ -135,7 +135,7 @@ def test_training_takes_lambda_and_width_where_the_cell_says() -> None:
     assert all(cell.sae.model_dump()["coefficient"] == 0.3 for cell in free)
 
 
-def planted(spec: PhaseSpec) -> Phase:
+def planted(spec: PhaseSpec) -> PhaseDiagram:
     """Composed above lambda*(f) in every width, seeds that agree, but for one cell that does not."""
     found = {}
     for i, cell in enumerate(spec.cells):
@@ -151,7 +151,7 @@ def planted(spec: PhaseSpec) -> Phase:
         trained = [empty] * 5 if i == 1 else seeds
         found[cell.key] = {"trained": trained, "untrained": seeds, "seconds": 1.0}
     del found[spec.cells[2].key]
-    return Phase(spec, found)
+    return PhaseDiagram(spec, found)
 
 
 def test_a_planted_boundary_is_drawn_between_the_colors(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_planted_boundary_is_drawn_between_the_colors(tmp_path: Path) -> None:
 def test_without_lambda_and_correlation_there_is_no_line() -> None:
     for sweep in ("lambda", "solo,items", "lambda,solo,width=8:24"):
         spec = phase_spec(parse_axes(sweep), {})
-        drawing = svg(Phase(spec, {}))
+        drawing = svg(PhaseDiagram(spec, {}))
         ElementTree.fromstring(drawing)
         assert "polyline" not in drawing
         assert drawing.count("not done yet") == len(spec.cells)

@@ -14,7 +14,7 @@ from sae_placebo.core.spec import generator
 from sae_placebo.lab import SuperpositionSpec
 from sae_placebo.lab.experiments.base import LabTraining
 from sae_placebo.lab.experiments.objectives import Missing, SplitSpec, Value, oracle_losses
-from sae_placebo.lab.experiments.split import Split, cause_of, split
+from sae_placebo.lab.experiments.split import ObjectiveSplit, cause_of, split
 from sae_placebo.lab.generators.base import unit_rows
 from sae_placebo.lab.generators.composed_sets import ComposedSetsSpec
 from sae_placebo.lab.generators.hedging import HedgingSpec
@@ -33,13 +33,13 @@ def lab(steps: int, rate: float = 3e-3) -> LabTraining:
     return LabTraining(steps=steps, training=training, bias="none")
 
 
-def gap(found: Split, name: str) -> Value:
+def gap(found: ObjectiveSplit, name: str) -> Value:
     value = found.gaps[name]
     assert isinstance(value, Value)
     return value
 
 
-def only(found: Split, name: str) -> bool:
+def only(found: ObjectiveSplit, name: str) -> bool:
     """Whether this gap is the only one."""
     others = [gap(found, other) for other in found.gaps if other != name]
     return gap(found, name).low > found.threshold > max(other.mean for other in others)

@@ -10,7 +10,7 @@ from sae_placebo.core.errors import SpecError
 from sae_placebo.data.rows import Rows
 from sae_placebo.lab.generators.base import compose
 from sae_placebo.lab.spikes.keys import TokenKeys, uniforms
-from sae_placebo.lab.spikes.plant import Plan, Spike, plant
+from sae_placebo.lab.spikes.plant import Planting, Spike, plant
 
 N = 200_000
 
@@ -20,7 +20,7 @@ def spike(name: str = "a", **settings: object) -> Spike:
 
 
 def active(spikes: list[Spike], keys: TokenKeys | None = None) -> list[np.ndarray]:
-    return Plan.of(spikes, 0, 16, 2.0).active(keys or TokenKeys.plain(N))
+    return Planting.of(spikes, 0, 16, 2.0).active(keys or TokenKeys.plain(N))
 
 
 def near(share: float, expected: float, n: float) -> bool:
@@ -60,13 +60,13 @@ def test_a_token_set_has_a_probability_of_its_own() -> None:
     inside = np.isin(ids, (3, 4))
     assert near(on[inside].mean(), 0.5, inside.sum())
     assert near(on[~inside].mean(), 0.01, (~inside).sum())
-    truth = Plan.of([one], 0, 16, 1.0).truth(keys)
+    truth = Planting.of([one], 0, 16, 1.0).truth(keys)
     assert float(truth.rates[0]) == pytest.approx(0.2 * 0.5 + 0.8 * 0.01)
 
 
 @pytest.mark.parametrize("law", ["constant", "uniform", "lognormal"])
 def test_lengths_have_the_mean_and_the_energy_that_are_stated(law: str) -> None:
-    plan = Plan.of([spike(amplitude=law)], 0, 16, 2.0)
+    plan = Planting.of([spike(amplitude=law)], 0, 16, 2.0)
     values = plan.codes(TokenKeys.plain(N)).values.double()
     assert float(values.mean()) == pytest.approx(0.5 * 2.0, rel=0.02)
     share = float(values.square().sum()) / N / 2.0**2
@@ -74,7 +74,7 @@ def test_lengths_have_the_mean_and_the_energy_that_are_stated(law: str) -> None:
 
 
 def test_a_circle_has_every_angle_and_one_radius() -> None:
-    plan = Plan.of([spike("line"), spike("circle", dimension=2)], 0, 16, 2.0)
+    plan = Planting.of([spike("line"), spike("circle", dimension=2)], 0, 16, 2.0)
     assert plan.rows == ((0,), (1, 2))
     dense = plan.codes(TokenKeys.plain(N)).dense()[:, 1:].numpy()
     on = dense[(dense != 0).any(1)]
@@ -88,13 +88,13 @@ def test_a_circle_has_every_angle_and_one_radius() -> None:
 
 
 def test_a_token_gets_the_same_whatever_is_read_with_it() -> None:
-    plan = Plan.of([spike(), spike("b", dimension=2)], 3, 16, 1.0)
+    plan = Planting.of([spike(), spike("b", dimension=2)], 3, 16, 1.0)
     keys = TokenKeys.plain(1000)
     order = np.random.default_rng(0).permutation(1000)[:300]
     whole, part = plan.codes(keys).dense(), plan.codes(keys[order]).dense()
     assert torch.equal(whole[torch.from_numpy(order)], part)
-    assert not torch.equal(whole, Plan.of(plan.spikes, 4, 16, 1.0).codes(keys).dense())
-    alone = Plan.of([plan.spikes[1]], 3, 16, 1.0)
+    assert not torch.equal(whole, Planting.of(plan.spikes, 4, 16, 1.0).codes(keys).dense())
+    alone = Planting.of([plan.spikes[1]], 3, 16, 1.0)
     assert torch.equal(alone.codes(keys).dense(), whole[:, 1:])
 
 
@@ -125,11 +125,11 @@ def test_uniforms_are_uniform() -> None:
 def test_directions() -> None:
     many = [spike(str(i), direction="covariance") for i in range(200)]
     covariance = np.diag([100.0, 1, 1, 1])
-    drawn = Plan.of(many, 0, 4, 1.0, covariance).dictionary
+    drawn = Planting.of(many, 0, 4, 1.0, covariance).dictionary
     assert float(drawn[:, 0].abs().median()) > 0.9
-    loose = Plan.of([spike(str(i)) for i in range(20)], 0, 64, 1.0, orthogonal=False)
+    loose = Planting.of([spike(str(i)) for i in range(20)], 0, 64, 1.0, orthogonal=False)
     assert 0.1 < loose.largest_cosine < 0.7
-    assert Plan.of(loose.spikes, 0, 64, 1.0).largest_cosine < 1e-5
+    assert Planting.of(loose.spikes, 0, 64, 1.0).largest_cosine < 1e-5
 
 
 def test_planting_adds_the_codes_in_units_of_the_rms_norm() -> None:
@@ -154,4 +154,4 @@ def test_planting_adds_the_codes_in_units_of_the_rms_norm() -> None:
 )
 def test_refusals(spikes: list[Spike], says: str) -> None:
     with pytest.raises(SpecError, match=says):
-        Plan.of(spikes, 0, 16, 1.0)
+        Planting.of(spikes, 0, 16, 1.0)

@@ -13,8 +13,14 @@ from sae_placebo.core.errors import NotEstimable, SpecError
 from sae_placebo.lab.spikes.bed import Bed
 from sae_placebo.lab.spikes.keys import TokenKeys
 from sae_placebo.lab.spikes.outcomes import Thresholds, best_threshold
-from sae_placebo.lab.spikes.plant import Plan, Spike
-from sae_placebo.lab.spikes.recovered import Found, decoy_plan, look, recovered, share_detected
+from sae_placebo.lab.spikes.plant import Planting, Spike
+from sae_placebo.lab.spikes.recovered import (
+    RecoveredDirections,
+    decoy_plan,
+    look,
+    recovered,
+    share_detected,
+)
 from sae_placebo.saes import SAE, TopKSpec
 from sae_placebo.saes.training_spec import TrainingSpec
 
@@ -22,15 +28,15 @@ N, D = 20_000, 24
 KEYS = TokenKeys.plain(N)
 
 
-def plan_of(*spikes: Spike) -> Plan:
-    return Plan.of(spikes, 0, D, 1.0)
+def plan_of(*spikes: Spike) -> Planting:
+    return Planting.of(spikes, 0, D, 1.0)
 
 
 def spike(name: str = "a", **settings: object) -> Spike:
     return Spike.model_validate({"name": name, "frequency": 0.05, "magnitude": 1.0} | settings)
 
 
-def found(plan: Plan, latents: list[tuple[torch.Tensor, np.ndarray]]) -> Found:
+def found(plan: Planting, latents: list[tuple[torch.Tensor, np.ndarray]]) -> RecoveredDirections:
     """Return what is found of a plan by latents of given decoder rows and codes, among eight others."""
     random = np.random.default_rng(1)
     others = torch.linalg.qr(torch.cat([plan.dictionary, torch.eye(D)]).t()).Q.t()[-8:]

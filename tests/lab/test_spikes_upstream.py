@@ -11,7 +11,7 @@ import torch
 from sae_placebo.core.errors import NotEstimable, SpecError
 from sae_placebo.data.rows import Rows
 from sae_placebo.lab.spikes.bed import Bed, reading_of
-from sae_placebo.lab.spikes.plant import Plan, Spike
+from sae_placebo.lab.spikes.plant import Planting, Spike
 from sae_placebo.lab.spikes.upstream import Upstream, became
 from sae_placebo.models import loading as models
 from sae_placebo.models.activations import HarvestSpec
@@ -33,7 +33,7 @@ def rows() -> Rows:
 
 def upstream(tiny_model: Path, at: str, read: list[str], scale: float = 1.0) -> Upstream:
     reader = Reader(models.load_model(tiny_model), read)
-    return Upstream(reader, Plan.of(SPIKES, 0, reader.d_in, scale), at, block_rows=16)
+    return Upstream(reader, Planting.of(SPIKES, 0, reader.d_in, scale), at, block_rows=16)
 
 
 def test_what_is_planted_where_it_is_read_arrives_as_it_is(tiny_model: Path, rows: Rows) -> None:
@@ -62,7 +62,7 @@ def test_the_difference_is_the_mean_difference_with_and_without(
     tiny_model: Path, rows: Rows
 ) -> None:
     one = upstream(tiny_model, "resid_pre.1", ["resid_post.2"], scale=2.0)
-    alone = Upstream(one.reader, Plan.of(SPIKES[:1], 0, one.reader.d_in, 2.0), one.hookpoint)
+    alone = Upstream(one.reader, Planting.of(SPIKES[:1], 0, one.reader.d_in, 2.0), one.hookpoint)
     told = became(alone, rows, np.arange(40), "resid_post.2")
     (planted, keys), (plain, _) = (alone.block(rows, np.arange(40), p) for p in (True, False))
     (on,) = alone.plan.active(keys)

@@ -8,7 +8,7 @@ import pytest
 
 from sae_placebo.latents.ladder.ladder import RUNGS
 from sae_placebo.latents.ladder.table import COLUMNS, SUBJECTS, ladder_table
-from sae_placebo.stats.replicates import Cell, ReplicateTable
+from sae_placebo.stats.replicates import ReplicateKey, ReplicateTable
 
 PLACE, SAE, LEVEL = "resid_post.1", "topk", 0.95
 LEVELS = dict(zip(RUNGS[1:], (0.05, 0.2, 0.3, 0.32, 0.33, 0.5, 0.55), strict=True))
@@ -24,7 +24,7 @@ def table_of(missing: tuple[str, ...] = (), sae_seeds: int = 3) -> ReplicateTabl
         for rung, level in LEVELS.items():
             for model in range(2):
                 for seed in range(sae_seeds):
-                    cell = Cell("redraw", PLACE, SAE, prefix + rung)
+                    cell = ReplicateKey("redraw", PLACE, SAE, prefix + rung)
                     if prefix + rung in missing:
                         found.add(cell, model, seed, None, reason="there is no placebo")
                         continue

@@ -8,14 +8,20 @@ import pytest
 
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.data.labels.truth import best_threshold, count_outcomes, f1_scores
-from sae_placebo.latents.metrics import COVERAGE_COLUMNS, METRICS, Evidence, Truth, coverage_table
+from sae_placebo.latents.metrics import (
+    COVERAGE_COLUMNS,
+    METRICS,
+    Evidence,
+    TokenLabels,
+    coverage_table,
+)
 from sae_placebo.latents.metrics.coverage import coverage
 
 N_DOCUMENTS = 20
 Codes = list[tuple[int, np.ndarray, np.ndarray]]  # latent, tokens, values
 
 
-def truth_of(present: np.ndarray, documents: np.ndarray, **changes: Any) -> Truth:
+def truth_of(present: np.ndarray, documents: np.ndarray, **changes: Any) -> TokenLabels:
     nothing = np.zeros_like(present)
     fields: dict[str, Any] = {
         "names": tuple(f"label{i}" for i in range(present.shape[1])),
@@ -28,10 +34,12 @@ def truth_of(present: np.ndarray, documents: np.ndarray, **changes: Any) -> Trut
         },
         "second_half": np.arange(N_DOCUMENTS) % 2 == 1,
     }
-    return Truth(**(fields | changes))
+    return TokenLabels(**(fields | changes))
 
 
-def evidence_of(codes: Codes, documents: np.ndarray, d_sae: int, truth: Truth | None) -> Evidence:
+def evidence_of(
+    codes: Codes, documents: np.ndarray, d_sae: int, truth: TokenLabels | None
+) -> Evidence:
     latents = np.concatenate([np.full(len(at), latent) for latent, at, _ in codes])
     tokens = np.concatenate([at for _, at, _ in codes])
     values = np.concatenate([v for _, _, v in codes]).astype(np.float32)

@@ -10,7 +10,7 @@ from scipy.sparse import csr_matrix
 
 from sae_placebo.core.spec import generator
 from sae_placebo.data.rows import Rows
-from sae_placebo.latents.base import Reading, TokenTable
+from sae_placebo.latents.base import Encoded, TokenTable
 from sae_placebo.latents.measurement import MeasurementSpec
 from sae_placebo.latents.passages import passages
 from sae_placebo.saes import parse_sae
@@ -28,17 +28,17 @@ def rows() -> Rows:
     return Rows(token_ids, lengths, documents, tuple("abcdef"))
 
 
-def reading_at(rows: Rows, places: np.ndarray) -> Reading:
+def reading_at(rows: Rows, places: np.ndarray) -> Encoded:
     """A top-k SAE on activations that a token's id mostly decides."""
     tokens, random = TokenTable(rows, places, WORDS), generator(0, "activations")
     of_token = torch.randn(12, 8, generator=random)
     ids = torch.from_numpy(tokens.ids.astype(np.int64))
     x = of_token[ids] + 0.1 * torch.randn(len(ids), 8, generator=random)
     sae = parse_sae({"kind": "topk", "d_sae": 16, "k": 3}).create(8, 0)
-    return Reading(sae, tokens, csr_matrix(sae.encode(x).dense().numpy()), x)
+    return Encoded(sae, tokens, csr_matrix(sae.encode(x).dense().numpy()), x)
 
 
-def latents_of(reading: Reading, classes: str = "other") -> pd.DataFrame:
+def latents_of(reading: Encoded, classes: str = "other") -> pd.DataFrame:
     active = np.diff(reading.by_latent.indptr)
     return pd.DataFrame({"latent": np.arange(reading.d_sae), "n_active": active, "class": classes})
 

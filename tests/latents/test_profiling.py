@@ -11,7 +11,7 @@ import torch
 from scipy.sparse import csr_matrix
 
 from planted_readings import reading_of, token_table
-from sae_placebo.latents.base import Folds, Placebo, Reading
+from sae_placebo.latents.base import Encoded, Folds, Placebo
 from sae_placebo.latents.classes.classification import CLASS_NAMES, ClassThresholds
 from sae_placebo.latents.columns.domains import domains_of
 from sae_placebo.latents.ladder.ladder import RUNGS, whole_ladder
@@ -37,7 +37,7 @@ SHOWN = MeasurementSpec(replicates=REPLICATES, shown_per_class=2, passages=2)
 class Scene:
     """An SAE, what stands around it, and where its latents went in the other SAEs."""
 
-    reading: Reading
+    reading: Encoded
     folds: Folds
     around: Around
     to_sibling: np.ndarray

@@ -5,7 +5,7 @@ import pytest
 
 from planted_readings import reading_of, token_table, without_group
 from sae_placebo.data.labels.base import Labels
-from sae_placebo.latents.base import Folds, Reading
+from sae_placebo.latents.base import Encoded, Folds
 from sae_placebo.latents.columns.attributes import SPELLING, attributes, spelling
 
 WORDS = (
@@ -62,7 +62,7 @@ def test_spelling(text, expected):
 
 
 @pytest.fixture(scope="module")
-def planted() -> tuple[Reading, Folds]:
+def planted() -> tuple[Encoded, Folds]:
     """Latents: 0 digits, 1 a label, 2 capitalized with noise, 3 dead, 4 a label of too few tokens,
     others at random. Labels are known in three rows of four."""
     draw = np.random.default_rng(4)

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from planted_readings import reading_of, token_table, without_group
-from sae_placebo.latents.base import Folds, Reading
+from sae_placebo.latents.base import Encoded, Folds
 from sae_placebo.latents.columns.geometry import geometry
 
 D_IN = 64
 
 
 @pytest.fixture(scope="module")
-def planted() -> tuple[Reading, Folds]:
+def planted() -> tuple[Encoded, Folds]:
     """Latents: 0 the norm, 1 independent, 2 the first component, 3 and 4 antipodes, 5 and 6 twins,
     7 dead, 8 antipode of the dead one, 9 half way to the first component, then random ones."""
     draw = np.random.default_rng(0)

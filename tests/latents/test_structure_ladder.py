@@ -11,7 +11,7 @@ from scipy.sparse import csr_matrix
 
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.data.rows import Rows
-from sae_placebo.latents.base import Folds, Placebo, Reading, TokenTable
+from sae_placebo.latents.base import Encoded, Folds, Placebo, TokenTable
 from sae_placebo.latents.ladder.ladder import RUNGS, Ladder, _climb, _partners, ladder
 from sae_placebo.latents.ladder.predictors import Readouts
 from sae_placebo.latents.ladder.targets import Latents
@@ -72,7 +72,7 @@ class Bed:
         codes = csr_matrix(np.stack(columns, axis=1).astype(np.float32))
         # only its width is read
         sae = SAE(TopKSpec(d_sae=len(columns), k=1), {})
-        self.reading = Reading(sae, self.tokens, codes, torch.from_numpy(x))
+        self.reading = Encoded(sae, self.tokens, codes, torch.from_numpy(x))
 
     def ladder(self, folds: Folds | None = None, **changed: Any) -> Ladder:
         given: dict[str, Any] = {"embeddings": self.embeddings, "placebo": self.placebo} | changed
@@ -171,7 +171,7 @@ def test_a_vector_of_embeddings_is_explained_by_its_rungs(bed: Bed) -> None:
     values = bed.embeddings[bed.tokens.ids] + 0.5 * bed.embeddings[bed.tokens.previous]
     noise = np.random.default_rng(5).standard_normal(values.shape)
     x = torch.from_numpy((values + 0.5 * noise).astype(np.float32))
-    reading = Reading(bed.reading.sae, bed.tokens, bed.reading.codes, x)
+    reading = Encoded(bed.reading.sae, bed.tokens, bed.reading.codes, x)
     whole = ladder(reading, bed.folds, bed.embeddings, None, 0, SPEC).whole[:, 0]
     of_token = bed.embeddings.var(0).sum()
     total = 1.25 * of_token + 0.25 * WIDTH
@@ -291,7 +291,7 @@ def test_random_rows_stand_for_tokens_without_embeddings(bed: Bed) -> None:
 
 
 def test_r2_does_not_depend_on_units(bed: Bed, climbed: Ladder) -> None:
-    reading = Reading(bed.reading.sae, bed.tokens, bed.reading.codes * 64, bed.reading.activations)
+    reading = Encoded(bed.reading.sae, bed.tokens, bed.reading.codes * 64, bed.reading.activations)
     other = ladder(reading, bed.folds, bed.embeddings, bed.placebo, 0, SPEC)
     assert np.nan_to_num(other.r2) == pytest.approx(np.nan_to_num(climbed.r2), abs=1e-4)
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from planted_readings import reading_of, token_table, without_group
-from sae_placebo.latents.base import Folds, Reading
+from sae_placebo.latents.base import Encoded, Folds
 from sae_placebo.latents.columns.ngrams import most_common, ngrams
 
 
 @pytest.fixture(scope="module")
-def planted() -> tuple[Reading, Folds]:
+def planted() -> tuple[Encoded, Folds]:
     """Latents: 0 fires on three pairs, 1 on these and as often elsewhere, 2 on one token, 3 dead,
     4 on ten pairs, 5 once, others at random."""
     draw = np.random.default_rng(2)

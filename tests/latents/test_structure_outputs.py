@@ -6,7 +6,7 @@ import torch
 from scipy.stats import kurtosis
 
 from planted_readings import reading_of, token_table
-from sae_placebo.latents.base import Folds, Reading
+from sae_placebo.latents.base import Encoded, Folds
 from sae_placebo.latents.columns.outputs import PRIOR_HITS, outputs
 
 VOCABULARY = 400
@@ -14,7 +14,7 @@ D_IN = 32
 
 
 @pytest.fixture(scope="module")
-def planted() -> tuple[Reading, Folds, torch.Tensor]:
+def planted() -> tuple[Encoded, Folds, torch.Tensor]:
     """Token 0 is followed by 300 with probability .25. Promoted by all planted latents: 300 to 319.
 
     Latents: 0 fires on token 0 where 300 follows; 1 on every token 0; 2 dead; 3 on token 0 where 300

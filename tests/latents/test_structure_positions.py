@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from planted_readings import reading_of, token_table, without_group
-from sae_placebo.latents.base import Folds, Reading
+from sae_placebo.latents.base import Encoded, Folds
 from sae_placebo.latents.columns.positions import position_bins, positions
 
 
 @pytest.fixture(scope="module")
-def planted() -> tuple[Reading, Folds]:
+def planted() -> tuple[Encoded, Folds]:
     """Latents: 0 fires at position 1 alone, 1 on the second half, 2 dead, others at random."""
     draw = np.random.default_rng(1)
     tokens = token_table(draw.integers(0, 50, (300, 65)), 15, ("x",) * 50)

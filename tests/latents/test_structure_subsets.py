@@ -10,7 +10,7 @@ from scipy.sparse import csc_matrix
 
 from sae_placebo.data.labels.base import Labels
 from sae_placebo.data.rows import Rows
-from sae_placebo.latents.base import Folds, Reading, TokenTable
+from sae_placebo.latents.base import Encoded, Folds, TokenTable
 from sae_placebo.latents.columns.domains import Domains, document_clusters, domains_of
 from sae_placebo.latents.columns.in_context import in_context
 from sae_placebo.latents.columns.mechanism import mechanism_predictions
@@ -39,11 +39,11 @@ def tokens() -> TokenTable:
     return TokenTable(rows, places, tuple(f"t{i}" for i in range(VOCABULARY)))
 
 
-def reading_of(tokens: TokenTable, where: list[np.ndarray]) -> Reading:
+def reading_of(tokens: TokenTable, where: list[np.ndarray]) -> Encoded:
     active = np.stack(where, axis=1)
     sae = SAE(parse_sae({"kind": "topk", "d_sae": len(where), "k": 1}), {})
     codes = csc_matrix(active.astype(np.float32)).tocsr()
-    return Reading(sae, tokens, codes, torch.zeros(len(tokens), 1))
+    return Encoded(sae, tokens, codes, torch.zeros(len(tokens), 1))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def domains(tokens: TokenTable) -> Domains:
 
 
 @pytest.fixture(scope="module")
-def planted(tokens: TokenTable) -> Reading:
+def planted(tokens: TokenTable) -> Encoded:
     draw = np.random.default_rng(1)
     inside = tokens.documents % 4 == 0
     n = len(tokens)

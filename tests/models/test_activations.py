@@ -9,7 +9,14 @@ import torch
 from sae_placebo.core.errors import ModelError
 from sae_placebo.core.spec import generator
 from sae_placebo.data.text import Rows
-from sae_placebo.models.activations import Block, TokenMeans, batches, blocks, calibrate, row_order
+from sae_placebo.models.activations import (
+    ActivationBlock,
+    TokenMeans,
+    batches,
+    blocks,
+    calibrate,
+    row_order,
+)
 from sae_placebo.models.gaussian import SecondMoments
 
 
@@ -34,12 +41,12 @@ def rows() -> Rows:
     return Rows(token_ids, lengths, documents, tuple("abcdefghij"))
 
 
-def read_all(rows: Rows, block_rows: int) -> list[Block]:
+def read_all(rows: Rows, block_rows: int) -> list[ActivationBlock]:
     order = row_order(len(rows.lengths), 0)
     found = []
     for block in blocks(Echo(), rows, order, block_rows):
         found.append(
-            Block(
+            ActivationBlock(
                 block.token_ids,
                 block.documents,
                 block.places,
@@ -71,7 +78,7 @@ def test_block_size_changes_no_activation(rows: Rows) -> None:
 def test_calibration_centers_scales_and_finds_outliers() -> None:
     x = torch.randn(1_000, 4, generator=generator(0, "test")) * 3 + 1
     x[7] = 500.0
-    one = Block(
+    one = ActivationBlock(
         torch.zeros(1_000).long(), torch.zeros(1_000).long(), torch.zeros(1_000, 2).long(), {"h": x}
     )
     found = calibrate(one, 10.0)["h"]
@@ -88,10 +95,10 @@ def test_constant_activations_are_refused() -> None:
     for x in (torch.ones(5, 3), torch.full((5, 3), 0.1), torch.full((5, 3), 1e4 / 3)):
         x[1, 0] = x[1, 0].nextafter(torch.tensor(2.0))
         with pytest.raises(ModelError, match=r"constant over 5 tokens.*raise text\.train_tokens"):
-            calibrate(Block(zero, zero, torch.zeros(5, 2).long(), {"h": x}), 10.0)
+            calibrate(ActivationBlock(zero, zero, torch.zeros(5, 2).long(), {"h": x}), 10.0)
     many = torch.zeros(200).long()
     with pytest.raises(ModelError, match=r"constant over 200 tokens.*another hookpoint"):
-        calibrate(Block(many, many, many[:, None], {"h": torch.ones(200, 3)}), 10.0)
+        calibrate(ActivationBlock(many, many, many[:, None], {"h": torch.ones(200, 3)}), 10.0)
 
 
 def test_batches_share_their_order_and_lose_only_outliers() -> None:
@@ -100,7 +107,7 @@ def test_batches_share_their_order_and_lose_only_outliers() -> None:
     spiked[13] = 1e6
     zero = torch.zeros(1_000).long()
     places = torch.zeros(1_000, 2).long()
-    block, other = (Block(zero, zero, places, {"h": values}) for values in (x, spiked))
+    block, other = (ActivationBlock(zero, zero, places, {"h": values}) for values in (x, spiked))
     calibrations = calibrate(block, 10.0)
     first, second = (
         [batch["h"] for _, batch in batches(b, calibrations, 256, seed=3, index=1)]
@@ -149,7 +156,7 @@ def test_gaussian_draws_have_the_activations_mean_and_covariance() -> None:
     random = generator(2, "cloud")
     mixing = torch.randn(5, 5, generator=random)
     x = torch.randn(40_000, 5, generator=random).abs() @ mixing + 3
-    one = Block(
+    one = ActivationBlock(
         torch.zeros(40_000).long(),
         torch.zeros(40_000).long(),
         torch.zeros(40_000, 2).long(),

@@ -17,14 +17,14 @@ from sae_placebo.stats.calibration import (
     SHAPES,
     SPREADS,
     DealSpec,
-    Share,
+    TrialShare,
     aa_trials,
     deals,
     planted_coverage,
     planted_placebo,
     rates,
 )
-from sae_placebo.stats.replicates import Cell, ReplicateTable
+from sae_placebo.stats.replicates import ReplicateKey, ReplicateTable
 
 
 def pool(
@@ -45,9 +45,9 @@ def pool(
             values = of_redraw + 0.5 * random.normal() + noise
             if step:
                 values = np.round(values / step) * step
-            table.add(Cell(arm, "here", "sae", "x"), redraw, sae_seed, values, step=step)
-            table.add(Cell(arm, "here", "sae", "same"), redraw, sae_seed, np.full(61, 3.0))
-    table.add(Cell(arm, "here", "sae", "never"), 0, 0, None, reason="no label occurs")
+            table.add(ReplicateKey(arm, "here", "sae", "x"), redraw, sae_seed, values, step=step)
+            table.add(ReplicateKey(arm, "here", "sae", "same"), redraw, sae_seed, np.full(61, 3.0))
+    table.add(ReplicateKey(arm, "here", "sae", "never"), 0, 0, None, reason="no label occurs")
     return table
 
 
@@ -143,7 +143,7 @@ def test_planted_intervals_hold_the_truth(name: str) -> None:
 
 def test_planted_placebos_leave_zero_out_seldom() -> None:
     assert planted_placebo(3, 80).share <= 0.15
-    assert Share.of(5, 20) == Share(0.25, (0.25 * 0.75 / 20) ** 0.5, 20)
+    assert TrialShare.of(5, 20) == TrialShare(0.25, (0.25 * 0.75 / 20) ** 0.5, 20)
 
 
 def test_a_trial_of_re_draws_is_a_pool(tiny_model: Path, tiny_text: Path, tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_the_benchmark_writes_its_tables() -> None:
         sys.path.remove(str(folder))
     made = [{"each": 2, **row} for row in rates(many(3)).replace(np.nan, None).to_dict("records")]
     coverage = [
-        {"shape": [60, 2, 2], "varies": name, "effect": Share.of(95, 100)._asdict()}
+        {"shape": [60, 2, 2], "varies": name, "effect": TrialShare.of(95, 100)._asdict()}
         for name in SPREADS
     ]
     said = module.markdown(made, coverage)

@@ -11,7 +11,7 @@ import pytest
 
 from sae_placebo.stats.designs import Quad
 from sae_placebo.stats.interactions import COLUMNS, interactions, signed_interval
-from sae_placebo.stats.replicates import Cell, ReplicateTable
+from sae_placebo.stats.replicates import ReplicateKey, ReplicateTable
 from sae_placebo.stats.statistics import document_weights, effect_interval
 
 QUAD = Quad("trained", "redraw_embeddings", "keep", "redraw")
@@ -35,7 +35,7 @@ def table_of(arms: Mapping[str, np.ndarray], n_documents: int = 50) -> Replicate
     )
     for arm, values in arms.items():
         for model, seed in np.ndindex(values.shape[:2]):
-            table.add(Cell(arm, *PLACE), model, seed, values[model, seed])
+            table.add(ReplicateKey(arm, *PLACE), model, seed, values[model, seed])
     return table
 
 
@@ -74,7 +74,7 @@ def test_with_two_arms_it_is_the_interval_of_an_effect() -> None:
     table = table_of(
         {"trained": draw.normal(size=(1, 3, 51)), "redraw": draw.normal(size=(2, 3, 51))}
     )
-    sides = [table[Cell(arm, *PLACE)] for arm in ("trained", "redraw")]
+    sides = [table[ReplicateKey(arm, *PLACE)] for arm in ("trained", "redraw")]
     expected = effect_interval(sides[0], sides[1], 50)
     assert signed_interval(sides, (1, -1), 50) == pytest.approx(expected)
 
@@ -88,7 +88,7 @@ def test_what_is_missing_is_null_with_a_reason() -> None:
     assert "one re-draw" in alone["reason"]
 
     table = table_of(values)
-    table.add(Cell("keep", *PLACE), 1, 1, None, reason="no active latent")
+    table.add(ReplicateKey("keep", *PLACE), 1, 1, None, reason="no active latent")
     lost = row_of(table)
     assert np.isnan(lost["effect"])
     assert lost["reason"] == "keep: no active latent"

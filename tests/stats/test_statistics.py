@@ -13,8 +13,8 @@ from scipy import stats
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.stats.statistics import (
     COLUMNS,
-    Cell,
     Component,
+    ReplicateKey,
     Replicates,
     ReplicateTable,
     arm_interval,
@@ -48,7 +48,7 @@ def table_of(
     table = ReplicateTable({"resid_post.1": n_documents}, {"resid_post.1": 1_000}, drawn)
     for arm, values in arms.items():
         for model, seed in np.ndindex(values.shape[:2]):
-            cell = Cell(arm, "resid_post.1", "topk", "score")
+            cell = ReplicateKey(arm, "resid_post.1", "topk", "score")
             table.add(cell, model, seed, values[model, seed], null_value)
     return table
 
@@ -195,7 +195,7 @@ def test_no_interval_without_variation(
 def test_a_missing_value_travels_with_its_reason() -> None:
     values = np.random.default_rng(0).normal(size=(2, 2, 31))
     table = table_of({"trained": values[:1], "redraw": values})
-    cell = Cell("redraw", "resid_post.1", "topk", "score")
+    cell = ReplicateKey("redraw", "resid_post.1", "topk", "score")
     table.add(cell, 1, 1, None, reason="every latent is dead")
     row = row_of(table)
     assert row[["effect", "low", "control_value", "aa_effect"]].isna().all()
@@ -206,7 +206,7 @@ def test_a_missing_value_travels_with_its_reason() -> None:
 def test_an_incomplete_grid_is_refused() -> None:
     values = np.random.default_rng(0).normal(size=(2, 2, 31))
     table = table_of({"trained": values[:1], "redraw": values})
-    table.add(Cell("redraw", "resid_post.1", "topk", "score"), 2, 0, values[0, 0])
+    table.add(ReplicateKey("redraw", "resid_post.1", "topk", "score"), 2, 0, values[0, 0])
     assert "5 SAEs" in row_of(table)["reason"]
 
 

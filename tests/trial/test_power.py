@@ -12,8 +12,8 @@ from sae_placebo.core.errors import NotEstimable, SpecError
 from sae_placebo.stats.statistics import Replicates, effect_interval
 from sae_placebo.trial.power import (
     DEFAULTS,
-    Design,
     Simulated,
+    TrialSize,
     Variances,
     _decomposed,
     answer,
@@ -33,7 +33,7 @@ def of(**changes: float) -> Variances:
 
 def test_documents_alone_are_the_textbook_sample_size() -> None:
     # 80% power at 5% two-sided: 1.96 + 0.84 standard errors, less than 1% more for Student's t
-    design = Design(n_documents=200, counts_latents=False, replicates=2_000)
+    design = TrialSize(n_documents=200, counts_latents=False, replicates=2_000)
     found = simulate(of(documents=2.0), design, draws=4_000)
     assert found.smallest(0.8) == pytest.approx((1.972 + 0.843) * 0.1, rel=0.05)
     assert found.power(0.2816) == pytest.approx(0.8, abs=0.03)
@@ -43,7 +43,7 @@ def test_documents_alone_are_the_textbook_sample_size() -> None:
 
 def test_power_is_how_often_the_packages_interval_excludes_zero() -> None:
     variances = of(documents=0.6, redraws=0.02, saes=0.01, latents=1.0)
-    design = Design(n_documents=60, d_sae=100, sae_seeds=3, model_seeds=3, counts_latents=False)
+    design = TrialSize(n_documents=60, d_sae=100, sae_seeds=3, model_seeds=3, counts_latents=False)
     random = np.random.default_rng(0)
     hits, trials, difference = 0, 600, 0.45
     for _ in range(trials):
@@ -66,11 +66,11 @@ def test_power_is_how_often_the_packages_interval_excludes_zero() -> None:
 
 def test_more_of_what_varies_detects_less() -> None:
     latents = of(latents=0.2)
-    small, large = Design(d_sae=256), Design(d_sae=4_096)
+    small, large = TrialSize(d_sae=256), TrialSize(d_sae=4_096)
     ratio = simulate(latents, small).smallest(0.8) / simulate(latents, large).smallest(0.8)
     assert ratio == pytest.approx(4, rel=0.15)  # one over the root of the latents
     redraws = of(redraws=1e-3)
-    two, four = Design(model_seeds=2), Design(model_seeds=4)
+    two, four = TrialSize(model_seeds=2), TrialSize(model_seeds=4)
     # one degree of freedom against three: far more than the root of two
     assert simulate(redraws, two).smallest(0.8) > 3 * simulate(redraws, four).smallest(0.8)
     assert simulate(redraws, two) == simulate(redraws, two)
@@ -125,15 +125,15 @@ def test_a_finished_trial_tells_its_design_and_variances(finished: Path) -> None
 
 
 def test_the_table_says_the_design_and_what_suffices() -> None:
-    said = power_table(DEFAULTS, Design(), 0.02)
+    said = power_table(DEFAULTS, TrialSize(), 0.02)
     assert "55 documents, d_sae 1,024, 2 SAE seeds, 2 re-draws" in said
     assert "fewest SAEs that detect 0.02" in said
     assert "documents 6" in said  # percent of the variance
-    assert "no design in this table" in power_table(of(redraws=1.0), Design(), 0.02)
+    assert "no design in this table" in power_table(of(redraws=1.0), TrialSize(), 0.02)
     with pytest.raises(SpecError, match="above 0"):
-        power_table(DEFAULTS, Design(), 0.0)
+        power_table(DEFAULTS, TrialSize(), 0.0)
     with pytest.raises(NotEstimable, match="nothing varies"):
-        power_table(NONE, Design(), 0.1)
+        power_table(NONE, TrialSize(), 0.1)
 
 
 def test_a_question_without_an_answer_is_one_sentence() -> None:
@@ -157,7 +157,7 @@ def test_that_more_text_can_detect_less_is_said_with_its_reason() -> None:
     seeds_matter = answer(0.05)  # two seeds: one degree of freedom once the text is large
     assert "more text detects less in places: as the documents' part" in seeds_matter
     assert "800,000 do not: as the documents' part" in seeds_matter
-    text_alone = power_table(of(documents=1e-3), Design(counts_latents=False), 0.02)
+    text_alone = power_table(of(documents=1e-3), TrialSize(counts_latents=False), 0.02)
     assert "held-out tokens detect 0.02 (in doublings)." in text_alone
     assert "detects less" not in text_alone
     assert "do not" not in text_alone

@@ -21,8 +21,8 @@ from sae_placebo.core.errors import ModelError, NotEstimable
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Track, untracked
 from sae_placebo.core.spec import Registry, numpy_generator
-from sae_placebo.data.labels.truth import Truth
-from sae_placebo.latents.base import Reading
+from sae_placebo.data.labels.truth import TokenLabels
+from sae_placebo.latents.base import Encoded
 
 RESAMPLES = 1000
 
@@ -45,10 +45,10 @@ class Case:
         track: Shows long work within an audit.
     """
 
-    reading: Reading
+    reading: Encoded
     subject: Subject | None
-    labels: Truth | None
-    others: dict[str, Reading]
+    labels: TokenLabels | None
+    others: dict[str, Encoded]
     spec: AuditSpec
     seed: int
     letters: bool = True

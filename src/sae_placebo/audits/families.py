@@ -97,7 +97,7 @@ def _of_kind(case: Case, directions: Directions, tasks: Tasks, kind: str) -> lis
     (tasks, null), (fit, score) = with_null(case, tasks, random, "families", kind)
     x = case.reading.activations.float().cpu().numpy()
     bias = case.reading.sae.params["b_dec"].detach().float().cpu().numpy()
-    bench = Bench(x - bias, directions, fit, score)
+    bench = LabelBench(x - bias, directions, fit, score)
     real, moved = bench.answers(tasks), bench.answers(null)
     drawn = bench.of_directions(*random_tasks(bench.x, tasks, fit, random))
     return _findings(case, kind, tasks, (real, moved, drawn), score)
@@ -119,7 +119,7 @@ def random_tasks(
 
 
 @dataclass(frozen=True, eq=False)
-class Bench:
+class LabelBench:
     """Activations and codes on which labels are looked for.
 
     Attributes:

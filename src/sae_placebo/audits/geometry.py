@@ -37,7 +37,7 @@ _BLOCK = 1024
 
 
 @dataclass(frozen=True, eq=False)
-class Shape:
+class LatentGeometry:
     """Geometry of one SAE's latents.
 
     Attributes:
@@ -97,7 +97,7 @@ def run(case: Case) -> Audited:
     )
 
 
-def shape_of(case: Case, directions: Directions) -> Shape:
+def shape_of(case: Case, directions: Directions) -> LatentGeometry:
     """Return the geometry of each latent; lengths of rows play no part."""
     living = np.flatnonzero(directions.n_active)
     params = case.reading.sae.params
@@ -118,7 +118,7 @@ def shape_of(case: Case, directions: Directions) -> Shape:
     out["twins"][living] = twins.numpy()
     out["overlap"][living] = overlap.numpy()
     out["aligned"][living] = (decoder @ components).square().sum(1).numpy()
-    return Shape(
+    return LatentGeometry(
         directions.n_active / max(case.n_tokens, 1),
         out["twins"],
         out["aligned"],
@@ -164,7 +164,7 @@ def _dead(directions: Directions) -> list[Finding]:
     ]
 
 
-def _dense(shape: Shape) -> list[Finding]:
+def _dense(shape: LatentGeometry) -> list[Finding]:
     dense = shape.rate > DENSE_RATE
     sparse = (shape.rate > 0) & ~dense
     m, n = len(dense), int(dense.sum())

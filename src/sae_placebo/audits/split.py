@@ -26,7 +26,7 @@ _NOTHING = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
+class ErrorParts:
     """Parts of the error at held-out tokens of documents that nothing was fitted on.
 
     Attributes:
@@ -46,7 +46,7 @@ class Split:
     other: str
 
 
-def split(case: Case) -> Split:
+def split(case: Case) -> ErrorParts:
     """Return the error in parts: each is fitted on what those before it leave, on half of the documents.
 
     Shrinkage is (s - 1)(x_hat - b_dec) of the best number s. The offset is a vector, fitted with another
@@ -87,7 +87,7 @@ def split(case: Case) -> Split:
         name, other = _best_other(case, left["fit"], fit, score)
     parts.append(other)
     parts.append(left["score"] - other)
-    return Split(score, np.stack(parts), untrained, after_scale, raw(x[score]), name)
+    return ErrorParts(score, np.stack(parts), untrained, after_scale, raw(x[score]), name)
 
 
 def _some(case: Case, half: Bool[np.ndarray, " token"]) -> Int64[np.ndarray, " some"]:
@@ -160,7 +160,7 @@ def _squares(rows: Float[np.ndarray, "token d_in"]) -> Float64[np.ndarray, " tok
     return np.asarray((rows.astype(np.float64) ** 2).sum(1))
 
 
-def shares(case: Case, found: Split) -> list[Finding]:
+def shares(case: Case, found: ErrorParts) -> list[Finding]:
     """Return how much of the squared error each part takes off, in order."""
     documents = case.documents[found.tokens].astype(np.int64)
     error = found.parts.sum(0)
@@ -198,7 +198,7 @@ def explained(
     return Finding(NAME, name, value, low, high, n, null=0.0)
 
 
-def linearity(case: Case, found: Split) -> list[Finding]:
+def linearity(case: Case, found: ErrorParts) -> list[Finding]:
     """Return how far the error and its squared length are linear in x, and the FVU that this leaves."""
     tokens, seed = found.tokens, case.seed
     error = case.error[tokens].numpy().astype(np.float64)
@@ -232,7 +232,7 @@ def linearity(case: Case, found: Split) -> list[Finding]:
     return listed
 
 
-def _cost_findings(case: Case, found: Split) -> list[Finding]:
+def _cost_findings(case: Case, found: ErrorParts) -> list[Finding]:
     """Return what each part costs: the fall of KL when it is added to what is repaired already.
 
     The null of a part's share of the cost is its share of the squared error at the same tokens.

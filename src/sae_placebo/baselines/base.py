@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from pydantic import Field
 
-from sae_placebo.baselines.pursuit import Codes
+from sae_placebo.baselines.pursuit import AtomCodes
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.spec import Distinct, Registry, Spec, numpy_generator
 
@@ -79,7 +79,7 @@ class Dictionary:
     directions: Float32[np.ndarray, "atom d_in"]
     center: Float32[np.ndarray, " d_in"]
     entries: int
-    native: Callable[[Float32[np.ndarray, "token d_in"], int], Codes] | None = None
+    native: Callable[[Float32[np.ndarray, "token d_in"], int], AtomCodes] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int64, Integer
 
-from sae_placebo.baselines.pursuit import Codes
+from sae_placebo.baselines.pursuit import AtomCodes
 
 LIMIT = 255
 """Integers beyond are escaped: an escape symbol, a sign, and an Elias gamma code of the excess."""
@@ -72,7 +72,7 @@ class Quantized:
         return found
 
 
-def quantize(codes: Codes, step: float) -> Quantized:
+def quantize(codes: AtomCodes, step: float) -> Quantized:
     """Return the coefficients in whole steps, rounded; those that round to 0 are not sent."""
     levels = np.rint(codes.values / step).astype(np.int64)
     token, slot = np.nonzero(levels)

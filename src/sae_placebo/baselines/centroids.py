@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from sae_placebo.baselines.base import METHODS, Dictionary, Material, Method, no_sklearn
-from sae_placebo.baselines.pursuit import Codes
+from sae_placebo.baselines.pursuit import AtomCodes
 from sae_placebo.core.errors import NotEstimable
 
 
@@ -38,10 +38,10 @@ def fit_kmeans(material: Material) -> Dictionary:
     lengths = np.maximum(np.linalg.norm(means, axis=1), 1e-12)
     rows = (means / lengths[:, None]).astype(np.float32)
 
-    def native(x: Float32[np.ndarray, "token d_in"], k: int) -> Codes:
+    def native(x: Float32[np.ndarray, "token d_in"], k: int) -> AtomCodes:
         near = (x @ means.T - 0.5 * lengths**2).argmax(axis=1)
         values = lengths[near].astype(np.float32)
-        return Codes(near[:, None].astype(np.int32), values[:, None], len(rows))
+        return AtomCodes(near[:, None].astype(np.int32), values[:, None], len(rows))
 
     return Dictionary("kmeans", rows, material.center, rows.size, native)
 

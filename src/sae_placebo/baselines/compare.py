@@ -12,10 +12,10 @@ from jaxtyping import Bool, Float, Float32, Int64
 from sae_placebo.baselines.base import METHODS, Dictionary, Material, Method, MethodsSpec
 from sae_placebo.baselines.marginal import DocumentBits, ratio_interval
 from sae_placebo.baselines.probing import Probe, ProbeTasks, probe, probe_tasks
-from sae_placebo.baselines.pursuit import Codes, pursue, pursue_nonnegative, refitted
+from sae_placebo.baselines.pursuit import AtomCodes, pursue, pursue_nonnegative, refitted
 from sae_placebo.baselines.rate import (
     PARTS,
-    Split,
+    ChosenAndScored,
     TokenBits,
     by_document,
     dictionary_bits,
@@ -27,7 +27,7 @@ from sae_placebo.core.lazy import pandas
 from sae_placebo.core.progress import Advance, unheard
 from sae_placebo.core.spec import numpy_generator
 from sae_placebo.data.labels.truth import NO_LABELS
-from sae_placebo.latents.base import Folds, Reading, TokenTable
+from sae_placebo.latents.base import Encoded, Folds, TokenTable
 
 SAE_METHOD = "sae"
 
@@ -82,7 +82,9 @@ class _Comparison:
     rows: list[dict[str, Any]] = field(default_factory=list)
     bits: dict[Coded, DocumentBits] = field(default_factory=dict)
 
-    def add(self, dictionary: Dictionary, split: Split, reading: str | None) -> dict[str, Any]:
+    def add(
+        self, dictionary: Dictionary, split: ChosenAndScored, reading: str | None
+    ) -> dict[str, Any]:
         """Add the rows of one dictionary; returns what they share."""
         codes = split.score_codes(self.k)
         shared = {
@@ -126,7 +128,7 @@ class _Comparison:
         )
 
     def _fidelity(
-        self, dictionary: Dictionary, x: Float32[np.ndarray, "token d_in"], codes: Codes
+        self, dictionary: Dictionary, x: Float32[np.ndarray, "token d_in"], codes: AtomCodes
     ) -> dict[str, float]:
         if not len(dictionary.directions):  # no sparse code, so that nothing is explained by one
             return {"sparsity": 0.0}
@@ -143,7 +145,7 @@ class _Comparison:
             "lookup_relative_ev": 1 - float(error.sum()) / lookup if lookup > 0 else np.nan,
         }
 
-    def _probes(self, split: Split, codes: Codes) -> dict[str, Any]:
+    def _probes(self, split: ChosenAndScored, codes: AtomCodes) -> dict[str, Any]:
         if self.tasks is None or not codes.n_atoms:
             return {"probe_reason": self.why_no_probe or "it has no atoms to read"}
         fitted = split.choose_codes(self.k)
@@ -167,7 +169,7 @@ def compare_methods(
     activations: Any,
     tokens: TokenTable,
     folds: Folds,
-    saes: Mapping[str, Reading],
+    saes: Mapping[str, Encoded],
     embeddings: Any,
     seed: int,
     spec: MethodsSpec | None = None,
@@ -228,7 +230,7 @@ def _add_method(found: _Comparison, name: str, method: Method, material: Materia
 def explained(
     dictionary: Dictionary,
     x: Float32[np.ndarray, "token d_in"],
-    codes: Codes,
+    codes: AtomCodes,
     energy: Float[np.ndarray, " token"],
 ) -> tuple[float, Float[np.ndarray, " token"]]:
     """Return the share of variance that a code explains, and each token's squared error."""
@@ -237,7 +239,7 @@ def explained(
     return 1 - float(error.sum()) / float(energy.sum()), error
 
 
-def _usual_k(saes: Mapping[str, Reading], sample: Sample) -> int:
+def _usual_k(saes: Mapping[str, Encoded], sample: Sample) -> int:
     if not saes:
         return max(1, int(sample.x_fit.shape[1]) // 8)
     used = [np.diff(one.codes.indptr)[sample.score].mean() for one in saes.values()]
@@ -268,11 +270,11 @@ def _pair(parts: tuple[Any, ...]) -> tuple[Any, Any]:
     return first, second
 
 
-def _pursued(dictionary: Dictionary, sample: Sample, k: int) -> Split:
+def _pursued(dictionary: Dictionary, sample: Sample, k: int) -> ChosenAndScored:
     """Return both samples as orthogonal matching pursuit writes them."""
     choose = pursue(sample.x_choose, dictionary.directions, k)
     score = pursue(sample.x_score, dictionary.directions, k)
-    return Split(sample.x_choose, sample.x_score, choose.at, score.at)
+    return ChosenAndScored(sample.x_choose, sample.x_score, choose.at, score.at)
 
 
 def _native_ev(dictionary: Dictionary, sample: Sample, k: int) -> dict[str, float]:
@@ -283,7 +285,7 @@ def _native_ev(dictionary: Dictionary, sample: Sample, k: int) -> dict[str, floa
     return {"native_ev": ev, "native_sparsity": codes.sparsity}
 
 
-def _add_sae(found: _Comparison, name: str, one: Reading) -> None:
+def _add_sae(found: _Comparison, name: str, one: Encoded) -> None:
     """Add an SAE with the code of its own encoder; pursuit on its decoder is scored beside it.
 
     With fewer than k atoms, it is the largest of the encoder's, with refitted coefficients.
@@ -293,15 +295,15 @@ def _add_sae(found: _Comparison, name: str, one: Reading) -> None:
     shift = sample.center - dictionary.center
     lengths = np.linalg.norm(as_numpy(one.sae.params["W_dec"]), axis=1)
 
-    def coded(tokens: Int64[np.ndarray, " token"]) -> Codes:
-        codes = Codes.of(one.codes[tokens].tocsr())
-        return Codes(codes.atoms, codes.values * lengths[codes.atoms], codes.n_atoms)
+    def coded(tokens: Int64[np.ndarray, " token"]) -> AtomCodes:
+        codes = AtomCodes.of(one.codes[tokens].tocsr())
+        return AtomCodes(codes.atoms, codes.values * lengths[codes.atoms], codes.n_atoms)
 
     choose, score = coded(sample.choose), coded(sample.score)
     widest = max(choose.values.shape[1], score.values.shape[1])
 
-    def code(codes: Codes, x: Float32[np.ndarray, "token d_in"]) -> Callable[[int], Codes]:
-        def at(k: int) -> Codes:
+    def code(codes: AtomCodes, x: Float32[np.ndarray, "token d_in"]) -> Callable[[int], AtomCodes]:
+        def at(k: int) -> AtomCodes:
             # at k itself, all that the encoder gives, which may be more for some tokens
             if k >= found.k:
                 return codes.largest(widest)
@@ -310,7 +312,7 @@ def _add_sae(found: _Comparison, name: str, one: Reading) -> None:
         return at
 
     x_choose, x_score = sample.x_choose + shift, sample.x_score + shift
-    split = Split(x_choose, x_score, code(choose, x_choose), code(score, x_score))
+    split = ChosenAndScored(x_choose, x_score, code(choose, x_choose), code(score, x_score))
     before = len(found.rows)
     found.add(dictionary, split, name)
     beside = _sae_pursuits(dictionary, split.score, found)
@@ -318,7 +320,7 @@ def _add_sae(found: _Comparison, name: str, one: Reading) -> None:
         row |= beside
 
 
-def sae_dictionary(reading: Reading) -> Dictionary:
+def sae_dictionary(reading: Encoded) -> Dictionary:
     """Return an SAE's decoder as a dictionary: unit rows, and its bias as the center."""
     decoder = as_numpy(reading.sae.params["W_dec"]).astype(np.float32)
     lengths = np.maximum(np.linalg.norm(decoder, axis=1, keepdims=True), 1e-12)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from sae_placebo.baselines.base import METHODS, Dictionary, Material, Method, no_sklearn
-from sae_placebo.baselines.pursuit import Codes, largest_products
+from sae_placebo.baselines.pursuit import AtomCodes, largest_products
 from sae_placebo.core.errors import NotEstimable
 
 _LEAST_SPREAD = 1e-6
@@ -51,7 +51,7 @@ def fit_ica(material: Material) -> Dictionary:
     rows = np.ascontiguousarray((model.mixing_ / lengths).T, dtype=np.float32)
     unmixing = np.ascontiguousarray((model.components_ * lengths[:, None]).T, dtype=np.float32)
 
-    def native(x: Float32[np.ndarray, "token d_in"], k: int) -> Codes:
+    def native(x: Float32[np.ndarray, "token d_in"], k: int) -> AtomCodes:
         return largest_products(x @ unmixing, k)
 
     return Dictionary("ica", rows, material.center, rows.size, native)

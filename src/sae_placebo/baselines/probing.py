@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from sae_placebo.baselines.pursuit import Codes
+from sae_placebo.baselines.pursuit import AtomCodes
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.spec import numpy_generator
 
@@ -102,7 +102,7 @@ def probe_tasks(
     return ProbeTasks(tuple(names[i] for i in chosen), fit, score, known[0], known[1])
 
 
-def probe(fit: Codes, score: Codes, tasks: ProbeTasks, k: int) -> Probe:
+def probe(fit: AtomCodes, score: AtomCodes, tasks: ProbeTasks, k: int) -> Probe:
     """Return how well k atoms tell the labels, and how much of it is more than remembering tokens.
 
     For each task the k atoms with the largest difference of class means, in absolute value, are read

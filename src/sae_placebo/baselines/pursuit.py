@@ -20,7 +20,7 @@ _IN_SPAN = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
-class Codes:
+class AtomCodes:
     """Atoms and coefficients of each token; a slot whose value is 0 is not used.
 
     Attributes:
@@ -57,19 +57,19 @@ class Codes:
         found: Float32[np.ndarray, "token d_in"] = self.matrix @ directions
         return found
 
-    def largest(self, k: int) -> Codes:
+    def largest(self, k: int) -> AtomCodes:
         """Return the k coefficients that are largest in absolute value, the rest dropped."""
         if k >= self.values.shape[1]:
             return self
         kept = np.argpartition(-np.abs(self.values), k - 1, axis=1)[:, :k]
-        return Codes(
+        return AtomCodes(
             np.take_along_axis(self.atoms, kept, axis=1),
             np.take_along_axis(self.values, kept, axis=1),
             self.n_atoms,
         )
 
     @classmethod
-    def of(cls, matrix: Any) -> Codes:
+    def of(cls, matrix: Any) -> AtomCodes:
         """Return the codes of a scipy CSR matrix [token, atom]."""
         counts = np.diff(matrix.indptr)
         width = int(counts.max(initial=0))
@@ -96,15 +96,15 @@ class Path:
     mix: Float32[np.ndarray, "token step step"] | None
     n_atoms: int
 
-    def at(self, k: int) -> Codes:
+    def at(self, k: int) -> AtomCodes:
         """Return the least-squares code on the first k atoms."""
         along = self.along[:, :k]
         if self.mix is None or not along.size:
-            return Codes(self.atoms[:, :k], along, self.n_atoms)
+            return AtomCodes(self.atoms[:, :k], along, self.n_atoms)
         mix = torch.from_numpy(np.ascontiguousarray(self.mix[:, : along.shape[1], :k]))
         right = torch.from_numpy(np.ascontiguousarray(along))[:, :, None]
         values = torch.linalg.solve_triangular(mix, right, upper=True)[:, :, 0].numpy()
-        return Codes(self.atoms[:, :k], np.where(along == 0, 0, values), self.n_atoms)
+        return AtomCodes(self.atoms[:, :k], np.where(along == 0, 0, values), self.n_atoms)
 
 
 def pursue(
@@ -174,7 +174,7 @@ def _pursue(
 
 def pursue_nonnegative(
     x: Float32[np.ndarray, "token d_in"], directions: Float32[np.ndarray, "atom d_in"], k: int
-) -> Codes:
+) -> AtomCodes:
     """Return a code with at most k atoms and no coefficient below 0, as an SAE's are.
 
     Each step takes the atom with the largest product with what is left, if that is above 0, and adds
@@ -209,14 +209,14 @@ def pursue_nonnegative(
                 code[:, slot] = torch.where(again[:, slot], 0.0, pull.clamp_min(0))
         atoms.append(taken)
         values.append(code)
-    return Codes(torch.cat(atoms).numpy().astype(np.int32), torch.cat(values).numpy(), n_atoms)
+    return AtomCodes(torch.cat(atoms).numpy().astype(np.int32), torch.cat(values).numpy(), n_atoms)
 
 
 def refitted(
-    codes: Codes,
+    codes: AtomCodes,
     x: Float32[np.ndarray, "token d_in"],
     directions: Float32[np.ndarray, "atom d_in"],
-) -> Codes:
+) -> AtomCodes:
     """Return the same atoms with the coefficients of the least squared error, of either sign."""
     width = codes.values.shape[1]
     size = max(1, _CHUNK_NUMBERS // max(1, width * directions.shape[1]))
@@ -231,11 +231,11 @@ def refitted(
         gram += torch.diag_embed((~used).float() + 1e-5)
         right = torch.bmm(chosen, torch.from_numpy(x[part])[:, :, None])
         found[part] = torch.linalg.solve(gram, right)[:, :, 0].numpy()
-    return Codes(codes.atoms, found, codes.n_atoms)
+    return AtomCodes(codes.atoms, found, codes.n_atoms)
 
 
-def largest_products(products: Float32[np.ndarray, "token atom"], k: int) -> Codes:
+def largest_products(products: Float32[np.ndarray, "token atom"], k: int) -> AtomCodes:
     """Return the k products that are largest in absolute value as a code."""
     n, n_atoms = products.shape
     atoms = np.broadcast_to(np.arange(n_atoms, dtype=np.int32), (n, n_atoms))
-    return Codes(atoms, products.astype(np.float32), n_atoms).largest(k)
+    return AtomCodes(atoms, products.astype(np.float32), n_atoms).largest(k)

@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float, Float32, Int64
 from sae_placebo.baselines.base import Dictionary, MethodsSpec
 from sae_placebo.baselines.bits import CodeModel, Quantized, quantize
 from sae_placebo.baselines.coder import encode
-from sae_placebo.baselines.pursuit import Codes
+from sae_placebo.baselines.pursuit import AtomCodes
 from sae_placebo.core.errors import NotEstimable
 
 BITS_PER_ENTRY = 16
@@ -40,7 +40,7 @@ PARTS = ("indices", "values", "residual")
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
+class ChosenAndScored:
     """Tokens to choose and to score on, in a method's hands.
 
     Attributes:
@@ -52,8 +52,8 @@ class Split:
 
     choose: Float32[np.ndarray, "chosen d_in"]
     score: Float32[np.ndarray, "token d_in"]
-    choose_codes: Callable[[int], Codes]
-    score_codes: Callable[[int], Codes]
+    choose_codes: Callable[[int], AtomCodes]
+    score_codes: Callable[[int], AtomCodes]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +108,7 @@ def dictionary_bits(dictionary: Dictionary) -> int:
 
 
 def token_bits(
-    dictionary: Dictionary, split: Split, k: int, distortion: float, spec: MethodsSpec
+    dictionary: Dictionary, split: ChosenAndScored, k: int, distortion: float, spec: MethodsSpec
 ) -> TokenBits:
     """Return the bits of each scored token at a share of variance left unexplained.
 
@@ -154,7 +154,7 @@ class _Coded:
 
 
 def _sparse(
-    dictionary: Dictionary, x: Float32[np.ndarray, "token d_in"], codes: Codes, step: float
+    dictionary: Dictionary, x: Float32[np.ndarray, "token d_in"], codes: AtomCodes, step: float
 ) -> _Coded:
     found = quantize(codes, step)
     return _Coded(found, x - found.decode(dictionary.directions, step))
@@ -176,7 +176,7 @@ def _covariance(x: Float32[np.ndarray, "token d_in"]) -> Float32[np.ndarray, "d_
 
 
 def _choose(
-    dictionary: Dictionary, split: Split, k: int, distortion: float, spec: MethodsSpec
+    dictionary: Dictionary, split: ChosenAndScored, k: int, distortion: float, spec: MethodsSpec
 ) -> tuple[int, float]:
     """Return the number of atoms and the coefficients' step that need the fewest bits.
 
@@ -207,7 +207,7 @@ def _choose(
 def _tried(
     dictionary: Dictionary,
     x: Float32[np.ndarray, "token d_in"],
-    codes: Codes,
+    codes: AtomCodes,
     step: float,
     total: float,
 ) -> float:
@@ -218,7 +218,10 @@ def _tried(
     apart = np.arange(len(x)) % 4 == 0
     parts = [
         _sparse(
-            dictionary, x[part], Codes(codes.atoms[part], codes.values[part], codes.n_atoms), step
+            dictionary,
+            x[part],
+            AtomCodes(codes.atoms[part], codes.values[part], codes.n_atoms),
+            step,
         )
         for part in (~apart, apart)
     ]

@@ -31,7 +31,7 @@ from sae_placebo.causal.use.spec import UseSpec
 from sae_placebo.core.errors import ModelError, NotEstimable
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.progress import Advance, Track, unheard, untracked
-from sae_placebo.latents.base import Reading
+from sae_placebo.latents.base import Encoded
 
 _PATCHED = 8
 """Firings at which a top reader is patched, at most."""
@@ -70,7 +70,7 @@ class Examination:
 
 def examine(
     subject: Subject,
-    reading: Reading,
+    reading: Encoded,
     strata: Shaped[np.ndarray, " latent"],
     spec: UseSpec,
     circuits: CircuitSpec,
@@ -119,7 +119,7 @@ def examine(
 
 def _circuits(
     subject: Subject,
-    reading: Reading,
+    reading: Encoded,
     directions: Directions,
     spec: CircuitSpec,
     seed: int,
@@ -140,7 +140,7 @@ def _circuits(
 
 
 def _errors(
-    subject: Subject, reading: Reading, spec: UseSpec, seed: int, track: Track
+    subject: Subject, reading: Encoded, spec: UseSpec, seed: int, track: Track
 ) -> tuple[Asked | None, Float64[np.ndarray, " component"]]:
     """Return the use of what the SAE misses, by its principal components."""
     if not spec.error_directions:
@@ -152,7 +152,7 @@ def _errors(
     return ask_alone(subject, directions, spec, seed, track), energy / total
 
 
-def _error_energy(reading: Reading) -> float:
+def _error_energy(reading: Encoded) -> float:
     decoder = reading.sae.params["W_dec"].detach().float().cpu().numpy()
     error = reading.activations.float().cpu().numpy() - reading.codes @ decoder
     return float(((error - error.mean(0)) ** 2).sum())
@@ -168,7 +168,7 @@ def _pseudo(
 
 def confirmed(
     subject: Subject,
-    reading: Reading,
+    reading: Encoded,
     found: Examination,
     shown: Sequence[int],
     spec: CircuitSpec,

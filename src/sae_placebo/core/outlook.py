@@ -17,7 +17,7 @@ _TRUST = 0.3
 """How much of a stage's own work must be done until what it took counts as much as the rest of the trial."""
 
 
-class Piece(NamedTuple):
+class WorkPiece(NamedTuple):
     """One piece of work of a trial.
 
     Attributes:
@@ -57,7 +57,7 @@ class Outlook:
         clock: Tells the time in seconds.
     """
 
-    pieces: Sequence[Piece]
+    pieces: Sequence[WorkPiece]
     spent: float = 0.0
     rough: bool = False
     clock: Callable[[], float] = time.perf_counter
@@ -106,7 +106,7 @@ class Outlook:
             self._add(self._taken, one, (self.clock() - work.since) / one.lanes)
 
     @staticmethod
-    def _add(sums: dict[str, float], one: Piece, seconds: float) -> None:
+    def _add(sums: dict[str, float], one: WorkPiece, seconds: float) -> None:
         sums[one.stage] = sums.get(one.stage, 0.0) + seconds
 
     @property

@@ -32,7 +32,7 @@ _SHAPES = ((512, 512, 2048), (64, 576, 512), (7, 96, 33))
 
 
 @dataclass(frozen=True)
-class Measured:
+class PrecisionDecision:
     """The decision, with what it rests on: errors relative to the root mean square of the result."""
 
     fast: bool
@@ -65,10 +65,10 @@ def _largest_error(setting: str) -> float:
 
 
 @functools.cache
-def measure() -> Measured:
+def measure() -> PrecisionDecision:
     """Return whether the fast setting is exact enough here; measured once per process."""
     fast_error = _largest_error("medium")
-    return Measured(fast_error <= BOUND, _largest_error("highest"), fast_error)
+    return PrecisionDecision(fast_error <= BOUND, _largest_error("highest"), fast_error)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float64, Int32, Int64, UInt8
 from sae_placebo.core.progress import Advance, unheard
 from sae_placebo.core.spec import numpy_generator
 from sae_placebo.data.labels.base import Labels
-from sae_placebo.data.labels.truth import Truth, count_outcomes, f1_scores
+from sae_placebo.data.labels.truth import TokenLabels, count_outcomes, f1_scores
 from sae_placebo.data.text import Rows
 from sae_placebo.data.token_predictors import WINDOW_TOKENS, Labeled, labeled, predict
 
@@ -48,7 +48,7 @@ class Readability:
         predictions: [predictor, row, pos, byte] yes or no on held-out rows, packed over labels like
             those of `Labels`; 0 where labels are not known.
         documents: [row] document of each held-out row.
-        second_half: Which held-out documents are in the second half; see `Truth`.
+        second_half: Which held-out documents are in the second half; see `TokenLabels`.
     """
 
     names: tuple[str, ...]
@@ -128,7 +128,7 @@ class Readability:
             second_half=arrays["second_half"].astype(bool),
         )
 
-    def truth(self, labels: Labels, places: Int64[np.ndarray, "token two"]) -> Truth:
+    def truth(self, labels: Labels, places: Int64[np.ndarray, "token two"]) -> TokenLabels:
         """Return the labels of the held-out tokens at `places`, and how the predictors do on them.
 
         Args:
@@ -142,7 +142,7 @@ class Readability:
         for predictor, packed in zip(PREDICTORS, self.predictions, strict=True):
             says = _unpack(packed[row[known], position[known]], len(self.names))
             baselines[predictor] = count_outcomes(says, present[known], owners, n_documents)
-        return Truth(self.names, self.groups, present, known, baselines, self.second_half)
+        return TokenLabels(self.names, self.groups, present, known, baselines, self.second_half)
 
 
 def readability(

@@ -46,25 +46,25 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Piece:
+class TokenRun:
     """Consecutive tokens of one document, BOS not included."""
 
     ids: list[int]
     labels: TokenLabels | None
 
-    def __getitem__(self, part: slice) -> Piece:
-        return Piece(self.ids[part], self.labels[part] if self.labels is not None else None)
+    def __getitem__(self, part: slice) -> TokenRun:
+        return TokenRun(self.ids[part], self.labels[part] if self.labels is not None else None)
 
 
 @dataclass(frozen=True)
 class RowsBuilder:
     """Rows that are being filled: a piece each, and the index of its document's name."""
 
-    pieces: list[Piece] = field(default_factory=list)
+    pieces: list[TokenRun] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: TokenRun) -> None:
         """Add a row of the document whose name is added next."""
         self.pieces.append(piece)
         self.owners.append(len(self.names))

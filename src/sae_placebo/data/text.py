@@ -29,7 +29,7 @@ from sae_placebo.data.documents import (
 )
 from sae_placebo.data.labels.align import label_tokens
 from sae_placebo.data.overlap import Overlap, Sketch, sketches
-from sae_placebo.data.rows import Piece, Rows, RowsBuilder
+from sae_placebo.data.rows import Rows, RowsBuilder, TokenRun
 from sae_placebo.data.tokenizing import Encoder, vocabulary
 
 __all__ = [
@@ -156,7 +156,7 @@ class _Drawn:
     """A document that is in rows: its name, its rows of tokens without BOS, and its sketch."""
 
     name: str
-    rows: list[Piece]
+    rows: list[TokenRun]
     sketch: Sketch
 
 
@@ -263,7 +263,7 @@ def _tokenized(
             labels = None
             if document.python and places is not None and end > begin:
                 labels = label_tokens(document.text, places, begin, end)
-            run = Piece(tokens[begin:end], labels)
+            run = TokenRun(tokens[begin:end], labels)
             rows = [run[i : i + body] for i in range(0, end - begin, body)]
             kept = [row for row in rows if len(row.ids) > 1]
             if kept:

@@ -18,7 +18,13 @@ from sae_placebo.lab.generators import (  # isort: skip
     tree as tree,
     wrong_l0 as wrong_l0,
 )
-from sae_placebo.lab.generators.base import GENERATORS, Draw, GeneratorSpec, Scaling, Truth
+from sae_placebo.lab.generators.base import (
+    GENERATORS,
+    GeneratorSpec,
+    GeneratorTruth,
+    Sample,
+    Scaling,
+)
 from sae_placebo.lab.generators.superposition import SuperpositionSpec
 from sae_placebo.lab.scores.ceilings import Ceilings, ceilings, from_truth
 from sae_placebo.lab.scores.recovery import (
@@ -34,14 +40,14 @@ from sae_placebo.lab.scores.recovery import (
 __all__ = [
     "GENERATORS",
     "Ceilings",
-    "Draw",
     "GeneratorSpec",
+    "GeneratorTruth",
     "Recovery",
     "RecoveryNull",
+    "Sample",
     "Scaling",
     "SuperpositionSpec",
     "Support",
-    "Truth",
     "ceilings",
     "expected_share",
     "from_truth",

@@ -90,7 +90,7 @@ class TokenTable:
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class Encoded:
     """One SAE on the held-out tokens.
 
     Attributes:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float32, Int64, Integer
 
-from sae_placebo.latents.base import Folds, Reading
+from sae_placebo.latents.base import Encoded, Folds
 
 # entries walked through at once, about: the largest arrays are this many 8-byte numbers
 _ENTRIES = 1 << 20
@@ -21,7 +21,7 @@ _LATENTS = 1 << 12
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class LatentBlock:
     """Codes of consecutive latents.
 
     Attributes:
@@ -56,8 +56,8 @@ class Block:
 
 
 def latent_blocks(
-    reading: Reading, entries: int = _ENTRIES, latents: int = _LATENTS
-) -> Iterator[Block]:
+    reading: Encoded, entries: int = _ENTRIES, latents: int = _LATENTS
+) -> Iterator[LatentBlock]:
     """Return blocks of latents, in order, with at most so many latents and about so many entries.
 
     No latent is cut, so one with more entries than that is a block of its own.
@@ -70,7 +70,7 @@ def latent_blocks(
         last = min(max(first + 1, after), first + latents, reading.d_sae)
         part = slice(int(bounds[first]), int(bounds[last]))
         inside = bounds[first : last + 1] - bounds[first]
-        yield Block(
+        yield LatentBlock(
             first=first,
             bounds=inside,
             owners=np.repeat(np.arange(last - first), np.diff(inside)),
@@ -86,7 +86,7 @@ def leave_out(by_group: Float[np.ndarray, "*shape group"]) -> Float[np.ndarray, 
     return np.concatenate([total, total - by_group], axis=-1)
 
 
-def token_groups(reading: Reading, folds: Folds) -> Int64[np.ndarray, " token"]:
+def token_groups(reading: Encoded, folds: Folds) -> Int64[np.ndarray, " token"]:
     """Return the group of documents of each token."""
     found: Int64[np.ndarray, " token"] = folds.groups[reading.tokens.documents]
     return found

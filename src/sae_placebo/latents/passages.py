@@ -10,11 +10,11 @@ from jaxtyping import Int64
 
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.spec import numpy_generator
-from sae_placebo.latents.base import Reading, TokenTable
+from sae_placebo.latents.base import Encoded, TokenTable
 from sae_placebo.latents.measurement import MeasurementSpec
 
 
-def passages(reading: Reading, latents: Any, spec: MeasurementSpec, seed: int) -> Any:
+def passages(reading: Encoded, latents: Any, spec: MeasurementSpec, seed: int) -> Any:
     """Return the top activating passages of latents drawn at random within each class.
 
     Columns: latent, rank, document, tokens, activations (null where the position is masked), peak.
@@ -28,7 +28,7 @@ def passages(reading: Reading, latents: Any, spec: MeasurementSpec, seed: int) -
     return passages_of(reading, chosen, spec)
 
 
-def passages_of(reading: Reading, chosen: Sequence[int], spec: MeasurementSpec) -> Any:
+def passages_of(reading: Encoded, chosen: Sequence[int], spec: MeasurementSpec) -> Any:
     """Return the top activating passages of some latents, one per document; columns as `passages`."""
     tokens, by_latent = reading.tokens, reading.by_latent
     flat = np.full(tokens.rows.token_ids.shape, -1, dtype=np.int64)

@@ -18,7 +18,7 @@ from jaxtyping import Float, Shaped
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas, torch
 from sae_placebo.core.progress import Advance, unheard
-from sae_placebo.latents.base import Columns, Folds, Placebo, Reading
+from sae_placebo.latents.base import Columns, Encoded, Folds, Placebo
 from sae_placebo.latents.classes.classification import (
     CLASS_NAMES,
     decide,
@@ -106,7 +106,7 @@ class Profile:
 
 
 def profile(
-    reading: Reading,
+    reading: Encoded,
     folds: Folds,
     around: Around,
     weights: Float[np.ndarray, "document replicate"],
@@ -184,7 +184,7 @@ def profile(
 
 
 def _climbed(
-    reading: Reading, folds: Folds, around: Around, spec: StructureSpec, seed: int
+    reading: Encoded, folds: Folds, around: Around, spec: StructureSpec, seed: int
 ) -> Ladder:
     """Return the ladder, with the reasons that are known of what it lacks."""
     if around.readouts is None or around.whole is None:
@@ -204,7 +204,7 @@ def _climbed(
     return dataclasses.replace(found, reasons=known)
 
 
-def _evidence(reading: Reading, shown: MeasurementSpec) -> Evidence:
+def _evidence(reading: Encoded, shown: MeasurementSpec) -> Evidence:
     """Return what the token statistics read; nothing about reconstruction."""
     tokens, codes = reading.tokens, reading.codes
     nothing = np.zeros(tokens.n_documents)
@@ -225,7 +225,7 @@ def _evidence(reading: Reading, shown: MeasurementSpec) -> Evidence:
 
 
 def _columns(
-    reading: Reading, folds: Folds, around: Around, shown: MeasurementSpec, evidence: Evidence
+    reading: Encoded, folds: Folds, around: Around, shown: MeasurementSpec, evidence: Evidence
 ) -> tuple[Columns, Shaped[np.ndarray, " latent"]]:
     """Return the statistics that need neither partner nor ladder, and each latent's best attribute."""
     spelled, names = attributes(reading, folds)
@@ -240,14 +240,16 @@ def _columns(
     return found, np.array(names, dtype=object)
 
 
-def _reasons(around: Around, in_placebo: Found, in_sibling: Found) -> dict[str, str]:
+def _reasons(
+    around: Around, in_placebo: FoundPartners, in_sibling: FoundPartners
+) -> dict[str, str]:
     """Return why there are no partners to find; also where there is an SAE to look in."""
     found = {"placebo": in_placebo.reason, "sibling": in_sibling.reason}
     return dict(around.reasons) | {name: why for name, why in found.items() if why is not None}
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class FoundPartners:
     """Partners of an SAE's latents in one other SAE, or why there are none to find.
 
     Attributes:
@@ -274,8 +276,8 @@ class Found:
 
 
 def _partners(
-    reading: Reading, folds: Folds, around: Around, spec: StructureSpec, seed: int
-) -> tuple[Found, Found]:
+    reading: Encoded, folds: Folds, around: Around, spec: StructureSpec, seed: int
+) -> tuple[FoundPartners, FoundPartners]:
     """Return the partners in the placebo SAE, and in the SAE of another seed."""
     placebo = None if around.placebo is None else around.placebo.codes
     others = {"placebo": placebo, "sibling": around.sibling}
@@ -287,13 +289,13 @@ def _partners(
 
 
 def _found(
-    reading: Reading, folds: Folds, codes: Any | None, spec: StructureSpec, seed: int, reason: str
-) -> Found:
+    reading: Encoded, folds: Folds, codes: Any | None, spec: StructureSpec, seed: int, reason: str
+) -> FoundPartners:
     shape = (reading.d_sae, 1 + folds.n_groups)
     nothing = np.full(shape, np.nan)
     none = pandas.array([None] * shape[0], "Int64")
     if codes is None:
-        return Found(nothing, None, none, nothing[:, 0], nothing[:, 0], reason)
+        return FoundPartners(nothing, None, none, nothing[:, 0], nothing[:, 0], reason)
     partners: Partners = best_partners(
         reading.by_latent, codes, reading.tokens.documents, folds, spec.partners, seed
     )
@@ -304,8 +306,8 @@ def _found(
         has = has_partner(partners, spec.partners) == 1
         null_has = null_has_partner(partners, spec.partners)
     except NotEstimable as refusal:
-        return Found(r, None, index, null, nothing[:, 0], str(refusal))
-    return Found(r, has, index, null, null_has)
+        return FoundPartners(r, None, index, null, nothing[:, 0], str(refusal))
+    return FoundPartners(r, has, index, null, null_has)
 
 
 def _measured(

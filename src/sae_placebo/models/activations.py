@@ -55,7 +55,7 @@ _FEW_TOKENS = 100  # fewer that do not vary say nothing of the hookpoint
 
 
 @dataclass(frozen=True)
-class Block:
+class ActivationBlock:
     """Activations of the usable tokens of some rows, in reading order.
 
     Attributes:
@@ -119,7 +119,7 @@ def blocks(
     *,
     device: str | torch.device = "cpu",
     prefetch: bool | None = None,
-) -> Iterator[Block]:
+) -> Iterator[ActivationBlock]:
     """Yield the activations of `rows`, taken in `order`, `block_rows` at a time.
 
     Args:
@@ -157,7 +157,7 @@ def _read_blocks(
     *,
     go_on: Callable[[], None] = lambda: None,
     n_buffers: int = 1,
-) -> Iterator[Block]:
+) -> Iterator[ActivationBlock]:
     """Yield blocks whose activations live in `n_buffers` kept buffers in turn."""
     usable = rows.usable()
     capacity = int(np.sort(usable.sum(1))[::-1][:block_rows].sum())
@@ -186,7 +186,7 @@ def _read_blocks(
             for name, x in activations.items():
                 check_finite(name, x)
         row, position = np.nonzero(usable[chosen])
-        yield Block(
+        yield ActivationBlock(
             token_ids=torch.from_numpy(rows.token_ids[chosen][row, position].astype(np.int64)),
             documents=torch.from_numpy(rows.documents[chosen][row].astype(np.int64)),
             places=torch.from_numpy(np.stack([chosen[row], position], axis=1).astype(np.int64)),
@@ -210,7 +210,7 @@ def row_order(n_rows: int, seed: int) -> Int64[np.ndarray, " row"]:
     return numpy_generator(seed, "row order").permutation(n_rows)
 
 
-def calibrate(block: Block, outlier_ratio: float) -> dict[str, Calibration]:
+def calibrate(block: ActivationBlock, outlier_ratio: float) -> dict[str, Calibration]:
     """Return each hookpoint's calibration from a sample of its activations.
 
     Raises:
@@ -244,7 +244,7 @@ def calibrate(block: Block, outlier_ratio: float) -> dict[str, Calibration]:
 
 
 def batches(
-    block: Block,
+    block: ActivationBlock,
     calibrations: Mapping[str, Calibration],
     batch_tokens: int,
     seed: int,

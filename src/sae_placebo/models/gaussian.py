@@ -21,7 +21,7 @@ from sae_placebo.saes import SAE
 
 
 @runtime_checkable
-class Draw(Protocol):
+class GaussianDraw(Protocol):
     """Draws n points from a generator, in the units that it was made for."""
 
     def __call__(self, n: int, random: torch.Generator, /) -> torch.Tensor:
@@ -77,7 +77,7 @@ class SecondMoments:
         mean = self.total / self.n
         return self.center + mean, self.products / self.n - torch.outer(mean, mean)
 
-    def sampler(self, calibration: Calibration | None = None) -> Draw:
+    def sampler(self, calibration: Calibration | None = None) -> GaussianDraw:
         """Return a function (n, generator) -> n Gaussian draws; see `gaussian_draws`."""
         return gaussian_draws(*self.mean_and_covariance(), calibration)
 
@@ -86,7 +86,7 @@ def gaussian_draws(
     mean: Float[torch.Tensor, " d_in"],
     covariance: Float[torch.Tensor, "d_in d_in"],
     calibration: Calibration | None = None,
-) -> Draw:
+) -> GaussianDraw:
     """Return a function (n, generator) -> n Gaussian draws [n, d_in] in float32.
 
     Args:
@@ -128,7 +128,9 @@ class GaussianReader:
         model_seed: Of the arm; another one gives other draws.
     """
 
-    def __init__(self, draws: Mapping[str, Draw], d_in: int, seed: int, model_seed: int) -> None:
+    def __init__(
+        self, draws: Mapping[str, GaussianDraw], d_in: int, seed: int, model_seed: int
+    ) -> None:
         self._draws = dict(draws)
         self.d_in = d_in
         self._seeds = (seed, model_seed)
@@ -154,7 +156,7 @@ class GaussianReader:
         return found
 
 
-def score(sae: SAE, draw: Draw, seed: int) -> GaussianNull:
+def score(sae: SAE, draw: GaussianDraw, seed: int) -> GaussianNull:
     """Return the variance that `sae`, trained on draws, explains of fresh ones."""
     x = draw(SCORED_TOKENS, generator(seed, "gaussian", "scored"))
     error = (x - sae.decode(sae.encode(x))).double().square().sum()

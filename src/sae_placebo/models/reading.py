@@ -13,7 +13,7 @@ from sae_placebo.core.lazy import torch
 from sae_placebo.models.forward_kernels import FastForms, fast_forms
 from sae_placebo.models.hookpoints import Hookpoint, parse_hookpoint
 from sae_placebo.models.sites import (
-    Sites,
+    HookedModules,
     Stopped,
     decoder_layers,
     own_code,
@@ -50,7 +50,7 @@ class Reader:
         embedding: Any = model
         self._n_ids: int = embedding.get_input_embeddings().weight.shape[0]
         self.d_in: int = text_config(model).hidden_size
-        self._sites: Sites = resolve(model, list(self.hookpoints))
+        self._sites: HookedModules = resolve(model, list(self.hookpoints))
         self._forms: FastForms | None = self._checked_forms() if fast else None
 
     @property

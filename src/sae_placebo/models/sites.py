@@ -95,7 +95,7 @@ def _with_input(
 
 
 @dataclass(frozen=True)
-class Term:
+class StreamTerm:
     """How to read what one module adds to the residual stream: scale * (output - input)."""
 
     module: torch.nn.Module
@@ -106,12 +106,12 @@ class Term:
 
 
 @dataclass
-class Sites:
+class HookedModules:
     """The modules behind the hookpoints of one model."""
 
     model: torch.nn.Module
     layers: torch.nn.ModuleList
-    terms: dict[Hookpoint, Term] = field(default_factory=dict)
+    terms: dict[Hookpoint, StreamTerm] = field(default_factory=dict)
 
     @contextmanager
     def hooked(
@@ -169,7 +169,7 @@ class Sites:
         ]
 
 
-def resolve(model: torch.nn.Module, hookpoints: list[Hookpoint]) -> Sites:
+def resolve(model: torch.nn.Module, hookpoints: list[Hookpoint]) -> HookedModules:
     """Return the modules behind `hookpoints`, each checked on a probe forward where it needs one.
 
     Raises:
@@ -177,7 +177,7 @@ def resolve(model: torch.nn.Module, hookpoints: list[Hookpoint]) -> Sites:
         ModelError: no layers are found, or `attn_out` and `mlp_out` have no meaning in this model.
     """
     layers = decoder_layers(model)
-    sites = Sites(model, layers)
+    sites = HookedModules(model, layers)
     for hookpoint in hookpoints:
         check_layer(hookpoint, len(layers))
     for index in sorted({h.layer for h in hookpoints if h.site in ("attn_out", "mlp_out")}):
@@ -188,7 +188,7 @@ def resolve(model: torch.nn.Module, hookpoints: list[Hookpoint]) -> Sites:
 
 
 @dataclass(eq=False)
-class _Call:
+class _ModuleCall:
     """What one child of a layer got and gave during the probe."""
 
     module: torch.nn.Module
@@ -202,7 +202,7 @@ class _Call:
 
 @dataclass
 class _Probe:
-    calls: list[_Call]
+    calls: list[_ModuleCall]
     pre: torch.Tensor
     post: torch.Tensor
 
@@ -213,7 +213,7 @@ def _run_probe(model: torch.nn.Module, layer: torch.nn.Module) -> _Probe:
     The layer is fed its own input scaled to unit root mean square per token: in a trained model the
     residual can be a thousand times larger than a term, and the sum would then fit any candidate.
     """
-    seen: dict[torch.nn.Module, list[_Call]] = {}
+    seen: dict[torch.nn.Module, list[_ModuleCall]] = {}
     ends: dict[str, torch.Tensor] = {}
 
     def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -255,7 +255,7 @@ def _call(
     kwargs: dict[str, Any],
     output: Any,
     shape: torch.Size,
-) -> _Call | None:
+) -> _ModuleCall | None:
     value = output[0] if isinstance(output, (tuple, list)) else output
     if not isinstance(value, torch.Tensor) or value.numel() != shape.numel():
         return None
@@ -268,7 +268,7 @@ def _call(
     attention = _is_attention(name, module)
     first = args[0].reshape(shape).clone() if args and fits[0] else None
     # clones: Falcon adds its attention's output into its MLP's output in place
-    return _Call(module, first, value.reshape(shape).clone(), added, attention)
+    return _ModuleCall(module, first, value.reshape(shape).clone(), added, attention)
 
 
 def _adds(
@@ -330,7 +330,9 @@ def _raised_by_us(error: Exception) -> bool:
     return bool(callers) and callers[-1].startswith("sae_placebo.")
 
 
-def _find_terms(model: torch.nn.Module, layer: torch.nn.Module, index: int) -> tuple[Term, Term]:
+def _find_terms(
+    model: torch.nn.Module, layer: torch.nn.Module, index: int
+) -> tuple[StreamTerm, StreamTerm]:
     """Return the layer's attention and MLP terms: the pair that makes the residual's sum come out."""
     probe = _run_probe(model, layer)
     attention = _attention_chain(probe.calls)
@@ -364,26 +366,28 @@ def _find_terms(model: torch.nn.Module, layer: torch.nn.Module, index: int) -> t
         )
     (first, _), (second, _) = best
     return (
-        Term(first.module, first.subtract, scales[0]),
-        Term(second.module, second.subtract, scales[1]),
+        StreamTerm(first.module, first.subtract, scales[0]),
+        StreamTerm(second.module, second.subtract, scales[1]),
     )
 
 
-_Reading = tuple[Term, "torch.Tensor"]
+_Reading = tuple[StreamTerm, "torch.Tensor"]
 
 
-def _readings(calls: list[_Call]) -> list[_Reading]:
+def _readings(calls: list[_ModuleCall]) -> list[_Reading]:
     """Return each module's output, also less each input that the module has added to it."""
     found: list[_Reading] = []
     for call in calls:
         output = call.output.cpu().double().flatten()
-        found.append((Term(call.module), output))
+        found.append((StreamTerm(call.module), output))
         for position, value in call.added.items():
-            found.append((Term(call.module, position), output - value.cpu().double().flatten()))
+            found.append(
+                (StreamTerm(call.module, position), output - value.cpu().double().flatten())
+            )
     return found
 
 
-def _attention_chain(calls: list[_Call]) -> list[_Call]:
+def _attention_chain(calls: list[_ModuleCall]) -> list[_ModuleCall]:
     """Return the attention module and what is applied to its output alone, such as a post-norm."""
     chain = [call for call in calls if call.is_attention][:1]
     for call in calls:

@@ -340,7 +340,7 @@ def missing_package() -> MissingExtra:
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelSize:
     """The sizes of a model that decide what reading it costs.
 
     Attributes:
@@ -356,18 +356,18 @@ class Shape:
     layer_weights: int
 
 
-def shape_of(spec: ModelSpec) -> Shape:
+def shape_of(spec: ModelSpec) -> ModelSize:
     """Return a model's sizes, without torch; those of a small GPT-2 where they are not known."""
     if spec.id == PACKAGED:
-        return Shape(_PACKAGED_LAYERS, 576, 49_152, 3_540_000)
+        return ModelSize(_PACKAGED_LAYERS, 576, 49_152, 3_540_000)
     try:
         path, layers = config_path(spec), layer_count(spec)
     except ModelError:
         path, layers = None, None
     if path is None or layers is None:
-        return Shape(layers or 12, 768, 50_257, 7_100_000)
+        return ModelSize(layers or 12, 768, 50_257, 7_100_000)
     width = _setting(path, "hidden_size", "n_embd", "d_model", "dim") or 768
     inner = _setting(path, "intermediate_size", "n_inner", "ffn_dim", "d_ff") or 4 * width
-    return Shape(
+    return ModelSize(
         layers, width, _setting(path, "vocab_size") or 50_257, width * (4 * width + 3 * inner)
     )

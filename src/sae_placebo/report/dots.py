@@ -32,7 +32,7 @@ class DotRow:
 
 
 @dataclass(frozen=True)
-class Line:
+class BaselineLine:
     """A value that holds for all rows, such as a baseline."""
 
     name: str
@@ -43,7 +43,7 @@ class Line:
 def dot_rows(
     rows: Sequence[DotRow],
     axis: str,
-    lines: Sequence[Line] = (),
+    lines: Sequence[BaselineLine] = (),
     floor: float | None = None,
     signed: bool = False,
 ) -> Figure:
@@ -154,7 +154,7 @@ def _bands(rows: Sequence[DotRow], heights: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def _line(line: Line, n_rows: int) -> dict[str, Any]:
+def _line(line: BaselineLine, n_rows: int) -> dict[str, Any]:
     return {
         "type": "scatter",
         "mode": "lines",

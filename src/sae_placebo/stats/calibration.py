@@ -25,7 +25,7 @@ from pydantic import Field
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.spec import Spec, numpy_generator
-from sae_placebo.stats.replicates import Cell, Replicates, ReplicateTable
+from sae_placebo.stats.replicates import ReplicateKey, Replicates, ReplicateTable
 from sae_placebo.stats.statistics import (
     arm_interval,
     document_weights,
@@ -123,7 +123,7 @@ def aa_trials(
         NotEstimable: the arm is not there, or has too few re-draws.
     """
     spec = spec or DealSpec()
-    cells: dict[Cell, Replicates] = {}
+    cells: dict[ReplicateKey, Replicates] = {}
     refused: list[dict[str, Any]] = []
     for cell in pool:
         if cell.arm == arm:
@@ -141,7 +141,7 @@ def aa_trials(
     return pandas.DataFrame(rows)
 
 
-def _row(cell: Cell, values: Mapping[str, Any]) -> dict[str, Any]:
+def _row(cell: ReplicateKey, values: Mapping[str, Any]) -> dict[str, Any]:
     place = {"metric": cell.metric, "hookpoint": cell.hookpoint, "sae": cell.sae}
     empty = dict.fromkeys(("effect", "low", "high", "se"), float("nan"))
     return {**place, **empty, "reason": None, **values}
@@ -157,7 +157,7 @@ def _refusals(refused: Sequence[Mapping[str, Any]], spec: DealSpec) -> list[dict
 
 def _intervals(
     pool: ReplicateTable,
-    cells: Mapping[Cell, Replicates],
+    cells: Mapping[ReplicateKey, Replicates],
     deal: Deal,
     spec: DealSpec,
 ) -> list[dict[str, Any]]:
@@ -183,7 +183,7 @@ def _intervals(
                 _put(table, cell._replace(arm=arm), found, arms[arm], names)
         made = effects(table, [pair], described, spec.confidence).to_dict("records")
         for row in made:
-            cell = Cell(_FIRST, row["hookpoint"], row["sae"], row["metric"])
+            cell = ReplicateKey(_FIRST, row["hookpoint"], row["sae"], row["metric"])
             kept = {name: row[f"{prefix}{name}"] for name in ("effect", "low", "high", "reason")}
             # the A/A columns hold no standard error
             kept["se"] = float("nan") if prefix else row["se"]
@@ -193,7 +193,7 @@ def _intervals(
 
 def _put(
     table: ReplicateTable,
-    cell: Cell,
+    cell: ReplicateKey,
     found: Replicates,
     redraws: Sequence[int],
     names: Sequence[int],
@@ -311,7 +311,7 @@ SHAPES = ((60, 2, 2), (60, 3, 3), (60, 3, 2), (200, 4, 4))
 """Documents, re-draws and SAE seeds of the table of coverage."""
 
 
-class Share(NamedTuple):
+class TrialShare(NamedTuple):
     """A share of n trials, with its binomial standard error."""
 
     share: float
@@ -319,7 +319,7 @@ class Share(NamedTuple):
     n: int
 
     @classmethod
-    def of(cls, count: int, n: int) -> Share:
+    def of(cls, count: int, n: int) -> TrialShare:
         """Return count / n."""
         share = float(count / n)
         return cls(share, (share * (1 - share) / n) ** 0.5, n)
@@ -361,7 +361,7 @@ def planted_coverage(
     *,
     replicates: int = 100,
     confidence: float = 0.95,
-) -> dict[str, Share]:
+) -> dict[str, TrialShare]:
     """Return how often intervals hold the truth: of the `effect`, and of the `control` alone.
 
     Args:
@@ -382,10 +382,10 @@ def planted_coverage(
         hits["effect"] += around.low <= 0 <= around.high
         alone = arm_interval(control, n_documents, confidence)
         hits["control"] += alone.low <= 0 <= alone.high
-    return {name: Share.of(count, trials) for name, count in hits.items()}
+    return {name: TrialShare.of(count, trials) for name, count in hits.items()}
 
 
-def planted_placebo(redraws: int, trials: int, seed: int = 0) -> Share:
+def planted_placebo(redraws: int, trials: int, seed: int = 0) -> TrialShare:
     """Return how often the A/A interval of a control leaves zero out, over planted trials.
 
     Three controls vary alike, 60 documents, two SAE seeds; re-draws differ most, and what depends on
@@ -400,7 +400,7 @@ def planted_placebo(redraws: int, trials: int, seed: int = 0) -> Share:
         for arm in "abc":
             control = planted(random, weights, redraws, 2, spread)[1]
             for m, s in np.ndindex(redraws, 2):
-                table.add(Cell(arm, "here", "sae", "planted"), m, s, control.values[m, s])
+                table.add(ReplicateKey(arm, "here", "sae", "planted"), m, s, control.values[m, s])
         row = effects(table, [("b", "a")], described).iloc[0]
         outside += not row["aa_low"] <= 0 <= row["aa_high"]
-    return Share.of(outside, trials)
+    return TrialShare.of(outside, trials)

@@ -21,7 +21,7 @@ from jaxtyping import Float
 
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
-from sae_placebo.stats.replicates import Cell, Replicates, ReplicateTable
+from sae_placebo.stats.replicates import ReplicateKey, Replicates, ReplicateTable
 from sae_placebo.stats.statistics import (
     Component,
     Described,
@@ -67,7 +67,7 @@ def interactions(
         if len(arms) != 4:
             raise ValueError(f"{design}: an interaction has four arms, not {len(arms)}")
         for hookpoint, sae, metric in places:
-            cells = [Cell(arm, hookpoint, sae, metric) for arm in arms]
+            cells = [ReplicateKey(arm, hookpoint, sae, metric) for arm in arms]
             if all(cell in table for cell in cells):
                 row = _row(table, cells, confidence)
                 rows.append(row | {"design": design, "unit": metrics[metric].unit})
@@ -76,7 +76,7 @@ def interactions(
     return found.astype(kinds)
 
 
-def _row(table: ReplicateTable, cells: Sequence[Cell], confidence: float) -> dict[str, Any]:
+def _row(table: ReplicateTable, cells: Sequence[ReplicateKey], confidence: float) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
     hookpoint = cells[0].hookpoint
     row |= {"metric": cells[0].metric, "hookpoint": hookpoint, "sae": cells[0].sae, "null": 0.0}

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from sae_placebo.core.errors import NotEstimable
 
 
-class Cell(NamedTuple):
+class ReplicateKey(NamedTuple):
     """What a table of replicates is looked up by."""
 
     arm: str
@@ -85,16 +85,16 @@ class ReplicateTable:
     drawn: frozenset[str]
     families: Mapping[str, str] = field(default_factory=dict)
     same_as: Mapping[str, str] = field(default_factory=dict)
-    _values: dict[Cell, dict[tuple[int, int], Float[np.ndarray, " replicate"]]] = field(
+    _values: dict[ReplicateKey, dict[tuple[int, int], Float[np.ndarray, " replicate"]]] = field(
         default_factory=dict, init=False, repr=False
     )
-    _nulls: dict[Cell, list[float]] = field(default_factory=dict, init=False, repr=False)
-    _steps: dict[Cell, float] = field(default_factory=dict, init=False, repr=False)
-    _reasons: dict[Cell, str] = field(default_factory=dict, init=False, repr=False)
+    _nulls: dict[ReplicateKey, list[float]] = field(default_factory=dict, init=False, repr=False)
+    _steps: dict[ReplicateKey, float] = field(default_factory=dict, init=False, repr=False)
+    _reasons: dict[ReplicateKey, str] = field(default_factory=dict, init=False, repr=False)
 
     def add(
         self,
-        cell: Cell,
+        cell: ReplicateKey,
         model_seed: int,
         sae_seed: int,
         values: Float[np.ndarray, " replicate"] | None,
@@ -115,13 +115,13 @@ class ReplicateTable:
         if null_value is not None:
             self._nulls.setdefault(cell, []).append(null_value)
 
-    def __iter__(self) -> Iterator[Cell]:
+    def __iter__(self) -> Iterator[ReplicateKey]:
         return iter(self._values)
 
     def __contains__(self, cell: object) -> bool:
         return cell in self._values
 
-    def __getitem__(self, cell: Cell) -> Replicates:
+    def __getitem__(self, cell: ReplicateKey) -> Replicates:
         """Return all seeds of one cell.
 
         Raises:

@@ -42,7 +42,7 @@ from jaxtyping import Float
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.spec import numpy_generator
-from sae_placebo.stats.replicates import Cell, Replicates, ReplicateTable
+from sae_placebo.stats.replicates import ReplicateKey, Replicates, ReplicateTable
 
 # a metric may be undefined in a few resamples; above this share the interval would mean another
 # thing
@@ -161,10 +161,10 @@ def between(
 
 __all__ = [
     "COLUMNS",
-    "Cell",
     "Component",
     "Described",
     "Interval",
+    "ReplicateKey",
     "ReplicateTable",
     "Replicates",
     "arm_interval",
@@ -215,7 +215,10 @@ def effects(
     places = list(dict.fromkeys((c.hookpoint, c.sae, c.metric) for c in table))
     for arm, control in contrasts:
         for hookpoint, sae, metric in places:
-            pair = (Cell(arm, hookpoint, sae, metric), Cell(control, hookpoint, sae, metric))
+            pair = (
+                ReplicateKey(arm, hookpoint, sae, metric),
+                ReplicateKey(control, hookpoint, sae, metric),
+            )
             if pair[0] in table and pair[1] in table:
                 rows.append(_row(table, pair, metrics[metric], confidence))
     found = pandas.DataFrame(rows, columns=list(COLUMNS))
@@ -236,7 +239,10 @@ _NUMBERS = [name for name in COLUMNS if name not in _TEXTS]
 
 
 def _row(
-    table: ReplicateTable, pair: tuple[Cell, Cell], metric: Described, confidence: float
+    table: ReplicateTable,
+    pair: tuple[ReplicateKey, ReplicateKey],
+    metric: Described,
+    confidence: float,
 ) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
     cell, against = pair
@@ -320,7 +326,7 @@ def _seeds(arm: Replicates) -> list[Component]:
 
 
 def _placebo_against_placebo(
-    table: ReplicateTable, cell: Cell, confidence: float
+    table: ReplicateTable, cell: ReplicateKey, confidence: float
 ) -> dict[str, Any]:
     """Return the A/A columns: the first half of a control's re-draws minus the second half.
 
@@ -365,7 +371,7 @@ def _placebo_against_placebo(
     return found | {"aa_low": around.low, "aa_high": around.high}
 
 
-def _other_redraws(table: ReplicateTable, cell: Cell) -> list[Float[np.ndarray, " model"]]:
+def _other_redraws(table: ReplicateTable, cell: ReplicateKey) -> list[Float[np.ndarray, " model"]]:
     groups: list[Float[np.ndarray, " model"]] = []
     own = table.same_as.get(cell.arm, cell.arm)
     for arm in sorted(table.drawn - {cell.arm}):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sae_placebo.core.devices import describe_device, settings
-from sae_placebo.core.outlook import Piece
+from sae_placebo.core.outlook import WorkPiece
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.store import Step, Store
 from sae_placebo.trial.estimates import estimate, lanes_of, rates_key
@@ -51,7 +51,7 @@ def plan_table(
     plan, place = plan_steps(spec), Store(root, warn=progress.note)
     left = {step.key for step in plan.steps() if not place.has(step)}
     lines = [standing(plan, place)]
-    machine, pieces = None, list[Piece]()
+    machine, pieces = None, list[WorkPiece]()
     if left and probe:
         machine = probed(plan, place, progress)
         left.discard(plan.model.key)  # it is converted now
@@ -120,7 +120,7 @@ def _told(machine: Machine) -> str:
     return told + "."
 
 
-def _stages(pieces: Sequence[Piece]) -> list[str]:
+def _stages(pieces: Sequence[WorkPiece]) -> list[str]:
     return list(dict.fromkeys(piece.stage for piece in pieces))
 
 

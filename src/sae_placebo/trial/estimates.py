@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 
 from sae_placebo import audits
 from sae_placebo.core.lanes import n_lanes
-from sae_placebo.core.outlook import Piece
+from sae_placebo.core.outlook import WorkPiece
 from sae_placebo.core.spec import canonical, digest
 from sae_placebo.core.store import Step
-from sae_placebo.models.specs import Shape, shape_of
+from sae_placebo.models.specs import ModelSize, shape_of
 from sae_placebo.trial.machine import SEVERAL, Machine, usual_threads
 from sae_placebo.trial.plans import ArmModel, Place, Plan
 from sae_placebo.trial.reference import asked_hookpoints
@@ -77,7 +77,7 @@ def _layer(hookpoint: str) -> int:
 
 
 @dataclass
-class Estimate:
+class TimeEstimate:
     """What is left of a trial, as pieces of work in the order in which they run.
 
     Args:
@@ -92,7 +92,7 @@ class Estimate:
 
     def __post_init__(self) -> None:
         spec = self.spec = self.plan.spec
-        self.shape: Shape = shape_of(spec.model)
+        self.shape: ModelSize = shape_of(spec.model)
         self.train, self.held = spec.text.train_tokens, spec.text.heldout_tokens
         self.context = spec.text.context_tokens
         most = spec.text.max_document_tokens or 4_000
@@ -103,7 +103,7 @@ class Estimate:
         self.code = 1 / self.machine.code
         self.one_thread = self.machine.products / _side_by_side(self.machine.threads)
 
-    def pieces(self) -> list[Piece]:
+    def pieces(self) -> list[WorkPiece]:
         """Return every piece of work that is left."""
         found = [*self._materials()]
         for group in self.plan.groups:
@@ -111,7 +111,7 @@ class Estimate:
         for stage in (self._measured, self._profiled, self._methods, self._used, self._audited):
             found += stage()
         seconds = 0.5 + 0.12 * len(self.plan.measure)
-        return [*found, Piece("report", "compare and report", seconds * self.code)]
+        return [*found, WorkPiece("report", "compare and report", seconds * self.code)]
 
     def _crew(self, n: int) -> float:
         """Return as how many threads work that `n` equal jobs run on side by side."""
@@ -122,38 +122,38 @@ class Estimate:
 
     # --- tokens, models, SAEs --------------------------------------------------------------------
 
-    def _materials(self) -> Iterator[Piece]:
+    def _materials(self) -> Iterator[WorkPiece]:
         plan = self.plan
         any_left = any(self.is_left(step) for step in plan.steps())
         if plan.needs_conversion and self.is_left(plan.model):
-            yield Piece("model", "convert", 20.0 * self.code)
+            yield WorkPiece("model", "convert", 20.0 * self.code)
         if self.is_left(plan.tokenize):
             labelled = plan.readability is not None
             each = 1.5e-5 if labelled else 7e-6
             tokens = self.train + self.held
-            yield Piece("tokenize", "tokenize", (0.6 + each * tokens) * self.code)
+            yield WorkPiece("tokenize", "tokenize", (0.6 + each * tokens) * self.code)
         if any_left:
-            yield Piece("build", "load the model", self.machine.load)
+            yield WorkPiece("build", "load the model", self.machine.load)
 
-    def _arms(self, group: tuple[ArmModel, ...]) -> Iterator[Piece]:
+    def _arms(self, group: tuple[ArmModel, ...]) -> Iterator[WorkPiece]:
         plan, first = self.plan, group[0]
         for one in group:
             if plan.text[one] is not plan.tokenize and self.is_left(plan.text[one]):
                 seconds = (0.5 + 2e-6 * (self.train + self.held)) * self.numbers
-                yield Piece("text", f"text {one.label}", seconds)
+                yield WorkPiece("text", f"text {one.label}", seconds)
         trained = {plan.train[one].key: one for one in group if self.is_left(plan.train[one])}
         unread = bool(trained) or self.is_left(plan.harvest[first])
         built = [one for one in group if self.is_left(plan.build[one])]
         for one in built or ([first] if unread else []):
             seconds = self.machine.build + (self._card() if self.is_left(plan.build[one]) else 0.0)
-            yield Piece("build", f"build {one.label}", seconds)
+            yield WorkPiece("build", f"build {one.label}", seconds)
         n_places = len(self.spec.hookpoints)
         if self.is_left(plan.harvest[first]):
             rows = self.spec.harvest.calibration_rows + 2 * self.spec.structure.repeat_rows
             tokens = self.held + rows * self.context
             bytes_ = 4 * self.held * self.width * n_places
             seconds = tokens * self.machine.reading + 2 * bytes_ / self.machine.disk
-            yield Piece("harvest", f"harvest {first.label}", 0.1 + seconds)
+            yield WorkPiece("harvest", f"harvest {first.label}", 0.1 + seconds)
         if trained:
             yield from self._trained(first, list(trained.values()))
 
@@ -163,7 +163,7 @@ class Estimate:
         heads = 4 * self.width * self.shape.vocabulary
         return tokens * (self.machine.reading + self.machine.behind) + heads / self.machine.disk
 
-    def _trained(self, first: ArmModel, arms: list[ArmModel]) -> Iterator[Piece]:
+    def _trained(self, first: ArmModel, arms: list[ArmModel]) -> Iterator[WorkPiece]:
         spec, machine, name = self.spec, self.machine, first.label
         places = len(spec.hookpoints)
         read = self.train * machine.reading
@@ -171,11 +171,11 @@ class Estimate:
         steps = self.train * places * len(arms) * sum(machine.sae.values())
         controls = [spec.arms[one.arm].dictionary for one in arms]
         if any(one is not None and one.needs_moments for one in controls):
-            yield Piece("train", f"moments {name}", read + moments)
+            yield WorkPiece("train", f"moments {name}", read + moments)
         seconds = read + moments + steps * len(spec.sae_seeds)
-        yield Piece("train", f"train {name}", 0.2 + seconds)
+        yield WorkPiece("train", f"train {name}", 0.2 + seconds)
         # the null's draws are products with a root of the covariance; then it is scored
-        yield Piece("train", f"gaussian null {name}", 0.2 + 2 * moments + steps)
+        yield WorkPiece("train", f"gaussian null {name}", 0.2 + 2 * moments + steps)
 
     # --- what is said about SAEs -----------------------------------------------------------------
 
@@ -189,10 +189,12 @@ class Estimate:
         target = sae.l0_target()
         return float(target) if target else min(32.0, sae.d_sae / 8)
 
-    def _measured(self) -> Iterator[Piece]:
+    def _measured(self) -> Iterator[WorkPiece]:
         readability = self.plan.readability
         if readability is not None and self.is_left(readability):
-            yield Piece("readability", "readability", (0.1 + 1.5e-5 * self.train) * self.numbers)
+            yield WorkPiece(
+                "readability", "readability", (0.1 + 1.5e-5 * self.train) * self.numbers
+            )
         places = self._places(self.plan.measure)
         if not places:
             return
@@ -201,9 +203,9 @@ class Estimate:
             pairs = self.held * self._active(label)
             encode = 2 * self.held * self.spec.saes[label].d_sae * self.width / self.one_thread
             seconds += encode + (0.25 + 0.6e-6 * pairs) * self.numbers
-        yield Piece("measure", "measure", seconds / self._crew(len(places)))
+        yield WorkPiece("measure", "measure", seconds / self._crew(len(places)))
 
-    def _profiled(self) -> Iterator[Piece]:
+    def _profiled(self) -> Iterator[WorkPiece]:
         places = self._places(self.plan.match)
         if not places:
             return
@@ -211,9 +213,9 @@ class Estimate:
         for *_, label, _ in places:
             k, m = self._active(label), self.spec.saes[label].d_sae
             seconds += 0.45 + 1.4e-8 * self.held * k**2 + 6e-7 * self.held * k + 2e-7 * m**2
-        yield Piece("match", "profile", seconds * self.numbers / self._crew(len(places)))
+        yield WorkPiece("match", "profile", seconds * self.numbers / self._crew(len(places)))
 
-    def _methods(self) -> Iterator[Piece]:
+    def _methods(self) -> Iterator[WorkPiece]:
         left = {s.key: at for at, s in self.plan.methods.items() if self.is_left(s)}
         if not left:
             return
@@ -231,7 +233,7 @@ class Estimate:
         n = _MANY + _FEW + n_saes
         bits = n * len(how.distortions) * coded * (1.0e-7 * d + 1e-6 * k)
         seconds = (0.8 + fits + pursued + bits) * self.numbers
-        yield Piece("methods", "compare methods", seconds * len(left) / self._crew(len(left)))
+        yield WorkPiece("methods", "compare methods", seconds * len(left) / self._crew(len(left)))
 
     # --- what is asked of models -----------------------------------------------------------------
 
@@ -275,7 +277,7 @@ class Estimate:
 
     def _in_lanes(
         self, stage: str, steps: dict[Place, Step], pieces_of: Callable[[Place, int, float], Pieces]
-    ) -> Iterator[Piece]:
+    ) -> Iterator[WorkPiece]:
         """Yield the pieces of each SAE that is left, each arm in a lane; the model is built first.
 
         `pieces_of` takes a place, how many lanes there are, and by how much code of one thread adds less to
@@ -290,9 +292,9 @@ class Estimate:
                 pieces.insert(0, (f"build {one.label} again", self.machine.build))
             before = one
             for label, seconds in pieces:
-                yield Piece(stage, label, seconds, one.label if lanes > 1 else "", lanes)
+                yield WorkPiece(stage, label, seconds, one.label if lanes > 1 else "", lanes)
 
-    def _used(self) -> Iterator[Piece]:
+    def _used(self) -> Iterator[WorkPiece]:
         return self._in_lanes("use", self.plan.use, self._use)
 
     def _use(self, place: Place, lanes: int, less: float) -> Pieces:
@@ -345,7 +347,7 @@ class Estimate:
         tokens = min(how.worst.n_tokens, half) * (1 + rounds * (how.worst.steps + 2))
         yield f"look for the worst masks: {name}", tokens * machine.slope
 
-    def _audited(self) -> Iterator[Piece]:
+    def _audited(self) -> Iterator[WorkPiece]:
         return self._in_lanes("audit", self.plan.audit, self._audit)
 
     def _audit(self, place: Place, lanes: int, less: float) -> Pieces:
@@ -379,10 +381,12 @@ class Estimate:
             yield f"audit {audit}: {one.label}, {hookpoint}, {label}", seconds[audit]
 
 
-def estimate(plan: Plan, is_left: Callable[[Step], bool], machine: Machine | None) -> list[Piece]:
+def estimate(
+    plan: Plan, is_left: Callable[[Step], bool], machine: Machine | None
+) -> list[WorkPiece]:
     """Return the pieces of a trial's work that are left; None: on a usual machine."""
     found = machine or of_usual_machine(plan.spec, usual_threads())
-    return Estimate(plan, is_left, found).pieces()
+    return TimeEstimate(plan, is_left, found).pieces()
 
 
 def lanes_of(plan: Plan, threads: int, *stages: dict[Place, Step]) -> int:

@@ -74,7 +74,7 @@ DEFAULTS = Variances(
 )
 
 
-class Design(Spec):
+class TrialSize(Spec):
     """How large a trial is."""
 
     n_documents: int = Field(55, ge=2)
@@ -85,7 +85,7 @@ class Design(Spec):
     replicates: int = Field(200, ge=2)
     counts_latents: bool = True
 
-    def with_tokens(self, tokens: int) -> Design:
+    def with_tokens(self, tokens: int) -> TrialSize:
         """Return the design with more or fewer documents of the same length.
 
         Documents are whole, so their length is kept only from the design that was measured: other
@@ -103,7 +103,7 @@ class Design(Spec):
         documents = max(2, round(self.n_documents * tokens / self.heldout_tokens))
         return self.model_copy(update={"heldout_tokens": tokens, "n_documents": documents})
 
-    def of(self, **changes: int) -> Design:
+    def of(self, **changes: int) -> TrialSize:
         """Return the design with other numbers of seeds or latents."""
         return self.model_copy(update=changes)
 
@@ -126,7 +126,9 @@ class Simulated(Spec):
         return max(float(np.quantile(self.needed, power)), 0.0)
 
 
-def simulate(variances: Variances, design: Design, draws: int = DRAWS, seed: int = 0) -> Simulated:
+def simulate(
+    variances: Variances, design: TrialSize, draws: int = DRAWS, seed: int = 0
+) -> Simulated:
     """Return simulated trials of a design, normal errors, intervals as `statistics` makes them.
 
     The error and the interval's width do not depend on the true difference, so one set of trials
@@ -161,7 +163,7 @@ def simulate(variances: Variances, design: Design, draws: int = DRAWS, seed: int
 
 def measured(
     trial: Trial, metric: str, control: str | None = None, place: tuple[str, str] | None = None
-) -> tuple[Variances, Design]:
+) -> tuple[Variances, TrialSize]:
     """Return the variances of a metric in a finished trial, and the trial's design.
 
     The variance between SAE seeds is pooled over the models of the arms compared, that between
@@ -201,7 +203,7 @@ def measured(
         f"{hookpoint}, {sae}",
     )
     measurement = spec.get("measurement", {})
-    design = Design(
+    design = TrialSize(
         n_documents=int(row["n_documents"]),
         heldout_tokens=int(row["n_tokens"]),
         d_sae=d_sae,
@@ -295,7 +297,7 @@ def answer(
             "runs/trials/demo"
         )
     else:
-        variances, design = DEFAULTS, Design()
+        variances, design = DEFAULTS, TrialSize()
     given = {name: value for name, value in changes.items() if value is not None}
     for name, value in given.items():
         least = 2 if name.endswith("seeds") else 1
@@ -309,7 +311,7 @@ def answer(
 
 def power_table(
     variances: Variances,
-    measured_on: Design,
+    measured_on: TrialSize,
     difference: float,
     tokens: int | None = None,
     target: float = 0.8,
@@ -364,7 +366,7 @@ def power_table(
     return "\n".join(lines)
 
 
-def _parts(variances: Variances, design: Design) -> dict[str, float]:
+def _parts(variances: Variances, design: TrialSize) -> dict[str, float]:
     n, m = design.sae_seeds, design.model_seeds
     per_sae = 1 / n + 1 / (m * n)
     return {
@@ -375,7 +377,7 @@ def _parts(variances: Variances, design: Design) -> dict[str, float]:
     }
 
 
-def _described(design: Design) -> str:
+def _described(design: TrialSize) -> str:
     return (
         f"{design.heldout_tokens:,} held-out tokens in {design.n_documents:,} documents, d_sae "
         f"{design.d_sae:,}, {design.sae_seeds} SAE seeds, {design.model_seeds} re-draws"
@@ -403,7 +405,9 @@ def _fewest(enough: Sequence[tuple[int, int, int]], difference: float, target: f
     )
 
 
-def _sizes(variances: Variances, measured_on: Design, design: Design, target: float) -> list[str]:
+def _sizes(
+    variances: Variances, measured_on: TrialSize, design: TrialSize, target: float
+) -> list[str]:
     """Return the smallest difference by held-out tokens and width, at the design's seeds."""
     widths = [design.d_sae * k for k in _WIDTHS]
     lines = [
@@ -423,7 +427,7 @@ def _sizes(variances: Variances, measured_on: Design, design: Design, target: fl
 
 
 def _enough_tokens(
-    variances: Variances, measured_on: Design, difference: float, target: float
+    variances: Variances, measured_on: TrialSize, difference: float, target: float
 ) -> list[str]:
     """Return the fewest held-out tokens, in doublings, that detect the difference with these seeds.
 

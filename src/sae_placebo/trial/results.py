@@ -36,7 +36,7 @@ from sae_placebo.report import build_report
 from sae_placebo.stats.designs import quads
 from sae_placebo.stats.failed_fits import failed_fits
 from sae_placebo.stats.interactions import interactions
-from sae_placebo.stats.statistics import Cell, ReplicateTable, effects
+from sae_placebo.stats.statistics import ReplicateKey, ReplicateTable, effects
 from sae_placebo.trial import artefacts
 from sae_placebo.trial.plans import ArmModel, Place, Plan
 from sae_placebo.trial.publishing import publish
@@ -318,7 +318,7 @@ def _add(table: ReplicateTable, plan: Plan, place: Place, row: Any, values: Any 
     """Add one row of a table of measurements."""
     one, hookpoint, sae, sae_seed = place
     table.add(
-        Cell(one.arm, hookpoint, sae, row.metric),
+        ReplicateKey(one.arm, hookpoint, sae, row.metric),
         one.model_seed or 0,
         sae_seed,
         values,

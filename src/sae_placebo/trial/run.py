@@ -54,7 +54,7 @@ from sae_placebo.trial.stages.harvest import (
 )
 from sae_placebo.trial.stages.materials import Materials
 from sae_placebo.trial.stages.profile import Profiles
-from sae_placebo.trial.stages.stream import AnyReader, Stream, in_its_place
+from sae_placebo.trial.stages.stream import AnyReader, TrainingStream, in_its_place
 from sae_placebo.trial.stages.train import Matched
 from sae_placebo.trial.stages.use import Uses
 from sae_placebo.trial.standing import expected, outlook_of, standing
@@ -253,7 +253,7 @@ class Bench:
         harvested, rows = self.store.path(plan.harvest[first]), self.given.rows_of(first)["train"]
         work = self._work(first, [plan.train[one] for one in arms])
         controls = {plan.train[one].key: spec.arms[one.arm].dictionary for one in arms}
-        stream = Stream(spec, reader, rows, artefacts.read_calibrations(harvested))
+        stream = TrainingStream(spec, reader, rows, artefacts.read_calibrations(harvested))
         pass_ = Matched(stream, harvested, len(self.given.vocabulary), controls, work)
         more = f" and {len(arms) - 1} more" if len(arms) > 1 else ""
         pass_.run(first.label + more, self.progress)

@@ -21,7 +21,7 @@ from sae_placebo.core.errors import ModelError
 from sae_placebo.core.lazy import torch
 from sae_placebo.models.hookpoints import Hookpoint
 from sae_placebo.models.sites import (
-    Term,
+    StreamTerm,
     attention_module,
     base_model,
     decoder_layers,
@@ -76,7 +76,7 @@ class Attention:
     value: Projection
     output: torch.nn.Module
     group: Int64[np.ndarray, " head"]
-    term: Term
+    term: StreamTerm
 
     @property
     def n_heads(self) -> int:
@@ -148,7 +148,7 @@ class LayerParts:
     attention: Attention
     mlp_norm: Norm
     mlp: torch.nn.Module
-    mlp_term: Term
+    mlp_term: StreamTerm
     parallel: bool
 
 
@@ -249,7 +249,7 @@ def _run(model: torch.nn.Module) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class _Call:
+class _PartCall:
     """One call of a layer's child, or of the layer itself; tensors are those of the forward."""
 
     module: torch.nn.Module
@@ -267,13 +267,13 @@ class _Call:
         return self.output[0] if isinstance(self.output, (tuple, list)) else self.output
 
 
-def _record(model: torch.nn.Module, first: int) -> dict[int, list[_Call]]:
+def _record(model: torch.nn.Module, first: int) -> dict[int, list[_PartCall]]:
     """Return, by layer, the calls of its children in order, with the layer's own call last."""
-    calls: dict[int, list[_Call]] = {}
+    calls: dict[int, list[_PartCall]] = {}
 
     def note(i: int) -> Callable[..., None]:
         def hook(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            calls.setdefault(i, []).append(_Call(module, args, kwargs, output))
+            calls.setdefault(i, []).append(_PartCall(module, args, kwargs, output))
 
         return hook
 
@@ -286,7 +286,9 @@ def _record(model: torch.nn.Module, first: int) -> dict[int, list[_Call]]:
     return calls
 
 
-def _entry(calls: list[_Call], last: torch.nn.Module) -> tuple[torch.nn.Module | None, _Call]:
+def _entry(
+    calls: list[_PartCall], last: torch.nn.Module
+) -> tuple[torch.nn.Module | None, _PartCall]:
     """Return the norm and the first call behind it of the branch that ends in `last`."""
     at = max(i for i, call in enumerate(calls) if call.module is last)
     entry, inside = calls[at], not is_norm(last)
@@ -308,8 +310,8 @@ def _parts(
     index: int,
     layer: torch.nn.Module,
     attention: torch.nn.Module,
-    terms: dict[Hookpoint, Term],
-    calls: list[_Call],
+    terms: dict[Hookpoint, StreamTerm],
+    calls: list[_PartCall],
     layout: HeadLayout,
 ) -> LayerParts:
     width = int(calls[-1].read.shape[-1])

@@ -24,9 +24,9 @@ from sae_placebo.causal.use.null_directions import turned
 from sae_placebo.core.errors import SpecError
 from sae_placebo.core.lazy import pandas, torch
 from sae_placebo.core.spec import Spec, numpy_generator
-from sae_placebo.latents.base import Reading
+from sae_placebo.latents.base import Encoded
 from sae_placebo.models.hookpoints import Hookpoint, parse_hookpoint
-from sae_placebo.models.sites import Sites, Stopped, resolve
+from sae_placebo.models.sites import HookedModules, Stopped, resolve
 from sae_placebo.stats.multiplicity import adjusted
 
 _IN_STRATUM = 30
@@ -62,7 +62,7 @@ class EdgeSpec(Spec):
 def edges(
     subject: Subject,
     sources: Directions,
-    target: Reading,
+    target: Encoded,
     hookpoint: str,
     spec: EdgeSpec | None = None,
     seed: int = 0,
@@ -118,7 +118,7 @@ def edges(
 # --- weights -----------------------------------------------------------------------------------------
 
 
-def _weighed(sources: Directions, target: Reading, spec: EdgeSpec) -> pandas.DataFrame:
+def _weighed(sources: Directions, target: Encoded, spec: EdgeSpec) -> pandas.DataFrame:
     encoder = target.sae.params["W_enc"].detach().float().cpu().numpy().T
     amounts = sources.amounts.tocsr()
     held = amounts.astype(bool).astype(np.float32)
@@ -202,7 +202,7 @@ def _confirmed(
     table: pandas.DataFrame,
     subject: Subject,
     sources: Directions,
-    target: Reading,
+    target: Encoded,
     later: Hookpoint,
     spec: EdgeSpec,
     seed: int,
@@ -232,13 +232,13 @@ class _Trial:
 
     subject: Subject
     sources: Directions
-    target: Reading
+    target: Encoded
     later: Hookpoint
     spec: EdgeSpec
     seed: int
 
     @functools.cached_property
-    def _sites(self) -> Sites:
+    def _sites(self) -> HookedModules:
         return resolve(self.subject.downstream.model, [self.later])
 
     def effects(self, source: int, latent: int) -> tuple[Float64[np.ndarray, " edit"], int]:

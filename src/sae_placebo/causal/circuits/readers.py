@@ -15,7 +15,7 @@ from pydantic import Field
 from sae_placebo.causal.circuits.traces import KINDS, ReaderTrace, check_sum
 from sae_placebo.causal.use.base import Directions, Subject
 from sae_placebo.causal.use.gradients import Gradients, drawn_rows, sampled_gradients
-from sae_placebo.causal.use.matched import Tally, shared_nulls
+from sae_placebo.causal.use.matched import MatchedSums, shared_nulls
 from sae_placebo.causal.use.screen import Screen, ScreenSpec, ScreenTally
 from sae_placebo.core.progress import Track, untracked
 
@@ -126,7 +126,7 @@ class _ReaderTally:
         width = directions.vectors.shape[1]
         nulls = shared_nulls(seed, spec.reader_nulls, width).to(subject.downstream.device)
         self.trace, self.spec = trace, spec
-        self.tally = Tally(directions, nulls, trace.n_readers)
+        self.tally = MatchedSums(directions, nulls, trace.n_readers)
 
     def add(self, found: Gradients) -> None:
         assert found.readers is not None

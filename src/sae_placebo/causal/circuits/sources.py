@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from sae_placebo.causal.circuits.heads import noted_patterns
-from sae_placebo.causal.circuits.streams import Stream
+from sae_placebo.causal.circuits.streams import StreamReader
 from sae_placebo.causal.use.base import Subject
 from sae_placebo.core.errors import ModelError, NotEstimable
 from sae_placebo.core.lazy import pandas, torch
@@ -47,7 +47,7 @@ def sources(
         NotEstimable: the head is not before the hookpoint.
         ModelError: the attention does not return its weights, or its output is not their sum of values.
     """
-    stream = Stream(subject)
+    stream = StreamReader(subject)
     if layer not in stream.attentions or not 0 <= head < stream.attentions[layer].n_heads:
         raise NotEstimable(
             f"L{layer}.H{head} does not write to {subject.downstream.hookpoint.name}: no such head there."
@@ -76,7 +76,7 @@ def sources(
 
 
 def _contributions(
-    stream: Stream,
+    stream: StreamReader,
     encoder: Float[torch.Tensor, " d_in"],
     layer: int,
     head: int,

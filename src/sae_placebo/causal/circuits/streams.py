@@ -48,7 +48,7 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class PartColumns:
     """Columns that are read together: all heads of a layer, or one other part.
 
     Attributes:
@@ -61,7 +61,7 @@ class Block:
     output: Float[torch.Tensor, "head d_model head_dim"] | None = None
 
 
-class Stream:
+class StreamReader:
     """Reads what every part adds to the activation at a hookpoint.
 
     Args:
@@ -91,12 +91,12 @@ class Stream:
         self._sites = resolve(self.model, [*self._start, *self._mlps, place])
         self.blocks = self._layout()
 
-    def _layout(self) -> list[Block]:
-        blocks = [Block((Part("embedding"),)) for _ in self._start]
+    def _layout(self) -> list[PartColumns]:
+        blocks = [PartColumns((Part("embedding"),)) for _ in self._start]
         for i, attention in self.attentions.items():
             heads = tuple(Part("head", i, h) for h in range(attention.n_heads))
-            blocks.append(Block(heads, self.output_weight(i)))
-        return blocks + [Block((Part("mlp", place.layer),)) for place in self._mlps]
+            blocks.append(PartColumns(heads, self.output_weight(i)))
+        return blocks + [PartColumns((Part("mlp", place.layer),)) for place in self._mlps]
 
     def output_weight(self, layer: int) -> Float[torch.Tensor, "head d_model head_dim"]:
         """Return W_O of a layer's heads, with the gain of a norm behind it."""
@@ -183,7 +183,7 @@ def later_than(one: Hookpoint, other: Hookpoint) -> bool:
 
 
 def read_through(
-    encoders: Float32[np.ndarray, "any d_in"], block: Block
+    encoders: Float32[np.ndarray, "any d_in"], block: PartColumns
 ) -> Float32[np.ndarray, "any width"]:
     """Return encoders as rows over a block's columns: through W_O where these are heads' values."""
     if block.output is None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64
 
-from sae_placebo.causal.circuits.streams import Block, Part, by_head, read_through
+from sae_placebo.causal.circuits.streams import Part, PartColumns, by_head, read_through
 
 
 def angle_null(
-    blocks: list[Block],
+    blocks: list[PartColumns],
     moved: list[Float64[np.ndarray, "direction _"]],
     e: Float32[np.ndarray, "direction d_in"],
 ) -> tuple[Float64[np.ndarray, "direction part"], Float64[np.ndarray, "direction part"]]:
@@ -53,7 +53,7 @@ def angle_null(
 
 
 def _geometry(
-    block: Block,
+    block: PartColumns,
     moved: Float32[np.ndarray, "any width"],
     unit: Float32[np.ndarray, "any d_in"],
     encoders: Float32[np.ndarray, "any d_in"],

@@ -15,7 +15,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 from pydantic import Field
 
-from sae_placebo.causal.circuits.streams import Block, Part, Stream, by_head, read_through
+from sae_placebo.causal.circuits.streams import (
+    Part,
+    PartColumns,
+    StreamReader,
+    by_head,
+    read_through,
+)
 from sae_placebo.causal.circuits.writer_nulls import angle_null, peers, pseudo_null
 from sae_placebo.causal.use.base import Directions, Subject
 from sae_placebo.core.errors import NotEstimable
@@ -180,7 +186,7 @@ def writers(
     outputs see Kissane et al. 2024 (arXiv 2406.17759). Centering and the nulls are ours.
     """
     spec = spec or WriterSpec()
-    stream = Stream(subject)
+    stream = StreamReader(subject)
     rows = _groups_of_rows(subject, spec, seed)
     if len(rows) < 2:
         raise NotEstimable(f"tokens of {len(rows)} document are read; two or more are needed")
@@ -189,7 +195,7 @@ def writers(
     pseudo, picked = _pseudo(
         subject, active, rows_encoder.shape[1], np.concatenate(rows), spec, seed
     )
-    sums = _Sums(stream, np.concatenate([rows_encoder, pseudo]).astype(np.float32), len(rows))
+    sums = _WriterSums(stream, np.concatenate([rows_encoder, pseudo]).astype(np.float32), len(rows))
     from scipy.sparse import hstack
 
     both = hstack([active, picked]).tocsr()
@@ -247,13 +253,13 @@ def _pseudo(
     return drawn.astype(np.float32), picked.tocsr()
 
 
-class _Sums:
+class _WriterSums:
     """Sums over the tokens of each direction, by block of parts; their products with encoders by group."""
 
     def __init__(
-        self, stream: Stream, encoders: Float32[np.ndarray, "any d_in"], n_groups: int
+        self, stream: StreamReader, encoders: Float32[np.ndarray, "any d_in"], n_groups: int
     ) -> None:
-        self.blocks = [*stream.blocks, Block((Part("x"),))]
+        self.blocks = [*stream.blocks, PartColumns((Part("x"),))]
         self.encoders = encoders
         n_parts = sum(len(block.parts) for block in self.blocks)
         m = len(encoders)
@@ -312,7 +318,9 @@ def _shares(
     return np.concatenate([shares, 1 - shares.sum(1, keepdims=True)], axis=1)
 
 
-def _assembled(stream: Stream, sums: _Sums, n_latents: int, spec: WriterSpec) -> Writers:
+def _assembled(
+    stream: StreamReader, sums: _WriterSums, n_latents: int, spec: WriterSpec
+) -> Writers:
     from scipy.special import stdtrit
 
     whole = _shares(sums.active.sum(0), sums.all.sum(0), sums.n_active.sum(0), sums.n.sum())

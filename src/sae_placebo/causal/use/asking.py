@@ -16,7 +16,7 @@ from sae_placebo.causal.use.masks import MaskedUse, random_masks
 from sae_placebo.causal.use.null_directions import NullTest, against_nulls, n_alike
 from sae_placebo.causal.use.removal import discovery_documents
 from sae_placebo.causal.use.spec import UseSpec
-from sae_placebo.causal.use.verdicts import Measured, UseVerdicts, use_verdicts
+from sae_placebo.causal.use.verdicts import DirectionEvidence, UseVerdicts, use_verdicts
 from sae_placebo.causal.use.worst import WorstCase, worst_case
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.progress import Track, untracked
@@ -62,7 +62,7 @@ class Answer:
     masked: MaskedUse | None
     joint: JointCurve | None
     worst: WorstCase | None
-    measured: Measured
+    measured: DirectionEvidence
     verdicts: UseVerdicts
     reasons: dict[str, str]
 
@@ -101,7 +101,7 @@ def ask(
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = nulls.cost / nulls.null
     null = nulls.null / ablated.full_swap
-    measured = Measured(effect, beside, nulls.p, null, ratio, survives, which)
+    measured = DirectionEvidence(effect, beside, nulls.p, null, ratio, survives, which)
     return Answer(
         which=which,
         asked=Asked(ablated, effect, resampled, nulls),

@@ -17,7 +17,7 @@ from jaxtyping import Float, Float32, Int64
 from sae_placebo.causal.use.downstream import CleanRow, Downstream
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import numpy_generator
-from sae_placebo.latents.base import Reading, TokenTable
+from sae_placebo.latents.base import Encoded, TokenTable
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ class Directions:
         return self.amounts.indices[here].astype(np.int64), self.amounts.data[here]
 
 
-def latent_directions(reading: Reading) -> Directions:
+def latent_directions(reading: Encoded) -> Directions:
     """Return the decoder directions of an SAE's latents, with activations times decoder norms.
 
     The sum over directions of amount times vector, plus `b_dec`, is the reconstruction.
@@ -122,7 +122,7 @@ def pseudo_latents(like: Directions, seed: int, n: int) -> Directions:
     return Directions(rows.astype(np.float32), amounts)
 
 
-def error_directions(reading: Reading, n: int) -> Directions:
+def error_directions(reading: Encoded, n: int) -> Directions:
     """Return the main directions of what the SAE misses: principal components of x - x_hat.
 
     Amounts are the projections of the error on them, less their mean, at every token.

@@ -141,7 +141,7 @@ def random_masks(
         seed,
         "random masks",
     )
-    sums = _Sums()
+    sums = _MaskSums()
     with track("remove among others", len(rows), "rows") as advance:
         for batch in batches(subject, rows):
             for i in range(len(batch.rows)):
@@ -269,7 +269,7 @@ def _reached(amounts: Any, window: int) -> Any:
     return reached
 
 
-def _add_row(row: _Row, spec: MaskSpec, seed: int, sums: _Sums) -> None:
+def _add_row(row: _Row, spec: MaskSpec, seed: int, sums: _MaskSums) -> None:
     """Add a row's contrasts: for each held direction, removed less kept, summed over its windows."""
     if not len(row.held):
         return
@@ -292,7 +292,7 @@ def _add_row(row: _Row, spec: MaskSpec, seed: int, sums: _Sums) -> None:
     sums.add(row, contrast, float(cost[:, row.batch.cells].mean(0).sum()))
 
 
-class _Sums:
+class _MaskSums:
     """Contrasts and firings of every direction in every row."""
 
     def __init__(self) -> None:

@@ -30,7 +30,7 @@ def shared_nulls(seed: int, n: int, width: int) -> Float32[torch.Tensor, "null d
     return unit
 
 
-class Tally:
+class MatchedSums:
     """Sums over tokens of squared gradients along directions and along their nulls.
 
     Args:

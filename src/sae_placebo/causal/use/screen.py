@@ -16,7 +16,7 @@ from pydantic import Field
 
 from sae_placebo.causal.use.base import Directions, Subject
 from sae_placebo.causal.use.gradients import Gradients, drawn_rows, sampled_gradients
-from sae_placebo.causal.use.matched import Tally, shared_nulls
+from sae_placebo.causal.use.matched import MatchedSums, shared_nulls
 from sae_placebo.core.spec import Spec
 
 
@@ -101,7 +101,7 @@ class ScreenTally:
         nulls = shared_nulls(seed, spec.nulls, width).to(subject.downstream.device)
         self._subject = subject
         self._spec = spec
-        self._tally = Tally(directions, nulls)
+        self._tally = MatchedSums(directions, nulls)
 
     def add(self, found: Gradients) -> None:
         """Take in some tokens."""

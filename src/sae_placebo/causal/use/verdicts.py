@@ -37,7 +37,7 @@ REASONS = (FEW, LIKE_NULLS, SMALL, BETWEEN, PART, REDUNDANT, JOINT)
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class DirectionEvidence:
     """What is known of every direction; effects are shares of a full swap.
 
     Attributes:
@@ -75,7 +75,7 @@ class UseVerdicts:
     beats_nulls: Bool[np.ndarray, " asked"]
 
 
-def use_verdicts(measured: Measured, spec: UseSpec) -> UseVerdicts:
+def use_verdicts(measured: DirectionEvidence, spec: UseSpec) -> UseVerdicts:
     """Return the verdicts.
 
     Args:
@@ -117,7 +117,7 @@ def use_verdicts(measured: Measured, spec: UseSpec) -> UseVerdicts:
 
 
 def sensitivity(
-    measured: Measured,
+    measured: DirectionEvidence,
     spec: UseSpec,
     limits: Float64[np.ndarray, " limit"],
 ) -> Float64[np.ndarray, "limit verdict"]:

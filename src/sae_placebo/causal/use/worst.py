@@ -147,7 +147,7 @@ def worst_case(
 
 
 @dataclass(frozen=True, eq=False)
-class _Found:
+class _WorstMask:
     """Mean costs per token, and how much of the worst each direction is to blame for."""
 
     worst: float
@@ -181,7 +181,7 @@ class _Attack:
             total += float(by_row.sum())
         return total / self.n_tokens
 
-    def run(self, some: Int64[np.ndarray, " some"]) -> _Found:
+    def run(self, some: Int64[np.ndarray, " some"]) -> _WorstMask:
         """Return the worst masks found over some directions."""
         wanted = subset(self.directions, some)
         blame = np.zeros(len(self.directions))
@@ -199,7 +199,7 @@ class _Attack:
                 part = np.where(better[masked.row_of], of_pairs, part)
             worst += float(best.sum())
             blame += np.bincount(masked.direction, part, minlength=len(blame))
-        return _Found(worst / self.n_tokens, joint / self.n_tokens, blame)
+        return _WorstMask(worst / self.n_tokens, joint / self.n_tokens, blame)
 
     def _ascent(
         self, batch: Batch, masked: _Masked

@@ -6,7 +6,7 @@ from sae_placebo.controls.dictionary.base import (
     DICTIONARY_CONTROLS,
     DICTIONARY_INVARIANTS,
     DictionaryControl,
-    Moments,
+    StreamMoments,
     parse_dictionary,
 )
 from sae_placebo.controls.dictionary.frozen_decoder import FrozenDecoder
@@ -22,8 +22,8 @@ __all__ = [
     "DictionaryControl",
     "FrozenDecoder",
     "FrozenEncoder",
-    "Moments",
     "SoftFrozen",
+    "StreamMoments",
     "Untrained",
     "parse_dictionary",
 ]

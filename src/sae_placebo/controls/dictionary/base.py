@@ -45,7 +45,7 @@ _LEVEL_DRAWS = 256
 
 
 @dataclass(frozen=True)
-class Moments:
+class StreamMoments:
     """Mean and covariance of the activations, in the centered and scaled units of training.
 
     Attributes:
@@ -131,7 +131,7 @@ class DictionaryControl(Spec, ABC):
         return None
 
     @abstractmethod
-    def start(self, sae: SAE, moments: Moments | None, seed: int, sae_seed: int) -> SAE:
+    def start(self, sae: SAE, moments: StreamMoments | None, seed: int, sae_seed: int) -> SAE:
         """Return the SAE that training starts from, in the units of `moments`.
 
         Args:
@@ -146,7 +146,7 @@ class DictionaryControl(Spec, ABC):
             NotEstimable: the activations have no variance.
         """
 
-    def require(self, moments: Moments | None, sae: SAE) -> Moments:
+    def require(self, moments: StreamMoments | None, sae: SAE) -> StreamMoments:
         """Return `moments`, which this control needs.
 
         Raises:
@@ -185,7 +185,7 @@ class RandomDirections(DictionaryControl, ABC):
         """Whether directions follow the activations' covariance."""
         return self.init == "cov"
 
-    def start(self, sae: SAE, moments: Moments | None, seed: int, sae_seed: int) -> SAE:
+    def start(self, sae: SAE, moments: StreamMoments | None, seed: int, sae_seed: int) -> SAE:
         """Return the SAE at its random directions, encoder and decoder alike; see the base class.
 
         A Gaussian vector's direction is uniform and does not depend on its length, so a uniform
@@ -205,7 +205,7 @@ class RandomDirections(DictionaryControl, ABC):
         return scaled_encoder(start, moments, seed, sae_seed)
 
 
-def scaled_encoder(sae: SAE, moments: Moments, seed: int, sae_seed: int) -> SAE:
+def scaled_encoder(sae: SAE, moments: StreamMoments, seed: int, sae_seed: int) -> SAE:
     """Return `sae` with its codes times the one number that lets it explain the most.
 
     Codes of rows that overlap overshoot: the sum of many is longer than what it stands for. Decoder
@@ -231,7 +231,7 @@ def scaled_encoder(sae: SAE, moments: Moments, seed: int, sae_seed: int) -> SAE:
     return replaced(sae, W_enc=(sae.params["W_enc"].t() * scale).t(), **scaled)
 
 
-def at_target_l0(sae: SAE, moments: Moments, seed: int, sae_seed: int) -> SAE:
+def at_target_l0(sae: SAE, moments: StreamMoments, seed: int, sae_seed: int) -> SAE:
     """Return `sae` with as many active latents per token as its recipe aims at, on Gaussian draws.
 
     One level for all latents is found, above which lie as many pre-activations as are wanted, on

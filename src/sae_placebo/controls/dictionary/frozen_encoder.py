@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from sae_placebo.controls.dictionary.base import (
-    Moments,
     RandomDirections,
+    StreamMoments,
     register_dictionary,
     replaced,
     scaled_encoder,
@@ -50,7 +50,7 @@ class FrozenEncoder(RandomDirections):
         """The encoder's weights."""
         return frozenset({"W_enc"})
 
-    def start(self, sae: SAE, moments: Moments | None, seed: int, sae_seed: int) -> SAE:
+    def start(self, sae: SAE, moments: StreamMoments | None, seed: int, sae_seed: int) -> SAE:
         """Return the random directions, the encoder's times its scale; see the class."""
         start = super().start(sae, moments, seed, sae_seed)
         if self.scaled:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from sae_placebo.controls.dictionary.base import (
     ALL,
     DictionaryControl,
-    Moments,
+    StreamMoments,
     at_target_l0,
     register_dictionary,
     replaced,
@@ -68,7 +68,7 @@ class PCA(DictionaryControl):
         """Every tensor."""
         return ALL
 
-    def start(self, sae: SAE, moments: Moments | None, seed: int, sae_seed: int) -> SAE:
+    def start(self, sae: SAE, moments: StreamMoments | None, seed: int, sae_seed: int) -> SAE:
         """Return the dictionary of principal directions; see the class."""
         del sae_seed  # another SAE has the same directions
         moments = self.require(moments, sae)

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from sae_placebo.controls.dictionary.base import (
     ALL,
     DictionaryControl,
-    Moments,
+    StreamMoments,
     at_target_l0,
     register_dictionary,
     replaced,
@@ -51,7 +51,7 @@ class Untrained(DictionaryControl):
         """Every tensor."""
         return ALL
 
-    def start(self, sae: SAE, moments: Moments | None, seed: int, sae_seed: int) -> SAE:
+    def start(self, sae: SAE, moments: StreamMoments | None, seed: int, sae_seed: int) -> SAE:
         """Return the start with its scale and its mean; see the class."""
         moments = self.require(moments, sae)
         mean = moments.mean.to(sae.params["b_dec"])

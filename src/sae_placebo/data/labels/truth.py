@@ -16,7 +16,7 @@ NO_LABELS = (
 
 
 @dataclass(frozen=True, eq=False)
-class Truth:
+class TokenLabels:
     """Labels of the held-out tokens, in the order of the evidence's tokens.
 
     Attributes:

@@ -42,7 +42,7 @@ class LabTraining(Spec):
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedSAE:
     """An SAE trained on a generator.
 
     Attributes:
@@ -73,7 +73,7 @@ def fit_on(
     frozen: Sequence[str] = (),
     decoder_cosine: float | None = None,
     advance: Advance = lambda _: None,
-) -> dict[tuple[str, int], Trained]:
+) -> dict[tuple[str, int], TrainedSAE]:
     """Return SAEs trained on one generator, by label and seed; all of a seed read the same tokens.
 
     Coefficients of penalties are in the generator's units: the objective is the sum over tokens of
@@ -116,7 +116,7 @@ def fit_on(
         for label, fit in fits.items():
             log = fit.log()[-max(1, lab.steps // 20) :]
             inner_sae = fit.sae().fold(scaling.mean, scaling.factor)
-            found[label, seed] = Trained(
+            found[label, seed] = TrainedSAE(
                 SAE(saes[label], inner_sae.params),
                 scaling,
                 seed,

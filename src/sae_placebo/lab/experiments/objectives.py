@@ -13,7 +13,7 @@ from pydantic import Field
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import Spec
-from sae_placebo.lab import Draw, GeneratorSpec, Scaling
+from sae_placebo.lab import GeneratorSpec, Sample, Scaling
 from sae_placebo.lab.experiments.base import LabTraining, in_training_units, scale_of, unfold
 from sae_placebo.lab.scores.inference import best_of_k, nonnegative_lasso, nonnegative_pursuit
 from sae_placebo.saes import SAE, BatchTopKSpec, Codes, JumpReLUSpec, ReLUSpec, SAESpec, TopKSpec
@@ -70,10 +70,10 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Judge:
+class ObjectiveMeter:
     """Measures J on the same held-out blocks for everything."""
 
-    draw: Draw
+    draw: Sample
     sae: SAESpec
     inner: SAESpec
     scaling: Scaling
@@ -81,7 +81,9 @@ class Judge:
     spec: SplitSpec
 
     @classmethod
-    def of(cls, generator: GeneratorSpec, sae: SAESpec, lab: LabTraining, spec: SplitSpec) -> Judge:
+    def of(
+        cls, generator: GeneratorSpec, sae: SAESpec, lab: LabTraining, spec: SplitSpec
+    ) -> ObjectiveMeter:
         """Return the judge of one SAE on a generator's held-out tokens.
 
         Raises:

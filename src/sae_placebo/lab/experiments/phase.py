@@ -32,7 +32,7 @@ from sae_placebo.core.interrupts import listening
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.spec import Spec, digest
-from sae_placebo.lab import Draw, GeneratorSpec, recovery
+from sae_placebo.lab import GeneratorSpec, Sample, recovery
 from sae_placebo.lab.experiments.base import LabTraining, fit_on, scale_of
 from sae_placebo.lab.experiments.sweeps import OF_SAE, Axis, Value, generator_of, sweepable
 from sae_placebo.lab.scores.composition import composition
@@ -102,7 +102,7 @@ class PhaseSpec(Spec):
         return tuple(axis.name for axis in self.axes)
 
     @cached_property
-    def cells(self) -> tuple[Cell, ...]:
+    def cells(self) -> tuple[PhaseCell, ...]:
         """All cells, the last axis turning fastest.
 
         Raises:
@@ -111,7 +111,7 @@ class PhaseSpec(Spec):
         grid = itertools.product(*(axis.values for axis in self.axes))
         return tuple(self._cell(dict(zip(self.names, values, strict=True))) for values in grid)
 
-    def _cell(self, at: dict[str, int | float]) -> Cell:
+    def _cell(self, at: dict[str, int | float]) -> PhaseCell:
         swept = {name: value for name, value in at.items() if name not in OF_SAE}
         made = generator_of(self.generator, {**self.settings, **swept})
         items = getattr(made, "items", None)
@@ -123,11 +123,11 @@ class PhaseSpec(Spec):
         sae = parse_sae({**table, "coefficient": float(at.get("lambda", self.penalty))})
         lab = LabTraining(steps=self.steps, bias="none")
         scored = self.heldout_tokens, self.firing_threshold
-        return Cell(at, made, sae, lab, self.seeds, *scored)
+        return PhaseCell(at, made, sae, lab, self.seeds, *scored)
 
 
 @dataclass(frozen=True)
-class Cell:
+class PhaseCell:
     """One point of the grid: all that its result depends on."""
 
     at: Mapping[str, int | float]
@@ -156,7 +156,7 @@ class Cell:
         return digest(self.settings)[:20]
 
 
-class Mean(NamedTuple):
+class SeedMean(NamedTuple):
     """A mean over seeds; `low` and `high` are None where `reason` says why."""
 
     mean: float | None
@@ -172,7 +172,7 @@ class Mean(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Phase:
+class PhaseDiagram:
     """A diagram's cells with their scores, as many as are done.
 
     Attributes:
@@ -184,15 +184,15 @@ class Phase:
     found: Mapping[str, Mapping[str, Any]]
 
     @property
-    def done(self) -> tuple[Cell, ...]:
+    def done(self) -> tuple[PhaseCell, ...]:
         """The cells that have results, in the order of the grid."""
         return tuple(cell for cell in self.spec.cells if cell.key in self.found)
 
-    def score(self, cell: Cell, measure: str) -> Mean:
+    def score(self, cell: PhaseCell, measure: str) -> SeedMean:
         """Return a measure of `MEASURES` after training."""
         return mean_of(self.found[cell.key]["trained"], measure)
 
-    def null(self, cell: Cell, measure: str) -> Mean:
+    def null(self, cell: PhaseCell, measure: str) -> SeedMean:
         """Return the same before training."""
         return mean_of(self.found[cell.key]["untrained"], measure)
 
@@ -244,7 +244,7 @@ def phase_spec(
 
 def run_phase(
     spec: PhaseSpec, folder: Path, workers: int = 1, progress: Progress | None = None
-) -> Phase:
+) -> PhaseDiagram:
     """Return the diagram, from the cells in `folder` and those that were still to do.
 
     Cells are kept by their settings: a folder may serve several diagrams, and a grid that grows computes
@@ -276,13 +276,13 @@ def run_phase(
     return phase
 
 
-def read_phase(spec: PhaseSpec, folder: Path) -> Phase:
+def read_phase(spec: PhaseSpec, folder: Path) -> PhaseDiagram:
     """Return what is done of a diagram; cells that cannot be read count as not done."""
     found = {cell.key: _read(folder / "cells", cell) for cell in spec.cells}
-    return Phase(spec, {key: record for key, record in found.items() if record is not None})
+    return PhaseDiagram(spec, {key: record for key, record in found.items() if record is not None})
 
 
-def measured(cell: Cell) -> dict[str, Any]:
+def measured(cell: PhaseCell) -> dict[str, Any]:
     """Return a cell's record: every measure of every seed, trained and untrained, and the seconds."""
     began = time.perf_counter()
     draw = cell.generator.held_out(cell.heldout_tokens)
@@ -300,23 +300,23 @@ def measured(cell: Cell) -> dict[str, Any]:
     }
 
 
-def mean_of(seeds: Sequence[Mapping[str, Any]], measure: str) -> Mean:
+def mean_of(seeds: Sequence[Mapping[str, Any]], measure: str) -> SeedMean:
     """Return the mean of a measure over seeds with its 95% Student interval."""
     known = [float(one[measure]) for one in seeds if one[measure] is not None]
     n = len(known)
     if n == 0:
-        return Mean(None, None, None, 0, str(seeds[0]["reason"]))
+        return SeedMean(None, None, None, 0, str(seeds[0]["reason"]))
     mean = math.fsum(known) / n
     if n == 1:
-        return Mean(mean, None, None, n, "one seed has no spread")
+        return SeedMean(mean, None, None, n, "one seed has no spread")
     variance = math.fsum((value - mean) ** 2 for value in known) / (n - 1) / n
     if min(known) == max(known):
-        return Mean(mean, None, None, n, f"all {n} seeds gave this very value")
+        return SeedMean(mean, None, None, n, f"all {n} seeds gave this very value")
     found = interval(mean, [Component("seeds", variance, n - 1)])
-    return Mean(mean, found.low, found.high, n, None)
+    return SeedMean(mean, found.low, found.high, n, None)
 
 
-def _scores(cell: Cell, sae: SAE, draw: Draw, seed: int) -> dict[str, Any]:
+def _scores(cell: PhaseCell, sae: SAE, draw: Sample, seed: int) -> dict[str, Any]:
     codes = sae.encode(draw.x)
     error = (draw.x - sae.decode(codes)).double().square().sum()
     spread = (draw.x - draw.x.mean(dim=0)).double().square().sum()
@@ -336,7 +336,7 @@ def _scores(cell: Cell, sae: SAE, draw: Draw, seed: int) -> dict[str, Any]:
     return {**scores, **shares, "live": found.n_live}
 
 
-def _computed(cells: list[Cell], folder: Path, workers: int) -> Iterator[None]:
+def _computed(cells: list[PhaseCell], folder: Path, workers: int) -> Iterator[None]:
     """Yield whenever a cell is done and written; a stop waits for the cells that are running."""
     if workers <= 1 or len(cells) <= 1:
         for cell in cells:
@@ -376,7 +376,7 @@ def _small_steps() -> Iterator[None]:
         os.environ.pop(SWITCH) if switch is None else os.environ.update({SWITCH: switch})
 
 
-def _compute(cell: Cell, folder: Path) -> None:
+def _compute(cell: PhaseCell, folder: Path) -> None:
     with _small_steps():
         _write(folder / f"{cell.key}.json", measured(cell))
 
@@ -391,7 +391,7 @@ def _write(path: Path, content: object) -> None:
         raise StoreError(f"cannot write {path}: {problem}") from problem
 
 
-def _read(folder: Path, cell: Cell) -> dict[str, Any] | None:
+def _read(folder: Path, cell: PhaseCell) -> dict[str, Any] | None:
     try:
         found = json.loads((folder / f"{cell.key}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sae_placebo.core.errors import StoreError
 from sae_placebo.core.escaping import escaped
-from sae_placebo.lab.experiments.phase import MEASURES, Cell, Mean, Phase
+from sae_placebo.lab.experiments.phase import MEASURES, PhaseCell, PhaseDiagram, SeedMean
 from sae_placebo.lab.experiments.sweeps import Axis
 from sae_placebo.lab.generators.composed_sets import ComposedSetsSpec
 from sae_placebo.lab.scores.closed_forms import composition_boundary
@@ -43,7 +43,7 @@ _COLUMNS = {
 }
 
 
-def draw_phase(phase: Phase, folder: Path) -> Path:
+def draw_phase(phase: PhaseDiagram, folder: Path) -> Path:
     """Write `phase.svg` and `phase.html` to `folder` and return the path of the page.
 
     Raises:
@@ -64,13 +64,13 @@ def draw_phase(phase: Phase, folder: Path) -> Path:
 class _Panel:
     """Cells by (row, column), and what they have in common."""
 
-    cells: Mapping[tuple[int, int], Cell]
+    cells: Mapping[tuple[int, int], PhaseCell]
     title: str
     left: float
     top: float
 
 
-def svg(phase: Phase) -> str:
+def svg(phase: PhaseDiagram) -> str:
     """Return the diagram: rows, columns and panels are the sweeps, lambda and correlation first."""
     rows, columns, panels = _axes(phase)
     n_rows, n_columns = len(rows.values), len(columns.values)
@@ -107,7 +107,7 @@ def svg(phase: Phase) -> str:
     )
 
 
-def html_page(phase: Phase, drawing: str) -> str:
+def html_page(phase: PhaseDiagram, drawing: str) -> str:
     """Return the page: the diagram, how to read it, every number with its interval, and the settings."""
     spec, done, seconds = phase.spec, phase.done, phase.seconds()
     generator = phase.spec.cells[0].generator
@@ -161,7 +161,7 @@ dictionaries give the very same activations, so that composed latents there are 
 """
 
 
-def _axes(phase: Phase) -> tuple[Axis, Axis, Axis]:
+def _axes(phase: PhaseDiagram) -> tuple[Axis, Axis, Axis]:
     """Return what rows, columns and panels are; an empty name: a single one."""
     first = {"lambda": 0, "correlation": 1}
     axes = sorted(phase.spec.axes, key=lambda axis: first.get(axis.name, 2))
@@ -173,7 +173,9 @@ def _axes(phase: Phase) -> tuple[Axis, Axis, Axis]:
     return axes[0], axes[1], axes[2]
 
 
-def _drawn(phase: Phase, panel: _Panel, rows: Axis, columns: Axis, with_title: bool) -> list[str]:
+def _drawn(
+    phase: PhaseDiagram, panel: _Panel, rows: Axis, columns: Axis, with_title: bool
+) -> list[str]:
     n_rows = len(rows.values)
     width, height = len(columns.values) * _CELL_W, n_rows * _CELL_H
     marks = [_text(panel.left + width / 2, panel.top - 12, panel.title, weight=600)]
@@ -202,7 +204,7 @@ def _drawn(phase: Phase, panel: _Panel, rows: Axis, columns: Axis, with_title: b
     return marks + _boundary(phase, panel, rows, columns) + labels
 
 
-def _cell(phase: Phase, cell: Cell, x: int | float, y: int | float) -> list[str]:
+def _cell(phase: PhaseDiagram, cell: PhaseCell, x: int | float, y: int | float) -> list[str]:
     box = f'x="{x:.1f}" y="{y:.1f}" width="{_CELL_W - 1}" height="{_CELL_H - 1}"'
     where = ", ".join(f"{name} {value:g}" for name, value in cell.at.items())
     if cell.key not in phase.found:
@@ -231,7 +233,7 @@ def _cell(phase: Phase, cell: Cell, x: int | float, y: int | float) -> list[str]
     return marks
 
 
-def _boundary(phase: Phase, panel: _Panel, rows: Axis, columns: Axis) -> list[str]:
+def _boundary(phase: PhaseDiagram, panel: _Panel, rows: Axis, columns: Axis) -> list[str]:
     """Return lambda*(f) across a panel, where it lies inside; nothing for other sweeps."""
     cell = panel.cells[0, 0]
     generator = cell.generator
@@ -260,7 +262,7 @@ def _boundary(phase: Phase, panel: _Panel, rows: Axis, columns: Axis) -> list[st
     ]
 
 
-def _holds(cell: Cell) -> bool:
+def _holds(cell: PhaseCell) -> bool:
     """Whether lambda* was derived for such tokens: two items of uniform amplitudes on every one."""
     made = cell.generator
     if not isinstance(made, ComposedSetsSpec):
@@ -269,7 +271,7 @@ def _holds(cell: Cell) -> bool:
     return made.amplitude == "uniform" and made.solo == 0 and at_right_angles
 
 
-def _has_boundary(phase: Phase) -> bool:
+def _has_boundary(phase: PhaseDiagram) -> bool:
     swept = {"lambda", "correlation"} <= set(phase.spec.names)
     return swept and any(_holds(cell) for cell in phase.spec.cells)
 
@@ -293,7 +295,7 @@ def color_of(contrast: int | float) -> str:
     return "#" + "".join(f"{part:02x}" for part in mixed)
 
 
-def in_words(found: Mean) -> str:
+def in_words(found: SeedMean) -> str:
     """Return a mean with its interval and n, or why there is none."""
     if found.mean is None:
         return f"none ({found.reason})"
@@ -333,7 +335,7 @@ def _legend(y: int | float, boundary: bool) -> list[str]:
     return marks
 
 
-def _table(phase: Phase) -> str:
+def _table(phase: PhaseDiagram) -> str:
     names = [*phase.spec.names, *(_COLUMNS[name] for name in MEASURES), "s"]
     head = "".join(f"<th>{escaped(_WORDS.get(name, name))}</th>" for name in names)
     lines = []
@@ -348,7 +350,7 @@ def _table(phase: Phase) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _in_cell(found: Mean, untrained: bool = False) -> str:
+def _in_cell(found: SeedMean, untrained: bool = False) -> str:
     before = "untrained " if untrained else ""
     if found.mean is None:
         return f"<small>{before}none: {escaped(str(found.reason))}</small>"

@@ -8,9 +8,9 @@ from typing import Any
 
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import torch
-from sae_placebo.lab import Draw, GeneratorSpec, ceilings, recovery, recovery_null, support
+from sae_placebo.lab import GeneratorSpec, Sample, ceilings, recovery, recovery_null, support
 from sae_placebo.lab.experiments.base import Advance, LabTraining, fit_on, scale_of
-from sae_placebo.lab.experiments.phase import Mean, mean_of
+from sae_placebo.lab.experiments.phase import SeedMean, mean_of
 from sae_placebo.lab.experiments.sweeps import Value
 from sae_placebo.lab.generators.base import compose
 from sae_placebo.lab.scores.composition import composition
@@ -31,7 +31,7 @@ SCORES = {
 
 
 @dataclass(frozen=True)
-class Line:
+class ScoreLine:
     """A score's mean over seeds, its null, and its ceiling.
 
     Attributes:
@@ -44,8 +44,8 @@ class Line:
     """
 
     name: str
-    trained: Mean
-    null: Mean
+    trained: SeedMean
+    null: SeedMean
     ceiling: float | None
     reason: str | None = None
 
@@ -58,7 +58,7 @@ def scoreboard(
     *,
     heldout_tokens: int = 8_192,
     advance: Advance = lambda _: None,
-) -> list[Line]:
+) -> list[ScoreLine]:
     """Return how SAEs of one kind, trained on a generator with several seeds, score on held-out tokens."""
     draw = generator.held_out(heldout_tokens)
     scaling = scale_of(generator, lab)
@@ -71,7 +71,7 @@ def scoreboard(
         nulls.append(by_chance)
     tops, reason = _ceilings(draw)
     return [
-        Line(name, mean_of(found, name), mean_of(nulls, name), tops[name], reason.get(name))
+        ScoreLine(name, mean_of(found, name), mean_of(nulls, name), tops[name], reason.get(name))
         for name in SCORES
     ]
 
@@ -92,7 +92,7 @@ def sae_for(generator: GeneratorSpec, kind: str, settings: Mapping[str, Value]) 
     return parse_sae(table)
 
 
-def in_lines(lines: Sequence[Line]) -> str:
+def in_lines(lines: Sequence[ScoreLine]) -> str:
     """Return the scores as a table of text."""
     rows = [("", "trained", "95% over seeds", "n", "null", "ceiling")]
     for line in lines:
@@ -115,7 +115,7 @@ def in_lines(lines: Sequence[Line]) -> str:
     )
 
 
-def _scores(sae: SAE, start: SAE, draw: Draw, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def _scores(sae: SAE, start: SAE, draw: Sample, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return an SAE's scores and their nulls; None where one cannot be estimated."""
     found: dict[str, Any] = {"reason": None} | dict.fromkeys(SCORES)
     null = dict(found)
@@ -152,7 +152,7 @@ def _attempt(part: Callable[[], None], *scores: dict[str, Any]) -> None:
             one["reason"] = str(problem)
 
 
-def _ceilings(draw: Draw) -> tuple[dict[str, float | None], dict[str, str]]:
+def _ceilings(draw: Sample) -> tuple[dict[str, float | None], dict[str, str]]:
     truth = draw.truth
     made = compose(draw.codes, truth.dictionary)
     tops: dict[str, float | None] = dict.fromkeys(SCORES)
@@ -165,7 +165,7 @@ def _ceilings(draw: Draw) -> tuple[dict[str, float | None], dict[str, str]]:
     return tops, {}
 
 
-def _explained(made: torch.Tensor, draw: Draw) -> float:
+def _explained(made: torch.Tensor, draw: Sample) -> float:
     left = (draw.x - made).double().square().sum()
     return 1 - float(left / (draw.x - draw.x.mean(dim=0)).double().square().sum())
 

@@ -31,7 +31,7 @@ from sae_placebo.core.errors import SpecError
 from sae_placebo.core.lazy import torch
 from sae_placebo.lab import GeneratorSpec, recovery
 from sae_placebo.lab.experiments.base import LabTraining, fit_on
-from sae_placebo.lab.experiments.objectives import Judge, Missing, Run, SplitSpec, Value
+from sae_placebo.lab.experiments.objectives import Missing, ObjectiveMeter, Run, SplitSpec, Value
 from sae_placebo.lab.scores.inference import nonnegative_pursuit
 from sae_placebo.saes import SAE, ReLUSpec, SAESpec
 
@@ -47,7 +47,7 @@ features, and still count as one that makes the same tokens."""
 
 
 @dataclass(frozen=True)
-class Split:
+class ObjectiveSplit:
     """J of each way to a dictionary, the gaps between them, and the cause that they name.
 
     J is per token, in squared units of the generator's activations.
@@ -120,7 +120,7 @@ def split(
     seeds: Sequence[int],
     spec: SplitSpec | None = None,
     advance: Advance = lambda _: None,
-) -> Split:
+) -> ObjectiveSplit:
     """Return the split of one generator and one SAE.
 
     With `lab.bias = "none"` the truth is within reach. Where `b_dec` is held at the mean of activations, the
@@ -146,7 +146,7 @@ def split(
     spec = spec or SplitSpec()
     if not seeds:
         raise SpecError("a split needs at least one seed of ordinary training")
-    judge = Judge.of(generator, sae, lab, spec)
+    judge = ObjectiveMeter.of(generator, sae, lab, spec)
     trained = fit_on(generator, {_LABEL: sae}, lab, seeds, advance=advance)
     runs = {seed: judge.of_sae(one.sae) for (_, seed), one in trained.items()}
     truth = _reachable(judge, sae.d_sae)
@@ -155,7 +155,7 @@ def split(
     return _judged(judge, truth, runs, held, moved)
 
 
-def _reachable(judge: Judge, d_sae: int) -> Float32[torch.Tensor, "feature d_in"]:
+def _reachable(judge: ObjectiveMeter, d_sae: int) -> Float32[torch.Tensor, "feature d_in"]:
     """Return the features; with fewer latents, the most frequent ones."""
     truth = judge.draw.truth
     if d_sae >= truth.n_features:
@@ -169,7 +169,7 @@ def _from_truth(
     lab: LabTraining,
     seeds: Sequence[int],
     truth: Float32[torch.Tensor, "feature d_in"],
-    judge: Judge,
+    judge: ObjectiveMeter,
     advance: Advance,
 ) -> tuple[Run, Run]:
     """Return the SAE with the true dictionary held, and what training makes of it; the best of all seeds."""
@@ -211,7 +211,7 @@ def _with_rows(sae: SAE, rows: Float32[torch.Tensor, "row d_in"]) -> SAE:
     return SAE(sae.spec, {**sae.params, "W_dec": decoder, "W_enc": encoder.t()})
 
 
-def _widened(narrow: SAE, judge: Judge, seed: int) -> SAE:
+def _widened(narrow: SAE, judge: ObjectiveMeter, seed: int) -> SAE:
     """Return an SAE of full width whose first latents are those of `narrow`."""
     if narrow.d_sae == judge.sae.d_sae:
         return SAE(judge.sae, narrow.params)
@@ -227,7 +227,7 @@ def _widened(narrow: SAE, judge: Judge, seed: int) -> SAE:
     return SAE(judge.sae, params)
 
 
-def _makes_the_same_tokens(judge: Judge, rows: Float32[torch.Tensor, "atom d_in"]) -> bool:
+def _makes_the_same_tokens(judge: ObjectiveMeter, rows: Float32[torch.Tensor, "atom d_in"]) -> bool:
     """Return whether a dictionary explains the tokens as well as the truth, with as few atoms each."""
     n = min(2048, len(judge.draw.x))
     x, counts = judge.draw.x[:n], judge.draw.codes.offsets[: n + 1].diff()
@@ -242,7 +242,9 @@ def _makes_the_same_tokens(judge: Judge, rows: Float32[torch.Tensor, "atom d_in"
     return left[0] <= left[1] + _SAME_TOKENS * judge.energy
 
 
-def _alternatives(judge: Judge, oracle: Losses | Missing, like: SAE) -> dict[str, Losses | Missing]:
+def _alternatives(
+    judge: ObjectiveMeter, oracle: Losses | Missing, like: SAE
+) -> dict[str, Losses | Missing]:
     """Return, for each other dictionary, J with the best codes less that of the truth, by block."""
     found: dict[str, Losses | Missing] = {}
     for name, rows in judge.draw.truth.alternatives.items():
@@ -259,12 +261,12 @@ def _alternatives(judge: Judge, oracle: Losses | Missing, like: SAE) -> dict[str
 
 
 def _judged(
-    judge: Judge,
+    judge: ObjectiveMeter,
     truth: Float32[torch.Tensor, "feature d_in"],
     runs: Mapping[int, Run],
     held: Run,
     moved: Run,
-) -> Split:
+) -> ObjectiveSplit:
     oracle, exact = judge.oracle(truth, held.sae)
     if not isinstance(oracle, Missing) and not exact:
         # the encoder's codes are codes too, and pursuit may have missed them
@@ -297,7 +299,7 @@ def _judged(
     values = {name: judge.value(gap) for name, gap in gaps.items()}
     rivals = {name: judge.value(gap) for name, gap in others.items()}
     cause, reason = cause_of(values, rivals, threshold, left_truth=left)
-    return Split(
+    return ObjectiveSplit(
         {name: judge.value(losses) for name, losses in objectives.items()},
         values,
         rivals,

@@ -29,7 +29,7 @@ _CHUNK_TOKENS = 1 << 16
 
 
 @dataclass(frozen=True)
-class Truth:
+class GeneratorTruth:
     """What is known of a generator before anything is drawn from it."""
 
     dictionary: Float32[torch.Tensor, "feature d_in"]
@@ -69,14 +69,14 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Draw:
+class Sample:
     """Tokens of a generator, with what they were made of."""
 
     x: Float32[torch.Tensor, "token d_in"]
     """The activations, as an SAE would meet them in a model: neither centered nor scaled."""
     codes: Codes
     """The true codes: which features are active on each token, and how much."""
-    truth: Truth
+    truth: GeneratorTruth
     """The generator's truth, the same in all of its draws."""
 
 
@@ -92,16 +92,16 @@ class GeneratorSpec(Spec, ABC):
     """Names the truth: dictionary, and whatever else is drawn once."""
 
     @property
-    def truth(self) -> Truth:
+    def truth(self) -> GeneratorTruth:
         """The truth; drawn at first use and kept for a while. Not to be written to."""
         return _truth(self)
 
-    def held_out(self, n_tokens: int) -> Draw:
+    def held_out(self, n_tokens: int) -> Sample:
         """Return tokens that no `stream` holds; the same ones each time."""
         return self.draw(n_tokens, generator(self.seed, self.kind, "held out"))
 
     @abstractmethod
-    def draw(self, n_tokens: int, random: torch.Generator) -> Draw:
+    def draw(self, n_tokens: int, random: torch.Generator) -> Sample:
         """Return `n_tokens` tokens.
 
         Args:
@@ -125,13 +125,13 @@ class GeneratorSpec(Spec, ABC):
             yield from torch.split(self.draw(min(chunk, n_tokens - first), random).x, batch_tokens)
 
     @abstractmethod
-    def _draw_truth(self) -> Truth:
+    def _draw_truth(self) -> GeneratorTruth:
         """Return the truth, from `seed` alone."""
 
 
 # not on the spec itself: a copy of it with other settings would take the old truth along
 @lru_cache(maxsize=4)
-def _truth(spec: GeneratorSpec) -> Truth:
+def _truth(spec: GeneratorSpec) -> GeneratorTruth:
     return spec._draw_truth()
 
 

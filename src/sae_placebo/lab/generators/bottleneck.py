@@ -11,7 +11,13 @@ from pydantic import Field
 
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
-from sae_placebo.lab.generators.base import GENERATORS, Draw, GeneratorSpec, Truth, compose
+from sae_placebo.lab.generators.base import (
+    GENERATORS,
+    GeneratorSpec,
+    GeneratorTruth,
+    Sample,
+    compose,
+)
 from sae_placebo.lab.generators.sparse_draws import packed
 
 _KEPT = 0.2
@@ -62,22 +68,22 @@ class BottleneckSpec(GeneratorSpec):
         """The features of the model that are in the truth, in its order."""
         return tuple((self.columns.norm(dim=1) >= _KEPT).nonzero()[:, 0].tolist())
 
-    def draw(self, n_tokens: int, random: torch.Generator) -> Draw:
+    def draw(self, n_tokens: int, random: torch.Generator) -> Sample:
         """Return `n_tokens` tokens."""
         kept = list(self.kept)
         lengths = self.columns[kept].norm(dim=1)
         active = torch.rand(n_tokens, len(kept), generator=random) >= self.sparsity
         amplitudes = 1 - torch.rand(n_tokens, len(kept), generator=random)
         codes = packed(amplitudes * lengths * active)
-        return Draw(compose(codes, self.truth.dictionary), codes, self.truth)
+        return Sample(compose(codes, self.truth.dictionary), codes, self.truth)
 
-    def _draw_truth(self) -> Truth:
+    def _draw_truth(self) -> GeneratorTruth:
         rows = torch.nn.functional.normalize(self.columns[list(self.kept)], dim=1)
-        return Truth(rows, torch.full((len(rows),), 1 - self.sparsity))
+        return GeneratorTruth(rows, torch.full((len(rows),), 1 - self.sparsity))
 
 
 @dataclass(frozen=True)
-class Phase:
+class Arrangement:
     """The arrangement that a toy model has learned."""
 
     lengths: Float32[torch.Tensor, " feature"]
@@ -103,7 +109,7 @@ class Phase:
         return int(self.kept.sum())
 
 
-def phase(spec: BottleneckSpec) -> Phase:
+def phase(spec: BottleneckSpec) -> Arrangement:
     """Return the arrangement that the model of `spec` has learned.
 
     Source: Elhage et al. (2022): "dimensions per feature", and superposition as the overlap.
@@ -113,7 +119,7 @@ def phase(spec: BottleneckSpec) -> Phase:
     unit = torch.nn.functional.normalize(columns, dim=1)
     products = unit @ columns.t()
     products.fill_diagonal_(0.0)
-    return Phase(
+    return Arrangement(
         lengths=lengths,
         overlaps=products.square().sum(dim=1),
         dimensions_per_feature=spec.d_in / float(lengths.square().sum()),

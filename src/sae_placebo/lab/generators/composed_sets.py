@@ -12,9 +12,9 @@ from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
 from sae_placebo.lab.generators.base import (
     GENERATORS,
-    Draw,
     GeneratorSpec,
-    Truth,
+    GeneratorTruth,
+    Sample,
     compose,
     unit_rows,
 )
@@ -77,7 +77,7 @@ class ComposedSetsSpec(GeneratorSpec):
                 return {**settings, "d_in": max(2, 2 * items)}
         return settings
 
-    def draw(self, n_tokens: int, random: torch.Generator) -> Draw:
+    def draw(self, n_tokens: int, random: torch.Generator) -> Sample:
         """Return `n_tokens` tokens."""
         k = self.items
         pair = torch.randint(k, (n_tokens, 2), generator=random)
@@ -90,7 +90,7 @@ class ComposedSetsSpec(GeneratorSpec):
         features[solo, 0] = solo_item[solo]
         amplitudes[solo, 1] = 0.0
         codes = packed(amplitudes, features, 2 * k)
-        return Draw(compose(codes, self.truth.dictionary), codes, self.truth)
+        return Sample(compose(codes, self.truth.dictionary), codes, self.truth)
 
     def _amplitudes(
         self, uniform: Float32[torch.Tensor, "token 2"]
@@ -101,7 +101,7 @@ class ComposedSetsSpec(GeneratorSpec):
         a, own = uniform[:, 0], uniform[:, 1]
         return torch.stack([a, (1 - f) * own + f * a], dim=1)
 
-    def _draw_truth(self) -> Truth:
+    def _draw_truth(self) -> GeneratorTruth:
         k = self.items
         rows = self._dictionary()
         of_pairs = torch.full((k,), (1 - self.boost) / k)
@@ -111,8 +111,8 @@ class ComposedSetsSpec(GeneratorSpec):
         exclusive = (sets[0] + sets[1],) if self.solo == 1 else sets
         shared = self.amplitude == "constant" or self.correlation == 1
         if self.solo or not shared:
-            return Truth(rows, rates, exclusive=exclusive)
-        return Truth(
+            return GeneratorTruth(rows, rates, exclusive=exclusive)
+        return GeneratorTruth(
             rows,
             rates,
             exclusive=exclusive,

@@ -10,9 +10,9 @@ from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
 from sae_placebo.lab.generators.base import (
     GENERATORS,
-    Draw,
     GeneratorSpec,
-    Truth,
+    GeneratorTruth,
+    Sample,
     compose,
     unit_rows,
 )
@@ -112,7 +112,7 @@ class CompositionalShiftSpec(GeneratorSpec):
         """Return the same world at test."""
         return self.model_copy(update={"shift": True})
 
-    def draw(self, n_tokens: int, random: torch.Generator) -> Draw:
+    def draw(self, n_tokens: int, random: torch.Generator) -> Sample:
         """Return `n_tokens` tokens; memory beyond them follows the active pairs of a chunk."""
         one = self._sets if self.law == "sets" else self._independent
         codes = Codes.concatenate(
@@ -121,7 +121,7 @@ class CompositionalShiftSpec(GeneratorSpec):
                 for first in range(0, n_tokens, _CHUNK_TOKENS)
             ]
         )
-        return Draw(compose(codes, self.truth.dictionary), codes, self.truth)
+        return Sample(compose(codes, self.truth.dictionary), codes, self.truth)
 
     def _sets(self, n_tokens: int, random: torch.Generator) -> Codes:
         first = torch.randint(self.items, (n_tokens,), generator=random)
@@ -155,7 +155,7 @@ class CompositionalShiftSpec(GeneratorSpec):
         values = 1 - torch.rand(len(tokens), generator=random)
         return codes_of(tokens, features, values, n_tokens, len(self._rates()))
 
-    def _draw_truth(self) -> Truth:
+    def _draw_truth(self) -> GeneratorTruth:
         rates = self._rates()
         n = len(rates)
         # `shift` is no part of the name: training and test have one dictionary
@@ -165,7 +165,7 @@ class CompositionalShiftSpec(GeneratorSpec):
         exclusive = sets if self.law == "sets" else ()
         if not self.shift:
             exclusive = (*exclusive, *self.pairs)
-        return Truth(make(n, self.d_in, random), rates, exclusive=exclusive)
+        return GeneratorTruth(make(n, self.d_in, random), rates, exclusive=exclusive)
 
     def _rates(self) -> torch.Tensor:
         if self.law == "sets":

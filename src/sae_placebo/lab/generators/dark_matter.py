@@ -13,9 +13,9 @@ from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
 from sae_placebo.lab.generators.base import (
     GENERATORS,
-    Draw,
     GeneratorSpec,
-    Truth,
+    GeneratorTruth,
+    Sample,
     compose,
 )
 from sae_placebo.lab.generators.sparse_draws import (
@@ -33,7 +33,7 @@ _CHUNK_TOKENS = 1 << 16
 class Parts:
     """Tokens taken apart; the activations are the sum of the three."""
 
-    draw: Draw
+    draw: Sample
     sparse: Float32[torch.Tensor, "token d_in"]
     """What the features make."""
     dense: Float32[torch.Tensor, "token d_in"]
@@ -109,7 +109,7 @@ class DarkMatterSpec(GeneratorSpec):
         whole = sparse + dense + noise
         return sparse / whole, dense / whole, noise / whole
 
-    def draw(self, n_tokens: int, random: torch.Generator) -> Draw:
+    def draw(self, n_tokens: int, random: torch.Generator) -> Sample:
         """Return `n_tokens` tokens; memory beyond them follows the active pairs of a chunk."""
         return self.parts(n_tokens, random).draw
 
@@ -125,14 +125,14 @@ class DarkMatterSpec(GeneratorSpec):
         along = torch.randn(n_tokens, self.dense, generator=random)
         dense = self.dense_std * along @ self.dense_rows
         noise = self.noise * torch.randn(n_tokens, self.d_in, generator=random)
-        return Parts(Draw(sparse + dense + noise, codes, self.truth), sparse, dense, noise)
+        return Parts(Sample(sparse + dense + noise, codes, self.truth), sparse, dense, noise)
 
     def _chunk(self, n_tokens: int, random: torch.Generator) -> Codes:
         tokens, features = independent_support(self.truth.rates, n_tokens, random)
         values = 1 - torch.rand(len(tokens), generator=random)
         return codes_of(tokens, features, values, n_tokens, self.n_features)
 
-    def _draw_truth(self) -> Truth:
+    def _draw_truth(self) -> GeneratorTruth:
         return self.sparse_spec().truth
 
 

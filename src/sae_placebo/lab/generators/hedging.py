@@ -9,7 +9,13 @@ from pydantic import Field
 
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
-from sae_placebo.lab.generators.base import GENERATORS, Draw, GeneratorSpec, Truth, compose
+from sae_placebo.lab.generators.base import (
+    GENERATORS,
+    GeneratorSpec,
+    GeneratorTruth,
+    Sample,
+    compose,
+)
 from sae_placebo.lab.generators.parent_child import CHILD_IN_COMPOSITE, NEVER_ALONE, with_composites
 from sae_placebo.lab.generators.sparse_draws import orthonormal_rows, packed
 
@@ -56,22 +62,22 @@ class HedgingSpec(GeneratorSpec):
         covariance = _PARENT * (within - rate)
         return covariance / math.sqrt(_PARENT * (1 - _PARENT) * rate * (1 - rate))
 
-    def draw(self, n_tokens: int, random: torch.Generator) -> Draw:
+    def draw(self, n_tokens: int, random: torch.Generator) -> Sample:
         """Return `n_tokens` tokens."""
         within, outside = _CHILD[self.law]
         uniform = torch.rand(n_tokens, 2, generator=random)
         parent = uniform[:, 0] < _PARENT
         child = torch.where(parent, uniform[:, 1] < within, uniform[:, 1] < outside)
         codes = packed(torch.stack([parent, child], dim=1).float())
-        return Draw(compose(codes, self.truth.dictionary), codes, self.truth)
+        return Sample(compose(codes, self.truth.dictionary), codes, self.truth)
 
-    def _draw_truth(self) -> Truth:
+    def _draw_truth(self) -> GeneratorTruth:
         within, outside = _CHILD[self.law]
         rows = orthonormal_rows(2, self.d_in, generator(self.seed, self.kind, "frame", self.d_in))
         rates = torch.tensor([_PARENT, _PARENT * within + (1 - _PARENT) * outside])
         if outside:
-            return Truth(rows, rates)
-        return Truth(
+            return GeneratorTruth(rows, rates)
+        return GeneratorTruth(
             rows,
             rates,
             parents=(-1, 0),

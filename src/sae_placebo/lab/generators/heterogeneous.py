@@ -8,7 +8,13 @@ from pydantic import Field, model_validator
 
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
-from sae_placebo.lab.generators.base import GENERATORS, Draw, GeneratorSpec, Truth, compose
+from sae_placebo.lab.generators.base import (
+    GENERATORS,
+    GeneratorSpec,
+    GeneratorTruth,
+    Sample,
+    compose,
+)
 from sae_placebo.lab.generators.sparse_draws import (
     codes_of,
     independent_support,
@@ -78,7 +84,7 @@ class HeterogeneousSpec(GeneratorSpec):
             )
         return self
 
-    def draw(self, n_tokens: int, random: torch.Generator) -> Draw:
+    def draw(self, n_tokens: int, random: torch.Generator) -> Sample:
         """Return `n_tokens` tokens; memory beyond them follows the active pairs of a chunk."""
         codes = Codes.concatenate(
             [
@@ -86,7 +92,7 @@ class HeterogeneousSpec(GeneratorSpec):
                 for first in range(0, n_tokens, _CHUNK_TOKENS)
             ]
         )
-        return Draw(compose(codes, self.truth.dictionary), codes, self.truth)
+        return Sample(compose(codes, self.truth.dictionary), codes, self.truth)
 
     def concepts(self) -> tuple[tuple[int, ...], ...]:
         """Return the rows of each concept: those of `dimensions`, then inner, outer of each pair."""
@@ -130,7 +136,7 @@ class HeterogeneousSpec(GeneratorSpec):
         low, high = self.outer if gated % 2 else self.inner
         return points * (low + (high - low) * torch.rand(n, 1, generator=random))
 
-    def _draw_truth(self) -> Truth:
+    def _draw_truth(self) -> GeneratorTruth:
         names = [str(size) for size in self.dimensions]
         random = generator(self.seed, self.kind, "dictionary", self.d_in, self.gated_pairs, *names)
         blocks = [orthonormal_rows(size, self.d_in, random) for size in self.dimensions]
@@ -144,7 +150,7 @@ class HeterogeneousSpec(GeneratorSpec):
             symmetries.append("the rows of a subspace may be rotated into one another")
         if gated:
             symmetries.append("the two concepts of a gated pair have one plane in common")
-        return Truth(
+        return GeneratorTruth(
             rows,
             torch.full((len(rows),), self.rate),
             # one row of each concept at most: the rows of one concept are active together

@@ -11,9 +11,9 @@ from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
 from sae_placebo.lab.generators.base import (
     GENERATORS,
-    Draw,
     GeneratorSpec,
-    Truth,
+    GeneratorTruth,
+    Sample,
     compose,
     unit_rows,
 )
@@ -74,7 +74,7 @@ class HighExpansionSpec(GeneratorSpec):
             )
         return self
 
-    def draw(self, n_tokens: int, random: torch.Generator) -> Draw:
+    def draw(self, n_tokens: int, random: torch.Generator) -> Sample:
         """Return `n_tokens` tokens; memory beyond them follows the active pairs of a chunk."""
         rates = self._rates()
         codes = Codes.concatenate(
@@ -83,16 +83,16 @@ class HighExpansionSpec(GeneratorSpec):
                 for first in range(0, n_tokens, _CHUNK_TOKENS)
             ]
         )
-        return Draw(compose(codes, self.truth.dictionary), codes, self.truth)
+        return Sample(compose(codes, self.truth.dictionary), codes, self.truth)
 
     def _chunk(self, n_tokens: int, rates: torch.Tensor, random: torch.Generator) -> Codes:
         tokens, features = independent_support(rates, n_tokens, random)
         values = torch.exp(self.sigma * torch.randn(len(tokens), generator=random))
         return codes_of(tokens, features, values, n_tokens, self.n_features)
 
-    def _draw_truth(self) -> Truth:
+    def _draw_truth(self) -> GeneratorTruth:
         random = generator(self.seed, self.kind, "dictionary", self.d_in, self.n_features)
-        return Truth(unit_rows(self.n_features, self.d_in, random), self._rates().float())
+        return GeneratorTruth(unit_rows(self.n_features, self.d_in, random), self._rates().float())
 
     def _rates(self) -> torch.Tensor:
         """Return the rates; they do not depend on d_in, so widths can be compared."""

@@ -10,7 +10,13 @@ from pydantic import Field, model_validator
 
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
-from sae_placebo.lab.generators.base import GENERATORS, Draw, GeneratorSpec, Truth, compose
+from sae_placebo.lab.generators.base import (
+    GENERATORS,
+    GeneratorSpec,
+    GeneratorTruth,
+    Sample,
+    compose,
+)
 from sae_placebo.lab.generators.sparse_draws import (
     codes_of,
     independent_support,
@@ -76,7 +82,7 @@ class MultidimensionalSpec(GeneratorSpec):
         """The shape of each block, in the order of `truth.subspaces`."""
         return ("circle",) * self.circles + ("sphere",) * self.spheres + ("torus",) * self.tori
 
-    def draw(self, n_tokens: int, random: torch.Generator) -> Draw:
+    def draw(self, n_tokens: int, random: torch.Generator) -> Sample:
         """Return `n_tokens` tokens; memory beyond them follows the active pairs of a chunk."""
         codes = Codes.concatenate(
             [
@@ -84,7 +90,7 @@ class MultidimensionalSpec(GeneratorSpec):
                 for first in range(0, n_tokens, _CHUNK_TOKENS)
             ]
         )
-        return Draw(compose(codes, self.truth.dictionary), codes, self.truth)
+        return Sample(compose(codes, self.truth.dictionary), codes, self.truth)
 
     def _chunk(self, n_tokens: int, random: torch.Generator) -> Codes:
         groups = self._groups()
@@ -122,11 +128,11 @@ class MultidimensionalSpec(GeneratorSpec):
             first += _DIMENSIONS[shape]
         return tuple(groups)
 
-    def _draw_truth(self) -> Truth:
+    def _draw_truth(self) -> GeneratorTruth:
         random = generator(self.seed, self.kind, "dictionary", self.d_in, *self.shapes)
         groups = self._groups()
         rows = torch.cat([orthonormal_rows(len(group), self.d_in, random) for group in groups])
-        return Truth(
+        return GeneratorTruth(
             rows,
             torch.full((len(rows),), self._rate()),
             subspaces=groups,

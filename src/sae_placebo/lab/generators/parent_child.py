@@ -9,7 +9,13 @@ from pydantic import Field
 
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
-from sae_placebo.lab.generators.base import GENERATORS, Draw, GeneratorSpec, Truth, compose
+from sae_placebo.lab.generators.base import (
+    GENERATORS,
+    GeneratorSpec,
+    GeneratorTruth,
+    Sample,
+    compose,
+)
 from sae_placebo.lab.generators.sparse_draws import orthonormal_rows, packed
 
 _RATES = (0.25, 0.05, 0.05, 0.05)
@@ -40,7 +46,7 @@ class ParentChildSpec(GeneratorSpec):
     law: Literal["independent", "hierarchical"] = "hierarchical"
     """Whether feature 1 occurs without feature 0."""
 
-    def draw(self, n_tokens: int, random: torch.Generator) -> Draw:
+    def draw(self, n_tokens: int, random: torch.Generator) -> Sample:
         """Return `n_tokens` tokens."""
         active = torch.rand(n_tokens, 4, generator=random)
         rates = torch.tensor(_RATES)
@@ -51,14 +57,14 @@ class ParentChildSpec(GeneratorSpec):
         if self.law == "hierarchical":
             values[:, 1] *= values[:, 0]
         codes = packed(values)
-        return Draw(compose(codes, self.truth.dictionary), codes, self.truth)
+        return Sample(compose(codes, self.truth.dictionary), codes, self.truth)
 
-    def _draw_truth(self) -> Truth:
+    def _draw_truth(self) -> GeneratorTruth:
         rows = orthonormal_rows(4, self.d_in, generator(self.seed, self.kind, "frame", self.d_in))
         rates = torch.tensor(_RATES)
         if self.law == "independent":
-            return Truth(rows, rates)
-        return Truth(
+            return GeneratorTruth(rows, rates)
+        return GeneratorTruth(
             rows,
             rates,
             parents=(-1, 0, -1, -1),

@@ -8,7 +8,13 @@ from pydantic import Field, model_validator
 
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
-from sae_placebo.lab.generators.base import GENERATORS, Draw, GeneratorSpec, Truth, compose
+from sae_placebo.lab.generators.base import (
+    GENERATORS,
+    GeneratorSpec,
+    GeneratorTruth,
+    Sample,
+    compose,
+)
 from sae_placebo.lab.generators.parent_child import CHILD_IN_COMPOSITE, NEVER_ALONE, with_composites
 from sae_placebo.lab.generators.sparse_draws import orthonormal_rows, packed
 
@@ -70,24 +76,24 @@ class SolvablePairSpec(GeneratorSpec):
             )
         return self
 
-    def draw(self, n_tokens: int, random: torch.Generator) -> Draw:
+    def draw(self, n_tokens: int, random: torch.Generator) -> Sample:
         """Return `n_tokens` tokens."""
         event = torch.rand(n_tokens, 1 + self.background, generator=random, dtype=torch.float64)
         # in order: both, parent alone, child alone, nothing
         child_alone = (event >= self.q + self.p0) & (event < self.q + self.p0 + self.epsilon)
         parent, child = event < self.q + self.p0, (event < self.q) | child_alone
         codes = packed(torch.stack([parent, child], dim=2).flatten(1).float())
-        return Draw(compose(codes, self.truth.dictionary), codes, self.truth)
+        return Sample(compose(codes, self.truth.dictionary), codes, self.truth)
 
-    def _draw_truth(self) -> Truth:
+    def _draw_truth(self) -> GeneratorTruth:
         n_pairs = 1 + self.background
         random = generator(self.seed, self.kind, "frame", self.d_in, n_pairs)
         rows = orthonormal_rows(2 * n_pairs, self.d_in, random)
         rates = torch.tensor([self.q + self.p0, self.q + self.epsilon] * n_pairs)
         if self.epsilon:
-            return Truth(rows, rates)
+            return GeneratorTruth(rows, rates)
         pairs = tuple((2 * b + 1, 2 * b) for b in range(n_pairs))
-        return Truth(
+        return GeneratorTruth(
             rows,
             rates,
             parents=tuple(i for b in range(n_pairs) for i in (-1, 2 * b)),

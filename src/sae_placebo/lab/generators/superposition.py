@@ -12,9 +12,9 @@ from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
 from sae_placebo.lab.generators.base import (
     GENERATORS,
-    Draw,
     GeneratorSpec,
-    Truth,
+    GeneratorTruth,
+    Sample,
     compose,
     unit_rows,
 )
@@ -76,7 +76,7 @@ class SuperpositionSpec(GeneratorSpec):
             )
         return self
 
-    def draw(self, n_tokens: int, random: torch.Generator) -> Draw:
+    def draw(self, n_tokens: int, random: torch.Generator) -> Sample:
         """Return `n_tokens` tokens; memory beyond them is a chunk of tokens times features."""
         size = max(1, _CHUNK_NUMBERS // self.n_features)
         mixing = self._mixing() if self.correlated else None
@@ -89,7 +89,7 @@ class SuperpositionSpec(GeneratorSpec):
         x = compose(codes, self.truth.dictionary)
         if self.noise:
             x += self.noise * torch.randn(x.shape, generator=random)
-        return Draw(x, codes, self.truth)
+        return Sample(x, codes, self.truth)
 
     def _chunk(
         self,
@@ -108,10 +108,10 @@ class SuperpositionSpec(GeneratorSpec):
         values = 1 - torch.rand(len(features), generator=random)
         return Codes(offsets, features, values, self.n_features)
 
-    def _draw_truth(self) -> Truth:
+    def _draw_truth(self) -> GeneratorTruth:
         random = generator(self.seed, self.kind, "dictionary", self.d_in, self.n_features)
         rows = unit_rows(self.n_features, self.d_in, random)
-        return Truth(rows, torch.tensor(self._rates(), dtype=torch.float32))
+        return GeneratorTruth(rows, torch.tensor(self._rates(), dtype=torch.float32))
 
     def _rates(self) -> list[float]:
         falling = [self.decay**i for i in range(self.n_features)]

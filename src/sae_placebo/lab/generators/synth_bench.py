@@ -14,9 +14,9 @@ from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
 from sae_placebo.lab.generators.base import (
     GENERATORS,
-    Draw,
     GeneratorSpec,
-    Truth,
+    GeneratorTruth,
+    Sample,
     compose,
     unit_rows,
 )
@@ -118,7 +118,7 @@ class SynthBenchSpec(GeneratorSpec):
         """The constant vector of every token."""
         return self.bias * unit_rows(1, self.d_in, generator(self.seed, self.kind, "bias"))[0]
 
-    def draw(self, n_tokens: int, random: torch.Generator) -> Draw:
+    def draw(self, n_tokens: int, random: torch.Generator) -> Sample:
         """Return `n_tokens` tokens; memory beyond them is a chunk of tokens times features."""
         law = _law(self)
         # what is dense: tokens by roots and single features
@@ -129,9 +129,9 @@ class SynthBenchSpec(GeneratorSpec):
         x = compose(codes, self.truth.dictionary)
         if self.bias:
             x += self.offset
-        return Draw(x, codes, self.truth)
+        return Sample(x, codes, self.truth)
 
-    def _draw_truth(self) -> Truth:
+    def _draw_truth(self) -> GeneratorTruth:
         n, roots = self.n_features, self.roots
         random = generator(self.seed, self.kind, "dictionary", self.d_in, n)
         rows = unit_rows(n, self.d_in, random)
@@ -140,7 +140,7 @@ class SynthBenchSpec(GeneratorSpec):
         parents = torch.div(child - roots, _BRANCHING, rounding_mode="floor")
         parents[(child < roots) | (child >= in_trees)] = -1
         groups = range(roots, in_trees, _BRANCHING)
-        return Truth(
+        return GeneratorTruth(
             _orthogonalized(rows, self.orthogonalization_steps),
             _rates(_law(self), generator(self.seed, self.kind, "rates").initial_seed()),
             parents=tuple(parents.tolist()),

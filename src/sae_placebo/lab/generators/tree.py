@@ -10,9 +10,9 @@ from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
 from sae_placebo.lab.generators.base import (
     GENERATORS,
-    Draw,
     GeneratorSpec,
-    Truth,
+    GeneratorTruth,
+    Sample,
     compose,
     unit_rows,
 )
@@ -95,7 +95,7 @@ class TreeSpec(GeneratorSpec):
             return tuple(found)
         return (-1, 0, 0, 0, -1, 4, 4, 4, -1, 8, 8, 8, *[-1] * _SINGLES)
 
-    def draw(self, n_tokens: int, random: torch.Generator) -> Draw:
+    def draw(self, n_tokens: int, random: torch.Generator) -> Sample:
         """Return `n_tokens` tokens; memory beyond them is a chunk of tokens times features."""
         codes = Codes.concatenate(
             [
@@ -103,7 +103,7 @@ class TreeSpec(GeneratorSpec):
                 for first in range(0, n_tokens, _CHUNK_TOKENS)
             ]
         )
-        return Draw(compose(codes, self.truth.dictionary), codes, self.truth)
+        return Sample(compose(codes, self.truth.dictionary), codes, self.truth)
 
     def _chunk(self, n_tokens: int, random: torch.Generator) -> Codes:
         parents, groups = self.parents, _siblings(self.parents)
@@ -123,7 +123,7 @@ class TreeSpec(GeneratorSpec):
         values = 1 + self.magnitude_std * torch.randn(len(tokens), generator=random)
         return codes_of(tokens, features, values.clamp_min(0), n_tokens, len(parents))
 
-    def _draw_truth(self) -> Truth:
+    def _draw_truth(self) -> GeneratorTruth:
         parents = self.parents
         random = generator(self.seed, self.kind, "dictionary", self.layout, self.d_in, len(parents))
         make = orthonormal_rows if len(parents) <= self.d_in else unit_rows
@@ -134,7 +134,7 @@ class TreeSpec(GeneratorSpec):
             if parent >= 0:
                 composites[child] += composites[parent]
         unit = torch.nn.functional.normalize(composites, dim=1)
-        return Truth(
+        return GeneratorTruth(
             rows,
             torch.tensor(self._rates(), dtype=torch.float32),
             parents=parents,

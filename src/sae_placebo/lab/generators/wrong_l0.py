@@ -10,7 +10,13 @@ from pydantic import Field, model_validator
 
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
-from sae_placebo.lab.generators.base import GENERATORS, Draw, GeneratorSpec, Truth, compose
+from sae_placebo.lab.generators.base import (
+    GENERATORS,
+    GeneratorSpec,
+    GeneratorTruth,
+    Sample,
+    compose,
+)
 from sae_placebo.lab.generators.sparse_draws import codes_of, orthonormal_rows
 from sae_placebo.saes import Codes
 
@@ -89,7 +95,7 @@ class WrongL0Spec(GeneratorSpec):
         """The correlation matrix of h in force."""
         return _correlations(self).float()
 
-    def draw(self, n_tokens: int, random: torch.Generator) -> Draw:
+    def draw(self, n_tokens: int, random: torch.Generator) -> Sample:
         """Return `n_tokens` tokens; memory beyond them is a chunk of tokens times features."""
         mixing = torch.linalg.cholesky(_correlations(self)).float()
         thresholds = torch.special.ndtri(1 - self._rates()).float()
@@ -99,7 +105,7 @@ class WrongL0Spec(GeneratorSpec):
             for first in range(0, n_tokens, size)
         ]
         codes = Codes.concatenate(parts)
-        return Draw(compose(codes, self.truth.dictionary), codes, self.truth)
+        return Sample(compose(codes, self.truth.dictionary), codes, self.truth)
 
     def _chunk(
         self,
@@ -113,12 +119,12 @@ class WrongL0Spec(GeneratorSpec):
         values = 1 + self.magnitude_std * torch.randn(len(tokens), generator=random)
         return codes_of(tokens, features, values.clamp_min(0), n_tokens, self.n_features)
 
-    def _draw_truth(self) -> Truth:
+    def _draw_truth(self) -> GeneratorTruth:
         random = generator(self.seed, self.kind, "dictionary", self.d_in, self.n_features)
         positive = 1.0
         if self.magnitude_std:
             positive = float(torch.special.ndtr(torch.tensor(1 / self.magnitude_std)))
-        return Truth(
+        return GeneratorTruth(
             orthonormal_rows(self.n_features, self.d_in, random),
             (self._rates() * positive).float(),
         )

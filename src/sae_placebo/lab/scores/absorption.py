@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from sae_placebo.core.errors import NotEstimable
-from sae_placebo.lab.generators.base import Draw
+from sae_placebo.lab.generators.base import Sample
 from sae_placebo.lab.scores.matching import Matching, code_matrix, correlation, matching
 from sae_placebo.saes import SAE
 from sae_placebo.stats.proportions import wilson
@@ -127,7 +127,7 @@ class Absorption:
         return float(np.mean(found))
 
 
-def absorption(sae: SAE, draw: Draw) -> Absorption:
+def absorption(sae: SAE, draw: Sample) -> Absorption:
     """Return which children's latents took over from their parents' latents, and all holes.
 
     Latents are those whose rows are nearest to the features, among those that fire.
@@ -278,7 +278,7 @@ class HedgingSlope:
     reason: str
 
 
-def hedging_slope(sae: SAE, draw: Draw, matched: Matching | None = None) -> HedgingSlope:
+def hedging_slope(sae: SAE, draw: Sample, matched: Matching | None = None) -> HedgingSlope:
     """Return whether latents lean towards features that correlate with their own.
 
     What a latent's own feature has in common with the other one is no hedging: it is taken off the cosine.

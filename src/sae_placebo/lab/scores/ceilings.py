@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int64
 
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import torch
-from sae_placebo.lab.generators.base import Draw
+from sae_placebo.lab.generators.base import Sample
 from sae_placebo.lab.scores.inference import nonnegative_pursuit
 from sae_placebo.saes import SAE, SAESpec
 
@@ -35,7 +35,7 @@ class Ceilings:
 
 
 def ceilings(
-    draw: Draw, n_tokens: int = 512, *, over: Literal["pairs", "tokens"] = "pairs"
+    draw: Sample, n_tokens: int = 512, *, over: Literal["pairs", "tokens"] = "pairs"
 ) -> Ceilings:
     """Return the ceilings on the draw's first `n_tokens` tokens.
 
@@ -76,7 +76,7 @@ def ceilings(
     )
 
 
-def from_truth(sae: SAESpec, draw: Draw, seed: int) -> SAE:
+def from_truth(sae: SAESpec, draw: Sample, seed: int) -> SAE:
     """Return an SAE that starts at the truth: the first latents' rows are the features.
 
     What training makes of it separates a fault of the objective, which moves it away, from one of

@@ -37,7 +37,7 @@ from jaxtyping import Bool, Float, Int64
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import numpy_generator
-from sae_placebo.lab.generators.base import Draw
+from sae_placebo.lab.generators.base import Sample
 from sae_placebo.lab.scores.decoder_orders import Orders, dictionaries, orders
 from sae_placebo.lab.scores.firing_parts import PARTS, firing_parts
 from sae_placebo.lab.scores.matching import code_matrix
@@ -53,7 +53,7 @@ _CHUNK_LATENTS = 256
 
 
 @dataclass(frozen=True)
-class Share:
+class LatentShare:
     """A share of latents, with Wilson's interval, and what chance gives."""
 
     value: float
@@ -136,15 +136,15 @@ class Composition:
         """Share of live latents with a conjunction share above 0.3."""
         return self.firing.share(self.live)
 
-    def atomic(self) -> Share:
+    def atomic(self) -> LatentShare:
         """Return `decoder_atomic` with its interval over latents, beside random directions'."""
         return self._counted(self.top_cosine > ATOMIC, self.random_rows.top_cosine > ATOMIC)
 
-    def atomic_by_best(self) -> Share:
+    def atomic_by_best(self) -> LatentShare:
         """Return the same against the best of the dictionaries that give the same activations."""
         return self._counted(self.by_best.top_cosine > ATOMIC, self.random_rows.top_cosine > ATOMIC)
 
-    def conjunctions(self) -> Share:
+    def conjunctions(self) -> LatentShare:
         """Return `conjunction_share` with its interval; the null is that of random directions."""
         return self._counted(
             np.nan_to_num(self.conjunction) > CONJUNCTION,
@@ -153,12 +153,12 @@ class Composition:
 
     def _counted(
         self, hits: Bool[np.ndarray, " latent"], null: Bool[np.ndarray, " other"]
-    ) -> Share:
+    ) -> LatentShare:
         count, n = int(hits[self.live].sum()), self.n_live
-        return Share(count / n, *wilson(count, n), n, float(null.mean()))
+        return LatentShare(count / n, *wilson(count, n), n, float(null.mean()))
 
 
-def composition(sae: SAE, draw: Draw, seed: int = 0, threshold: float = 0.0) -> Composition:
+def composition(sae: SAE, draw: Sample, seed: int = 0, threshold: float = 0.0) -> Composition:
     """Return the composition of every latent of `sae`, which has the units of the draw.
 
     Args:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from sae_placebo.core.lazy import torch
-from sae_placebo.lab.generators.base import Draw
+from sae_placebo.lab.generators.base import Sample
 
 Groups = tuple[tuple[int, ...], ...]
 
@@ -88,7 +88,7 @@ def orders(
 
 
 def dictionaries(
-    draw: Draw, b_dec: Float[torch.Tensor, " d_in"]
+    draw: Sample, b_dec: Float[torch.Tensor, " d_in"]
 ) -> dict[str, tuple[Float[np.ndarray, "_ d_in"], Groups]]:
     """Return the dictionaries that give the draw's activations, by name, with their groups.
 
@@ -109,7 +109,7 @@ def dictionaries(
 
 
 def _centered(
-    draw: Draw, features: Float[np.ndarray, "feature d_in"], b_dec: Float[np.ndarray, " d_in"]
+    draw: Sample, features: Float[np.ndarray, "feature d_in"], b_dec: Float[np.ndarray, " d_in"]
 ) -> Float[np.ndarray, "feature d_in"] | None:
     """Return unit features less what `b_dec` holds of their group's mean; None: it holds nothing."""
     n_tokens = draw.codes.n_tokens

@@ -19,7 +19,7 @@ _FEWEST_FIRINGS = 20
 
 
 @dataclass(frozen=True)
-class Mean:
+class LatentMean:
     """A mean over latents with its interval, and the null's mean over the same latents."""
 
     value: float
@@ -63,7 +63,7 @@ class Detectors:
 
     def mean(
         self, of: Literal["precision", "recall", "f1", "f1_at_threshold"] = "f1", dead: bool = False
-    ) -> Mean:
+    ) -> LatentMean:
         """Return a mean over latents; the interval takes latents as drawn from very many.
 
         Args:
@@ -88,7 +88,7 @@ class Detectors:
             raise NotEstimable(f"{n} latents fire and have a feature: a mean needs two or more")
         value = float(values[known].mean())
         half = NormalDist().inv_cdf(0.975) * float(values[known].std(ddof=1)) / math.sqrt(n)
-        return Mean(value, value - half, value + half, n, float(np.nanmean(null[known])))
+        return LatentMean(value, value - half, value + half, n, float(np.nanmean(null[known])))
 
 
 def detectors(

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from sae_placebo.core.errors import NotEstimable, SpecError
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
-from sae_placebo.lab.generators.base import Truth, unit_rows
+from sae_placebo.lab.generators.base import GeneratorTruth, unit_rows
 from sae_placebo.lab.scores.recovery import recovery
 from sae_placebo.stats.proportions import wilson
 
@@ -48,7 +48,7 @@ class RateBin:
 
 def recovery_by_rate(
     learned: Float[torch.Tensor, "latent d_in"],
-    truth: Truth,
+    truth: GeneratorTruth,
     *,
     threshold: float = 0.9,
     n_bins: int = 6,

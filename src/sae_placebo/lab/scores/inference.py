@@ -354,7 +354,7 @@ def omp(
     k: int,
     *,
     nonnegative: bool = False,
-) -> pursuit.Codes:
+) -> pursuit.AtomCodes:
     """Return codes of at most k atoms by orthogonal matching pursuit, of either sign unless `nonnegative`.
 
     Rows must have length 1. The codes are those of `methods.pursuit`, since they may be negative; that of
@@ -363,7 +363,7 @@ def omp(
     if nonnegative:
         path = nonnegative_pursuit(x, dictionary, k)
         last = path.values[:, -1].numpy().astype(np.float32)
-        return pursuit.Codes(path.atoms.numpy().astype(np.int32), last, path.n_atoms)
+        return pursuit.AtomCodes(path.atoms.numpy().astype(np.int32), last, path.n_atoms)
     return pursuit.pursue(_numbers(x), _numbers(dictionary), k).at(k)
 
 

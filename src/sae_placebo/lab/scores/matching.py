@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 
 from sae_placebo.core.errors import NotEstimable, SpecError
 from sae_placebo.core.lazy import torch
-from sae_placebo.lab.generators.base import Truth
+from sae_placebo.lab.generators.base import GeneratorTruth
 from sae_placebo.latents.partners.assignment import AssignmentSpec, assign, unit_rows
 from sae_placebo.saes import Codes
 
@@ -83,7 +83,7 @@ class Matching:
 
 def matching(
     learned: Float[torch.Tensor, "latent d_in"],
-    truth: Truth | Float[torch.Tensor, "feature d_in"],
+    truth: GeneratorTruth | Float[torch.Tensor, "feature d_in"],
     spec: AssignmentSpec | None = None,
 ) -> Matching:
     """Return how latents' decoder rows and features' directions pair up; lengths do not matter.
@@ -102,7 +102,7 @@ def matching(
     Raises:
         SpecError: one side has no rows, or widths differ.
     """
-    directions = truth.dictionary if isinstance(truth, Truth) else truth
+    directions = truth.dictionary if isinstance(truth, GeneratorTruth) else truth
     if not len(learned) or not len(directions) or learned.shape[1] != directions.shape[1]:
         raise SpecError(
             f"rows of shape {tuple(learned.shape)} and {tuple(directions.shape)} cannot be matched: "

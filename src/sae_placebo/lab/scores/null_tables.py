@@ -13,7 +13,7 @@ from jaxtyping import Float, Float32
 from sae_placebo.core.errors import NotEstimable, SpecError
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import numpy_generator
-from sae_placebo.lab.generators.base import Truth
+from sae_placebo.lab.generators.base import GeneratorTruth
 from sae_placebo.lab.scores.matching import Matching, matching
 from sae_placebo.latents.partners.assignment import AssignmentSpec
 
@@ -82,7 +82,7 @@ class MatchingNull:
 
 
 def matching_null(
-    truth: Truth | Float[torch.Tensor, "feature d_in"],
+    truth: GeneratorTruth | Float[torch.Tensor, "feature d_in"],
     d_sae: int,
     seed: int,
     *,
@@ -107,7 +107,7 @@ def matching_null(
     Raises:
         SpecError: fewer than 2 draws, or activations are missing or too few.
     """
-    directions = truth.dictionary if isinstance(truth, Truth) else truth
+    directions = truth.dictionary if isinstance(truth, GeneratorTruth) else truth
     if draws < 2:
         raise SpecError(f"{draws} draws have no spread: take 2 or more")
     random = numpy_generator(seed, "matching null", directions.shape[1], d_sae, atoms)

@@ -17,7 +17,7 @@ from sae_placebo.baselines.base import Dictionary, Material, MethodsSpec
 from sae_placebo.baselines.centroids import fit_kmeans
 from sae_placebo.baselines.independent import fit_ica
 from sae_placebo.baselines.principal import fit_pca
-from sae_placebo.baselines.pursuit import Codes
+from sae_placebo.baselines.pursuit import AtomCodes
 from sae_placebo.core.errors import NotEstimable, SpecError
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import numpy_generator
@@ -45,11 +45,11 @@ class Reference:
 
     def codes(
         self, x: Float[torch.Tensor, "token d_in"], k: int, *, nonnegative: bool = False
-    ) -> Codes:
+    ) -> AtomCodes:
         """Return codes of at most k atoms, by orthogonal matching pursuit."""
         return omp(x - self.center, self.directions, k, nonnegative=nonnegative)
 
-    def decode(self, codes: Codes) -> Float32[torch.Tensor, "token d_in"]:
+    def decode(self, codes: AtomCodes) -> Float32[torch.Tensor, "token d_in"]:
         """Return the sum of atoms that codes name, plus the center."""
         return torch.from_numpy(codes.decode(self.directions.numpy())) + self.center
 
@@ -138,7 +138,7 @@ def ksvd(
 
 
 def _updated(
-    x: Float[np.ndarray, "token d_in"], rows: Float[np.ndarray, "atom d_in"], codes: Codes
+    x: Float[np.ndarray, "token d_in"], rows: Float[np.ndarray, "atom d_in"], codes: AtomCodes
 ) -> Float[np.ndarray, "atom d_in"]:
     """Return the atoms after one pass over them."""
     rows = rows.copy()

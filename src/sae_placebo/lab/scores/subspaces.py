@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int64
 from sae_placebo.core.errors import NotEstimable, SpecError
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import numpy_generator
-from sae_placebo.lab.generators.base import Truth
+from sae_placebo.lab.generators.base import GeneratorTruth
 from sae_placebo.saes import Codes
 
 
@@ -55,7 +55,7 @@ class SubspaceRecovery:
 
 def subspace_recovery(
     learned: Float[torch.Tensor, "latent d_in"],
-    truth: Truth,
+    truth: GeneratorTruth,
     codes: Codes | None = None,
     *,
     seed: int = 0,

@@ -19,8 +19,8 @@ from sae_placebo.core.spec import numpy_generator
 from sae_placebo.data.rows import Rows
 from sae_placebo.lab.generators.base import Scaling
 from sae_placebo.lab.spikes.keys import TokenKeys
-from sae_placebo.lab.spikes.plant import Plan, Spike
-from sae_placebo.models.activations import Block, HarvestSpec, blocks, row_order
+from sae_placebo.lab.spikes.plant import Planting, Spike
+from sae_placebo.models.activations import ActivationBlock, HarvestSpec, blocks, row_order
 from sae_placebo.saes import SAE, SAESpec
 from sae_placebo.saes.kernels import Workspace
 from sae_placebo.saes.training import Fit
@@ -28,7 +28,7 @@ from sae_placebo.saes.training_spec import TrainingSpec
 
 _CHUNK_BATCHES = 16
 
-Read = Callable[[Rows, np.ndarray], Iterator[tuple[Block, TokenKeys]]]
+Read = Callable[[Rows, np.ndarray], Iterator[tuple[ActivationBlock, TokenKeys]]]
 """Reads rows in an order, and says what names the tokens of each block."""
 
 
@@ -99,19 +99,19 @@ class Bed:
         found: np.ndarray = (centered.t() @ centered).double().numpy() / len(self.x)
         return found
 
-    def plan(self, spikes: list[Spike], seed: int, orthogonal: bool = True) -> Plan:
+    def plan(self, spikes: list[Spike], seed: int, orthogonal: bool = True) -> Planting:
         """Return a plan of spikes in this bed's units."""
         needed = any(spike.direction == "covariance" for spike in spikes)
         covariance = self.covariance() if needed else None
-        return Plan.of(spikes, seed, self.d_in, self.scale(), covariance, orthogonal)
+        return Planting.of(spikes, seed, self.d_in, self.scale(), covariance, orthogonal)
 
-    def planted(self, plan: Plan | None) -> Float32[torch.Tensor, "other d_in"]:
+    def planted(self, plan: Planting | None) -> Float32[torch.Tensor, "other d_in"]:
         """Return the held-out tokens with the plan's spikes in them."""
         return self.heldout if plan is None else plan.plant(self.heldout, self.heldout_keys)[0]
 
     def train(
         self,
-        plan: Plan | None,
+        plan: Planting | None,
         sae: SAESpec,
         training: TrainingSpec,
         seed: int,
@@ -156,7 +156,7 @@ class Bed:
 def reading_of(reader: object, harvest: HarvestSpec) -> Read:
     """Return what reads activations with `reader` as they are."""
 
-    def read(rows: Rows, order: np.ndarray) -> Iterator[tuple[Block, TokenKeys]]:
+    def read(rows: Rows, order: np.ndarray) -> Iterator[tuple[ActivationBlock, TokenKeys]]:
         for block in blocks(reader, rows, order, harvest.block_rows):
             yield block, TokenKeys.of_rows(rows, block.places.numpy())
 
@@ -164,7 +164,7 @@ def reading_of(reader: object, harvest: HarvestSpec) -> Read:
 
 
 def _gathered(
-    read: Iterator[tuple[Block, TokenKeys]], hookpoint: str
+    read: Iterator[tuple[ActivationBlock, TokenKeys]], hookpoint: str
 ) -> tuple[torch.Tensor, TokenKeys]:
     parts, keys = [], []
     for block, names in read:

@@ -45,7 +45,7 @@ class Thresholds(Spec):
 
 
 @dataclass(frozen=True)
-class Judge:
+class OutcomeRules:
     """The decision list, on one SAE's codes of held-out tokens.
 
     Attributes:

@@ -5,11 +5,11 @@ A spike is a direction that some tokens get more of: which tokens, and how much,
 read, in training and held out, and every arm gets the same plan.
 
 **Units.** A magnitude is in units of the activations' rms norm about their mean,
-sqrt(E |x - mean|^2), outliers left out where the caller leaves them out; `Plan.scale` is that number.
+sqrt(E |x - mean|^2), outliers left out where the caller leaves them out; `Planting.scale` is that number.
 A spike of magnitude 1 is as long as a typical activation is far from the mean.
 
 What is planted must be little, and spikes must be nearly at right angles, or they measure each other:
-`Plan.energy_share` and `Plan.largest_cosine` say how little and how nearly.
+`Planting.energy_share` and `Planting.largest_cosine` say how little and how nearly.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pydantic import Field
 from sae_placebo.core.errors import SpecError
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import Spec, generator
-from sae_placebo.lab.generators.base import Truth, compose
+from sae_placebo.lab.generators.base import GeneratorTruth, compose
 from sae_placebo.lab.spikes.keys import TokenKeys, uniforms
 from sae_placebo.saes import Codes
 
@@ -71,7 +71,7 @@ class Spike(Spec):
 
 
 @dataclass(frozen=True)
-class Plan:
+class Planting:
     """Spikes, with directions and a scale: all that planting needs.
 
     Attributes:
@@ -95,7 +95,7 @@ class Plan:
         scale: float,
         covariance: Float64[np.ndarray, "d_in d_in"] | None = None,
         orthogonal: bool = True,
-    ) -> Plan:
+    ) -> Planting:
         """Return a plan with its directions drawn.
 
         Args:
@@ -161,7 +161,7 @@ class Plan:
             cosines[np.ix_(mine, mine)] = 0
         return float(cosines.max()) if len(cosines) else 0.0
 
-    def pointing(self, dictionary: Float32[torch.Tensor, "feature d_in"]) -> Plan:
+    def pointing(self, dictionary: Float32[torch.Tensor, "feature d_in"]) -> Planting:
         """Return the same plan with other directions, such as what a model made of the planted ones."""
         return replace(self, dictionary=dictionary)
 
@@ -230,7 +230,7 @@ class Plan:
             return x, codes
         return x + compose(codes, self.dictionary), codes
 
-    def truth(self, keys: TokenKeys) -> Truth:
+    def truth(self, keys: TokenKeys) -> GeneratorTruth:
         """Return what is planted in these tokens, as a generator's truth.
 
         `rates` are probabilities by the law; where a token set enters, its share is that of `keys`.
@@ -247,7 +247,7 @@ class Plan:
             rates[spike.name] = rate
         first = {s.name: rows[0] for s, rows in zip(self.spikes, self.rows, strict=True)}
         each = [(s, row) for s, rows in zip(self.spikes, self.rows, strict=True) for row in rows]
-        return Truth(
+        return GeneratorTruth(
             dictionary=self.dictionary,
             rates=torch.tensor([rates[s.name] for s, _ in each], dtype=torch.float32),
             parents=tuple(-1 if s.parent is None else first[s.parent] for s, _ in each),
@@ -260,11 +260,11 @@ def plant(
     spikes: Sequence[Spike],
     seed: int,
     keys: TokenKeys | None = None,
-) -> tuple[Float[torch.Tensor, "token d_in"], Codes, Truth]:
+) -> tuple[Float[torch.Tensor, "token d_in"], Codes, GeneratorTruth]:
     """Return `x` with spikes planted, the true codes, and the truth.
 
     The scale, and the covariance where one is needed, are those of `x`. To plant the same into other
-    tokens make a `Plan` once: its scale would else be each part's own.
+    tokens make a `Planting` once: its scale would else be each part's own.
 
     Args:
         x: Activations, in any units.
@@ -278,7 +278,7 @@ def plant(
     covariance = None
     if any(spike.direction == "covariance" for spike in spikes):
         covariance = (centered.t() @ centered / len(x)).numpy()
-    plan = Plan.of(spikes, seed, x.shape[1], scale, covariance)
+    plan = Planting.of(spikes, seed, x.shape[1], scale, covariance)
     planted, codes = plan.plant(x, keys)
     return planted, codes, plan.truth(keys)
 

@@ -22,8 +22,8 @@ from jaxtyping import Bool, Float, Float64, Int64
 from sae_placebo.core.errors import NotEstimable, SpecError
 from sae_placebo.core.lazy import torch
 from sae_placebo.lab.spikes.keys import TokenKeys
-from sae_placebo.lab.spikes.outcomes import DETECTED, OUTCOMES, Judge, Thresholds
-from sae_placebo.lab.spikes.plant import Plan
+from sae_placebo.lab.spikes.outcomes import DETECTED, OUTCOMES, OutcomeRules, Thresholds
+from sae_placebo.lab.spikes.plant import Planting
 from sae_placebo.saes import SAE
 from sae_placebo.stats.proportions import wilson
 
@@ -31,7 +31,7 @@ _CHUNK_TOKENS = 1 << 14
 
 
 @dataclass(frozen=True)
-class Found:
+class RecoveredDirections:
     """What one SAE makes of some directions, planted or not; arrays over them.
 
     Attributes:
@@ -86,11 +86,11 @@ class Recovered:
         without: Of the spikes, from an SAE trained without them, on the same planted tokens; None: not asked.
     """
 
-    plan: Plan
-    found: Found
-    null: Found
+    plan: Planting
+    found: RecoveredDirections
+    null: RecoveredDirections
     decoys: int
-    without: Found | None = None
+    without: RecoveredDirections | None = None
 
     def null_share(self) -> tuple[float, float, float, int]:
         """Return the share of decoys that count as detected, its interval, and how many were judged.
@@ -135,7 +135,7 @@ class Recovered:
 def recovered(
     sae: SAE,
     x: Float[torch.Tensor, "token d_in"],
-    plan: Plan,
+    plan: Planting,
     keys: TokenKeys,
     thresholds: Thresholds | None = None,
     *,
@@ -176,8 +176,8 @@ def recovered(
 
 
 def decoy_plan(
-    plan: Plan, each: int, covariance: Float64[np.ndarray, "d_in d_in"] | None = None
-) -> Plan:
+    plan: Planting, each: int, covariance: Float64[np.ndarray, "d_in d_in"] | None = None
+) -> Planting:
     """Return a plan of spikes of the same law as those of `plan`, to be looked for and not planted.
 
     Directions, tokens and amplitudes are drawn under other names; relations to other spikes and to tokens
@@ -196,7 +196,7 @@ def decoy_plan(
         for k in range(each)
     ]
     d_in = plan.dictionary.shape[1]
-    return Plan.of(spikes, plan.seed, d_in, plan.scale, covariance, orthogonal=False)
+    return Planting.of(spikes, plan.seed, d_in, plan.scale, covariance, orthogonal=False)
 
 
 def codes_on(sae: SAE, x: Float[torch.Tensor, "token d_in"]) -> Any:
@@ -215,17 +215,17 @@ def codes_on(sae: SAE, x: Float[torch.Tensor, "token d_in"]) -> Any:
 def look(
     sae: SAE,
     codes: Any,
-    plan: Plan,
+    plan: Planting,
     active: Sequence[Bool[np.ndarray, " token"]],
     thresholds: Thresholds,
-) -> Found:
+) -> RecoveredDirections:
     """Return what an SAE makes of the directions of a plan, planted or not.
 
     Args:
         sae: The SAE.
         codes: As `codes_on` gives it.
         plan: Directions, and who is whose parent.
-        active: On which tokens each spike is active, as `Plan.active` gives it.
+        active: On which tokens each spike is active, as `Planting.active` gives it.
         thresholds: Where outcomes end.
     """
     from scipy import sparse
@@ -236,7 +236,7 @@ def look(
     together = np.zeros((0, sae.d_sae)) if on is None else np.asarray((on @ ones).todense())
     per_latent = np.asarray(ones.sum(0), dtype=np.float64).ravel()
     cosines = _cosines(sae, plan)
-    judge = Judge(codes, per_latent, thresholds)
+    judge = OutcomeRules(codes, per_latent, thresholds)
     scored = [
         judge.one(
             cosines[i],
@@ -265,10 +265,10 @@ def look(
         )
         for name in names
     }
-    return Found(outcome=tuple(one["outcome"] for one in scored), **columns)
+    return RecoveredDirections(outcome=tuple(one["outcome"] for one in scored), **columns)
 
 
-def _cosines(sae: SAE, plan: Plan) -> Float64[np.ndarray, "spike latent"]:
+def _cosines(sae: SAE, plan: Planting) -> Float64[np.ndarray, "spike latent"]:
     """Return cosines of decoder rows to directions; to planes, the length of the projection."""
     decoder = torch.nn.functional.normalize(sae.params["W_dec"].detach().float(), dim=1)
     along = (plan.dictionary @ decoder.t()).numpy().astype(np.float64)
@@ -280,7 +280,7 @@ def _cosines(sae: SAE, plan: Plan) -> Float64[np.ndarray, "spike latent"]:
 
 
 def _children(
-    plan: Plan, active: Sequence[Bool[np.ndarray, " token"]], index: int
+    plan: Planting, active: Sequence[Bool[np.ndarray, " token"]], index: int
 ) -> Bool[np.ndarray, " token"] | None:
     name = plan.spikes[index].name
     mine = [on for spike, on in zip(plan.spikes, active, strict=True) if spike.parent == name]
@@ -296,7 +296,7 @@ def _mean(values: Float64[np.ndarray, " decoy"]) -> float | None:
     return float(good.mean()) if len(good) else None
 
 
-def share_detected(found: Found) -> tuple[float, float, float, int]:
+def share_detected(found: RecoveredDirections) -> tuple[float, float, float, int]:
     """Return the share of judged spikes that were detected, its interval, and how many were judged.
 
     Raises:

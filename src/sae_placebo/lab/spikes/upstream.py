@@ -23,8 +23,8 @@ from sae_placebo.core.lazy import torch
 from sae_placebo.data.rows import Rows
 from sae_placebo.lab.generators.base import compose
 from sae_placebo.lab.spikes.keys import TokenKeys
-from sae_placebo.lab.spikes.plant import Plan
-from sae_placebo.models.activations import FORWARD_ROWS, Block
+from sae_placebo.lab.spikes.plant import Planting
+from sae_placebo.models.activations import FORWARD_ROWS, ActivationBlock
 from sae_placebo.models.hookpoints import parse_hookpoint
 from sae_placebo.models.reading import Reader, replaced
 
@@ -41,13 +41,13 @@ class Upstream:
     """
 
     reader: Reader
-    plan: Plan
+    plan: Planting
     hookpoint: str
     block_rows: int = 256
 
     def __call__(
         self, rows: Rows, order: Int[np.ndarray, " row"]
-    ) -> Iterator[tuple[Block, TokenKeys]]:
+    ) -> Iterator[tuple[ActivationBlock, TokenKeys]]:
         """Yield the activations of rows with the spikes planted, and what names their tokens.
 
         Spikes are planted on usable tokens only: not on the first of a row, and not on padding.
@@ -62,7 +62,7 @@ class Upstream:
 
     def block(
         self, rows: Rows, chosen: Int[np.ndarray, " row"], planted: bool
-    ) -> tuple[Block, TokenKeys]:
+    ) -> tuple[ActivationBlock, TokenKeys]:
         """Return the activations of some rows, with the spikes or without."""
         usable = rows.usable()[chosen]
         row, position = np.nonzero(usable)
@@ -81,7 +81,7 @@ class Upstream:
             found = self._read(ids[part], None if delta is None else delta[part])
             for name, x in found.items():
                 parts[name].append(x.cpu().float()[mask[part]])
-        block = Block(
+        block = ActivationBlock(
             token_ids=ids[mask],
             documents=torch.from_numpy(rows.documents[chosen][row].astype(np.int64)),
             places=torch.from_numpy(places),
@@ -129,7 +129,7 @@ class Became:
         explained: Share of it, on tokens with a spike, that the linear part explains.
     """
 
-    plan: Plan
+    plan: Planting
     gain: Float64[np.ndarray, " feature"]
     cosine: Float64[np.ndarray, " feature"]
     kept: Float64[np.ndarray, " feature"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sae_placebo.lab.worlds.base import Swap, Truth, Variable, World, truth
+from sae_placebo.lab.worlds.base import Swap, Variable, World, WorldTruth, truth
 from sae_placebo.lab.worlds.baselines import BASELINES, Baselines, baselines
 from sae_placebo.lab.worlds.compiled import CompiledWorld, compiled, reads, writes
 from sae_placebo.lab.worlds.dictionaries import LatentLabel, activations, label_latents, train_sae
@@ -33,10 +33,10 @@ __all__ = [
     "LatentLabel",
     "SiteTruth",
     "Swap",
-    "Truth",
     "Variable",
     "World",
     "WorldScore",
+    "WorldTruth",
     "activations",
     "baselines",
     "compiled",

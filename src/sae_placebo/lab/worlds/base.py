@@ -107,7 +107,7 @@ class World:
 
 
 @dataclass(frozen=True)
-class Truth:
+class WorldTruth:
     """What the model loses at a site when one variable has another value there.
 
     Attributes:
@@ -157,7 +157,7 @@ def truth(
     window: int = 8,
     per_row: int = 1,
     seed: int = 0,
-) -> Truth:
+) -> WorldTruth:
     """Return what the model loses when a variable has another value at one token of one site.
 
     The row is run twice, as it is and with the one input token that decides the variable's value at
@@ -269,7 +269,7 @@ def summarize(
     effects: Float[np.ndarray, " draw"],
     full: Float[np.ndarray, " draw"],
     seed: int,
-) -> Truth:
+) -> WorldTruth:
     """Return means, with intervals from a bootstrap of rows."""
     present, index = np.unique(rows, return_inverse=True)
     sums = np.stack([np.bincount(index, x) for x in (effects, full, np.ones_like(full))])
@@ -281,7 +281,7 @@ def summarize(
     with np.errstate(divide="ignore", invalid="ignore"):
         shares = effect / whole
     means = effect / count
-    return Truth(
+    return WorldTruth(
         hookpoint=hookpoint,
         variable=variable,
         effect_nats=float(means[0]),

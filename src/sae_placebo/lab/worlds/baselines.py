@@ -104,7 +104,7 @@ def _gradients(
     subject: Subject, directions: Directions, seed: int, spec: ScreenSpec
 ) -> dict[str, Float64[np.ndarray, " direction"]]:
     """Return everything that one reading of the gradients gives."""
-    sums = _Sums(directions, seed)
+    sums = _ScoreSums(directions, seed)
     tally = ScreenTally(subject, directions, spec, seed)
     rows = drawn_rows(subject, spec.tokens, seed)
     for found in sampled_gradients(subject, rows, spec.samples, seed):
@@ -114,7 +114,7 @@ def _gradients(
     return sums.finish() | {"Fisher screen": screened.phi}
 
 
-class _Sums:
+class _ScoreSums:
     """Sums over tokens and samples of first-order effects, by direction."""
 
     def __init__(self, directions: Directions, seed: int) -> None:

@@ -19,7 +19,7 @@ from sae_placebo.core.spec import numpy_generator
 from sae_placebo.lab.worlds.base import Variable, World
 from sae_placebo.lab.worlds.program_models import (
     Basis,
-    Values,
+    VariableValues,
     as_gpt2,
     residual_basis,
     unembedding,
@@ -197,7 +197,9 @@ def _rows(
     return np.concatenate([start, drawn], axis=1)
 
 
-def _values(source: Assembled, name: str, final: Float[np.ndarray, "row pos dim"]) -> Values:
+def _values(
+    source: Assembled, name: str, final: Float[np.ndarray, "row pos dim"]
+) -> VariableValues:
     """Return the values of a variable, read from the last stream: nothing is overwritten."""
     dims = source.dims[name]
     found = final[..., dims]
@@ -208,7 +210,7 @@ def _values(source: Assembled, name: str, final: Float[np.ndarray, "row pos dim"
         values = np.searchsorted(numbers[starts], found[..., 0], side="right") - 1
         levels = np.zeros((len(means), final.shape[-1]))
         levels[:, dims[0]] = means
-        return Values(values, levels, tuple(f"{mean:.4g}" for mean in means))
+        return VariableValues(values, levels, tuple(f"{mean:.4g}" for mean in means))
     best = np.where(found.max(-1) > 0.5, found.argmax(-1), len(dims))
     present, values = np.unique(best, return_inverse=True)
     levels = np.zeros((len(present), final.shape[-1]))
@@ -216,10 +218,10 @@ def _values(source: Assembled, name: str, final: Float[np.ndarray, "row pos dim"
     levels[np.arange(len(one_hot)), dims[one_hot]] = 1.0
     labels = [source.labels[i].partition(":")[2] for i in dims] + ["none"]
     names = tuple(labels[i] for i in present)
-    return Values(values.reshape(best.shape).astype(np.int64), levels, names)
+    return VariableValues(values.reshape(best.shape).astype(np.int64), levels, names)
 
 
-def _variable(name: str, found: Values, needed: bool, n_rows: int) -> Variable:
+def _variable(name: str, found: VariableValues, needed: bool, n_rows: int) -> Variable:
     return Variable(
         name=name,
         values=found.values[:n_rows],

@@ -19,7 +19,7 @@ _NO_CLASS = -20.0
 
 
 @dataclass(frozen=True, eq=False)
-class Values:
+class VariableValues:
     """The values of a variable that occur: which where, what each adds to Tracr's stream, its name."""
 
     values: Int64[np.ndarray, "row pos"]
@@ -41,7 +41,7 @@ class Basis:
 def residual_basis(
     source: Assembled,
     trace: Float[np.ndarray, "site row pos dim"],
-    table: Mapping[str, Values],
+    table: Mapping[str, VariableValues],
     how: tuple[bool, bool, int | None],
     seed: int,
 ) -> Basis:
@@ -93,7 +93,7 @@ def _span(x: Float[np.ndarray, "row dim"]) -> Float[np.ndarray, "dim rank"]:
 
 
 def unembedding(
-    source: Assembled, output: Values, sharpness: float
+    source: Assembled, output: VariableValues, sharpness: float
 ) -> tuple[Float[np.ndarray, "dim token"], tuple[str, ...]]:
     """Return the unembedding in Tracr's basis and the class of each token id; see `compiled`."""
     dims = source.dims[source.output]

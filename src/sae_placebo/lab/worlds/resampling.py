@@ -12,7 +12,7 @@ from sae_placebo.causal.use.downstream import Downstream, kl
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import numpy_generator
-from sae_placebo.lab.worlds.base import Truth, summarize
+from sae_placebo.lab.worlds.base import WorldTruth, summarize
 from sae_placebo.lab.worlds.compiled import CompiledWorld
 
 SMALLEST_SHARE = 0.01
@@ -32,9 +32,9 @@ class CompiledTruth:
             is then a matter of words.
     """
 
-    within: Truth
-    across: Truth
-    start: Truth
+    within: WorldTruth
+    across: WorldTruth
+    start: WorldTruth
 
     @property
     def share(self) -> float:

@@ -104,7 +104,7 @@ def site_truths(world: World, hookpoint: str, seed: int) -> dict[str, SiteTruth]
 
 
 @dataclass(frozen=True)
-class Score:
+class ScoredValue:
     """A number with its 95% interval and what it is of; NaN with a reason where there is none."""
 
     value: float
@@ -156,7 +156,7 @@ class WorldScore:
     spec: UseSpec
     reasons: Mapping[str, str] = field(default_factory=dict)
 
-    def auroc(self, statistic: str, seed: int = 0) -> Score:
+    def auroc(self, statistic: str, seed: int = 0) -> ScoredValue:
         """Return how often a used unit's statistic is above a passenger's; the interval is over units."""
         values = self.statistics[statistic]
         known = np.isfinite(values)
@@ -280,7 +280,7 @@ def joint_share(
 
 def auroc(
     used: Float[np.ndarray, " used"], passenger: Float[np.ndarray, " passenger"], seed: int = 0
-) -> Score:
+) -> ScoredValue:
     """Return the share of pairs in which the used one's number is larger, ties counting half.
 
     The interval is a bootstrap of both groups, each on its own. Units of one variable go together more
@@ -289,22 +289,22 @@ def auroc(
     n = len(used) + len(passenger)
     if min(len(used), len(passenger)) < 2:
         few = f"{len(used)} used and {len(passenger)} passengers; 2 of each are needed"
-        return Score(float("nan"), float("nan"), float("nan"), n, few)
+        return ScoredValue(float("nan"), float("nan"), float("nan"), n, few)
     above = (used[:, None] > passenger).astype(np.float64) + 0.5 * (used[:, None] == passenger)
     random = numpy_generator(seed, "auroc", len(used), len(passenger))
     left, right = (
         random.multinomial(k, np.full(k, 1 / k), size=_RESAMPLES) / k for k in above.shape
     )
     low, high = np.quantile(((left @ above) * right).sum(1), [0.025, 0.975])
-    return Score(float(above.mean()), float(low), float(high), n)
+    return ScoredValue(float(above.mean()), float(low), float(high), n)
 
 
-def rate(counted: tuple[int, int]) -> Score:
+def rate(counted: tuple[int, int]) -> ScoredValue:
     """Return a share with Wilson's 95% interval."""
     wrong, n = counted
     if not n:
-        return Score(float("nan"), float("nan"), float("nan"), 0, "there are none")
-    return Score(wrong / n, *wilson(wrong, n), n)
+        return ScoredValue(float("nan"), float("nan"), float("nan"), 0, "there are none")
+    return ScoredValue(wrong / n, *wilson(wrong, n), n)
 
 
 def _ours(answer: Answer) -> dict[str, Float64[np.ndarray, " unit"]]:

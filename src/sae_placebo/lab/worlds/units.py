@@ -15,7 +15,7 @@ from sae_placebo.data.rows import Rows
 from sae_placebo.lab.worlds.base import Variable, World
 from sae_placebo.lab.worlds.compiled import CompiledWorld
 from sae_placebo.lab.worlds.dictionaries import LatentLabel, activations, label_latents
-from sae_placebo.latents.base import Reading, TokenTable
+from sae_placebo.latents.base import Encoded, TokenTable
 
 _SHORT = 0.25
 """Values shorter than this share of their variable's longest are left out: the commonest values are near
@@ -58,7 +58,7 @@ def latent_units(world: World, subject: Subject, sae: Any) -> Units:
     """Return an SAE's latents, named by the variable's value that each stands for."""
     codes = sae.encode(subject.activations)
     sparse = _csr(codes, len(subject.tokens), sae.d_sae)
-    reading = Reading(sae, subject.tokens, sparse, subject.activations)
+    reading = Encoded(sae, subject.tokens, sparse, subject.activations)
     labels = label_latents(world, sparse, subject.tokens.places)
     names = tuple(label.name for label in labels)
     directions = latent_directions(reading)

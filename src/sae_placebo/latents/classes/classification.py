@@ -211,7 +211,7 @@ Rule = Bool[np.ndarray, "..."]
 _ROUNDING = 1e-6
 
 
-class _Table(dict[str, Any]):
+class _RuleTable(dict[str, Any]):
     """Columns by name; one that is missing is NaN everywhere, which satisfies no comparison."""
 
     def __missing__(self, name: str) -> Any:
@@ -233,7 +233,7 @@ def decide(
         (2025) where `CLASSES` names them; the others, every threshold without a name, and the order
         are ours.
     """
-    table = _Table(columns)
+    table = _RuleTable(columns)
     rules = {
         **_by_frequency(table, thresholds),
         **_by_tokens(table, thresholds),
@@ -249,7 +249,7 @@ def decide(
     return found
 
 
-def _by_frequency(c: _Table, t: ClassThresholds) -> dict[str, Any]:
+def _by_frequency(c: _RuleTable, t: ClassThresholds) -> dict[str, Any]:
     return {
         "dead": c["n_active"] == 0,
         "ultra_rare": (c["n_active"] < t.min_firings) | (c["density"] < t.ultra_rare_density),
@@ -257,7 +257,7 @@ def _by_frequency(c: _Table, t: ClassThresholds) -> dict[str, Any]:
     }
 
 
-def _by_tokens(c: _Table, t: ClassThresholds) -> dict[str, Any]:
+def _by_tokens(c: _RuleTable, t: ClassThresholds) -> dict[str, Any]:
     mass, recall = t.mass - _ROUNDING, t.recall - _ROUNDING
     few = c["effective_tokens"] <= t.effective_tokens * (1 + _ROUNDING)
     one = c["top_token_mass"] >= mass
@@ -275,7 +275,7 @@ def _by_tokens(c: _Table, t: ClassThresholds) -> dict[str, Any]:
     }
 
 
-def _by_geometry(c: _Table, t: ClassThresholds) -> dict[str, Any]:
+def _by_geometry(c: _RuleTable, t: ClassThresholds) -> dict[str, Any]:
     return {
         "artefact": (np.abs(c["norm_correlation"]) > t.norm_correlation)
         | (np.abs(c["pc_cosine"]) > t.pc_cosine)
@@ -283,7 +283,7 @@ def _by_geometry(c: _Table, t: ClassThresholds) -> dict[str, Any]:
     }
 
 
-def _by_ladder(c: _Table, t: ClassThresholds) -> dict[str, Any]:
+def _by_ladder(c: _RuleTable, t: ClassThresholds) -> dict[str, Any]:
     return {
         "positional": (c["r2_position"] >= t.position_r2) | (c["position_bits"] >= t.position_bits),
         "previous_token": (c["r2_previous"] >= t.previous_r2) & (c["r2_previous"] > c["r2_token"]),
@@ -295,7 +295,7 @@ def _by_ladder(c: _Table, t: ClassThresholds) -> dict[str, Any]:
     }
 
 
-def _by_model(c: _Table, t: ClassThresholds) -> dict[str, Any]:
+def _by_model(c: _RuleTable, t: ClassThresholds) -> dict[str, Any]:
     arbitrary = is_arbitrary(c, t)
     if t.seed_r < 1:
         arbitrary = arbitrary & (c["seed_r"] < t.seed_r)
@@ -316,7 +316,7 @@ def is_arbitrary(columns: Mapping[str, Any], thresholds: ClassThresholds) -> Any
 
     Other SAE seeds are not asked, so that how often such latents are found again can be.
     """
-    table = _Table(columns)
+    table = _RuleTable(columns)
     return (
         (table["domain_precision"] >= thresholds.domain_precision - _ROUNDING)
         & (table["domain_recall"] < thresholds.domain_recall)
@@ -333,7 +333,7 @@ def not_estimable(
     latent. A class that cannot has no share, which is not a share of 0. Where no latent is within the
     limits on domain_precision and domain_recall, none is on an arbitrary subset, whatever its AUC.
     """
-    table, limits = _Table(columns), thresholds or ClassThresholds()
+    table, limits = _RuleTable(columns), thresholds or ClassThresholds()
     candidates = (table["domain_precision"] >= limits.domain_precision - _ROUNDING) & (
         table["domain_recall"] < limits.domain_recall
     )

@@ -19,7 +19,7 @@ from pydantic import Field
 from sae_placebo.core.lazy import pandas, torch
 from sae_placebo.core.spec import Spec, numpy_generator
 from sae_placebo.data.rows import Rows
-from sae_placebo.latents.base import Columns, Folds, Reading, TokenTable
+from sae_placebo.latents.base import Columns, Encoded, Folds, TokenTable
 from sae_placebo.latents.classes.classification import CLASS_NAMES
 from sae_placebo.latents.columns.attributes import attributes
 from sae_placebo.latents.columns.domains import domains_of
@@ -73,7 +73,7 @@ class Planted:
         given: Columns that no text or activation tells, one value per latent.
     """
 
-    reading: Reading
+    reading: Encoded
     truth: Int8[np.ndarray, " latent"]
     unembedding: Float[torch.Tensor, "vocabulary d_in"]
     embeddings: Float[np.ndarray, "vocabulary d_embed"]
@@ -342,7 +342,7 @@ def _planted(scene: _Scene, where: Sequence[Where], truth: Int8[np.ndarray, " la
     x = (scene.along * scales) @ directions.T + 0.3 * draw.standard_normal((n, spec.d_in))
     x = (x + codes @ decoder) * scene.norm[:, None]
     return Planted(
-        reading=Reading(
+        reading=Encoded(
             sae=_sae(decoder),
             tokens=scene.tokens,
             codes=codes,

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt8
 
-from sae_placebo.latents.base import Columns, Folds, Reading, TokenTable
-from sae_placebo.latents.latent_blocks import Block, latent_blocks, leave_out, token_groups
+from sae_placebo.latents.base import Columns, Encoded, Folds, TokenTable
+from sae_placebo.latents.latent_blocks import LatentBlock, latent_blocks, leave_out, token_groups
 
 # tokens that must have a property, and lack it: with fewer, some latent agrees with it by chance
 MIN_TOKENS = 100
@@ -44,7 +44,7 @@ _NEWLINES = "\n\rĊ"
 _SHORTEST_WITH_SUFFIX = 4
 
 
-def attributes(reading: Reading, folds: Folds) -> tuple[Columns, list[str | None]]:
+def attributes(reading: Encoded, folds: Folds) -> tuple[Columns, list[str | None]]:
     """Return the best binary attribute of the current token for each latent, and its name.
 
     Columns:
@@ -116,7 +116,7 @@ def _spelled(text: str) -> list[bool]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Table:
+class _PropertyTable:
     """Attributes of tokens; tokens that have the same ones, in the same group, are one pattern.
 
     Attributes:
@@ -141,7 +141,9 @@ class _Table:
     usable: Bool[np.ndarray, " attribute"]
 
 
-def _table(tokens: TokenTable, groups: Int64[np.ndarray, " token"], n_groups: int) -> _Table:
+def _table(
+    tokens: TokenTable, groups: Int64[np.ndarray, " token"], n_groups: int
+) -> _PropertyTable:
     from scipy.sparse import csr_matrix
 
     ids, types = np.unique(tokens.ids, return_inverse=True)
@@ -170,7 +172,7 @@ def _table(tokens: TokenTable, groups: Int64[np.ndarray, " token"], n_groups: in
     base = (np.arange(len(names)) >= len(SPELLING)).astype(np.int64)
     there, size = counts[2:, 0], counts[base, 0]
     usable = (there >= MIN_TOKENS) & (size - there >= MIN_TOKENS)
-    return _Table(names, base, pattern, known[first], group, matrix, counts, usable)
+    return _PropertyTable(names, base, pattern, known[first], group, matrix, counts, usable)
 
 
 def _words(packed: UInt8[np.ndarray, "row byte"]) -> Int64[np.ndarray, "row word"]:
@@ -195,7 +197,9 @@ def _patterns(
     return first, pattern
 
 
-def _shares(block: Block, table: _Table) -> Float[np.ndarray, "latent attribute fold"]:
+def _shares(
+    block: LatentBlock, table: _PropertyTable
+) -> Float[np.ndarray, "latent attribute fold"]:
     """Return the share of variance that each attribute removes; NaN where there is none."""
     from scipy.sparse import csr_matrix
 

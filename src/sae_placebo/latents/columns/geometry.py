@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64
 
 from sae_placebo.core.lazy import torch
-from sae_placebo.latents.base import Columns, Folds, Reading
+from sae_placebo.latents.base import Columns, Encoded, Folds
 from sae_placebo.latents.latent_blocks import (
     latent_blocks,
     leave_out,
@@ -25,7 +25,7 @@ _COMPONENT_TOKENS = 1 << 15
 _PAIRS = 1024
 
 
-def geometry(reading: Reading, folds: Folds) -> Columns:
+def geometry(reading: Encoded, folds: Folds) -> Columns:
     """Return how far each latent is owed to norm, principal components or an antipodal twin.
 
     Columns, all without a unit:
@@ -59,7 +59,7 @@ def geometry(reading: Reading, folds: Folds) -> Columns:
     }
 
 
-def _norm_correlation(reading: Reading, folds: Folds) -> Float[np.ndarray, "latent fold"]:
+def _norm_correlation(reading: Encoded, folds: Folds) -> Float[np.ndarray, "latent fold"]:
     groups = token_groups(reading, folds)
     n_groups = folds.n_groups
     norms = torch.linalg.vector_norm(reading.activations.float(), dim=1).cpu().numpy()

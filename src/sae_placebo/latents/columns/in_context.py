@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
-from sae_placebo.latents.base import Columns, Folds, Reading
+from sae_placebo.latents.base import Columns, Encoded, Folds
 from sae_placebo.latents.columns.subsets import decayed_bags
 from sae_placebo.latents.latent_blocks import on_every_fold
 
@@ -18,7 +18,7 @@ _PENALTIES = (0.01, 0.1, 1.0)
 
 
 def in_context(
-    reading: Reading,
+    reading: Encoded,
     folds: Folds,
     embeddings: Float[np.ndarray, "vocabulary d_embed"] | None = None,
     least_mass: float = 0.5,
@@ -54,7 +54,7 @@ def in_context(
 
 
 def _occurrences(
-    reading: Reading, purposes: Int64[np.ndarray, " token"], wanted: Int64[np.ndarray, " id"]
+    reading: Encoded, purposes: Int64[np.ndarray, " token"], wanted: Int64[np.ndarray, " id"]
 ) -> dict[int, tuple[list[Int64[np.ndarray, " _"]], float]]:
     """Return where each token id occurs, by purpose, for those that occur often enough.
 
@@ -75,7 +75,7 @@ def _occurrences(
 
 
 def _top_tokens(
-    reading: Reading,
+    reading: Encoded,
 ) -> tuple[Int64[np.ndarray, " latent"], Float64[np.ndarray, " latent"]]:
     codes = reading.by_latent
     ids = reading.tokens.ids

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, Int64
 
-from sae_placebo.latents.base import Columns, Folds, Reading
-from sae_placebo.latents.latent_blocks import Block, latent_blocks, leave_out, token_groups
+from sae_placebo.latents.base import Columns, Encoded, Folds
+from sae_placebo.latents.latent_blocks import LatentBlock, latent_blocks, leave_out, token_groups
 
 N_COMMON = 5
 # pairs of which each fold picks its own five
 _CANDIDATES = 16
 
 
-def ngrams(reading: Reading, folds: Folds) -> Columns:
+def ngrams(reading: Encoded, folds: Folds) -> Columns:
     """Return how much of a latent's firing a few n-grams cover.
 
     Columns:
@@ -48,7 +48,7 @@ def ngrams(reading: Reading, folds: Folds) -> Columns:
     return {"ngram_cover": found}
 
 
-def _counts(block: Block, names: Int64[np.ndarray, " entry"], n_pairs: int) -> Any:
+def _counts(block: LatentBlock, names: Int64[np.ndarray, " entry"], n_pairs: int) -> Any:
     """Return how often each latent fires on each pair, CSR [latent, pair], pairs in no order."""
     from scipy.sparse import csr_matrix
 
@@ -64,7 +64,7 @@ def _common(
     counts: Any,
     names: Int64[np.ndarray, " entry"],
     groups: Int64[np.ndarray, " entry"],
-    block: Block,
+    block: LatentBlock,
     folds: Folds,
 ) -> Float[np.ndarray, "latent candidate group"]:
     """Return how often each latent fires on its most common pairs, by group of documents."""

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import Spec, generator, numpy_generator
-from sae_placebo.latents.base import Folds, Reading
+from sae_placebo.latents.base import Encoded, Folds
 from sae_placebo.latents.columns.domains import Domains
 from sae_placebo.latents.columns.subsets import (
     Scene,
@@ -42,7 +42,7 @@ class MLPSpec(Spec):
 
 
 def nonlinear_auc(
-    reading: Reading,
+    reading: Encoded,
     folds: Folds,
     domains: Domains,
     latents: Int64[np.ndarray, " candidate"],
@@ -84,7 +84,7 @@ def nonlinear_auc(
 
 
 def _fit(
-    reading: Reading,
+    reading: Encoded,
     scene: Scene,
     latents: Int64[np.ndarray, " candidate"],
     vectors: Float32[np.ndarray, "vocabulary feature"],

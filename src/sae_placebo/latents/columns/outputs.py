@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float, Float32, Int64
 
 from sae_placebo.core.lazy import torch
-from sae_placebo.latents.base import Columns, Folds, Reading
+from sae_placebo.latents.base import Columns, Encoded, Folds
 from sae_placebo.latents.latent_blocks import (
-    Block,
+    LatentBlock,
     latent_blocks,
     leave_out,
     on_every_fold,
@@ -25,7 +25,7 @@ _TABLE = 1 << 23
 
 
 def outputs(
-    reading: Reading,
+    reading: Encoded,
     folds: Folds,
     unembedding: Float[torch.Tensor, "vocabulary d_in"]
     | Float[np.ndarray, "vocabulary d_in"]
@@ -76,7 +76,7 @@ def outputs(
 
 
 def _promoted(
-    reading: Reading, unembedding: Float[torch.Tensor, "vocabulary d_in"]
+    reading: Encoded, unembedding: Float[torch.Tensor, "vocabulary d_in"]
 ) -> tuple[Float[np.ndarray, " latent"], Int64[np.ndarray, "latent rank"]]:
     """Return the kurtosis of each living latent's cosines with W_U, and the tokens it promotes."""
     decoder = reading.sae.params["W_dec"].detach().float()
@@ -102,7 +102,7 @@ def _promoted(
 
 
 def _lift(
-    reading: Reading, folds: Folds, promoted: Int64[np.ndarray, "latent rank"]
+    reading: Encoded, folds: Folds, promoted: Int64[np.ndarray, "latent rank"]
 ) -> Float[np.ndarray, "latent fold"]:
     following = reading.tokens.following.astype(np.int64)
     ids, types = np.unique(reading.tokens.ids, return_inverse=True)
@@ -140,7 +140,7 @@ def _next_shares(
 
 
 def _tables(
-    block: Block, promoted: Int64[np.ndarray, "latent rank"], shares: Any
+    block: LatentBlock, promoted: Int64[np.ndarray, "latent rank"], shares: Any
 ) -> tuple[Float32[np.ndarray, "latent next"], Float32[np.ndarray, "latent type"]]:
     """Return which tokens each latent promotes, and how often they follow each current token."""
     from scipy.sparse import csr_matrix

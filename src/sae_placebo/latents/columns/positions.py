@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int64
 
-from sae_placebo.latents.base import Columns, Folds, Reading
+from sae_placebo.latents.base import Columns, Encoded, Folds
 from sae_placebo.latents.latent_blocks import latent_blocks, leave_out, token_groups
 
 N_BINS = 16
 
 
-def positions(reading: Reading, folds: Folds) -> Columns:
+def positions(reading: Encoded, folds: Folds) -> Columns:
     """Return what firing tells of the position, in bits.
 
     Columns:

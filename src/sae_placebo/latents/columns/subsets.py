@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int64, Integer
 
 from sae_placebo.core.spec import numpy_generator
-from sae_placebo.latents.base import Columns, Folds, Reading, TokenTable
+from sae_placebo.latents.base import Columns, Encoded, Folds, TokenTable
 from sae_placebo.latents.classes.classification import ClassThresholds
 from sae_placebo.latents.columns.domains import Domains
 from sae_placebo.latents.columns.positions import position_bins
@@ -34,7 +34,7 @@ Entries = tuple[Int64[np.ndarray, " _"], Int64[np.ndarray, " _"]]
 
 
 def subsets(
-    reading: Reading,
+    reading: Encoded,
     folds: Folds,
     domains: Domains,
     thresholds: ClassThresholds | None = None,
@@ -91,7 +91,7 @@ def subsets(
 
 
 def domain_of_each(
-    reading: Reading, domains: Domains, least: float
+    reading: Encoded, domains: Domains, least: float
 ) -> Int64[np.ndarray, " latent"]:
     """Return the domain with the highest recall among those of that precision, else the most precise."""
     # tokens that lie in the same domains are counted together, so that each entry is counted once
@@ -112,7 +112,7 @@ def domain_of_each(
 
 
 def _shares(
-    reading: Reading, folds: Folds, domains: Domains, chosen: Int64[np.ndarray, " latent"]
+    reading: Encoded, folds: Folds, domains: Domains, chosen: Int64[np.ndarray, " latent"]
 ) -> tuple[Float[np.ndarray, "latent fold"], Float[np.ndarray, "latent fold"]]:
     groups = token_groups(reading, folds)
     n_groups, n_domains = folds.n_groups, len(domains.names)
@@ -262,7 +262,7 @@ def token_vectors(
 
 
 def entries_of(
-    reading: Reading, scene: Scene, latents: Int64[np.ndarray, " candidate"], purpose: int
+    reading: Encoded, scene: Scene, latents: Int64[np.ndarray, " candidate"], purpose: int
 ) -> Entries:
     """Return where candidates are active among a scene's tokens of one purpose: token, candidate."""
     codes = reading.by_latent
@@ -274,7 +274,7 @@ def entries_of(
 
 
 def _best_auc(
-    reading: Reading, scene: Scene, latents: Int64[np.ndarray, " candidate"]
+    reading: Encoded, scene: Scene, latents: Int64[np.ndarray, " candidate"]
 ) -> Float[np.ndarray, " candidate"]:
     """Return the highest AUC of the four predictors for each candidate; NaN for too few positives."""
     fit, choose = (entries_of(reading, scene, latents, purpose) for purpose in range(2))
@@ -316,7 +316,7 @@ class Judged:
     taken: Entries
 
 
-def judged_on(reading: Reading, scene: Scene, latents: Int64[np.ndarray, " candidate"]) -> Judged:
+def judged_on(reading: Encoded, scene: Scene, latents: Int64[np.ndarray, " candidate"]) -> Judged:
     """Return the tokens that every predictor of these latents is judged on, whatever it reads."""
     active = entries_of(reading, scene, latents, 2)
     negatives = _even_steps(np.arange(len(scene.tokens[2])), _NEGATIVES)

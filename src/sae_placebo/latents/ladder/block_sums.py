@@ -65,7 +65,7 @@ def adder(keys: Int64[np.ndarray, " chosen"], n_keys: int) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class TokenBlock:
     """Tokens that are summed over together: those chosen on, or those of one scored group.
 
     Attributes:
@@ -79,7 +79,7 @@ class Block:
     rows: slice
 
 
-class Tables(NamedTuple):
+class LookupKeys(NamedTuple):
     """Keys of all tokens in every lookup table."""
 
     words: Keys
@@ -106,7 +106,7 @@ class BlockKeys:
         n_before: Tokens by key of the token before, of all keys.
     """
 
-    block: Block
+    block: TokenBlock
     n: int
     share: Float32[np.ndarray, " chosen"]
     bins: Int64[np.ndarray, " chosen"]
@@ -128,7 +128,7 @@ class BlockKeys:
     n_before: Float64[np.ndarray, " key"]
 
     @classmethod
-    def of(cls, tables: Tables, block: Block) -> BlockKeys:
+    def of(cls, tables: LookupKeys, block: TokenBlock) -> BlockKeys:
         """Return the keys of the tokens of a block."""
         at = block.tokens
         share = (1 - tables.pairs.rest[tables.pairs.of[at]]).astype(np.float32)

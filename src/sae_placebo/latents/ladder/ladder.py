@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 
-from sae_placebo.latents.base import Columns, Folds, Placebo, Reading
+from sae_placebo.latents.base import Columns, Encoded, Folds, Placebo
 from sae_placebo.latents.ladder.pieces import (
     N_LOOKUPS,
     PAIR,
@@ -23,7 +23,7 @@ from sae_placebo.latents.ladder.pieces import (
     PREVIOUS,
     TOKEN,
     Fitted,
-    Moments,
+    PieceProducts,
 )
 from sae_placebo.latents.ladder.predictors import Readouts
 from sae_placebo.latents.ladder.ridge import readout, weigh
@@ -73,7 +73,7 @@ class Ladder:
 
 
 def ladder(
-    reading: Reading,
+    reading: Encoded,
     folds: Folds,
     embeddings: Float[np.ndarray, "vocabulary d_embed"] | None,
     placebo: Placebo | None,
@@ -218,7 +218,7 @@ def _climb(
 
 
 def _fitted(
-    targets: Latents | Vector, chosen: Moments, readouts: Readouts, spec: LadderSpec
+    targets: Latents | Vector, chosen: PieceProducts, readouts: Readouts, spec: LadderSpec
 ) -> Fitted:
     """Return the fitted predictions; those of a placebo that is not there are left out."""
     events = chosen.squares**2 / np.maximum(chosen.fourths, 1e-300)

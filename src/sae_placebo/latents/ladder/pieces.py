@@ -15,7 +15,7 @@ TARGET, POSITION, TOKEN, PAIR, PREVIOUS = range(5)
 pairs adds to that of tokens; partners come behind."""
 N_LOOKUPS = 5
 READ = (TARGET, POSITION, TOKEN, PAIR)
-"""Pieces whose products with the features are known, in the order of `Moments.products`."""
+"""Pieces whose products with the features are known, in the order of `PieceProducts.products`."""
 
 
 LATENT_PARTNERS = "placebo_latents"
@@ -80,7 +80,7 @@ class Fitted:
 
 
 @dataclass(frozen=True, eq=False)
-class Moments:
+class PieceProducts:
     """Inner products over the tokens of a block.
 
     Attributes:

@@ -97,7 +97,7 @@ class Readouts:
         return tuple(self._sums(known) for known in self.tokens.sums[1:])
 
     @functools.cached_property
-    def readings(self) -> dict[str, Reading]:
+    def readings(self) -> dict[str, FittedReadout]:
         """Each readout's columns and the eigenvectors of its X'X on the fitted tokens."""
         named = {
             "bag_alone": self.bag_alone,
@@ -106,7 +106,7 @@ class Readouts:
             "placebo_readout": self.placebo,
         }
         return {
-            name: Reading.of(self.fit_gram, columns)
+            name: FittedReadout.of(self.fit_gram, columns)
             for name, columns in named.items()
             if columns is not None
         }
@@ -122,7 +122,7 @@ class Readouts:
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class FittedReadout:
     """Columns of a readout and the eigenvectors of their X'X on the fitted tokens."""
 
     columns: slice
@@ -130,7 +130,7 @@ class Reading:
     vectors: Float32[np.ndarray, "feature feature"]
 
     @classmethod
-    def of(cls, gram: Float64[np.ndarray, "all all"], columns: slice) -> Reading:
+    def of(cls, gram: Float64[np.ndarray, "all all"], columns: slice) -> FittedReadout:
         """Return the columns with the eigenvectors of their part of `gram`."""
         values, vectors = np.linalg.eigh(gram[columns, columns])
         return cls(columns, np.maximum(values, 0), vectors.astype(np.float32))

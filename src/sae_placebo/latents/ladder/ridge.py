@@ -8,14 +8,14 @@ import numpy as np
 from jaxtyping import Float32, Float64
 
 from sae_placebo.latents.ladder.pieces import N_LOOKUPS
-from sae_placebo.latents.ladder.predictors import Reading
+from sae_placebo.latents.ladder.predictors import FittedReadout
 
 _TINY = 1e-9
 _FAINT = 1e-5
 
 
 def readout(
-    reading: Reading,
+    reading: FittedReadout,
     fitted: Float32[np.ndarray, "target feature"],
     left: Float32[np.ndarray, "target feature"],
     gram: Float64[np.ndarray, "feature feature"],

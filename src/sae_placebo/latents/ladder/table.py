@@ -9,7 +9,7 @@ from typing import Any
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
 from sae_placebo.latents.ladder.ladder import RUNGS
-from sae_placebo.stats.replicates import Cell, Replicates, ReplicateTable
+from sae_placebo.stats.replicates import ReplicateKey, Replicates, ReplicateTable
 from sae_placebo.stats.statistics import arm_interval
 
 SUBJECTS = {"latents": "ladder_r2_", "activations": "activations_r2_"}
@@ -71,7 +71,7 @@ def _rungs(
         row |= {"arm": arm, "hookpoint": hookpoint, "sae": sae, "subject": subject, "rung": rung}
         n_documents = table.n_documents[hookpoint]
         try:
-            found = table[Cell(arm, hookpoint, sae, SUBJECTS[subject] + rung)]
+            found = table[ReplicateKey(arm, hookpoint, sae, SUBJECTS[subject] + rung)]
         except NotEstimable as refusal:
             yield row | {"reason": str(refusal)}
             continue

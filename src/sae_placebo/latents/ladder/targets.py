@@ -19,7 +19,7 @@ from sae_placebo.latents.ladder.pieces import (
     PREVIOUS,
     TARGET,
     Fitted,
-    Moments,
+    PieceProducts,
     mixer,
     partner_weights,
 )
@@ -120,7 +120,7 @@ class Latents:
 
     def moments(
         self, sums: BlockSums, mix: Float64[np.ndarray, "partner latent"] | None = None
-    ) -> Moments:
+    ) -> PieceProducts:
         """Return the inner products over a block.
 
         Args:
@@ -161,7 +161,7 @@ class Latents:
             found = [own, *tables.products(rows)]
             return [*found, *(partner.product(rows, sums) for partner in partners)]
 
-        return Moments(
+        return PieceProducts(
             gram=gram,
             products=products,
             features=sums.gram,

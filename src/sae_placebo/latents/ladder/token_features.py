@@ -17,11 +17,11 @@ from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.spec import LARGEST, Distinct, Spec, numpy_generator
 from sae_placebo.latents.base import Folds, TokenTable
 from sae_placebo.latents.ladder.block_sums import (
-    Block,
     BlockKeys,
     BlockSums,
     Keys,
-    Tables,
+    LookupKeys,
+    TokenBlock,
     gram_of,
     parts_of,
 )
@@ -92,8 +92,8 @@ class TokenFeatures:
     n_bins: int
     x: Float32[np.ndarray, "ordered feature"]
     fit: Int64[np.ndarray, " fitted"]
-    choose: Block
-    score: tuple[Block, ...]
+    choose: TokenBlock
+    score: tuple[TokenBlock, ...]
     n_groups: int
     source: str
     spec: LadderSpec
@@ -179,7 +179,7 @@ class TokenFeatures:
     @functools.cached_property
     def sums(self) -> tuple[BlockSums, ...]:
         """Sums over each block, first those chosen on, of the features that need no placebo."""
-        tables = Tables(self.words, self.previous, self.pairs, self.bins, self.n_bins)
+        tables = LookupKeys(self.words, self.previous, self.pairs, self.bins, self.n_bins)
         return tuple(
             BlockSums.of(BlockKeys.of(tables, block), (self.x[block.rows],), None)
             for block in (self.choose, *self.score)
@@ -188,11 +188,11 @@ class TokenFeatures:
 
 def _blocks(
     start: int, choose: Int64[np.ndarray, " chosen"], score: list[tuple[Any, Any]]
-) -> list[Block]:
+) -> list[TokenBlock]:
     """Return the blocks, one behind the other in the features from row `start`."""
     blocks = []
     for group, tokens in ((-1, choose), *score):
-        blocks.append(Block(tokens, int(group), slice(start, start + len(tokens))))
+        blocks.append(TokenBlock(tokens, int(group), slice(start, start + len(tokens))))
         start += len(tokens)
     return blocks
 

@@ -14,7 +14,7 @@ from sae_placebo.latents.ladder.pieces import (
     PREVIOUS,
     TARGET,
     Fitted,
-    Moments,
+    PieceProducts,
     mixer,
     partner_weights,
 )
@@ -84,7 +84,7 @@ class Vector:
         found /= (keys.n + keys.prior).astype(np.float32)[:, None]
         return found
 
-    def moments(self, sums: BlockSums) -> Moments:
+    def moments(self, sums: BlockSums) -> PieceProducts:
         """Return the inner products over a block."""
         m, n = self._values.shape[1], N_LOOKUPS + len(self._partners)
         gram, powers = np.zeros((m, n, n)), np.zeros((2, m))
@@ -110,7 +110,7 @@ class Vector:
         def of(rows: slice) -> list[Float32[np.ndarray, "some feature"]]:
             return [product[rows] for product in products]
 
-        return Moments(gram, of, sums.gram, powers[0], powers[1], active)
+        return PieceProducts(gram, of, sums.gram, powers[0], powers[1], active)
 
     def _products(self, sums: BlockSums) -> list[Float32[np.ndarray, "target feature"]]:
         """Return the products of position, token, pair and partners with the features."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sae_placebo.data.labels.truth import Truth
+from sae_placebo.data.labels.truth import TokenLabels
 
 # importing a family registers its metrics; the order is that of the tables
 from sae_placebo.latents.metrics import fidelity, sparsity, token_metrics
@@ -18,8 +18,8 @@ __all__ = [
     "Evidence",
     "Measured",
     "Metric",
+    "TokenLabels",
     "TokenStatistics",
-    "Truth",
     "coverage_table",
     "fidelity",
     "latent_table",

@@ -18,7 +18,7 @@ from jaxtyping import Float, Float32, Int32, Int64, Integer, Num
 
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.spec import Registry
-from sae_placebo.data.labels.truth import Truth
+from sae_placebo.data.labels.truth import TokenLabels
 from sae_placebo.latents.classes.classification import ClassThresholds
 
 R = TypeVar("R")
@@ -67,7 +67,7 @@ class Evidence:
     gaussian_null_ev: float | None = None
     gaussian_null_tokens: int | None = None
     thresholds: ClassThresholds = field(default_factory=ClassThresholds)
-    truth: Truth | None = None
+    truth: TokenLabels | None = None
     _kept: dict[tuple[str, int, bytes], Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
 from sae_placebo.data.labels.truth import (
     NO_LABELS,
-    Truth,
+    TokenLabels,
     best_threshold,
     count_outcomes,
     f1_scores,
@@ -105,13 +105,13 @@ def coverage(evidence: Evidence) -> Coverage:
     return evidence.shared("coverage", unit, lambda: _coverage(evidence, truth))
 
 
-def _truth(evidence: Evidence) -> Truth:
+def _truth(evidence: Evidence) -> TokenLabels:
     if evidence.truth is None:
         raise NotEstimable(NO_LABELS)
     return evidence.truth
 
 
-def _coverage(evidence: Evidence, truth: Truth) -> Coverage:
+def _coverage(evidence: Evidence, truth: TokenLabels) -> Coverage:
     codes = _sorted_codes(evidence)
     second = truth.second_half[evidence.documents]
     counts = np.zeros((len(truth.names), evidence.n_documents, 3), dtype=np.int64)

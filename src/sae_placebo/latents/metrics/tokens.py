@@ -219,10 +219,10 @@ def _filled(
     evidence: Evidence,
     weights: Float[np.ndarray, "document replicate"],
     entropy_alone: bool = False,
-) -> _Found:
+) -> _FoundTokens:
     """Return what the masses by token say, block by block of latents."""
     shape = (evidence.d_sae, weights.shape[1])
-    found = _Found(
+    found = _FoundTokens(
         entropy=np.full(shape, np.nan, dtype=np.float32),
         top=np.full(shape, -1, dtype=np.int64),
         top_mass=np.full(shape, np.nan, dtype=np.float32),
@@ -244,7 +244,7 @@ def _filled(
 
 
 @dataclass(frozen=True)
-class _Found:
+class _FoundTokens:
     entropy: Float32[np.ndarray, "latent replicate"]
     top: Int64[np.ndarray, "latent replicate"]
     top_mass: Float32[np.ndarray, "latent replicate"]
@@ -253,7 +253,7 @@ class _Found:
 
 
 def _fill(
-    found: _Found,
+    found: _FoundTokens,
     groups: _Groups,
     bounds: Int64[np.ndarray, " latents_plus_one"],
     weights: Float[np.ndarray, "document replicate"],

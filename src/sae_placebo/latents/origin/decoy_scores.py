@@ -12,7 +12,7 @@ from sae_placebo.core.lazy import pandas
 from sae_placebo.latents.origin.decoys import decoys
 
 
-class Score(NamedTuple):
+class DecoyScore(NamedTuple):
     """One score of a latent: larger is less like a placebo's, if anything is."""
 
     definition: str
@@ -36,25 +36,25 @@ def _stable_unexplained(latents: Any) -> Float[np.ndarray, " latent"]:
     return found
 
 
-SCORES: Mapping[str, Score] = {
-    "stable_unexplained": Score(
+SCORES: Mapping[str, DecoyScore] = {
+    "stable_unexplained": DecoyScore(
         "the lesser of 1 - R2 of the ladder up to the embeddings of a window, and the correlation with "
         "the best partner in the SAE of another seed: not explained by tokens, and yet no accident",
         _stable_unexplained,
     ),
-    "attribute_r2": Score(
+    "attribute_r2": DecoyScore(
         "share of variance removed by the best attribute of the token (its spelling, its labels)",
         _column("attribute_r2"),
     ),
-    "induction_d": Score(
+    "induction_d": DecoyScore(
         "how much more it fires on repeated than on fresh random blocks, in standard deviations",
         _column("induction_d"),
     ),
-    "output_lift": Score(
+    "output_lift": DecoyScore(
         "how much more often its promoted tokens come next than after the same current token",
         _column("output_lift"),
     ),
-    "token_entropy_bits": Score(
+    "token_entropy_bits": DecoyScore(
         "token entropy in bits: how many different tokens it is active on",
         _column("token_entropy_bits"),
     ),

@@ -30,7 +30,7 @@ class KindTally:
 
 
 @dataclass(frozen=True)
-class Tally:
+class AAIntervals:
     """The distinct A/A intervals of a trial.
 
     Attributes:
@@ -61,7 +61,7 @@ class Tally:
         return f"about {round(expected)}" if expected >= 0.5 else "fewer than one"
 
 
-def tally(view: View) -> Tally:
+def tally(view: View) -> AAIntervals:
     """Return the distinct A/A intervals of all contrasts, counted."""
     every = contrasts(view)
     many_places = len({(c.hookpoint, c.sae) for c in every}) > 1
@@ -92,7 +92,7 @@ def tally(view: View) -> Tally:
                 outside.setdefault(contrast.control, []).append(name + where)
     few = _few_redraws(view, list(controls))
     chance = 1 - confidence_level(view.tables.trial)
-    return Tally(len(seen), points, outside, chance, few, (*kinds.values(),))
+    return AAIntervals(len(seen), points, outside, chance, few, (*kinds.values(),))
 
 
 def _kind(view: View, control: str) -> str:
@@ -106,7 +106,7 @@ def _kind(view: View, control: str) -> str:
     return " + ".join(kind for kind in kinds if kind)
 
 
-def by_kind(found: Tally) -> list[dict[str, str]]:
+def by_kind(found: AAIntervals) -> list[dict[str, str]]:
     """Return the tally per kind of control and of all together, as rows."""
     every = KindTally("all together", {}, found.total, found.points, found.n_outside)
     rows = [*found.kinds, every] if len(found.kinds) > 1 else [every]
@@ -124,7 +124,7 @@ def by_kind(found: Tally) -> list[dict[str, str]]:
     ]
 
 
-def sentences(found: Tally) -> list[str]:
+def sentences(found: AAIntervals) -> list[str]:
     """Return the tally in words; nothing where there is no A/A interval."""
     if not found.total:
         return []
@@ -148,7 +148,7 @@ def sentences(found: Tally) -> list[str]:
     return [said, *found.few]
 
 
-def in_short(found: Tally) -> str:
+def in_short(found: AAIntervals) -> str:
     """Return the tally as one limit of the report."""
     few = f" {' '.join(found.few)}" if found.few else ""
     return (

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sae_placebo.core.lazy import pandas
-from sae_placebo.report.dots import DotRow, Line, dot_rows
+from sae_placebo.report.dots import BaselineLine, DotRow, dot_rows
 from sae_placebo.report.plots import Figure
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
 from sae_placebo.report.sections.contrasts import (
@@ -17,7 +17,7 @@ from sae_placebo.report.sections.contrasts import (
     side_estimate,
     within_aa,
 )
-from sae_placebo.report.sections.values import Place, Values, values_at
+from sae_placebo.report.sections.values import ArmValues, Place, values_at
 from sae_placebo.report.tables import at
 from sae_placebo.report.wording import Estimate, count, finite, fitting, number
 
@@ -35,7 +35,7 @@ SHOWN = 12
 """Context-only labels in the open table."""
 
 
-def _group(view: View, place: Place, name: str, values: Values, labels: Any) -> dict[str, Any]:
+def _group(view: View, place: Place, name: str, values: ArmValues, labels: Any) -> dict[str, Any]:
     """Return one group's arms, effects, baselines and figure rows."""
     metric = f"coverage_{name}"
     arms = [arm for arm in view.arms if values.value(arm, metric) is not None]
@@ -66,7 +66,7 @@ def _group(view: View, place: Place, name: str, values: Values, labels: Any) -> 
 
 
 def _figure(
-    view: View, arms: list[str], metric: str, values: Values, baselines: Mapping[str, float]
+    view: View, arms: list[str], metric: str, values: ArmValues, baselines: Mapping[str, float]
 ) -> Figure | None:
     rows = []
     for arm in arms:
@@ -77,7 +77,7 @@ def _figure(
             rows.append(
                 DotRow(arm, view.styles[arm], value, low, high, places, f"n = {estimate.n}")
             )
-    lines = [Line(f"{name}:", value, BASELINES[name]) for name, value in baselines.items()]
+    lines = [BaselineLine(f"{name}:", value, BASELINES[name]) for name, value in baselines.items()]
     axis = f"mean F1 of the best latent per label, {view.level}"
     return dot_rows(rows, axis, lines, floor=0.0) if rows else None
 

@@ -10,7 +10,7 @@ from typing import Any
 from sae_placebo.report.dots import Curve, dose_curve
 from sae_placebo.report.plots import Figure
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
-from sae_placebo.report.sections.values import Values, main_metrics, values_at
+from sae_placebo.report.sections.values import ArmValues, main_metrics, values_at
 from sae_placebo.report.wording import Estimate, metric_title, number
 from sae_placebo.stats.designs import Design
 
@@ -62,7 +62,7 @@ def _monotone(doses: Sequence[float], values: Sequence[float]) -> Estimate | Non
 
 
 def _panel(
-    view: View, design: Design, metric: str, values: Values, key: str
+    view: View, design: Design, metric: str, values: ArmValues, key: str
 ) -> tuple[dict[str, Any], Figure] | None:
     arms = [cell for cell in design.cells if values.value(cell.arm, metric) is not None]
     if len(arms) < 2:

@@ -16,7 +16,7 @@ from sae_placebo.report.sections.contrasts import (
     null_of,
     within_aa,
 )
-from sae_placebo.report.sections.values import Place, Values, main_metrics
+from sae_placebo.report.sections.values import ArmValues, Place, main_metrics
 from sae_placebo.report.tables import at, records
 from sae_placebo.report.wording import (
     Estimate,
@@ -41,7 +41,7 @@ def _cell_words(design: Design, cell: Any) -> list[str]:
     return [f"{factor.name} {level}" for factor, level in pairs]
 
 
-def grids(view: View, design: Design, place: Place, values: Values) -> list[dict[str, Any]]:
+def grids(view: View, design: Design, place: Place, values: ArmValues) -> list[dict[str, Any]]:
     """Return a 2x2 per metric for which at least two of the cells have a value."""
     found = []
     interactions = _interactions(view, design, place)
@@ -65,7 +65,7 @@ def grids(view: View, design: Design, place: Place, values: Values) -> list[dict
     return found
 
 
-def _rows(view: View, design: Design, metric: str, values: Values) -> list[dict[str, Any]]:
+def _rows(view: View, design: Design, metric: str, values: ArmValues) -> list[dict[str, Any]]:
     rows = []
     for i, level in enumerate(design.factors[0].levels):
         cells = design.cells[2 * i : 2 * i + 2]
@@ -87,7 +87,7 @@ def _rows(view: View, design: Design, metric: str, values: Values) -> list[dict[
     return rows
 
 
-def _effect(values: Values, arm: str | None, control: str | None, metric: str) -> dict[str, Any]:
+def _effect(values: ArmValues, arm: str | None, control: str | None, metric: str) -> dict[str, Any]:
     """Return the effect arm - control, and whether it is within A/A."""
     row = values.rows.get(((arm or "", control or ""), metric))
     if row is None:
@@ -158,7 +158,7 @@ def _says(design: Design, row: Row | None) -> str:
     )
 
 
-def named_row(view: View, pair: Sequence[str | None], values: Values) -> list[dict[str, Any]]:
+def named_row(view: View, pair: Sequence[str | None], values: ArmValues) -> list[dict[str, Any]]:
     """Return one contrast's main metrics as a table."""
     arm, control = pair
     found = []

@@ -37,7 +37,7 @@ _DECIMALS = 3
 
 
 @dataclass(frozen=True)
-class Step:
+class Rung:
     """One rung: what is explained with it, and what it adds."""
 
     rung: str
@@ -51,7 +51,7 @@ class Step:
     reason: str
 
 
-def _steps(rows: pandas.DataFrame, noun: str) -> list[Step]:
+def _steps(rows: pandas.DataFrame, noun: str) -> list[Rung]:
     """Return the arm's rungs: from its own rows, else the mean of its SAEs, without intervals."""
     steps = []
     for rung in WORDS:
@@ -72,7 +72,7 @@ def _steps(rows: pandas.DataFrame, noun: str) -> list[Step]:
         value = known["value"]
         reason = str(row.get("reason") or ("no interval" if value is not None else "not measured"))
         steps.append(
-            Step(
+            Rung(
                 rung=rung,
                 value=value,
                 low=known["low"],
@@ -88,7 +88,7 @@ def _steps(rows: pandas.DataFrame, noun: str) -> list[Step]:
 
 
 def _estimate(
-    value: float | None, low: float | None, high: float | None, step: Step, signed: bool = False
+    value: float | None, low: float | None, high: float | None, step: Rung, signed: bool = False
 ) -> Estimate:
     if value is None:
         return Estimate("–", None, step.reason, step.n)
@@ -98,7 +98,7 @@ def _estimate(
     return Estimate(shown, interval(low, high, _DECIMALS, signed=signed), None, step.n)
 
 
-def _left(step: Step) -> Estimate:
+def _left(step: Rung) -> Estimate:
     """Return what a rung leaves: 1 less its R2, with the interval turned round."""
     turned = [None if v is None else 1 - v for v in (step.value, step.high, step.low)]
     return _estimate(turned[0], turned[1], turned[2], step)
@@ -120,7 +120,7 @@ def _bar(y: float, start: float, end: float, color: str, text: str) -> dict[str,
     }
 
 
-def _whisker(y: float, step: Step) -> dict[str, Any]:
+def _whisker(y: float, step: Rung) -> dict[str, Any]:
     value = step.value or 0.0
     low = value if step.low is None else step.low
     high = value if step.high is None else step.high
@@ -153,7 +153,7 @@ def _texts(name: str, said: str, y: float) -> list[dict[str, Any]]:
 
 
 def waterfall(
-    arm: str, steps: Sequence[Step], style: ArmStyle, rest: str, reach: tuple[float, float]
+    arm: str, steps: Sequence[Rung], style: ArmStyle, rest: str, reach: tuple[float, float]
 ) -> Figure:
     """Return the steps from 0 upwards, a row each, and below what the last one leaves up to 1.
 
@@ -218,7 +218,7 @@ def _words(estimate: Estimate) -> str:
     return f"{estimate.value} {estimate.interval}" if estimate.interval else estimate.value
 
 
-def _rest(steps: Sequence[Step], is_trained: bool) -> str:
+def _rest(steps: Sequence[Rung], is_trained: bool) -> str:
     """Return how what is left is called; only beside a placebo is it more than "not explained"."""
     beside = any(s.rung == "placebo_readout" and s.value is not None for s in steps)
     if not beside:
@@ -226,12 +226,12 @@ def _rest(steps: Sequence[Step], is_trained: bool) -> str:
     return "left: in no placebo" if is_trained else "left: in no other placebo"
 
 
-def _lowest(all_steps: Sequence[Sequence[Step]]) -> float:
+def _lowest(all_steps: Sequence[Sequence[Rung]]) -> float:
     ends = [v for steps in all_steps for s in steps for v in (s.value, s.low) if v is not None]
     return min([0.0, *ends])
 
 
-def _arm(view: View, arm: str, steps: list[Step], key: str) -> dict[str, Any]:
+def _arm(view: View, arm: str, steps: list[Rung], key: str) -> dict[str, Any]:
     readout = next((s for s in steps if s.rung == "placebo_readout" and s.value is not None), None)
     return {
         "arm": arm,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sae_placebo.core.lazy import pandas
-from sae_placebo.report.dots import DotRow, Line, dot_rows
+from sae_placebo.report.dots import BaselineLine, DotRow, dot_rows
 from sae_placebo.report.palette import MUTED, ArmStyle
 from sae_placebo.report.plots import Figure
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
@@ -140,7 +140,7 @@ def _figure(view: View, arm: str, found: list[dict[str, Any]]) -> Figure | None:
     if not dots:
         return None
     shortest = [row["size"] for row in known if not row["is_sae"]][:1]
-    lines = [Line("shortest without an SAE:", value, "dash") for value in shortest]
+    lines = [BaselineLine("shortest without an SAE:", value, "dash") for value in shortest]
     return dot_rows(dots, "bits per token, the dictionary not counted: fewer is better", lines)
 
 

@@ -25,7 +25,7 @@ Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Values:
+class ArmValues:
     """One hookpoint and SAE: rows of the effects table by contrast, and sides by arm.
 
     Attributes:
@@ -63,7 +63,7 @@ class Values:
         )
 
 
-def values_at(view: View, place: Place) -> Values:
+def values_at(view: View, place: Place) -> ArmValues:
     """Return what the effects table holds at one hookpoint and SAE."""
     rows: dict[tuple[Pair, str], Row] = {}
     sides: dict[tuple[str, str], tuple[Row, str]] = {}
@@ -73,16 +73,16 @@ def values_at(view: View, place: Place) -> Values:
         for side, arm in zip(("arm", "control"), pair, strict=True):
             if finite(row.get(f"{side}_value")) is not None:
                 sides.setdefault((arm, metric), (row, side))
-    return Values(rows, sides)
+    return ArmValues(rows, sides)
 
 
-def main_metrics(values: Values) -> list[str]:
+def main_metrics(values: ArmValues) -> list[str]:
     """Return the metrics that a design is shown for: the leading ones, then the class shares."""
     classes = [metric for metric in values.metrics if metric.startswith("share_")]
     return [*ordered(values.metrics, MAIN), *classes]
 
 
-def held(values: Values, arms: Sequence[str | None]) -> bool:
+def held(values: ArmValues, arms: Sequence[str | None]) -> bool:
     """Whether at least two of the arms have values here."""
     known = {arm for arm, _ in values.sides}
     return len([arm for arm in arms if arm in known]) >= 2

@@ -13,8 +13,8 @@ from sae_placebo.causal.use.base import Subject
 from sae_placebo.causal.use.downstream import Downstream
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.store import Store
-from sae_placebo.data.labels.truth import Truth
-from sae_placebo.latents.base import Reading, TokenTable
+from sae_placebo.data.labels.truth import TokenLabels
+from sae_placebo.latents.base import Encoded, TokenTable
 from sae_placebo.trial.faults import Failure, Faults, write_refusal
 from sae_placebo.trial.plans import ArmModel, Place, Plan
 from sae_placebo.trial.stages.asking_arms import each_place, is_left
@@ -89,7 +89,7 @@ class Auditing:
     def _one(self, case: Case, name: str, found: dict[str, Audited]) -> None:
         found |= audit(case, (name,))
 
-    def _others(self, place: Place) -> dict[str, Reading]:
+    def _others(self, place: Place) -> dict[str, Encoded]:
         """Return SAEs of the same activations, by architecture and seed."""
         one, hookpoint, *_ = place
         others = [p for p in self.plan.measure if p[:2] == (one, hookpoint) and p != place]
@@ -97,10 +97,10 @@ class Auditing:
             f"{sae}, seed {seed}": self._read(one, hookpoint, sae, seed) for *_, sae, seed in others
         }
 
-    def _read(self, one: ArmModel, hookpoint: str, sae: str, seed: int) -> Reading:
+    def _read(self, one: ArmModel, hookpoint: str, sae: str, seed: int) -> Encoded:
         return self.profiles.reading(one, hookpoint, sae, seed)
 
-    def _labels(self, tokens: TokenTable) -> Truth | None:
+    def _labels(self, tokens: TokenTable) -> TokenLabels | None:
         readability = self.given.readability
         if readability is None or tokens.labels is None:
             return None

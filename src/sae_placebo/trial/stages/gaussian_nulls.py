@@ -20,7 +20,7 @@ from sae_placebo.core.progress import Advance
 from sae_placebo.core.spec import generator
 from sae_placebo.models import gaussian
 from sae_placebo.models.activations import Calibration
-from sae_placebo.models.gaussian import Draw, SecondMoments
+from sae_placebo.models.gaussian import GaussianDraw, SecondMoments
 from sae_placebo.saes import SAE
 from sae_placebo.saes.kernels import Workspace
 from sae_placebo.saes.training import Fit, step_all
@@ -103,7 +103,7 @@ class Nulls:
     def _train(
         self,
         index: int,
-        draw: Draw,
+        draw: GaussianDraw,
         offered: Sequence[int],
         sizes: Sequence[int],
         advance: Advance,
@@ -156,7 +156,7 @@ class _Once:
     They are drawn by name, so each would draw the same bits again.
     """
 
-    draw: Draw
+    draw: GaussianDraw
     drawn: torch.Tensor | None = None
 
     def __call__(self, n: int, random: torch.Generator, /) -> torch.Tensor:

@@ -26,7 +26,7 @@ from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Advance, Progress
 from sae_placebo.core.shelf import Shelf
 from sae_placebo.core.store import Step, Store
-from sae_placebo.latents.base import Folds, Placebo, Reading, TokenTable
+from sae_placebo.latents.base import Encoded, Folds, Placebo, TokenTable
 from sae_placebo.latents.columns.domains import Domains, domains_of
 from sae_placebo.latents.ladder.ladder import whole_ladder
 from sae_placebo.latents.ladder.predictors import Readouts
@@ -230,9 +230,9 @@ class Profiles:
 
         return self._shelf.get(self._activations_key(one, hookpoint), make)
 
-    def reading(self, one: ArmModel, hookpoint: str, sae: str, sae_seed: int) -> Reading:
+    def reading(self, one: ArmModel, hookpoint: str, sae: str, sae_seed: int) -> Encoded:
         """Return one SAE on the held-out tokens."""
-        return Reading(
+        return Encoded(
             self._sae(one, hookpoint, sae, sae_seed),
             self.shared(one, hookpoint).tokens,
             self._codes(one, hookpoint, sae, sae_seed),

@@ -17,7 +17,7 @@ from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Advance
 from sae_placebo.data.text import Rows
 from sae_placebo.models.activations import (
-    Block,
+    ActivationBlock,
     Calibration,
     TokenMeans,
     batches,
@@ -37,7 +37,7 @@ Track: TypeAlias = Callable[..., AbstractContextManager[Advance]]
 
 
 @dataclass(frozen=True)
-class Stream:
+class TrainingStream:
     """The training tokens' activations, in the order in which every arm reads them.
 
     Args:
@@ -57,14 +57,14 @@ class Stream:
         """Tokens of the stream, outliers included."""
         return int(self.rows.usable().sum())
 
-    def blocks(self, first: int = 0) -> Iterator[tuple[int, Block]]:
+    def blocks(self, first: int = 0) -> Iterator[tuple[int, ActivationBlock]]:
         """Yield the stream's blocks from the one numbered `first`, each with its number."""
         size = self.spec.harvest.block_rows
         order = row_order(len(self.rows.lengths), self.spec.seed)[first * size :]
         read = blocks(self.reader, self.rows, order, size, device=self.spec.device)
         yield from enumerate(read, first)
 
-    def kept(self, block: Block) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    def kept(self, block: ActivationBlock) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
         """Yield each hookpoint, ids and activations of a block's tokens, outliers left out, on the CPU."""
         for name, values in block.activations.items():
             x = values.cpu()
@@ -72,7 +72,9 @@ class Stream:
             whole = bool(kept.all())
             yield (name, block.token_ids, x) if whole else (name, block.token_ids[kept], x[kept])
 
-    def batches(self, index: int, block: Block) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+    def batches(
+        self, index: int, block: ActivationBlock
+    ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
         """Return the batches of one block, on the device of training; see `activations.batches`."""
         size, seed = self.spec.training.batch_tokens, self.spec.seed
         return batches(block, self.calibrations, size, seed, index)
@@ -86,7 +88,7 @@ class Stream:
 class MomentsPass:
     """One pass over a stream that only counts second moments."""
 
-    stream: Stream
+    stream: TrainingStream
     work: Work
     phase: str = "moments"
 
@@ -135,7 +137,7 @@ def in_its_place(
         work: Where checkpoints are kept.
         track: Shows the progress.
     """
-    stream = Stream(spec, reader, rows, calibrated(reader, rows, spec.harvest, spec.seed))
+    stream = TrainingStream(spec, reader, rows, calibrated(reader, rows, spec.harvest, spec.seed))
     counting = MomentsPass(stream, work, "source")
     with track(stream.n_tokens, before=counting.done) as advance:
         counting.run(advance)

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sae_placebo.controls.dictionary import DictionaryControl, Moments
+from sae_placebo.controls.dictionary import DictionaryControl, StreamMoments
 from sae_placebo.core.checkpoints import Checkpoint, State, Work
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Advance, Progress
 from sae_placebo.core.store import write_json
-from sae_placebo.models.activations import Block, Calibration, TokenMeans
+from sae_placebo.models.activations import ActivationBlock, Calibration, TokenMeans
 from sae_placebo.models.gaussian import SecondMoments
 from sae_placebo.models.loading import parse_hookpoint
 from sae_placebo.saes import SAE
@@ -32,7 +32,7 @@ from sae_placebo.trial.spec import TrialSpec
 from sae_placebo.trial.stages.gaussian_nulls import Member, Nulls, placed
 from sae_placebo.trial.stages.stream import (
     MomentsPass,
-    Stream,
+    TrainingStream,
     means_state,
     moments_state,
     restore_means,
@@ -61,7 +61,7 @@ class Matched:
         work: Where checkpoints are kept.
     """
 
-    stream: Stream
+    stream: TrainingStream
     harvest: Path
     vocabulary_size: int
     controls: Mapping[str, DictionaryControl | None]
@@ -71,7 +71,7 @@ class Matched:
     steps: list[tuple[int, dict[str, int]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._before: dict[str, Moments] = {}
+        self._before: dict[str, StreamMoments] = {}
         self._fits: dict[tuple[str, Member], Fit] = {}
 
     @property
@@ -165,7 +165,7 @@ class Matched:
             fit = self._fits.pop(key)
             self.trained[key] = placed(fit.sae(), "cpu"), fit.log()
 
-    def _count(self, block: Block) -> None:
+    def _count(self, block: ActivationBlock) -> None:
         for name, ids, x in self.stream.kept(block):
             self._means[name].add(ids, x)
             self._moments[name].add(x)
@@ -242,10 +242,12 @@ def _part(key: tuple[str, Member]) -> str:
     return f"fit {training[:16]} {hookpoint} {label} {seed}"
 
 
-def _scaled(counted: SecondMoments, by: Calibration) -> Moments:
+def _scaled(counted: SecondMoments, by: Calibration) -> StreamMoments:
     """Return moments in the centered and scaled units of training."""
     mean, covariance = counted.mean_and_covariance()
-    return Moments(((mean - by.mean) * by.factor).float(), (covariance * by.factor**2).float())
+    return StreamMoments(
+        ((mean - by.mean) * by.factor).float(), (covariance * by.factor**2).float()
+    )
 
 
 def _hook_names(hookpoint: str) -> dict[str, str]:
