@@ -120,7 +120,7 @@ def test_a_thread_watches_while_there_is_work(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_counts_from_many_threads_add_up(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    outlook = Outlook([WorkPiece("match", "profile", 10.0)], clock=clock)
+    outlook = Outlook([WorkPiece("profile", "profile", 10.0)], clock=clock)
     progress = lines(clock)
     with progress.whole(outlook), progress.track("profile", 40_000, "parts") as advance:
         workers = [

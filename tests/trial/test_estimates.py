@@ -79,7 +79,7 @@ def test_what_is_done_costs_nothing(planned: Planner) -> None:
         ("train", {"sae_seeds": [0, 1, 2, 3]}),
         ("harvest", {"text__heldout_tokens": 20_000}),
         ("measure", {"text__heldout_tokens": 20_000}),
-        ("match", {"sae_seeds": [0, 1, 2, 3, 4, 5, 6, 7]}),
+        ("profile", {"sae_seeds": [0, 1, 2, 3, 4, 5, 6, 7]}),
         ("methods", {"model_seeds": [0, 1, 2, 3]}),
         ("methods", {"methods__iterations": 30_000}),
         ("use", {"use__latents": 32}),
@@ -105,7 +105,7 @@ def test_a_control_of_the_dictionary_reads_no_activations_of_its_own(planned: Pl
 def test_more_threads_take_less(planned: Planner) -> None:
     plan = planned()
     one, four = (seconds(plan, of_usual_machine(plan.spec, n)) for n in (1, 4))
-    for stage in ("harvest", "train", "measure", "match", "methods", "use"):
+    for stage in ("harvest", "train", "measure", "profile", "methods", "use"):
         assert four[stage] < one[stage]
 
 
@@ -113,7 +113,7 @@ def test_a_slower_machine_takes_longer(planned: Planner) -> None:
     plan = planned()
     usual = of_usual_machine(plan.spec, 2)
     slow = replace(usual, numbers=0.5, code=0.5)
-    for stage in ("tokenize", "measure", "match", "methods"):
+    for stage in ("tokenize", "measure", "profile", "methods"):
         assert seconds(plan, slow)[stage] == pytest.approx(2 * seconds(plan, usual)[stage], rel=0.2)
 
 
@@ -153,6 +153,17 @@ def test_a_trial_says_from_where_it_goes_on(planned: Planner, tmp_path: Path) ->
     assert outlook_of(plan, store).spent == pytest.approx(30, abs=1)
     finish(store, steps[3:])
     assert standing(plan, store) == f"all {n} steps are done"
+
+
+def test_artefacts_of_an_older_version_are_said_to_be_old(planned: Planner, tmp_path: Path) -> None:
+    plan, store = planned(), Store(tmp_path)
+    before = standing(plan, store)
+    finish(store, [Step("match", "trained", 3, {}, ())])  # what `profile` was called
+    told = standing(plan, store)
+    assert told == (
+        f"{before}; {str(tmp_path / 'match')!r}, of an older version of sae-placebo, is not read and can be "
+        "deleted"
+    )
 
 
 def test_a_stopped_training_is_named_with_how_far_it_was(planned: Planner, tmp_path: Path) -> None:

@@ -206,14 +206,14 @@ class TimeEstimate:
         yield WorkPiece("measure", "measure", seconds / self._crew(len(places)))
 
     def _profiled(self) -> Iterator[WorkPiece]:
-        places = self._places(self.plan.match)
+        places = self._places(self.plan.profile)
         if not places:
             return
         seconds = 0.0
         for *_, label, _ in places:
             k, m = self._active(label), self.spec.saes[label].d_sae
             seconds += 0.45 + 1.4e-8 * self.held * k**2 + 6e-7 * self.held * k + 2e-7 * m**2
-        yield WorkPiece("match", "profile", seconds * self.numbers / self._crew(len(places)))
+        yield WorkPiece("profile", "profile", seconds * self.numbers / self._crew(len(places)))
 
     def _methods(self) -> Iterator[WorkPiece]:
         left = {s.key: at for at, s in self.plan.methods.items() if self.is_left(s)}

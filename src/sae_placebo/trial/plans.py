@@ -26,7 +26,7 @@ VERSIONS = {
     "harvest": 3,
     "train": 4,
     "measure": 5,
-    "match": 3,
+    "profile": 4,
     "methods": 1,
     "use": 5,
     "audit": 4,
@@ -70,7 +70,7 @@ class Plan:
     harvest: dict[ArmModel, Step]
     train: dict[ArmModel, Step]
     measure: dict[Place, Step]
-    match: dict[Place, Step]
+    profile: dict[Place, Step]
     methods: dict[tuple[ArmModel, str], Step]
     use: dict[Place, Step]
     audit: dict[Place, Step]
@@ -91,7 +91,7 @@ class Plan:
             yield self.harvest[group[0]]
             yield from (self.train[one] for one in group)
         yield from self.measure.values()
-        yield from self.match.values()
+        yield from self.profile.values()
         yield from self.methods.values()
         yield from self.use.values()
         yield from self.audit.values()
@@ -164,7 +164,7 @@ class _Planner:
                 for stage, made in self._arm(one, controls, tied, model, tokenize).items():
                     parts[stage][one] = made
         measure = self._measure(parts["train"], parts["harvest"], readability)
-        match, methods = self._match(measure, parts), self._methods(measure, parts)
+        profile, methods = self._profile(measure, parts), self._methods(measure, parts)
         return Plan(
             spec=spec,
             model=model,
@@ -175,9 +175,9 @@ class _Planner:
             harvest=parts["harvest"],
             train=parts["train"],
             measure=measure,
-            match=match,
+            profile=profile,
             methods=methods,
-            use=self._use(match, parts),
+            use=self._use(profile, parts),
             audit=self._audit(measure, parts),
         )
 
@@ -236,7 +236,7 @@ class _Planner:
                         )
         return found
 
-    def _match(
+    def _profile(
         self, measure: Mapping[Place, Step], parts: Mapping[str, Mapping[ArmModel, Step]]
     ) -> dict[Place, Step]:
         """Return one step per SAE; it reads every SAE of its hookpoint."""
@@ -248,7 +248,7 @@ class _Planner:
             inputs = list({s.key: s for s in others}.values())
             settings = [spec.structure, spec.measurement, hookpoint, sae, sae_seed]
             found[place] = self.step(
-                "match", step.name, settings, reference, parts["build"][one], step, *inputs
+                "profile", step.name, settings, reference, parts["build"][one], step, *inputs
             )
         return found
 
@@ -272,13 +272,13 @@ class _Planner:
         return found
 
     def _use(
-        self, match: Mapping[Place, Step], parts: Mapping[str, Mapping[ArmModel, Step]]
+        self, profile: Mapping[Place, Step], parts: Mapping[str, Mapping[ArmModel, Step]]
     ) -> dict[Place, Step]:
         """Return one step per SAE of which it is asked what the model uses."""
         spec, found = self.spec, {}
         how = spec.use.model_dump(mode="json", exclude={"arms", "hookpoints"})
-        for place in self._asked("use", match):
-            settings, step = [how, spec.circuits, *place[1:]], match[place]
+        for place in self._asked("use", profile):
+            settings, step = [how, spec.circuits, *place[1:]], profile[place]
             inputs = [parts[stage][place[0]] for stage in ("build", "harvest", "train")]
             found[place] = self.step("use", step.name, settings, *inputs, step)
         return found

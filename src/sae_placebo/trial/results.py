@@ -54,7 +54,7 @@ TABLES = (
 )
 
 OF_MEASURE = ("measurements", "coverage")
-OF_MATCH = ("latents", "measurements", "passages", "sensitivity")
+OF_PROFILE = ("latents", "measurements", "passages", "sensitivity")
 
 EVERY_METRIC: Mapping[str, Declared] = {
     **METRICS.entries,
@@ -261,7 +261,7 @@ def _write_results(plan: Plan, store: Store, folder: Path) -> None:
 def _join(plan: Plan, store: Store) -> dict[str, Any]:
     """Return the tables of all SAEs and arms, each in one."""
     tables: dict[str, list[Any]] = {}
-    for stage, names in (("measure", OF_MEASURE), ("match", OF_MATCH)):
+    for stage, names in (("measure", OF_MEASURE), ("profile", OF_PROFILE)):
         for (one, hookpoint, sae, sae_seed), step in getattr(plan, stage).items():
             keys = keys_of(plan, one, hookpoint, sae, sae_seed)
             for name in names:
@@ -298,7 +298,7 @@ def gather(plan: Plan, store: Store) -> ReplicateTable:
         tokens[hookpoint] = len(kept.places)
     families = {arm: one.family for arm, one in plan.spec.arms.items()}
     table = ReplicateTable(documents, tokens, drawn, families, plan.same_as())
-    for stage in (plan.measure, plan.match):
+    for stage in (plan.measure, plan.profile):
         for (one, hookpoint, sae, sae_seed), step in stage.items():
             folder = store.path(step)
             values = artefacts.read_replicates(folder)

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from sae_placebo.core import checkpoints
+from sae_placebo.core.manifests import MANIFEST
 from sae_placebo.core.outlook import Outlook, clock_text
 from sae_placebo.core.store import Store
 from sae_placebo.trial.estimates import estimate, rates_key
 from sae_placebo.trial.machine import load
-from sae_placebo.trial.plans import Plan
+from sae_placebo.trial.plans import VERSIONS, Plan
 
 
 def standing(plan: Plan, store: Store) -> str:
-    """Return how many steps are done and from where a run goes on; hashes no file."""
+    """Return how many steps are done and from where a run goes on; hashes no file.
+
+    Artefacts of stages that this version does not have are said to be old, and left where they are.
+    """
+    old = sorted(
+        {path.parent.parent.name for path in store.root.glob(f"*/*/{MANIFEST}")} - {*VERSIONS}
+    )
+    said = _standing(plan, store)
+    if old:
+        folders = ", ".join(repr(str(store.root / name)) for name in old)
+        said += f"; {folders}, of an older version of sae-placebo, is not read and can be deleted"
+    return said
+
+
+def _standing(plan: Plan, store: Store) -> str:
     steps = list(plan.steps())
     left = [step for step in steps if not store.has(step)]
     n = len(steps)

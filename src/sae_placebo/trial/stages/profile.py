@@ -85,7 +85,7 @@ class Profiles:
 
     def run(self) -> None:
         """Profile every SAE, then fit existing methods on every arm; what is there is kept."""
-        self._each("profile", "SAEs", self.plan.match, self._match, 1 + PARTS)
+        self._each("profile", "SAEs", self.plan.profile, self._profile, 1 + PARTS)
         n = len(METHODS.entries) + len(self.spec.saes) * len(self.spec.sae_seeds)
         self._each("compare methods on", "models", self.plan.methods, self._methods, n)
 
@@ -102,7 +102,7 @@ class Profiles:
         if not left:
             return
         batches = [list(left.values())]
-        if steps is self.plan.match:
+        if steps is self.plan.profile:
             batches = self._batches(batches[0])
             for place in left.values():
                 self._shelf.announce(self._used(*place))
@@ -253,18 +253,18 @@ class Profiles:
 
     # --- the jobs ----------------------------------------------------------------------------------
 
-    def _match(
+    def _profile(
         self, advance: Advance, one: ArmModel, hookpoint: str, sae: str, sae_seed: int
     ) -> None:
         """Profile the latents of one SAE."""
         place = (one, hookpoint, sae, sae_seed)
         with (
             self._shelf.serving(self._used(*place)),
-            self.store.write(self.plan.match[place]) as draft,
+            self.store.write(self.plan.profile[place]) as draft,
         ):
-            artefacts.write_profile(draft, self._profile(place, advance))
+            artefacts.write_profile(draft, self._profiled(place, advance))
 
-    def _profile(self, place: Place, advance: Advance) -> Profile:
+    def _profiled(self, place: Place, advance: Advance) -> Profile:
         one, hookpoint, _, _ = place
         reading, folds, spec = self.reading(*place), self.shared(one, hookpoint).folds, self.spec
         weights = document_weights(

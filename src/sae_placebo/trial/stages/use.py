@@ -85,7 +85,7 @@ class Uses:
 
     def _kinds(self, place: Place) -> Any:
         """Return the kind of each latent, its class and origin; empty where it fires too rarely."""
-        table = artefacts.read_table(self.store.path(self.plan.match[place]) / "latents.parquet")
+        table = artefacts.read_table(self.store.path(self.plan.profile[place]) / "latents.parquet")
         least = self.plan.spec.measurement.thresholds.min_firings
         kinds = (table["class"].astype(str) + " " + table["verdict"].astype(str)).to_numpy(object)
         kinds[~(table["n_active"].to_numpy(np.float64) >= least)] = ""

@@ -21,7 +21,7 @@ def use_tables(plan: Plan, store: Store) -> dict[str, Any]:
         if refusal(folder):
             continue
         tables, _ = read_use(folder)
-        latents = artefacts.read_table(store.path(plan.match[place]) / "latents.parquet")
+        latents = artefacts.read_table(store.path(plan.profile[place]) / "latents.parquet")
         known = latents[["latent", "class", "verdict", "evidence", "n_active"]]
         tables["use"] = tables["use"].merge(known, on="latent", how="left", validate="1:1")
         for name, table in tables.items():
