@@ -66,7 +66,7 @@ def test_the_heap_is_kept_and_given_back() -> None:
     """Run in a process of its own, whose heap no other test has used."""
     program = """
 import resource, numpy
-from sae_placebo import precision
+from sae_placebo.core import precision
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -96,7 +96,7 @@ print(kept, inside, held - resident())
 
 
 def test_a_heap_that_the_environment_sets_is_left_alone() -> None:
-    program = "from sae_placebo import precision\nwith precision.kept_heap() as k: print(k)"
+    program = "from sae_placebo.core import precision\nwith precision.kept_heap() as k: print(k)"
     assert _run(program, MALLOC_ARENA_MAX="3") == ["False"]
 
 

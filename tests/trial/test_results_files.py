@@ -350,7 +350,7 @@ def test_a_trial_that_is_open_reads_the_tables_of_a_later_run(folder: Path) -> N
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from sae_placebo import artefacts
+from sae_placebo.trial import artefacts
 from sae_placebo.trial.publishing import publish
 from sae_placebo.core.store import Store
 

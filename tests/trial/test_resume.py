@@ -146,7 +146,8 @@ def stopped(
 
 KILLED = """
 import os, signal, sys
-from sae_placebo import checkpoints, cli
+from sae_placebo.cli import main as cli
+from sae_placebo.core import checkpoints
 from sae_placebo.saes.training import Fit
 
 checkpoints.CHECKPOINT_SECONDS = float(sys.argv.pop(1))
