@@ -373,7 +373,7 @@ def _latent_row(kind: str, rng: np.random.Generator, token: str | None) -> dict[
 
 LATENT_COLUMNS = [
     "arm",
-    "control",
+    "control_kind",
     "model_seed",
     "sae_seed",
     "hookpoint",
@@ -406,7 +406,7 @@ def latents_table(settings: Settings) -> pd.DataFrame:
                     kinds = rng.choice(CLASSES, settings.latents, p=_class_mix(settings, arm))
                     for latent, kind in enumerate(kinds):
                         key = {
-                            "arm": arm, "control": "redraw", "model_seed": model_seed,
+                            "arm": arm, "control_kind": "redraw", "model_seed": model_seed,
                             "sae_seed": sae_seed, "hookpoint": place, "sae": SAE,
                             "latent": latent, "n_tokens": 118_000,
                         }  # fmt: skip

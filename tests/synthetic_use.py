@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-KEYS = ("arm", "control", "model_seed", "sae_seed", "hookpoint", "sae")
+KEYS = ("arm", "control_kind", "model_seed", "sae_seed", "hookpoint", "sae")
 ORIGINS = ("inherited", "model_made", "undetermined")
 USES = ("used", "not_used", "undetermined")
 REASONS = (
@@ -50,8 +50,8 @@ def use_tables(
             first = own[["model_seed", "sae_seed"]].iloc[0]
             for name, seed in first.items():
                 own = own[own[name].isna() if pd.isna(seed) else own[name] == seed]
-            keys = {k: own[k].iloc[0] for k in KEYS if k in own} | {"control": "redraw"}
-            plain = {k: None if pd.isna(v) else v for k, v in keys.items() if k != "control"}
+            keys = {k: own[k].iloc[0] for k in KEYS if k in own} | {"control_kind": "redraw"}
+            plain = {k: None if pd.isna(v) else v for k, v in keys.items() if k != "control_kind"}
             plain = {
                 k: int(v) if k.endswith("seed") and v is not None else v for k, v in plain.items()
             }

@@ -51,7 +51,7 @@ def row(arm: str, name: str, value: float, low: float, high: float, **more: Any)
         "of": "tokens",
         "reason": "",
     }
-    keys = {"arm": arm, "control": arm, "model_seed": 0, "sae_seed": 0}
+    keys = {"arm": arm, "control_kind": arm, "model_seed": 0, "sae_seed": 0}
     place = {"hookpoint": "resid_post.1", "sae": "topk", "audit": "first", "n": 100}
     return keys | place | empty | {"name": name, "value": value, "low": low, "high": high} | more
 

@@ -22,7 +22,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         *("aa_effect", "aa_low", "aa_high", "aa_control", "aa_reason"),
     ),
     "latents": (
-        *("arm", "control", "model_seed", "sae_seed", "hookpoint", "sae", "latent", "class"),
+        *("arm", "control_kind", "model_seed", "sae_seed", "hookpoint", "sae", "latent", "class"),
         *("n_tokens", "n_active", "density", "token_entropy_bits", "n_effective"),
         *("token_entropy_null_bits", "effective_tokens", "top_token", "top_token_mass"),
         *("top_token_recall", "family_mass", "mean_activation", "max_activation", "verdict"),
@@ -51,11 +51,11 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         *("high", "gain", "gain_low", "gain_high", "n", "reason"),
     ),
     "sensitivity": (
-        *("arm", "control", "model_seed", "sae_seed", "hookpoint", "sae", "threshold", "value"),
+        *("arm", "control_kind", "model_seed", "sae_seed", "hookpoint", "sae", "threshold", "value"),
         *("change", "moved_to", "n_latents", "n_moved", "share_moved", "most_moved", "reason"),
     ),
     "methods": (
-        *("arm", "control", "model_seed", "hookpoint", "method", "reading", "n_atoms", "sparsity"),
+        *("arm", "control_kind", "model_seed", "hookpoint", "method", "reading", "n_atoms", "sparsity"),
         *("explained_variance", "ev_low", "ev_high", "lookup_relative_ev", "native_ev"),
         *(
             "native_sparsity",
@@ -92,7 +92,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         *("hookpoint", "sae", "name", "says", "outcome", "estimate", "low", "high", "n", "reason"),
     ),
     "use": (
-        *("arm", "control", "model_seed", "sae_seed", "hookpoint", "sae", "latent"),
+        *("arm", "control_kind", "model_seed", "sae_seed", "hookpoint", "sae", "latent"),
         *("use", "use_reason", "use_weight", "effect", "effect_low", "effect_high"),
         *("effect_resampled", "effect_documents", "beside", "beside_low", "beside_high"),
         *("null_effect", "null_firings", "effect_at_nulls", "use_p", "use_p_decoders", "n_nulls"),
@@ -122,7 +122,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         *("tokens", "activations", "peak"),
     ),
     "audits": (
-        *("arm", "control", "model_seed", "sae_seed", "hookpoint", "sae", "audit", "name"),
+        *("arm", "control_kind", "model_seed", "sae_seed", "hookpoint", "sae", "audit", "name"),
         *("value", "low", "high", "n", "null", "null_low", "null_high", "at", "of", "reason"),
     ),
     "interactions": (

@@ -50,7 +50,7 @@ def keys_of(
     plan: Plan, one: ArmModel, hookpoint: str, sae: str | None = None, sae_seed: int | None = None
 ) -> dict[str, Any]:
     """Return the columns that say what a row is about; those of an SAE where it is about one."""
-    keys: dict[str, Any] = {"arm": one.arm, "control": plan.spec.arms[one.arm].kind}
+    keys: dict[str, Any] = {"arm": one.arm, "control_kind": plan.spec.arms[one.arm].kind}
     keys["model_seed"] = one.model_seed
     if sae is None:
         return keys | {"hookpoint": hookpoint}
