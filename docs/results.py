@@ -21,7 +21,7 @@ from results_use import markdown
 
 from sae_placebo.latents.classes.classification import CLASS_NAMES
 from sae_placebo.latents.ladder.ladder import RUNGS
-from sae_placebo.latents.origin.verdicts import VERDICTS
+from sae_placebo.latents.origin.verdicts import ORIGINS
 
 LEAST = 0.005
 """Share that a class must reach in some arm to have a row."""
@@ -94,7 +94,7 @@ def classes(page: Page) -> str:
 
 
 def verdicts(page: Page) -> str:
-    return by_arm(page, list(VERDICTS), lambda name: f"origin_{name}")
+    return by_arm(page, list(ORIGINS), lambda name: f"origin_{name}")
 
 
 def partners(page: Page) -> str:
@@ -147,7 +147,12 @@ def bits(page: Page) -> str:
 
 
 def contrasts(page: Page) -> str:
-    wanted = ["origin_model_made", "origin_inherited", "has_placebo_partner", "share_single_token"]
+    wanted = [
+        "origin_not_explained",
+        "origin_explained",
+        "has_placebo_partner",
+        "share_single_token",
+    ]
     wanted += ["share_arbitrary_subset", "bits_saved", "explained_variance_above_gaussian"]
     rows = []
     trained = page.arms[0]

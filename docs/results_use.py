@@ -38,7 +38,7 @@ def shown(rows: pd.DataFrame, use: str) -> str:
 def asked(folder: Path) -> pd.DataFrame:
     table = pd.read_parquet(folder / "use.parquet")
     table = table[table["use"].isin(USES)].copy()
-    table["origin"] = table["verdict"].where(table["verdict"].isin(ORIGINS), UNJUDGED)
+    table["origin"] = table["origin"].where(table["origin"].isin(ORIGINS), UNJUDGED)
     table["class"] = table["class"].fillna("unclassified")
     return table
 

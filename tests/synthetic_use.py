@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 KEYS = ("arm", "control_kind", "model_seed", "sae_seed", "hookpoint", "sae")
-ORIGINS = ("inherited", "model_made", "undetermined")
+ORIGINS = ("explained", "not_explained", "undetermined")
 USES = ("used", "not_used", "undetermined")
 REASONS = (
     "no costlier than null directions",
@@ -104,7 +104,7 @@ def _one(own: pd.DataFrame, seed: int) -> dict[str, pd.DataFrame]:
         "path_unembedding": np.full(n, 0.4), "path_qk": np.full(n, 0.1),
         "path_ov": 0.2 + 0.1 * random.random(n), "path_mlp": np.full(n, 0.3),
         "tied": (which % 2).astype(float), "class": own["class"],
-        "verdict": np.array(ORIGINS, dtype=object)[which % 3 if seed else (which // 2) % 3],
+        "origin": np.array(ORIGINS, dtype=object)[which % 3 if seed else (which // 2) % 3],
         "evidence": "token explains it", "n_active": own["n_active"],
     }  # fmt: skip
     table = pd.DataFrame(column)

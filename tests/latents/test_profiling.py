@@ -20,7 +20,7 @@ from sae_placebo.latents.ladder.token_features import LadderSpec, TokenFeatures
 from sae_placebo.latents.measurement import MeasurementSpec
 from sae_placebo.latents.metrics import METRICS
 from sae_placebo.latents.metrics.structure import DECLARED
-from sae_placebo.latents.origin.verdicts import VERDICTS
+from sae_placebo.latents.origin.verdicts import ORIGINS
 from sae_placebo.latents.partners.assignment import sharing
 from sae_placebo.latents.profile import Around, Profile, profile
 from sae_placebo.latents.spec import StructureSpec
@@ -113,17 +113,17 @@ def test_planted_latents_are_in_their_class(found: Profile) -> None:
 
 def test_planted_latents_have_their_verdict_and_its_evidence(found: Profile) -> None:
     table = found.latents
-    assert set(table["verdict"]) <= set(VERDICTS)
+    assert set(table["origin"]) <= set(ORIGINS)
     expected = {
         DEAD: ("undetermined", "too rarely"),
         RARE: ("undetermined", "too rarely"),
-        TOKEN: ("inherited", "explained by the current token"),
-        FOUND_AGAIN: ("model_made", "no rung explains it"),
-        IN_PLACEBO: ("inherited", "placebo SAE"),
+        TOKEN: ("explained", "explained by the current token"),
+        FOUND_AGAIN: ("not_explained", "no rung explains it"),
+        IN_PLACEBO: ("explained", "placebo SAE"),
         ALONE: ("undetermined", "another seed has no partner"),
     }
     for latent, (verdict, evidence) in expected.items():
-        assert table["verdict"][latent] == verdict, latent
+        assert table["origin"][latent] == verdict, latent
         assert evidence in table["evidence"][latent], latent
 
 
@@ -160,7 +160,7 @@ def test_shares_are_counts_of_the_table_and_add_up(found: Profile) -> None:
     values = found.measurements.set_index("metric")
     for column, names, prefix in (
         ("class", CLASS_NAMES, "share_"),
-        ("verdict", VERDICTS, "origin_"),
+        ("origin", ORIGINS, "origin_"),
     ):
         counts = found.latents[column].value_counts()
         known = [name for name in names if f"{prefix}{name}" in found.replicates]
@@ -169,7 +169,7 @@ def test_shares_are_counts_of_the_table_and_add_up(found: Profile) -> None:
             assert values["value"][f"{prefix}{name}"] == pytest.approx(expected), name
         total = np.sum([found.replicates[f"{prefix}{name}"] for name in known], axis=0)
         np.testing.assert_allclose(total, 1)
-        assert {"share_dead", "origin_inherited"} & {f"{prefix}{name}" for name in known}
+        assert {"share_dead", "origin_explained"} & {f"{prefix}{name}" for name in known}
 
 
 def test_a_class_that_cannot_be_told_has_no_share_and_says_what_is_not_known(
@@ -231,14 +231,14 @@ def test_without_a_placebo_nothing_is_said_of_origins(scene: Scene) -> None:
     )
     found = scene.profile(bare)
     table = found.measurements.set_index("metric")
-    for name in ("has_placebo_partner", *(f"origin_{verdict}" for verdict in VERDICTS)):
+    for name in ("has_placebo_partner", *(f"origin_{verdict}" for verdict in ORIGINS)):
         assert np.isnan(table["value"][name])
         assert table["reason"][name] == why["placebo"]
     for name in ("has_seed_partner", "seed_shared", "seed_mmcs", "seed_pw_mcc"):
         assert table["reason"][name] == why["sibling"]
-    assert found.latents["verdict"][TOKEN] == "inherited"
+    assert found.latents["origin"][TOKEN] == "explained"
     assert found.latents["evidence"][FOUND_AGAIN] == why["placebo"]
-    assert (found.latents["verdict"] != "model_made").all()
+    assert (found.latents["origin"] != "not_explained").all()
     assert found.latents["has_seed_partner"].isna().all()
     assert "r2_placebo" in table.loc["share_model_made", "reason"]
 
@@ -251,7 +251,7 @@ def test_a_null_that_cannot_be_had_is_the_reason_for_every_latent(scene: Scene) 
     row: Any = found.measurements.set_index("metric").loc["has_seed_partner"]
     assert np.isnan(row["value"])
     assert row["reason"]
-    assert (found.latents["verdict"] != "model_made").all()
+    assert (found.latents["origin"] != "not_explained").all()
 
 
 def test_the_same_twice(scene: Scene, found: Profile) -> None:
@@ -268,4 +268,4 @@ def test_the_thresholds_are_those_of_the_settings(scene: Scene) -> None:
     weights = document_weights(scene.reading.tokens.n_documents, REPLICATES, 0)
     found = profile(scene.reading, scene.folds, scene.around, weights, SPEC, shown, 0)
     assert set(found.latents["class"]) == {"dead", "ultra_rare"}
-    assert set(found.latents["verdict"]) == {"undetermined"}
+    assert set(found.latents["origin"]) == {"undetermined"}

@@ -8,8 +8,8 @@ import pytest
 from sae_placebo.latents.ladder.ladder import RUNGS
 from sae_placebo.latents.origin.verdicts import (
     EVIDENCE,
-    INHERITED,
-    MODEL_MADE,
+    EXPLAINED,
+    NOT_EXPLAINED,
     UNDETERMINED,
     jackknife_se,
     last_known,
@@ -32,7 +32,7 @@ def one(
     columns: dict[str, np.ndarray] | None = None,
     reasons: dict[str, str] | None = None,
 ) -> tuple[int, str]:
-    """Return the verdict on one latent, which is model-made but for what is said, and its evidence."""
+    """Return the verdict on one latent, which is not explained but for what is said, and its evidence."""
     r2 = {name: on_folds(0.1) for name in RUNGS}
     r2 |= {name: on_folds(value) for name, value in (rungs or {}).items()} | (columns or {})
     found = verdicts(
@@ -52,9 +52,9 @@ def test_the_rungs_of_the_ladder_are_those_with_evidence() -> None:
     assert tuple(EVIDENCE) == RUNGS[1:]
 
 
-def test_model_made_is_what_is_left() -> None:
+def test_not_explained_is_what_is_left() -> None:
     verdict, why = one()
-    assert verdict == MODEL_MADE
+    assert verdict == NOT_EXPLAINED
     assert why.startswith("no rung explains it")
 
 
@@ -67,16 +67,16 @@ def test_what_fires_too_rarely_is_undetermined_whatever_explains_it() -> None:
 def test_the_first_rung_that_explains_it_is_the_evidence(name: str) -> None:
     above = list(EVIDENCE)[list(EVIDENCE).index(name) :]
     verdict, why = one(placebo=None, rungs=dict.fromkeys(above, 0.5))
-    assert (verdict, why) == (INHERITED, f"explained by {EVIDENCE[name]}")
+    assert (verdict, why) == (EXPLAINED, f"explained by {EVIDENCE[name]}")
 
 
 def test_a_constant_explains_nothing() -> None:
-    assert one(rungs={"constant": 0.9})[0] == MODEL_MADE
+    assert one(rungs={"constant": 0.9})[0] == NOT_EXPLAINED
 
 
-def test_a_partner_in_the_placebo_is_inherited() -> None:
-    assert one(placebo=True) == (INHERITED, "has a partner in the placebo SAE")
-    assert one(placebo=True, rungs=dict.fromkeys(EVIDENCE, np.nan))[0] == INHERITED
+def test_a_partner_in_the_placebo_is_explained() -> None:
+    assert one(placebo=True) == (EXPLAINED, "has a partner in the placebo SAE")
+    assert one(placebo=True, rungs=dict.fromkeys(EVIDENCE, np.nan))[0] == EXPLAINED
 
 
 def test_nearly_explained_is_undetermined() -> None:
@@ -85,23 +85,23 @@ def test_nearly_explained_is_undetermined() -> None:
     verdict, why = one(columns={"window": r2})
     assert verdict == UNDETERMINED
     assert "two standard errors" in why
-    assert one(rungs={"window": 0.45})[0] == MODEL_MADE  # without any spread
+    assert one(rungs={"window": 0.45})[0] == NOT_EXPLAINED  # without any spread
 
 
 def test_a_latent_that_no_rung_knows_is_undetermined() -> None:
     verdict, why = one(rungs=dict.fromkeys(RUNGS, np.nan))
     assert verdict == UNDETERMINED
     assert "do not vary" in why
-    assert one(rungs=dict.fromkeys(RUNGS[-2:], np.nan))[0] == MODEL_MADE
+    assert one(rungs=dict.fromkeys(RUNGS[-2:], np.nan))[0] == NOT_EXPLAINED
 
 
-def test_without_a_placebo_nothing_is_model_made() -> None:
+def test_without_a_placebo_everything_is_undetermined_or_explained() -> None:
     verdict, why = one(placebo=None, reasons={"placebo": "none was drawn"})
     assert (verdict, why) == (UNDETERMINED, "none was drawn")
     assert one(placebo=None)[1] == "no placebo read the same tokens"
 
 
-def test_without_a_partner_in_another_seed_nothing_is_model_made() -> None:
+def test_without_a_partner_in_another_seed_everything_is_undetermined_or_explained() -> None:
     assert one(sibling=False) == (UNDETERMINED, SEED_HAS)
     assert one(sibling=None, reasons={"sibling": "one seed"}) == (UNDETERMINED, "one seed")
     assert one(sibling=None)[1] == "there is no SAE of another seed"
@@ -118,10 +118,10 @@ def test_every_fold_has_its_own_verdict_and_evidence_is_of_all_documents() -> No
         0.5,
         {},
     )
-    expected = [[UNDETERMINED, UNDETERMINED, INHERITED, INHERITED, UNDETERMINED]]
+    expected = [[UNDETERMINED, UNDETERMINED, EXPLAINED, EXPLAINED, UNDETERMINED]]
     assert found.verdict.tolist() == expected  # the last is near: the folds spread widely
     assert "two standard errors" in found.evidence[0]
-    np.testing.assert_array_equal(found.share(INHERITED), [0, 0, 1, 1, 0])
+    np.testing.assert_array_equal(found.share(EXPLAINED), [0, 0, 1, 1, 0])
     assert sum(found.share(v) for v in range(3)).tolist() == [1.0] * FOLDS
 
 

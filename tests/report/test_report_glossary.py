@@ -19,7 +19,7 @@ from sae_placebo.controls.model.base import CONTROLS
 from sae_placebo.latents.classes.classification import CLASSES
 from sae_placebo.latents.ladder.ladder import RUNGS
 from sae_placebo.latents.origin.decoy_scores import SCORES
-from sae_placebo.latents.origin.verdicts import VERDICTS
+from sae_placebo.latents.origin.verdicts import ORIGINS
 from sae_placebo.report import Tables, read_tables
 from sae_placebo.report.build import render
 from sae_placebo.report.glossary import Group, glossary, markdown
@@ -54,7 +54,7 @@ def test_every_name_of_a_registry_has_one_term(groups: dict[str, Group]) -> None
     names = {kind: [term.name for term in group.terms] for kind, group in groups.items()}
     assert names["metric"] == list(EVERY_METRIC)
     assert names["class"] == [kind.name for kind in CLASSES]
-    assert names["verdict"] == list(VERDICTS)
+    assert names["origin"] == list(ORIGINS)
     assert names["rung"] == list(RUNGS)
     assert names["score"] == list(SCORES)
     assert names["method"] == list(METHODS.entries)
@@ -112,10 +112,10 @@ def with_structure(tables: Tables) -> Tables:
         for i, one in enumerate(("placebo", "seed"))
     ]  # fmt: skip
     latents = tables.latents.copy()
-    latents["verdict"] = "model_made"
+    latents["origin"] = "not_explained"
     effects = tables.effects.copy()
     share = effects.iloc[[0]].assign(control=placebo["arm"])
-    parts = [share.assign(metric=f"origin_{verdict}") for verdict in VERDICTS]
+    parts = [share.assign(metric=f"origin_{verdict}") for verdict in ORIGINS]
     frames = {"decoys": decoys, "methods": methods, "ladder": rungs, "partners": partners}
     made = {
         name: pd.DataFrame(rows).reindex(columns=getattr(tables, name).columns)
@@ -138,7 +138,7 @@ def test_every_link_to_a_term_arrives(tmp_path: Path, recorded: bool) -> None:
     assert len(anchors) == len(set(anchors))
     assert not links - set(anchors)
     expected = {
-        *(f"term-verdict-{name}" for name in VERDICTS),
+        *(f"term-origin-{name}" for name in ORIGINS),
         *(f"term-score-{name}" for name in SCORES),
         *(f"term-rung-{name}" for name in RUNGS[1:]),
         *(f"term-method-{name}" for name in METHODS.entries),

@@ -62,7 +62,7 @@ def test_cells_are_weighted_shares_that_add_up(tables: Tables) -> None:
         }
         assert sum(int(cell["n"]) for cell in cells.values()) == len(rows)
         for (origin, use), cell in cells.items():
-            holds = ((rows["verdict"] == origin) & (rows["use"] == use)).to_numpy()
+            holds = ((rows["origin"] == origin) & (rows["use"] == use)).to_numpy()
             weight = rows["use_weight"].to_numpy(dtype=float)
             expected = share(holds, weight)
             shown = [
@@ -70,13 +70,13 @@ def test_cells_are_weighted_shares_that_add_up(tables: Tables) -> None:
                 for x in re.findall(r"[\d.]+", f"{cell['share'].value} {cell['share'].interval}")
             ]
             assert shown == pytest.approx([100 * x for x in expected], abs=0.6)
-            assert cell["carried"] == ((origin, use) == ("inherited", "not_used"))
+            assert cell["carried"] == ((origin, use) == ("explained", "not_used"))
 
 
 def test_the_named_cell_lists_its_latents(tables: Tables) -> None:
     for one in block(tables)["carried"]:
         rows = asked(tables, one["name"])
-        rows = rows[(rows["verdict"] == "inherited") & (rows["use"] == "not_used")]
+        rows = rows[(rows["origin"] == "explained") & (rows["use"] == "not_used")]
         assert {row["latent"] for row in one["listed"]} == set(rows["latent"])
         assert one["rest"] == 0
     text = render_section(SECTIONS["use"], View.of(tables))

@@ -13,7 +13,7 @@ import sae_placebo as sp
 from conftest import trial_table
 from sae_placebo.latents.classes.classification import CLASS_NAMES
 from sae_placebo.latents.ladder.ladder import RUNGS
-from sae_placebo.latents.origin.verdicts import VERDICTS
+from sae_placebo.latents.origin.verdicts import ORIGINS
 from sae_placebo.trial.results import EVERY_METRIC
 
 KEYS = ["arm", "model_seed", "sae_seed", "hookpoint", "sae"]
@@ -42,7 +42,7 @@ def test_shares_of_classes_and_verdicts_are_those_of_the_latents(trial: sp.Trial
     measured = trial.measurements
     for column, names, prefix in (
         ("class", CLASS_NAMES, "share_"),
-        ("verdict", VERDICTS, "origin_"),
+        ("origin", ORIGINS, "origin_"),
     ):
         counted = trial.latents.groupby(KEYS, dropna=False)[column].value_counts(normalize=True)
         for row in measured[measured["metric"].isin([f"{prefix}{n}" for n in names])].to_dict(
@@ -70,7 +70,7 @@ def test_every_number_has_its_declaration_and_a_value_or_a_reason(trial: sp.Tria
 def test_an_arm_with_other_tokens_has_no_verdicts_but_a_ladder(trial: sp.Trial) -> None:
     effects = trial.effects
     of = effects[effects["control"] == "shuffled"].set_index("metric")
-    assert "rewritten" in of.loc["origin_inherited", "reason"]
+    assert "rewritten" in of.loc["origin_explained", "reason"]
     assert "rewritten" in of.loc["ladder_r2_placebo_latents", "reason"]
     assert np.isfinite(of.loc["ladder_r2_token", "control_value"])
 

@@ -100,7 +100,13 @@ def test_w_u_lies_behind_every_hookpoint_so_its_arm_is_not_trained_twice(
     assert a["metric"].tolist() == b["metric"].tolist()
     assert a["value"].tolist() == pytest.approx(b["value"].tolist(), nan_ok=True)
     a, b = (finished.latents.query(f"arm == '{arm}'") for arm in ("keep_W_E", "keep_both"))
-    for name in set(a.columns) - {"arm", "control_kind", "class", "output_lift", "unembedding_kurtosis"}:
+    for name in set(a.columns) - {
+        "arm",
+        "control_kind",
+        "class",
+        "output_lift",
+        "unembedding_kurtosis",
+    }:
         assert a[name].reset_index(drop=True).equals(b[name].reset_index(drop=True)), name
     assert not np.allclose(a["unembedding_kurtosis"], b["unembedding_kurtosis"], equal_nan=True)
     trained = len(list(finished.folder.parents[1].glob("train/*")))

@@ -41,7 +41,7 @@ from sae_placebo.latents.ladder.predictors import Readouts
 from sae_placebo.latents.measurement import MeasurementSpec
 from sae_placebo.latents.metrics import Evidence, latent_table, token_statistics
 from sae_placebo.latents.metrics import structure as structure_metrics
-from sae_placebo.latents.origin.verdicts import VERDICTS, verdicts
+from sae_placebo.latents.origin.verdicts import ORIGINS, verdicts
 from sae_placebo.latents.partners.assignment import Sharing
 from sae_placebo.latents.partners.partners import (
     Partners,
@@ -150,7 +150,7 @@ def profile(
     )
     latents = latent_table(evidence, folds.weights)
     latents.insert(1, "class", np.array(CLASS_NAMES, dtype=object)[classes[:, 0]])
-    latents["verdict"] = np.array(VERDICTS, dtype=object)[found.verdict[:, 0]]
+    latents["origin"] = np.array(ORIGINS, dtype=object)[found.verdict[:, 0]]
     latents["evidence"], latents["attribute"] = found.evidence, attribute
     for name in sorted(set(columns) - set(latents.columns)):
         latents[name] = columns[name][:, 0].astype(np.float64)

@@ -86,7 +86,7 @@ def glossary(metrics: Mapping[str, Mapping[str, Any]]) -> tuple[Group, ...]:
         Group("word", "Words", words.WORDS),
         Group("metric", "Metrics", _metrics(metrics)),
         Group("class", "Classes of latents", _classes()),
-        Group("verdict", "Verdicts", words.VERDICTS),
+        Group("origin", "Origin", words.ORIGINS),
         Group("rung", "Rungs of the ladder", words.RUNGS),
         Group("score", "Scores that decoys are held against", words.SCORES),
         Group("method", "Simpler methods", words.METHODS),

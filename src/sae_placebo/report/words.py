@@ -130,10 +130,10 @@ WORDS: tuple[Term, ...] = (
          _R2, _NO_BETTER, "`structure.ladder`.", "ladder"),
     Term("rung", "One step of the ladder: one more predictor, beside all the ones below.", _R2,
          "its gain is 0", "`structure.ladder`.", "ladder"),
-    Term("model-made share", "1 − R² of the ladder up to the placebo's activations: what no token "
+    Term("unexplained share", "1 − R² of the ladder up to the placebo's activations: what no token "
          "and no untrained model accounts for.", _R2,
          "the same of the placebo beside another re-draw of it", "`structure.ladder`.", "ladder"),
-    Term("verdict", "Where a latent comes from: inherited, model-made or undetermined. It is about origin, "
+    Term("origin", "Where a latent comes from: explained, not explained or undetermined. It is about origin, "
          "not about use.", "share of latents", "the same in a placebo, held against another re-draw",
          "`structure.verdicts`.", "origin"),
     Term("evidence", "What speaks for a latent's verdict: the first rung that explains enough of it, a "
@@ -216,11 +216,11 @@ _OF_ORIGIN = (
     "the same share in the placebo arms, held against another re-draw",
 )
 
-VERDICTS: tuple[Term, ...] = (
-    Term("inherited", "Held-out predictors that know tokens, positions, embeddings or a placebo model "
+ORIGINS: tuple[Term, ...] = (
+    Term("explained", "Held-out predictors that know tokens, positions, embeddings or a placebo model "
          "explain at least the limit of its variance; or a placebo SAE has a partner of it.",
          *_OF_ORIGIN, "`structure.verdicts`.", "origin"),
-    Term("model_made", "No rung of the ladder explains it, by more than two standard errors; it has no "
+    Term("not_explained", "No rung of the ladder explains it, by more than two standard errors; it has no "
          "partner in the placebo; and the SAE of another seed has it too. It means: not explained by what "
          "was tried.",
          *_OF_ORIGIN, "`structure.verdicts`.", "origin"),

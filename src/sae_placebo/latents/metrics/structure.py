@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int8
 from sae_placebo.latents.classes.classification import CLASSES
 from sae_placebo.latents.ladder.ladder import RUNGS, Ladder
 from sae_placebo.latents.metrics.base import Declared
-from sae_placebo.latents.origin.verdicts import VERDICTS, Verdicts
+from sae_placebo.latents.origin.verdicts import ORIGINS, Verdicts
 from sae_placebo.latents.partners.assignment import Sharing
 
 
@@ -43,9 +43,9 @@ _BY_DIRECTION = {
 }
 _PLACEBO = "the same share in the placebo arms, held against another re-draw (A/A)"
 _VERDICT_WORDS = {
-    "inherited": "explained by tokens, embeddings or the placebo model, or with a partner in the "
+    "explained": "explained by tokens, embeddings or the placebo model, or with a partner in the "
     "placebo SAE",
-    "model_made": "that nothing on the ladder explains, that have no partner in the placebo SAE, and that "
+    "not_explained": "that nothing on the ladder explains, that have no partner in the placebo SAE, and that "
     "the SAE of another seed has too",
     "undetermined": "about which neither can be said",
 }
@@ -63,7 +63,7 @@ def _declared() -> Iterator[Declared]:
             counts_latents=True,
             reads="outputs" if kind.name == "output" else "activations",
         )
-    for verdict in VERDICTS:
+    for verdict in ORIGINS:
         yield Declared(
             name=f"origin_{verdict}",
             unit="share",
@@ -146,7 +146,7 @@ def numbers(
         why = missing.get(kind.name)
         share = (classes == index).mean(axis=0)
         made[f"share_{kind.name}"] = Number(None if why else share, None, why)
-    for index, verdict in enumerate(VERDICTS):
+    for index, verdict in enumerate(ORIGINS):
         why = in_placebo.reason if in_placebo.has is None else None
         made[f"origin_{verdict}"] = Number(None if why else found.share(index), None, why)
     for name, partners in (("placebo", in_placebo), ("seed", in_sibling)):

@@ -1,4 +1,4 @@
-"""Where a latent comes from: inherited, model-made, or not to be told, each with its evidence.
+"""Where a latent comes from: explained, not explained, or undetermined, each with its evidence.
 
 **Inherited**: held-out predictors that know tokens, positions, embeddings, or a placebo model explain at
 least the limit of its variance; or a placebo SAE has a partner of it. The evidence is the first rung of
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int8, Shaped
 
-VERDICTS = ("inherited", "model_made", "undetermined")
-INHERITED, MODEL_MADE, UNDETERMINED = range(3)
+ORIGINS = ("explained", "not_explained", "undetermined")
+EXPLAINED, NOT_EXPLAINED, UNDETERMINED = range(3)
 
 EVIDENCE = {
     "position": "its position in the row",
@@ -40,7 +40,7 @@ class Verdicts:
     """What is said of every latent.
 
     Attributes:
-        verdict: [latent, fold] index into `VERDICTS`.
+        verdict: [latent, fold] index into `ORIGINS`.
         evidence: [latent] what speaks for it, or why nothing can be said; of fold 0.
     """
 
@@ -81,14 +81,14 @@ def verdicts(
             continue
         r2 = rungs[name]
         reached = open_ & (r2 >= explained)
-        verdict[reached], evidence[reached[:, 0]] = INHERITED, f"explained by {label}"
+        verdict[reached], evidence[reached[:, 0]] = EXPLAINED, f"explained by {label}"
         open_ &= ~reached
         near |= r2 + _STANDARD_ERRORS * jackknife_se(r2)[:, None] >= explained
     if in_placebo is None:
         evidence[open_[:, 0]] = reasons.get("placebo", "no placebo read the same tokens")
         return Verdicts(verdict, evidence)
     found = open_ & in_placebo
-    verdict[found], evidence[found[:, 0]] = INHERITED, f"has {PARTNER}"
+    verdict[found], evidence[found[:, 0]] = EXPLAINED, f"has {PARTNER}"
     open_ &= ~found
     close = open_ & near
     evidence[close[:, 0]] = "a rung explains nearly enough of it, within two standard errors"
@@ -102,7 +102,7 @@ def verdicts(
     alone = open_ & ~in_sibling
     evidence[alone[:, 0]] = "the SAE of another seed has no partner of it"
     open_ &= ~alone
-    verdict[open_] = MODEL_MADE
+    verdict[open_] = NOT_EXPLAINED
     evidence[open_[:, 0]] = (
         "no rung explains it, the placebo SAE has no partner of it, the SAE of another seed has one"
     )

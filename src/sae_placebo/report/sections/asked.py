@@ -16,10 +16,10 @@ from sae_placebo.report.wording import Estimate, count, finite, fitting, interva
 from sae_placebo.stats.proportions import wilson
 
 USES = ("used", "not_used", "undetermined")
-ORIGINS = ("inherited", "model_made", "undetermined")
+ORIGINS = ("explained", "not_explained", "undetermined")
 UNJUDGED = "unjudged"
 """Origin of latents that no verdict of origin was made of."""
-CARRIED = ("inherited", "not_used")
+CARRIED = ("explained", "not_used")
 """The cell of data structure that the model carries but does not use."""
 ALONE = "latents alone"
 _KEY = ("arm", "model_seed", "sae_seed", "hookpoint", "sae")
@@ -38,7 +38,7 @@ def asked(view: View) -> pandas.DataFrame:
     """Return the rows of the table `use` that have a verdict; origin and use are words of ours."""
     table = view.tables.use
     table = table[table["use"].isin(USES)].copy()
-    table["origin"] = table["verdict"].where(table["verdict"].isin(ORIGINS), UNJUDGED)
+    table["origin"] = table["origin"].where(table["origin"].isin(ORIGINS), UNJUDGED)
     table["class"] = table["class"].fillna("unclassified")
     return table
 

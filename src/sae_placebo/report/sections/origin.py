@@ -11,7 +11,7 @@ from sae_placebo.report.tables import at, records
 from sae_placebo.report.wording import Estimate, count, finite, fitting, interval, number
 
 _PREFIX = "origin_"
-VERDICTS = ("inherited", "model_made", "undetermined")
+ORIGINS = ("explained", "not_explained", "undetermined")
 _PERCENT = 100.0
 
 
@@ -39,13 +39,13 @@ def _dot(found: dict[str, Any]) -> Dot:
 def _evidence(view: View, place: tuple[str, str], arms: list[str]) -> list[dict[str, Any]]:
     """Return, per verdict and evidence, how many of each arm's latents there are."""
     latents = at(view.tables.latents, place)
-    latents = latents[latents["arm"].isin(arms) & latents["verdict"].notna()]
+    latents = latents[latents["arm"].isin(arms) & latents["origin"].notna()]
     if not len(latents):
         return []
     sizes = latents.groupby("arm").size()
-    table = latents.groupby(["verdict", "evidence", "arm"]).size().unstack("arm").fillna(0)
+    table = latents.groupby(["origin", "evidence", "arm"]).size().unstack("arm").fillna(0)
     rows = []
-    for verdict in VERDICTS:
+    for verdict in ORIGINS:
         if verdict not in table.index.get_level_values(0):
             continue
         part = table.loc[verdict]
@@ -92,7 +92,7 @@ def build(view: View) -> Content:
         known = arm_shares(view, place, _PREFIX)
         arms = [arm for arm in view.arms if any(a == arm for a, _ in known)]
         told = [
-            a for a in arms if any(known.get((a, v), {}).get("value") is not None for v in VERDICTS)
+            a for a in arms if any(known.get((a, v), {}).get("value") is not None for v in ORIGINS)
         ]
         decoys = _decoys(view, place)
         if not told and not decoys:
@@ -100,7 +100,7 @@ def build(view: View) -> Content:
         dots = {
             a: {
                 v: _dot(known[a, v])
-                for v in VERDICTS
+                for v in ORIGINS
                 if known.get((a, v), {}).get("value") is not None
             }
             for a in told
@@ -108,7 +108,7 @@ def build(view: View) -> Content:
         key = f"origin-{len(figures)}"
         if told:
             figures[key] = shares(
-                list(VERDICTS), dots, {a: view.styles[a] for a in told}, view.level
+                list(ORIGINS), dots, {a: view.styles[a] for a in told}, view.level
             )
         blocks.append(
             {
@@ -121,7 +121,7 @@ def build(view: View) -> Content:
                     {
                         "name": a,
                         "index": view.index(a),
-                        "cells": [_cell(known.get((a, v))) for v in VERDICTS],
+                        "cells": [_cell(known.get((a, v))) for v in ORIGINS],
                     }
                     for a in arms
                 ],
@@ -130,7 +130,7 @@ def build(view: View) -> Content:
             }
         )
     return Content(
-        {"blocks": blocks, "verdicts": VERDICTS, "n_places": len(view.tables.places)}, figures
+        {"blocks": blocks, "verdicts": ORIGINS, "n_places": len(view.tables.places)}, figures
     )
 
 

@@ -87,6 +87,6 @@ class Uses:
         """Return the kind of each latent, its class and origin; empty where it fires too rarely."""
         table = artefacts.read_table(self.store.path(self.plan.profile[place]) / "latents.parquet")
         least = self.plan.spec.measurement.thresholds.min_firings
-        kinds = (table["class"].astype(str) + " " + table["verdict"].astype(str)).to_numpy(object)
+        kinds = (table["class"].astype(str) + " " + table["origin"].astype(str)).to_numpy(object)
         kinds[~(table["n_active"].to_numpy(np.float64) >= least)] = ""
         return kinds

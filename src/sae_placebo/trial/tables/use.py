@@ -22,7 +22,7 @@ def use_tables(plan: Plan, store: Store) -> dict[str, Any]:
             continue
         tables, _ = read_use(folder)
         latents = artefacts.read_table(store.path(plan.profile[place]) / "latents.parquet")
-        known = latents[["latent", "class", "verdict", "evidence", "n_active"]]
+        known = latents[["latent", "class", "origin", "evidence", "n_active"]]
         tables["use"] = tables["use"].merge(known, on="latent", how="left", validate="1:1")
         for name, table in tables.items():
             parts[name].append(labelled(table, keys_of(plan, *place)))
