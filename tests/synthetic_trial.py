@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from sae_placebo.core.store import read_json, write_json
-from sae_placebo.core.trial_files import with_tables
+from sae_placebo.core.trial_files import FORMAT, with_tables
 from sae_placebo.stats.designs import ArmParts, designs, quads
 from synthetic_use import use_tables
 
@@ -243,6 +243,7 @@ def trial_json(settings: Settings) -> dict[str, Any]:
         arms[arm]["records"] = records
     return {
         "name": "synthetic",
+        "format": FORMAT,
         "spec": {
             "name": "synthetic",
             "model": {"id": "example/tiny-lm", "revision": None},

@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ import pandas as pd
 import pytest
 
 from sae_placebo.cli import main as cli
-from sae_placebo.core.errors import StoreError, UncheckedResult
-from sae_placebo.core.sealing import read_json, write_json
+from sae_placebo.core.errors import StoreError
+from sae_placebo.core.sealing import read_json, sealed, write_json
 from sae_placebo.core.store import Store
 from sae_placebo.core.trial_files import check_table, foreign, read_record
 from sae_placebo.report import build_report, read_tables
@@ -193,23 +192,20 @@ def test_a_folder_that_is_no_trial_is_one_sentence(tmp_path: Path) -> None:
         answer(0.05, tmp_path / "nowhere")
 
 
-def test_an_older_result_is_read_and_said_to_be_unchecked(folder: Path) -> None:
-    record = read_json(folder / "trial.json")
-    del record["seal"], record["tables"]
-    write_json(folder / "trial.json", record)
-    with pytest.warns(
-        UncheckedResult, match="is of an older version, which kept no hashes"
-    ) as found:
-        assert len(Trial(folder).effects)
-    assert "run the trial again" in str(found[0].message)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UncheckedResult)
-        (folder / "measurements.parquet").write_bytes(b"PAR1")
-        with pytest.raises(StoreError, match=r"measurements\.parquet' cannot be read as parquet"):
-            _ = Trial(folder).measurements
-        (folder / "trial.json").write_text('{"name": "x"}')
-        with pytest.raises(StoreError, match="lacks"):
-            answer(0.05, folder)
+@pytest.mark.parametrize("of_another", [{"format": 1}, {"format": 99}, {"format": None}])
+def test_a_result_of_another_version_is_said_to_be_one_and_not_read(
+    folder: Path, of_another: dict[str, Any]
+) -> None:
+    write_json(folder / "trial.json", sealed(read_json(folder / "trial.json") | of_another))
+    readers = (
+        lambda: Trial(folder).effects,
+        lambda: answer(0.05, folder),
+        lambda: build_report(folder),
+    )
+    for read in readers:
+        with pytest.raises(StoreError, match="was written by another version of sae-placebo"):
+            read()
+    assert "was written by another version" in described(folder, TrialSpec.model_construct())
 
 
 @pytest.mark.parametrize("text", ["{}", '{"spec": null}', '{"name": "x", "spec": "x"}'])
@@ -228,7 +224,6 @@ def test_a_record_without_settings_is_damaged_and_not_older(folder: Path, text: 
     assert folder / "trial.json" in foreign(folder)
 
 
-@pytest.mark.filterwarnings("default")
 def test_the_command_line_says_it_in_one_line(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -241,13 +236,10 @@ def test_the_command_line_says_it_in_one_line(
         return capsys.readouterr().err.splitlines()
 
     record = read_json(folder / "trial.json")
-    write_json(
-        folder / "trial.json", {k: v for k, v in record.items() if k not in ("seal", "tables")}
-    )
-    said = lines()
-    assert said[0].startswith("note: ")
-    assert "kept no hashes" in said[0]
-    assert len(said) == 1
+    write_json(folder / "trial.json", sealed(record | {"format": 1}))
+    (said,) = lines()
+    assert said.startswith("error: ")
+    assert "was written by another version" in said
     write_json(folder / "trial.json", record)
     flip(folder / "effects.parquet")
     (said,) = lines()

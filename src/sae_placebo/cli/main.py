@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shlex
 import sys
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from sae_placebo.cli.toy import named_folder, toy
-from sae_placebo.core.errors import PlaceboError, StoreError, UncheckedResult, in_one_line
+from sae_placebo.core.errors import PlaceboError, StoreError, in_one_line
 from sae_placebo.core.interrupts import listening
 from sae_placebo.core.progress import for_terminal
 
@@ -220,32 +217,12 @@ def world(
         typer.echo(f"world: {folder}")
 
 
-@contextlib.contextmanager
-def _notes() -> Iterator[None]:
-    """Print each of our own warnings once, as a line of its own."""
-    said: set[str] = set()
-    with warnings.catch_warnings():
-        show = warnings.showwarning
-
-        def shown(
-            message: Warning | str, category: type[Warning], *where: Any, **more: Any
-        ) -> None:
-            if not issubclass(category, UncheckedResult):
-                show(message, category, *where, **more)
-            elif str(message) not in said:
-                said.add(str(message))
-                sys.stderr.write(f"note: {message}\n")
-
-        warnings.showwarning = shown
-        yield
-
-
 def main() -> None:
     """Run the command line; what a user can mend is one sentence and exit code 1."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        with listening(), _notes():
+        with listening():
             app(arguments)
     except PlaceboError as error:
         if debug:

@@ -30,10 +30,6 @@ class StoreError(PlaceboError):
     """The store cannot be read or written."""
 
 
-class UncheckedResult(UserWarning):
-    """The result is of an older version, which kept no hashes of its tables."""
-
-
 class MissingExtra(PlaceboError):
     """An optional dependency is needed; the message holds the install command."""
 

@@ -7,23 +7,25 @@ never read as its result: it is named, with what to do.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sae_placebo.core.errors import StoreError, UncheckedResult
+from sae_placebo.core.errors import StoreError
 from sae_placebo.core.sealing import are_facts, change_of, fact, read_json, seal_is_broken, sealed
 
 RECORD = "trial.json"
 _TABLES = "tables"
 _SEAL = "seal"
+_FORMAT = "format"
+FORMAT = 2
+"""Of the record and the tables; it is raised whenever a column or a value of one is called something else."""
 
 
 def with_tables(record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return a trial's record, sealed, with size and hash of every table in a folder."""
     paths = sorted(folder.glob("*.parquet"))
-    return sealed({**record, _TABLES: {path.name: fact(path) for path in paths}})
+    return sealed({**record, _FORMAT: FORMAT, _TABLES: {path.name: fact(path) for path in paths}})
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -81,14 +83,16 @@ def require_parts(folder: Path, record: Mapping[str, Any]) -> None:
         raise _damaged(folder / RECORD, "it lacks the trial's name, hookpoints or SAEs")
 
 
-def warn_if_unchecked(folder: Path, record: Mapping[str, Any]) -> None:
-    """Warn where the tables of a result have no hashes."""
-    if _TABLES not in record:
-        warnings.warn(
-            f"{str(folder / RECORD)!r} is of an older version, which kept no hashes, so its tables are "
-            "read unchecked; run the trial again to have them checked",
-            UncheckedResult,
-            stacklevel=4,
+def require_format(folder: Path, record: Mapping[str, Any]) -> None:
+    """See to it that a record and its tables have the columns that this version reads.
+
+    Raises:
+        StoreError: another version wrote them, with other words for them.
+    """
+    if record.get(_FORMAT) != FORMAT:
+        raise StoreError(
+            f"{str(folder)!r} was written by another version of sae-placebo, whose columns have other names; "
+            "run the trial again, which makes its tables anew from its stages, or read it with that version"
         )
 
 

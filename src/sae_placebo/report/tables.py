@@ -10,7 +10,13 @@ from typing import Any
 
 from sae_placebo.core.errors import StoreError
 from sae_placebo.core.lazy import pandas
-from sae_placebo.core.trial_files import RECORD, check_table, is_recorded, read_record
+from sae_placebo.core.trial_files import (
+    RECORD,
+    check_table,
+    is_recorded,
+    read_record,
+    require_format,
+)
 from sae_placebo.stats.designs import ArmParts
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -267,6 +273,7 @@ def read_tables(trial_folder: Path) -> Tables:
     trial: dict[str, Any] = {}
     if os.path.lexists(trial_folder / RECORD):
         trial = read_record(trial_folder)
+        require_format(trial_folder, trial)
     else:
         missing.append(RECORD)
     frames = {name: _read_table(trial_folder, name, trial, missing) for name in COLUMNS}

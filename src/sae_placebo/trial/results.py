@@ -22,8 +22,8 @@ from sae_placebo.core.trial_files import (
     RECORD,
     check_table,
     read_record,
+    require_format,
     require_parts,
-    warn_if_unchecked,
 )
 from sae_placebo.latents.ladder.table import ladder_table
 from sae_placebo.latents.measurement import held_out
@@ -74,7 +74,7 @@ def is_result_of(folder: Path, spec: TrialSpec) -> bool:
     if not os.path.lexists(folder / RECORD):
         return False
     record = read_record(folder)
-    warn_if_unchecked(folder, record)
+    require_format(folder, record)
     return record.get("spec") == spec.model_dump(mode="json")
 
 
@@ -180,7 +180,7 @@ class Trial:
     def _table(self, name: str) -> Any:
         # not `record`, which may be older than the tables: another process may have run the trial again
         record = read_record(self.folder)
-        warn_if_unchecked(self.folder, record)
+        require_format(self.folder, record)
         path = check_table(self.folder, name, record)
         try:
             return artefacts.read_table(path)
