@@ -25,6 +25,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from sae_placebo.core.errors import StoreError
 from sae_placebo.core.escaping import visible
+from sae_placebo.core.trial_files import FORMAT
 from sae_placebo.report import build_report, read_tables, render
 from sae_placebo.report.build import embed_json
 from sae_placebo.report.dots import Curve, DotRow, dose_curve, dot_rows
@@ -480,7 +481,7 @@ def test_a_folder_that_is_none_and_a_broken_file_are_refused(tmp_path: Path) -> 
     (tmp_path / "trial.json").write_text("{}")
     with pytest.raises(StoreError, match="lacks the trial's settings"):
         build_report(tmp_path)
-    (tmp_path / "trial.json").write_text(json.dumps({"spec": {"name": "tiny"}}))
+    (tmp_path / "trial.json").write_text(json.dumps({"format": FORMAT, "spec": {"name": "tiny"}}))
     (tmp_path / "effects.parquet").write_text("no")
     with pytest.raises(StoreError, match="cannot be read"):
         build_report(tmp_path)
