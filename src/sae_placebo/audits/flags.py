@@ -91,7 +91,7 @@ def logistic(
         values: Float64[np.ndarray, "token column"],
     ) -> Float64[np.ndarray, "token column"]:
         # a column far outside of what was fitted on says no more than one at 5 standard deviations
-        return ((values - middle) / spread).clip(-5, 5)
+        return np.asarray(((values - middle) / spread).clip(-5, 5))
 
     fitted = fit_logistic(
         scaled(columns), positive[:, None], _SHRINK / len(columns), scaling="given"
