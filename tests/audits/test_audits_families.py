@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_matrix
 
 from planted_latents import WIDTH, assert_same, case_of, named, planted, rescaled
 from sae_placebo.audits import families
-from sae_placebo.audits.absorption import absorbed
+from sae_placebo.audits.absorption import Chooser, absorbed
 from sae_placebo.audits.base import Case
 from sae_placebo.core.errors import NotEstimable
 
@@ -68,6 +69,24 @@ def test_an_absorbed_parent_is_found_and_a_split_one_is_not_called_absorbed() ->
     assert named(found, "label_size").value == 2
     assert named(found, "label_full_single").value == pytest.approx(0.5, abs=0.05)
     assert named(found, "label_full_family").value == 0
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.03])
+def test_a_rare_label_keeps_the_latent_that_tells_it(rate: float) -> None:
+    """A fit that overshoots weighs the latent by 0, and the label's F1 falls to that of a constant."""
+    draw = np.random.default_rng(11)
+    label = draw.random(16_000) < rate
+    fires = draw.random((16_000, 20)) < 0.005
+    fires[:, 7] |= label & (draw.random(16_000) < 0.9)
+    codes = csr_matrix(fires * draw.gamma(4, 1, size=fires.shape))
+    fit, score = slice(0, 8_000), slice(8_000, 16_000)
+    found = Chooser(codes[fit]).family(label[fit], codes[score], label[score])
+    assert list(found.latents) == [7]
+    # all that fire, or none that do not: what the latent itself says
+    by_hand = 2 * (fires[score, 7] & label[score]).sum()
+    by_hand /= fires[score, 7].sum() + label[score].sum()
+    assert found.first > by_hand - 0.05
+    assert found.first > 0.6
 
 
 def test_absorption_at_single_tokens_follows_its_definition() -> None:

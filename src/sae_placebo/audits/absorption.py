@@ -14,13 +14,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
 from sae_placebo.audits.probes import MIN_POSITIVE, best_f1, f1_of
+from sae_placebo.stats.fits import fit_logistic
 
 JUMP = 0.03
 """F1 that another latent must add to be one of the family."""
 FULL_COSINE, FULL_SHARE = 0.025, 0.4
 PART_COSINE, MOST_ABSORBERS = 0.1, 3
 MOST_LATENTS = 8
-_NEWTON = 8
 _RIDGE = 1e-3
 VERSIONS = ("single", "family")
 RATES = tuple(f"{measure}_{version}" for measure in ("full", "fraction") for version in VERSIONS)
@@ -69,6 +69,8 @@ class Chooser:
             held: Codes that F1 is read on, CSR.
             truth: Whether the label holds there.
         """
+        from scipy.special import expit
+
         chosen: list[int] = []
         rate, best, whole = float(yes.mean()), 0.0, 0.0
         first = math.nan
@@ -82,42 +84,20 @@ class Chooser:
                 break
             trial = [*chosen, latent]
             columns = _dense(self.by_latent, trial)
-            weights = _newton(columns, yes)
-            logits = columns @ weights[1:] + weights[0]
+            probe = fit_logistic(columns, yes[:, None], _RIDGE)
+            logits = probe.logits(columns)[:, 0]
             f1, limit = best_f1(logits, yes)
             if chosen and f1 - best <= JUMP:
                 break
             chosen, best = trial, f1
-            chance = 1 / (1 + np.exp(-np.clip(logits, -30, 30)))
-            whole = f1_of(_dense(held, chosen) @ weights[1:] + weights[0] > limit, truth)
+            chance = expit(logits)
+            whole = f1_of(probe.logits(_dense(held, chosen))[:, 0] > limit, truth)
             first = whole if len(chosen) == 1 else first
         return Family(np.array(chosen, dtype=np.int64), first, whole if chosen else math.nan)
 
 
 def _dense(codes: Any, latents: list[int]) -> Float64[np.ndarray, "token k"]:
     return np.asarray(codes[:, latents].todense(), dtype=np.float64)
-
-
-def _newton(
-    x: Float64[np.ndarray, "token k"], y: Bool[np.ndarray, " token"]
-) -> Float64[np.ndarray, " weight"]:
-    """Return intercept and weights of a logistic probe; the ridge is on standardized features."""
-    mean, scale = x.mean(0), x.std(0)
-    scale = np.where(scale > 0, scale, 1)
-    design = np.concatenate([np.ones((len(x), 1)), (x - mean) / scale], axis=1)
-    weights = np.zeros(design.shape[1])
-    rate = np.clip(y.mean(), 1e-6, 1 - 1e-6)
-    weights[0] = math.log(rate / (1 - rate))
-    ridge = _RIDGE * np.r_[0.0, np.ones(x.shape[1])]
-    for _ in range(_NEWTON):
-        chance = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
-        slope = design.T @ (y - chance) / len(x) - ridge * weights
-        bend = (design * (chance * (1 - chance))[:, None]).T @ design / len(x)
-        move = np.linalg.solve(bend + np.diag(ridge + 1e-9), slope)
-        weights = weights + np.clip(move, -4, 4)
-    weights[1:] /= scale
-    weights[0] -= float(weights[1:] @ mean)
-    return weights
 
 
 def absorbed(

@@ -26,6 +26,7 @@ from sae_placebo.audits.edits import Pushes, chosen, costs, ordinary, ratio_of, 
 from sae_placebo.audits.ridge import ridge
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.spec import numpy_generator
+from sae_placebo.stats.fits import fit_logistic
 
 NAME = "flags"
 WORST = 0.1
@@ -33,7 +34,6 @@ WORST = 0.1
 COLUMNS = ("length", "relative length", "foretold length", "largest code", "L0", "rarity", "token")
 _BINS = 5
 _SHRINK = 1.0
-_ROUNDS = 50
 
 
 def known(case: Case, fit: Int64[np.ndarray, " some"]) -> Float64[np.ndarray, "token column"]:
@@ -80,32 +80,23 @@ def logistic(
 ) -> Callable[[Float64[np.ndarray, "token column"]], Float64[np.ndarray, " token"]]:
     """Return a function from columns to the probability of being positive, fitted on tokens.
 
-    Ridge-penalized logistic regression on standardized columns, by Newton's method.
+    Columns are standardized and cut at 5 standard deviations before the regression reads them.
     """
+    from scipy.special import expit
+
     middle, spread = columns.mean(0), columns.std(0)
     spread = np.where(spread > 1e-9, spread, np.inf)
 
-    def design(
+    def scaled(
         values: Float64[np.ndarray, "token column"],
-    ) -> Float64[np.ndarray, "token column+1"]:
+    ) -> Float64[np.ndarray, "token column"]:
         # a column far outside of what was fitted on says no more than one at 5 standard deviations
-        scaled = ((values - middle) / spread).clip(-5, 5)
-        return np.concatenate([np.ones((len(scaled), 1)), scaled], axis=1)
+        return np.asarray(((values - middle) / spread).clip(-5, 5))
 
-    x, y = design(columns), positive.astype(np.float64)
-    penalty = np.diag([1e-9, *[_SHRINK] * columns.shape[1]])
-    weights = np.zeros(x.shape[1])
-    rate = y.mean().clip(1e-3, 1 - 1e-3)
-    weights[0] = math.log(rate / (1 - rate))
-    for _ in range(_ROUNDS):
-        p = 1 / (1 + np.exp(-(x @ weights).clip(-30, 30)))
-        slope = x.T @ (p - y) + penalty @ weights
-        step = np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x + penalty + 1e-9, slope)
-        # no step further than 5: the first ones may overshoot where classes are far apart
-        weights = weights - step * min(1.0, 5 / max(float(np.abs(step).max()), 1e-30))
-        if np.abs(step).max() < 1e-8:
-            break
-    return lambda values: np.asarray(1 / (1 + np.exp(-(design(values) @ weights).clip(-30, 30))))
+    fitted = fit_logistic(
+        scaled(columns), positive[:, None], _SHRINK / len(columns), scaling="given"
+    )
+    return lambda values: np.asarray(expit(fitted.logits(scaled(values))[:, 0]))
 
 
 def auroc(

@@ -9,19 +9,16 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64
 
 from sae_placebo.audits.base import Case
 from sae_placebo.core.errors import NotEstimable
-from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import numpy_generator
 from sae_placebo.data.labels.truth import NO_LABELS
 from sae_placebo.latents.base import TokenTable
+from sae_placebo.stats.fits import Logistic, fit_logistic
 
 MIN_POSITIVE = 50
 """Tokens with, and tokens without a label that a probe needs, to fit on and to score on."""
 MOST_LETTERS = 64
 """First letters that are asked about, at most: some scripts have thousands."""
 _RIDGE = 1e-4
-_STEPS = 120
-_ROUNDS = 3
-_NEWTON = 8
 _MARKS = " \tĠ▁\n\rĊ"
 
 
@@ -68,24 +65,6 @@ class Tasks:
     def of(self, columns: Int64[np.ndarray, " chosen"]) -> Tasks:
         """Return some of the tasks."""
         return Tasks(tuple(self.names[i] for i in columns), self.present[:, columns], self.known)
-
-
-@dataclass(frozen=True, eq=False)
-class Probes:
-    """Logistic probes, one per task, in the units of what they read.
-
-    Attributes:
-        weights: [task, d_in].
-        bias: [task].
-    """
-
-    weights: Float32[np.ndarray, "task d_in"]
-    bias: Float32[np.ndarray, " task"]
-
-    def logits(self, x: Float32[np.ndarray, "token d_in"]) -> Float32[np.ndarray, "token task"]:
-        """Return the log odds that the probes give."""
-        found: Float32[np.ndarray, "token task"] = x @ self.weights.T + self.bias
-        return found
 
 
 def label_tasks(case: Case) -> Tasks:
@@ -194,75 +173,12 @@ def sample(
 
 def fit_probes(
     x: Float32[np.ndarray, "token d_in"], present: Bool[np.ndarray, "token task"]
-) -> Probes:
-    """Return logistic probes of all tasks: accelerated gradient in whitened coordinates.
-
-    The start is the linear discriminant. Directions in which x varies by less than 1e-6 of the largest
-    variance are left out; a ridge of 1e-4 on whitened weights keeps separable labels finite.
+) -> Logistic:
+    """Return logistic probes of all tasks, with a ridge of 1e-4 on whitened weights.
 
     Scaling x changes nothing, and neither does turning it.
     """
-    data = torch.from_numpy(np.ascontiguousarray(x))
-    center = data.mean(0)
-    data = data - center
-    values, vectors = torch.linalg.eigh((data.t() @ data / len(data)).double())
-    kept = values > values[-1].clamp_min(1e-30) * 1e-6
-    whiten = (vectors[:, kept] / values[kept].sqrt()).float()
-    z, y = data @ whiten, torch.from_numpy(present.astype(np.float32))
-    weights, bias = _accelerated(z, y)
-    outer = (whiten @ weights).t()
-    return Probes(outer.numpy(), (bias - outer @ center).numpy())
-
-
-def _accelerated(
-    z: torch.Tensor, y: torch.Tensor
-) -> tuple[Float[torch.Tensor, "feature task"], Float[torch.Tensor, " task"]]:
-    """Return about the minimum of mean logistic loss plus ridge, for white features z.
-
-    Nesterov's steps for the direction; length and intercept, along which they are slow for rare labels,
-    by Newton's method in between.
-    """
-    n, rate = len(z), y.mean(0).clamp(1e-6, 1 - 1e-6)
-    # white features, so the discriminant is the difference of means
-    weights = z.t() @ (y - rate) / n / (rate * (1 - rate))
-    weights, bias = _calibrated(z, y, weights, torch.log(rate / (1 - rate)))
-    # curvature is at most 1/4 times the largest eigenvalue of the features' second moments, which is 1
-    step = 1 / (0.25 + _RIDGE)
-    for _ in range(_ROUNDS):
-        look, speed = weights.clone(), 1.0
-        for _ in range(_STEPS // _ROUNDS):
-            residual = torch.addmm(bias, z, look).sigmoid_().sub_(y)
-            bias = bias - step * residual.mean(0)
-            following = look - step * (z.t() @ residual / n + _RIDGE * look)
-            faster = (1 + (1 + 4 * speed * speed) ** 0.5) / 2
-            look = following + (speed - 1) / faster * (following - weights)
-            weights, speed = following, faster
-        weights, bias = _calibrated(z, y, weights, bias)
-    return weights, bias
-
-
-def _calibrated(
-    z: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return weights times their best positive factor, and the best intercept, of each task."""
-    length = weights.norm(dim=0).clamp_min(1e-12)
-    along = z @ (weights / length)
-    scale, bias = length.clone(), bias.clone()
-    for _ in range(_NEWTON):
-        chance = torch.sigmoid(along * scale + bias)
-        residual, bend = chance - y, chance * (1 - chance)
-        slope = (residual * along).mean(0) + _RIDGE * scale
-        slope_bias = residual.mean(0)
-        aa = (bend * along * along).mean(0) + _RIDGE
-        ab, bb = (bend * along).mean(0), bend.mean(0) + 1e-9
-        determinant = (aa * bb - ab * ab).clamp_min(1e-12)
-        move = (bb * slope - ab * slope_bias) / determinant
-        move_bias = (aa * slope_bias - ab * slope) / determinant
-        # no farther than logits stay near where the curvature was taken
-        shrink = (move.abs() + move_bias.abs()).clamp_min(2) / 2
-        scale = (scale - move / shrink).clamp_min(1e-6)
-        bias = bias - move_bias / shrink
-    return weights / length * scale, bias
+    return fit_logistic(x, present, _RIDGE, scaling="white")
 
 
 def best_f1(

@@ -9,6 +9,7 @@ from jaxtyping import Float, Float64, Int64
 
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.spec import numpy_generator
+from sae_placebo.stats.fits import choose_ridge, solve_ridge
 
 PENALTIES = (1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4)
 """Of ridge predictions, in mean squares of a column."""
@@ -64,12 +65,15 @@ def ridge(
     aside = np.isin(documents, present[: len(present) // 4])
     every, kept = _moments(features, targets), _moments(features[~aside], targets[~aside])
     x, y = features[aside].astype(np.float64), targets[aside].astype(np.float64)
-    losses = []
-    for penalty in PENALTIES:
-        losses.append(float(((y - _solved(kept, penalty)(x)) ** 2).sum()))
-    # the strongest of equals
-    best = len(losses) - 1 - int(np.argmin(losses[::-1]))
-    return _solved(every, PENALTIES[best])
+
+    def left(slope: Float64[np.ndarray, "feature target"]) -> Float64[np.ndarray, ""]:
+        # one number: all targets share a penalty
+        return np.asarray(((y - _prediction(kept, slope)(x)) ** 2).sum())
+
+    chosen = choose_ridge(kept[2], kept[3], PENALTIES, left, unit=_unit(kept))
+    _, _, gram, cross = every
+    slope = solve_ridge(gram, cross, float(chosen.penalties[0]), unit=_unit(every))
+    return _prediction(every, slope)
 
 
 def _moments(
@@ -81,8 +85,12 @@ def _moments(
     return middle, level, x.T @ x / len(x), x.T @ (y - level) / len(x)
 
 
-def _solved(moments: Moments, penalty: float) -> Ridge:
-    middle, level, gram, cross = moments
-    unit = max(float(np.trace(gram)) / len(gram), 1e-30)
-    slope = np.linalg.solve(gram + penalty * unit * np.eye(len(gram)), cross)
+def _unit(moments: Moments) -> float:
+    """Return the mean square of a column, in which penalties are given."""
+    gram = moments[2]
+    return max(float(np.trace(gram)) / len(gram), 1e-30)
+
+
+def _prediction(moments: Moments, slope: Float64[np.ndarray, "feature target"]) -> Ridge:
+    middle, level = moments[:2]
     return Ridge(slope, level - middle @ slope)

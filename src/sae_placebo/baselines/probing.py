@@ -11,11 +11,11 @@ from jaxtyping import Bool, Float, Int64
 from sae_placebo.baselines.pursuit import AtomCodes
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.spec import numpy_generator
+from sae_placebo.stats.fits import fit_logistic
 
 _LEAST = 20
 """Tokens with and without a label that a probe needs, to fit on and to score on."""
 _RIDGE = 1e-3
-_STEPS = 12
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,8 @@ def probe(fit: AtomCodes, score: AtomCodes, tasks: ProbeTasks, k: int) -> Probe:
     y, truth = tasks.fit[tasks.fit_known], tasks.score[tasks.score_known]
     atoms = _atoms(x, y, k)
     features, held_features = _columns(x, atoms), _columns(held, atoms)
-    weights = _logistic(features, y)
-    answers = np.einsum("atf,af->ta", held_features, weights[:, 1:]) + weights[:, 0]
+    probes = fit_logistic(features, y, _RIDGE, intercept_ridge=_RIDGE)
+    answers = np.einsum("atf,af->ta", held_features, probes.weights) + probes.bias
     areas = np.array([_auc(answers[:, i], truth[:, i]) for i in range(truth.shape[1])])
     n = len(tasks.names)
     usable = np.isfinite(areas[:n]) & np.isfinite(areas[n:])
@@ -157,28 +157,6 @@ def _columns(x: Any, atoms: Int64[np.ndarray, "task k"]) -> Float[np.ndarray, "t
         1, 0, 2
     )
     return found
-
-
-def _logistic(
-    x: Float[np.ndarray, "task token feature"], y: Bool[np.ndarray, "token task"]
-) -> Float[np.ndarray, "task weight"]:
-    """Return intercept and weights of each task, by Newton's method on standardized features."""
-    mean, scale = x.mean(axis=1, keepdims=True), x.std(axis=1, keepdims=True)
-    scale = np.where(scale > 0, scale, 1)
-    design = np.concatenate([np.ones((*x.shape[:2], 1)), (x - mean) / scale], axis=2)
-    truth = y.T.astype(np.float64)
-    weights = np.zeros((len(design), design.shape[2]))
-    n, ridge = design.shape[1], _RIDGE * np.eye(design.shape[2])
-    for _ in range(_STEPS):
-        logits = np.clip(np.matmul(design, weights[:, :, None])[:, :, 0], -30, 30)
-        chance = 1 / (1 + np.exp(-logits))
-        slope = np.matmul(design.transpose(0, 2, 1), (truth - chance)[:, :, None])[:, :, 0] / n
-        bend = np.matmul(design.transpose(0, 2, 1) * (chance * (1 - chance))[:, None], design) / n
-        move = np.linalg.solve(bend + ridge, (slope - _RIDGE * weights)[:, :, None])[:, :, 0]
-        weights = weights + np.clip(move, -4, 4)
-    weights[:, 1:] /= scale[:, 0]
-    weights[:, 0] -= (weights[:, 1:] * mean[:, 0]).sum(axis=1)
-    return weights
 
 
 def _auc(answers: Float[np.ndarray, " token"], truth: Bool[np.ndarray, " token"]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,13 @@ from jaxtyping import Float, Float64, Int64
 from sae_placebo.latents.base import Columns, Encoded, Folds
 from sae_placebo.latents.columns.subsets import decayed_bags
 from sae_placebo.latents.latent_blocks import on_every_fold
+from sae_placebo.stats.fits import choose_ridge
 
 FEWEST = 20
 """Occurrences of the token that each part needs, to fit, to choose and to score on."""
 _MOST = 1_024
-_PENALTIES = (0.01, 0.1, 1.0)
+_PENALTIES = (0.01, 0.1, 1.0, math.inf)
+"""The last reads nothing: the mean, where no penalty does better on other documents."""
 
 
 def in_context(
@@ -102,13 +105,13 @@ def _gains(
     means = y[0].mean(0)
     gram = features[0].T @ features[0]
     target = features[0].T @ (y[0] - means)
-    best = ((y[1] - means) ** 2).sum(0)
-    weights = np.zeros_like(target)
-    for penalty in _PENALTIES:
-        found = np.linalg.solve(gram + penalty * len(y[0]) * np.eye(len(gram)), target)
-        error = ((y[1] - means - features[1] @ found) ** 2).sum(0)
-        better = error < best
-        best[better], weights[:, better] = error[better], found[:, better]
+    weights = choose_ridge(
+        gram,
+        target,
+        _PENALTIES,
+        lambda found: ((y[1] - means - features[1] @ found) ** 2).sum(0),
+        unit=len(y[0]),
+    ).weights
     left = ((y[2] - means) ** 2).sum(0) - ((y[2] - means - features[2] @ weights) ** 2).sum(0)
     # on one token a sample may stand for all its occurrences; the rest of the text may not
     spread = _sum_of_squares(columns, purposes)

@@ -23,9 +23,6 @@ from sae_placebo.latents.columns.subsets import (
     token_vectors,
 )
 
-_DECAYS, _TINY = (0.9, 0.999), 1e-8
-"""Of AdamW's running means, and what keeps its quotient finite."""
-
 
 class MLPSpec(Spec):
     """The MLP: one hidden layer of ReLUs, an output per latent, fitted by Adam."""
@@ -117,16 +114,19 @@ def _trained(
 ) -> list[torch.Tensor]:
     """Return weights and biases of both layers after AdamW on the logistic loss, summed over latents.
 
-    Written out: for so small a layer, autograd and an optimizer's step take as long as the products.
+    The gradient is written out: for so small a layer, autograd takes as long as the products. Weights are
+    views of one vector, so that the optimizer takes one step for all.
     """
     # rows of the second layer are latents: of few columns, products are slow
     shapes = [(x.shape[1], spec.hidden), (spec.hidden,), (y.shape[1], spec.hidden), (y.shape[1],)]
-    flat, slope, mean, square, root = torch.zeros(5, sum(math.prod(shape) for shape in shapes))
+    flat, slope = torch.zeros(2, sum(math.prod(shape) for shape in shapes))
     first, first_bias, second, second_bias = weights = _views(flat, shapes)
     slopes = _views(slope, shapes)
     first.normal_(generator=draw).div_(x.shape[1] ** 0.5)
     second.copy_(torch.randn(spec.hidden, y.shape[1], generator=draw).t() / spec.hidden**0.5)
-    for step in range(1, spec.steps + 1):
+    flat.grad = slope
+    optimizer = torch.optim.AdamW([flat], spec.learning_rate, weight_decay=spec.weight_decay)
+    for _ in range(spec.steps):
         batch = torch.randint(len(x), (spec.batch,), generator=draw)
         inputs = x.index_select(0, batch)
         hidden = torch.addmm(first_bias, inputs, first).relu_()
@@ -138,11 +138,7 @@ def _trained(
         back.mul_(hidden.sign_())
         torch.mm(inputs.t(), back, out=slopes[0])
         torch.sum(back, 0, out=slopes[1])
-        mean.lerp_(slope, 1 - _DECAYS[0])
-        square.mul_(_DECAYS[1]).addcmul_(slope, slope, value=1 - _DECAYS[1])
-        torch.sqrt(square, out=root).div_((1 - _DECAYS[1] ** step) ** 0.5).add_(_TINY)
-        flat.mul_(1 - spec.learning_rate * spec.weight_decay)
-        flat.addcdiv_(mean, root, value=-spec.learning_rate / (1 - _DECAYS[0] ** step))
+        optimizer.step()
     return weights
 
 

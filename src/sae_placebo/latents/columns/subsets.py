@@ -18,6 +18,7 @@ from sae_placebo.latents.latent_blocks import (
     on_every_fold,
     token_groups,
 )
+from sae_placebo.stats.fits import choose_ridge, squares_left
 
 FEWEST_POSITIVES = 20
 """Active tokens below which an AUC is not given: its standard error would be above .065."""
@@ -359,21 +360,16 @@ def _ridge(
     """Return weights of the bag for each candidate, its penalty the best on the choosing documents."""
     fitted, chosen = scene.bags[0].astype(np.float64), scene.bags[1].astype(np.float64)
     gram = fitted.T @ fitted
-    target = _sums(fitted, fit, n)
-    held = _sums(chosen, choose, n)
-    size = chosen.T @ chosen
-    best = np.full(n, np.inf)
-    weights = np.zeros_like(target)
-    penalized = np.eye(len(gram))
-    penalized[-1, -1] = 0
-    for penalty in _PENALTIES:
-        found = np.linalg.solve(
-            gram + penalty * len(fitted) * penalized + 1e-9 * np.eye(len(gram)), target
-        )
-        error = np.einsum("fc,fc->c", found, size @ found) - 2 * np.einsum("fc,fc->c", found, held)
-        better = error < best
-        best[better], weights[:, better] = error[better], found[:, better]
-    return weights.astype(np.float32)
+    # the last column is one of ones, and the least bit keeps columns that repeat each other apart
+    best = choose_ridge(
+        gram + 1e-9 * np.eye(len(gram)),
+        _sums(fitted, fit, n),
+        _PENALTIES,
+        squares_left(chosen.T @ chosen, _sums(chosen, choose, n)),
+        unit=len(fitted),
+        free=(len(gram) - 1,),
+    )
+    return best.weights.astype(np.float32)
 
 
 def _sums(

@@ -9,6 +9,7 @@ from jaxtyping import Float32, Float64
 
 from sae_placebo.latents.ladder.pieces import N_LOOKUPS
 from sae_placebo.latents.ladder.predictors import FittedReadout
+from sae_placebo.stats.fits import choose_ridge
 
 _TINY = 1e-9
 _FAINT = 1e-5
@@ -38,17 +39,20 @@ def readout(
     y, r = fitted[:, columns] @ vectors, left[:, columns] @ vectors
     inner = (vectors.T @ gram[columns, columns] @ vectors).astype(np.float32)
     unit = max(float(reading.values.mean()), _TINY)
-    best = np.full(len(y), -1.0)
-    chosen = np.zeros_like(y)
-    # the strongest first: kept where no weaker one is better
-    for penalty in sorted(penalties, reverse=True):
-        b = y / (reading.values + penalty * unit).astype(np.float32)
+
+    def unexplained(
+        weights: Float32[np.ndarray, "feature target"],
+    ) -> Float64[np.ndarray, " target"]:
+        b = weights.T
         zr = np.einsum("mi,mi->m", b, r).astype(np.float64)
         zz = np.einsum("mi,mi->m", b @ inner, b).astype(np.float64)
-        gain = np.where(zz > 0, np.maximum(zr, 0) ** 2 / np.where(zz > 0, zz, 1), 0)
-        better = gain > best
-        best[better], chosen[better] = gain[better], b[better]
-    return np.asarray(chosen @ vectors.T)
+        gain: Float64[np.ndarray, " target"] = np.where(
+            zz > 0, np.maximum(zr, 0) ** 2 / np.where(zz > 0, zz, 1), 0
+        )
+        return -gain
+
+    chosen = choose_ridge(reading.values, y.T, penalties, unexplained, unit=unit)
+    return np.asarray(chosen.weights.T @ vectors.T)
 
 
 def weigh(
