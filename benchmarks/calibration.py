@@ -39,7 +39,7 @@ from sae_placebo.stats.calibration import (
     planted_placebo,
     rates,
 )
-from sae_placebo.trial.plans import plan_steps
+from sae_placebo.trial.plan import plan_steps
 from sae_placebo.trial.results import gather
 from sae_placebo.trial.run import run
 from sae_placebo.trial.spec import load_trial

@@ -18,12 +18,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sae_placebo.core.outlook import WorkPiece
 from sae_placebo.core.progress import Advance, LineProgress
 from sae_placebo.core.store import Store
+from sae_placebo.core.time_left import WorkPiece
 from sae_placebo.trial.costs import probed
 from sae_placebo.trial.estimates import estimate, of_usual_machine
-from sae_placebo.trial.plans import plan_steps
+from sae_placebo.trial.plan import plan_steps
 from sae_placebo.trial.run import run
 from sae_placebo.trial.spec import load_trial
 

@@ -64,7 +64,7 @@ from sae_placebo.latents.measurement import HeldOut, MeasurementSpec
 from sae_placebo.latents.partners import assignment
 from sae_placebo.latents.spec import StructureSpec
 from sae_placebo.saes import SAE
-from sae_placebo.stats.statistics import document_weights
+from sae_placebo.stats.effects import document_weights
 
 Cell = tuple[int, int]
 """Latents and tokens."""

@@ -25,8 +25,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
+from sae_placebo.causal.use.rule import USES
 from sae_placebo.causal.use.spec import UseSpec
-from sae_placebo.causal.use.verdicts import USES
 from sae_placebo.core.errors import PlaceboError
 from sae_placebo.lab.worlds import PRESETS, PROGRAMS, FactoredSpec, World, compiled, factored
 from sae_placebo.lab.worlds.scoring import (

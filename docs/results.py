@@ -21,7 +21,7 @@ from results_use import markdown
 
 from sae_placebo.latents.classes.classification import CLASS_NAMES
 from sae_placebo.latents.ladder.ladder import RUNGS
-from sae_placebo.latents.origin.verdicts import ORIGINS
+from sae_placebo.latents.origin.rule import ORIGINS
 
 LEAST = 0.005
 """Share that a class must reach in some arm to have a row."""

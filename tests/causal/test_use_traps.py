@@ -20,9 +20,9 @@ from sae_placebo.causal.use.base import Directions, Subject, pseudo_latents
 from sae_placebo.causal.use.downstream import Downstream
 from sae_placebo.causal.use.firings import choose_firings
 from sae_placebo.causal.use.null_directions import against_nulls
+from sae_placebo.causal.use.rule import NOT_USED, REDUNDANT, USED
 from sae_placebo.causal.use.screen import ScreenSpec, screen
 from sae_placebo.causal.use.spec import UseSpec
-from sae_placebo.causal.use.verdicts import NOT_USED, REDUNDANT, USED
 from sae_placebo.data.rows import Rows
 from sae_placebo.latents.base import TokenTable
 

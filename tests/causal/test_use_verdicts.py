@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from sae_placebo.causal.use.effects import Effects, effects_of
-from sae_placebo.causal.use.spec import UseSpec
-from sae_placebo.causal.use.verdicts import (
+from sae_placebo.causal.use.rule import (
     BETWEEN,
     FEW,
     JOINT,
@@ -22,6 +21,7 @@ from sae_placebo.causal.use.verdicts import (
     sensitivity,
     use_verdicts,
 )
+from sae_placebo.causal.use.spec import UseSpec
 
 SPEC = UseSpec()
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import trial_table, write_toml
 from sae_placebo.cli import main as cli
 from sae_placebo.trial.estimates import estimate
-from sae_placebo.trial.plans import plan_steps
+from sae_placebo.trial.plan import plan_steps
 from sae_placebo.trial.results import Trial
 from sae_placebo.trial.spec import load_trial
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from sae_placebo.core.outlook import AtWork, Outlook, WorkPiece
 from sae_placebo.core.progress import LineProgress, Progress, RichProgress
+from sae_placebo.core.time_left import AtWork, Outlook, WorkPiece
 
 
 @dataclass

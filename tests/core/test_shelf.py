@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from sae_placebo.core.shelf import Shelf
+from sae_placebo.core.shared_values import Shelf
 
 
 def test_a_value_is_made_once_and_dropped_after_the_last_job() -> None:

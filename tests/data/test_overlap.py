@@ -13,13 +13,13 @@ from conftest import trial_table
 from sae_placebo.core.errors import TextError
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.store import Store
-from sae_placebo.data import overlap
-from sae_placebo.data.overlap import Overlap, sketches, warning
+from sae_placebo.data import copies as overlap
+from sae_placebo.data.copies import Overlap, sketches, warning
 from sae_placebo.data.text import TextSpec, cut
 from sae_placebo.report import read_tables, render
 from sae_placebo.report.sections.recorded import repeated_of, splits_of
 from sae_placebo.trial import artefacts
-from sae_placebo.trial.plans import plan_steps
+from sae_placebo.trial.plan import plan_steps
 from sae_placebo.trial.spec import load_trial
 from sae_placebo.trial.stages.materials import Materials
 from synthetic_trial import Settings, write_trial

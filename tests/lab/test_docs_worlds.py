@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from sae_placebo.causal.use.rule import REASONS
 from sae_placebo.causal.use.spec import UseSpec
-from sae_placebo.causal.use.verdicts import REASONS
 from sae_placebo.lab.worlds import PRESETS, PROGRAMS
 from sae_placebo.lab.worlds.saving import KINDS
 

@@ -11,8 +11,8 @@ from sae_placebo.causal.use.ablation import ablate
 from sae_placebo.causal.use.base import Directions, Subject
 from sae_placebo.causal.use.firings import choose_firings
 from sae_placebo.causal.use.masks import MaskSpec
+from sae_placebo.causal.use.rule import NOT_USED, USED
 from sae_placebo.causal.use.spec import UseSpec
-from sae_placebo.causal.use.verdicts import NOT_USED, USED
 from sae_placebo.causal.use.worst import WorstSpec
 from sae_placebo.lab.worlds import BASELINES, PRESETS, STATISTICS, World, WorldScore, factored
 from sae_placebo.lab.worlds.baselines import baselines

@@ -10,7 +10,7 @@ from sae_placebo.latents.classes.classification import ClassThresholds
 from sae_placebo.latents.measurement import HeldOut, MeasurementSpec, gather, held_out, measure
 from sae_placebo.latents.metrics import METRICS
 from sae_placebo.saes import SAE, parse_sae
-from sae_placebo.stats.statistics import document_weights
+from sae_placebo.stats.effects import document_weights
 
 WORDS = [f"w{i}" for i in range(12)]
 

@@ -20,11 +20,11 @@ from sae_placebo.latents.ladder.token_features import LadderSpec, TokenFeatures
 from sae_placebo.latents.measurement import MeasurementSpec
 from sae_placebo.latents.metrics import METRICS
 from sae_placebo.latents.metrics.structure import DECLARED
-from sae_placebo.latents.origin.verdicts import ORIGINS
+from sae_placebo.latents.origin.rule import ORIGINS
 from sae_placebo.latents.partners.assignment import sharing
 from sae_placebo.latents.profile import Around, Profile, profile
 from sae_placebo.latents.spec import StructureSpec
-from sae_placebo.stats.statistics import document_weights
+from sae_placebo.stats.effects import document_weights
 
 N_ROWS, WIDTH, D_IN, D_SAE, VOCABULARY = 80, 100, 64, 90, 60
 DEAD, RARE, DENSE, TOKEN, FOUND_AGAIN, IN_PLACEBO, ALONE = range(7)

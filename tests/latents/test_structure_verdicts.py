@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sae_placebo.latents.ladder.ladder import RUNGS
-from sae_placebo.latents.origin.verdicts import (
+from sae_placebo.latents.origin.rule import (
     EVIDENCE,
     EXPLAINED,
     NOT_EXPLAINED,

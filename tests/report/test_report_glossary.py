@@ -19,7 +19,7 @@ from sae_placebo.controls.model.base import CONTROLS
 from sae_placebo.latents.classes.classification import CLASSES
 from sae_placebo.latents.ladder.ladder import RUNGS
 from sae_placebo.latents.origin.decoy_scores import SCORES
-from sae_placebo.latents.origin.verdicts import ORIGINS
+from sae_placebo.latents.origin.rule import ORIGINS
 from sae_placebo.report import Tables, read_tables
 from sae_placebo.report.build import render
 from sae_placebo.report.glossary import Group, glossary, markdown

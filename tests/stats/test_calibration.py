@@ -148,7 +148,7 @@ def test_planted_placebos_leave_zero_out_seldom() -> None:
 
 def test_a_trial_of_re_draws_is_a_pool(tiny_model: Path, tiny_text: Path, tmp_path: Path) -> None:
     from sae_placebo.core.store import Store
-    from sae_placebo.trial.plans import plan_steps
+    from sae_placebo.trial.plan import plan_steps
     from sae_placebo.trial.results import gather
     from sae_placebo.trial.run import run
     from sae_placebo.trial.spec import load_trial

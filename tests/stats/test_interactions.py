@@ -10,9 +10,9 @@ import pandas
 import pytest
 
 from sae_placebo.stats.designs import Quad
+from sae_placebo.stats.effects import document_weights, effect_interval
 from sae_placebo.stats.interactions import COLUMNS, interactions, signed_interval
 from sae_placebo.stats.replicates import ReplicateKey, ReplicateTable
-from sae_placebo.stats.statistics import document_weights, effect_interval
 
 QUAD = Quad("trained", "redraw_embeddings", "keep", "redraw")
 

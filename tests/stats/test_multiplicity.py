@@ -9,6 +9,7 @@ from scipy import stats
 
 from sae_placebo.core.errors import NotEstimable, SpecError
 from sae_placebo.latents.metrics import METRICS
+from sae_placebo.stats.effects import Component, interval
 from sae_placebo.stats.multiplicity import (
     ABOVE,
     COLUMNS,
@@ -22,7 +23,6 @@ from sae_placebo.stats.multiplicity import (
     judged,
     two_sided_p,
 )
-from sae_placebo.stats.statistics import Component, interval
 
 
 def table(rows: list[dict[str, Any]]) -> pd.DataFrame:

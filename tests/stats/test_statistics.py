@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from sae_placebo.core.errors import NotEstimable
-from sae_placebo.stats.statistics import (
+from sae_placebo.stats.effects import (
     COLUMNS,
     Component,
     ReplicateKey,

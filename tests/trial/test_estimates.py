@@ -19,7 +19,7 @@ from sae_placebo.models.specs import shape_of
 from sae_placebo.trial import run as trial_module
 from sae_placebo.trial.estimates import estimate, of_usual_machine, rates_key
 from sae_placebo.trial.machine import Machine, load, save, usual_threads
-from sae_placebo.trial.plans import Plan, plan_steps
+from sae_placebo.trial.plan import Plan, plan_steps
 from sae_placebo.trial.spec import load_trial
 from sae_placebo.trial.standing import outlook_of, standing
 

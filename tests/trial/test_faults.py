@@ -18,7 +18,7 @@ from sae_placebo.core.errors import ModelError, NotEstimable, StageFault, StoreE
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.store import Store
 from sae_placebo.trial import faults
-from sae_placebo.trial.plans import plan_steps
+from sae_placebo.trial.plan import plan_steps
 from sae_placebo.trial.spec import load_trial
 from sae_placebo.trial.stages import audit as auditing
 from sae_placebo.trial.stages import use as uses

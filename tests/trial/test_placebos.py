@@ -10,7 +10,7 @@ import pytest
 from conftest import save_model, save_tokenizer, trial_table
 from sae_placebo.core.errors import NotEstimable, SpecError
 from sae_placebo.trial.placebos import Held, placebo_of, sibling_of
-from sae_placebo.trial.plans import ArmModel
+from sae_placebo.trial.plan import ArmModel
 from sae_placebo.trial.reference import reference_placebo
 from sae_placebo.trial.spec import TrialSpec, load_trial
 

@@ -9,7 +9,7 @@ import pytest
 
 from sae_placebo.cli import main as cli
 from sae_placebo.core.errors import NotEstimable, SpecError
-from sae_placebo.stats.statistics import Replicates, effect_interval
+from sae_placebo.stats.effects import Replicates, effect_interval
 from sae_placebo.trial.power import (
     DEFAULTS,
     Simulated,

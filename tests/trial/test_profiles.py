@@ -13,7 +13,7 @@ import sae_placebo as sp
 from conftest import trial_table
 from sae_placebo.latents.classes.classification import CLASS_NAMES
 from sae_placebo.latents.ladder.ladder import RUNGS
-from sae_placebo.latents.origin.verdicts import ORIGINS
+from sae_placebo.latents.origin.rule import ORIGINS
 from sae_placebo.trial.results import EVERY_METRIC
 
 KEYS = ["arm", "model_seed", "sae_seed", "hookpoint", "sae"]

@@ -10,7 +10,7 @@ import pytest
 
 from conftest import trial_table, write_toml
 from sae_placebo.core.errors import SpecError
-from sae_placebo.trial.plans import ArmModel, plan_steps
+from sae_placebo.trial.plan import ArmModel, plan_steps
 from sae_placebo.trial.spec import load_trial
 from sae_placebo.trial.template import TEMPLATE
 

@@ -25,7 +25,7 @@ from sae_placebo.core.sealing import read_json, sealed, write_json
 from sae_placebo.core.store import MANIFEST, Store
 from sae_placebo.saes.training import Fit
 from sae_placebo.trial import artefacts
-from sae_placebo.trial.plans import ArmModel, plan_steps
+from sae_placebo.trial.plan import ArmModel, plan_steps
 from sae_placebo.trial.results import environment
 from sae_placebo.trial.run import Bench
 from sae_placebo.trial.spec import load_trial

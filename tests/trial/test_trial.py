@@ -21,7 +21,7 @@ from conftest import save_model, save_tokenizer, trial_table, write_toml
 from sae_placebo.core.errors import ModelError, PlaceboError, StoreError
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.sealing import file_hash, read_json, sealed, write_json
-from sae_placebo.trial.plans import plan_steps
+from sae_placebo.trial.plan import plan_steps
 from sae_placebo.trial.results import EVERY_METRIC, TABLES
 from sae_placebo.trial.spec import load_trial
 

@@ -21,7 +21,7 @@ from sae_placebo.core.store import Store
 from sae_placebo.latents.classes.classification import CLASS_NAMES
 from sae_placebo.saes.formats import saelens
 from sae_placebo.trial import artefacts
-from sae_placebo.trial.plans import ArmModel, plan_steps
+from sae_placebo.trial.plan import ArmModel, plan_steps
 from sae_placebo.trial.spec import load_trial
 
 ARMS: dict[str, Any] = {

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sae_placebo.core.outlook import Outlook, clock_text
+from sae_placebo.core.time_left import Outlook, clock_text
 
 Advance = Callable[[int], None]
 

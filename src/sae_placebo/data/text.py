@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from sae_placebo.core.errors import SpecError, TextError
 from sae_placebo.core.progress import Advance, unheard
 from sae_placebo.core.spec import Spec, numpy_generator
+from sae_placebo.data.copies import Overlap, Sketch, sketches
 from sae_placebo.data.documents import (
     LIBRARY,
     Document,
@@ -28,7 +29,6 @@ from sae_placebo.data.documents import (
     suffix,
 )
 from sae_placebo.data.labels.align import label_tokens
-from sae_placebo.data.overlap import Overlap, Sketch, sketches
 from sae_placebo.data.rows import Rows, RowsBuilder, TokenRun
 from sae_placebo.data.tokenizing import Encoder, vocabulary
 

@@ -41,7 +41,7 @@ from sae_placebo.latents.ladder.predictors import Readouts
 from sae_placebo.latents.measurement import MeasurementSpec
 from sae_placebo.latents.metrics import Evidence, latent_table, token_statistics
 from sae_placebo.latents.metrics import structure as structure_metrics
-from sae_placebo.latents.origin.verdicts import ORIGINS, verdicts
+from sae_placebo.latents.origin.rule import ORIGINS, verdicts
 from sae_placebo.latents.partners.assignment import Sharing
 from sae_placebo.latents.partners.partners import (
     Partners,

@@ -25,13 +25,13 @@ from pydantic import Field
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.spec import Spec, numpy_generator
-from sae_placebo.stats.replicates import ReplicateKey, Replicates, ReplicateTable
-from sae_placebo.stats.statistics import (
+from sae_placebo.stats.effects import (
     arm_interval,
     document_weights,
     effect_interval,
     effects,
 )
+from sae_placebo.stats.replicates import ReplicateKey, Replicates, ReplicateTable
 
 KINDS: Mapping[str, str] = {
     "paired": "two arms whose re-draws go by the same names, as all of a trial's do",

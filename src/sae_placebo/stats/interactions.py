@@ -21,8 +21,7 @@ from jaxtyping import Float
 
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
-from sae_placebo.stats.replicates import ReplicateKey, Replicates, ReplicateTable
-from sae_placebo.stats.statistics import (
+from sae_placebo.stats.effects import (
     Component,
     Described,
     Interval,
@@ -30,6 +29,7 @@ from sae_placebo.stats.statistics import (
     document_component,
     interval,
 )
+from sae_placebo.stats.replicates import ReplicateKey, Replicates, ReplicateTable
 
 SIGNS = (1, -1, -1, 1)
 """Of the four arms in (a - b) - (c - d)."""

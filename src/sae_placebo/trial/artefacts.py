@@ -29,7 +29,7 @@ from sae_placebo.latents.measurement import Measurement
 from sae_placebo.latents.profile import Profile
 from sae_placebo.models.activations import Calibration
 from sae_placebo.models.gaussian import GaussianNull
-from sae_placebo.trial.plans import ArmModel
+from sae_placebo.trial.plan import ArmModel
 from sae_placebo.trial.spec import TrialSpec
 from sae_placebo.trial.stages.harvest import HarvestPrecision
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sae_placebo.core.devices import describe_device, settings
-from sae_placebo.core.outlook import WorkPiece
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.store import Step, Store
+from sae_placebo.core.time_left import WorkPiece
 from sae_placebo.trial.estimates import estimate, lanes_of, rates_key
 from sae_placebo.trial.machine import Machine, load, save, usual_threads
-from sae_placebo.trial.plans import Plan, plan_steps
+from sae_placebo.trial.plan import Plan, plan_steps
 from sae_placebo.trial.probes import probe
 from sae_placebo.trial.result_folders import in_the_way, store_folder
 from sae_placebo.trial.results import environment, trial_folder

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 
 from sae_placebo import audits
 from sae_placebo.core.lanes import n_lanes
-from sae_placebo.core.outlook import WorkPiece
 from sae_placebo.core.spec import canonical, digest
 from sae_placebo.core.store import Step
+from sae_placebo.core.time_left import WorkPiece
 from sae_placebo.models.specs import ModelSize, shape_of
 from sae_placebo.trial.machine import SEVERAL, Machine, usual_threads
-from sae_placebo.trial.plans import ArmModel, Place, Plan
+from sae_placebo.trial.plan import ArmModel, Place, Plan
 from sae_placebo.trial.reference import asked_hookpoints
 from sae_placebo.trial.spec import TrialSpec
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from sae_placebo.core.errors import NotEstimable
-from sae_placebo.trial.plans import ArmModel
+from sae_placebo.trial.plan import ArmModel
 from sae_placebo.trial.reference import reference_placebo
 from sae_placebo.trial.spec import TrialSpec
 

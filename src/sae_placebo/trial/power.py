@@ -32,7 +32,7 @@ from pydantic import Field
 
 from sae_placebo.core.errors import NotEstimable, SpecError, unknown_name
 from sae_placebo.core.spec import Spec, numpy_generator
-from sae_placebo.stats.statistics import Component, between, interval
+from sae_placebo.stats.effects import Component, between, interval
 from sae_placebo.trial.results import CONFIDENCE, Trial
 
 DRAWS = 500

@@ -30,7 +30,7 @@ from sae_placebo.saes.training import Fit, step_all
 from sae_placebo.trial.machine import SEVERAL, Machine
 from sae_placebo.trial.reference import asked_hookpoints
 from sae_placebo.trial.spec import TrialSpec
-from sae_placebo.trial.stages.gaussian_nulls import placed
+from sae_placebo.trial.stages.explained_variance_null import placed
 
 _LEAST = 0.3
 """Seconds that a probe takes at least, so that its start does not count."""

@@ -34,11 +34,11 @@ from sae_placebo.latents.metrics.sparsity import l0_matches
 from sae_placebo.models import loading as models
 from sae_placebo.report import build_report
 from sae_placebo.stats.designs import quads
+from sae_placebo.stats.effects import ReplicateKey, ReplicateTable, effects
 from sae_placebo.stats.failed_fits import failed_fits
 from sae_placebo.stats.interactions import interactions
-from sae_placebo.stats.statistics import ReplicateKey, ReplicateTable, effects
 from sae_placebo.trial import artefacts
-from sae_placebo.trial.plans import ArmModel, Place, Plan
+from sae_placebo.trial.plan import ArmModel, Place, Plan
 from sae_placebo.trial.publishing import publish
 from sae_placebo.trial.result_folders import written_beside
 from sae_placebo.trial.spec import TrialSpec

@@ -36,10 +36,10 @@ from sae_placebo.models import loading as models
 from sae_placebo.models.diagnostics import card
 from sae_placebo.models.embeddings import embedding, unembedding
 from sae_placebo.saes.formats import saelens
-from sae_placebo.stats.statistics import document_weights
+from sae_placebo.stats.effects import document_weights
 from sae_placebo.trial import artefacts
 from sae_placebo.trial.faults import Faults
-from sae_placebo.trial.plans import ArmModel, Plan, plan_steps
+from sae_placebo.trial.plan import ArmModel, Plan, plan_steps
 from sae_placebo.trial.result_folders import in_the_way, store_folder
 from sae_placebo.trial.results import Trial, environment, trial_folder, write_results
 from sae_placebo.trial.sizes import check_sizes

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from sae_placebo.core import checkpoints
 from sae_placebo.core.manifests import MANIFEST
-from sae_placebo.core.outlook import Outlook, clock_text
 from sae_placebo.core.store import Store
+from sae_placebo.core.time_left import Outlook, clock_text
 from sae_placebo.trial.estimates import estimate, rates_key
 from sae_placebo.trial.machine import load
-from sae_placebo.trial.plans import VERSIONS, Plan
+from sae_placebo.trial.plan import VERSIONS, Plan
 
 
 def standing(plan: Plan, store: Store) -> str:

@@ -15,8 +15,8 @@ from sae_placebo.causal.use.joint import JointCurve, joint_removal
 from sae_placebo.causal.use.masks import MaskedUse, random_masks
 from sae_placebo.causal.use.null_directions import NullTest, against_nulls, n_alike
 from sae_placebo.causal.use.removal import discovery_documents
+from sae_placebo.causal.use.rule import DirectionEvidence, UseVerdicts, use_verdicts
 from sae_placebo.causal.use.spec import UseSpec
-from sae_placebo.causal.use.verdicts import DirectionEvidence, UseVerdicts, use_verdicts
 from sae_placebo.causal.use.worst import WorstCase, worst_case
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.progress import Track, untracked

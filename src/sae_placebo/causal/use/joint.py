@@ -28,7 +28,7 @@ from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Advance, Track, unheard, untracked
 from sae_placebo.core.spec import Spec
-from sae_placebo.stats.statistics import document_weights
+from sae_placebo.stats.effects import document_weights
 
 _DOUBLINGS = 8
 """The smallest prefix of the first round is all of them over two to this power."""

@@ -38,7 +38,7 @@ from sae_placebo.lab.experiments.sweeps import OF_SAE, Axis, Value, generator_of
 from sae_placebo.lab.scores.composition import composition
 from sae_placebo.saes import SAE, SAES, PenalizedSpec, SAESpec, parse_sae
 from sae_placebo.saes.fast import SWITCH
-from sae_placebo.stats.statistics import Component, interval
+from sae_placebo.stats.effects import Component, interval
 
 MEASURES = ("conjunction", "atomic", "contrast", "mmcs", "ev", "l0")
 """Share of live latents that fire for pairs; share whose row is a feature's; the first less the second;

@@ -9,8 +9,8 @@ from typing import Any
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
 from sae_placebo.latents.ladder.ladder import RUNGS
+from sae_placebo.stats.effects import arm_interval
 from sae_placebo.stats.replicates import ReplicateKey, Replicates, ReplicateTable
-from sae_placebo.stats.statistics import arm_interval
 
 SUBJECTS = {"latents": "ladder_r2_", "activations": "activations_r2_"}
 COLUMNS = (

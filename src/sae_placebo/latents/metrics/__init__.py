@@ -9,7 +9,7 @@ from sae_placebo.latents.metrics import fidelity, sparsity, token_metrics
 from sae_placebo.latents.metrics.base import METRICS, Evidence, Measured, Metric, measure
 from sae_placebo.latents.metrics.coverage import COLUMNS as COVERAGE_COLUMNS
 from sae_placebo.latents.metrics.coverage import coverage_table
-from sae_placebo.latents.metrics.latents import latent_table
+from sae_placebo.latents.metrics.per_latent import latent_table
 from sae_placebo.latents.metrics.tokens import TokenStatistics, token_statistics
 
 __all__ = [

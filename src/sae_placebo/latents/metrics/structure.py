@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int8
 from sae_placebo.latents.classes.classification import CLASSES
 from sae_placebo.latents.ladder.ladder import RUNGS, Ladder
 from sae_placebo.latents.metrics.base import Declared
-from sae_placebo.latents.origin.verdicts import ORIGINS, Verdicts
+from sae_placebo.latents.origin.rule import ORIGINS, Verdicts
 from sae_placebo.latents.partners.assignment import Sharing
 
 

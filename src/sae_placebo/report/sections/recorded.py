@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sae_placebo.core.escaping import visible
-from sae_placebo.data.overlap import COUNTED, warning
+from sae_placebo.data.copies import COUNTED, warning
 from sae_placebo.report.wording import count, finite, title
 
 

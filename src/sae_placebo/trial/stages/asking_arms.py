@@ -13,7 +13,7 @@ from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.store import Step, Store
 from sae_placebo.trial.faults import is_fault
-from sae_placebo.trial.plans import ArmModel, Place, Plan
+from sae_placebo.trial.plan import ArmModel, Place, Plan
 from sae_placebo.trial.stages.materials import Materials
 
 

@@ -10,11 +10,12 @@ from typing import Any
 from sae_placebo.core.errors import TextError
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.store import Store
-from sae_placebo.data import overlap, text
+from sae_placebo.data import copies as overlap
+from sae_placebo.data import text
 from sae_placebo.data.readability import PREDICTORS, Readability, readability
 from sae_placebo.models import loading as models
 from sae_placebo.trial import artefacts
-from sae_placebo.trial.plans import ArmModel, Plan
+from sae_placebo.trial.plan import ArmModel, Plan
 from sae_placebo.trial.spec import TrialSpec
 
 

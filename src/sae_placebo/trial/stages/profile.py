@@ -24,7 +24,7 @@ from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lanes import blas_threads
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Advance, Progress
-from sae_placebo.core.shelf import Shelf
+from sae_placebo.core.shared_values import Shelf
 from sae_placebo.core.store import Step, Store
 from sae_placebo.latents.base import Encoded, Folds, Placebo, TokenTable
 from sae_placebo.latents.columns.domains import Domains, domains_of
@@ -36,10 +36,10 @@ from sae_placebo.latents.partners.assignment import Sharing, sharing_of_both
 from sae_placebo.latents.profile import PARTS, Around, Profile, profile
 from sae_placebo.saes import SAE
 from sae_placebo.saes.formats import saelens
-from sae_placebo.stats.statistics import document_weights
+from sae_placebo.stats.effects import document_weights
 from sae_placebo.trial import artefacts
 from sae_placebo.trial.placebos import Held, placebo_of, sibling_of
-from sae_placebo.trial.plans import ArmModel, Place, Plan
+from sae_placebo.trial.plan import ArmModel, Place, Plan
 from sae_placebo.trial.spec import TrialSpec
 from sae_placebo.trial.stages.materials import Materials
 

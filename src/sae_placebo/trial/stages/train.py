@@ -27,9 +27,9 @@ from sae_placebo.saes.formats import saelens
 from sae_placebo.saes.kernels import Workspace
 from sae_placebo.saes.training import Fit, step_all
 from sae_placebo.trial import artefacts
-from sae_placebo.trial.plans import ArmModel
+from sae_placebo.trial.plan import ArmModel
 from sae_placebo.trial.spec import TrialSpec
-from sae_placebo.trial.stages.gaussian_nulls import Member, Nulls, placed
+from sae_placebo.trial.stages.explained_variance_null import Member, Nulls, placed
 from sae_placebo.trial.stages.stream import (
     MomentsPass,
     TrainingStream,

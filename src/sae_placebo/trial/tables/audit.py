@@ -11,7 +11,7 @@ from sae_placebo.audits import NAMES
 from sae_placebo.audits.base import AUDITS, Audited, Finding
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.store import Store
-from sae_placebo.trial.plans import Plan
+from sae_placebo.trial.plan import Plan
 from sae_placebo.trial.tables.use import keys_of, labelled
 
 TABLES = ("audits", "audit_latents")

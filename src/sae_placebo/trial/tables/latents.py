@@ -14,7 +14,7 @@ from sae_placebo.latents.classes.classification import ClassThresholds
 from sae_placebo.latents.columns.mechanism import mechanism_predictions
 from sae_placebo.latents.origin.decoy_scores import decoy_table
 from sae_placebo.trial.placebos import Held, placebo_of, sibling_of
-from sae_placebo.trial.plans import ArmModel
+from sae_placebo.trial.plan import ArmModel
 from sae_placebo.trial.reference import reference_placebo
 from sae_placebo.trial.spec import TrialSpec
 

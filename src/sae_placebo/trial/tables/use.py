@@ -9,7 +9,7 @@ from sae_placebo.core.lazy import pandas
 from sae_placebo.core.store import Store
 from sae_placebo.trial import artefacts
 from sae_placebo.trial.faults import refusal
-from sae_placebo.trial.plans import ArmModel, Plan
+from sae_placebo.trial.plan import ArmModel, Plan
 from sae_placebo.trial.tables.use_files import NAMES, read_use
 
 

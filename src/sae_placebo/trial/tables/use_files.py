@@ -14,9 +14,9 @@ from sae_placebo.causal.circuits.traces import KINDS
 from sae_placebo.causal.circuits.writers import Writers
 from sae_placebo.causal.examination import Examination
 from sae_placebo.causal.use.asking import Asked
+from sae_placebo.causal.use.rule import USES, sensitivity
 from sae_placebo.causal.use.sampling import share
 from sae_placebo.causal.use.spec import UseSpec
-from sae_placebo.causal.use.verdicts import USES, sensitivity
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.store import read_json, write_json
 
