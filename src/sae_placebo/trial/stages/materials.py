@@ -10,8 +10,7 @@ from typing import Any
 from sae_placebo.core.errors import TextError
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.store import Store
-from sae_placebo.data import copies as overlap
-from sae_placebo.data import text
+from sae_placebo.data import copies, text
 from sae_placebo.data.readability import PREDICTORS, Readability, readability
 from sae_placebo.models import loading as models
 from sae_placebo.trial import artefacts
@@ -73,7 +72,7 @@ class Materials:
                 artefacts.write_rows(draft, found.splits)
                 artefacts.write_text_facts(draft, found.skipped, found.shared)
                 artefacts.write_vocabulary(draft, text.vocabulary(tokenizer))
-            if (repeated := overlap.warning(found.shared)) is not None:
+            if (repeated := copies.warning(found.shared)) is not None:
                 self.progress.note(f"text: {repeated}")
         return self.store.path(step)
 

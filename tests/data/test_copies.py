@@ -13,7 +13,7 @@ from conftest import trial_table
 from sae_placebo.core.errors import TextError
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.store import Store
-from sae_placebo.data import copies as overlap
+from sae_placebo.data import copies
 from sae_placebo.data.copies import Overlap, sketches, warning
 from sae_placebo.data.text import TextSpec, cut
 from sae_placebo.report import read_tables, render
@@ -38,7 +38,7 @@ def compared(heldout: list[list[int]], train: list[list[int]]) -> dict[str, int 
 
 
 def grams(ids: list[int]) -> set[tuple[int, ...]]:
-    n = overlap.SHINGLE
+    n = copies.SHINGLE
     return {tuple(ids[i : i + n]) for i in range(max(1, len(ids) - n + 1))}
 
 
@@ -75,7 +75,7 @@ def test_copies_are_found_at_any_length_and_place(n: int) -> None:
     assert found["n_copies"] == 3
     assert found["n_near_copies"] == 0
     assert found["share_of_tokens"] == pytest.approx(0.3)
-    assert found["share_of_tokens_in_runs"] == pytest.approx(0.3 if n >= overlap.RUN else 0.0)
+    assert found["share_of_tokens_in_runs"] == pytest.approx(0.3 if n >= copies.RUN else 0.0)
 
 
 @pytest.mark.parametrize("n", [30, 300, 3_000])
@@ -107,7 +107,7 @@ def test_the_estimate_is_that_of_all_5_grams() -> None:
             counted = Overlap(held[:1], [one])
             estimates.append(counted._resemblance(held[1].least, np.array([0]))[0])
             exact.append(resemblance(one, other))
-        error = np.sqrt(np.mean(exact) * (1 - np.mean(exact)) / overlap.SKETCH)
+        error = np.sqrt(np.mean(exact) * (1 - np.mean(exact)) / copies.SKETCH)
         assert np.abs(np.array(estimates) - exact).max() < 5 * error
         assert abs(np.mean(estimates) - np.mean(exact)) < 4 * error / np.sqrt(40)
 
