@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sae_placebo.latents.classes.classification import CLASS_NAMES
-from sae_placebo.report.sections.asked import ORIGINS, UNJUDGED, USES, weighted_share, weights
+from sae_placebo.report.sections.use_rows import ORIGINS, UNJUDGED, USES, weighted_share, weights
 from sae_placebo.stats.proportions import wilson
 
 Rows = Callable[[pd.DataFrame], pd.DataFrame]

@@ -15,9 +15,9 @@ from planted_readings import token_table
 from planted_subjects import rows, subject_of
 from sae_placebo.causal.use import null_directions
 from sae_placebo.causal.use.ablation import ablate
-from sae_placebo.causal.use.asking import ask
 from sae_placebo.causal.use.base import Directions, Subject, pseudo_latents
 from sae_placebo.causal.use.downstream import Downstream
+from sae_placebo.causal.use.evidence import ask
 from sae_placebo.causal.use.firings import choose_firings
 from sae_placebo.causal.use.null_directions import against_nulls
 from sae_placebo.causal.use.rule import NOT_USED, REDUNDANT, USED

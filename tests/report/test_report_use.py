@@ -19,7 +19,7 @@ from sae_placebo.causal.use.sampling import share
 from sae_placebo.report import Tables, read_tables, render
 from sae_placebo.report.build import render_section
 from sae_placebo.report.sections import SECTIONS, View
-from sae_placebo.report.sections.asked import weighted_share
+from sae_placebo.report.sections.use_rows import weighted_share
 from synthetic_trial import EVIL, Settings, write_trial
 
 

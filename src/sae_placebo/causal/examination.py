@@ -17,7 +17,6 @@ from sae_placebo.causal.circuits.readers import Readers, survey
 from sae_placebo.causal.circuits.spec import CircuitSpec
 from sae_placebo.causal.circuits.traces import ReaderTrace
 from sae_placebo.causal.circuits.writers import Writers, writers
-from sae_placebo.causal.use.asking import Answer, Asked, ask, ask_alone
 from sae_placebo.causal.use.base import (
     Directions,
     Subject,
@@ -25,6 +24,7 @@ from sae_placebo.causal.use.base import (
     latent_directions,
     pseudo_latents,
 )
+from sae_placebo.causal.use.evidence import Answer, Asked, ask, ask_alone
 from sae_placebo.causal.use.sampling import draw
 from sae_placebo.causal.use.screen import Screen
 from sae_placebo.causal.use.spec import UseSpec

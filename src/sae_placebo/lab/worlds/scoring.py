@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int8, Int64, Shaped
 
-from sae_placebo.causal.use.asking import Answer, ask
 from sae_placebo.causal.use.base import Directions, Subject
+from sae_placebo.causal.use.evidence import Answer, ask
 from sae_placebo.causal.use.removal import batches, costs, only, partners, removed, subset, swapped
 from sae_placebo.causal.use.rule import NOT_USED, UNDETERMINED, USED, use_verdicts
 from sae_placebo.causal.use.spec import UseSpec

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from sae_placebo.core.lazy import pandas
-from sae_placebo.report.sections.asked import (
+from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
+from sae_placebo.report.sections.circuits import PATHS, by_latent, felt
+from sae_placebo.report.sections.latents import passage_shown
+from sae_placebo.report.sections.use_rows import (
     ORIGINS,
     UNJUDGED,
     USES,
@@ -24,9 +27,6 @@ from sae_placebo.report.sections.asked import (
     places,
     values,
 )
-from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
-from sae_placebo.report.sections.circuits import PATHS, by_latent, felt
-from sae_placebo.report.sections.latents import passage_shown
 from sae_placebo.report.tables import records
 from sae_placebo.report.wording import Estimate, count, counted, finite, interval, number
 

@@ -8,7 +8,9 @@ import numpy as np
 
 from sae_placebo.core.lazy import pandas
 from sae_placebo.report.plots import Dot, Figure
-from sae_placebo.report.sections.asked import (
+from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
+from sae_placebo.report.sections.classes import class_names
+from sae_placebo.report.sections.use_rows import (
     ALONE,
     Key,
     Place,
@@ -24,8 +26,6 @@ from sae_placebo.report.sections.asked import (
     share_dots,
     values,
 )
-from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
-from sae_placebo.report.sections.classes import class_names
 from sae_placebo.report.tables import records
 from sae_placebo.report.wording import Estimate, counted, finite, interval, number
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from sae_placebo.core.lazy import pandas
 from sae_placebo.report.plots import Figure, folded, label, layout_of
-from sae_placebo.report.sections.asked import arm_of, arms_in, here, places
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
+from sae_placebo.report.sections.use_rows import arm_of, arms_in, here, places
 from sae_placebo.report.tables import records
 from sae_placebo.report.wording import Estimate, counted, finite, fitting, interval, number, title
 

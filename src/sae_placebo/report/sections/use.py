@@ -8,7 +8,9 @@ import numpy as np
 
 from sae_placebo.report.plots import Figure
 from sae_placebo.report.sections import use_checks, use_curves, use_record
-from sae_placebo.report.sections.asked import (
+from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
+from sae_placebo.report.sections.classes import class_names
+from sae_placebo.report.sections.use_rows import (
     CARRIED,
     ORIGINS,
     UNJUDGED,
@@ -34,8 +36,6 @@ from sae_placebo.report.sections.asked import (
     weighted_share,
     weights,
 )
-from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
-from sae_placebo.report.sections.classes import class_names
 from sae_placebo.report.tables import records
 from sae_placebo.report.wording import Estimate, count, finite
 

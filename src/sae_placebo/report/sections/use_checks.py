@@ -9,7 +9,8 @@ import numpy as np
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.report.palette import MUTED, ArmStyle
 from sae_placebo.report.plots import Figure, folded, label, layout_of, note
-from sae_placebo.report.sections.asked import (
+from sae_placebo.report.sections.base import View
+from sae_placebo.report.sections.use_rows import (
     Place,
     arm_of,
     arms_in,
@@ -21,7 +22,6 @@ from sae_placebo.report.sections.asked import (
     recorded,
     values,
 )
-from sae_placebo.report.sections.base import View
 from sae_placebo.report.tables import at, records
 from sae_placebo.report.wording import Estimate, count, counted, finite, number
 from sae_placebo.stats.proportions import wilson

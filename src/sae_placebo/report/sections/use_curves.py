@@ -8,7 +8,8 @@ import numpy as np
 
 from sae_placebo.report.palette import ArmStyle
 from sae_placebo.report.plots import Figure, folded, label, layout_of, note
-from sae_placebo.report.sections.asked import (
+from sae_placebo.report.sections.base import View
+from sae_placebo.report.sections.use_rows import (
     USES,
     Place,
     arm_of,
@@ -17,7 +18,6 @@ from sae_placebo.report.sections.asked import (
     percent,
     recorded,
 )
-from sae_placebo.report.sections.base import View
 from sae_placebo.report.wording import Estimate, count, counted, finite, number
 from sae_placebo.stats.proportions import wilson
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
-from sae_placebo.report.sections.asked import percent
+from sae_placebo.report.sections.use_rows import percent
 from sae_placebo.report.wording import Estimate, count, number
 from sae_placebo.stats.proportions import wilson
 

@@ -17,7 +17,7 @@ from sae_placebo.data.labels.truth import TokenLabels
 from sae_placebo.latents.base import Encoded, TokenTable
 from sae_placebo.trial.faults import Failure, Faults, write_refusal
 from sae_placebo.trial.plan import ArmModel, Place, Plan
-from sae_placebo.trial.stages.asking_arms import each_place, is_left
+from sae_placebo.trial.stages.arm_models import each_place, is_left
 from sae_placebo.trial.stages.materials import Materials
 from sae_placebo.trial.stages.profile import Profiles
 from sae_placebo.trial.tables.audit import write_audited

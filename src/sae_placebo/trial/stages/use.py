@@ -19,7 +19,7 @@ from sae_placebo.latents.passages import passages_of
 from sae_placebo.trial import artefacts
 from sae_placebo.trial.faults import Faults, write_refusal
 from sae_placebo.trial.plan import Place, Plan
-from sae_placebo.trial.stages.asking_arms import each_place
+from sae_placebo.trial.stages.arm_models import each_place
 from sae_placebo.trial.stages.profile import Profiles
 from sae_placebo.trial.tables.use_files import write_use
 

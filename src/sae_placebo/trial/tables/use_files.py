@@ -13,7 +13,7 @@ from sae_placebo.causal.circuits.spec import CircuitSpec
 from sae_placebo.causal.circuits.traces import KINDS
 from sae_placebo.causal.circuits.writers import Writers
 from sae_placebo.causal.examination import Examination
-from sae_placebo.causal.use.asking import Asked
+from sae_placebo.causal.use.evidence import Asked
 from sae_placebo.causal.use.rule import USES, sensitivity
 from sae_placebo.causal.use.sampling import share
 from sae_placebo.causal.use.spec import UseSpec
