@@ -129,7 +129,7 @@ def test_section(name: str, kind: str) -> None:
     # a number with decimals that is no setting is part of an estimate
     bare = NUMBER.findall(tree.root.text(without={"estimate"} | FREE))
     assert not bare, f"numbers without n and interval: {bare[:5]}"
-    if kind == "full" and name in ("compared", "headline", "effects", "classes", "latents"):
+    if kind == "full" and name in ("arms", "headline", "effects", "classes", "latents"):
         assert estimates
     if kind == "every control" and name in ("designs", "dose", "data", "coverage"):
         assert estimates

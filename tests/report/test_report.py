@@ -33,7 +33,7 @@ from sae_placebo.report.palette import ArmStyle
 from sae_placebo.report.plots import label
 from sae_placebo.report.sections import View
 from sae_placebo.report.sections.aa import in_short, sentences, tally
-from sae_placebo.report.sections.compared import kept_groups
+from sae_placebo.report.sections.arms import kept_groups
 from sae_placebo.report.sections.contrasts import contrasts, ordered, within_aa
 from sae_placebo.report.sections.headline import WANTED, cautions, sentence, verdict
 from sae_placebo.report.sections.latents import _pieces
@@ -99,7 +99,7 @@ def page(full: Path) -> Page:
 def test_all_sections_are_there_in_order(page: Page) -> None:
     anchors = [attrs["id"] for tag, attrs in page.elements if tag == "section"]
     assert anchors == [
-        *("compared", "headline", "matching", "effects", "designs", "dose", "data", "coverage"),
+        *("arms", "headline", "matching", "effects", "designs", "dose", "data", "coverage"),
         *("classes", "origin", "use", "circuits", "partners", "ladder", "methods"),
         *(
             "misleading",
@@ -107,7 +107,7 @@ def test_all_sections_are_there_in_order(page: Page) -> None:
             "latents",
             "cards",
             "calibrated",
-            "method",
+            "settings",
             "definitions",
             "limits",
         ),
@@ -796,7 +796,7 @@ def test_the_headline_begins_on_the_first_screen(browser: Browser, full: Path) -
     )
     assert len(cards) == 3
     assert len(set(cards)) == 1
-    table = "document.querySelector('#compared .box')"
+    table = "document.querySelector('#arms .box')"
     assert browser.js(f"{table}.scrollWidth <= {table}.clientWidth")
 
 

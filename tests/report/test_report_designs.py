@@ -210,14 +210,14 @@ def test_arms_not_trained_twice_and_what_metrics_read(folder: Path, tmp_path: Pa
     trial["metrics"] = {"fvu": {"unit": "share", "reads": ["W_E"]}, "share_dead": {"unit": "share"}}
     (tmp_path / "trial.json").write_text(json.dumps(trial))
     view = View.of(read_tables(tmp_path))
-    assert "W_U lies after &lt;every&gt; hookpoint." in render_section(SECTIONS["method"], view)
+    assert "W_U lies after &lt;every&gt; hookpoint." in render_section(SECTIONS["settings"], view)
     html = render_section(SECTIONS["definitions"], view)
     assert "<th>Reads</th>" in html
     assert "<td>W_E</td>" in html
 
 
 def test_controls_of_data_and_dictionary_are_described(view: View) -> None:
-    html = render_section(SECTIONS["compared"], view)
+    html = render_section(SECTIONS["arms"], view)
     assert "the model as trained; data: shuffle tokens" in html
     assert "dictionary: frozen decoder (init cov)" in html
     assert "12 placebo arms" in html

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sae_placebo.report.sections import (  # isort: skip
-    compared as compared,
+    arms as arms,
     headline as headline,
     matching as matching,
     effects as effects,
@@ -23,7 +23,7 @@ from sae_placebo.report.sections import (  # isort: skip
     latents as latents,
     cards as cards,
     calibrated as calibrated,
-    method as method,
+    settings as settings,
     definitions as definitions,
     limits as limits,
 )

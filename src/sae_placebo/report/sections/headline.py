@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from sae_placebo.report.sections.arms import kept_groups
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
-from sae_placebo.report.sections.compared import kept_groups
 from sae_placebo.report.sections.contrasts import (
     Contrast,
     Row,
