@@ -14,7 +14,7 @@ from sae_placebo.latents.base import Encoded, Folds, TokenTable
 from sae_placebo.latents.columns.domains import Domains, document_clusters, domains_of
 from sae_placebo.latents.columns.in_context import in_context
 from sae_placebo.latents.columns.mechanism import mechanism_predictions
-from sae_placebo.latents.columns.nonlinear import MLPSpec, nonlinear_auc
+from sae_placebo.latents.columns.nonlinear import MLPSpec, nonlinear_aurocs
 from sae_placebo.latents.columns.subsets import auc_by_column, decayed_bags, subsets
 from sae_placebo.saes import SAE, parse_sae
 
@@ -113,7 +113,7 @@ def test_shares_without_a_group_are_those_of_the_rest(planted, folds, domains, t
 
 def test_an_mlp_finds_what_no_simple_predictor_does(planted, folds, domains):
     simple = subsets(planted, folds, domains, embeddings=EMBEDDINGS)["domain_auc"][:, 0]
-    found = nonlinear_auc(planted, folds, domains, np.array([0, 5]), EMBEDDINGS)
+    found = nonlinear_aurocs(planted, folds, domains, np.array([0, 5]), EMBEDDINGS)
     assert simple[5] < 0.6
     assert found[5] > simple[5] + 0.1
     assert found[0] < 0.6
@@ -181,7 +181,7 @@ def test_an_mlp_is_judged_at_the_tokens_of_the_simple_predictors(
     for name in ("subsets", "nonlinear"):
         monkeypatch.setattr(f"sae_placebo.latents.{name}.auc_by_column", noted(name))
     subsets(planted, folds, domains, embeddings=EMBEDDINGS)
-    nonlinear_auc(planted, folds, domains, some, EMBEDDINGS, spec=MLPSpec(steps=2))
+    nonlinear_aurocs(planted, folds, domains, some, EMBEDDINGS, spec=MLPSpec(steps=2))
     assert seen["nonlinear"] == seen["subsets"]
     assert seen["subsets"][0] == 512
 

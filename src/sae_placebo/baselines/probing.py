@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int64
 from sae_placebo.baselines.pursuit import AtomCodes
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.spec import numpy_generator
+from sae_placebo.stats.ranking import auroc
 
 _LEAST = 20
 """Tokens with and without a label that a probe needs, to fit on and to score on."""
@@ -117,7 +118,7 @@ def probe(fit: AtomCodes, score: AtomCodes, tasks: ProbeTasks, k: int) -> Probe:
     features, held_features = _columns(x, atoms), _columns(held, atoms)
     weights = _logistic(features, y)
     answers = np.einsum("atf,af->ta", held_features, weights[:, 1:]) + weights[:, 0]
-    areas = np.array([_auc(answers[:, i], truth[:, i]) for i in range(truth.shape[1])])
+    areas = np.array([auroc(answers[:, i], truth[:, i]) for i in range(truth.shape[1])])
     n = len(tasks.names)
     usable = np.isfinite(areas[:n]) & np.isfinite(areas[n:])
     if not usable.any():
@@ -179,16 +180,3 @@ def _logistic(
     weights[:, 1:] /= scale[:, 0]
     weights[:, 0] -= (weights[:, 1:] * mean[:, 0]).sum(axis=1)
     return weights
-
-
-def _auc(answers: Float[np.ndarray, " token"], truth: Bool[np.ndarray, " token"]) -> float:
-    """Return the area under the curve, ties counted half; NaN with one class alone."""
-    from scipy.stats import rankdata
-
-    positive = int(truth.sum())
-    if not 0 < positive < len(truth):
-        return float("nan")
-    ranks = rankdata(answers)
-    return float(
-        (ranks[truth].sum() - positive * (positive + 1) / 2) / (positive * (len(truth) - positive))
-    )
