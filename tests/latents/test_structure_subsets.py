@@ -179,7 +179,7 @@ def test_an_mlp_is_judged_at_the_tokens_of_the_simple_predictors(
         np.isfinite(subsets(planted, folds, domains, embeddings=EMBEDDINGS)["domain_auc"][:, 0])
     )
     for name in ("subsets", "nonlinear"):
-        monkeypatch.setattr(f"sae_placebo.latents.{name}.auc_by_column", noted(name))
+        monkeypatch.setattr(f"sae_placebo.latents.columns.{name}.auc_by_column", noted(name))
     subsets(planted, folds, domains, embeddings=EMBEDDINGS)
     nonlinear_aurocs(planted, folds, domains, some, EMBEDDINGS, spec=MLPSpec(steps=2))
     assert seen["nonlinear"] == seen["subsets"]
