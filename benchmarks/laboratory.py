@@ -23,8 +23,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import machine
 import numpy as np
 from published import PUBLISHED, Published
-from scipy import stats
 from table import into
+
+from sae_placebo.stats.quantiles import student_quantile
 
 PAGE = Path("docs/results/laboratory.md")
 Row = dict[str, Any]
@@ -77,7 +78,7 @@ def over_seeds(rows: list[Row], name: str, number: str) -> tuple[float, float, f
     mean = float(values.mean())
     if n < 2:
         return mean, math.nan, math.nan, n
-    half = float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / math.sqrt(n))
+    half = student_quantile(n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
     return mean, mean - half, mean + half, n
 
 

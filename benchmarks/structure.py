@@ -77,7 +77,7 @@ WARM = (512, 30_000)
 # names in `profiling` that are clocked, and what they do
 STATISTICS = (
     *("attributes", "geometry", "ngrams", "positions", "outputs", "subsets", "in_context"),
-    *("induction", "nonlinear_auc"),
+    *("induction", "nonlinear_aurocs"),
 )
 MATCHED = ("token_statistics", "latent_table", "best_partners", "ladder")
 CLOCKED = (*STATISTICS, *MATCHED, "decide", "verdicts", "passages", "sensitivity")

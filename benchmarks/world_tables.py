@@ -75,10 +75,10 @@ def statistics(entries: list[Entry]) -> str:
     return table(["AUROC, mean (lowest to highest)", *map(site, here)], rows)
 
 
-def _best(auroc: dict[str, Entry]) -> str:
+def _best(separations: dict[str, Entry]) -> str:
     simpler = {
         name: one["mean"]
-        for name, one in auroc.items()
+        for name, one in separations.items()
         if name not in OURS and one["mean"] is not None
     }
     if not simpler:

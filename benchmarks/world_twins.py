@@ -22,6 +22,7 @@ from sae_placebo.lab.worlds import World, activations, train_sae, truth, twins
 from sae_placebo.lab.worlds.baselines import BASELINES, baselines
 from sae_placebo.lab.worlds.scoring import CARRIED
 from sae_placebo.lab.worlds.units import held_often, latent_units, world_subject
+from sae_placebo.stats.resampling import percentile_interval, resampled_units
 
 SITES = ("resid_pre.0", "resid_post.0")
 DATA_SIDE = ("firing rate", "variance", "probe accuracy")
@@ -86,8 +87,8 @@ def of_latents(values: Any, seed: int) -> list[float]:
     if len(values) < 2:
         return [float("nan")] * 3
     random = numpy_generator(seed, "twins", len(values))
-    picked = values[random.integers(len(values), size=(2000, len(values)))].mean(1)
-    return [float(values.mean()), *(float(x) for x in np.quantile(picked, [0.025, 0.975]))]
+    picked = values[resampled_units(random, len(values), 2000)].mean(1)
+    return [float(values.mean()), *percentile_interval(picked)]
 
 
 def probe(world: World, hookpoint: str, seed: int) -> list[float]:

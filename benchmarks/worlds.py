@@ -109,7 +109,7 @@ def described(score: WorldScore) -> Row:
         "n_passenger": int((score.kinds == IS_PASSENGER).sum()),
         "n_units": len(score.kinds),
         "n_labeled": int((score.labeled != IS_NEITHER).sum()),
-        "auroc": {name: listed(score.auroc(name)) for name in STATISTICS},
+        "auroc": {name: listed(score.separation(name)) for name in STATISTICS},
         "joint_share": score.joint_share,
         "truth": {v: [t.share, t.low, t.high] for v, t in score.truths.items()},
         "limits": [

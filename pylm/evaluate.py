@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pylm import behavior, ngram
 from sae_placebo.core.spec import numpy_generator
+from sae_placebo.stats.resampling import percentile_interval, resampled_units
 
 STRIDE, ORDERS, MAIN_ORDER = 128, (3, 4, 5, 6), 5
 LENGTHS, SEQUENCES, N_PROMPTS, RESAMPLES = (32, 64, 100), 64, 200, 4000
@@ -115,13 +116,13 @@ def interval(
 ) -> dict[str, Any]:
     """Return sum(above) / sum(below) with a 95 % percentile bootstrap over the units."""
     over, under = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
-    drawn = numpy_generator(seed, "bootstrap").integers(0, len(over), (RESAMPLES, len(over)))
+    drawn = resampled_units(numpy_generator(seed, "bootstrap"), len(over), RESAMPLES)
     ratios = over[drawn].sum(axis=1) / under[drawn].sum(axis=1)
-    low, high = np.quantile(ratios, [0.025, 0.975])
+    low, high = percentile_interval(ratios)
     return {
         "value": float(over.sum() / under.sum()),
-        "low": float(low),
-        "high": float(high),
+        "low": low,
+        "high": high,
         "n": len(over),
     }
 

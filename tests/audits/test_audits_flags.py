@@ -8,18 +8,8 @@ import torch
 
 from planted_errors import case_of, named, noise, tiny
 from sae_placebo.audits.base import AUDITS
-from sae_placebo.audits.flags import COLUMNS, auroc, crossed, known, logistic
-
-
-def test_auroc_by_hand() -> None:
-    ones = np.ones((5, 1))
-    positive = np.array([False, False, True, False, True])
-    assert auroc(np.array([1.0, 2, 3, 4, 5]), positive, ones)[0] == pytest.approx(5 / 6)
-    assert auroc(np.zeros(5), positive, ones)[0] == pytest.approx(0.5)
-    # a document drawn twice counts twice, one not drawn not at all
-    weights = np.array([[1.0], [1], [2], [0], [1]])
-    assert auroc(np.array([1.0, 2, 3, 4, 5]), positive, weights)[0] == pytest.approx(1)
-    assert np.isnan(auroc(np.zeros(5), positive, 0 * ones)[0])
+from sae_placebo.audits.flags import COLUMNS, crossed, known, logistic
+from sae_placebo.stats.ranking import auroc
 
 
 def test_logistic_regression_finds_planted_weights() -> None:
@@ -61,9 +51,8 @@ def test_costs_that_nothing_foretells_give_chance() -> None:
     tokens = np.arange(case.n_tokens)
     nats = np.random.default_rng(0).exponential(size=case.n_tokens)
     flag, alone, worst = crossed(case, tokens, nats)
-    everything = np.ones((case.n_tokens, 1))
-    assert auroc(flag, worst, everything)[0] == pytest.approx(0.5, abs=0.08)
-    assert auroc(alone, worst, everything)[0] == pytest.approx(0.5, abs=0.08)
+    assert auroc(flag, worst) == pytest.approx(0.5, abs=0.08)
+    assert auroc(alone, worst) == pytest.approx(0.5, abs=0.08)
     assert worst.mean() == pytest.approx(0.1, abs=0.03)
 
 

@@ -21,10 +21,10 @@ from sae_placebo.lab.worlds.scoring import (
     IS_PASSENGER,
     IS_USED,
     SiteTruth,
-    auroc,
     joint_share,
     rate,
     score_world,
+    separation,
     site_truths,
 )
 from sae_placebo.lab.worlds.units import held_often, value_units, world_subject
@@ -61,16 +61,16 @@ def score(world: World) -> WorldScore:
 # --- by hand -----------------------------------------------------------------------------------------
 
 
-def test_auroc_counts_pairs_and_half_of_ties() -> None:
-    found = auroc(np.array([3.0, 1.0, 2.0]), np.array([2.0, 0.0]))
+def test_separation_counts_pairs_and_half_of_ties() -> None:
+    found = separation(np.array([3.0, 1.0, 2.0]), np.array([2.0, 0.0]))
     # above: 3 > 2, 3 > 0, 1 > 0, 2 > 0; tie: 2 = 2; below: 1 < 2
     assert found.value == pytest.approx(4.5 / 6)
     assert found.low < found.value < found.high
     assert found.n == 5
 
 
-def test_auroc_of_too_few_has_a_reason() -> None:
-    found = auroc(np.array([3.0]), np.array([2.0, 0.0]))
+def test_separation_of_too_few_has_a_reason() -> None:
+    found = separation(np.array([3.0]), np.array([2.0, 0.0]))
     assert np.isnan(found.value)
     assert "1 used" in found.reason
 
@@ -146,7 +146,7 @@ def test_a_world_is_scored_right(score: WorldScore) -> None:
     assert set(score.statistics) == set(STATISTICS)
     kinds = {v: set(score.kinds[score.variables == v]) for v in ("a", "b", "marker")}
     assert kinds == {"a": {IS_USED}, "b": {IS_PASSENGER}, "marker": {IS_USED}}
-    assert score.auroc("effect").value > 0.95
+    assert score.separation("effect").value > 0.95
     assert score.false_not_used[0] == 0
     assert score.false_used[0] == 0
     # in so narrow a model random directions hit what is used: values of a rank high, with few verdicts

@@ -14,9 +14,10 @@ from sae_placebo.latents.base import Encoded, Folds, TokenTable
 from sae_placebo.latents.columns.domains import Domains, document_clusters, domains_of
 from sae_placebo.latents.columns.in_context import in_context
 from sae_placebo.latents.columns.mechanism import mechanism_predictions
-from sae_placebo.latents.columns.nonlinear import MLPSpec, nonlinear_auc
+from sae_placebo.latents.columns.nonlinear import MLPSpec, nonlinear_aurocs
 from sae_placebo.latents.columns.subsets import auc_by_column, decayed_bags, subsets
 from sae_placebo.saes import SAE, parse_sae
+from sae_placebo.stats.ranking import auroc
 
 N_DOCUMENTS, WIDTH, VOCABULARY = 160, 129, 60
 EMBEDDINGS = np.random.default_rng(5).standard_normal((VOCABULARY, 4))
@@ -113,7 +114,7 @@ def test_shares_without_a_group_are_those_of_the_rest(planted, folds, domains, t
 
 def test_an_mlp_finds_what_no_simple_predictor_does(planted, folds, domains):
     simple = subsets(planted, folds, domains, embeddings=EMBEDDINGS)["domain_auc"][:, 0]
-    found = nonlinear_auc(planted, folds, domains, np.array([0, 5]), EMBEDDINGS)
+    found = nonlinear_aurocs(planted, folds, domains, np.array([0, 5]), EMBEDDINGS)
     assert simple[5] < 0.6
     assert found[5] > simple[5] + 0.1
     assert found[0] < 0.6
@@ -181,7 +182,7 @@ def test_an_mlp_is_judged_at_the_tokens_of_the_simple_predictors(
     for name in ("subsets", "nonlinear"):
         monkeypatch.setattr(f"sae_placebo.latents.columns.{name}.auc_by_column", noted(name))
     subsets(planted, folds, domains, embeddings=EMBEDDINGS)
-    nonlinear_auc(planted, folds, domains, some, EMBEDDINGS, spec=MLPSpec(steps=2))
+    nonlinear_aurocs(planted, folds, domains, some, EMBEDDINGS, spec=MLPSpec(steps=2))
     assert seen["nonlinear"] == seen["subsets"]
     assert seen["subsets"][0] == 512
 
@@ -200,6 +201,23 @@ def test_auc_is_that_of_all_pairs():
     found = auc_by_column(scores[:, None].copy(), scores[places], taken, taken[1], 1)
     above = scores[active][:, None] - scores[~active][None]
     assert found[0] == pytest.approx(((above > 0) + 0.5 * (above == 0)).mean())
+
+
+def test_auc_of_each_candidate_is_the_auroc_of_its_own_tokens():
+    draw = np.random.default_rng(1)
+    sizes = (200, 20, 19, 0, 57)
+    negatives = draw.normal(size=(64, len(sizes))).round(1).astype(np.float32)
+    owners = np.repeat(np.arange(len(sizes)), sizes)
+    positives = draw.normal(0.5, 1, len(owners)).round(1).astype(np.float32)
+    taken = draw.random(negatives.shape) < np.array([0.2, 0, 0.1, 0, 0.8])
+    found = auc_by_column(negatives, positives, np.nonzero(taken), owners, len(sizes))
+    for candidate in (0, 1):
+        own = negatives[~taken[:, candidate], candidate]
+        scores = np.concatenate([positives[owners == candidate], own])
+        assert found[candidate] == auroc(scores, np.arange(len(scores)) < sizes[candidate])
+    # too few positives, none, and too few negatives
+    assert (~taken[:, 4]).sum() < 20
+    assert np.isnan(found[2:]).all()
 
 
 def test_bags_are_decayed_sums_of_the_tokens_before(tokens):

@@ -23,6 +23,7 @@ from sae_placebo.core.progress import Track, untracked
 from sae_placebo.core.spec import Registry, numpy_generator
 from sae_placebo.data.labels.truth import TokenLabels
 from sae_placebo.latents.base import Encoded
+from sae_placebo.stats.resampling import percentile_interval, resampled_counts
 
 RESAMPLES = 1000
 
@@ -232,11 +233,7 @@ def over_documents(
     if n < 2:
         return value, math.nan, math.nan
     random = numpy_generator(seed, "audit", "bootstrap", n)
-    weights = random.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+    weights = resampled_counts(random, n, RESAMPLES)
     with np.errstate(divide="ignore", invalid="ignore"):
         found = statistic(sums @ weights.T)
-    found = found[np.isfinite(found)]
-    if not len(found):
-        return value, math.nan, math.nan
-    low, high = np.quantile(found, [0.025, 0.975])
-    return value, float(low), float(high)
+    return value, *percentile_interval(found, leave_out_undefined=True)

@@ -44,6 +44,7 @@ from sae_placebo.audits.probes import (
 from sae_placebo.causal.use.base import Directions, latent_directions
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.spec import numpy_generator
+from sae_placebo.stats.resampling import percentile_interval, resampled_units
 
 KINDS = ("label", "letter")
 
@@ -296,9 +297,8 @@ def _mean(values: Float64[np.ndarray, " label"], seed: int) -> tuple[float, floa
     if len(values) == 1:
         return float(values[0]), math.nan, math.nan
     random = numpy_generator(seed, "audit", "families", "bootstrap", len(values))
-    many = values[random.integers(0, len(values), size=(1_000, len(values)))].mean(1)
-    low, high = np.quantile(many, [0.025, 0.975]).tolist()
-    return float(values.mean()), low, high
+    many = values[resampled_units(random, len(values), 1_000)].mean(1)
+    return float(values.mean()), *percentile_interval(many)
 
 
 _OF = {"label": "labels of the text", "letter": "first letters of tokens"}

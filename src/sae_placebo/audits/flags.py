@@ -27,6 +27,9 @@ from sae_placebo.audits.ridge import ridge
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.spec import numpy_generator
 from sae_placebo.stats.fits import fit_logistic
+from sae_placebo.stats.quantiles import normal_quantile
+from sae_placebo.stats.ranking import auroc
+from sae_placebo.stats.resampling import percentile_interval, resampled_counts
 
 NAME = "flags"
 WORST = 0.1
@@ -99,25 +102,6 @@ def logistic(
     return lambda values: np.asarray(expit(fitted.logits(scaled(values))[:, 0]))
 
 
-def auroc(
-    score: Float64[np.ndarray, " token"],
-    positive: Bool[np.ndarray, " token"],
-    weights: Float64[np.ndarray, "token replicate"],
-) -> Float64[np.ndarray, " replicate"]:
-    """Return the chance that a positive token scores above a negative one, ties counted half.
-
-    NaN in replicates that lack either.
-    """
-    levels, owner = np.unique(score, return_inverse=True)
-    order = np.argsort(owner, kind="stable")
-    starts = np.searchsorted(owner[order], np.arange(len(levels)))
-    ones = np.add.reduceat((weights * positive[:, None])[order], starts, axis=0)
-    zeros = np.add.reduceat((weights * ~positive[:, None])[order], starts, axis=0)
-    below = np.cumsum(zeros, axis=0) - zeros / 2
-    pairs = ones.sum(0) * zeros.sum(0)
-    return np.where(pairs > 0, (ones * below).sum(0) / np.where(pairs > 0, pairs, 1), np.nan)
-
-
 def crossed(
     case: Case, tokens: Int64[np.ndarray, " some"], nats: Float64[np.ndarray, " some"]
 ) -> tuple[Float64[np.ndarray, " token"], Float64[np.ndarray, " token"], Bool[np.ndarray, " some"]]:
@@ -161,8 +145,8 @@ def _ranked(
         return [Finding(NAME, name, math.nan, n=n, reason=reason) for name in names]
     present, owner = np.unique(case.documents[tokens], return_inverse=True)
     random = numpy_generator(case.seed, "audit", "flag bootstrap")
-    drawn = random.multinomial(len(present), np.full(len(present), 1 / len(present)), RESAMPLES).T
-    weights = np.concatenate([np.ones((n, 1)), drawn[owner]], axis=1)
+    drawn = resampled_counts(random, len(present), RESAMPLES)
+    weights = np.concatenate([np.ones((n, 1)), drawn.T[owner]], axis=1)
     full, length = (auroc(flag, worst, weights) for flag in flags)
     listed = []
     for name, values, null in (
@@ -170,8 +154,8 @@ def _ranked(
         ("auroc_length", length, 0.5),
         ("auroc_gain", full - length, 0.0),
     ):
-        low, high = np.nanquantile(values[1:], [0.025, 0.975])
-        listed.append(Finding(NAME, name, float(values[0]), float(low), float(high), n, null))
+        bounds = percentile_interval(values[1:], leave_out_undefined=True)
+        listed.append(Finding(NAME, name, float(values[0]), *bounds, n, null))
     only = listed[1]
     listed[0] = replace(listed[0], null=only.value, null_low=only.low, null_high=only.high)
     return listed
@@ -195,15 +179,15 @@ def _calibrated(
             case.seed,
         )  # fmt: skip
         by_chance = fair[:, part].mean(1)
-        low, high = np.quantile(by_chance, [0.025, 0.975])
-        listed.append(replace(one, null=at, null_low=float(low), null_high=float(high), at=at))
+        low, high = percentile_interval(by_chance)
+        listed.append(replace(one, null=at, null_low=low, null_high=high, at=at))
         error += abs(share - at) * len(part) / n
         null += np.abs(by_chance - at) * len(part) / n
-    low, high = np.quantile(null, [0.025, 0.975])
+    low, high = percentile_interval(null)
     listed.append(
         Finding(
             NAME, "calibration_error", float(error), n=n, null=float(null.mean()),
-            null_low=float(low), null_high=float(high),
+            null_low=low, null_high=high,
         )
     )  # fmt: skip
     return listed
@@ -225,7 +209,7 @@ def _flagged(
     )  # fmt: skip
     share = ratio_of(NAME, "cost_flagged", nats * top, nats, documents, case.seed)
     rate = float(worst.mean())
-    spread = 1.96 * math.sqrt(rate * (1 - rate) / max(int(top.sum()), 1))
+    spread = normal_quantile() * math.sqrt(rate * (1 - rate) / max(int(top.sum()), 1))
     return [
         replace(right, null=rate, null_low=max(rate - spread, 0.0), null_high=rate + spread),
         replace(share, null=float(top.mean())),

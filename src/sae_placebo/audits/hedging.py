@@ -19,6 +19,7 @@ from sae_placebo.saes.kernels import Workspace
 from sae_placebo.saes.training import Fit, step_all
 from sae_placebo.saes.training_spec import TrainingSpec
 from sae_placebo.stats.proportions import wilson
+from sae_placebo.stats.resampling import percentile_interval, resampled_units
 
 N_SUBSPACES = 50
 _BATCH = 1_024
@@ -158,12 +159,12 @@ def _measured(
         basis = np.linalg.qr(random.standard_normal((d_in, n_new)))[0].astype(np.float32)
         lengths[draw] = np.linalg.norm(change @ basis, axis=1) / size
     r, r0, draws = float(moved.mean()), float(lengths.mean()), lengths.mean(1)
-    picks = random.integers(0, n, size=(500, n))
+    picks = resampled_units(random, n, 500)
     many, null = moved[picks].mean(1), lengths.mean(0)[picks].mean(1)
     rates = _rate(many, null)
-    low, high = np.quantile(rates, [0.025, 0.975]).tolist()
-    r_low, r_high = np.quantile(many, [0.025, 0.975]).tolist()
-    null_low, null_high = np.quantile(draws, [0.025, 0.975]).tolist()
+    low, high = percentile_interval(rates)
+    r_low, r_high = percentile_interval(many)
+    null_low, null_high = percentile_interval(draws)
     # what a random subspace in place of the new latents' would give
     by_chance = _rate(draws, np.full(N_SUBSPACES, r0))
     changed = np.linalg.norm(change, axis=1)
@@ -171,7 +172,7 @@ def _measured(
     share = math.nan if whole == 0 else r / whole
     with np.errstate(invalid="ignore"):
         shares = many / (changed.astype(np.float64) / size)[picks].mean(1)
-    share_low, share_high = np.quantile(shares, [0.025, 0.975]).tolist()
+    share_low, share_high = percentile_interval(shares)
     used_low, used_high = wilson(round(continued.used * n_new), n_new)
     findings = [
         Finding(
@@ -183,7 +184,7 @@ def _measured(
             n,
             float(by_chance.mean()),
             0.0,
-            float(np.quantile(by_chance, 0.975)),
+            percentile_interval(by_chance)[1],
             of="latents",
         ),
         Finding(

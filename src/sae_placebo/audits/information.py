@@ -27,6 +27,7 @@ from sae_placebo.audits.probes import (
 )
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.spec import numpy_generator
+from sae_placebo.stats.quantiles import mean_half_width
 
 SOURCES = ("error", "reconstruction", "activation")
 _GROUPS = 20
@@ -127,7 +128,7 @@ def _levels(
     mean = float(np.nanmean(real.auroc))
     with np.errstate(invalid="ignore"):
         by_group = np.array([np.nanmean(one) for one in real.groups if np.isfinite(one).any()])
-    half = 1.96 * by_group.std(ddof=1) / math.sqrt(len(by_group)) if len(by_group) > 2 else math.nan
+    half = mean_half_width(by_group) if len(by_group) > 2 else math.nan
     bits, low, high = _mean_bits(case, real, tokens)
     none, none_low, none_high = _mean_bits(case, null, tokens)
     right, right_low, right_high = _accuracy(case, real, tokens)

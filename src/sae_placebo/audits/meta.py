@@ -14,6 +14,7 @@ from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Advance, unheard
 from sae_placebo.core.spec import generator, numpy_generator
+from sae_placebo.stats.resampling import percentile_interval, resampled_counts
 
 WIDTH_RATIO = 21
 """Rows per meta-latent."""
@@ -125,9 +126,9 @@ def run(case: Case) -> Audited:
         matched = _share(meta_explained(matched_rows(rows, random), steps, seed, advance))
         isotropic = random.standard_normal(rows.shape).astype(np.float32)
         loose = _share(meta_explained(isotropic, steps, seed, advance))
-    draws = random.multinomial(len(real), np.full(len(real), 1 / len(real)), size=1_000) @ real
+    draws = resampled_counts(random, len(real), 1_000) @ real
     many = 1 - draws[:, 0] / draws[:, 1]
-    low, high = np.quantile(many, [0.025, 0.975]).tolist()
+    low, high = percentile_interval(many)
     value, n = _share(real), len(real)
     room = 1 - matched
     by_latent = np.full(len(directions), math.nan)

@@ -12,6 +12,8 @@ from sae_placebo.audits.base import Case, Finding
 from sae_placebo.causal.use.base import Directions
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import numpy_generator
+from sae_placebo.stats.quantiles import mean_half_width
+from sae_placebo.stats.resampling import percentile_interval, resampled_counts
 
 DRAWS = 3
 _BLOCK = 1024
@@ -50,9 +52,7 @@ def overlap(
     living = np.flatnonzero(directions.n_active)
     means = by_latent[living]
     # each pair counts in two latents' means
-    half = (
-        2 * 1.96 * float(means.std(ddof=1)) / math.sqrt(len(means)) if len(means) > 2 else math.nan
-    )
+    half = 2 * mean_half_width(means) if len(means) > 2 else math.nan
     value = float(means.mean())
     d_in = directions.vectors.shape[1]
     random = numpy_generator(seed, "audit", "geometry", "rows")
@@ -97,21 +97,23 @@ def projection(case: Case, directions: Directions) -> list[Finding]:
     places = sorted({min(k, m // 2) for k in (l0, 2 * l0, 4 * l0, m // 2)} - {0})
     found = _ranked(x, directions.vectors, places, random)
     null = _ranked(x, rows, places, random)
-    return [
-        Finding(
-            "geometry",
-            "s_n",
-            float(found[i].mean()),
-            float(np.quantile(found[i], 0.025)),
-            float(np.quantile(found[i], 0.975)),
-            n=len(tokens),
-            null=float(null[i].mean()),
-            null_low=float(np.quantile(null[i], 0.025)),
-            null_high=float(np.quantile(null[i], 0.975)),
-            at=float(place),
+    findings = []
+    for place, real, drawn in zip(places, found, null, strict=True):
+        null_low, null_high = percentile_interval(drawn)
+        findings.append(
+            Finding(
+                "geometry",
+                "s_n",
+                float(real.mean()),
+                *percentile_interval(real),
+                n=len(tokens),
+                null=float(drawn.mean()),
+                null_low=null_low,
+                null_high=null_high,
+                at=float(place),
+            )
         )
-        for i, place in enumerate(places)
-    ]
+    return findings
 
 
 def _ranked(
@@ -127,8 +129,8 @@ def _ranked(
     low, high = float(projected.min()), float(projected.max())
     edges = np.unique(np.concatenate([[low], edges, np.linspace(low, high, 4_001)]))
     counts = np.stack([np.histogram(projected[g], edges)[0] for g in groups])
-    weights = random.multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=200)
-    total = np.concatenate([np.ones((1, len(groups)), dtype=np.int64), weights]) @ counts
+    weights = resampled_counts(random, len(groups), 200)
+    total = np.concatenate([np.ones((1, len(groups))), weights]) @ counts
     above = np.cumsum(total[:, ::-1], axis=1)
     sizes = np.array([len(g) for g in groups])
     n_tokens = np.concatenate([[sizes.sum()], weights @ sizes])

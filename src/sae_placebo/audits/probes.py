@@ -13,6 +13,7 @@ from sae_placebo.core.spec import numpy_generator
 from sae_placebo.data.labels.truth import NO_LABELS
 from sae_placebo.latents.base import TokenTable
 from sae_placebo.stats.fits import Logistic, fit_logistic
+from sae_placebo.stats.ranking import auroc
 
 MIN_POSITIVE = 50
 """Tokens with, and tokens without a label that a probe needs, to fit on and to score on."""
@@ -207,14 +208,5 @@ def f1_of(says: Bool[np.ndarray, " token"], present: Bool[np.ndarray, " token"])
 def areas(
     logits: Float[np.ndarray, "token task"], present: Bool[np.ndarray, "token task"]
 ) -> Float64[np.ndarray, " task"]:
-    """Return areas under the curve, ties counted half; NaN with one class alone."""
-    from scipy.stats import rankdata
-
-    out = np.full(present.shape[1], np.nan)
-    for task in range(len(out)):
-        yes = present[:, task]
-        n = int(yes.sum())
-        if 0 < n < len(yes):
-            ranks = rankdata(logits[:, task])
-            out[task] = (ranks[yes].sum() - n * (n + 1) / 2) / (n * (len(yes) - n))
-    return out
+    """Return the AUROC of each task, ties counted half; NaN with one class alone."""
+    return np.array([auroc(logits[:, task], yes) for task, yes in enumerate(present.T)])

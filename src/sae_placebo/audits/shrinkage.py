@@ -25,6 +25,8 @@ from sae_placebo.causal.use.base import Directions, latent_directions
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.spec import numpy_generator
 from sae_placebo.stats.proportions import wilson
+from sae_placebo.stats.quantiles import student_quantile
+from sae_placebo.stats.resampling import percentile_interval, resampled_units
 
 N_STRENGTHS = 4
 MIN_FIRINGS = 30
@@ -158,8 +160,6 @@ def scales_of(
         along: a_tj times e_t . d_j, of each amount.
         documents: Of each token.
     """
-    from scipy.stats import t as student_t
-
     latents, amounts = directions.amounts.indices, directions.amounts.data.astype(np.float64)
     n = directions.amounts.shape[1]
     present, owner = np.unique(documents, return_inverse=True)
@@ -183,7 +183,7 @@ def scales_of(
     moves = np.where(seen, moves, 0)
     center = moves.sum(1, keepdims=True) / np.maximum(count, 1)[:, None]
     spread = (np.where(seen, moves - center, 0) ** 2).sum(1) * (count - 1) / np.maximum(count, 1)
-    half = student_t.ppf(0.975, np.maximum(count - 1, 1)) * np.sqrt(spread)
+    half = student_quantile(np.maximum(count - 1, 1)) * np.sqrt(spread)
     half = np.where(ok, half, np.nan)
     return Scales(1 + excess, half, firings.astype(np.int64))
 
@@ -196,18 +196,16 @@ def _of_latents(scales: Scales, null: Scales, seed: int) -> list[Finding]:
         return [Finding("shrinkage", name, math.nan, of="latents", reason=reason) for name in names]
     n = len(known)
     random = numpy_generator(seed, "audit", "shrinkage", "latents")
-    draws = random.integers(0, n, size=(400, n))
+    draws = resampled_units(random, n, 400)
     out = []
     for name, statistic in (("scale_median", np.median), ("scale_spread", _quartile_range)):
         many = statistic(scales.scale[known][draws], axis=1)
-        low, high = np.quantile(many, [0.025, 0.975])
         out.append(
             Finding(
                 "shrinkage",
                 name,
                 float(statistic(scales.scale[known], axis=0)),
-                float(low),
-                float(high),
+                *percentile_interval(many),
                 n,
                 float(statistic(null.scale[known], axis=0)),
                 of="latents",

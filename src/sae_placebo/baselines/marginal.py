@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Num
 
 from sae_placebo.core.errors import NotEstimable
+from sae_placebo.stats.quantiles import student_quantile
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +54,10 @@ def ratio_interval(
     n = int(there.sum())
     if n < 2:
         return float("nan"), float("nan")
-    from scipy import stats
-
     top, bottom = numerator[there], denominator[there]
     value = top.sum() / bottom.sum()
     spread = np.sqrt(np.square(top - value * bottom).sum() * n / (n - 1)) / bottom.sum()
-    half = float(stats.t.ppf(0.975, n - 1)) * spread
+    half = student_quantile(n - 1) * spread
     return float(value - half), float(value + half)
 
 

@@ -12,6 +12,7 @@ from sae_placebo.baselines.pursuit import AtomCodes
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.spec import numpy_generator
 from sae_placebo.stats.fits import fit_logistic
+from sae_placebo.stats.ranking import auroc
 
 _LEAST = 20
 """Tokens with and without a label that a probe needs, to fit on and to score on."""
@@ -117,7 +118,7 @@ def probe(fit: AtomCodes, score: AtomCodes, tasks: ProbeTasks, k: int) -> Probe:
     features, held_features = _columns(x, atoms), _columns(held, atoms)
     probes = fit_logistic(features, y, _RIDGE, intercept_ridge=_RIDGE)
     answers = np.einsum("atf,af->ta", held_features, probes.weights) + probes.bias
-    areas = np.array([_auc(answers[:, i], truth[:, i]) for i in range(truth.shape[1])])
+    areas = np.array([auroc(answers[:, i], truth[:, i]) for i in range(truth.shape[1])])
     n = len(tasks.names)
     usable = np.isfinite(areas[:n]) & np.isfinite(areas[n:])
     if not usable.any():
@@ -157,16 +158,3 @@ def _columns(x: Any, atoms: Int64[np.ndarray, "task k"]) -> Float[np.ndarray, "t
         1, 0, 2
     )
     return found
-
-
-def _auc(answers: Float[np.ndarray, " token"], truth: Bool[np.ndarray, " token"]) -> float:
-    """Return the area under the curve, ties counted half; NaN with one class alone."""
-    from scipy.stats import rankdata
-
-    positive = int(truth.sum())
-    if not 0 < positive < len(truth):
-        return float("nan")
-    ranks = rankdata(answers)
-    return float(
-        (ranks[truth].sum() - positive * (positive + 1) / 2) / (positive * (len(truth) - positive))
-    )

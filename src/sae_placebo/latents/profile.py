@@ -31,7 +31,7 @@ from sae_placebo.latents.columns.domains import Domains
 from sae_placebo.latents.columns.geometry import geometry
 from sae_placebo.latents.columns.in_context import in_context
 from sae_placebo.latents.columns.ngrams import ngrams
-from sae_placebo.latents.columns.nonlinear import MLPSpec, nonlinear_auc
+from sae_placebo.latents.columns.nonlinear import MLPSpec, nonlinear_aurocs
 from sae_placebo.latents.columns.outputs import outputs
 from sae_placebo.latents.columns.positions import positions
 from sae_placebo.latents.columns.repeats import induction
@@ -158,7 +158,7 @@ def profile(
     candidates = np.flatnonzero(np.isfinite(columns["domain_auc"][:, 0]))
     # of the same domain as `domain_auc`
     mlp = MLPSpec(precision=shown.thresholds.domain_precision)
-    latents["mlp_auc"] = nonlinear_auc(
+    latents["mlp_auc"] = nonlinear_aurocs(
         reading, folds, around.domains, candidates, around.embedding, seed, mlp
     )
     advance(1)

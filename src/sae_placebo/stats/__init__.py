@@ -1,1 +1,1 @@
-"""Intervals, many effects at once, designs, and what chance gives."""
+"""Intervals, the bootstrap, the AUROC, many effects at once, designs, and what chance gives."""

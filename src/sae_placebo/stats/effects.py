@@ -42,7 +42,9 @@ from jaxtyping import Float
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.spec import numpy_generator
+from sae_placebo.stats.quantiles import student_quantile
 from sae_placebo.stats.replicates import ReplicateKey, Replicates, ReplicateTable
+from sae_placebo.stats.resampling import resampled_counts
 
 # a metric may be undefined in a few resamples; above this share the interval would mean another
 # thing
@@ -57,10 +59,8 @@ def document_weights(
     Column 0 is all ones: the held-out documents themselves. Every other column is a draw of
     n_documents with replacement. All arms share these weights.
     """
-    draws = numpy_generator(seed, "document bootstrap").multinomial(
-        n_documents, np.full(n_documents, 1 / n_documents), size=replicates
-    )
-    return np.concatenate([np.ones((1, n_documents)), draws]).T.astype(np.float64)
+    draws = resampled_counts(numpy_generator(seed, "document bootstrap"), n_documents, replicates)
+    return np.concatenate([np.ones((1, n_documents)), draws]).T
 
 
 class Component(NamedTuple):
@@ -91,21 +91,20 @@ def interval(
     Source: Cochran 1964, between the documents and the seeds; Satterthwaite 1946 (Biometrics
     Bulletin 2:110) among the seeds' components.
     """
-    from scipy.special import stdtridf, stdtrit
+    from scipy.special import stdtridf
 
     variance = sum(part.variance for part in components)
     if variance <= 0:
         return Interval(estimate, estimate, 0.0, None)
-    level = 0.5 + confidence / 2
     quantile = 0.0
     for seeds in (False, True):
         parts = [part for part in components if (part.source != "documents") is seeds]
         of_these = sum(part.variance for part in parts)
         if of_these > 0:
             df = of_these**2 / sum(part.variance**2 / part.df for part in parts)
-            quantile += of_these / variance * float(stdtrit(df, level))
+            quantile += of_these / variance * student_quantile(df, confidence)
     half = quantile * variance**0.5
-    equivalent = float(stdtridf(level, quantile))
+    equivalent = float(stdtridf((1 + confidence) / 2, quantile))
     return Interval(estimate - half, estimate + half, variance**0.5, equivalent)
 
 

@@ -186,11 +186,11 @@ def adjusted(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
     Source: Benjamini and Hochberg 1995 (JRSS B 57:289); under positive dependence, Benjamini and
     Yekutieli 2001 (Annals of Statistics 29:1165).
     """
+    from scipy.stats import false_discovery_control
+
     q = np.full(len(p), np.nan)
-    tests = np.flatnonzero(np.isfinite(p))
-    order = tests[np.argsort(p[tests], kind="stable")]
-    scaled = p[order] * len(order) / np.arange(1, len(order) + 1)
-    q[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
+    tests = np.isfinite(p)
+    q[tests] = false_discovery_control(p[tests])
     return q
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from statistics import NormalDist
 
 from sae_placebo.core.errors import NotEstimable
+from sae_placebo.stats.quantiles import normal_quantile
 
 
 def wilson(hits: int | float, n: int | float, level: float = 0.95) -> tuple[float, float]:
@@ -22,7 +22,7 @@ def wilson(hits: int | float, n: int | float, level: float = 0.95) -> tuple[floa
     """
     if n < 1:
         raise NotEstimable("there is none, so no share of them")
-    z = NormalDist().inv_cdf((1 + level) / 2)
+    z = normal_quantile(level)
     share = hits / n
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))

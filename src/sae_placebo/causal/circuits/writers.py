@@ -29,6 +29,7 @@ from sae_placebo.core.lazy import pandas, torch
 from sae_placebo.core.progress import Track, untracked
 from sae_placebo.core.spec import Spec, numpy_generator
 from sae_placebo.stats.multiplicity import adjusted
+from sae_placebo.stats.quantiles import student_quantile
 
 
 class WriterSpec(Spec):
@@ -321,8 +322,6 @@ def _shares(
 def _assembled(
     stream: StreamReader, sums: _WriterSums, n_latents: int, spec: WriterSpec
 ) -> Writers:
-    from scipy.special import stdtrit
-
     whole = _shares(sums.active.sum(0), sums.all.sum(0), sums.n_active.sum(0), sums.n.sum())
     without = [
         _shares(*(x.sum(0) - x[g] for x in (sums.active, sums.all, sums.n_active, sums.n)))
@@ -331,7 +330,7 @@ def _assembled(
     g = len(without)
     spread = np.stack(without) - whole
     se = np.sqrt((g - 1) / g * (spread**2).sum(0))
-    half = float(stdtrit(g - 1, 0.975)) * se
+    half = student_quantile(g - 1) * se
     n = sums.n_active.sum(0).astype(np.int64)
     few = n < spec.fewest
     whole[few] = np.nan

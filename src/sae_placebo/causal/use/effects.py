@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from sae_placebo.core.spec import numpy_generator
+from sae_placebo.stats.resampling import resampled_counts
 
 _RESAMPLES = 999
 LOW_LEVEL, HIGH_LEVEL = 0.95, 0.99
@@ -69,7 +70,7 @@ def _bounds(
 ) -> tuple[Float64[np.ndarray, " direction"], Float64[np.ndarray, " direction"]]:
     n = values.shape[1]
     random = numpy_generator(seed, "resampled documents of effects", n)
-    counts = random.multinomial(n, np.full(n, 1 / n), size=_RESAMPLES).astype(np.float64)
+    counts = resampled_counts(random, n, _RESAMPLES)
     mean = values.mean(1, keepdims=True)
     resampled = values @ counts.T / n
     square = (values - mean) ** 2 @ counts.T / n

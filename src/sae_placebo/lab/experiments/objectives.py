@@ -19,6 +19,7 @@ from sae_placebo.lab.scores.inference import best_of_k, nonnegative_lasso, nonne
 from sae_placebo.saes import SAE, BatchTopKSpec, Codes, JumpReLUSpec, ReLUSpec, SAESpec, TopKSpec
 from sae_placebo.saes.base import Context
 from sae_placebo.saes.penalized import PenalizedSpec
+from sae_placebo.stats.quantiles import student_quantile
 
 
 class SplitSpec(Spec):
@@ -156,10 +157,8 @@ class ObjectiveMeter:
         """Return the mean with its interval: that of Student for the blocks' mean."""
         if isinstance(losses, Missing):
             return losses
-        from scipy import stats
-
         mean = float(losses.mean())
-        half = float(stats.t.ppf((1 + self.spec.confidence) / 2, len(losses) - 1))
+        half = student_quantile(len(losses) - 1, self.spec.confidence)
         half *= float(losses.std(ddof=1)) / math.sqrt(len(losses))
         return Value(mean, mean - half, mean + half, len(self.draw.x))
 

@@ -14,6 +14,7 @@ from sae_placebo.lab.generators.base import Sample
 from sae_placebo.lab.scores.matching import Matching, code_matrix, correlation, matching
 from sae_placebo.saes import SAE
 from sae_placebo.stats.proportions import wilson
+from sae_placebo.stats.quantiles import normal_quantile
 
 _SURE_HOLE = 4.5
 _SURE_CORRELATION = 5.0
@@ -286,7 +287,7 @@ def hedging_slope(sae: SAE, draw: Sample, matched: Matching | None = None) -> He
 
     The null is exact: over all orders of a latent's other features, the sum of products of x and y has mean
     n mean(x) mean(y) and variance S_xx S_yy / (n - 1), with sums of squares about the means. The interval is
-    the slope and 1.96 times the same spread of what the slope leaves.
+    the slope and 1.96 (the normal 95% quantile) times the same spread of what the slope leaves.
 
     Args:
         sae: The SAE.
@@ -334,7 +335,7 @@ def hedging_slope(sae: SAE, draw: Sample, matched: Matching | None = None) -> He
         null = float((sx * sy / others).sum() / sxx.sum())
         spread = _spread(apart * (syy - sy**2 / others), others, float(sxx.sum()))
         left = (syy - 2 * slope * sxy + slope**2 * sxx) - (sy - slope * sx) ** 2 / others
-        half = 1.96 * _spread(apart * np.maximum(left, 0), others, float(sxx.sum()))
+        half = normal_quantile() * _spread(apart * np.maximum(left, 0), others, float(sxx.sum()))
     bounds = wilson(agree, n_sign) if n_sign else (None, None)
     return HedgingSlope(
         slope=slope,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +12,7 @@ from sae_placebo.core.errors import NotEstimable
 from sae_placebo.lab.scores.matching import Matching, code_matrix, same_tokens
 from sae_placebo.saes import Codes
 from sae_placebo.stats.proportions import wilson
+from sae_placebo.stats.quantiles import mean_half_width
 
 _FEWEST_FIRINGS = 20
 
@@ -87,7 +86,7 @@ class Detectors:
         if n < 2:
             raise NotEstimable(f"{n} latents fire and have a feature: a mean needs two or more")
         value = float(values[known].mean())
-        half = NormalDist().inv_cdf(0.975) * float(values[known].std(ddof=1)) / math.sqrt(n)
+        half = mean_half_width(values[known])
         return LatentMean(value, value - half, value + half, n, float(np.nanmean(null[known])))
 
 

@@ -27,6 +27,7 @@ from sae_placebo.lab.spikes.grid import Grid, packed
 from sae_placebo.lab.spikes.plant import Spike
 from sae_placebo.saes import SAE
 from sae_placebo.stats.proportions import wilson
+from sae_placebo.stats.resampling import percentile_interval, resampled_units
 
 _DRAWS = 300
 _LEAST_TRAININGS = 5
@@ -97,9 +98,9 @@ class Limit:
             return np.where(b[:, 2] > 0, 10.0 ** power.clip(-300, 300), np.inf)
 
         value = float(solved(self.coefficients[None])[0])
-        low, high = np.quantile(solved(self.draws), [0.025, 0.975], method="nearest")
+        low, high = percentile_interval(solved(self.draws), method="nearest")
         outside = float(self.extrapolated(np.array([frequency]), np.array([value]))[0])
-        return Magnitude(value, float(low), float(high), outside)
+        return Magnitude(value, low, high, outside)
 
     def extrapolated(
         self, frequency: Float64[np.ndarray, " point"], magnitude: Float64[np.ndarray, " point"]
@@ -148,7 +149,7 @@ def limit_of(
     unit = training if grouped else np.arange(n)
     n_units = len(names) if grouped else n
     random = numpy_generator(seed, "spike limit")
-    picked = random.integers(n_units, size=(_DRAWS, n_units))
+    picked = resampled_units(random, n_units, _DRAWS)
     # the first sample is the data
     weights = np.ones((_DRAWS + 1, n_units))
     for i, one in enumerate(picked, 1):

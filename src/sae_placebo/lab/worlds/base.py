@@ -18,6 +18,7 @@ from sae_placebo.causal.use.downstream import Downstream, kl
 from sae_placebo.core.errors import NotEstimable, unknown_name
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import numpy_generator
+from sae_placebo.stats.resampling import percentile_interval, resampled_counts
 
 Role = Literal["used", "passenger", "conditional", "duplicate"]
 Where = Literal["active", "inactive", "everywhere"]
@@ -274,9 +275,7 @@ def summarize(
     present, index = np.unique(rows, return_inverse=True)
     sums = np.stack([np.bincount(index, x) for x in (effects, full, np.ones_like(full))])
     random = numpy_generator(seed, "world", "truth", "bootstrap")
-    weights = random.multinomial(
-        len(present), np.full(len(present), 1 / len(present)), size=1000
-    ).astype(np.float64)
+    weights = resampled_counts(random, len(present), 1000)
     effect, whole, count = np.concatenate([sums.sum(1)[:, None], sums @ weights.T], axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         shares = effect / whole
@@ -285,15 +284,10 @@ def summarize(
         hookpoint=hookpoint,
         variable=variable,
         effect_nats=float(means[0]),
-        interval=_middle(means[1:]),
+        interval=percentile_interval(means[1:]),
         full_swap_nats=float(whole[0] / count[0]),
         share_of_full_swap=float(shares[0]),
-        share_interval=_middle(shares[1:]),
+        share_interval=percentile_interval(shares[1:]),
         n=len(rows),
         n_rows=len(present),
     )
-
-
-def _middle(replicates: Float[np.ndarray, " replicate"]) -> tuple[float, float]:
-    low, high = np.quantile(replicates, [0.025, 0.975])
-    return float(low), float(high)

@@ -28,6 +28,8 @@ from sae_placebo.lab.worlds.dictionaries import train_sae
 from sae_placebo.lab.worlds.resampling import variable_truth
 from sae_placebo.lab.worlds.units import held_often, latent_units, value_units, world_subject
 from sae_placebo.stats.proportions import wilson
+from sae_placebo.stats.ranking import auroc
+from sae_placebo.stats.resampling import percentile_interval, resampled_counts
 
 USED_SHARE = 0.01
 """A variable is truly used at a site where swapping it surely costs this share of a full swap."""
@@ -156,12 +158,12 @@ class WorldScore:
     spec: UseSpec
     reasons: Mapping[str, str] = field(default_factory=dict)
 
-    def auroc(self, statistic: str, seed: int = 0) -> ScoredValue:
+    def separation(self, statistic: str, seed: int = 0) -> ScoredValue:
         """Return how often a used unit's statistic is above a passenger's; the interval is over units."""
         values = self.statistics[statistic]
         known = np.isfinite(values)
         used, passenger = (values[known & (self.kinds == k)] for k in (IS_USED, IS_PASSENGER))
-        return auroc(used, passenger, seed)
+        return separation(used, passenger, seed)
 
     def judged(self, least_effect: float, negligible: float) -> WorldScore:
         """Return the same with other limits of the verdicts; the set that survives removal stays.
@@ -278,10 +280,10 @@ def joint_share(
     return cost / full
 
 
-def auroc(
+def separation(
     used: Float[np.ndarray, " used"], passenger: Float[np.ndarray, " passenger"], seed: int = 0
 ) -> ScoredValue:
-    """Return the share of pairs in which the used one's number is larger, ties counting half.
+    """Return the AUROC of used units against passengers: how often the used one's number is larger.
 
     The interval is a bootstrap of both groups, each on its own. Units of one variable go together more
     than that knows; worlds of other seeds are what tells.
@@ -290,13 +292,12 @@ def auroc(
     if min(len(used), len(passenger)) < 2:
         few = f"{len(used)} used and {len(passenger)} passengers; 2 of each are needed"
         return ScoredValue(float("nan"), float("nan"), float("nan"), n, few)
-    above = (used[:, None] > passenger).astype(np.float64) + 0.5 * (used[:, None] == passenger)
+    scores = np.concatenate([used, passenger])
+    is_used = np.arange(n) < len(used)
     random = numpy_generator(seed, "auroc", len(used), len(passenger))
-    left, right = (
-        random.multinomial(k, np.full(k, 1 / k), size=_RESAMPLES) / k for k in above.shape
-    )
-    low, high = np.quantile(((left @ above) * right).sum(1), [0.025, 0.975])
-    return ScoredValue(float(above.mean()), float(low), float(high), n)
+    drawn = [resampled_counts(random, len(group), _RESAMPLES) for group in (used, passenger)]
+    replicates = auroc(scores, is_used, np.concatenate(drawn, axis=1).T)
+    return ScoredValue(float(auroc(scores, is_used)), *percentile_interval(replicates), n)
 
 
 def rate(counted: tuple[int, int]) -> ScoredValue:

@@ -18,6 +18,7 @@ from sae_placebo.core.lazy import pandas
 from sae_placebo.core.spec import numpy_generator
 from sae_placebo.latents.classes.classification import ClassThresholds
 from sae_placebo.stats.proportions import wilson
+from sae_placebo.stats.resampling import percentile_interval, resampled_units
 
 Outcome = Literal["holds", "fails", "undecided", "not estimable"]
 Found = tuple[float, float, float, str]
@@ -79,7 +80,7 @@ def mechanism_predictions(
     Args:
         latents: Per latent: arm, class, is_arbitrary (`classification.is_arbitrary`, which does not ask
             other seeds: the class itself does, so that its reproducibility is below the limit by
-            definition), seed_r, linear_auc (its `domain_auc`) and mlp_auc (`nonlinear_auc`), NaN where
+            definition), seed_r, linear_auc (its `domain_auc`) and mlp_auc (`nonlinear_aurocs`), NaN where
             unknown. Arms of which the mechanism is not claimed, such as the trained one, are left out
             by the caller.
         shares: Per arm and layer: arm, layer, n_arbitrary, n_latents, block_ratio (norm of what blocks
@@ -141,9 +142,8 @@ def _nonlinear(latents: pandas.DataFrame, seed: int) -> Found:
             f"{len(gain)} arbitrary subsets have both AUCs; {_FEWEST_LATENTS} are needed"
         )
     draw = numpy_generator(seed, "bootstrap of the gain of an MLP")
-    means = gain[draw.integers(0, len(gain), (_DRAWS, len(gain)))].mean(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(gain.mean()), float(low), float(high), f"{len(gain)} arbitrary subsets"
+    means = gain[resampled_units(draw, len(gain), _DRAWS)].mean(1)
+    return float(gain.mean()), *percentile_interval(means), f"{len(gain)} arbitrary subsets"
 
 
 def _depth(shares: pandas.DataFrame, ablated: Sequence[str]) -> Found:

@@ -38,7 +38,7 @@ class MLPSpec(Spec):
     """Of a latent in its domain: as `ClassThresholds.domain_precision`."""
 
 
-def nonlinear_auc(
+def nonlinear_aurocs(
     reading: Encoded,
     folds: Folds,
     domains: Domains,

@@ -19,6 +19,7 @@ from sae_placebo.latents.latent_blocks import (
     token_groups,
 )
 from sae_placebo.stats.fits import choose_ridge, squares_left
+from sae_placebo.stats.ranking import auroc
 
 FEWEST_POSITIVES = 20
 """Active tokens below which an AUC is not given: its standard error would be above .065."""
@@ -83,7 +84,7 @@ def subsets(
         latents = candidates[chosen[candidates] == domain]
         for begin in range(0, len(latents), _CHUNK):
             some = latents[begin : begin + _CHUNK]
-            auc[some] = _best_auc(reading, scene, some)
+            auc[some] = _best_of_predictors(reading, scene, some)
     return {
         "domain_precision": precision,
         "domain_recall": recall,
@@ -274,7 +275,7 @@ def entries_of(
     return scene.places[tokens[kept]].astype(np.int64), owners[kept]
 
 
-def _best_auc(
+def _best_of_predictors(
     reading: Encoded, scene: Scene, latents: Int64[np.ndarray, " candidate"]
 ) -> Float[np.ndarray, " candidate"]:
     """Return the highest AUC of the four predictors for each candidate; NaN for too few positives."""
@@ -390,7 +391,9 @@ def auc_by_column(
     owners: Int64[np.ndarray, " entry"],
     n: int,
 ) -> Float[np.ndarray, " candidate"]:
-    """Return, per candidate, how often a positive scores above a negative; ties count half.
+    """Return the AUROC of each candidate's own positives against negatives that all candidates share.
+
+    NaN for a candidate with fewer than 20 positives or 20 negatives.
 
     Args:
         negatives: Scores of a sample of tokens.
@@ -399,18 +402,19 @@ def auc_by_column(
         owners: Candidate of each positive, ascending.
         n: Candidates.
     """
-    scores = negatives.copy()
-    scores[taken] = np.inf
-    scores.sort(axis=0)
-    n_negatives = len(scores) - np.bincount(taken[1], minlength=n)
+    kept = np.ones(negatives.shape, dtype=bool)
+    kept[taken] = False
+    # candidate after candidate
+    low = negatives.T[kept.T]
+    ends = np.cumsum(kept.sum(axis=0))
     bounds = np.searchsorted(owners, np.arange(n + 1))
+    places = np.arange(len(negatives) + np.diff(bounds).max(initial=0))
     found = np.full(n, np.nan)
     for candidate in range(n):
-        own = positives[bounds[candidate] : bounds[candidate + 1]]
-        m = int(n_negatives[candidate])
-        if len(own) < FEWEST_POSITIVES or m < FEWEST_POSITIVES:
-            continue
-        column = np.ascontiguousarray(scores[:m, candidate])
-        below = np.searchsorted(column, own, "left") + np.searchsorted(column, own, "right")
-        found[candidate] = below.mean() / (2 * m)
+        high = positives[bounds[candidate] : bounds[candidate + 1]]
+        begin = ends[candidate - 1] if candidate else 0
+        own = low[begin : ends[candidate]]
+        if min(len(high), len(own)) >= FEWEST_POSITIVES:
+            scores = np.concatenate([own, high])
+            found[candidate] = auroc(scores, places[: len(scores)] >= len(own))
     return found

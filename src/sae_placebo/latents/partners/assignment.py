@@ -13,7 +13,6 @@ import functools
 import math
 import threading
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +22,7 @@ from pydantic import Field
 from sae_placebo.core.errors import NotEstimable, SpecError
 from sae_placebo.core.spec import Spec, numpy_generator
 from sae_placebo.stats.proportions import wilson
+from sae_placebo.stats.quantiles import mean_half_width
 from sae_placebo.stats.random_dictionaries import expected_max_cosine
 
 _CHUNK_NUMBERS = 1 << 24
@@ -397,6 +397,6 @@ def _mean(values: Float[np.ndarray, " latent"], null: float) -> MeanCosine:
     known = values[np.isfinite(values)].astype(np.float64)
     if len(known) < 2:
         raise NotEstimable(f"{len(known)} assigned latents have no spread: two are needed")
-    half = NormalDist().inv_cdf(0.975) * float(known.std(ddof=1)) / math.sqrt(len(known))
+    half = mean_half_width(known)
     mean = float(known.mean())
     return MeanCosine(mean, mean - half, mean + half, null, len(known))
