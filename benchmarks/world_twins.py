@@ -22,7 +22,7 @@ from sae_placebo.lab.worlds import World, activations, train_sae, truth, twins
 from sae_placebo.lab.worlds.baselines import BASELINES, baselines
 from sae_placebo.lab.worlds.scoring import CARRIED
 from sae_placebo.lab.worlds.units import held_often, latent_units, world_subject
-from sae_placebo.stats.resampling import percentile_interval, resampled_units
+from sae_placebo.stats.bootstrap import percentile_interval, resampled_units
 
 SITES = ("resid_pre.0", "resid_post.0")
 DATA_SIDE = ("firing rate", "variance", "probe accuracy")

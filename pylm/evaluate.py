@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pylm import behavior, ngram
 from sae_placebo.core.spec import numpy_generator
-from sae_placebo.stats.resampling import percentile_interval, resampled_units
+from sae_placebo.stats.bootstrap import percentile_interval, resampled_units
 
 STRIDE, ORDERS, MAIN_ORDER = 128, (3, 4, 5, 6), 5
 LENGTHS, SEQUENCES, N_PROMPTS, RESAMPLES = (32, 64, 100), 64, 200, 4000

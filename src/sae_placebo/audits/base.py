@@ -23,7 +23,7 @@ from sae_placebo.core.progress import Track, untracked
 from sae_placebo.core.spec import Registry, numpy_generator
 from sae_placebo.data.labels.truth import TokenLabels
 from sae_placebo.latents.base import Encoded
-from sae_placebo.stats.resampling import percentile_interval, resampled_counts
+from sae_placebo.stats.bootstrap import percentile_interval, resampled_counts
 
 RESAMPLES = 1000
 

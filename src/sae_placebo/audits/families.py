@@ -44,7 +44,7 @@ from sae_placebo.audits.probes import (
 from sae_placebo.causal.use.base import Directions, latent_directions
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.spec import numpy_generator
-from sae_placebo.stats.resampling import percentile_interval, resampled_units
+from sae_placebo.stats.bootstrap import percentile_interval, resampled_units
 
 KINDS = ("label", "letter")
 

@@ -26,10 +26,10 @@ from sae_placebo.audits.edits import Pushes, chosen, costs, ordinary, ratio_of, 
 from sae_placebo.audits.ridge import ridge
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.spec import numpy_generator
+from sae_placebo.stats.bootstrap import percentile_interval, resampled_counts
 from sae_placebo.stats.fits import fit_logistic
 from sae_placebo.stats.quantiles import normal_quantile
 from sae_placebo.stats.ranking import auroc
-from sae_placebo.stats.resampling import percentile_interval, resampled_counts
 
 NAME = "flags"
 WORST = 0.1

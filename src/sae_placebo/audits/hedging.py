@@ -18,8 +18,8 @@ from sae_placebo.saes import SAE
 from sae_placebo.saes.kernels import Workspace
 from sae_placebo.saes.training import Fit, step_all
 from sae_placebo.saes.training_spec import TrainingSpec
+from sae_placebo.stats.bootstrap import percentile_interval, resampled_units
 from sae_placebo.stats.proportions import wilson
-from sae_placebo.stats.resampling import percentile_interval, resampled_units
 
 N_SUBSPACES = 50
 _BATCH = 1_024

@@ -14,7 +14,7 @@ from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Advance, unheard
 from sae_placebo.core.spec import generator, numpy_generator
-from sae_placebo.stats.resampling import percentile_interval, resampled_counts
+from sae_placebo.stats.bootstrap import percentile_interval, resampled_counts
 
 WIDTH_RATIO = 21
 """Rows per meta-latent."""

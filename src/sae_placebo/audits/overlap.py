@@ -12,8 +12,8 @@ from sae_placebo.audits.base import Case, Finding
 from sae_placebo.causal.use.base import Directions
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import numpy_generator
+from sae_placebo.stats.bootstrap import percentile_interval, resampled_counts
 from sae_placebo.stats.quantiles import mean_half_width
-from sae_placebo.stats.resampling import percentile_interval, resampled_counts
 
 DRAWS = 3
 _BLOCK = 1024

@@ -24,9 +24,9 @@ from sae_placebo.audits.base import (
 from sae_placebo.causal.use.base import Directions, latent_directions
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.spec import numpy_generator
+from sae_placebo.stats.bootstrap import percentile_interval, resampled_units
 from sae_placebo.stats.proportions import wilson
 from sae_placebo.stats.quantiles import student_quantile
-from sae_placebo.stats.resampling import percentile_interval, resampled_units
 
 N_STRENGTHS = 4
 MIN_FIRINGS = 30

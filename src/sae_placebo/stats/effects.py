@@ -42,9 +42,9 @@ from jaxtyping import Float
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.spec import numpy_generator
+from sae_placebo.stats.bootstrap import resampled_counts
 from sae_placebo.stats.quantiles import student_quantile
 from sae_placebo.stats.replicates import ReplicateKey, Replicates, ReplicateTable
-from sae_placebo.stats.resampling import resampled_counts
 
 # a metric may be undefined in a few resamples; above this share the interval would mean another
 # thing

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from sae_placebo.core.spec import numpy_generator
-from sae_placebo.stats.resampling import resampled_counts
+from sae_placebo.stats.bootstrap import resampled_counts
 
 _RESAMPLES = 999
 LOW_LEVEL, HIGH_LEVEL = 0.95, 0.99

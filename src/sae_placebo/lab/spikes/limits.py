@@ -26,8 +26,8 @@ from sae_placebo.core.spec import numpy_generator
 from sae_placebo.lab.spikes.grid import Grid, packed
 from sae_placebo.lab.spikes.plant import Spike
 from sae_placebo.saes import SAE
+from sae_placebo.stats.bootstrap import percentile_interval, resampled_units
 from sae_placebo.stats.proportions import wilson
-from sae_placebo.stats.resampling import percentile_interval, resampled_units
 
 _DRAWS = 300
 _LEAST_TRAININGS = 5

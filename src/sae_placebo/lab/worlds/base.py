@@ -18,7 +18,7 @@ from sae_placebo.causal.use.downstream import Downstream, kl
 from sae_placebo.core.errors import NotEstimable, unknown_name
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import numpy_generator
-from sae_placebo.stats.resampling import percentile_interval, resampled_counts
+from sae_placebo.stats.bootstrap import percentile_interval, resampled_counts
 
 Role = Literal["used", "passenger", "conditional", "duplicate"]
 Where = Literal["active", "inactive", "everywhere"]

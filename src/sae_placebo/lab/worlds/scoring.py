@@ -27,9 +27,9 @@ from sae_placebo.lab.worlds.compiled import CompiledWorld
 from sae_placebo.lab.worlds.dictionaries import train_sae
 from sae_placebo.lab.worlds.resampling import variable_truth
 from sae_placebo.lab.worlds.units import held_often, latent_units, value_units, world_subject
+from sae_placebo.stats.bootstrap import percentile_interval, resampled_counts
 from sae_placebo.stats.proportions import wilson
 from sae_placebo.stats.ranking import auroc
-from sae_placebo.stats.resampling import percentile_interval, resampled_counts
 
 USED_SHARE = 0.01
 """A variable is truly used at a site where swapping it surely costs this share of a full swap."""

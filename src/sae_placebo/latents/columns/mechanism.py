@@ -17,8 +17,8 @@ from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.spec import numpy_generator
 from sae_placebo.latents.classes.classification import ClassThresholds
+from sae_placebo.stats.bootstrap import percentile_interval, resampled_units
 from sae_placebo.stats.proportions import wilson
-from sae_placebo.stats.resampling import percentile_interval, resampled_units
 
 Outcome = Literal["holds", "fails", "undecided", "not estimable"]
 Found = tuple[float, float, float, str]

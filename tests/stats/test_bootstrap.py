@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sae_placebo.stats.statistics import document_weights
 
-from sae_placebo.stats.resampling import percentile_interval, resampled_counts, resampled_units
+from sae_placebo.stats.bootstrap import percentile_interval, resampled_counts, resampled_units
 
 
 def generator(seed: int = 0) -> np.random.Generator:
