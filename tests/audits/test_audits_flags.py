@@ -8,7 +8,7 @@ import torch
 
 from planted_errors import case_of, named, noise, tiny
 from sae_placebo.audits.base import AUDITS
-from sae_placebo.audits.flags import COLUMNS, crossed, known, logistic
+from sae_placebo.audits.flags import COLUMNS, chance_of, crossed, known
 from sae_placebo.stats.ranking import auroc
 
 
@@ -16,9 +16,9 @@ def test_logistic_regression_finds_planted_weights() -> None:
     random = np.random.default_rng(0)
     x = random.standard_normal((20_000, 3)) * [1, 10, 1] + [0, 3, 0]
     truth = 1 / (1 + np.exp(-(-1 + 1.5 * x[:, 0] - 0.1 * (x[:, 1] - 3))))
-    fitted = logistic(x, random.random(20_000) < truth)(x)
+    fitted = chance_of(x, random.random(20_000) < truth)(x)
     assert np.abs(fitted - truth).mean() < 0.01
-    constant = logistic(np.ones((50, 1)), np.arange(50) < 5)(np.ones((2, 1)))
+    constant = chance_of(np.ones((50, 1)), np.arange(50) < 5)(np.ones((2, 1)))
     assert constant == pytest.approx([0.1, 0.1], abs=0.01)
 
 

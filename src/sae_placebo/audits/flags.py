@@ -78,7 +78,7 @@ def known(case: Case, fit: Int64[np.ndarray, " some"]) -> Float64[np.ndarray, "t
     )  # fmt: skip
 
 
-def logistic(
+def chance_of(
     columns: Float64[np.ndarray, "token column"], positive: Bool[np.ndarray, " token"]
 ) -> Callable[[Float64[np.ndarray, "token column"]], Float64[np.ndarray, " token"]]:
     """Return a function from columns to the probability of being positive, fitted on tokens.
@@ -125,8 +125,8 @@ def crossed(
         some = random.permutation(np.flatnonzero(fit))[: case.spec.ridge_tokens]
         columns = known(case, np.sort(some).astype(np.int64))
         positive = nats[here] > limit
-        flag[score] = logistic(columns[tokens[here]], positive)(columns[score])
-        alone[score] = logistic(columns[tokens[here], :1], positive)(columns[score, :1])
+        flag[score] = chance_of(columns[tokens[here]], positive)(columns[score])
+        alone[score] = chance_of(columns[tokens[here], :1], positive)(columns[score, :1])
         worst[there] = nats[there] > limit
     return flag, alone, worst
 
