@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import importlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import Any
+
+import threadpoolctl
 
 from sae_placebo.core.lazy import torch
 
@@ -100,10 +100,5 @@ def blas_threads(n: int) -> Iterator[None]:
     """
     import scipy.linalg  # noqa: F401  its library is limited only once it is loaded
 
-    try:
-        threadpoolctl: Any = importlib.import_module("threadpoolctl")
-    except ImportError:  # comes with scikit-learn
-        yield
-        return
     with threadpoolctl.threadpool_limits(n, "blas"):
         yield

@@ -71,7 +71,7 @@ def reference_dictionary(
 
     Raises:
         SpecError: fewer than one atom or token, or an unknown kind.
-        NotEstimable: the method needs scikit-learn, which is not installed, or cannot be fitted to `x`.
+        NotEstimable: the method cannot be fitted to `x`.
     """
     if n < 1 or len(x) < 2:
         raise SpecError(f"{n} atoms and {len(x)} tokens: needed are at least 1 and 2")
