@@ -123,7 +123,7 @@ def blocks(
     """Yield the activations of `rows`, taken in `order`, `block_rows` at a time.
 
     Args:
-        reader: `models.Reader`: `names`, `d_in` and `read(token_ids) -> {name: [row pos d_in]}`; a
+        reader: `models.reading.Reader`: `names`, `d_in` and `read(token_ids) -> {name: [row pos d_in]}`; a
             `read_into` is used where there is one.
         rows: What to read.
         order: Indices of the rows, in reading order.
