@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 
 class PlaceboError(Exception):
-    """Base of every error that a user can meet and mend."""
+    """Every error that a user can meet and mend is one of these."""
 
 
 class SpecError(PlaceboError, ValueError):

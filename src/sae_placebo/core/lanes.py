@@ -19,7 +19,7 @@ import threadpoolctl
 from sae_placebo.core.lazy import torch
 
 MOST_BYTES = 2 << 30
-"""Memory of copies of a model, beside the one that is there in any case, at most."""
+"""Copies of a model, beside the one that is there in any case, take no more bytes of memory than this."""
 
 
 def n_lanes(n_jobs: int, model_bytes: int, threads: int) -> int:
