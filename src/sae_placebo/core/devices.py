@@ -1,4 +1,4 @@
-"""Where models run and SAEs are trained: the CPU, or an accelerator that torch can use."""
+"""Models run and SAEs are trained on the CPU, or on an accelerator that torch can use."""
 
 from __future__ import annotations
 

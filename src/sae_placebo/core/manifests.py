@@ -1,4 +1,4 @@
-"""What an artefact says of itself, and whether its folder still holds that."""
+"""An artefact has a manifest that says what it is; its folder is checked against that."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is left of a whole trial: planned seconds, rescaled by what the work so far has taken.
+"""The rest of a trial is foretold by its planned seconds, rescaled by what the work so far has taken.
 
 A plan is a list of pieces of work in the order in which they run, each with the label that progress shows
 for it. A piece that begins ends those before it, so that what turned out not to be needed does not stay;
@@ -48,7 +48,7 @@ class AtWork:
 
 @dataclass
 class Outlook:
-    """How much of a trial is done, and how long the rest will take.
+    """The outlook of a trial: how much of it is done, and how long the rest will take.
 
     Args:
         pieces: What is left, in order.

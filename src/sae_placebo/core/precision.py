@@ -1,4 +1,4 @@
-"""Whether a faster float32 product of this machine may be used.
+"""A faster float32 product of this machine is used where it is found to be exact enough.
 
 On some CPUs torch's default float32 product is half as fast as oneDNN's, which is reached by
 `torch.set_float32_matmul_precision("medium")`. That setting permits bfloat16 inside, and a CPU

@@ -1,4 +1,4 @@
-"""What was written, and whether it is still that: JSON files, hashes of files, sealed records.
+"""JSON files, hashes of files and sealed records tell whether what was written is still as it was.
 
 A sealed record holds the hash of all the rest of it, so that a value that was changed by hand or by a
 failing disk is noticed. Records of older versions have no seal and are read as they are.

@@ -1,4 +1,4 @@
-"""What several jobs read: made once, by whichever comes first, and dropped after the last of them."""
+"""A value that several jobs read is made once, by the first of them, and dropped after the last."""
 
 from __future__ import annotations
 

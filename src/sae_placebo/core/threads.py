@@ -1,4 +1,4 @@
-"""How long threads that wait for each other stay awake.
+"""Threads that wait for each other are told to sleep soon.
 
 The libraries below torch, numpy and scikit-learn split an operation among threads, which meet at its end.
 One that arrives early does not sleep at once: it asks again and again whether the others are there, for
