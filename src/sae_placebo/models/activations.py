@@ -25,7 +25,7 @@ from sae_placebo.models.reading import check_finite
 
 
 class HarvestSpec(Spec):
-    """How activations are read and masked.
+    """The settings by which activations are read and masked.
 
     Attributes:
         block_rows: Rows read before their tokens are shuffled together.
@@ -74,7 +74,7 @@ class ActivationBlock:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How one arm's activations at one hookpoint are masked, centered and scaled.
+    """A calibration says how one arm's activations at one hookpoint are masked, centered and scaled.
 
     Attributes:
         mean: [d_in] mean of the sample, outliers left out.

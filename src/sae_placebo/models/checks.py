@@ -1,4 +1,4 @@
-"""What a loaded model must be before anything is read from it; each refusal is one sentence."""
+"""A loaded model is checked before anything is read from it; each refusal is one sentence."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from sae_placebo.stats.statistics import (
 )
 
 SIGNS = (1, -1, -1, 1)
-"""Of the four arms in (a - b) - (c - d)."""
+"""These are the signs of the four arms in (a - b) - (c - d)."""
 COLUMNS: tuple[str, ...] = (
     *("design", "metric", "hookpoint", "sae", "effect", "low", "high", "se", "df", "null", "unit"),
     *("cells", "n_documents", "n_tokens", "n_sae_seeds", "n_models", "reason"),

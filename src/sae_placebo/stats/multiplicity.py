@@ -35,7 +35,7 @@ COLUMNS: tuple[str, ...] = (
     *("family", "p", "q", "seoi", "above_p", "above_q", "equivalent_p", "equivalent_q"),
     *("conclusion", "conclusion_reason"),
 )
-"""What `judged` adds to a table of effects."""
+"""`judged` adds these columns to a table of effects."""
 ABOVE = "above the smallest effect of interest"
 SMALL = "different but small"
 EQUIVALENT = "equivalent"
