@@ -13,25 +13,22 @@ import json
 import math
 import os
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import machine
 import numpy as np
 from published import PUBLISHED, Published
+from remaining import Row, Rows, processes, rows_in, run_remaining
 from table import into
 
 from sae_placebo.stats.quantiles import student_quantile
 
 PAGE = Path("docs/results/laboratory.md")
-Row = dict[str, Any]
 
 
-def work(name: str, seed: int) -> Row:
+def work(name: str, seed: int) -> list[Row]:
     import torch
     from experiments import EXPERIMENTS
 
@@ -41,34 +38,30 @@ def work(name: str, seed: int) -> Row:
     try:
         numbers = make(seed, *settings)
     except Exception as problem:  # one that fails must not take the others' results along
-        return {"name": name, "seed": seed, "reason": f"{type(problem).__name__}: {problem}"}
+        return [{"name": name, "seed": seed, "reason": f"{type(problem).__name__}: {problem}"}]
     seconds = time.perf_counter() - start
-    return {"name": name, "seed": seed, "seconds": seconds, "numbers": numbers}
+    return [{"name": name, "seed": seed, "seconds": seconds, "numbers": numbers}]
 
 
 def run(arguments: argparse.Namespace) -> None:
     from experiments import EXPERIMENTS
 
     path: Path = arguments.results / "laboratory.json"
-    rows: list[Row] = json.loads(path.read_text())["rows"] if path.exists() else []
-    rows = [row for row in rows if "numbers" in row]
-    there = {(row["name"], row["seed"]) for row in rows}
+    rows = Rows(
+        path,
+        {"seeds": arguments.seeds},
+        key=lambda row: (row["name"], row["seed"]),
+        order=lambda row: (list(EXPERIMENTS).index(row["name"]), row["seed"]),
+        rows=[row for row in rows_in(path) if "numbers" in row],  # what failed is tried again
+    )
     names = [n for n in EXPERIMENTS if not arguments.only or any(o in n for o in arguments.only)]
-    jobs = [(n, s) for s in range(arguments.seeds) for n in names if (n, s) not in there]
-    with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(work, *job) for job in jobs]):
-            rows.append(done.result())
-            rows.sort(key=lambda row: (list(EXPERIMENTS).index(row["name"]), row["seed"]))
-            draft = path.with_suffix(".part")
-            machine.save(draft, "laboratory", {"seeds": arguments.seeds}, {"rows": rows})
-            draft.replace(path)
-            last = done.result()
-            print(
-                last["name"],
-                last["seed"],
-                last.get("reason") or f"{last['seconds']:.0f} s",
-                flush=True,
-            )
+    jobs = {(n, s): (n, s) for s in range(arguments.seeds) for n in names}
+    with processes(arguments.workers) as pool:
+        run_remaining(rows, work, jobs, pool, tell)
+
+
+def tell(row: Row) -> None:
+    print(row["name"], row["seed"], row.get("reason") or f"{row['seconds']:.0f} s", flush=True)
 
 
 def over_seeds(rows: list[Row], name: str, number: str) -> tuple[float, float, float, int]:

@@ -26,12 +26,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import data
 import environments
 import machine
 import timing
 from sides import Setting
 from workers import INSTALLED, PLAIN, TRIAL, TRIAL_TUNED, TUNED, Condition, Worker
+
+import data
 
 SIZES = ("512x4096", "768x12288", "256x2048")
 KINDS = ("topk", "batchtopk")

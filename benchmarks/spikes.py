@@ -10,14 +10,12 @@ Activations are read once per arm and kept in the cache folder; the spikes plant
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from remaining import Row, Rows, processes, rows_in, run_remaining
 from safetensors.numpy import load_file, save_file
 
 from sae_placebo.controls import build, parse_control
@@ -47,7 +46,6 @@ from sae_placebo.saes import SAE, TopKSpec
 from sae_placebo.saes.training_spec import TrainingSpec
 from sae_placebo.stats.proportions import wilson
 
-Row = dict[str, Any]
 HARVEST, TRAINING, THRESHOLDS = HarvestSpec(), TrainingSpec(), Thresholds()
 GRID = Grid(frequencies=(5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2))
 FREQUENCY = 8e-3
@@ -385,91 +383,86 @@ def share(hits: int, n: int) -> Row:
 # --- running -----------------------------------------------------------------------------------------
 
 
-class Results:
-    """The results file, and what is in it already."""
+def results_in(path: Path, n: int) -> Rows:
+    """Return what the results file holds already; `n` spikes on each side verify a limit."""
 
-    def __init__(self, path: Path, n: int) -> None:
-        self.path, self.n = path, n
-        there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        self.rows: list[Row] = there.get("rows", [])
+    def of_arms(rows: list[Row]) -> Row:
+        arms = sorted({(row["model"], row["arm"]) for row in rows})
+        found = [{"model": m, "arm": a} | summary(of_arm(rows, m, a), n) for m, a in arms]
+        return {"summary": found}
 
-    def of(self, model: str, arm: str) -> list[Row]:
-        return [row for row in self.rows if (row["model"], row["arm"]) == (model, arm)]
+    settings = {
+        "grid": GRID.model_dump(mode="json"),
+        "training": TRAINING.model_dump(mode="json"),
+        "thresholds": THRESHOLDS.model_dump(mode="json"),
+        "cases": {
+            name: vars(case) | {"sae": case.sae.model_dump(mode="json")}
+            for name, case in CASES.items()
+        },
+    }
+    return Rows(path, settings, key_of, key_of, of_arms, rows_in(path))
 
-    def has(self, model: str, arm: str, task: str, training: int) -> bool:
-        return any((r["task"], r["training"]) == (task, training) for r in self.of(model, arm))
 
-    def add(self, model: str, arm: str, row: Row) -> None:
-        # through JSON, so that what was read again and what is new look alike
-        whole = {"model": model, "arm": arm} | row
-        self.rows.append(json.loads(json.dumps(machine.rounded(whole))))
-        self.rows.sort(key=lambda r: (r["model"], r["arm"], r["task"], r["training"]))
-        arms = sorted({(r["model"], r["arm"]) for r in self.rows})
-        found = [{"model": m, "arm": a} | summary(self.of(m, a), self.n) for m, a in arms]
-        settings = {
-            "grid": GRID.model_dump(mode="json"),
-            "training": TRAINING.model_dump(mode="json"),
-            "thresholds": THRESHOLDS.model_dump(mode="json"),
-            "cases": {
-                name: vars(case) | {"sae": case.sae.model_dump(mode="json")}
-                for name, case in CASES.items()
-            },
-        }
-        draft = self.path.with_suffix(".part")
-        machine.save(draft, "spikes", settings, {"summary": found, "rows": self.rows})
-        draft.replace(self.path)
+def key_of(row: Row) -> tuple[str, str, str, int]:
+    return row["model"], row["arm"], row["task"], row["training"]
+
+
+def of_arm(rows: list[Row], model: str, arm: str) -> list[Row]:
+    return [row for row in rows if (row["model"], row["arm"]) == (model, arm)]
 
 
 def run(arguments: argparse.Namespace) -> None:
-    results = Results(arguments.results / "spikes.json", arguments.plantings)
-    with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
+    results = results_in(arguments.results / "spikes.json", arguments.plantings)
+    with processes(arguments.workers) as pool:
         for name in arguments.arms:
             start = time.perf_counter()
             run_arm(arguments, name, results, pool)
             print(f"{arguments.model} {name}: {time.perf_counter() - start:.0f} s", flush=True)
-    for entry in summary_lines(results, arguments.model):
+    for entry in summary_lines(results.rows, arguments.model, arguments.plantings):
         print(entry)
 
 
-def run_arm(
-    arguments: argparse.Namespace, name: str, results: Results, pool: ProcessPoolExecutor
-) -> None:
+def run_arm(arguments: argparse.Namespace, name: str, results: Rows, pool: Executor) -> None:
+    """Do what is left of an arm; what verifies its limit is known once the grid is done."""
     model, case = arguments.model, CASES[arguments.model]
     path, arm = bed_file(arguments.cache, model, name), None
     if not path.exists():
         arm = Arm(model, name)
         keep(arm.bed(), path)
+
+    def train(trainings: list[tuple[str, int, list[Spike]]]) -> None:
+        jobs = {
+            (model, name, task, i): (model, name, path, case.sae, task, i, spikes)
+            for task, i, spikes in trainings
+        }
+        run_remaining(results, training_rows, jobs, pool)
+
+    def make(task: str, row: Callable[[], Row]) -> None:
+        head = {"model": model, "arm": name}
+        run_remaining(results, lambda: [head | row()], {(model, name, task, 0): ()})
+
+    make("latents", lambda: latent_row(path, case.sae))
     grid = list(enumerate(GRID.trainings(0)))[: arguments.trainings]
     shaped = list(enumerate(relations(), 100))
-    jobs = [(path, case.sae, "grid", i, spikes) for i, spikes in grid]
-    jobs += [(path, case.sae, "relations", i, spikes) for i, spikes in shaped]
-    if not results.has(model, name, "latents", 0):
-        results.add(model, name, latent_row(path, case.sae))
-    wanted = [job for job in jobs if not results.has(model, name, job[2], job[3])]
-    for row in spread(pool, wanted):
-        results.add(model, name, row)
+    train([("grid", i, spikes) for i, spikes in grid] + [("relations", *one) for one in shaped])
     try:
-        limit = limit_from(results.of(model, name))
+        limit = limit_from(of_arm(results.rows, model, name))
         fresh = to_verify(limit, arguments.plantings, check_of(limit))
     except PlaceboError as refusal:
         print(f"{model} {name}: {refusal}")
         fresh = []
-    jobs = [(path, case.sae, "verify", seed, spikes) for seed, spikes in fresh]
-    wanted = [job for job in jobs if not results.has(model, name, "verify", job[3])]
-    for row in spread(pool, wanted):
-        results.add(model, name, row)
-    if arguments.upstream and not results.has(model, name, "upstream", 0):
-        results.add(model, name, upstream_row(arm or Arm(model, name)))
+    train([("verify", seed, spikes) for seed, spikes in fresh])
+    if arguments.upstream:
+        make("upstream", lambda: upstream_row(arm or Arm(model, name)))
 
 
-def spread(pool: ProcessPoolExecutor, jobs: list[tuple[Any, ...]]) -> Iterator[Row]:
-    for future in as_completed([pool.submit(training_row, *job) for job in jobs]):
-        yield future.result()
+def training_rows(model: str, arm: str, *job: Any) -> list[Row]:
+    return [{"model": model, "arm": arm} | training_row(*job)]
 
 
-def summary_lines(results: Results, model: str) -> Iterator[str]:
-    for name in sorted({row["arm"] for row in results.rows if row["model"] == model}):
-        entry = summary(results.of(model, name), results.n)
+def summary_lines(rows: list[Row], model: str, n: int) -> Iterator[str]:
+    for name in sorted({row["arm"] for row in rows if row["model"] == model}):
+        entry = summary(of_arm(rows, model, name), n)
         limits = [
             f"{row['frequency']:g}: {row['0.5']['magnitude']:.2f}/{row['0.95']['magnitude']:.2f}"
             for row in entry.get("limits", [])

@@ -18,8 +18,9 @@ from typing import Any
 import machine
 import timing
 import torch
-from data import load
 from sides import SIDES, Setting, Side, Unsupported
+
+from data import load
 
 _PACKAGES = (
     "torch",

@@ -2,12 +2,12 @@
 
     python benchmarks/structure.py [--quick] [--cell D_SAExTOKENS ...] [--out FILE]
 
-One SAE is described, classified, matched and put on the ladder as a trial does it: `measurement.measure`,
-then `profiling.profile` with everything around it. Each cell is a process of its own with one thread, as
-an SAE has in a trial, which takes one SAE per thread; a small SAE goes first, so that compiled loops are
-loaded. Times are processor seconds; wall seconds stand beside them. What a trial makes once for several
-SAEs (contexts, features, readouts, the ladder of the activations, the assignment for both SAEs and its
-null) is charged in full to the one here.
+One SAE is described, classified, matched and put on the ladder as a trial does it:
+`latents.measurement.measure`, then `latents.profile.profile` with everything around it. Each cell is a
+process of its own with one thread, as an SAE has in a trial, which takes one SAE per thread; a small SAE
+goes first, so that compiled loops are loaded. Times are processor seconds; wall seconds stand beside
+them. What a trial makes once for several SAEs (contexts, features, readouts, the ladder of the
+activations, the assignment for both SAEs and its null) is charged in full to the one here.
 
 `structure_inputs` says what is read. Shorter texts are the beginning of the longest. What is read is
 mapped from files, as in a trial, and counts as resident once it is touched.
@@ -74,7 +74,7 @@ CELLS = (
 )
 QUICK = ((512, 40_000), (512, 80_000), (1_024, 40_000))
 WARM = (512, 30_000)
-# names in `profiling` that are clocked, and what they do
+# names in `latents.profile` that are clocked, and what they do
 STATISTICS = (
     *("attributes", "geometry", "ngrams", "positions", "outputs", "subsets", "in_context"),
     *("induction", "nonlinear_aurocs"),

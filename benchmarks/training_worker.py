@@ -13,9 +13,10 @@ from typing import Any
 import machine
 import timing
 import torch
-from data import load
 from sides import SIDES, Setting, Side, Unsupported
 from step_worker import set_products
+
+from data import load
 
 _EVALUATED_AT_ONCE = 2048
 

@@ -27,13 +27,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import data
 import environments
 import machine
 import timing
 from matching import Match, Training, final, match_l0
 from sides import Setting
 from workers import INSTALLED, TRIAL, TUNED, Condition
+
+import data
 
 PENALIZED = ("relu", "jumprelu")
 KINDS = (*PENALIZED, "topk")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from worlds import Row, done, in_turn, save, spec_of
+from remaining import Row, Rows, processes_or_none, rows_in, run_remaining
+from worlds import spec_of
 
 from sae_placebo.causal.use.ablation import ablate
 from sae_placebo.causal.use.effects import effects_of
@@ -123,13 +123,17 @@ def summary(rows: list[Row]) -> dict[str, Row]:
 def run(arguments: argparse.Namespace) -> None:
     path: Path = arguments.results / "twins.json"
     spec = UseSpec()
-    rows: list[Row] = done(path).get("rows", [])
-    there = {row["seed"] for row in rows}
+    rows = Rows(
+        path,
+        {"use": spec.model_dump(mode="json")},
+        key=lambda row: row["seed"],
+        order=lambda row: row["seed"],
+        summary=lambda rows: {"summary": summary(rows)},
+        rows=rows_in(path),
+    )
     seeds = range(arguments.first, arguments.first + arguments.pairs)
-    work: Callable[..., list[Row]] = pair_rows
-    for found in in_turn(work, [(s, spec) for s in seeds if s not in there], arguments.workers):
-        rows += found
-        rows.sort(key=lambda row: row["seed"])
-        save(path, {"use": spec.model_dump(mode="json")}, {"summary": summary(rows), "rows": rows})
-    for hookpoint, entry in summary(rows).items():
+    jobs = {seed: (seed, spec) for seed in seeds}
+    with processes_or_none(arguments.workers) as pool:
+        run_remaining(rows, pair_rows, jobs, pool)
+    for hookpoint, entry in summary(rows.rows).items():
         print(hookpoint, json.dumps({k: f"{v['differs']}/{v['n']}" for k, v in entry.items()}))

@@ -10,12 +10,8 @@ Rows are written as they come, and those that are there are kept: a run that was
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +20,7 @@ import machine
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+from remaining import Row, Rows, processes_or_none, rows_in, run_remaining
 
 from sae_placebo.causal.use.rule import USES
 from sae_placebo.causal.use.spec import UseSpec
@@ -52,8 +49,6 @@ _SIZES = {
     "superposed": ((8, 24), (16, 16)),
 }
 """Values of a and of b by seed: how often a latent fires must not tell which of them it stands for."""
-
-Row = dict[str, Any]
 
 
 def spec_of(kind: str, seed: int) -> FactoredSpec:
@@ -206,47 +201,26 @@ def pooled(parts: list[Row]) -> Row:
 # --- running -----------------------------------------------------------------------------------------
 
 
-def done(path: Path) -> dict[str, Any]:
-    """Return what a results file holds; nothing where there is none."""
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-
-
-def save(path: Path, settings: Row, results: Row) -> None:
-    """Write a result where a stop in the middle leaves the old one."""
-    draft = path.with_suffix(".part")
-    machine.save(draft, path.stem, settings, results)
-    draft.replace(path)
-
-
-def in_turn(work: Any, jobs: list[tuple[Any, ...]], workers: int) -> Iterator[Any]:
-    """Yield results as they come, from processes of their own if there are several."""
-    if workers <= 1:
-        yield from (work(*job) for job in jobs)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(work, *job) for job in jobs]):
-            yield future.result()
-
-
 def score(arguments: argparse.Namespace) -> None:
     path: Path = arguments.results / "worlds.json"
     spec = UseSpec()
-    rows: list[Row] = done(path).get("rows", [])
-    there = {(row["kind"], row["seed"]) for row in rows}
-    seeds = range(arguments.first, arguments.first + arguments.seeds)
-    wanted = [(kind, seed, spec) for seed in seeds for kind in arguments.kinds]
     settings = {
         "use": spec.model_dump(mode="json"),
         "truth": {"used": USED_SHARE, "passenger": PASSENGER_SHARE, "carried": CARRIED},
     }
-    jobs = [job for job in wanted if job[:2] not in there]
-    for found in in_turn(world_rows, jobs, arguments.workers):
-        rows += found
-        rows.sort(key=lambda r: (KINDS.index(r["kind"]), r["seed"], r.get("depth", 0)))
-        # through JSON, so that what was read again and what is new look alike
-        clean = json.loads(json.dumps(machine.rounded(rows)))
-        save(path, settings, {"summary": summary(clean), "rows": rows})
-    for entry in summary(json.loads(json.dumps(machine.rounded(rows)))):
+    rows = Rows(
+        path,
+        settings,
+        key=lambda row: (row["kind"], row["seed"]),
+        order=lambda row: (KINDS.index(row["kind"]), row["seed"], row.get("depth", 0)),
+        summary=lambda rows: {"summary": summary(rows)},
+        rows=rows_in(path),
+    )
+    seeds = range(arguments.first, arguments.first + arguments.seeds)
+    jobs = {(kind, seed): (kind, seed, spec) for seed in seeds for kind in arguments.kinds}
+    with processes_or_none(arguments.workers) as pool:
+        run_remaining(rows, world_rows, jobs, pool)
+    for entry in summary(rows.rows):
         print(told(entry))
 
 

@@ -105,7 +105,6 @@ def run(sparse: bool, **changes: object) -> tuple[MethodsResult, TokenTable]:
 
 @pytest.fixture(scope="module")
 def arms() -> tuple[MethodsResult, MethodsResult]:
-    pytest.importorskip("sklearn")
     return run(True)[0], run(False)[0]
 
 
@@ -161,7 +160,6 @@ def test_fidelity_and_probes_tell_the_true_directions(
 
 
 def test_the_same_settings_give_the_same_numbers() -> None:
-    pytest.importorskip("sklearn")
     first, second = run(True)[0], run(True)[0]
     assert first.table.equals(second.table)
 
@@ -182,17 +180,6 @@ def test_what_cannot_be_had_is_said() -> None:
         with pytest.raises(NotEstimable, match="do not vary"):
             compare_methods(same.astype(x.dtype), table, folds, {}, None, 0, SPEC)
         same[::7] = np.nextafter(same[::7], np.float32(1))  # and up to rounding
-
-
-def test_without_scikit_learn_three_methods_name_the_extra(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for name in ("sklearn", "sklearn.decomposition", "sklearn.cluster", "sklearn.exceptions"):
-        monkeypatch.setitem(__import__("sys").modules, name, None)
-    found = run(True)[0].table.set_index("method")
-    for name in ("ica", "nmf", "kmeans"):
-        assert "sae-placebo[methods]" in str(found.loc[name, "reason"])
-    assert found.loc["pca", "bits"] > 0
 
 
 def test_the_best_simpler_method_is_the_shortest() -> None:

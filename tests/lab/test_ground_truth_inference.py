@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import Lasso
 
 from sae_placebo.core.errors import SpecError
 from sae_placebo.core.spec import generator
@@ -32,11 +33,10 @@ def planted(n: int, d_in: int, k: int, tokens: int) -> tuple[torch.Tensor, torch
 
 @pytest.mark.parametrize("lam", [0.01, 0.2])
 def test_lasso_agrees_with_coordinate_descent_of_sklearn(lam: float) -> None:
-    linear_model = pytest.importorskip("sklearn.linear_model")
     x, rows = planted(24, 10, 3, 40)
     found = nonnegative_lasso(x, rows, lam).dense()
     # its objective is |x - a D|^2 / (2 d_in) + alpha sum a
-    solver = linear_model.Lasso(
+    solver = Lasso(
         alpha=lam / (2 * 10), positive=True, fit_intercept=False, tol=1e-10, max_iter=100_000
     )
     for token, code in zip(x.double().numpy(), found.double().numpy(), strict=True):

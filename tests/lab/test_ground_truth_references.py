@@ -50,7 +50,6 @@ def test_pca_finds_the_directions_of_the_largest_variance_in_order() -> None:
 
 
 def test_ica_finds_independent_features_of_a_complete_dictionary() -> None:
-    pytest.importorskip("sklearn")
     random = generator(0, "sources")
     truth = unit_rows(6, 6, random)
     active = torch.rand(3000, 6, generator=random) < 0.08
@@ -59,7 +58,6 @@ def test_ica_finds_independent_features_of_a_complete_dictionary() -> None:
 
 
 def test_kmeans_finds_clusters_and_codes_may_be_non_negative() -> None:
-    pytest.importorskip("sklearn")
     random = generator(0, "clusters")
     truth = torch.eye(8)[:5]
     which = torch.randint(5, (2000,), generator=random)

@@ -16,7 +16,7 @@ from conftest import save_model, save_tokenizer, trial_table
 from sae_placebo.controls import CONTROLS
 from sae_placebo.controls.data import DATA_CONTROLS
 from sae_placebo.controls.dictionary import DICTIONARY_CONTROLS
-from sae_placebo.core.errors import PlaceboError, SpecError
+from sae_placebo.core.errors import ModelError, PlaceboError, SpecError
 from sae_placebo.core.store import Store
 from sae_placebo.latents.classes.classification import CLASS_NAMES
 from sae_placebo.saes.formats import saelens
@@ -196,19 +196,45 @@ def test_designs_have_interactions(finished: sp.Trial) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arm", "message"),
+    ("arm", "kind", "message"),
     [
-        ({"data": "shufle_tokens"}, "Did you mean 'shuffle_tokens'"),
-        ({"dictionary": {"kind": "frozen_decoder", "init": "isotropic"}}, "frozen_decoder"),
-        ({}, "an arm names a control, a data control or a dictionary control"),
-        ({"control": "cascade", "last": 9}, "3"),
-        ({"control": "revision", "revision": "late"}, "has no revision 'late'; it has early"),
+        (
+            {"data": "shufle_tokens"},
+            SpecError,
+            r"arms\.wrong\.data: .*Did you mean 'shuffle_tokens'",
+        ),
+        (
+            {"dictionary": {"kind": "frozen_decoder", "init": "isotropic"}},
+            SpecError,
+            r"arms\.wrong\.dictionary.*frozen_decoder",
+        ),
+        ({}, SpecError, "an arm names a control, a data control or a dictionary control"),
+        (
+            {"control": "cascade", "last": 9},
+            SpecError,
+            r"arms\.wrong: .*last = 9, and the model has 3 layers; give 1 to 3",
+        ),
+        (
+            {"control": "revision", "revision": "late"},
+            ModelError,
+            r"arms\.wrong: .* has no revision 'late'; it has early",
+        ),
     ],
 )
 def test_wrong_arms_are_refused_before_anything_runs(
-    table: dict[str, Any], arm: dict[str, Any], message: str
+    table: dict[str, Any],
+    arm: dict[str, Any],
+    kind: type[PlaceboError],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # no weights are read: a model's settings are all that is needed to refuse an arm
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", _not_loaded)
     arms = {"trained": ARMS["trained"], "wrong": arm}
     with pytest.raises(PlaceboError, match=message) as caught:
         plan_steps(load_trial(table | {"arms": arms}))
-    assert isinstance(caught.value, SpecError) or "revision" in message
+    assert type(caught.value) is kind
+
+
+def _not_loaded(*_: object, **__: object) -> None:
+    raise AssertionError("a model was loaded before its arms were checked")

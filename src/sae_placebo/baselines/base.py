@@ -149,10 +149,3 @@ def unit_rows(
         raise NotEstimable(f"{name} found no direction: all of its rows have length 0")
     found: Float32[np.ndarray, "atom d_in"] = rows[kept] / lengths[kept, None]
     return found.astype(np.float32)
-
-
-def no_sklearn(name: str) -> NotEstimable:
-    """Return the refusal of a method that scikit-learn fits, where it is not installed."""
-    return NotEstimable(
-        f"{name} needs scikit-learn; install it with: pip install 'sae-placebo[methods]'"
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float32
 
-from sae_placebo.baselines.base import METHODS, Dictionary, Material, Method, no_sklearn
+from sae_placebo.baselines.base import METHODS, Dictionary, Material, Method
 from sae_placebo.baselines.pursuit import AtomCodes
 from sae_placebo.core.errors import NotEstimable
 
@@ -16,12 +16,10 @@ def fit_kmeans(material: Material) -> Dictionary:
     The native code is the nearest centroid alone, at the centroid's own length.
 
     Raises:
-        NotEstimable: scikit-learn is not installed, or there are too few tokens.
+        NotEstimable: there are fewer than ten tokens to fit on.
     """
-    try:
-        from sklearn.cluster import MiniBatchKMeans
-    except ImportError:
-        raise no_sklearn("k-means") from None
+    from sklearn.cluster import MiniBatchKMeans
+
     x = material.activations
     n_atoms = min(material.n_atoms, len(x) // 5)
     if n_atoms < 2:

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 from jaxtyping import Float32
 
-from sae_placebo.baselines.base import METHODS, Dictionary, Material, Method, no_sklearn
+from sae_placebo.baselines.base import METHODS, Dictionary, Material, Method
 from sae_placebo.baselines.pursuit import AtomCodes, largest_products
 from sae_placebo.core.errors import NotEstimable
 
@@ -21,13 +21,11 @@ def fit_ica(material: Material) -> Dictionary:
     The native code is the k sources that contribute most, as the unmixing matrix gives them.
 
     Raises:
-        NotEstimable: scikit-learn is not installed, or FastICA broke off.
+        NotEstimable: FastICA broke off.
     """
-    try:
-        from sklearn.decomposition import FastICA
-        from sklearn.exceptions import ConvergenceWarning
-    except ImportError:
-        raise no_sklearn("ICA") from None
+    from sklearn.decomposition import FastICA
+    from sklearn.exceptions import ConvergenceWarning
+
     x = material.activations[: material.spec.ica_tokens]
     # directions of next to no variance would be blown up to unit variance, rounding and all
     spread = np.linalg.eigvalsh(np.cov(x.astype(np.float64), rowvar=False))

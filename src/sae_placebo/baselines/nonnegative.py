@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 
-from sae_placebo.baselines.base import METHODS, Dictionary, Material, Method, no_sklearn, unit_rows
+from sae_placebo.baselines.base import METHODS, Dictionary, Material, Method, unit_rows
 
 
 def fit_nmf(material: Material) -> Dictionary:
@@ -15,13 +15,11 @@ def fit_nmf(material: Material) -> Dictionary:
     A part h of that doubled space stands for the direction h[:d] - h[d:].
 
     Raises:
-        NotEstimable: scikit-learn is not installed, or all parts are zero.
+        NotEstimable: all parts are zero.
     """
-    try:
-        from sklearn.decomposition import NMF
-        from sklearn.exceptions import ConvergenceWarning
-    except ImportError:
-        raise no_sklearn("the non-negative dictionary") from None
+    from sklearn.decomposition import NMF
+    from sklearn.exceptions import ConvergenceWarning
+
     x = material.activations[: material.spec.nmf_tokens]
     doubled = np.maximum(np.concatenate([x, -x], axis=1), 0)
     model = NMF(

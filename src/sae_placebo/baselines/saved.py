@@ -25,7 +25,7 @@ DECLARED: dict[str, Declared] = {
             definition="bits per token that the best simpler method (PCA, ICA, k-means, a non-negative "
             "dictionary, neurons, rows of W_E, random directions) takes to transmit the activations at the "
             "headline distortion, minus the bits that the SAE takes",
-            source="This package; see `methods.marginal`.",
+            source="This package; see `baselines.marginal`.",
         ),
         Declared(
             name="sae_bits",
@@ -34,7 +34,7 @@ DECLARED: dict[str, Declared] = {
             null="the best simpler method's bits on the same arm",
             definition="bits per token to transmit the activations at the headline distortion with the "
             "SAE's atoms: indices, values and what is left over; the dictionary itself not counted",
-            source="This package; see `methods.rate`.",
+            source="This package; see `baselines.rate`.",
         ),
     )
 }

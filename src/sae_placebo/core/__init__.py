@@ -1,1 +1,1 @@
-"""What every room stands on: settings, registries, the store, progress, threads. It knows no experiment."""
+"""Every room stands on this one: settings, registries, the store, progress, threads; no experiment."""

@@ -38,11 +38,11 @@ _DRAFT = ".draft"
 
 @dataclass
 class State:
-    """All that the rest of a phase depends on.
+    """Everything that the rest of a phase of work depends on.
 
     Attributes:
         done: Tokens that are done, for the choice between two checkpoints, and for the bars.
-        record: JSON.
+        record: What has to be restored beside the tensors, as a JSON value.
         parts: A name and its tensors, made one after the other so that one copy is held at a time.
     """
 
@@ -53,7 +53,7 @@ class State:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One whole checkpoint in the store; its files have been hashed."""
+    """A whole checkpoint that lies in the store; its files have been hashed."""
 
     folder: Path
     done: int
@@ -69,11 +69,11 @@ class Checkpoint:
 
 @dataclass
 class Work:
-    """Work that several steps of one store come of together, and its checkpoints.
+    """Work from which the artefacts of several steps come together, and its checkpoints.
 
     Args:
-        store: Where they lie.
-        steps: Whose artefacts will be made.
+        store: Where the checkpoints lie.
+        steps: The steps whose artefacts will be made.
         weights: Hash of the weights that are read.
     """
 
@@ -81,12 +81,12 @@ class Work:
     steps: Sequence[Step]
     weights: str
     seconds: float = 0.0
-    """How long the work has taken, before stops too."""
+    """The work has taken so many seconds, what was done before a stop included."""
     _whole: bool = field(default=True, repr=False)
 
     @property
     def home(self) -> Path:
-        """Where this work's checkpoints are written."""
+        """Return the folder that the checkpoints of this work are written to."""
         return _root(self.store) / _name(step.key for step in self.steps)
 
     @contextlib.contextmanager
@@ -179,7 +179,7 @@ class Work:
         return None
 
     def fits(self, saved: Checkpoint, restore: Callable[[Checkpoint], None]) -> bool:
-        """Whether `restore` could take the checkpoint; one that another version wrote may lack parts."""
+        """Return whether `restore` could take the checkpoint; that of another version may lack parts."""
         try:
             restore(saved)
         except (SpecError, KeyError, ValueError, RuntimeError) as error:
@@ -222,7 +222,7 @@ class Work:
 
 
 def together(store: Store, steps: Sequence[Step], phase: str) -> list[list[Step]]:
-    """Return the steps in lists, in order: those that stopped at one place go on together."""
+    """Return the steps in lists, in order: steps whose work stopped at one place are in one list."""
     found: dict[Path | None, list[Step]] = {}
     known = list(_records(store, phase))
     for step in steps:
@@ -236,7 +236,10 @@ def together(store: Store, steps: Sequence[Step], phase: str) -> list[list[Step]
 
 
 def begun(store: Store, keys: Collection[str]) -> list[tuple[str, str, int]]:
-    """Return work on some steps that was stopped: their names, the phase, and tokens done; unchecked."""
+    """Return the stopped work on some steps: their names, the phase, and the tokens that are done.
+
+    It is read off the records alone: no file of a checkpoint is hashed.
+    """
     found: dict[Path, tuple[str, str, int, int]] = {}
     order = ("source", "moments", "train", "null")
     for rank, phase in enumerate(order):
@@ -255,7 +258,7 @@ def begun(store: Store, keys: Collection[str]) -> list[tuple[str, str, int]]:
 
 
 def clear(store: Store) -> None:
-    """Remove the checkpoints of finished steps, and what is half written; move aside what is none."""
+    """Remove the checkpoints of finished steps and half-written ones; move aside what is no checkpoint."""
     root = _root(store)
     for path in _left_in(root) if root.is_dir() else ():
         store.clear_way(path, folder=True)

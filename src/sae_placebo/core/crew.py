@@ -24,7 +24,7 @@ def _pool(threads: int, whose: str) -> ThreadPoolExecutor:
 
 
 class Crew:
-    """Runs a function on ranges, one per thread; a context in which torch itself uses one thread.
+    """A context in which functions run on ranges, one per thread, and torch itself uses one thread.
 
     Two sets of threads, torch's and these, would wait for each other: torch's go on spinning for
     milliseconds after an operation. The caller's number of threads returns at the end. Inside another
@@ -49,7 +49,7 @@ class Crew:
 
     @contextmanager
     def dismissed(self) -> Iterator[None]:
-        """Inside: torch uses all the threads itself, as it does outside the crew."""
+        """Let torch use all the threads itself inside the block, as it does outside the crew."""
         torch.set_num_threads(self.threads)
         try:
             yield

@@ -1,4 +1,4 @@
-"""Where models run and SAEs are trained: the CPU, or an accelerator that torch can use."""
+"""Models run and SAEs are trained on the CPU, or on an accelerator that torch can use."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def check_device(name: str) -> str:
 
 
 def describe_device(name: str) -> dict[str, str]:
-    """Return the device and, of an accelerator, its model: what a result's last bits may depend on."""
+    """Return the device and, for an accelerator, its model: a result's last bits may depend on it."""
     if name == "cpu":
         return {"device": name}
     return {"device": name.partition(":")[0], "accelerator": torch.cuda.get_device_name(name)}
@@ -46,7 +46,7 @@ def describe_device(name: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def settings(name: str) -> Iterator[None]:
-    """Inside the block: what makes this device fast and changes no result.
+    """Switch on, inside the block, what makes this device fast and changes no result.
 
     On a CPU, the faster exact float32 products and a heap that keeps its pages. The setting behind the
     former would permit TF32 or less on an accelerator, which takes torch's own.

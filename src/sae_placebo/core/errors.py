@@ -1,4 +1,4 @@
-"""What can go wrong for a user, one class per kind of remedy.
+"""Errors that a user can meet are of one class per kind of remedy.
 
 A message says what was found, what is allowed and what to do, in one sentence or two. The command
 line prints the message alone; `--debug` adds the traceback.
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 
 class PlaceboError(Exception):
-    """Base of every error that a user can meet and mend."""
+    """Every error that a user can meet and mend is one of these."""
 
 
 class SpecError(PlaceboError, ValueError):

@@ -10,16 +10,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import importlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import Any
+
+import threadpoolctl
 
 from sae_placebo.core.lazy import torch
 
 MOST_BYTES = 2 << 30
-"""Memory of copies of a model, beside the one that is there in any case, at most."""
+"""Copies of a model, beside the one that is there in any case, take no more bytes of memory than this."""
 
 
 def n_lanes(n_jobs: int, model_bytes: int, threads: int) -> int:
@@ -100,10 +100,5 @@ def blas_threads(n: int) -> Iterator[None]:
     """
     import scipy.linalg  # noqa: F401  its library is limited only once it is loaded
 
-    try:
-        threadpoolctl: Any = importlib.import_module("threadpoolctl")
-    except ImportError:  # comes with scikit-learn
-        yield
-        return
     with threadpoolctl.threadpool_limits(n, "blas"):
         yield

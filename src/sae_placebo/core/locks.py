@@ -89,7 +89,7 @@ class StoreLock:
             )
 
     def release(self) -> None:
-        """Let the next process in."""
+        """Release the folder, so that the next process can hold it."""
         holder = self.root / HOLDER
         with contextlib.suppress(OSError, ValueError):
             if read_json(holder) == self._self:
@@ -167,7 +167,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def is_lock_file(path: Path) -> bool:
-    """Whether a path can be locked: a file lies there, or nothing."""
+    """Return whether a path can be locked: a file lies there, or nothing."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except FileNotFoundError:

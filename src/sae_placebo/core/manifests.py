@@ -1,4 +1,4 @@
-"""What an artefact says of itself, and whether its folder still holds that."""
+"""An artefact has a manifest that says what it is; its folder is checked against that."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _LATER: Mapping[str, type | tuple[type, ...]] = {"environment": dict, "seconds":
 
 
 class Damage(Exception):
-    """What is wrong with an artefact, in words that follow its name in brackets."""
+    """The artefact is damaged; the message says how, in words that follow its name in brackets."""
 
 
 class Foreign(Damage):
-    """It is whole, and the artefact of another step."""
+    """The artefact is whole, but it is that of another step."""
 
 
 def key_of(stage: str, version: int, settings: Any, inputs: Any) -> str:
@@ -106,7 +106,7 @@ def shown(manifest: Mapping[str, Any]) -> str:
 
 
 def added(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what lies in an artefact's folder and is not of it; hidden files are nobody's, and stay."""
+    """Yield what lies in an artefact's folder and does not belong to it, other than hidden files."""
     files = manifest["files"]
     for name in entries(folder):
         hidden = any(part.startswith(".") for part in name.split("/"))

@@ -1,4 +1,4 @@
-"""Whether a faster float32 product of this machine may be used.
+"""A faster float32 product of this machine is used where it is found to be exact enough.
 
 On some CPUs torch's default float32 product is half as fast as oneDNN's, which is reached by
 `torch.set_float32_matmul_precision("medium")`. That setting permits bfloat16 inside, and a CPU
@@ -20,12 +20,13 @@ from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
 
 BOUND = 2e-6
-"""Largest relative error allowed. Float32 products of this length err by 4e-7 to 1e-6 and bfloat16
+"""No larger relative error is allowed. Float32 products of this length err by 4e-7 to 1e-6 and bfloat16
 ones by 3e-3, so the bound has room on both sides."""
 
 ROUNDING_ENERGY = 1e-12
-"""Of the mean square, what rounding alone leaves as a variance: below it activations are all the same.
-Float32 products err by up to 1e-6 of what they give, and a mean of equal numbers is seldom just that one."""
+"""Rounding alone leaves this share of the mean square as a variance: below it activations are all the
+same. Float32 products err by up to 1e-6 of what they give, and a mean of equal numbers is seldom just
+that one."""
 
 _SHAPES = ((512, 512, 2048), (64, 576, 512), (7, 96, 33))
 """Tokens, terms of each sum, latents: the sizes of encoder products, small ones and odd ones."""
@@ -33,7 +34,10 @@ _SHAPES = ((512, 512, 2048), (64, 576, 512), (7, 96, 33))
 
 @dataclass(frozen=True)
 class PrecisionDecision:
-    """The decision, with what it rests on: errors relative to the root mean square of the result."""
+    """Whether the fast product is used, and the errors that decided it.
+
+    Errors are relative to the root mean square of the result.
+    """
 
     fast: bool
     default_error: float
@@ -66,7 +70,7 @@ def _largest_error(setting: str) -> float:
 
 @functools.cache
 def measure() -> PrecisionDecision:
-    """Return whether the fast setting is exact enough here; measured once per process."""
+    """Return whether the fast product is exact enough on this machine; it is measured once per process."""
     fast_error = _largest_error("medium")
     return PrecisionDecision(fast_error <= BOUND, _largest_error("highest"), fast_error)
 

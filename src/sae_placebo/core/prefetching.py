@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Abandoned(Exception):
-    """Ends the making of items that nobody waits for any more."""
+    """It is raised where items are made, once nobody waits for them any more."""
 
 
 def cores_are_free() -> bool:

@@ -21,11 +21,12 @@ Advance = Callable[[int], None]
 
 
 def unheard(n: int) -> None:
-    """Advance nothing: what work calls when nobody watches."""
+    """Advance nothing; work calls this when nobody watches."""
 
 
 Track = Callable[[str, int, str], contextlib.AbstractContextManager[Advance]]
-"""Shows a piece of work: what it is, how many units it has, what these are."""
+"""A function of this type shows a piece of work, given what it is, how many units it has and what these
+are."""
 
 
 def untracked(label: str, total: int, unit: str) -> contextlib.AbstractContextManager[Advance]:
@@ -34,10 +35,10 @@ def untracked(label: str, total: int, unit: str) -> contextlib.AbstractContextMa
 
 
 class Progress:
-    """Shows nothing: the base, and what a library call gets."""
+    """Progress that shows nothing: the base of the others, and what calls of the library use by default."""
 
     outlook: Outlook | None = None
-    """Of the trial at work; None outside a trial."""
+    """The outlook of the trial in progress; None outside a trial."""
 
     def note(self, message: str) -> None:
         """Show one line."""
@@ -110,7 +111,7 @@ class _Work:
 
 
 class LineProgress(Progress):
-    """Plain lines, for logs and pipes: one every half minute, and one when a piece of work ends.
+    """Progress as plain lines, for logs and pipes: one every half minute, and one when a piece of work ends.
 
     Args:
         every: Seconds from line to line. Where a piece of work does not advance, a line says so.
@@ -233,7 +234,7 @@ def _clock(seconds: float) -> str:
 
 
 class RichProgress(Progress):
-    """Bars with rate and time left, for a terminal; below them, what is left of the whole trial."""
+    """Progress as bars with rate and time left, for a terminal; the last is about the whole trial."""
 
     def __init__(self) -> None:
         from rich.console import Console

@@ -1,4 +1,4 @@
-"""What the operating system refuses, said in one sentence each."""
+"""Refusals of the operating system are said in one sentence each."""
 
 from __future__ import annotations
 

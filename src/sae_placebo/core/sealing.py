@@ -1,4 +1,4 @@
-"""What was written, and whether it is still that: JSON files, hashes of files, sealed records.
+"""JSON files, hashes of files and sealed records tell whether what was written is still as it was.
 
 A sealed record holds the hash of all the rest of it, so that a value that was changed by hand or by a
 failing disk is noticed. Records of older versions have no seal and are read as they are.
@@ -52,13 +52,13 @@ def read_json(path: Path) -> Any:
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record with the hash of its content, in place of any that it had."""
+    """Return the record with its seal, the hash of its content, in place of any seal that it had."""
     content = {name: value for name, value in record.items() if name != _SEAL}
     return content | {_SEAL: digest(json.loads(canonical(content)))}
 
 
 def seal_is_broken(record: Mapping[str, Any]) -> bool:
-    """Whether a sealed record has changed since; False for one without a seal."""
+    """Return whether a sealed record has changed since; False for one without a seal."""
     return _SEAL in record and sealed(record)[_SEAL] != record[_SEAL]
 
 
@@ -82,7 +82,7 @@ def entries(folder: Path) -> Iterator[str]:
 
 
 def are_facts(files: Any) -> bool:
-    """Whether a value from a file is what `facts_of` returns: plain paths, sizes and hashes."""
+    """Return whether a value from a file is what `facts_of` returns: plain paths, sizes and hashes."""
     return isinstance(files, dict) and all(
         _is_inside(name)
         and isinstance(facts, dict)
@@ -98,7 +98,7 @@ def _is_inside(name: str) -> bool:
 
 
 def change_of(path: Path, facts: Mapping[str, Any], *, hashed: bool = True) -> str | None:
-    """Return how a file differs from what was written, to follow its name, or None.
+    """Return how a file differs from what was written, in words that follow its name; None if it does not.
 
     Args:
         path: The file.

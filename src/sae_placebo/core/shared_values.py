@@ -1,4 +1,4 @@
-"""What several jobs read: made once, by whichever comes first, and dropped after the last of them."""
+"""A value that several jobs read is made once, by the first of them, and dropped after the last."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Shelf:
 
     @contextmanager
     def serving(self, keys: Iterable[Hashable]) -> Iterator[None]:
-        """A job, announced or not, that uses these keys; what no other will use is dropped behind it."""
+        """Run a job that uses these keys inside the block; then drop what no other job will use."""
         try:
             yield
         finally:
@@ -43,7 +43,7 @@ class Shelf:
                             of_key.pop(key, None)
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Return the value of a key, made now if it is not there; who asks meanwhile waits for it."""
+        """Return the value of a key, made now if it is not there; other threads that want it wait for it."""
         with self._lock:
             lock = self._locks.setdefault(key, threading.Lock())
         with lock:

@@ -1,4 +1,4 @@
-"""Settings as values, registries of kinds, and randomness drawn by name.
+"""This module has the base of all settings, registries of kinds, and generators named by their use.
 
 Every setting is a frozen `Spec`: unknown keys are refused, and `digest` hashes the whole value, so
 that an artefact's key changes exactly when something that can change its content does.
@@ -20,11 +20,12 @@ from sae_placebo.core.lazy import torch
 T = TypeVar("T")
 
 LARGEST = 2**53
-"""Whole numbers of settings are smaller: a float holds each of these, and so does everyone's JSON."""
+"""Whole numbers in settings are smaller than this: a float holds each of these, and so does everyone's
+JSON."""
 
 
 class Spec(BaseModel):
-    """A frozen value that refuses unknown keys and that JSON can hold.
+    """Settings: a frozen value that refuses unknown keys and that JSON can hold.
 
     Types are strict: neither `true` nor "5" is a number, and 64.0 is no whole number. A list serves
     where a tuple is meant, since TOML and JSON have no tuples.
@@ -60,11 +61,11 @@ def distinct(values: tuple[T, ...]) -> tuple[T, ...]:
 
 
 Distinct = Annotated[tuple[T, ...], Field(min_length=1), AfterValidator(distinct)]
-"""A list that holds one value at least, and none twice."""
+"""A setting of this type is a list that holds one value at least, and none twice."""
 
 
 def canonical(value: Any) -> str:
-    """Return `value` as JSON with sorted keys and no spaces: equal values, equal text."""
+    """Return `value` as JSON with sorted keys and no spaces: equal values have equal texts."""
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json")
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)
@@ -82,7 +83,7 @@ def digest(value: Any) -> str:
 
 
 class Registry(Generic[T]):
-    """Names to things of one kind; asking for an unknown name says which one is nearest."""
+    """A registry maps names to things of one kind; an unknown name is refused with the nearest known one."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -112,7 +113,7 @@ class Registry(Generic[T]):
 
     @property
     def entries(self) -> Mapping[str, T]:
-        """Everything registered, in order of registration."""
+        """Return everything registered, in order of registration."""
         return dict(self._entries)
 
 

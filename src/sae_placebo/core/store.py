@@ -64,19 +64,19 @@ class Step:
 
     @functools.cached_property
     def key(self) -> str:
-        """Hash of stage, version, settings and inputs: 64 hexadecimal digits."""
+        """Return the hash of stage, version, settings and inputs: 64 hexadecimal digits."""
         settings = json.loads(canonical(self.settings))
         return key_of(self.stage, self.version, settings, self.inputs)
 
     @property
     def folder_name(self) -> str:
-        """Name of the artefact's folder: readable label and the first 16 digits of the key."""
+        """Return the name of the artefact's folder: readable label and the first 16 digits of the key."""
         return f"{self.name}-{self.key[:16]}"
 
 
 @dataclass
 class Store:
-    """A folder of artefacts, used by one process at a time.
+    """A store is a folder of artefacts, used by one process at a time.
 
     What is not as it was written is never deleted: it is moved beside its place, as `<name>.aside-<n>`,
     and `warn` says where.
@@ -146,7 +146,7 @@ class Store:
         return place
 
     def has(self, step: Step) -> bool:
-        """Whether `step` is finished, by its manifest and file sizes alone (files are not hashed).
+        """Return whether `step` is finished, by its manifest and file sizes alone (files are not hashed).
 
         What lies there and does not count is named through `warn`, once.
         """
@@ -167,7 +167,10 @@ class Store:
         return True
 
     def holds(self, place: str, key: str) -> bool:
-        """Whether `<stage>/<name>-<key>` is the artefact of this key, by its manifest and file sizes."""
+        """Return whether `<stage>/<name>-<key>` is the artefact of this key.
+
+        It is told by its manifest and file sizes; no file is hashed.
+        """
         try:
             check(self.root / place, key, hashed=False)
         except (Damage, OSError, ValueError):
@@ -265,7 +268,7 @@ class Store:
             self.warn(f"{self.shown(path)} was no {kind}; it now lies in {self.shown(aside)}")
 
     def shown(self, path: Path) -> str:
-        """Return a path below the root, from there, fit for a terminal."""
+        """Return a path relative to the root, made fit for a terminal."""
         name = path.relative_to(self.root).as_posix()
         return name if name.isprintable() else repr(name)
 
@@ -364,7 +367,7 @@ _ASIDE = re.compile(r".+\.aside-[0-9]+")
 
 
 def is_aside(path: Path) -> bool:
-    """Whether something was moved there by `Store.set_aside`."""
+    """Return whether something was moved there by `Store.set_aside`."""
     return _ASIDE.fullmatch(path.name) is not None
 
 

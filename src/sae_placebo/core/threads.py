@@ -1,4 +1,4 @@
-"""How long threads that wait for each other stay awake.
+"""Threads that wait for each other are told to sleep soon.
 
 The libraries below torch, numpy and scikit-learn split an operation among threads, which meet at its end.
 One that arrives early does not sleep at once: it asks again and again whether the others are there, for
@@ -18,8 +18,8 @@ AWAKE = {
     "KMP_BLOCKTIME": "1",
     "OPENBLAS_THREAD_TIMEOUT": "16",
 }
-"""What GNU OpenMP (a number of askings), Intel's and LLVM's OpenMP (milliseconds) and OpenBLAS (the binary
-logarithm of a number of processor cycles) read when they are loaded."""
+"""GNU OpenMP (a number of askings), Intel's and LLVM's OpenMP (milliseconds) and OpenBLAS (the binary
+logarithm of a number of processor cycles) read these settings when they are loaded."""
 _OPENMP = "OMP_WAIT_POLICY"
 """The standard setting for all of OpenMP, which a user may have made."""
 

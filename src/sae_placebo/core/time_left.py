@@ -1,4 +1,4 @@
-"""What is left of a whole trial: planned seconds, rescaled by what the work so far has taken.
+"""The rest of a trial is foretold by its planned seconds, rescaled by what the work so far has taken.
 
 A plan is a list of pieces of work in the order in which they run, each with the label that progress shows
 for it. A piece that begins ends those before it, so that what turned out not to be needed does not stay;
@@ -38,7 +38,7 @@ class WorkPiece(NamedTuple):
 
 @dataclass
 class AtWork:
-    """A piece at work: which, in what thread, since when, and what share of it is done."""
+    """A piece of work in progress: which one, in what thread, since when, and what share of it is done."""
 
     place: int
     thread: int
@@ -48,7 +48,7 @@ class AtWork:
 
 @dataclass
 class Outlook:
-    """How much of a trial is done, and how long the rest will take.
+    """The outlook of a trial: how much of it is done, and how long the rest will take.
 
     Args:
         pieces: What is left, in order.
@@ -71,7 +71,9 @@ class Outlook:
         self._lock = threading.RLock()
 
     def begin(self, label: str) -> AtWork | None:
-        """Go on to the next piece with this label; None where there is none, or it is a part of another.
+        """Begin the next piece with this label, and return it.
+
+        None is returned where there is no such piece, or where the work is a part of one in progress.
 
         The pieces before it are over, but for those of other lanes that run beside it.
         """
@@ -97,7 +99,7 @@ class Outlook:
             work.share = min(1.0, max(work.share, share))
 
     def end(self, work: AtWork) -> None:
-        """Put a piece at work among what is done."""
+        """Count a piece in progress as done."""
         with self._lock:
             one = self.pieces[work.place]
             self._at_work.remove(work)
@@ -111,7 +113,7 @@ class Outlook:
 
     @property
     def seconds_left(self) -> float:
-        """How long the rest will take, by the plan and by what the work so far took."""
+        """Return how long the rest will take in seconds, by the plan and by what the work so far took."""
         with self._lock:
             planned, taken = dict(self._planned), dict(self._taken)
             left = {i: one for i, one in enumerate(self.pieces) if i not in self._over}
@@ -137,7 +139,7 @@ class Outlook:
 
     @property
     def share(self) -> float:
-        """Share of the whole trial that is done, what earlier runs did included; of time."""
+        """Return the share of the whole trial's time that lies behind it, what earlier runs did included."""
         done = self.spent + self.clock() - self._begun
         return done / max(done + self.seconds_left, 1e-9)
 

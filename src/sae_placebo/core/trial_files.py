@@ -97,12 +97,12 @@ def require_format(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def is_recorded(name: str, record: Mapping[str, Any]) -> bool | None:
-    """Whether a trial wrote a table; None where its record does not say."""
+    """Return whether a trial wrote a table; None where its record does not say."""
     return f"{name}.parquet" in record[_TABLES] if _TABLES in record else None
 
 
 def check_table(folder: Path, name: str, record: Mapping[str, Any]) -> Path:
-    """Return the path of one table, which is as the trial wrote it, or nobody knows.
+    """Return the path of one table, unless it is known not to be what the trial wrote.
 
     Args:
         folder: The trial's folder.

@@ -34,7 +34,7 @@ SKETCH = 128
 RESEMBLANCE = 0.8
 RUN = 13
 CLEAN = 0.2
-"""Share of held-out tokens in shared runs from which a trial says so."""
+"""A trial says so where at least this share of held-out tokens lies in shared runs."""
 _AT_ONCE = 64
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint64(0xD6E8FEB86659FD93)
@@ -43,14 +43,14 @@ _SHIFT = np.uint64(32)
 COUNTED = frozenset(
     {"n_documents", "n_copies", "n_near_copies", "share_of_tokens", "share_of_tokens_in_runs"}
 )
-"""What `Overlap.counts` returns."""
+"""`Overlap.counts` returns numbers of these names."""
 
 Tokens = Sequence[int]
 
 
 @dataclass(frozen=True)
 class Sketch:
-    """What is kept of a whole document: a hash of its text, and its least hashes of 5-grams, sorted."""
+    """A sketch of a whole document: a hash of its text, and its least hashes of 5-grams, sorted."""
 
     text: bytes
     least: UInt64[np.ndarray, " hash"]
@@ -238,7 +238,7 @@ def _places(
 
 
 def warning(counts: Mapping[str, int | float]) -> str | None:
-    """Return the sentence that a trial says about held-out text that was trained on; None: there is none."""
+    """Return the sentence that a trial says about held-out text that was trained on; None where none was."""
     copies, near = counts["n_copies"], counts["n_near_copies"]
     advice = "measurements on them are better than on unseen text: leave repeated text out of text.source"
     if copies + near:

@@ -1,4 +1,4 @@
-"""How far each label can be read off tokens alone: measured, so that it need not be guessed.
+"""The readability of a label, how far it can be read off tokens alone, is measured and not guessed.
 
 Three predictors are fitted on training tokens and scored on held-out documents: a table from the
 current token (`lookup`), one from the previous and the current token (`bigram`), and a small network
@@ -35,10 +35,10 @@ MOST_TRAINING_TOKENS = 300_000
 
 @dataclass(frozen=True, eq=False)
 class Readability:
-    """Which labels can be read off tokens, with the predictions that say so.
+    """The readability of labels from tokens alone, with the predictions that tell it.
 
     Attributes:
-        names: Of the labels.
+        names: Names of the labels.
         groups: Per label `token`, `window`, `context` or `rare`.
         f1: Held-out F1 of each predictor, in the order of `PREDICTORS`; NaN where the label does not
             occur. The window predictor's own; groups use the best of it and the shorter ones.
@@ -63,13 +63,13 @@ class Readability:
 
     @property
     def base_rate(self) -> Float64[np.ndarray, " label"]:
-        """Share of held-out tokens with the label."""
+        """Return the share of held-out tokens with the label."""
         rate: Float64[np.ndarray, " label"] = self.n_positive / max(self.n_tokens, 1)
         return rate
 
     @property
     def always_f1(self) -> Float64[np.ndarray, " label"]:
-        """F1 of "always yes", 2p / (1 + p) at base rate p: what needs no predictor."""
+        """Return the F1 of "always yes", 2p / (1 + p) at base rate p: it needs no predictor."""
         f1: Float64[np.ndarray, " label"] = 2 * self.base_rate / (1 + self.base_rate)
         return f1
 
@@ -100,7 +100,7 @@ class Readability:
         }
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return what JSON is too small for."""
+        """Return the arrays, which JSON is too small for."""
         return {
             "predictions": self.predictions,
             "documents": self.documents,

@@ -41,7 +41,7 @@ _TOKENIZED_AT_ONCE = 32
 
 
 class TextSpec(Spec):
-    """Where the text comes from and how it is cut.
+    """The settings of the text: where it comes from and how it is cut.
 
     Attributes:
         source: `python-stdlib` (the running interpreter's own library), a file, a folder or a glob

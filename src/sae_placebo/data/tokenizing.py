@@ -16,7 +16,7 @@ from typing import Any
 
 Span = tuple[int, int]
 Encoded = tuple[list[int], Sequence[Span] | None]
-"""Token ids of a document, and the characters [start, stop) that each covers where that is known."""
+"""A document as its token ids, and the characters [start, stop) that each covers where that is known."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from sae_placebo.models.reading import check_finite
 
 
 class HarvestSpec(Spec):
-    """How activations are read and masked.
+    """The settings by which activations are read and masked.
 
     Attributes:
         block_rows: Rows read before their tokens are shuffled together.
@@ -74,7 +74,7 @@ class ActivationBlock:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How one arm's activations at one hookpoint are masked, centered and scaled.
+    """A calibration says how one arm's activations at one hookpoint are masked, centered and scaled.
 
     Attributes:
         mean: [d_in] mean of the sample, outliers left out.
@@ -123,7 +123,7 @@ def blocks(
     """Yield the activations of `rows`, taken in `order`, `block_rows` at a time.
 
     Args:
-        reader: `models.Reader`: `names`, `d_in` and `read(token_ids) -> {name: [row pos d_in]}`; a
+        reader: `models.reading.Reader`: `names`, `d_in` and `read(token_ids) -> {name: [row pos d_in]}`; a
             `read_into` is used where there is one.
         rows: What to read.
         order: Indices of the rows, in reading order.

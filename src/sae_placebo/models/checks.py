@@ -1,4 +1,4 @@
-"""What a loaded model must be before anything is read from it; each refusal is one sentence."""
+"""A loaded model is checked before anything is read from it; each refusal is one sentence."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_config(parts: Sequence[Mapping[str, Any]], source: str) -> None:
     """Refuse weights of which a causal language model would be only a part.
 
     Args:
-        parts: Tables of the config.json, as `model_specs.config_parts` gives them.
+        parts: Tables of the config.json, as `models.specs.config_parts` gives them.
         source: What the model is called in the sentence.
 
     Raises:

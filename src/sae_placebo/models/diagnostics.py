@@ -1,4 +1,4 @@
-"""What an arm's model does to its input, before any SAE: the card that every arm carries.
+"""The card of an arm tells what its model does to its input, before any SAE.
 
 A re-drawn model whose blocks swamp the embedding, or hardly touch it, decides a trial by that alone;
 the card makes it visible.

@@ -12,7 +12,7 @@ from sae_placebo.models.sites import decoder_layers, text_config
 
 
 def embedding(model: torch.nn.Module) -> Float[torch.Tensor, "vocabulary d_embed"]:
-    """Return W_E, a copy in float16: what each token id enters the model as.
+    """Return W_E, the vector as which each token id enters the model: a copy in float16.
 
     Where a matrix stands between the embedding and the residual stream (OPT's `project_in`), it is
     multiplied in.

@@ -22,7 +22,7 @@ from sae_placebo.saes import SAE
 
 @runtime_checkable
 class GaussianDraw(Protocol):
-    """Draws n points from a generator, in the units that it was made for."""
+    """A function of this type draws n points from a generator, in the units that it was made for."""
 
     def __call__(self, n: int, random: torch.Generator, /) -> torch.Tensor:
         """Return [n, d_in] draws."""
@@ -90,8 +90,8 @@ def gaussian_draws(
     """Return a function (n, generator) -> n Gaussian draws [n, d_in] in float32.
 
     Args:
-        mean: Of the activations, in model units.
-        covariance: Of the activations, in model units; it may be singular.
+        mean: Mean of the activations, in model units.
+        covariance: Covariance of the activations, in model units; it may be singular.
         calibration: Draws are centered and scaled by it, like the activations that SAEs are trained
             on. None: draws are in model units.
     """
@@ -125,7 +125,7 @@ class GaussianReader:
             outliers, as training counts them, outliers have no counterpart among the draws.
         d_in: Width of the activations.
         seed: The trial's seed.
-        model_seed: Of the arm; another one gives other draws.
+        model_seed: The arm's model seed; another one gives other draws.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class GaussianReader:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The hookpoints' names, in the order given."""
+        """Return the hookpoints' names, in the order given."""
         return tuple(self._draws)
 
     def read(

@@ -33,14 +33,14 @@ _PARTS: Mapping[str, Site] = {
 
 @dataclass(frozen=True)
 class Hookpoint:
-    """One place: what enters a layer, what leaves it, or what its attention or MLP adds."""
+    """A hookpoint is what enters a layer, what leaves it, or what its attention or MLP adds."""
 
     site: Site
     layer: int
 
     @property
     def name(self) -> str:
-        """The canonical name, for example `resid_post.5`."""
+        """Return the canonical name, for example `resid_post.5`."""
         return f"{self.site}.{self.layer}"
 
 
@@ -87,7 +87,7 @@ def canonical_names(value: Any) -> Any:
 
 
 HookpointNames = Annotated[tuple[str, ...], BeforeValidator(canonical_names)]
-"""Hookpoints as a trial file lists them."""
+"""A setting of this type is a list of hookpoints, each once and by its canonical name."""
 
 
 def _hint(text: str) -> str:

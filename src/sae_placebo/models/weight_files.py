@@ -1,4 +1,4 @@
-"""What is wrong with a file of a model as a file; each answer is one sentence that names it. No torch."""
+"""A damaged file of a model is refused in one sentence that names it. This needs no torch."""
 
 from __future__ import annotations
 

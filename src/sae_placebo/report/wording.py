@@ -23,7 +23,7 @@ _WORDS = {
     "gaussian": "Gaussian",
 }
 _UNIT_WORDS = {"bits", "nats", "tokens", "seconds"}
-# what `statistics.effects` takes unless it is told otherwise
+# what `stats.effects.effects` takes unless it is told otherwise
 _CONFIDENCE = 0.95
 
 

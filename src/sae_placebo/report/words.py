@@ -82,9 +82,9 @@ WORDS: tuple[Term, ...] = (
          "after block 3."),
     Term("fold", "One group of documents left out. What costs too much to resample is computed once with "
          "each of 20 groups left out, and bootstrap replicates are made from that.", "", "",
-         "`structure.base`; the delete-a-group jackknife, Kott 2001.", "statistics"),
+         "`latents.base`; the delete-a-group jackknife, Kott 2001.", "statistics"),
     Term("to fit, to choose, to score", "What a document serves for: predictors are fitted on some, settings "
-         "chosen on others, and R² is taken on a third part.", source="`structure.base`.",
+         "chosen on others, and R² is taken on a third part.", source="`latents.base`.",
          page="ladder"),
     Term("held out", "Documents that no SAE was trained on; everything in the tables is computed there."),
     Term("masked", "Left out of every arm's measurements: the first position, padding, and norm outliers "
@@ -97,106 +97,110 @@ WORDS: tuple[Term, ...] = (
     Term("density", "Share of held-out tokens on which a latent is active.", "share of tokens", "none"),
     Term("token entropy", "Entropy of a latent's activation over token ids: 0 when one token "
          "holds all of it. It grows with the number of active positions.", "bits",
-         "the entropy of as many random positions", "`metrics.tokens`.", "classes"),
+         "the entropy of as many random positions", "`latents.metrics.tokens`.", "classes"),
     Term("top token, mass, recall", "The token id that holds most of a latent's activation; the share "
          "that it holds; the share of that token's occurrences on which the latent is active.", "share",
-         "none", "`metrics.tokens`.", "classes"),
+         "none", "`latents.metrics.tokens`.", "classes"),
     Term("class", "What kind of latent: the first rule of one decision list that it meets. A description, "
          "not a verdict.", "", "", "`classification`.", "classes"),
     Term("arbitrary subset", "A latent that fires within one recognizable context, on a part of it that "
          "nothing simple predicts.", "", "", "Seen by Bricken et al. 2023; the rule is ours.", "classes"),
     Term("domain", "A recognizable context: where the text has labels, a scope of its code, such as a "
          "docstring; else a cluster of documents that use the same words.",
-         source="`structure.domains`.", page="classes"),
+         source="`latents.columns.domains`.", page="classes"),
     Term("attribute", "A yes-or-no property of the current token: its spelling, or a label of the text.",
          "", "", "Gurnee et al. 2024 (arXiv 2401.12181); the list is ours.", "classes"),
     Term("label", "What is known of a token of the text, such as “inside a loop”.", page="coverage"),
     Term("coverage", "F1 of the best latent and threshold for a label, chosen on some documents and scored "
-         "on others.", "F1", "what predictors without a model reach", "`metrics.coverage`.", "coverage"),
+         "on others.", "F1", "what predictors without a model reach",
+         "`latents.metrics.coverage`.", "coverage"),
     Term("partner", "The latent of another SAE whose activations on the same tokens correlate most with a "
          "latent's own, if they do so above the threshold and above chance at its firing rate.",
          "correlation", "the best correlation after one side's tokens are moved within their documents",
-         "Bricken et al. 2023 (universality); thresholds and nulls are ours. `structure.partners`.",
+         "Bricken et al. 2023 (universality); thresholds and nulls are ours. `latents.partners.partners`.",
          "partners"),
     Term("shared", "A latent whose encoder and decoder rows are both assigned to one latent of the sibling, "
          "with cosines of .7 or more.", "share of latents", "the same of random directions",
-         "Paulo and Belrose 2025 (arXiv 2501.16615). `structure.assignment`.", "partners"),
+         "Paulo and Belrose 2025 (arXiv 2501.16615). `latents.partners.assignment`.", "partners"),
     Term("decoy", "A latent of the reference placebo, scored like a trained one: decoys that pass a "
          "threshold tell how many trained latents pass with nothing to them.", "latents",
          "as many trained latents as decoys pass",
-         "Target-decoy estimation (Elias and Gygi 2007). `structure.decoys`.", "partners"),
+         "Target-decoy estimation (Elias and Gygi 2007). `latents.origin.decoys`.", "partners"),
     Term("ladder", "Nested predictors of a latent, or of the activation vector, from position and token up "
          "to the placebo's activations and latents; R² on documents that serve to score.",
-         _R2, _NO_BETTER, "`structure.ladder`.", "ladder"),
+         _R2, _NO_BETTER, "`latents.ladder`.", "ladder"),
     Term("rung", "One step of the ladder: one more predictor, beside all the ones below.", _R2,
-         "its gain is 0", "`structure.ladder`.", "ladder"),
+         "its gain is 0", "`latents.ladder`.", "ladder"),
     Term("unexplained share", "1 − R² of the ladder up to the placebo's activations: what no token "
          "and no untrained model accounts for.", _R2,
-         "the same of the placebo beside another re-draw of it", "`structure.ladder`.", "ladder"),
+         "the same of the placebo beside another re-draw of it", "`latents.ladder`.", "ladder"),
     Term("origin", "Where a latent comes from: explained, not explained or undetermined. It is about origin, "
          "not about use.", "share of latents", "the same in a placebo, held against another re-draw",
-         "`structure.verdicts`.", "origin"),
+         "`latents.origin.rule`.", "origin"),
     Term("evidence", "What speaks for a latent's verdict: the first rung that explains enough of it, a "
-         "partner, or why nothing can be said.", source="`structure.verdicts`.", page="origin"),
+         "partner, or why nothing can be said.", source="`latents.origin.rule`.", page="origin"),
     Term("use", "Whether the model's predictions hang on a direction at a hookpoint: used, not used or "
          "undetermined. It is about these tokens and predictions a few tokens ahead.", "share of latents",
-         "a random direction is as costly as its null directions", "`use.verdicts`.", "use"),
+         "a random direction is as costly as its null directions", "`causal.use.rule`.", "use"),
     Term("used", "A direction whose removal costs more than that of null directions, by "
          "Benjamini-Hochberg over the latents asked, and surely at least the smallest effect of interest.",
-         "share of latents", "no more than the false discovery rate", "`use.verdicts`.", "use"),
+         "share of latents", "no more than the false discovery rate", "`causal.use.rule`.", "use"),
     Term("not used", "A claim of its own, not what is left: the effect of removing a direction is surely "
          "negligible, alone and among all that can go at once, under the worst masks found as well.",
-         "share of latents", "none: it is a claim of equivalence", "`use.verdicts`.", "use"),
+         "share of latents", "none: it is a claim of equivalence", "`causal.use.rule`.", "use"),
     Term("use undetermined", "Neither used nor not used can be said; the reason says why.",
-         "share of latents", "", "`use.verdicts`.", "use"),
-    Term("carried, not used", "Inherited and not used: structure of the data that the model passes along.",
-         "share of latents", "the same cell in the placebo", "`use.verdicts`, `structure.verdicts`.", "use"),
+         "share of latents", "", "`causal.use.rule`.", "use"),
+    Term("carried, not used", "Explained and not used: structure of the data that the model passes along.",
+         "share of latents", "the same cell in the placebo",
+         "`causal.use.rule`, `latents.origin.rule`.", "use"),
     Term("full swap", "What it costs to replace the whole activation of a token by that of another one: the "
          "unit of effects. Cost is the KL divergence from the unedited predictions.", "nats", "0",
-         "`use.ablation`.", "use"),
+         "`causal.use.ablation`.", "use"),
     Term("null direction", "A random direction of the same length and the same angle to the activation as "
          "the edit that it stands beside: what any such edit costs.", "share of a full swap", "",
-         "`use.null_directions`.", "use"),
+         "`causal.use.null_directions`.", "use"),
     Term("smallest effect of interest", "Effect that a used direction surely has at least, a stated choice; "
-         "what is negligible is a fixed part of it.", "share of a full swap", "", "`use.spec`.", "use"),
+         "what is negligible is a fixed part of it.", "share of a full swap", "",
+         "`causal.use.spec`.", "use"),
     Term("stands for", "Latents asked are drawn evenly from every class and origin; each stands for as many "
          "latents of its kind as there are per one drawn, and shares count it so often.", "latents", "1",
-         "Horvitz and Thompson 1952; effective n: Kish 1965. `use.sampling`.", "use"),
+         "Horvitz and Thompson 1952; effective n: Kish 1965. `causal.use.sampling`.", "use"),
     Term("joint removal", "All of many latents removed at once at every token, the least used first. S* is "
-         "the most that can go within the limit.", "share of a full swap", "0", "`use.joint`.", "use"),
+         "the most that can go within the limit.", "share of a full swap", "0", "`causal.use.joint`.", "use"),
     Term("worst masks", "Which of S* to remove where, sought by gradients so as to cost the most.",
-         "share of a full swap", "0", "`use.worst`.", "use"),
+         "share of a full swap", "0", "`causal.use.worst`.", "use"),
     Term("pseudo-latent", "A random direction held by the same tokens as some latent, and as much: p-values "
-         "of such must be uniform.", "p", "uniform: 5% at or below .05", "`use.base`.", "use"),
+         "of such must be uniform.", "p", "uniform: 5% at or below .05", "`causal.use.base`.", "use"),
     Term("error direction", "A principal component of what the SAE leaves out, x − x̂, asked like a "
-         "latent.", "share of a full swap", "its null directions", "`use.base`.", "use"),
+         "latent.", "share of a full swap", "its null directions", "`causal.use.base`.", "use"),
     Term("writer", "A head, MLP or embedding before the hookpoint; its share of a latent is what its output "
          "adds along the latent's encoder row, of what all add.", "share", "the same share of random encoder "
-         "rows: a writer counts above their 95th percentile", "`circuits.writers`.", "use"),
+         "rows: a writer counts above their 95th percentile", "`causal.circuits.writers`.", "use"),
     Term("reader", "Queries, keys or values of a head, an MLP, or the unembedding, behind the hookpoint; its "
          "score is what a latent does to predictions through it alone, at first order.", "share",
-         "the score of random directions at the same angle to the activation", "`circuits.readers`.", "use"),
+         "the score of random directions at the same angle to the activation",
+         "`causal.circuits.readers`.", "use"),
     Term("path split", "A latent's reader scores by kind: unembedding, QK, OV and MLPs. Scores are squares: "
          "what readers do together is in no share.", "share", "that of the placebo's latents",
-         "`circuits.readers`.", "use"),
+         "`causal.circuits.readers`.", "use"),
     Term("path patch", "A finite edit of what one reader alone reads, to confirm what its gradient says.",
-         "nats", "the same edit along null directions", "`circuits.patching`.", "use"),
+         "nats", "the same edit along null directions", "`causal.circuits.patching`.", "use"),
     Term("tied to circuitry", "A latent that a head or an MLP writes and that something reads, both above "
          "their nulls; the largest of all parts is held against the largest of each null direction.",
-         "share of latents", "the share in the placebo", "`use_tables`.", "use"),
+         "share of latents", "the share in the placebo", "`trial.tables.use_files`.", "use"),
     Term("distortion", "Share of the activations' variance that a code leaves out; codes are compared "
-         "at the same one.", _R2, "none", "`methods.rate`.", "description-length"),
+         "at the same one.", _R2, "none", "`baselines.rate`.", "description-length"),
     Term("bits per token", "Length of a code of one activation vector at a stated distortion: which atoms, "
          "their values, and what is left over; under probabilities from other documents.", "bits/token",
-         "none by itself: the best simpler method on the same arm", "`methods.rate`.",
+         "none by itself: the best simpler method on the same arm", "`baselines.rate`.",
          "description-length"),
     Term("marginal structure", "Bits per token that an SAE saves over the best simpler method, trained minus "
-         "placebo.", "bits/token", "0: worth as much on the placebo", "`methods.marginal`.", "structure"),
+         "placebo.", "bits/token", "0: worth as much on the placebo", "`baselines.marginal`.", "structure"),
     Term("probe", "A logistic regression of a label on the codes of the few atoms that differ most with it, "
          "scored on other documents. Its selectivity is its AUC less that of control tasks, random answers "
          "that can be learned by remembering tokens.",
          "AUC", "0.5; selectivity 0", "Kantamneni et al. 2025 (arXiv 2502.16681); Hewitt and Liang 2019. "
-         "`methods.probing`.",
+         "`baselines.probing`.",
          "description-length"),
     Term("residual norm", "Mean length of the activation vectors at the hookpoint.", "model units", "none"),
     Term("block output / embedding", "Norm of what the blocks add, over the norm of the token's "
@@ -219,17 +223,17 @@ _OF_ORIGIN = (
 ORIGINS: tuple[Term, ...] = (
     Term("explained", "Held-out predictors that know tokens, positions, embeddings or a placebo model "
          "explain at least the limit of its variance; or a placebo SAE has a partner of it.",
-         *_OF_ORIGIN, "`structure.verdicts`.", "origin"),
+         *_OF_ORIGIN, "`latents.origin.rule`.", "origin"),
     Term("not_explained", "No rung of the ladder explains it, by more than two standard errors; it has no "
          "partner in the placebo; and the SAE of another seed has it too. It means: not explained by what "
          "was tried.",
-         *_OF_ORIGIN, "`structure.verdicts`.", "origin"),
+         *_OF_ORIGIN, "`latents.origin.rule`.", "origin"),
     Term("undetermined", "Neither can be said; the evidence says why.", *_OF_ORIGIN,
-         "`structure.verdicts`.", "origin"),
+         "`latents.origin.rule`.", "origin"),
 )  # fmt: skip
 
 RUNGS: tuple[Term, ...] = tuple(
-    Term(name, definition, _R2, null, "`structure.ladder`.", "ladder")
+    Term(name, definition, _R2, null, "`latents.ladder`.", "ladder")
     for name, definition, null in (
         ("constant", "Nothing is read: the mean on the documents that serve to fit.", "0"),
         ("position", "The position in the row, in 16 bins.", _NO_BETTER),
@@ -245,7 +249,7 @@ RUNGS: tuple[Term, ...] = tuple(
     )
 )  # fmt: skip
 
-_OF_SCORE = "`structure.decoy_scores`."
+_OF_SCORE = "`latents.origin.decoy_scores`."
 
 SCORES: tuple[Term, ...] = (
     Term("stable_unexplained",

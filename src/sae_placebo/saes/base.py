@@ -32,12 +32,12 @@ from sae_placebo.saes.kernels import Workspace
 from sae_placebo.saes.selection import Selection, select
 
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
-"""Names of the tensors that every SAE has, in the order in which they are stored."""
+"""Every SAE has tensors of these names, stored in this order."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What an objective depends on besides the tensors and the batch.
+    """The context of a step: what an objective depends on besides the tensors and the batch.
 
     Attributes:
         dead: Latents that have been silent for long.
@@ -70,7 +70,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class SiteGradients:
-    """What an architecture adds at its active sites, beyond the reconstruction error.
+    """The derivatives that an architecture adds at its active sites, beyond the reconstruction error.
 
     Attributes:
         to_z: Derivative of the loss by the pre-activation at each site.
@@ -282,12 +282,12 @@ class SAE:
 
     @property
     def d_in(self) -> int:
-        """Width of the activations."""
+        """Return the width of the activations."""
         return len(self.params["b_dec"])
 
     @property
     def d_sae(self) -> int:
-        """Number of latents."""
+        """Return the number of latents."""
         return self.spec.d_sae
 
     def encode(self, x: Float[torch.Tensor, "token d_in"]) -> Codes:

@@ -19,7 +19,7 @@ _GUESS = 0.85
 
 
 class BatchSpec(SAESpec):
-    """What architectures share that choose their sites over a whole batch."""
+    """Settings that architectures share which choose their sites over a whole batch."""
 
     parameters: ClassVar[tuple[str, ...]] = (*PARAMETERS, "threshold")
     buffers: ClassVar[frozenset[str]] = frozenset({"threshold"})
@@ -56,13 +56,13 @@ class BatchSpec(SAESpec):
     def selection(
         self, params: Mapping[str, torch.Tensor], context: Context | None
     ) -> Selection | None:
-        """Return: in training the batch's largest; in use all above the threshold."""
+        """Return the choice of the batch's largest in training, and of all above the threshold in use."""
         if context is None:
             return Selection("above", threshold=params["threshold"].clamp_min(0.0))
         return self.of_batch(params)
 
     def of_batch(self, params: Mapping[str, torch.Tensor]) -> Selection:
-        """Return: the batch's largest, which are looked for near the threshold first."""
+        """Return the choice of the batch's largest, which are looked for near the threshold first."""
         return Selection("batch", self.k, params["threshold"].clamp_min(0.0) * _GUESS)
 
     def l0_target(self) -> float:

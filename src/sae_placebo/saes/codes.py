@@ -26,7 +26,7 @@ class Codes:
 
     @property
     def n_tokens(self) -> int:
-        """Number of tokens."""
+        """Return the number of tokens."""
         return len(self.offsets) - 1
 
     def tokens(self) -> Int64[torch.Tensor, "active"]:

@@ -34,7 +34,7 @@ from sae_placebo.saes.kernels import Workspace
 from sae_placebo.saes.selection import Selection
 
 SWITCH = "SAE_PLACEBO_COMPILED"
-"""Environment variable; `0` switches the compiled loops off."""
+"""The environment variable of this name switches the compiled loops off if it is `0`."""
 
 _NEGLIGIBLE = 1e-8
 

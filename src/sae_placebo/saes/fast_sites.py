@@ -13,7 +13,7 @@ from sae_placebo.saes.kernels import Workspace
 
 
 class Decoded(NamedTuple):
-    """What sites decode to, and how far that is from a target.
+    """The reconstruction from sites, and its error against a target.
 
     Attributes:
         error: Decoded less the target.

@@ -48,7 +48,7 @@ class GatedSpec(PenalizedSpec):
     def selection(
         self, params: Mapping[str, torch.Tensor], context: Context | None
     ) -> Selection | None:
-        """Return: in use, all whose gate is open. Training decodes twice, so it is done here."""
+        """Return the choice of all whose gate is open, in use; training decodes twice, and is done here."""
         return _EVERYWHERE if context is None else None
 
     def codes_at(

@@ -1,4 +1,4 @@
-"""How the hot loops of a step are compiled; numba ships as a wheel.
+"""The hot loops of a step are compiled by numba, which ships as a wheel.
 
 Each kernel works on a range of tokens or of latents and lets the interpreter go, so several threads
 run it on ranges of their own; no two write to the same place and no result depends on their order.

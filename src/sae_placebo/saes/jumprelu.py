@@ -118,7 +118,7 @@ class JumpReLUSpec(PenalizedSpec):
     def selection(
         self, params: Mapping[str, torch.Tensor], context: Context | None
     ) -> Selection | None:
-        """Return: in use, all above the threshold; in training, with half a box below it.
+        """Return the choice of all above the threshold in use; in training, with half a box below it.
 
         The losses `tanh` and `quadratic` have no sparse step: the one reaches every latent, the other
         weighs a site by its token's count.

@@ -65,18 +65,21 @@ class MatryoshkaSpec(BatchSpec):
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Number of latents in each prefix; the last is `d_sae`."""
+        """Return the number of latents in each prefix; the last is `d_sae`."""
         return tuple(max(1, round(share * self.d_sae)) for share in self.prefixes)
 
     @property
     def level_weights(self) -> tuple[float, ...]:
-        """Weight of each prefix's error."""
+        """Return the weight of each prefix's error."""
         return self.weights or (1.0,) * len(self.prefixes)
 
     def selection(
         self, params: Mapping[str, torch.Tensor], context: Context | None
     ) -> Selection | None:
-        """Return: in use all above the threshold; in training None, since a site has several errors."""
+        """Return the choice of all above the threshold, in use.
+
+        In training it is None, since a site has several errors.
+        """
         return super().selection(params, None) if context is None else None
 
     def evaluate(

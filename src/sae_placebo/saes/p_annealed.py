@@ -68,7 +68,7 @@ class PAnnealedSpec(PenalizedSpec):
         return self.active_at_start
 
     def selection(self, params: Mapping[str, torch.Tensor], context: Context | None) -> Selection:
-        """Return: all above zero."""
+        """Return the choice of all above zero."""
         return Selection("above")
 
     def dense(

@@ -1,4 +1,4 @@
-"""What architectures with a sparsity penalty share: its weight, fixed or steered to a target L0.
+"""Architectures with a sparsity penalty share its weight, fixed or steered to a target L0.
 
 Their objective is, tokens t of T, with the error `e = x - x_hat`,
 

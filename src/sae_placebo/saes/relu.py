@@ -40,7 +40,7 @@ class ReLUSpec(PenalizedSpec):
         return self.active_at_start
 
     def selection(self, params: Mapping[str, torch.Tensor], context: Context | None) -> Selection:
-        """Return: all above zero."""
+        """Return the choice of all above zero."""
         return Selection("above")
 
     def weight(self, params: Mapping[str, torch.Tensor], context: Context, n_tokens: int) -> float:

@@ -1,4 +1,4 @@
-"""Which (token, latent) pairs of a batch are active: its sites.
+"""The sites of a batch, its active (token, latent) pairs, are chosen here.
 
 The pre-activations of a chunk of tokens are computed, the few that matter are taken, and the rest is
 overwritten by the next chunk: no array of tokens by latents is ever whole.
@@ -21,7 +21,7 @@ from sae_placebo.saes.kernels import CHUNK_TOKENS, Workspace, largest
 
 @dataclass(frozen=True)
 class Selection:
-    """How sites are chosen from the pre-activations z.
+    """A selection says how sites are chosen from the pre-activations z.
 
     Attributes:
         kind: `row`: each token's `k` largest that are above zero. `batch`: the `k` times tokens

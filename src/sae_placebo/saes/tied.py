@@ -50,7 +50,10 @@ class TiedSpec(PenalizedSpec):
     def selection(
         self, params: Mapping[str, torch.Tensor], context: Context | None
     ) -> Selection | None:
-        """Return: all above zero, in use; in training nothing, so that no loop steps a matrix alone."""
+        """Return the choice of all above zero, in use.
+
+        In training it is None, so that no loop steps a matrix alone.
+        """
         return Selection("above") if context is None else None
 
     def evaluate(

@@ -56,7 +56,7 @@ class TopKSpec(SAESpec):
         return self.k / self.d_sae
 
     def selection(self, params: Mapping[str, torch.Tensor], context: Context | None) -> Selection:
-        """Return: each token's k largest."""
+        """Return the choice of each token's k largest."""
         return Selection("row", self.k)
 
     def l0_target(self) -> float:

@@ -95,7 +95,7 @@ class Fit:
 
     @property
     def is_compiled(self) -> bool:
-        """Whether steps run in compiled loops."""
+        """Return whether steps run in compiled loops."""
         return self._fast is not None
 
     def sae(self) -> SAE:

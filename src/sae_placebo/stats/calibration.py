@@ -1,4 +1,4 @@
-"""Are the intervals what they say? Trials in which the truth is known, counted.
+"""Intervals are held to what they say: trials in which the truth is known are made and counted.
 
 Two kinds of truth. In an **A/A trial** two arms are re-draws of the same control, so every effect is
 zero whatever the metric; how often a 95% interval leaves zero out is measured on real SAEs. In a
@@ -39,7 +39,7 @@ KINDS: Mapping[str, str] = {
     "halves": "the A/A columns: two halves of one control's re-draws",
     "borrowed": "the A/A columns of a control with two re-draws: the other control's variance",
 }
-"""Ways to an interval of an A/A difference, each as `statistics.effects` makes it."""
+"""An interval of an A/A difference is made in one of these ways, each as `stats.effects.effects` does it."""
 _FIRST, _SECOND, _BOTH, _ALL = "first", "second", "both", "all"
 
 
@@ -62,7 +62,7 @@ class DealSpec(Spec):
     Attributes:
         each: Re-draws in each of the two arms.
         trials: A/A trials made of one pool.
-        confidence: Of every interval.
+        confidence: Confidence of every interval.
     """
 
     each: int = Field(2, ge=2)
@@ -117,7 +117,7 @@ def aa_trials(
         pool: The values of a trial in which `arm` has many re-draws.
         arm: A control that draws.
         spec: How the re-draws are dealt.
-        seed: Of the deals.
+        seed: Seed of the deals.
 
     Raises:
         NotEstimable: the arm is not there, or has too few re-draws.
@@ -208,7 +208,7 @@ RATES: tuple[str, ...] = (
     *("kind", "metric", "share", "se", "n_trials", "n_pools", "n_apart", "n_points", "n_missing"),
     *("variance_ratio", "verdict", "reason"),
 )
-"""Columns of `rates`."""
+"""The table of `rates` has these columns."""
 
 
 def rates(trials: pandas.DataFrame, confidence: float = 0.95) -> pandas.DataFrame:
@@ -285,11 +285,11 @@ class Spread:
     """Standard deviations of what varies, each as that of the mean over all that there is of it.
 
     Attributes:
-        documents: Of the mean over documents.
-        sae_seeds: Of the mean over SAE seeds.
-        models: Of the mean over re-draws.
-        joint: Of the mean of what depends on a re-draw and a SAE seed together.
-        reading: Of the mean of what depends on a document and a re-draw together.
+        documents: That of the mean over documents.
+        sae_seeds: That of the mean over SAE seeds.
+        models: That of the mean over re-draws.
+        joint: That of the mean of what depends on a re-draw and a SAE seed together.
+        reading: That of the mean of what depends on a document and a re-draw together.
     """
 
     documents: float
@@ -308,7 +308,7 @@ SPREADS: Mapping[str, Spread] = {
     "all": Spread(1.0, 1.0, 1.0, 0.5),
 }
 SHAPES = ((60, 2, 2), (60, 3, 3), (60, 3, 2), (200, 4, 4))
-"""Documents, re-draws and SAE seeds of the table of coverage."""
+"""The table of coverage has these numbers of documents, re-draws and SAE seeds."""
 
 
 class TrialShare(NamedTuple):
@@ -368,7 +368,7 @@ def planted_coverage(
         shape: Documents, re-draws and SAE seeds.
         spread: What varies how much.
         trials: Planted trials.
-        seed: Of all draws.
+        seed: Seed of all draws.
         replicates: Resamples of the documents.
         confidence: Of the intervals.
     """

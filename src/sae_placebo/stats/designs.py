@@ -18,7 +18,7 @@ _EMBEDDINGS = frozenset({"embeddings", "unembedding"})
 
 @dataclass(frozen=True)
 class ArmParts:
-    """What one arm changes.
+    """The parts of an arm: what it changes.
 
     Attributes:
         control: The model control's dump: its `kind` and its settings.
@@ -38,17 +38,17 @@ class ArmParts:
 
     @property
     def kind(self) -> str:
-        """Kind of the model control."""
+        """Return the kind of the model control."""
         return str(self.control.get("kind") or TRAINED)
 
     @property
     def is_trained(self) -> bool:
-        """Whether nothing at all is changed."""
+        """Return whether nothing at all is changed."""
         return self.kind == TRAINED and self.data is None and self.dictionary is None
 
     @property
     def model_only(self) -> bool:
-        """Whether text and SAEs are the trial's own."""
+        """Return whether text and SAEs are the trial's own."""
         return self.data is None and self.dictionary is None
 
     def settings(self, *without: str) -> tuple[tuple[str, str], ...]:
@@ -68,19 +68,19 @@ def _kind(value: Any) -> str | None:
 
 
 class Factor(NamedTuple):
-    """One thing that is varied, and the values that it takes."""
+    """A factor is one thing that is varied, with the values that it takes."""
 
     name: str
     levels: tuple[str, ...]
 
 
 class DesignCell(NamedTuple):
-    """One combination of levels, and the arm that has it."""
+    """A cell is one combination of levels, with the arm that has it."""
 
     levels: tuple[str, ...]
     arm: str | None
     add: str = ""
-    """What to add to `[arms]` of the trial file where there is no such arm."""
+    """This is to be added to `[arms]` of the trial file where there is no such arm."""
 
 
 class Quad(NamedTuple):
@@ -118,23 +118,23 @@ class Design:
 
     @property
     def is_factorial(self) -> bool:
-        """Whether it is a 2x2."""
+        """Return whether it is a 2x2."""
         return [len(factor.levels) for factor in self.factors] == [2, 2]
 
     @property
     def quad(self) -> Quad | None:
-        """The four arms of a complete 2x2; None where it is none or lacks one."""
+        """Return the four arms of a complete 2x2; None where it is none or lacks one."""
         arms = [cell.arm for cell in self.cells if cell.arm is not None]
         return Quad(*arms) if self.is_factorial and len(arms) == 4 else None
 
     @property
     def lacking(self) -> tuple[DesignCell, ...]:
-        """The cells without an arm."""
+        """Return the cells without an arm."""
         return tuple(cell for cell in self.cells if cell.arm is None)
 
     @property
     def margins(self) -> tuple[tuple[str, str], ...]:
-        """Pairs of arms that differ in one factor of a 2x2, or from the first cell otherwise."""
+        """Return the pairs of arms that differ in one factor of a 2x2, or from the first cell otherwise."""
         arms = [cell.arm for cell in self.cells]
         if self.is_factorial:
             pairs = [(arms[i], arms[j]) for i, j in ((0, 1), (2, 3), (0, 2), (1, 3))]

@@ -64,7 +64,7 @@ def document_weights(
 
 
 class Component(NamedTuple):
-    """One source's part of an estimate's variance."""
+    """The part that one source has in an estimate's variance."""
 
     source: str
     variance: float
@@ -178,19 +178,19 @@ __all__ = [
 
 @runtime_checkable
 class Described(Protocol):
-    """What a table of effects says about a metric."""
+    """The words with which a table of effects describes a metric."""
 
     @property
     def unit(self) -> str:
-        """Its unit."""
+        """Return the metric's unit."""
 
     @property
     def better(self) -> str:
-        """Whether higher, lower or neither is better."""
+        """Return whether higher, lower or neither is better."""
 
     @property
     def null(self) -> str:
-        """Its null in words."""
+        """Return the metric's null in words."""
 
 
 def effects(

@@ -1,4 +1,4 @@
-"""Which SAEs failed to train: no number about them is a result, and a trial says so first."""
+"""SAEs that failed to train are found: no number about them is a result, and a trial says so first."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ TO_DO = (
 )
 
 Place = tuple[str, str, str]
-"""Arm, hookpoint and SAE."""
+"""A place is an arm, a hookpoint and an SAE."""
 
 
 @dataclass(frozen=True)
 class FailedFits:
-    """What failed, in words, and where.
+    """The SAEs that failed to train, in words and by place.
 
     Attributes:
         sentences: One per arm that failed; empty where every SAE can be read.

@@ -2,7 +2,7 @@
 
 With four arms a, b, c, d the interaction is (a - b) - (c - d): the effect of one factor, less the
 same effect at the other level of the second factor. It is 0 where the two factors add up. Its
-variance follows the rules of `statistics.effect_interval`: the signed sum of the four arms is taken
+variance follows the rules of `stats.effects.effect_interval`: the signed sum of the four arms is taken
 within every bootstrap replicate of the documents, for every SAE seed and for every re-draw by the
 same name, and only then is its variation estimated, so that what the arms share cancels. An arm whose
 model is given has one value, which is the same beside every re-draw of the others.
@@ -32,7 +32,7 @@ from sae_placebo.stats.effects import (
 from sae_placebo.stats.replicates import ReplicateKey, Replicates, ReplicateTable
 
 SIGNS = (1, -1, -1, 1)
-"""Of the four arms in (a - b) - (c - d)."""
+"""These are the signs of the four arms in (a - b) - (c - d)."""
 COLUMNS: tuple[str, ...] = (
     *("design", "metric", "hookpoint", "sae", "effect", "low", "high", "se", "df", "null", "unit"),
     *("cells", "n_documents", "n_tokens", "n_sae_seeds", "n_models", "reason"),

@@ -35,7 +35,7 @@ COLUMNS: tuple[str, ...] = (
     *("family", "p", "q", "seoi", "above_p", "above_q", "equivalent_p", "equivalent_q"),
     *("conclusion", "conclusion_reason"),
 )
-"""What `judged` adds to a table of effects."""
+"""`judged` adds these columns to a table of effects."""
 ABOVE = "above the smallest effect of interest"
 SMALL = "different but small"
 EQUIVALENT = "equivalent"
@@ -210,7 +210,7 @@ def judged(effects: pandas.DataFrame, spec: MultiplicitySpec | None = None) -> p
     `conclusion_reason` says why.
 
     Args:
-        effects: Columns `statistics.COLUMNS`; metric, hookpoint, sae, effect, se, df, unit, reason
+        effects: Columns `stats.effects.COLUMNS`; metric, hookpoint, sae, effect, se, df, unit, reason
             are read.
         spec: Level, sizes and groups.
     """

@@ -1,4 +1,4 @@
-"""The interval of a share of things counted."""
+"""A share of things that are counted has a score interval."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a dictionary of random directions reaches where there is nothing to find.
+"""A dictionary of random directions reaches these numbers where there is nothing to find.
 
 Two numbers of an SAE look like structure and need not be: how near a decoder row lies to some row of
 another dictionary, and the variance explained. Both are large for random directions as soon as there
@@ -17,7 +17,7 @@ from sae_placebo.core.errors import SpecError
 from sae_placebo.core.spec import numpy_generator
 
 CODERS = ("linear", "least_squares", "omp", "pca")
-"""Ways to find codes; see `random_dictionary_ev`."""
+"""Codes are found in one of these ways; see `random_dictionary_ev`."""
 
 _CHUNK_NUMBERS = 1 << 23
 """Numbers of a product held at a time: 32 MB."""

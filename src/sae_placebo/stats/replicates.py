@@ -13,7 +13,7 @@ from sae_placebo.core.errors import NotEstimable
 
 
 class ReplicateKey(NamedTuple):
-    """What a table of replicates is looked up by."""
+    """A table of replicates is looked up by one of these."""
 
     arm: str
     hookpoint: str
@@ -45,24 +45,24 @@ class Replicates:
 
     @property
     def point(self) -> float:
-        """Mean over seeds on the held-out documents as they are."""
+        """Return the mean over seeds on the held-out documents as they are."""
         return float(self.values[:, :, 0].mean())
 
     @property
     def replicates(self) -> Float[np.ndarray, " replicate"]:
-        """Mean over seeds under each bootstrap replicate of the documents."""
+        """Return the mean over seeds under each bootstrap replicate of the documents."""
         found: Float[np.ndarray, " replicate"] = self.values[:, :, 1:].mean(axis=(0, 1))
         return found
 
     @property
     def by_model(self) -> Float[np.ndarray, " model"]:
-        """Mean over SAE seeds of each re-draw."""
+        """Return the mean over SAE seeds of each re-draw."""
         found: Float[np.ndarray, " model"] = self.values[:, :, 0].mean(axis=1)
         return found
 
     @property
     def by_sae_seed(self) -> Float[np.ndarray, " sae_seed"]:
-        """Mean over re-draws of each SAE seed."""
+        """Return the mean over re-draws of each SAE seed."""
         found: Float[np.ndarray, " sae_seed"] = self.values[:, :, 0].mean(axis=0)
         return found
 

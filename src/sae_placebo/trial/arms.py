@@ -1,4 +1,4 @@
-"""What an arm is: a control of the model, of the data, of the dictionary, or of several at once."""
+"""An arm is a control of the model, of the data, of the dictionary, or of several at once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _dictionary_control(value: Any) -> Any:
 
 
 class ArmSpec(Spec):
-    """One arm: what is changed in it, and in what. Nothing changed is the trained arm.
+    """An arm of a trial: what is changed in it. Where nothing is changed, it is the trained arm.
 
     Attributes:
         control: What is done to the model.
@@ -44,22 +44,22 @@ class ArmSpec(Spec):
 
     @property
     def is_trained(self) -> bool:
-        """Whether this is the arm that the others are controls of."""
+        """Return whether this is the trained arm, of which the others are controls."""
         return self.control.kind == "trained" and self.data is None and self.dictionary is None
 
     @property
     def draws_data(self) -> bool:
-        """Whether another model seed gives other data."""
+        """Return whether another model seed gives other data."""
         return self.data is not None and self.data.draws
 
     @property
     def draws(self) -> bool:
-        """Whether another model seed gives another arm."""
+        """Return whether another model seed gives another arm."""
         return self.control.draws or self.draws_data
 
     @property
     def family(self) -> str:
-        """What is drawn, in a word: arms of one family are taken to vary alike between re-draws."""
+        """Return in a word what is drawn: arms of one family are taken to vary alike between re-draws."""
         if self.control.draws:
             every_layer = {"block_weights", "other_layers"} <= self.control.destroyed()
             return "weights" if every_layer else self.control.kind
@@ -67,12 +67,12 @@ class ArmSpec(Spec):
 
     @property
     def rewrites_text(self) -> bool:
-        """Whether the arm reads other tokens than the trained one."""
+        """Return whether the arm reads other tokens than the trained one."""
         return self.data is not None and not self.data.of_activations
 
     @property
     def kind(self) -> str:
-        """Kinds of its controls, joined: `redraw`, `trained + shuffle_tokens`."""
+        """Return the kinds of its controls, joined: `redraw`, `trained + shuffle_tokens`."""
         parts = (self.control, self.data, self.dictionary)
         return " + ".join(part.kind for part in parts if part is not None)
 

@@ -7,7 +7,7 @@
 | harvest | activations, norms, repeats.safetensors, calibration.safetensors and .json, precision.json |
 | train | <hookpoint>/<sae>/seed-<n>/ (SAELens 6), lookup.safetensors, gaussian.json, log.parquet |
 | measure | measurements, coverage.parquet, replicates and codes.safetensors |
-| match | latents, measurements, passages, sensitivity.parquet, replicates.safetensors |
+| profile | latents, measurements, passages, sensitivity.parquet, replicates.safetensors |
 | methods | methods.parquet, measurements.parquet, replicates.safetensors |
 """
 
@@ -122,7 +122,7 @@ def write_harvest(
 
 
 def read_precision(folder: Path) -> HarvestPrecision:
-    """Return in what the arm's model ran, and why."""
+    """Return the precision that the arm's model ran in, and why."""
     return HarvestPrecision.from_record(read_json(folder / "precision.json"))
 
 
@@ -185,7 +185,7 @@ def read_gaussian(folder: Path, hookpoint: str, sae: str) -> GaussianNull:
 
 
 def write_heads(folder: Path, heads: Mapping[str, torch.Tensor | None]) -> None:
-    """Write W_E and W_U of an arm's model, those that it has."""
+    """Write W_E and W_U of an arm's model, as far as it has them."""
     from safetensors.torch import save_file
 
     save_file(
@@ -194,7 +194,7 @@ def write_heads(folder: Path, heads: Mapping[str, torch.Tensor | None]) -> None:
 
 
 def read_head(folder: Path, name: str) -> torch.Tensor | None:
-    """Return `embedding` or `unembedding` of an arm's model, float32 [vocabulary, width]; None: no such."""
+    """Return `embedding` or `unembedding` of an arm's model, if it has it: float32 [vocabulary, width]."""
     from safetensors import safe_open
 
     with safe_open(folder / "heads.safetensors", framework="pt") as stream:
@@ -205,14 +205,17 @@ def read_head(folder: Path, name: str) -> torch.Tensor | None:
 
 
 def write_repeats(folder: Path, repeats: Mapping[str, torch.Tensor]) -> None:
-    """Write the activations on random blocks, `<hookpoint>.fresh` and `.repeated`; or none of them."""
+    """Write the activations on random blocks, if any, as `<hookpoint>.fresh` and `<hookpoint>.repeated`."""
     from safetensors.torch import save_file
 
     save_file(dict(repeats), folder / "repeats.safetensors")
 
 
 def read_repeats(folder: Path, hookpoint: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return the activations of one hookpoint on fresh and on repeated blocks; None: no model was read."""
+    """Return the activations of one hookpoint on fresh and on repeated blocks.
+
+    None is returned where no model was read.
+    """
     from safetensors.torch import load_file
 
     found = load_file(folder / "repeats.safetensors")
@@ -268,7 +271,7 @@ def read_table(path: Path) -> Any:
 
 
 def copy_recipe(build: Path, folder: Path) -> None:
-    """Keep the recipe of the arm's model beside what was made with it."""
+    """Copy the recipe of the arm's model to what was made with it."""
     write_json(folder / "recipe.json", read_json(build / "recipe.json"))
 
 

@@ -1,4 +1,4 @@
-"""How long each piece of a trial's work will take: the trial's own counts times what a machine can do.
+"""The time of each piece of a trial's work is the trial's own counts times what a machine can do.
 
 Constants are seconds on the machine on which they were measured (an AMD EPYC of family 26, one thread), by
 `benchmarks/plan_accuracy.py`; what a probe finds scales them. Passes of the model, SAE steps and
@@ -37,7 +37,7 @@ _ROUNDS = 2
 _MANY, _FEW = 7, 2
 """Methods whose codes are pursued, and others."""
 Pieces = Iterator[tuple[str, float]]
-"""Pieces of work of one SAE: the label, and the seconds that it adds to the whole."""
+"""Pieces of work of one SAE, each a label and the seconds that it adds to the whole."""
 
 
 def of_usual_machine(spec: TrialSpec, threads: int) -> Machine:
@@ -78,12 +78,12 @@ def _layer(hookpoint: str) -> int:
 
 @dataclass
 class TimeEstimate:
-    """What is left of a trial, as pieces of work in the order in which they run.
+    """The pieces of work that are left of a trial, in the order in which they run.
 
     Args:
-        plan: Of the trial.
-        is_left: Whether a step is still to be done.
-        machine: How fast it is.
+        plan: The trial's plan.
+        is_left: Returns whether a step is still to be done.
+        machine: Rates of the machine.
     """
 
     plan: Plan
@@ -384,13 +384,16 @@ class TimeEstimate:
 def estimate(
     plan: Plan, is_left: Callable[[Step], bool], machine: Machine | None
 ) -> list[WorkPiece]:
-    """Return the pieces of a trial's work that are left; None: on a usual machine."""
+    """Return the pieces of a trial's work that are left, with their seconds on `machine`.
+
+    Where no machine is given, they are those of a usual one.
+    """
     found = machine or of_usual_machine(plan.spec, usual_threads())
     return TimeEstimate(plan, is_left, found).pieces()
 
 
 def lanes_of(plan: Plan, threads: int, *stages: dict[Place, Step]) -> int:
-    """Return how many arms are asked side by side in one of these stages, at most."""
+    """Return how many arms are examined side by side in one of these stages, at most."""
     if plan.spec.device != "cpu":
         return 1
     shape = shape_of(plan.spec.model)
@@ -400,7 +403,7 @@ def lanes_of(plan: Plan, threads: int, *stages: dict[Place, Step]) -> int:
 
 
 def rates_key(plan: Plan) -> str:
-    """Return what names the work that rates of a machine are for: other sizes, another key."""
+    """Return the key of the work that a machine's rates are for: work of other sizes has another key."""
     spec = plan.spec
     sizes = [spec.hookpoints, spec.saes, spec.training.batch_tokens, spec.text.context_tokens]
     lanes = lanes_of(plan, usual_threads(), plan.use, plan.audit)

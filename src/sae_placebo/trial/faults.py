@@ -1,4 +1,4 @@
-"""What becomes of one job of a stage that cannot be done, while the rest of the trial goes on.
+"""A job of a stage that cannot be done is kept with its reason, while the rest of the trial goes on.
 
 A refusal (`ModelError`, `NotEstimable`) is a result: its sentence is kept in the job's place and shown in
 the report. Any other error is a fault, of the model's code or of this package: its sentence is kept as
@@ -21,7 +21,7 @@ _FILE = "refused.json"
 
 
 class Failure(NamedTuple):
-    """Why a job could not be done.
+    """The reason why a job could not be done, and whether it was a fault.
 
     Attributes:
         reason: One sentence.
@@ -37,14 +37,14 @@ class Faults:
     """The faults of a trial in progress.
 
     Args:
-        note: Is called with one sentence for each.
+        note: It is called with one sentence for each fault.
     """
 
     note: Callable[[str], None] = lambda message: None
     _found: list[tuple[str, Exception]] = field(default_factory=list)
 
     def attempt(self, what: str, work: Callable[[], None]) -> Failure | None:
-        """Do `work`; return None, or why it could not be done. A fault is kept.
+        """Do `work`, and return None, or the reason why it could not be done. A fault is kept.
 
         Args:
             what: Names the job in the sentence of a fault.
@@ -68,7 +68,7 @@ class Faults:
 
     @property
     def n(self) -> int:
-        """How many there were."""
+        """Return how many faults there were."""
         return len(self._found)
 
     def raised(self, report: Path) -> None:

@@ -1,4 +1,4 @@
-"""How fast a machine is at what trials do: a few rates, as probes take them or as a usual machine has them.
+"""The speed of a machine at what trials do is a few rates, from probes or those of a usual machine.
 
 What a probe found is kept in the store, so that a run knows what `plan` learned.
 """
@@ -15,12 +15,12 @@ from sae_placebo.core.store import read_json, write_json
 
 _FILE = "machine.json"
 SEVERAL = 15
-"""Edits of one token that audits make in a pass, about."""
+"""Audits make about this many edits of one token in a pass."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a machine does, by a probe or by default.
+    """The speed of a machine, as a probe measured it or as a usual machine has it.
 
     Attributes:
         threads: Threads that a trial uses.
@@ -40,8 +40,8 @@ class Machine:
         slope: The same with a gradient.
         sae: Seconds per token of a training step of each SAE, all threads; by label.
         build: Seconds to copy and change a model.
-        load: Seconds to load it.
-        key: What the model's own rates are of; "" where none was probed.
+        load: Seconds to load a model.
+        key: Key of the work that the model's own rates are for; "" where none was probed.
     """
 
     threads: int = 1
@@ -64,7 +64,7 @@ class Machine:
 
     @property
     def is_probed(self) -> bool:
-        """Whether the model's own rates were measured."""
+        """Return whether the model's own rates were measured."""
         return bool(self.key)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from sae_placebo.core.errors import SpecError
 
 Place = tuple[str, ...]
-"""Keys from the outermost table inwards."""
+"""A place in a trial file: keys from the outermost table inwards."""
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[tuple[Place, Any]]:

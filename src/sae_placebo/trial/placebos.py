@@ -1,4 +1,4 @@
-"""Which placebo an SAE is held against, latent by latent, and which SAE is its sibling.
+"""Each SAE is compared, latent by latent, with one placebo SAE and with one sibling; they are chosen here.
 
 One arm is the trial's **reference placebo**: a re-draw of the weights with the embeddings kept, where
 there is one, since it is the harder one to beat. An SAE of any arm is held against the reference
@@ -19,14 +19,14 @@ from sae_placebo.trial.spec import TrialSpec
 
 
 class Held(NamedTuple):
-    """One SAE by its arm's model and its own seed."""
+    """An SAE is named by its arm's model and its own seed."""
 
     one: ArmModel
     sae_seed: int
 
 
 def placebo_of(spec: TrialSpec, one: ArmModel, sae_seed: int) -> Held:
-    """Return the placebo SAE that an SAE of `one` is held against.
+    """Return the placebo SAE with which an SAE of `one` is compared.
 
     Raises:
         NotEstimable: there is none that read the same tokens; the message says why.

@@ -45,12 +45,12 @@ class ArmModel:
 
     @property
     def label(self) -> str:
-        """Name for folders and progress: the arm and its re-draw."""
+        """Return the name for folders and progress: the arm and its re-draw."""
         return arm_label(self.arm, self.model_seed)
 
 
 Place = tuple[ArmModel, str, str, int]
-"""One SAE: the arm's model, the hookpoint, the SAE's label and seed."""
+"""An SAE is named by its arm's model, the hookpoint, its label and its seed."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,10 @@ class Plan:
 
     @property
     def groups(self) -> tuple[tuple[ArmModel, ...], ...]:
-        """Arms that read the same activations, in the order of the trial: their SAEs share one pass."""
+        """Return the arms that read the same activations, in the order of the trial.
+
+        The SAEs of one group are trained in one pass.
+        """
         found: dict[str, list[ArmModel]] = {}
         for one, step in self.harvest.items():
             found.setdefault(step.key, []).append(one)
@@ -106,12 +109,12 @@ class Plan:
 
     @property
     def needs_conversion(self) -> bool:
-        """Whether the reference model is first converted into a folder of the store."""
+        """Return whether the reference model is first converted into a folder of the store."""
         return self.spec.model.is_packaged
 
     @property
     def harvests(self) -> tuple[Step, ...]:
-        """Every harvest once."""
+        """Return every harvest once."""
         return tuple({step.key: step for step in self.harvest.values()}.values())
 
     def same_as(self) -> dict[str, str]:
@@ -126,7 +129,10 @@ class Plan:
 
 
 def plan_steps(spec: TrialSpec) -> Plan:
-    """Return the steps of a trial. Reads and hashes the text and the model's files, loads neither."""
+    """Return the steps of a trial.
+
+    This reads and hashes the text and the model's files, and loads neither.
+    """
     return _Planner(spec).plan()
 
 

@@ -1,4 +1,4 @@
-"""How large a trial must be: which difference a design detects four times in five.
+"""A power calculation says which difference a design detects four times in five.
 
 The effect is trained minus one drawn control, of a class's share of latents or another metric. Its
 error has four sources, and more of each thing shrinks one of them:
@@ -10,7 +10,7 @@ latents: at most p (1 - p), that of independent draws, and less where SAEs of on
 classes. `SAEs` is what is left of the variance between SAE seeds, which more latents do not lower.
 
 A difference is **detected** where the package's own 95% interval leaves zero out on the right side.
-So trials are simulated under this model, and `statistics.between` and `statistics.interval` get what
+So trials are simulated under this model, and `stats.effects.between` and `stats.effects.interval` get what
 they would get in a trial: with two seeds the interval is wide because its Student quantile has one
 degree of freedom, and that, more than the variance, is what a third seed mends.
 
@@ -48,14 +48,14 @@ _MOST = {"heldout_tokens": 10**12, "d_sae": 10**9, "sae_seeds": 100, "model_seed
 
 
 class Variances(Spec):
-    """What one unit of each source varies, in squared units of the metric.
+    """The variance that one unit of each source brings, in squared units of the metric.
 
     Attributes:
         documents: Variance of the effect over documents, times the number of documents.
         redraws: Variance between re-draws of the control.
         saes: Variance between SAE seeds that more latents do not lower.
         latents: Variance between SAE seeds from counting latents, times d_sae; 0 for other metrics.
-        said: Where the numbers come from, in words.
+        said: Words that say where the numbers come from.
     """
 
     documents: float = Field(ge=0)
@@ -75,7 +75,7 @@ DEFAULTS = Variances(
 
 
 class TrialSize(Spec):
-    """How large a trial is."""
+    """The size of a trial: its documents, tokens, latents, seeds and document replicates."""
 
     n_documents: int = Field(55, ge=2)
     heldout_tokens: int = Field(50_000, ge=1)
@@ -319,8 +319,8 @@ def power_table(
     """Return as text what this design detects, and what other designs would.
 
     Args:
-        variances: Of the metric.
-        measured_on: The trial at hand.
+        variances: Variances of the metric.
+        measured_on: The design of the trial at hand.
         difference: The difference that should be detected.
         tokens: Held-out tokens of the design that is asked about; those of the trial unless given.
         target: Power that counts as detecting it.

@@ -41,7 +41,7 @@ _NUMBERS_SECONDS, _CODE_SECONDS = 0.0182, 0.0109
 def probe(
     spec: TrialSpec, load: Callable[[], Any], key: str, progress: Progress, lanes: int
 ) -> Machine:
-    """Return what this machine does for a trial.
+    """Return how fast this machine is at what a trial does.
 
     Args:
         spec: The trial's protocol.

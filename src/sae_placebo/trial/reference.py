@@ -1,4 +1,4 @@
-"""The arm of a trial that trained latents are held against, and the arms whose models are asked on."""
+"""This module chooses the reference placebo, and the arms and hookpoints that `use` and `audit` examine."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ _EMBEDDINGS = "embeddings"
 
 @runtime_checkable
 class Asking(Protocol):
-    """What is read here of a trial's protocol, which checks itself with these functions."""
+    """The parts of a trial's protocol that these functions read; the protocol checks itself with them."""
 
     @property
     def arms(self) -> Mapping[str, ArmSpec]:
-        """Label -> arm."""
+        """Return the arms by label."""
 
     @property
     def hookpoints(self) -> tuple[str, ...]:
-        """Where activations are read."""
+        """Return the hookpoints at which activations are read."""
 
     @property
     def structure(self) -> StructureSpec:
-        """Which placebo is asked for."""
+        """Return the settings that name the placebo with which latents are compared."""
 
     @property
     def use(self) -> UseSpec:
-        """Which arms and hookpoints are asked about use."""
+        """Return the settings that name the arms and hookpoints of which use is asked."""
 
     @property
     def audit(self) -> AuditSpec:
-        """Which arms and hookpoints are audited."""
+        """Return the settings that name the arms and hookpoints that are audited."""
 
     @property
     def trained_arm(self) -> str:
-        """Label of the reference model's arm."""
+        """Return the label of the reference model's arm."""
 
 
 def reference_placebo(spec: Asking) -> str:
-    """Return the arm that latents are held against.
+    """Return the label of the arm with which latents are compared, one by one.
 
     Raises:
         NotEstimable: no arm re-draws the weights of the model alone.
@@ -77,7 +77,7 @@ def _serves(arm: ArmSpec) -> bool:
 
 
 def asked_arms(spec: Asking, table: Literal["use", "audit"]) -> tuple[str, ...]:
-    """Return the arms whose models are asked on, for use or for audits: those named, or trained and placebo.
+    """Return the arms whose models `use` or `audit` examines: those named, or trained and placebo.
 
     Raises:
         SpecError: one that is named does not exist, or no model reads its activations.
@@ -101,7 +101,7 @@ def asked_arms(spec: Asking, table: Literal["use", "audit"]) -> tuple[str, ...]:
 
 
 def asked_hookpoints(spec: Asking, table: Literal["use", "audit"]) -> tuple[str, ...]:
-    """Return the hookpoints that are asked about, for use or for audits.
+    """Return the hookpoints at which `use` or `audit` examines SAEs.
 
     Raises:
         SpecError: one that is named is none of the trial's.

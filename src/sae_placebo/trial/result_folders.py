@@ -1,4 +1,4 @@
-"""Where a trial's results lie, and that results of other settings under its name are not lost.
+"""A trial's results lie in a folder of its name; results of other settings under it are not lost.
 
 A store holds one result per name, `<store>/trials/<name>/`. A trial of the same name with other
 settings is refused before it starts, unless the old results are to be replaced: they are then kept
@@ -38,7 +38,7 @@ def store_folder(store: str | Path) -> Path:
 
 
 def in_the_way(folder: Path, spec: TrialSpec, replace: bool = False) -> str | None:
-    """Return why this trial's results cannot be put in `folder`.
+    """Return why this trial's results cannot be put in `folder`; None where they can.
 
     Results of other settings are there, or a trial beside it is called the same but for upper and lower case.
 

@@ -61,7 +61,7 @@ EVERY_METRIC: Mapping[str, Declared] = {
     **structure_metrics.DECLARED,
     **saved.DECLARED,
 }
-"""What every number about an SAE is, whichever stage it comes of."""
+"""Every number about an SAE, by name, with its declaration, whichever stage it comes from."""
 
 
 def trial_folder(store: str | Path, name: str) -> Path:
@@ -70,7 +70,7 @@ def trial_folder(store: str | Path, name: str) -> Path:
 
 
 def is_result_of(folder: Path, spec: TrialSpec) -> bool:
-    """Whether the result in `folder` is of these settings and not of others under the same name."""
+    """Return whether the result in `folder` is of these settings and not of others under the same name."""
     if not os.path.lexists(folder / RECORD):
         return False
     record = read_record(folder)
@@ -92,7 +92,7 @@ def described(folder: Path, spec: TrialSpec) -> str:
 
 @dataclass(frozen=True)
 class Trial:
-    """A finished trial, read from its folder; tables load when first asked for."""
+    """A finished trial, read from its folder; tables are loaded when they are first read."""
 
     folder: Path
 
@@ -102,7 +102,7 @@ class Trial:
 
     @functools.cached_property
     def record(self) -> dict[str, Any]:
-        """What was compared and how: protocol, arms, text, masks, versions, seconds."""
+        """Return what was compared and how: protocol, arms, text, masks, versions, seconds."""
         record = read_record(self.folder)
         require_parts(self.folder, record)
         return record
@@ -119,62 +119,62 @@ class Trial:
 
     @property
     def effects(self) -> Any:
-        """DataFrame, one row per contrast x hookpoint x SAE x metric."""
+        """Return a DataFrame with one row per contrast x hookpoint x SAE x metric."""
         return self._table("effects")
 
     @property
     def interactions(self) -> Any:
-        """DataFrame, one row per complete 2x2 of arms x hookpoint x SAE x metric."""
+        """Return a DataFrame with one row per complete 2x2 of arms x hookpoint x SAE x metric."""
         return self._table("interactions")
 
     @property
     def matching(self) -> Any:
-        """DataFrame, one row per arm x hookpoint x SAE: its L0, and how far that is from trained."""
+        """Return a DataFrame with one row per arm x hookpoint x SAE: its L0 and its distance from trained."""
         return self._table("matching")
 
     @property
     def latents(self) -> Any:
-        """DataFrame, one row per arm x model seed x SAE seed x latent."""
+        """Return a DataFrame with one row per arm x model seed x SAE seed x latent."""
         return self._table("latents")
 
     @property
     def measurements(self) -> Any:
-        """DataFrame, one row per arm x model seed x SAE seed x metric."""
+        """Return a DataFrame with one row per arm x model seed x SAE seed x metric."""
         return self._table("measurements")
 
     @property
     def coverage(self) -> Any:
-        """DataFrame, one row per arm x model seed x SAE seed x label; empty without labels."""
+        """Return a DataFrame with one row per arm x model seed x SAE seed x label; empty without labels."""
         return self._table("coverage")
 
     @property
     def passages(self) -> Any:
-        """DataFrame of top activating passages of the latents drawn to be shown."""
+        """Return a DataFrame of top activating passages of the latents drawn to be shown."""
         return self._table("passages")
 
     @property
     def audits(self) -> Any:
-        """DataFrame, one row per number of each audit of each SAE that was audited."""
+        """Return a DataFrame with one row per number of each audit of each SAE that was audited."""
         return self._table("audits")
 
     @property
     def use(self) -> Any:
-        """DataFrame, one row per latent of each SAE whose model was asked what it uses."""
+        """Return a DataFrame with one row per latent of each SAE whose model was asked what it uses."""
         return self._table("use")
 
     @property
     def readers(self) -> Any:
-        """DataFrame of what reads each latent, the largest first."""
+        """Return a DataFrame of what reads each latent, the largest first."""
         return self._table("readers")
 
     @property
     def writers(self) -> Any:
-        """DataFrame of what writes each latent, the largest first."""
+        """Return a DataFrame of what writes each latent, the largest first."""
         return self._table("writers")
 
     @property
     def report(self) -> Path:
-        """The report's page, which opens from disk."""
+        """Return the path of the report's page, which opens from disk."""
         return self.folder / "report" / "index.html"
 
     def _table(self, name: str) -> Any:

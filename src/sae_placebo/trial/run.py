@@ -131,16 +131,16 @@ class Bench:
 
     @property
     def spec(self) -> TrialSpec:
-        """The protocol."""
+        """Return the protocol."""
         return self.plan.spec
 
     @functools.cached_property
     def given(self) -> Materials:
-        """The reference model and the tokens that every arm reads."""
+        """Return the reference model and the tokens that every arm reads."""
         return Materials(self.plan, self.store, self.progress)
 
     def check(self) -> None:
-        """Hash what is there; what is damaged is named, and made again."""
+        """Hash the artefacts that are there; what is damaged is named, and made again."""
         unheard = Store(self.store.root)  # what does not count is told where it is made anew
         there = [step for step in self.plan.steps() if unheard.has(step)]
         if not there:
@@ -267,7 +267,7 @@ class Bench:
 
     @functools.cached_property
     def heldout(self) -> dict[str, HeldOut]:
-        """Per hookpoint, the held-out tokens that no arm leaves out."""
+        """Return, by hookpoint, the held-out tokens that no arm leaves out."""
         folders = [self.store.path(step) for step in self.plan.harvests]
         return {
             name: held_out(

@@ -1,6 +1,6 @@
-"""What a trial needs of this machine at least: a trial that no memory or disk here holds is refused.
+"""A trial that no memory or disk of this machine can hold is refused before it starts.
 
-These are lower bounds, made of the protocol and the model's config alone, without torch: what is held
+Its needs are lower bounds, made of the protocol and the model's config alone, without torch: what is held
 at one time by one piece of work, and what stays on disk. A trial that passes may still need more.
 """
 
@@ -31,7 +31,7 @@ _COPIES = 3
 
 @dataclass(frozen=True)
 class Need:
-    """What one setting asks for.
+    """The bytes that one setting asks for, and what they are for.
 
     Attributes:
         setting: Its place in the trial file.

@@ -50,7 +50,7 @@ def _sae(table: Any) -> Any:
 
 
 class TrialSpec(Spec):
-    """Everything that decides a trial's result.
+    """A trial's protocol: everything that decides its result.
 
     Attributes:
         name: Names the result folder, `<store>/trials/<name>/`.
@@ -202,17 +202,17 @@ class TrialSpec(Spec):
 
     @property
     def trained_arm(self) -> str:
-        """Label of the arm that is the reference model itself."""
+        """Return the label of the arm that is the reference model itself."""
         return next(arm for arm, one in self.arms.items() if one.is_trained)
 
     @property
     def parts(self) -> dict[str, ArmParts]:
-        """What is controlled in each arm, as `designs` reads it."""
+        """Return what is controlled in each arm, as `designs` reads it."""
         return {arm: ArmParts.of(**one.model_dump(mode="json")) for arm, one in self.arms.items()}
 
     @property
     def compared(self) -> tuple[tuple[str, str], ...]:
-        """Every contrast (arm, control) of the trial."""
+        """Return every contrast (arm, control) of the trial."""
         if self.contrasts:
             return self.contrasts
         trained, parts = self.trained_arm, self.parts

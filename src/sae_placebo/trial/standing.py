@@ -1,4 +1,4 @@
-"""Where a trial stands in a store: told at once, from manifests and file sizes, before anything is loaded."""
+"""The state of a trial in a store is told at once, by manifests and file sizes, before anything is loaded."""
 
 from __future__ import annotations
 

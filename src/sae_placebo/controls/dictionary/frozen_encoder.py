@@ -23,7 +23,7 @@ class FrozenEncoder(RandomDirections):
 
     Decoder rows have unit norm, so with `W_enc` held fast nothing could mend the codes' scale, and
     what such an SAE explains would be an accident of it. So one global scale is fitted before `W_enc`
-    is frozen (`dictionary_base.scaled_encoder`); `scaled = false` leaves the rows at unit norm.
+    is frozen (`dictionary.base.scaled_encoder`); `scaled = false` leaves the rows at unit norm.
 
     Source: Korznikov et al. 2026 (arXiv 2602.14111), "Frozen Encoder": random encoder, threshold and
     decoder trained. Differs: see `FrozenDecoder`; the decoder

@@ -22,10 +22,10 @@ class Untrained(DictionaryControl):
 
     Without a scale the codes overshoot, and the variance explained would say more about that than
     about the dictionary. The scale sits in `W_enc` and changes neither which latents fire nor where;
-    see `dictionary_base.scaled_encoder`. `b_dec` is the activations' mean and `b_enc` zero.
+    see `dictionary.base.scaled_encoder`. `b_dec` is the activations' mean and `b_enc` zero.
 
     Where an architecture reaches its L0 by learning, nothing does so here: one level for all latents
-    is set on Gaussian draws (`dictionary_base.at_target_l0`), in the thresholds or in `b_enc`. A
+    is set on Gaussian draws (`dictionary.base.at_target_l0`), in the thresholds or in `b_enc`. A
     recipe without a target keeps its dense start. The threshold of the BatchTopK kinds is a running
     mean, not a learned tensor, and follows the codes as in training.
 

@@ -85,7 +85,7 @@ class Revision(Control):
         return ModelSpec(id=model.id, revision=self.revision)
 
     def identity(self, model: ModelSpec) -> Any:
-        """Return what the other checkpoint is, as `model_specs.identify` says it."""
+        """Return what the other checkpoint is, as `models.specs.identify` says it."""
         return identify(self.other(model))
 
     def check_source(self, model: ModelSpec) -> None:

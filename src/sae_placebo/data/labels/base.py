@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int64, UInt8
 
 @dataclass(frozen=True)
 class Labels:
-    """Which labels hold at each position of rows of tokens.
+    """The labels that hold at each position of rows of tokens.
 
     Attributes:
         names: Names of the labels, such as `kind.keyword`.

@@ -34,12 +34,12 @@ class Token(NamedTuple):
 
     @property
     def is_name(self) -> bool:
-        """Whether it is an identifier; soft keywords count as one here."""
+        """Return whether it is an identifier; soft keywords count as one here."""
         return self.type == token.NAME and self.text not in _KEYWORDS
 
     @property
     def is_fstring(self) -> bool:
-        """Whether it is an f-string (or a template string) with all of its parts."""
+        """Return whether it is an f-string (or a template string) with all of its parts."""
         prefix = self.text[: _prefix_length(self.text)].lower()
         return self.type == token.STRING and ("f" in prefix or "t" in prefix)
 

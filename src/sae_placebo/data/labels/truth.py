@@ -1,4 +1,4 @@
-"""What is known about each held-out token, and how well a yes or no about it can be scored."""
+"""The labels of held-out tokens are known here, and a yes or no about them is scored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NO_LABELS = (
     "the text has no labels: it is not from .py files, or a control of the data rewrote it, or the "
     "tokenizer does not tell which characters a token covers"
 )
-"""Why nothing can be said about labels, in one sentence for all that would."""
+"""This sentence says why nothing can be said about labels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +20,7 @@ class TokenLabels:
     """Labels of the held-out tokens, in the order of the evidence's tokens.
 
     Attributes:
-        names: Of the labels.
+        names: Names of the labels.
         groups: Per label, how far it can be read off without a model: from the `token`, from a short
             `window`, only from longer `context`; or `rare`: too few to score. See `readability`.
         present: Whether the label holds; meaningless where `known` is False.

@@ -294,7 +294,7 @@ def nonnegative_pursuit(
 
     Source: Bruckstein, Elad and Zibulevsky, "On the uniqueness of nonnegative sparse solutions" (2008).
     The non-negative fit is that of least squares where it has no negative value, and 60 sweeps of
-    coordinate descent elsewhere. `methods.pursuit.pursue_nonnegative` is cheaper, and fits at the end
+    coordinate descent elsewhere. `baselines.pursuit.pursue_nonnegative` is cheaper, and fits at the end
     alone.
     """
     rows = dictionary.detach().double()
@@ -357,7 +357,7 @@ def omp(
 ) -> pursuit.AtomCodes:
     """Return codes of at most k atoms by orthogonal matching pursuit, of either sign unless `nonnegative`.
 
-    Rows must have length 1. The codes are those of `methods.pursuit`, since they may be negative; that of
+    Rows must have length 1. The codes are those of `baselines.pursuit`, since they may be negative; that of
     either sign is its `pursue`, in single precision.
     """
     if nonnegative:

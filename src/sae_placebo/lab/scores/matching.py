@@ -47,7 +47,7 @@ class Matching:
     """The same of the assignment with the largest sum of signed similarities."""
     kind: Literal["direction", "activation"]
     method: str
-    """`optimal`, or `greedy` where there are too many rows; see `structure.assignment.assign`."""
+    """`optimal`, or `greedy` where there are too many rows; see `latents.partners.assignment.assign`."""
 
     @property
     def mmcs(self) -> float:

@@ -1,6 +1,6 @@
 """Dictionaries of methods much simpler than an SAE, to be scored against the truth like one.
 
-PCA, ICA and k-means are those of `methods`; K-SVD is here. Codes of each are found by inference, so that a
+PCA, ICA and k-means are those of `baselines`; K-SVD is here. Codes of each are found by inference, so that a
 dictionary is not judged by an encoder.
 """
 
@@ -59,7 +59,7 @@ def reference_dictionary(
 ) -> Reference:
     """Return a reference dictionary with at most n atoms, fitted on `x`.
 
-    PCA and ICA have d_in atoms at most, the others n. Sources and deviations: `methods` for PCA (the n
+    PCA and ICA have d_in atoms at most, the others n. Sources and deviations: `baselines` for PCA (the n
     largest variances), ICA (FastICA, 200 iterations at most) and k-means; `ksvd`.
 
     Args:
@@ -71,7 +71,7 @@ def reference_dictionary(
 
     Raises:
         SpecError: fewer than one atom or token, or an unknown kind.
-        NotEstimable: the method needs scikit-learn, which is not installed, or cannot be fitted to `x`.
+        NotEstimable: the method cannot be fitted to `x`.
     """
     if n < 1 or len(x) < 2:
         raise SpecError(f"{n} atoms and {len(x)} tokens: needed are at least 1 and 2")

@@ -70,7 +70,7 @@ def _declared() -> Iterator[Declared]:
             better="neither",
             null=_PLACEBO,
             definition=f"share of all latents {_VERDICT_WORDS[verdict]}",
-            source="This package; see `structure.verdicts`.",
+            source="This package; see `latents.origin.rule`.",
             counts_latents=True,
         )
     for name, who in (("placebo", "the placebo SAE"), ("seed", "the SAE of another seed")):
@@ -92,7 +92,7 @@ def _declared() -> Iterator[Declared]:
             better="neither",
             null="0: no better than the mean; the value in the placebo arms is the comparison",
             definition=f"mean over judged latents of held-out R2 of the ladder up to {rung!r}",
-            source="This package; see `structure.ladder`.",
+            source="This package; see `latents.ladder`.",
         )
         yield Declared(
             name=f"activations_r2_{rung}",
@@ -100,7 +100,7 @@ def _declared() -> Iterator[Declared]:
             better="neither",
             null="0: no better than the mean; the value in the placebo arms is the comparison",
             definition=f"held-out share of the activations' variance explained by the ladder up to {rung!r}",
-            source="This package; see `structure.ladder`.",
+            source="This package; see `latents.ladder`.",
         )
 
 
@@ -136,7 +136,7 @@ def numbers(
         classes: Class of each latent.
         found: Its verdict.
         climbed: The ladder.
-        in_placebo: Partners in the placebo SAE, a `profiling.Found`.
+        in_placebo: Partners in the placebo SAE, a `latents.profile.FoundPartners`.
         in_sibling: Partners in the SAE of another seed.
         judged: Whether it fires often enough to be judged.
         missing: Why a class cannot be told apart here, by class.

@@ -25,7 +25,7 @@ def each_place(
     progress: Progress,
     work: Callable[[Place, Any], None],
 ) -> None:
-    """Do `work` for every SAE that is left, with its arm's model, as many arms at a time as `lanes` says.
+    """Do `work` for every SAE that is left, with its arm's model; `lanes` arms are done at a time.
 
     How many threads an arm has depends on the whole plan, not on what is left of it, so that a trial that
     was stopped goes on with the same bits.

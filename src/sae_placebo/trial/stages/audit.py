@@ -25,15 +25,15 @@ from sae_placebo.trial.tables.audit import write_audited
 
 @dataclass
 class Auditing:
-    """Audits SAEs.
+    """The stage that audits SAEs of the arms chosen, one job per SAE.
 
     Args:
-        plan: Of the trial.
+        plan: The trial's plan.
         store: Where artefacts are.
-        given: Readability of labels.
+        given: Has the readability of labels.
         profiles: Reads the SAEs.
         progress: Where progress is shown.
-        faults: What went wrong in single jobs.
+        faults: Keeps what goes wrong in single jobs.
     """
 
     plan: Plan

@@ -28,7 +28,7 @@ from sae_placebo.trial import artefacts
 from sae_placebo.trial.spec import TrialSpec
 
 Member = tuple[str, str, int]
-"""One SAE at a hookpoint: key of its training, label, seed."""
+"""An SAE at a hookpoint is named by the key of its training, its label and its seed."""
 
 Scores = dict[str, dict[str, dict[str, dict[str, Any]]]]
 """What each null explains, as JSON: by key of the training, hookpoint, label and seed; one seed each."""
@@ -36,7 +36,7 @@ Scores = dict[str, dict[str, dict[str, dict[str, Any]]]]
 
 @dataclass
 class Nulls:
-    """The nulls of one pass.
+    """The Gaussian nulls of the SAEs that are trained in one pass over the stream.
 
     Args:
         spec: The trial's protocol.

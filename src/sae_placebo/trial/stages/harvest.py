@@ -24,7 +24,7 @@ from sae_placebo.models.loading import Reader
 
 @dataclass(frozen=True)
 class HarvestPrecision:
-    """In what an arm's model runs, and why.
+    """The precision that an arm's model runs in, and why.
 
     Attributes:
         asked: `HarvestSpec.precision`.

@@ -1,4 +1,4 @@
-"""What every arm of a trial is made of: the reference model, the tokens, and their labels."""
+"""Every arm of a trial is made of the reference model, the tokens, and their labels."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Materials:
 
     @property
     def spec(self) -> TrialSpec:
-        """The protocol."""
+        """Return the protocol."""
         return self.plan.spec
 
     @functools.cached_property
     def source(self) -> str:
-        """Where the reference model is loaded from: a folder or a hub id."""
+        """Return where the reference model is loaded from: a folder or a hub id."""
         step = self.plan.model
         if not self.plan.needs_conversion:
             return self.spec.model.id
@@ -46,7 +46,7 @@ class Materials:
 
     @functools.cached_property
     def reference(self) -> Any:
-        """The trained model; every control is a changed copy of it."""
+        """Return the trained model; every control is a changed copy of it."""
         source = self.source
         with self.progress.track("load the model", 1, "model") as advance:
             model = models.load_model(source, self.spec.model.revision)
@@ -55,7 +55,7 @@ class Materials:
 
     @functools.cached_property
     def tokens(self) -> Path:
-        """Folder of the tokenized text: one tokenization for all arms."""
+        """Return the folder of the tokenized text: one tokenization serves all arms."""
         step, spec = self.plan.tokenize, self.spec.text
         if self.store.find(step) is None:
             wanted, source = spec.train_tokens + spec.heldout_tokens, self.source
@@ -78,7 +78,7 @@ class Materials:
 
     @functools.cached_property
     def rows(self) -> dict[str, text.Rows]:
-        """Rows of token ids of the splits `train` and `heldout`."""
+        """Return the rows of token ids of the splits `train` and `heldout`."""
         return artefacts.read_rows(self.tokens)
 
     def rows_of(self, one: ArmModel) -> dict[str, text.Rows]:
@@ -97,7 +97,7 @@ class Materials:
 
     @functools.cached_property
     def readability(self) -> Readability | None:
-        """How far each label of the held-out tokens can be read off tokens; None without labels."""
+        """Return how far each label of the held-out tokens can be read off tokens; None without labels."""
         step, rows = self.plan.readability, self.rows
         if step is None:
             return None
@@ -115,5 +115,5 @@ class Materials:
 
     @functools.cached_property
     def vocabulary(self) -> list[str]:
-        """Text of each token id."""
+        """Return the text of each token id."""
         return artefacts.read_vocabulary(self.tokens)

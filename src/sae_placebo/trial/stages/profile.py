@@ -45,7 +45,7 @@ from sae_placebo.trial.stages.materials import Materials
 
 
 class Shared(NamedTuple):
-    """What is read off the held-out tokens of one hookpoint, for every SAE that reads them."""
+    """All that is read off the held-out tokens of one hookpoint, once for every SAE that reads them."""
 
     tokens: TokenTable
     domains: Domains
@@ -62,12 +62,12 @@ class _Held(NamedTuple):
 
 @dataclass
 class Profiles:
-    """What is said about SAEs once all of them are measured.
+    """The stages that profile latents and fit existing methods, once all SAEs are measured.
 
     Args:
-        plan: Of the trial.
+        plan: The trial's plan.
         store: Where artefacts are.
-        given: Tokens and vocabulary.
+        given: Has the tokens and the vocabulary.
         heldout: By hookpoint, the held-out tokens that no arm leaves out.
         progress: Where progress is shown.
     """
@@ -80,7 +80,7 @@ class Profiles:
 
     @property
     def spec(self) -> TrialSpec:
-        """The trial's protocol."""
+        """Return the trial's protocol."""
         return self.plan.spec
 
     def run(self) -> None:

@@ -30,10 +30,10 @@ from sae_placebo.trial.spec import TrialSpec
 from sae_placebo.trial.stages.harvest import calibrated
 
 AnyReader: TypeAlias = Reader | GaussianReader
-"""What activations are read with."""
+"""Activations are read with one of these."""
 
 Track: TypeAlias = Callable[..., AbstractContextManager[Advance]]
-"""`Progress.track` with its label given."""
+"""A function of this type is `Progress.track` with its label given."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class TrainingStream:
 
     @functools.cached_property
     def n_tokens(self) -> int:
-        """Tokens of the stream, outliers included."""
+        """Return how many tokens the stream has, outliers included."""
         return int(self.rows.usable().sum())
 
     def blocks(self, first: int = 0) -> Iterator[tuple[int, ActivationBlock]]:
@@ -127,13 +127,13 @@ class MomentsPass:
 def in_its_place(
     reader: Reader, spec: TrialSpec, rows: Rows, model_seed: int, work: Work, track: Track
 ) -> GaussianReader:
-    """Return what reads Gaussian draws with the mean and covariance that `reader` gives.
+    """Return a reader of Gaussian draws with the mean and covariance of what `reader` reads.
 
     Args:
-        reader: Of the model.
+        reader: Reads the model.
         spec: The trial's protocol.
         rows: Training rows, outliers of which are left out.
-        model_seed: Of the arm.
+        model_seed: The arm's model seed.
         work: Where checkpoints are kept.
         track: Shows the progress.
     """
@@ -146,7 +146,7 @@ def in_its_place(
 
 
 def moments_state(moments: SecondMoments) -> dict[str, torch.Tensor]:
-    """Return what was counted."""
+    """Return what was counted, as tensors that `restore_moments` takes."""
     n = torch.tensor(moments.n, dtype=torch.int64)
     return {"total": moments.total, "products": moments.products, "n": n}
 

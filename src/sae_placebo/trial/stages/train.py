@@ -41,7 +41,7 @@ from sae_placebo.trial.stages.stream import (
 
 
 class Place(NamedTuple):
-    """Where in the stream training stands: the block, its batches done, and whether it was counted."""
+    """The place in the stream that training has reached: block, batches done, and whether it was counted."""
 
     block: int = 0
     batch: int = 0
@@ -53,7 +53,7 @@ class Matched:
     """The SAEs of arms that read the same activations, and what is learned of these on the way.
 
     Args:
-        stream: What they read.
+        stream: The stream that they read.
         harvest: The arms' harvest artefact: calibrations and held-out activations.
         vocabulary_size: Number of token ids.
         controls: By the key of an arm's training, what is done to its dictionaries; None: they are
@@ -76,12 +76,12 @@ class Matched:
 
     @property
     def spec(self) -> TrialSpec:
-        """The trial's protocol."""
+        """Return the trial's protocol."""
         return self.stream.spec
 
     @property
     def calibrations(self) -> Mapping[str, Calibration]:
-        """How the activations are masked, centered and scaled, by hookpoint."""
+        """Return how the activations are masked, centered and scaled, by hookpoint."""
         return self.stream.calibrations
 
     def run(self, name: str, progress: Progress) -> None:
@@ -213,8 +213,8 @@ class Matched:
         """Write one arm's SAEs in model units, its nulls, the lookup tables and the training log.
 
         Args:
-            folder: Where to.
-            key: Of the arm's training.
+            folder: Folder that they are written to.
+            key: Key of the arm's training.
             build: The arm's build artefact, whose recipe every SAE carries.
             one: The arm and its re-draw.
         """

@@ -26,14 +26,14 @@ from sae_placebo.trial.tables.use_files import write_use
 
 @dataclass
 class Uses:
-    """Asks models what they do with the latents of their SAEs.
+    """The stage that asks models what they do with the latents of their SAEs, one job per SAE.
 
     Args:
-        plan: Of the trial.
+        plan: The trial's plan.
         store: Where artefacts are.
         profiles: Reads the SAEs.
         progress: Where progress is shown.
-        faults: What went wrong in single jobs.
+        faults: Keeps what goes wrong in single jobs.
     """
 
     plan: Plan

@@ -1,4 +1,4 @@
-"""What audits found, as one SAE's tables and as the trial's."""
+"""The findings of audits are written as one SAE's tables and joined to the trial's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was asked about use, of every SAE in one table: beside class and origin of each latent."""
+"""The answers about use of every SAE are joined in one table, beside class and origin of each latent."""
 
 from __future__ import annotations
 

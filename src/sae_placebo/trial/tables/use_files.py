@@ -1,4 +1,4 @@
-"""What was found about use and circuits, as tables and numbers that trials keep."""
+"""The findings about use and circuits are turned into tables and numbers that trials keep."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from sae_placebo.core.lazy import pandas
 from sae_placebo.core.store import read_json, write_json
 
 LIMITS = tuple(float(x) for x in np.geomspace(1e-4, 1e-1, 13))
-"""Smallest effects of interest that the sensitivity curve has."""
+"""The sensitivity curve has a point at each of these smallest effects of interest."""
 _LEVEL = 0.05
 """Of the test that something reads a latent; that something writes it has the writers' own."""
 NAMES = ("use", "readers", "writers", "directions", "patched", "use_passages")
-"""Tables of one SAE; the last two are of latents that get a card."""
+"""The tables of one SAE have these names; the last two are of latents that get a card."""
 
 
 def write_use(draft: Path, found: Examination, spec: UseSpec, circuits: CircuitSpec) -> None:
@@ -33,7 +33,7 @@ def write_use(draft: Path, found: Examination, spec: UseSpec, circuits: CircuitS
 
     Args:
         draft: The folder.
-        found: About the SAE.
+        found: What was found about the SAE.
         spec: How use was asked about.
         circuits: How many readers and writers are kept.
     """
