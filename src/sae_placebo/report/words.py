@@ -59,15 +59,15 @@ WORDS: tuple[Term, ...] = (
     Term("interaction", "The effect of one thing where another is real, minus the same effect where "
          "the other is random.", "the metric's", "0: the two add up", "`interactions`.", "statistics"),
     Term("effect", "The first arm's value minus the second arm's, on the same held-out tokens.",
-         "the metric's", "0", "`statistics`.", "statistics"),
+         "the metric's", "0", "`stats.effects`.", "statistics"),
     Term("interval", "The range of effects that the data do not rule out: documents are resampled, crossed "
          "with SAE seeds and model seeds. If it holds the null, this trial cannot tell.",
-         "the metric's", "", "`statistics`.", "statistics"),
+         "the metric's", "", "`stats.effects`.", "statistics"),
     Term("null", "The value that a score takes where there is nothing to find. An effect's null is 0; "
          "a metric's own null is often not.", page="statistics"),
     Term("A/A", "The same calculation between two re-draws of one control, where nothing but chance "
          "differs. An effect that is no larger than its A/A interval is no finding.",
-         "the metric's", "0", "`statistics`.", "calibration"),
+         "the metric's", "0", "`stats.effects`.", "calibration"),
     Term("calibration", "How often intervals leave 0 out where the truth is 0, measured on A/A trials.",
          "share of intervals", "1 minus the level: .05", "`calibration`.", "calibration"),
     Term("power", "How often a trial of a given size finds a difference of a given size.", "share of trials",

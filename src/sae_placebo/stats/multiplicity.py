@@ -14,7 +14,7 @@ inconclusive: a wide interval shows no absence.
 All p values are Student's with the effect's own standard error and degrees of freedom. Those are the
 degrees that give the multiplier of the table's interval, so p is below 0.05 exactly where a 95%
 interval leaves zero out. At other levels it is an approximation, since that multiplier mixes two
-quantiles (see `statistics`).
+quantiles (see `stats.effects`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The values of metrics under document weights, gathered by arm and seed for `statistics`."""
+"""The values of metrics under document weights, gathered by arm and seed for `stats.effects`."""
 
 from __future__ import annotations
 

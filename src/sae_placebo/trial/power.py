@@ -129,7 +129,7 @@ class Simulated(Spec):
 def simulate(
     variances: Variances, design: TrialSize, draws: int = DRAWS, seed: int = 0
 ) -> Simulated:
-    """Return simulated trials of a design, normal errors, intervals as `statistics` makes them.
+    """Return simulated trials of a design, normal errors, intervals as `stats.effects` makes them.
 
     The error and the interval's width do not depend on the true difference, so one set of trials
     gives the power at every difference.
