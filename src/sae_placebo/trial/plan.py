@@ -27,7 +27,7 @@ VERSIONS = {
     "train": 4,
     "measure": 5,
     "profile": 4,
-    "methods": 1,
+    "methods": 2,
     "use": 5,
     "audit": 4,
 }
