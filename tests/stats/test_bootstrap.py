@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sae_placebo.stats.statistics import document_weights
 
 from sae_placebo.stats.bootstrap import percentile_interval, resampled_counts, resampled_units
+from sae_placebo.stats.effects import document_weights
 
 
 def generator(seed: int = 0) -> np.random.Generator:
