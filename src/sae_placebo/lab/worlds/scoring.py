@@ -130,7 +130,7 @@ class WorldScore:
             is between or the unit stands for none.
         kinds: The same, and `IS_NEITHER` also where the unit holds less than `CARRIED`.
         truths: By variable.
-        verdict: Index into `use.verdicts.USES`.
+        verdict: Index into `causal.use.rule.USES`.
         reason: Why it is undetermined, else empty.
         statistics: By name, those of `STATISTICS`.
         joint_share: What removing all units called not used at once costs, as a share of giving every token
