@@ -53,6 +53,7 @@ def seconds(
 ) -> dict[str, float]:
     """Return the seconds of each stage; steps of the stages in `done` are not left."""
     found: dict[str, float] = {}
+    machine = machine or of_usual_machine(plan.spec, threads=1)  # not as many as the tests have
     for piece in estimate(plan, lambda step: step.stage not in done, machine):
         found[piece.stage] = found.get(piece.stage, 0.0) + piece.seconds
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -10,6 +10,9 @@ from jaxtyping import Float
 from sae_placebo.core.crew import Crew
 from sae_placebo.core.lazy import torch
 from sae_placebo.saes.kernels import Workspace
+
+_BLOCK = 64
+"""Tokens that are summed over at once, by one thread: so sums do not hang on how many threads there are."""
 
 
 class Decoded(NamedTuple):
@@ -45,12 +48,18 @@ def decoded(
     products = workspace.buffer(f"{name} products", sites[2].shape, target)
     arrays = [tensor.numpy() for tensor in (target, decoder, *sites)]
     out = error.numpy(), products.numpy()
-    sums = np.zeros((crew.threads, 2, target.shape[1]), np.float32)
+    n = len(target)
+    blocks = -(-n // _BLOCK)
+    sums = np.zeros((blocks, 2, target.shape[1]), np.float32)
+    energies = np.zeros((blocks, 2))
 
-    def work(thread: int, first: int, stop: int) -> Any:
-        return compiled.decode_rows(*arrays, first, stop, *out, sums[thread])
+    def work(_: int, first: int, stop: int) -> None:
+        for i in range(first, stop):
+            tokens = i * _BLOCK, min((i + 1) * _BLOCK, n)
+            energies[i] = compiled.decode_rows(*arrays, *tokens, *out, sums[i])
 
-    energy, given = (sum(part) for part in zip(*crew.run(work, len(target), 64), strict=True))
+    crew.run(work, blocks)
+    energy, given = energies.sum(axis=0).tolist()
     return Decoded(error, products, energy, given, torch.from_numpy(sums.sum(axis=0)))
 
 

@@ -362,7 +362,8 @@ def step_all(
     """Take one step of every fit on the same batch.
 
     Where there are as many compiled fits as threads, each thread steps fits of its own: nothing waits
-    for anything within a step. Else the threads share each step.
+    for anything within a step. Else the threads share each step. Fits that are not compiled step one after
+    the other, with torch's threads, so that no other fit changes their last bits, nor they those of others.
 
     Args:
         fits: The SAEs.
@@ -370,21 +371,22 @@ def step_all(
         workspace: Buffers, kept from step to step.
         offered_tokens: As in `Fit.step`.
     """
-    if any(fit.is_compiled for fit in fits):
+    compiled = [fit for fit in fits if fit.is_compiled]
+    if compiled:
         with Crew() as crew:
-            if len(fits) >= crew.threads > 1 and all(fit.is_compiled for fit in fits):
+            if len(compiled) >= crew.threads > 1:
 
                 def work(thread: int, first: int, stop: int) -> None:
-                    for fit in fits[first:stop]:
+                    for fit in compiled[first:stop]:
                         fit.step(x, workspace.of(thread), offered_tokens)
 
-                crew.run(work, len(fits))
-                return
-            for fit in fits:
-                fit.step(x, workspace, offered_tokens)
-        return
+                crew.run(work, len(compiled))
+            else:
+                for fit in compiled:
+                    fit.step(x, workspace, offered_tokens)
     for fit in fits:
-        fit.step(x, workspace, offered_tokens)
+        if not fit.is_compiled:
+            fit.step(x, workspace, offered_tokens)
 
 
 def train(

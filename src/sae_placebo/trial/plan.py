@@ -24,7 +24,7 @@ VERSIONS = {
     "text": 1,
     "build": 3,
     "harvest": 3,
-    "train": 4,
+    "train": 5,
     "measure": 5,
     "profile": 4,
     "methods": 2,
