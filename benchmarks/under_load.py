@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import resource
 import shutil
@@ -73,6 +72,7 @@ def timed(command: list[str]) -> tuple[float, float]:
 
 def run(trial: Path, n: int, ready: Path | None) -> dict[str, float]:
     """Return what the trial takes beside `n` busy processes, and what it was granted."""
+    threads = os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "store"
         if ready is not None:
@@ -87,7 +87,7 @@ def run(trial: Path, n: int, ready: Path | None) -> dict[str, float]:
             str(store),
         ]
         with busy(n):
-            cores = granted(multiprocessing.cpu_count()) if n else float(os.cpu_count() or 1)
+            cores = granted(threads) if n else float(threads)
             wall, used = timed(command)
     return {"busy": n, "wall_seconds": wall, "processor_seconds": used, "granted": cores}
 

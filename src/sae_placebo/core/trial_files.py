@@ -83,17 +83,19 @@ def require_parts(folder: Path, record: Mapping[str, Any]) -> None:
         raise _damaged(folder / RECORD, "it lacks the trial's name, hookpoints or SAEs")
 
 
-def require_format(folder: Path, record: Mapping[str, Any]) -> None:
-    """See to it that a record and its tables have the columns that this version reads.
+def read_result(folder: Path) -> dict[str, Any]:
+    """Return what `trial.json` says, where its tables have the columns that this version reads.
 
     Raises:
-        StoreError: another version wrote them, with other words for them.
+        StoreError: as in `read_record`; or another version wrote the result, with other words for columns.
     """
+    record = read_record(folder)
     if record.get(_FORMAT) != FORMAT:
         raise StoreError(
             f"{str(folder)!r} was written by another version of sae-placebo, whose columns have other names; "
             "run the trial again, which makes its tables anew from its stages, or read it with that version"
         )
+    return record
 
 
 def is_recorded(name: str, record: Mapping[str, Any]) -> bool | None:

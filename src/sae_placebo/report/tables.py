@@ -14,8 +14,7 @@ from sae_placebo.core.trial_files import (
     RECORD,
     check_table,
     is_recorded,
-    read_record,
-    require_format,
+    read_result,
 )
 from sae_placebo.stats.designs import ArmParts
 
@@ -272,8 +271,7 @@ def read_tables(trial_folder: Path) -> Tables:
     missing: list[str] = []
     trial: dict[str, Any] = {}
     if os.path.lexists(trial_folder / RECORD):
-        trial = read_record(trial_folder)
-        require_format(trial_folder, trial)
+        trial = read_result(trial_folder)
     else:
         missing.append(RECORD)
     frames = {name: _read_table(trial_folder, name, trial, missing) for name in COLUMNS}

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from sae_placebo import audits
-from sae_placebo.core.lanes import n_lanes
 from sae_placebo.core.spec import canonical, digest
 from sae_placebo.core.store import Step
 from sae_placebo.core.time_left import WorkPiece
@@ -276,18 +275,17 @@ class TimeEstimate:
         return edits * machine.edit + passes * machine.start + rows * machine.row
 
     def _in_lanes(
-        self, stage: str, steps: dict[Place, Step], pieces_of: Callable[[Place, int, float], Pieces]
+        self, stage: str, steps: dict[Place, Step], pieces_of: Callable[[Place, float], Pieces]
     ) -> Iterator[WorkPiece]:
         """Yield the pieces of each SAE that is left, each arm in a lane; the model is built first.
 
-        `pieces_of` takes a place, how many lanes there are, and by how much code of one thread adds less to
-        the whole for them.
+        `pieces_of` takes a place, and by how much code of one thread adds less to the whole for the lanes.
         """
         lanes, before = lanes_of(self.plan, self.machine.threads, steps), None
         less = 1 / (1 + _LANE * (lanes - 1))
         for place in self._places(steps):
             one = place[0]
-            pieces = list(pieces_of(place, lanes, less))
+            pieces = list(pieces_of(place, less))
             if one != before:
                 pieces.insert(0, (f"build {one.label} again", self.machine.build))
             before = one
@@ -297,8 +295,7 @@ class TimeEstimate:
     def _used(self) -> Iterator[WorkPiece]:
         return self._in_lanes("use", self.plan.use, self._use)
 
-    def _use(self, place: Place, lanes: int, less: float) -> Pieces:
-        del lanes
+    def _use(self, place: Place, less: float) -> Pieces:
         one, hookpoint, label, _ = place
         name = f"{one.label}, {hookpoint}, {label}"
         how, d_sae, numbers = self.spec.use, self.spec.saes[label].d_sae, self.numbers * less
@@ -350,10 +347,11 @@ class TimeEstimate:
     def _audited(self) -> Iterator[WorkPiece]:
         return self._in_lanes("audit", self.plan.audit, self._audit)
 
-    def _audit(self, place: Place, lanes: int, less: float) -> Pieces:
+    def _audit(self, place: Place, less: float) -> Pieces:
         one, hookpoint, label, _ = place
         how, machine, m = self.spec.audit, self._at(hookpoint), self.spec.saes[label].d_sae
         d, n, numbers = self.width, min(how.tokens, self.held), self.numbers * less
+        lanes = lanes_of(self.plan, machine.threads, self.plan.audit)
         # the clean rows are read by the first audit that asks for them
         rows = self._rows(float(n)) * machine.row * _side_by_side(machine.threads) / lanes
         labels = 4e-6 * how.labels * self.held * numbers
@@ -394,12 +392,9 @@ def estimate(
 
 def lanes_of(plan: Plan, threads: int, *stages: dict[Place, Step]) -> int:
     """Return how many arms are examined side by side in one of these stages, at most."""
-    if plan.spec.device != "cpu":
-        return 1
     shape = shape_of(plan.spec.model)
     weights = shape.layer_weights * shape.layers + shape.width * shape.vocabulary
-    n = max(len({place[0] for place in steps}) for steps in stages)
-    return n_lanes(n, 4 * weights, threads)
+    return plan.lanes(threads, 4 * weights, *stages)
 
 
 def rates_key(plan: Plan) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sae_placebo.controls import Control
+from sae_placebo.core.lanes import n_lanes
 from sae_placebo.core.store import Step
 from sae_placebo.data import text
 from sae_placebo.models.loading import identify, ties_embeddings
@@ -116,6 +117,13 @@ class Plan:
     def harvests(self) -> tuple[Step, ...]:
         """Return every harvest once."""
         return tuple({step.key: step for step in self.harvest.values()}.values())
+
+    def lanes(self, threads: int, model_bytes: int, *stages: Mapping[Place, Step]) -> int:
+        """Return how many arms are asked side by side in one of these stages, at most."""
+        if self.spec.device != "cpu":
+            return 1
+        n = max(len({place[0] for place in steps}) for steps in stages)
+        return n_lanes(n, model_bytes, threads)
 
     def same_as(self) -> dict[str, str]:
         """Return each arm whose SAEs are those of an earlier arm, and that arm."""

@@ -21,8 +21,7 @@ from sae_placebo.core.store import Store, read_json
 from sae_placebo.core.trial_files import (
     RECORD,
     check_table,
-    read_record,
-    require_format,
+    read_result,
     require_parts,
 )
 from sae_placebo.latents.ladder.table import ladder_table
@@ -73,8 +72,7 @@ def is_result_of(folder: Path, spec: TrialSpec) -> bool:
     """Return whether the result in `folder` is of these settings and not of others under the same name."""
     if not os.path.lexists(folder / RECORD):
         return False
-    record = read_record(folder)
-    require_format(folder, record)
+    record = read_result(folder)
     return record.get("spec") == spec.model_dump(mode="json")
 
 
@@ -103,7 +101,7 @@ class Trial:
     @functools.cached_property
     def record(self) -> dict[str, Any]:
         """Return what was compared and how: protocol, arms, text, masks, versions, seconds."""
-        record = read_record(self.folder)
+        record = read_result(self.folder)
         require_parts(self.folder, record)
         return record
 
@@ -113,7 +111,7 @@ class Trial:
         Raises:
             StoreError: one is not, or is missing; or the record is damaged.
         """
-        record = read_record(self.folder)
+        record = read_result(self.folder)
         for name in TABLES:
             check_table(self.folder, name, record)
 
@@ -179,8 +177,7 @@ class Trial:
 
     def _table(self, name: str) -> Any:
         # not `record`, which may be older than the tables: another process may have run the trial again
-        record = read_record(self.folder)
-        require_format(self.folder, record)
+        record = read_result(self.folder)
         path = check_table(self.folder, name, record)
         try:
             return artefacts.read_table(path)

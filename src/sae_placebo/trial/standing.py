@@ -16,12 +16,11 @@ def standing(plan: Plan, store: Store) -> str:
 
     Artefacts of stages that this version does not have are said to be old, and left where they are.
     """
-    old = sorted(
-        {path.parent.parent.name for path in store.root.glob(f"*/*/{MANIFEST}")} - {*VERSIONS}
-    )
+    strange = sorted(path for path in store.root.glob("*") if path.name not in VERSIONS)
+    old = [path for path in strange if any(path.glob(f"*/{MANIFEST}"))]
     said = _standing(plan, store)
     if old:
-        folders = ", ".join(repr(str(store.root / name)) for name in old)
+        folders = ", ".join(repr(str(path)) for path in old)
         said += f"; {folders}, of an older version of sae-placebo, is not read and can be deleted"
     return said
 

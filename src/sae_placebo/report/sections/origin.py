@@ -7,11 +7,12 @@ from typing import Any
 from sae_placebo.report.plots import Dot, Figure, shares
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
 from sae_placebo.report.sections.classes import arm_shares
+from sae_placebo.report.sections.use_rows import ORIGINS
 from sae_placebo.report.tables import at, records
 from sae_placebo.report.wording import Estimate, count, finite, fitting, interval, number
 
 _PREFIX = "origin_"
-ORIGINS = ("explained", "not_explained", "undetermined")
+
 _PERCENT = 100.0
 
 

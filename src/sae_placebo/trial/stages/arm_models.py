@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sae_placebo.controls import build
-from sae_placebo.core.lanes import in_lanes, n_lanes
+from sae_placebo.core.lanes import in_lanes
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.store import Step, Store
@@ -45,13 +45,8 @@ def each_place(
 
     size = sum(p.numel() * p.element_size() for p in given.reference.parameters())
     arms = list(dict.fromkeys(place[0] for place in places))
-    in_lanes([functools.partial(job, one) for one in arms], _lanes(list(steps), plan, size))
-
-
-def _lanes(places: Sequence[Place], plan: Plan, size: int) -> int:
-    if plan.spec.device != "cpu":
-        return 1
-    return n_lanes(len({place[0] for place in places}), size, torch.get_num_threads())
+    lanes = plan.lanes(torch.get_num_threads(), size, steps)
+    in_lanes([functools.partial(job, one) for one in arms], lanes)
 
 
 def is_left(store: Store, step: Step) -> bool:
