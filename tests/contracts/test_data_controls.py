@@ -20,7 +20,6 @@ from sae_placebo.controls.data import (
     DataControl,
     parse_data,
 )
-from sae_placebo.controls.data.base import register_data
 from sae_placebo.core.errors import SpecError, TextError
 from sae_placebo.data.text import Rows, TextSpec, tokenize
 from sae_placebo.models.activations import blocks
@@ -181,7 +180,7 @@ def test_a_control_that_leaves_a_word_out_is_not_registered() -> None:
             return dict(splits)
 
     with pytest.raises(ValueError, match="must sort each"):
-        register_data(Half)
+        DATA_CONTROLS.add(Half)
 
 
 @pytest.mark.parametrize("kind", KINDS)

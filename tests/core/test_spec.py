@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Literal, NamedTuple
 
 import pytest
 
@@ -34,12 +35,37 @@ def test_randomness_is_named_and_touches_no_global_generator() -> None:
 
 def test_registry_names_the_nearest() -> None:
     registry: Registry[int] = Registry("thing")
-    registry.add("redraw", 1)
-    registry.add("trained", 2)
+    registry.add(1, name="redraw")
+    registry.add(2, name="trained")
     with pytest.raises(SpecError, match=r"no thing is called 'redaw'. Did you mean 'redraw'\?"):
         registry["redaw"]
     with pytest.raises(ValueError, match="two things"):
-        registry.add("redraw", 3)
+        registry.add(3, name="redraw")
+    assert dict(registry.entries) == {"redraw": 1, "trained": 2}
+
+
+def test_registry_takes_the_name_that_an_entry_has() -> None:
+    class Named(NamedTuple):
+        name: str
+
+    class Halved(Spec):
+        kind: Literal["halved"] = "halved"
+
+    def short(entry: Named) -> None:
+        if len(entry.name) > 6:
+            raise ValueError(f"{entry.name} is long")
+
+    things: Registry[Named] = Registry("thing", short)
+    assert things.add(Named("first")) == things["first"] == Named("first")
+    with pytest.raises(ValueError, match="two things are called 'first'"):
+        things.add(Named("first"))
+    with pytest.raises(ValueError, match="lengthy is long"):
+        things.add(Named("lengthy"))
+    assert list(things) == ["first"]
+    kinds: Registry[type[Spec]] = Registry("kind")
+    assert kinds.add(Halved) is Halved is kinds["halved"]
+    with pytest.raises(ValueError, match="a kind has neither a `kind` nor a `name`"):
+        kinds.add(Spec)
 
 
 def test_no_module_of_the_package_imports_torch() -> None:

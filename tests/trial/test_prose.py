@@ -18,8 +18,7 @@ import pytest
 
 import sae_placebo as sp
 from conftest import trial_table
-from sae_placebo.audits import NAMES
-from sae_placebo.audits.base import AUDITS
+from sae_placebo.audits import AUDITS
 from sae_placebo.data.labels.truth import NO_LABELS
 from sae_placebo.report.sections import SECTIONS
 from sae_placebo.trial.results import TABLES
@@ -78,8 +77,8 @@ def check(trial: sp.Trial) -> pd.DataFrame:
         assert html.escape(section.title) in page, section.title
     audits = pd.read_parquet(trial.folder / "audits.parquet")
     for arm, found in audits.groupby("arm"):
-        assert set(found["audit"]) == set(NAMES), arm
-        for name in NAMES:
+        assert set(found["audit"]) == set(AUDITS), arm
+        for name in AUDITS:
             numbers = {q.name for q in AUDITS[name].quantities}
             told = {n.partition("/")[0] for n in found[found["audit"] == name]["name"]}
             assert told <= numbers, (arm, name)

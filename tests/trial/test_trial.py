@@ -395,15 +395,15 @@ def test_tables_are_plain_parquet(finished: sp.Trial) -> None:
 
 
 def test_every_audit_is_made_of_the_trained_sae_and_the_placebos(finished: sp.Trial) -> None:
-    from sae_placebo import audits
+    from sae_placebo.audits import AUDITS
 
     found = finished.audits
     assert set(found["arm"]) == {"trained", "redraw_keep_embeddings"}
     for _, rows in found.groupby("arm"):
-        assert list(dict.fromkeys(rows["audit"])) == list(audits.NAMES)
+        assert list(dict.fromkeys(rows["audit"])) == list(AUDITS)
     # what has no value says why
     missing = found[found["value"].isna()]
     assert (missing["reason"].str.len() > 0).all()
-    assert set(finished.record["audits"]) == set(audits.NAMES)
+    assert set(finished.record["audits"]) == set(AUDITS)
     html = finished.report.read_text(encoding="utf-8")
     assert "Where this SAE misleads" in html

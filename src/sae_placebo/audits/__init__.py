@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-NAMES = (
-    *("pushes", "along", "split", "flags", "shrinkage"),
-    *("geometry", "meta", "families", "information", "hedging"),
+# importing an audit registers it; the order is that in which audits are made and shown
+from sae_placebo.audits import (  # isort: skip
+    pushes as pushes,
+    along as along,
+    split as split,
+    flags as flags,
+    shrinkage as shrinkage,
+    geometry as geometry,
+    meta as meta,
+    families as families,
+    information as information,
+    hedging as hedging,
 )
-"""Modules that hold audits, in the order in which they are made and shown."""
+from sae_placebo.audits.base import AUDITS
+
+__all__ = ["AUDITS"]

@@ -139,9 +139,7 @@ _QUANTITIES = (
     ),
 )  # fmt: skip
 
-AUDITS.add(
-    NAME,
-    Audit(
+AUDITS.add(Audit(
         NAME,
         "Along the error",
         "How soon does the model feel the error, on the way to the reconstruction and beyond?",

@@ -383,9 +383,7 @@ def _quantities(kind: str) -> list[Quantity]:
     return out
 
 
-AUDITS.add(
-    "families",
-    Audit(
+AUDITS.add(Audit(
         name="families",
         title="Absorption and split families",
         question="Is a label spread over latents, or swallowed by others where its own latents "

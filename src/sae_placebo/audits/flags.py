@@ -285,9 +285,7 @@ _QUANTITIES = (
     ),
 )  # fmt: skip
 
-AUDITS.add(
-    NAME,
-    Audit(
+AUDITS.add(Audit(
         NAME,
         "Where not to trust the reconstruction",
         "Can the tokens at which the reconstruction misleads the model be told without running it?",

@@ -31,9 +31,7 @@ def fit_covariance(material: Material) -> Dictionary:
     return Dictionary("covariance", rows, material.center, d_in * (d_in + 1) // 2)
 
 
-METHODS.add(
-    "random",
-    Method(
+METHODS.add(Method(
         "random",
         "Random directions",
         "Uniform unit directions: what many directions explain without having been learned.",
@@ -42,9 +40,7 @@ METHODS.add(
         fit_random,
     ),
 )
-METHODS.add(
-    "covariance",
-    Method(
+METHODS.add(Method(
         "covariance",
         "Frozen, by covariance",
         "Directions of Gaussian draws with the activations' covariance: what is learned is the "

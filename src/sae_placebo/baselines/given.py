@@ -32,9 +32,7 @@ def fit_embeddings(material: Material) -> Dictionary:
     return Dictionary("embeddings", rows, material.center, rows.size)
 
 
-METHODS.add(
-    "neurons",
-    Method(
+METHODS.add(Method(
         "neurons",
         "Raw neurons",
         "The coordinate axes: no direction is sought.",
@@ -42,9 +40,7 @@ METHODS.add(
         fit_neurons,
     ),
 )
-METHODS.add(
-    "embeddings",
-    Method(
+METHODS.add(Method(
         "embeddings",
         "Rows of W_E",
         "Embeddings of the most frequent tokens of the text to fit on, as directions.",

@@ -36,9 +36,7 @@ def fit_nmf(material: Material) -> Dictionary:
     return Dictionary("nmf", rows, material.center, rows.size)
 
 
-METHODS.add(
-    "nmf",
-    Method(
+METHODS.add(Method(
         "nmf",
         "Non-negative parts",
         "Non-negative matrix factorization of [relu(x), relu(-x)]; a part stands for the direction "

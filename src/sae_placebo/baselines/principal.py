@@ -21,9 +21,7 @@ def fit_dense(material: Material) -> Dictionary:
     return Dictionary("pca_dense", none, material.center, 0)
 
 
-METHODS.add(
-    "pca",
-    Method(
+METHODS.add(Method(
         "pca",
         "PCA",
         "Eigenvectors of the covariance; a token is written with the components that are largest "
@@ -33,9 +31,7 @@ METHODS.add(
         fit_pca,
     ),
 )
-METHODS.add(
-    "pca_dense",
-    Method(
+METHODS.add(Method(
         "pca_dense",
         "PCA, dense",
         "No sparse code: every principal component is quantized with one step and coded, which "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Generic, TypeVar
 
 import numpy as np
@@ -85,14 +85,38 @@ def digest(value: Any) -> str:
 class Registry(Generic[T]):
     """A registry maps names to things of one kind; an unknown name is refused with the nearest known one."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, check: Callable[[T], None] | None = None) -> None:
+        """Start an empty registry.
+
+        Args:
+            kind: What the entries are, in messages: "control".
+            check: Called with each new entry; it raises ValueError where the entry declares too little.
+        """
         self.kind = kind
+        self._check = check
         self._entries: dict[str, T] = {}
 
-    def add(self, name: str, entry: T) -> T:
-        """Register `entry` under `name`; a name is given once."""
+    def add(self, entry: T, *, name: str | None = None) -> T:
+        """Register `entry` and return it, so that a class is registered by `@REGISTRY.add` above it.
+
+        Args:
+            entry: A class of settings, which is known by the default of its field `kind`, or a value
+                that has a `name`.
+            name: For entries that have neither.
+
+        Raises:
+            ValueError: the name is taken, or the registry's check refuses the entry.
+        """
+        if name is None:
+            fields = getattr(entry, "model_fields", {})
+            known = fields["kind"].default if "kind" in fields else getattr(entry, "name", None)
+            if not isinstance(known, str):
+                raise ValueError(f"a {self.kind} has neither a `kind` nor a `name`: {entry!r:.80}")
+            name = known
         if name in self._entries:
             raise ValueError(f"two {self.kind}s are called {name!r}")
+        if self._check is not None:
+            self._check(entry)
         self._entries[name] = entry
         return entry
 

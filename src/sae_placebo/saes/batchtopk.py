@@ -95,6 +95,7 @@ class BatchSpec(SAESpec):
         return z, codes.reshape(z.shape)
 
 
+@SAES.add
 class BatchTopKSpec(BatchSpec):
     """Keep the k T largest pre-activations of a batch of T tokens; dead latents as in TopK.
 
@@ -143,4 +144,3 @@ class BatchTopKSpec(BatchSpec):
         return stepping.gradients(self, params, x, context, workspace)
 
 
-SAES.add("batchtopk", BatchTopKSpec)

@@ -17,6 +17,7 @@ from sae_placebo.saes.selection import Selection, Sites, select
 _EVERYWHERE = Selection("above")
 
 
+@SAES.add
 class GatedSpec(PenalizedSpec):
     """A gate says which latents are active; a rescaled copy of it says how strongly.
 
@@ -139,4 +140,3 @@ class GatedSpec(PenalizedSpec):
         return Evaluation(loss, energy, fired, positive.sum(), found)
 
 
-SAES.add("gated", GatedSpec)

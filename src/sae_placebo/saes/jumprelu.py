@@ -36,6 +36,7 @@ _MOST_ACTIVE = 0.4
 _FLOOR = 1e-3
 
 
+@SAES.add
 class JumpReLUSpec(PenalizedSpec):
     """Codes are pre-activations above a threshold.
 
@@ -205,4 +206,3 @@ class JumpReLUSpec(PenalizedSpec):
         params["threshold"].clamp_(min=LEAST_THRESHOLD)
 
 
-SAES.add("jumprelu", JumpReLUSpec)

@@ -18,6 +18,7 @@ from sae_placebo.saes.kernels import Workspace, by_latent
 from sae_placebo.saes.selection import Selection, Sites, select
 
 
+@SAES.add
 class MatryoshkaSpec(BatchSpec):
     """BatchTopK codes of which each nested prefix of latents reconstructs the input by itself.
 
@@ -205,4 +206,3 @@ def _summed(
     return errors
 
 
-SAES.add("matryoshka", MatryoshkaSpec)

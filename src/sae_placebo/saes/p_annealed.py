@@ -17,6 +17,7 @@ SOFTENING = 0.01
 """Codes are small beside 1 only far below this; it bounds the slope of f^p at zero."""
 
 
+@SAES.add
 class PAnnealedSpec(PenalizedSpec):
     """Codes are the positive pre-activations; their powers are penalized.
 
@@ -117,4 +118,3 @@ def _powers(codes: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
     return ((codes + SOFTENING).pow(p) - torch.full_like(p, SOFTENING).pow(p)).sum()
 
 
-SAES.add("p_annealed", PAnnealedSpec)

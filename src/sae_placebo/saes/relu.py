@@ -11,6 +11,7 @@ from sae_placebo.saes.penalized import PenalizedSpec
 from sae_placebo.saes.selection import Selection
 
 
+@SAES.add
 class ReLUSpec(PenalizedSpec):
     """Codes are the positive pre-activations; their sum is penalized.
 
@@ -65,4 +66,3 @@ class ReLUSpec(PenalizedSpec):
         return SiteGradients((to_codes + weight) * (z > 0), weight * z.clamp_min(0.0).sum())
 
 
-SAES.add("relu", ReLUSpec)

@@ -17,6 +17,7 @@ from sae_placebo.saes.relu import ReLUSpec
 from sae_placebo.saes.selection import Selection
 
 
+@SAES.add
 class TiedSpec(PenalizedSpec):
     """A latent looks for the very direction that it writes.
 
@@ -92,4 +93,3 @@ def _tied(params: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {**params, "W_dec": rows, "W_enc": rows.t()}
 
 
-SAES.add("tied", TiedSpec)

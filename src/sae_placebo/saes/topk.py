@@ -15,6 +15,7 @@ from sae_placebo.saes.kernels import Workspace, largest
 from sae_placebo.saes.selection import Selection
 
 
+@SAES.add
 class TopKSpec(SAESpec):
     """Keep the k largest pre-activations of each token; dead latents learn from what is left over.
 
@@ -94,4 +95,3 @@ class TopKSpec(SAESpec):
         return stepping.gradients(self, params, x, context, workspace)
 
 
-SAES.add("topk", TopKSpec)

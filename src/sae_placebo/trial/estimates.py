@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from sae_placebo import audits
+from sae_placebo.audits import AUDITS
 from sae_placebo.core.spec import canonical, digest
 from sae_placebo.core.store import Step
 from sae_placebo.core.time_left import WorkPiece
@@ -375,7 +375,7 @@ class TimeEstimate:
             "information": 0.1 * numbers + labels,
             "hedging": 2 * min(how.hedging_tokens, self.held) * machine.sae[label],
         }
-        for audit in audits.NAMES:
+        for audit in AUDITS:
             yield f"audit {audit}: {one.label}, {hookpoint}, {label}", seconds[audit]
 
 

@@ -63,17 +63,15 @@ class DataControl(Spec, ABC):
         return numpy_generator(seed, "data", self.kind, model_seed, split)
 
 
-DATA_CONTROLS: Registry[type[DataControl]] = Registry("data control")
-
-
-def register_data(cls: type[DataControl]) -> type[DataControl]:
-    """Add a control to `DATA_CONTROLS`; it must sort every word of `DATA_INVARIANTS`, each once."""
+def _sorted(cls: type[DataControl]) -> None:
     if cls.preserves & cls.destroys or cls.preserves | cls.destroys != set(DATA_INVARIANTS):
         raise ValueError(
             f"{cls.__name__} must sort each of {sorted(DATA_INVARIANTS)} into preserves or destroys"
         )
-    DATA_CONTROLS.add(cls.model_fields["kind"].default, cls)
-    return cls
+
+
+DATA_CONTROLS: Registry[type[DataControl]] = Registry("data control", _sorted)
+"""Every data control, by kind; each sorts every word of `DATA_INVARIANTS` once."""
 
 
 def parse_data(value: object) -> DataControl:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from sae_placebo.controls.data.base import DataControl, register_data
+from sae_placebo.controls.data.base import DataControl, DATA_CONTROLS
 from sae_placebo.data.text import Rows
 
 
-@register_data
+@DATA_CONTROLS.add
 class GaussianActivations(DataControl):
     """Activations replaced by Gaussian draws with the mean and covariance of the arm's own.
 

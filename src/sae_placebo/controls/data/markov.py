@@ -11,14 +11,14 @@ from jaxtyping import Int32, Int64
 
 from sae_placebo.controls.data.base import (
     DataControl,
-    register_data,
+    DATA_CONTROLS,
     rewritten,
     training_tokens,
 )
 from sae_placebo.data.text import Rows
 
 
-@register_data
+@DATA_CONTROLS.add
 class Markov(DataControl):
     """A bigram chain, fitted on the training rows and run along every row of both splits.
 

@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from sae_placebo.controls.data.base import DataControl, register_data, rewritten
+from sae_placebo.controls.data.base import DataControl, DATA_CONTROLS, rewritten
 from sae_placebo.data.text import Rows
 
 
-@register_data
+@DATA_CONTROLS.add
 class ShuffleTokens(DataControl):
     """Tokens permuted within each document, over all of its rows in the split.
 

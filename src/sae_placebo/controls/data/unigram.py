@@ -7,14 +7,14 @@ from typing import ClassVar, Literal
 
 from sae_placebo.controls.data.base import (
     DataControl,
-    register_data,
+    DATA_CONTROLS,
     rewritten,
     training_tokens,
 )
 from sae_placebo.data.text import Rows
 
 
-@register_data
+@DATA_CONTROLS.add
 class Unigram(DataControl):
     """Every token drawn independently from the training split's token frequencies.
 

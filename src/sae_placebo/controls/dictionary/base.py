@@ -263,17 +263,14 @@ def replaced(sae: SAE, **tensors: torch.Tensor) -> SAE:
     return SAE(sae.spec, {name: (kept | tensors)[name] for name in sae.params})
 
 
-DICTIONARY_CONTROLS: Registry[type[DictionaryControl]] = Registry("dictionary control")
-"""Every dictionary control, by kind."""
-
-
-def register_dictionary(cls: type[DictionaryControl]) -> type[DictionaryControl]:
-    """Add a control to `DICTIONARY_CONTROLS`; its declarations are words of the invariants."""
+def _declared(cls: type[DictionaryControl]) -> None:
     unknown = (cls.preserves | cls.destroys) - set(DICTIONARY_INVARIANTS)
     if unknown:
         raise ValueError(f"{cls.__name__} declares {sorted(unknown)}, not in DICTIONARY_INVARIANTS")
-    DICTIONARY_CONTROLS.add(cls.model_fields["kind"].default, cls)
-    return cls
+
+
+DICTIONARY_CONTROLS: Registry[type[DictionaryControl]] = Registry("dictionary control", _declared)
+"""Every dictionary control, by kind; what each declares are words of `DICTIONARY_INVARIANTS`."""
 
 
 def parse_dictionary(value: object) -> DictionaryControl:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from sae_placebo.controls.dictionary.base import RandomDirections, register_dictionary
+from sae_placebo.controls.dictionary.base import RandomDirections, DICTIONARY_CONTROLS
 
 
-@register_dictionary
+@DICTIONARY_CONTROLS.add
 class FrozenDecoder(RandomDirections):
     """Decoder rows stay at random unit directions; encoder and both biases are trained.
 

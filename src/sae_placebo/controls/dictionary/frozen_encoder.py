@@ -7,14 +7,14 @@ from typing import ClassVar, Literal
 from sae_placebo.controls.dictionary.base import (
     RandomDirections,
     StreamMoments,
-    register_dictionary,
+    DICTIONARY_CONTROLS,
     replaced,
     scaled_encoder,
 )
 from sae_placebo.saes import SAE
 
 
-@register_dictionary
+@DICTIONARY_CONTROLS.add
 class FrozenEncoder(RandomDirections):
     """`W_enc` stays at random unit directions; thresholds `b_enc`, decoder and `b_dec` are trained.
 

@@ -9,7 +9,7 @@ from sae_placebo.controls.dictionary.base import (
     DictionaryControl,
     StreamMoments,
     at_target_l0,
-    register_dictionary,
+    DICTIONARY_CONTROLS,
     replaced,
     scaled_encoder,
 )
@@ -20,7 +20,7 @@ _NEVER = -1e4
 """Bias of a latent that can never fire: its encoder row is zero, so this is its pre-activation."""
 
 
-@register_dictionary
+@DICTIONARY_CONTROLS.add
 class PCA(DictionaryControl):
     """Latents 2i and 2i + 1 are the i-th principal direction of the activations, plus and minus.
 

@@ -6,10 +6,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from sae_placebo.controls.dictionary.base import RandomDirections, register_dictionary
+from sae_placebo.controls.dictionary.base import RandomDirections, DICTIONARY_CONTROLS
 
 
-@register_dictionary
+@DICTIONARY_CONTROLS.add
 class SoftFrozen(RandomDirections):
     """Each decoder row keeps a cosine of at least `cosine` to its random start.
 

@@ -9,14 +9,14 @@ from sae_placebo.controls.dictionary.base import (
     DictionaryControl,
     StreamMoments,
     at_target_l0,
-    register_dictionary,
+    DICTIONARY_CONTROLS,
     replaced,
     scaled_encoder,
 )
 from sae_placebo.saes import SAE
 
 
-@register_dictionary
+@DICTIONARY_CONTROLS.add
 class Untrained(DictionaryControl):
     """The trained SAE's start: random rows, the encoder their transpose, times one global scale.
 

@@ -142,16 +142,14 @@ class Recipe(Spec):
     """The same without what only the output head holds: all that activations can depend on."""
 
 
-CONTROLS: Registry[type[Control]] = Registry("control")
-
-
-def register(cls: type[Control]) -> type[Control]:
-    """Add a control to `CONTROLS` under its kind; its declarations must be words of `INVARIANTS`."""
+def _declared(cls: type[Control]) -> None:
     unknown = (cls.preserves | cls.destroys) - set(INVARIANTS)
     if unknown:
         raise ValueError(f"{cls.__name__} declares {sorted(unknown)}, not in INVARIANTS")
-    CONTROLS.add(cls.model_fields["kind"].default, cls)
-    return cls
+
+
+CONTROLS: Registry[type[Control]] = Registry("control", _declared)
+"""Every control of the model, by kind; what each declares are words of `INVARIANTS`."""
 
 
 def parse_control(table: object) -> Control:

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from sae_placebo.controls.model.base import INVARIANTS, Control, Record, change_all, register
+from sae_placebo.controls.model.base import INVARIANTS, Control, Record, change_all, CONTROLS
 from sae_placebo.controls.model.redraw import redraw
 from sae_placebo.controls.model.tensors import Tensor, storage, tensors, tie_notes
 from sae_placebo.core.errors import SpecError
@@ -17,7 +17,7 @@ from sae_placebo.models.specs import ModelSpec
 _DESTROYS = frozenset({"block_weights", "norms", "biases", "spectra", "tensor_marginals"})
 
 
-@register
+@CONTROLS.add
 class Cascade(Control):
     """All tensors of the last L decoder layers, or of one, re-drawn as `redraw` does it.
 

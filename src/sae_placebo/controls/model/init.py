@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any, ClassVar, Literal
 
-from sae_placebo.controls.model.base import INVARIANTS, Control, Record, change_all, register
+from sae_placebo.controls.model.base import INVARIANTS, Control, Record, change_all, CONTROLS
 from sae_placebo.controls.model.tensors import Tensor, tensors, tie_notes
 from sae_placebo.core.lazy import torch, transformers
 from sae_placebo.core.spec import generator
@@ -14,7 +14,7 @@ from sae_placebo.models.specs import ModelSpec
 _SAMPLE = 1 << 17
 
 
-@register
+@CONTROLS.add
 class Init(Control):
     """The model as its class makes it from its config, before any training.
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float, Int64
 
-from sae_placebo.controls.model.base import INVARIANTS, Control, Record, register
+from sae_placebo.controls.model.base import INVARIANTS, Control, Record, CONTROLS
 from sae_placebo.controls.model.redraw import draw
 from sae_placebo.controls.model.tensors import NOISE_ATTRIBUTE, storage, tensors, tie_notes
 from sae_placebo.core.errors import ModelError
@@ -20,7 +20,7 @@ _IDENTITY = frozenset({"token_identity"})
 _DESTROYS = frozenset({"lexical_geometry", "embedding_row_norms"})
 
 
-@register
+@CONTROLS.add
 class NoiseEmbeddings(Control):
     """A random vector in the place of each token's embedding; every tensor stays as trained.
 

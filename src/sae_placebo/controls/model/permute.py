@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from jaxtyping import Float32
 
-from sae_placebo.controls.model.base import register
+from sae_placebo.controls.model.base import CONTROLS
 from sae_placebo.controls.model.keeping import Keeping, no_spread
 from sae_placebo.controls.model.tensors import Tensor
 from sae_placebo.core.lazy import torch
@@ -17,7 +17,7 @@ from sae_placebo.core.spec import numpy_generator
 _LOW = 0 if sys.byteorder == "little" else 1
 
 
-@register
+@CONTROLS.add
 class Permute(Keeping):
     """Each tensor's own entries in a random order: outliers and heavy tails stay, their places go.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import ClassVar, Literal
 
-from sae_placebo.controls.model.base import register
+from sae_placebo.controls.model.base import CONTROLS
 from sae_placebo.controls.model.keeping import Keeping, no_spread
 from sae_placebo.controls.model.tensors import Tensor
 from sae_placebo.core.errors import ModelError
@@ -15,7 +15,7 @@ from sae_placebo.core.spec import generator
 _CHUNK = 1 << 18
 
 
-@register
+@CONTROLS.add
 class Redraw(Keeping):
     """Each parameter's entries replaced by Gaussian ones of the tensor's own mean and variance.
 

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from jaxtyping import Float
 
-from sae_placebo.controls.model.base import register
+from sae_placebo.controls.model.base import CONTROLS
 from sae_placebo.controls.model.keeping import Keeping
 from sae_placebo.controls.model.permute import permute
 from sae_placebo.controls.model.tensors import Tensor
@@ -15,7 +15,7 @@ from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
 
 
-@register
+@CONTROLS.add
 class Spectrum(Keeping):
     """Singular values kept, singular vectors uniform (Haar): how strong maps are stays, not of what.
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from sae_placebo.controls.model.base import INVARIANTS, Control, Record, register
+from sae_placebo.controls.model.base import INVARIANTS, Control, Record, CONTROLS
 from sae_placebo.controls.model.tensors import tensors, tie_notes
 from sae_placebo.core.lazy import torch
 from sae_placebo.models.specs import ModelSpec
 
 
-@register
+@CONTROLS.add
 class Trained(Control):
     """The reference model as it is; both seeds are without effect."""
 

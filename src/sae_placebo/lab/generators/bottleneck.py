@@ -28,6 +28,7 @@ _RIGHT_ANGLE = 0.1
 _TURN = 0.15
 
 
+@GENERATORS.add
 class BottleneckSpec(GeneratorSpec):
     """Features in the hidden layer of a model that was trained to keep them.
 
@@ -190,4 +191,3 @@ def _gradients(
     return loss, {"w": to_w, "b": to_z.sum(dim=1, keepdim=True)}
 
 
-GENERATORS.add("bottleneck", BottleneckSpec)

@@ -23,6 +23,7 @@ from sae_placebo.lab.generators.sparse_draws import orthonormal_rows, packed
 _NOTHING = 1e-6
 
 
+@GENERATORS.add
 class ComposedSetsSpec(GeneratorSpec):
     """Two sets A and B of features; a token holds one item of each, or, if solo, one item in all.
 
@@ -159,4 +160,3 @@ def _shifted(
     return torch.nn.functional.normalize(torch.cat([receiving + mean, giving - mean]), dim=1)
 
 
-GENERATORS.add("composed_sets", ComposedSetsSpec)

@@ -26,6 +26,7 @@ from sae_placebo.saes import Codes
 _CHUNK_TOKENS = 1 << 16
 
 
+@GENERATORS.add
 class CompositionalShiftSpec(GeneratorSpec):
     """The same features at the same rates, in training and at test, in pairs that never mix.
 
@@ -177,4 +178,3 @@ class CompositionalShiftSpec(GeneratorSpec):
         return rates.float()
 
 
-GENERATORS.add("compositional_shift", CompositionalShiftSpec)

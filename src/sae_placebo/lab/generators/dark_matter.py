@@ -41,6 +41,7 @@ class Parts:
     noise: Float32[torch.Tensor, "token d_in"]
 
 
+@GENERATORS.add
 class DarkMatterSpec(GeneratorSpec):
     """Independent sparse features (those of G1), `dense` Gaussian directions, and isotropic noise.
 
@@ -154,4 +155,3 @@ def shrunk(
     return reconstruction * factor
 
 
-GENERATORS.add("dark_matter", DarkMatterSpec)

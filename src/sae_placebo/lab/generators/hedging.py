@@ -28,6 +28,7 @@ _CHILD = {
 }
 
 
+@GENERATORS.add
 class HedgingSpec(GeneratorSpec):
     """Two orthonormal features of magnitude 1 whose co-occurrence is chosen.
 
@@ -86,4 +87,3 @@ class HedgingSpec(GeneratorSpec):
         )
 
 
-GENERATORS.add("hedging", HedgingSpec)

@@ -26,6 +26,7 @@ _CHUNK_TOKENS = 1 << 16
 _PLANE = 2
 
 
+@GENERATORS.add
 class HeterogeneousSpec(GeneratorSpec):
     """Concepts of one to many dimensions, beside pairs of concepts in the same plane.
 
@@ -165,4 +166,3 @@ class HeterogeneousSpec(GeneratorSpec):
         )
 
 
-GENERATORS.add("heterogeneous", HeterogeneousSpec)

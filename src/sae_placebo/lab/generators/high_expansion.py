@@ -23,6 +23,7 @@ from sae_placebo.saes import Codes
 _CHUNK_TOKENS = 1 << 16
 
 
+@GENERATORS.add
 class HighExpansionSpec(GeneratorSpec):
     """Independent features, 32 for each dimension at the default, with log-normal amplitudes.
 
@@ -104,4 +105,3 @@ class HighExpansionSpec(GeneratorSpec):
         return raw * (self.l0 / raw.sum())
 
 
-GENERATORS.add("high_expansion", HighExpansionSpec)

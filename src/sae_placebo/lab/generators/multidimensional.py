@@ -28,6 +28,7 @@ _CHUNK_TOKENS = 1 << 16
 _DIMENSIONS = {"circle": 2, "sphere": 3, "torus": 4}
 
 
+@GENERATORS.add
 class MultidimensionalSpec(GeneratorSpec):
     """Sparse features that are surfaces in subspaces: a direction is not what is to be found.
 
@@ -149,4 +150,3 @@ def _points(shape: str, n: int, random: torch.Generator) -> Float32[torch.Tensor
     return pairs / math.sqrt(angles.shape[1])
 
 
-GENERATORS.add("multidimensional", MultidimensionalSpec)

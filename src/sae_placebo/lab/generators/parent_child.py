@@ -24,6 +24,7 @@ CHILD_IN_COMPOSITE = "every child replaced by the normalized sum of parent and c
 """The name of the dictionary that absorption arrives at."""
 
 
+@GENERATORS.add
 class ParentChildSpec(GeneratorSpec):
     """Four orthonormal features of magnitude 1, the second of which may need the first.
 
@@ -89,4 +90,3 @@ def with_composites(
     return changed
 
 
-GENERATORS.add("parent_child", ParentChildSpec)

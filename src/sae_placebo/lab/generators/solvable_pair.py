@@ -19,6 +19,7 @@ from sae_placebo.lab.generators.parent_child import CHILD_IN_COMPOSITE, NEVER_AL
 from sae_placebo.lab.generators.sparse_draws import orthonormal_rows, packed
 
 
+@GENERATORS.add
 class SolvablePairSpec(GeneratorSpec):
     """Pairs of orthonormal features of magnitude 1 that occur together, or one without the other.
 
@@ -102,4 +103,3 @@ class SolvablePairSpec(GeneratorSpec):
         )
 
 
-GENERATORS.add("solvable_pair", SolvablePairSpec)

@@ -23,6 +23,7 @@ from sae_placebo.saes import Codes
 _CHUNK_NUMBERS = 1 << 22
 
 
+@GENERATORS.add
 class SuperpositionSpec(GeneratorSpec):
     """More features than dimensions, switched on one by one with geometrically falling rates.
 
@@ -130,4 +131,3 @@ class SuperpositionSpec(GeneratorSpec):
         return lower.float()
 
 
-GENERATORS.add("superposition", SuperpositionSpec)

@@ -34,6 +34,7 @@ _TAIL = 0.01
 _RATE_POINTS = 1 << 12
 
 
+@GENERATORS.add
 class SynthBenchSpec(GeneratorSpec):
     """A forest of features and rare single ones, correlated, with magnitudes that follow the parent's.
 
@@ -340,4 +341,3 @@ def _orthogonalized(
     return torch.nn.functional.normalize(rows, dim=1)
 
 
-GENERATORS.add("synth_bench", SynthBenchSpec)

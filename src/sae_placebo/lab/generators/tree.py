@@ -25,6 +25,7 @@ _SINGLE_RATE = 0.05
 _WIDTH = {"matryoshka": 20, "deep": 85}
 
 
+@GENERATORS.add
 class TreeSpec(GeneratorSpec):
     """Trees of features: an active parent has at most one active child.
 
@@ -172,4 +173,3 @@ def _siblings(parents: tuple[int, ...]) -> dict[int, list[int]]:
     return dict(sorted(groups.items()))
 
 
-GENERATORS.add("tree", TreeSpec)

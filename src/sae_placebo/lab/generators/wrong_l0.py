@@ -26,6 +26,7 @@ _LARGE = 50
 _PUBLISHED_D_IN = {"large": 100, "small": 20}
 
 
+@GENERATORS.add
 class WrongL0Spec(GeneratorSpec):
     """Fewer orthonormal features than dimensions, switched on by a Gaussian copula.
 
@@ -160,4 +161,3 @@ def _correlations(spec: WrongL0Spec) -> torch.Tensor:
     return unit
 
 
-GENERATORS.add("wrong_l0", WrongL0Spec)

@@ -114,14 +114,14 @@ class FactoredSpec(Spec):
 
 PRESETS: Registry[FactoredSpec] = Registry("preset of factored worlds and twins")
 """Settings by name."""
-PRESETS.add("default", FactoredSpec())
-PRESETS.add("superposed", FactoredSpec(d_model=32))
-PRESETS.add("duplicates", FactoredSpec(duplicates=True, n_b=12))
+PRESETS.add(FactoredSpec(), name="default")
+PRESETS.add(FactoredSpec(d_model=32), name="superposed")
+PRESETS.add(FactoredSpec(duplicates=True, n_b=12), name="duplicates")
 PRESETS.add(
-    "small",
     FactoredSpec(
         n_a=4, n_b=8, n_c=2, d_model=32, n_layers=2, row_tokens=16, held_out_rows=128, steps=300
     ),
+    name="small",
 )
 
 

@@ -270,4 +270,4 @@ for _name, _entry in {
         ignored=("is_a",),
     ),
 }.items():
-    PROGRAMS.add(_name, _entry)
+    PROGRAMS.add(_entry, name=_name)

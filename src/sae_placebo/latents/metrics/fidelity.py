@@ -59,9 +59,7 @@ def _lookup_relative(
     return 1 - ratio(evidence.squared_error @ weights, left)
 
 
-METRICS.add(
-    "explained_variance",
-    Metric(
+METRICS.add(Metric(
         name="explained_variance",
         unit="share",
         better="higher",
@@ -74,9 +72,7 @@ METRICS.add(
         null_number=lambda evidence: evidence.gaussian_null_ev,
     ),
 )
-METRICS.add(
-    "explained_variance_above_gaussian",
-    Metric(
+METRICS.add(Metric(
         name="explained_variance_above_gaussian",
         unit="share",
         better="higher",
@@ -88,9 +84,7 @@ METRICS.add(
         null_number=lambda evidence: 0.0,
     ),
 )
-METRICS.add(
-    "lookup_relative_explained_variance",
-    Metric(
+METRICS.add(Metric(
         name="lookup_relative_explained_variance",
         unit="share",
         better="higher",

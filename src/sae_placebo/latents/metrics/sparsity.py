@@ -133,9 +133,7 @@ def _relative(value: float, to: float | None) -> float | None:
     return float(value / to - 1) if known and to else None
 
 
-METRICS.add(
-    "l0",
-    Metric(
+METRICS.add(Metric(
         name="l0",
         unit="latents",
         better="neither",
@@ -145,9 +143,7 @@ METRICS.add(
         compute=_l0,
     ),
 )
-METRICS.add(
-    "median_density",
-    Metric(
+METRICS.add(Metric(
         name="median_density",
         unit="share",
         better="neither",

@@ -51,9 +51,7 @@ def _entropy_share(
     return _mean_over_judged(evidence, found.n_active, share)
 
 
-METRICS.add(
-    "mean_token_entropy_bits",
-    Metric(
+METRICS.add(Metric(
         name="mean_token_entropy_bits",
         unit="bits",
         better="neither",
@@ -66,9 +64,7 @@ METRICS.add(
         null_number=_null_entropy,
     ),
 )
-METRICS.add(
-    "token_entropy_share_of_null",
-    Metric(
+METRICS.add(Metric(
         name="token_entropy_share_of_null",
         unit="share",
         better="neither",

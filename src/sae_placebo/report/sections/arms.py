@@ -233,4 +233,4 @@ def build(view: View) -> Content:
     return Content(values, {})
 
 
-SECTIONS.add("arms", Section("arms", "What was compared", ("trial",), build))
+SECTIONS.add(Section("arms", "What was compared", ("trial",), build))

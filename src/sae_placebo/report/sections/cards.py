@@ -195,4 +195,4 @@ def _reader(row: dict[str, Any], patched: list[dict[str, Any]]) -> dict[str, Any
     }
 
 
-SECTIONS.add("cards", Section("cards", "Cards: one latent at a time", (), build))
+SECTIONS.add(Section("cards", "Cards: one latent at a time", (), build))

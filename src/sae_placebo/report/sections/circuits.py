@@ -248,4 +248,4 @@ def by_latent(table: pandas.DataFrame) -> dict[tuple[Key, int], list[dict[str, A
     return found
 
 
-SECTIONS.add("circuits", Section("circuits", "Which circuits write and read them?", (), build))
+SECTIONS.add(Section("circuits", "Which circuits write and read them?", (), build))

@@ -256,4 +256,4 @@ def _cell(found: dict[str, Any] | None, total: Any) -> Estimate:
     )
 
 
-SECTIONS.add("classes", Section("classes", "Class shares per arm", ("effects", "latents"), build))
+SECTIONS.add(Section("classes", "Class shares per arm", ("effects", "latents"), build))

@@ -189,7 +189,5 @@ def build(view: View) -> Content:
     return Content({"blocks": blocks, "n_places": len(view.tables.places)}, figures)
 
 
-SECTIONS.add(
-    "coverage",
-    Section("coverage", "Known structure: coverage of labels", ("effects",), build),
+SECTIONS.add(Section("coverage", "Known structure: coverage of labels", ("effects",), build),
 )

@@ -33,4 +33,4 @@ def build(view: View) -> Content:
     return Content({"designs": shown, "to_add": TO_ADD, "n_places": n_places}, {})
 
 
-SECTIONS.add("data", Section("data", "Model × data", ("effects", "trial"), build))
+SECTIONS.add(Section("data", "Model × data", ("effects", "trial"), build))

@@ -80,4 +80,4 @@ def _thresholds(view: View) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-SECTIONS.add("definitions", Section("definitions", "Definitions", ("trial",), build))
+SECTIONS.add(Section("definitions", "Definitions", ("trial",), build))

@@ -85,4 +85,4 @@ def build(view: View) -> Content:
     return Content(values, {})
 
 
-SECTIONS.add("designs", Section("designs", "Embeddings × blocks", ("effects", "trial"), build))
+SECTIONS.add(Section("designs", "Embeddings × blocks", ("effects", "trial"), build))

@@ -155,4 +155,4 @@ def build(view: View) -> Content:
     return Content(values, figures)
 
 
-SECTIONS.add("effects", Section("effects", "Effects", ("effects", "measurements"), build))
+SECTIONS.add(Section("effects", "Effects", ("effects", "measurements"), build))

@@ -103,4 +103,4 @@ def build(view: View) -> Content:
     return Content({"blocks": blocks, "n_places": len(view.tables.places)}, figures)
 
 
-SECTIONS.add("entropy", Section("entropy", "Token entropy", ("latents",), build))
+SECTIONS.add(Section("entropy", "Token entropy", ("latents",), build))

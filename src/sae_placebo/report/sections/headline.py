@@ -300,4 +300,4 @@ def _questions(every: list[Contrast], view: View) -> list[dict[str, Any]]:
     ]
 
 
-SECTIONS.add("headline", Section("headline", "Headline", ("effects",), build))
+SECTIONS.add(Section("headline", "Headline", ("effects",), build))

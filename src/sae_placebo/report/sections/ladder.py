@@ -280,6 +280,5 @@ def build(view: View) -> Content:
     return Content({"blocks": blocks, "n_places": len(places)}, figures)
 
 
-SECTIONS.add(
-    "ladder", Section("ladder", "What is left after everything simpler", ("trial",), build)
+SECTIONS.add(Section("ladder", "What is left after everything simpler", ("trial",), build)
 )

@@ -190,4 +190,4 @@ def build(view: View) -> Content:
     return Content(values, {})
 
 
-SECTIONS.add("latents", Section("latents", "Latents side by side", ("latents", "passages"), build))
+SECTIONS.add(Section("latents", "Latents side by side", ("latents", "passages"), build))

@@ -70,4 +70,4 @@ def build(view: View) -> Content:
     return Content({"places": places}, {})
 
 
-SECTIONS.add("matching", Section("matching", "Were the arms matched?", ("matching",), build))
+SECTIONS.add(Section("matching", "Were the arms matched?", ("matching",), build))

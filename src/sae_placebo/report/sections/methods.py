@@ -218,4 +218,4 @@ def _placed(figures: dict[str, Figure], figure: Figure | None, kind: str) -> dic
     return {"figure": key, "height": figure["layout"]["height"]}
 
 
-SECTIONS.add("methods", Section("methods", "Against simpler methods", (), build))
+SECTIONS.add(Section("methods", "Against simpler methods", (), build))

@@ -243,4 +243,4 @@ def _figure(name: str, along: str, traces: list[dict[str, Any]]) -> Figure:
     return {"data": traces, "layout": layout}
 
 
-SECTIONS.add("misleading", Section("misleading", "Where this SAE misleads", (), build))
+SECTIONS.add(Section("misleading", "Where this SAE misleads", (), build))

@@ -135,7 +135,5 @@ def build(view: View) -> Content:
     )
 
 
-SECTIONS.add(
-    "origin",
-    Section("origin", "Where do the latents come from?", ("effects", "latents"), build),
+SECTIONS.add(Section("origin", "Where do the latents come from?", ("effects", "latents"), build),
 )

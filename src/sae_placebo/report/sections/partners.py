@@ -190,4 +190,4 @@ def build(view: View) -> Content:
     return Content({"blocks": blocks, "n_places": len(blocks)}, figures)
 
 
-SECTIONS.add("partners", Section("partners", "Is it in the placebo too?", ("effects",), build))
+SECTIONS.add(Section("partners", "Is it in the placebo too?", ("effects",), build))

@@ -155,4 +155,4 @@ def build(view: View) -> Content:
     return Content(values, {})
 
 
-SECTIONS.add("settings", Section("settings", "How it was done", ("trial",), build))
+SECTIONS.add(Section("settings", "How it was done", ("trial",), build))

@@ -241,4 +241,4 @@ def _reasons(view: View, own: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-SECTIONS.add("use", Section("use", "Does the model use it?", (), build))
+SECTIONS.add(Section("use", "Does the model use it?", (), build))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import importlib
 from dataclasses import dataclass
 from typing import Any
 
-from sae_placebo import audits
+from sae_placebo.audits import AUDITS
 from sae_placebo.audits.base import Audited, Case, audit, refused
 from sae_placebo.causal.use.base import Subject
 from sae_placebo.causal.use.downstream import Downstream
@@ -71,7 +70,7 @@ class Auditing:
         )
         with self.store.write(self.plan.audit[place]) as draft:
             found: dict[str, Audited] = {}
-            for name in audits.NAMES:
+            for name in AUDITS:
                 with self.progress.track(f"audit {name}: {where}", 1, "audit") as advance:
                     work = functools.partial(self._one, case, name, found)
                     failure = self.faults.attempt(f"audit {name}: {where}", work)
@@ -106,11 +105,3 @@ class Auditing:
             return None
         return readability.truth(tokens.labels, tokens.places)
 
-
-def _register() -> None:
-    """Import every audit, so that each is known by name."""
-    for name in audits.NAMES:
-        importlib.import_module(f"sae_placebo.audits.{name}")
-
-
-_register()

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sae_placebo.audits import NAMES
 from sae_placebo.audits.base import AUDITS, Audited, Finding
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.store import Store
@@ -58,5 +57,5 @@ def described_audits() -> dict[str, Any]:
             "source": AUDITS[name].source,
             "quantities": [dataclasses.asdict(quantity) for quantity in AUDITS[name].quantities],
         }
-        for name in NAMES
+        for name in AUDITS
     }
