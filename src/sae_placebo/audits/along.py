@@ -139,7 +139,8 @@ _QUANTITIES = (
     ),
 )  # fmt: skip
 
-AUDITS.add(Audit(
+AUDITS.add(
+    Audit(
         NAME,
         "Along the error",
         "How soon does the model feel the error, on the way to the reconstruction and beyond?",

@@ -383,7 +383,8 @@ def _quantities(kind: str) -> list[Quantity]:
     return out
 
 
-AUDITS.add(Audit(
+AUDITS.add(
+    Audit(
         name="families",
         title="Absorption and split families",
         question="Is a label spread over latents, or swallowed by others where its own latents "

@@ -285,7 +285,8 @@ _QUANTITIES = (
     ),
 )  # fmt: skip
 
-AUDITS.add(Audit(
+AUDITS.add(
+    Audit(
         NAME,
         "Where not to trust the reconstruction",
         "Can the tokens at which the reconstruction misleads the model be told without running it?",

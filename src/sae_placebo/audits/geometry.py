@@ -185,7 +185,8 @@ def _dense(shape: LatentGeometry) -> list[Finding]:
 
 
 _OF_DENSE = "the same share among the living latents that are not dense"
-AUDITS.add(Audit(
+AUDITS.add(
+    Audit(
         name="geometry",
         title="Dead, dense and overlapping latents",
         question="What do weights and firing rates alone say against this dictionary?",

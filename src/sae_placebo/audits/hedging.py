@@ -224,7 +224,8 @@ def _rate(
     return np.asarray(np.maximum(0.0, (r - r0) / np.maximum(1 - r0, 1e-30)))
 
 
-AUDITS.add(Audit(
+AUDITS.add(
+    Audit(
         name="hedging",
         title="Hedging",
         question="Do latents hold parts of features that the SAE has no latent for?",

@@ -252,7 +252,8 @@ def _quantities() -> tuple[Quantity, ...]:
     return tuple(out)
 
 
-AUDITS.add(Audit(
+AUDITS.add(
+    Audit(
         name="information",
         title="What the error knows",
         question="How much of what is known of the tokens went into the SAE's error?",

@@ -155,7 +155,8 @@ _FVE = (
     f"SAE of these rows "
     f"explains on the rows themselves: one meta-latent per {WIDTH_RATIO} rows, {K} per row"
 )
-AUDITS.add(Audit(
+AUDITS.add(
+    Audit(
         name="meta",
         title="Latents made of latents",
         question="Do decoder rows share parts, more than any cloud of rows of this shape does?",

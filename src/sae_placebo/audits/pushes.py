@@ -265,7 +265,8 @@ _QUANTITIES = (
     ),
 )  # fmt: skip
 
-AUDITS.add(Audit(
+AUDITS.add(
+    Audit(
         NAME,
         "What the reconstruction costs the model",
         "Does the error hurt the model's predictions more than other pushes of its length?",

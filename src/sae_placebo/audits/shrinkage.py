@@ -294,7 +294,8 @@ _SCALE = (
     "error e, unit decoder row d_j and amount a_j = code times decoder norm: above 1, the latent "
     "is too weak"
 )
-AUDITS.add(Audit(
+AUDITS.add(
+    Audit(
         name="shrinkage",
         title="Shrinkage",
         question="Is what the SAE reconstructs systematically too small?",

@@ -358,7 +358,8 @@ _QUANTITIES = (
     ),
 )  # fmt: skip
 
-AUDITS.add(Audit(
+AUDITS.add(
+    Audit(
         NAME,
         "What the error is made of",
         "How much of the error is scale, offset, linear in x, or known to another SAE, and what does each "

@@ -44,7 +44,8 @@ def fit_kmeans(material: Material) -> Dictionary:
     return Dictionary("kmeans", rows, material.center, rows.size, native)
 
 
-METHODS.add(Method(
+METHODS.add(
+    Method(
         "kmeans",
         "k-means",
         "Centroids as directions; its own code is the nearest centroid, the code compared here uses "

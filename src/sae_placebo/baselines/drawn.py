@@ -31,7 +31,8 @@ def fit_covariance(material: Material) -> Dictionary:
     return Dictionary("covariance", rows, material.center, d_in * (d_in + 1) // 2)
 
 
-METHODS.add(Method(
+METHODS.add(
+    Method(
         "random",
         "Random directions",
         "Uniform unit directions: what many directions explain without having been learned.",
@@ -40,7 +41,8 @@ METHODS.add(Method(
         fit_random,
     ),
 )
-METHODS.add(Method(
+METHODS.add(
+    Method(
         "covariance",
         "Frozen, by covariance",
         "Directions of Gaussian draws with the activations' covariance: what is learned is the "

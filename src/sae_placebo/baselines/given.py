@@ -32,7 +32,8 @@ def fit_embeddings(material: Material) -> Dictionary:
     return Dictionary("embeddings", rows, material.center, rows.size)
 
 
-METHODS.add(Method(
+METHODS.add(
+    Method(
         "neurons",
         "Raw neurons",
         "The coordinate axes: no direction is sought.",
@@ -40,7 +41,8 @@ METHODS.add(Method(
         fit_neurons,
     ),
 )
-METHODS.add(Method(
+METHODS.add(
+    Method(
         "embeddings",
         "Rows of W_E",
         "Embeddings of the most frequent tokens of the text to fit on, as directions.",

@@ -55,7 +55,8 @@ def fit_ica(material: Material) -> Dictionary:
     return Dictionary("ica", rows, material.center, rows.size, native)
 
 
-METHODS.add(Method(
+METHODS.add(
+    Method(
         "ica",
         "ICA",
         "Columns of FastICA's mixing matrix: directions whose sources are as independent, that is "

@@ -36,7 +36,8 @@ def fit_nmf(material: Material) -> Dictionary:
     return Dictionary("nmf", rows, material.center, rows.size)
 
 
-METHODS.add(Method(
+METHODS.add(
+    Method(
         "nmf",
         "Non-negative parts",
         "Non-negative matrix factorization of [relu(x), relu(-x)]; a part stands for the direction "

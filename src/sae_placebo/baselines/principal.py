@@ -21,7 +21,8 @@ def fit_dense(material: Material) -> Dictionary:
     return Dictionary("pca_dense", none, material.center, 0)
 
 
-METHODS.add(Method(
+METHODS.add(
+    Method(
         "pca",
         "PCA",
         "Eigenvectors of the covariance; a token is written with the components that are largest "
@@ -31,7 +32,8 @@ METHODS.add(Method(
         fit_pca,
     ),
 )
-METHODS.add(Method(
+METHODS.add(
+    Method(
         "pca_dense",
         "PCA, dense",
         "No sparse code: every principal component is quantized with one step and coded, which "

@@ -142,5 +142,3 @@ class BatchTopKSpec(BatchSpec):
     ) -> Evaluation:
         """Return the objective and its gradients, derived by hand at active sites only."""
         return stepping.gradients(self, params, x, context, workspace)
-
-

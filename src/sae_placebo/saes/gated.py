@@ -138,5 +138,3 @@ class GatedSpec(PenalizedSpec):
         fired = torch.zeros(self.d_sae, dtype=torch.bool, device=inputs.device)
         fired[latents[positive]] = True
         return Evaluation(loss, energy, fired, positive.sum(), found)
-
-

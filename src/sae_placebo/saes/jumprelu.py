@@ -204,5 +204,3 @@ class JumpReLUSpec(PenalizedSpec):
     def constrain(self, params: Mapping[str, torch.Tensor]) -> None:
         """Keep thresholds above zero."""
         params["threshold"].clamp_(min=LEAST_THRESHOLD)
-
-

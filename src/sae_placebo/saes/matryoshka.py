@@ -204,5 +204,3 @@ def _summed(
     for index in range(len(errors) - 2, -1, -1):
         errors[index].mul_(weights[index]).add_(errors[index + 1])
     return errors
-
-

@@ -116,5 +116,3 @@ class PAnnealedSpec(PenalizedSpec):
 def _powers(codes: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
     """Return the sum of the codes' softened powers."""
     return ((codes + SOFTENING).pow(p) - torch.full_like(p, SOFTENING).pow(p)).sum()
-
-

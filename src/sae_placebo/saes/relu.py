@@ -64,5 +64,3 @@ class ReLUSpec(PenalizedSpec):
         """Return the derivatives where z is above zero: the error's, and a constant."""
         weight = self.weight(params, context, n_tokens)
         return SiteGradients((to_codes + weight) * (z > 0), weight * z.clamp_min(0.0).sum())
-
-

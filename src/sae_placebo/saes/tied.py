@@ -91,5 +91,3 @@ def _tied(params: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the tensors with the mean of both matrices in the place of each: itself where tied."""
     rows = (params["W_dec"] + params["W_enc"].t()) / 2
     return {**params, "W_dec": rows, "W_enc": rows.t()}
-
-

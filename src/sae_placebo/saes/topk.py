@@ -93,5 +93,3 @@ class TopKSpec(SAESpec):
     ) -> Evaluation:
         """Return the objective and its gradients, derived by hand at active sites only."""
         return stepping.gradients(self, params, x, context, workspace)
-
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from sae_placebo.controls.data.base import DataControl, DATA_CONTROLS
+from sae_placebo.controls.data.base import DATA_CONTROLS, DataControl
 from sae_placebo.data.text import Rows
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from sae_placebo.controls.data.base import (
-    DataControl,
     DATA_CONTROLS,
+    DataControl,
     rewritten,
     training_tokens,
 )

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from sae_placebo.controls.data.base import DataControl, DATA_CONTROLS, rewritten
+from sae_placebo.controls.data.base import DATA_CONTROLS, DataControl, rewritten
 from sae_placebo.data.text import Rows
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from sae_placebo.controls.data.base import (
-    DataControl,
     DATA_CONTROLS,
+    DataControl,
     rewritten,
     training_tokens,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from sae_placebo.controls.dictionary.base import RandomDirections, DICTIONARY_CONTROLS
+from sae_placebo.controls.dictionary.base import DICTIONARY_CONTROLS, RandomDirections
 
 
 @DICTIONARY_CONTROLS.add

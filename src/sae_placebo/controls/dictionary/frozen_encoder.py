@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from sae_placebo.controls.dictionary.base import (
+    DICTIONARY_CONTROLS,
     RandomDirections,
     StreamMoments,
-    DICTIONARY_CONTROLS,
     replaced,
     scaled_encoder,
 )

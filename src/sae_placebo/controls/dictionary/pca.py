@@ -6,10 +6,10 @@ from typing import ClassVar, Literal
 
 from sae_placebo.controls.dictionary.base import (
     ALL,
+    DICTIONARY_CONTROLS,
     DictionaryControl,
     StreamMoments,
     at_target_l0,
-    DICTIONARY_CONTROLS,
     replaced,
     scaled_encoder,
 )

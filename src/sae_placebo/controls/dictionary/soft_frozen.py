@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from sae_placebo.controls.dictionary.base import RandomDirections, DICTIONARY_CONTROLS
+from sae_placebo.controls.dictionary.base import DICTIONARY_CONTROLS, RandomDirections
 
 
 @DICTIONARY_CONTROLS.add

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float, Int64
 
-from sae_placebo.controls.model.base import INVARIANTS, Control, Record, CONTROLS
+from sae_placebo.controls.model.base import CONTROLS, INVARIANTS, Control, Record
 from sae_placebo.controls.model.redraw import draw
 from sae_placebo.controls.model.tensors import NOISE_ATTRIBUTE, storage, tensors, tie_notes
 from sae_placebo.core.errors import ModelError

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from sae_placebo.controls.model.base import INVARIANTS, Control, Record, CONTROLS
+from sae_placebo.controls.model.base import CONTROLS, INVARIANTS, Control, Record
 from sae_placebo.controls.model.tensors import tensors, tie_notes
 from sae_placebo.core.errors import ModelError, SpecError
 from sae_placebo.core.lazy import torch

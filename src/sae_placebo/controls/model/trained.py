@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from sae_placebo.controls.model.base import INVARIANTS, Control, Record, CONTROLS
+from sae_placebo.controls.model.base import CONTROLS, INVARIANTS, Control, Record
 from sae_placebo.controls.model.tensors import tensors, tie_notes
 from sae_placebo.core.lazy import torch
 from sae_placebo.models.specs import ModelSpec

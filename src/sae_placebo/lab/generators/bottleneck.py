@@ -189,5 +189,3 @@ def _gradients(
     to_z = weighted * (z > 0) * (2 / u.shape[1])
     to_w = u.transpose(1, 2) @ (to_z @ w) + to_z.transpose(1, 2) @ hidden
     return loss, {"w": to_w, "b": to_z.sum(dim=1, keepdim=True)}
-
-

@@ -158,5 +158,3 @@ def _shifted(
     """Return unit rows of both sets, after the mean of `giving` has moved to `receiving`."""
     mean = giving.mean(dim=0)
     return torch.nn.functional.normalize(torch.cat([receiving + mean, giving - mean]), dim=1)
-
-

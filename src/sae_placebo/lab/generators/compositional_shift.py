@@ -176,5 +176,3 @@ class CompositionalShiftSpec(GeneratorSpec):
         inside = 2 * self.n_held_out
         rates[:inside] = rates[:inside].reshape(-1, 2).mean(1).repeat_interleave(2)
         return rates.float()
-
-

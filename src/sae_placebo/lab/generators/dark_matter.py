@@ -153,5 +153,3 @@ def shrunk(
             f"a shrink factor of {factor:g} was given: allowed are numbers above 0, up to 1"
         )
     return reconstruction * factor
-
-

@@ -85,5 +85,3 @@ class HedgingSpec(GeneratorSpec):
             alternatives={CHILD_IN_COMPOSITE: with_composites(rows, ((1, 0),))},
             symmetry=NEVER_ALONE,
         )
-
-

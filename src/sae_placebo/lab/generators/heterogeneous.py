@@ -164,5 +164,3 @@ class HeterogeneousSpec(GeneratorSpec):
             subspaces=tuple(group for group in groups if len(group) > 1),
             symmetry="; ".join(symmetries),
         )
-
-

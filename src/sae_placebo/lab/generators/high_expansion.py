@@ -103,5 +103,3 @@ class HighExpansionSpec(GeneratorSpec):
         u = torch.rand(self.n_features, generator=random, dtype=torch.float64)
         raw = torch.exp(math.log(10) * (self.lowest + (self.highest - self.lowest) * u))
         return raw * (self.l0 / raw.sum())
-
-

@@ -148,5 +148,3 @@ def _points(shape: str, n: int, random: torch.Generator) -> Float32[torch.Tensor
     angles = 2 * math.pi * torch.rand(n, 1 if shape == "circle" else 2, generator=random)
     pairs = torch.stack([angles.cos(), angles.sin()], dim=2).flatten(1)
     return pairs / math.sqrt(angles.shape[1])
-
-

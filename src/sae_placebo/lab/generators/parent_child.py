@@ -88,5 +88,3 @@ def with_composites(
     for child, parent in pairs:
         changed[child] = torch.nn.functional.normalize(rows[child] + rows[parent], dim=0)
     return changed
-
-

@@ -101,5 +101,3 @@ class SolvablePairSpec(GeneratorSpec):
             alternatives={CHILD_IN_COMPOSITE: with_composites(rows, pairs)},
             symmetry=NEVER_ALONE,
         )
-
-

@@ -129,5 +129,3 @@ class SuperpositionSpec(GeneratorSpec):
         lifted = symmetric + (1e-9 - 1.001 * lowest) * torch.eye(n, dtype=torch.float64)
         lower: torch.Tensor = torch.linalg.cholesky(lifted)
         return lower.float()
-
-

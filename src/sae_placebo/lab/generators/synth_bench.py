@@ -339,5 +339,3 @@ def _orthogonalized(
         scale = (second / (1 - 0.999**step)).sqrt_().add_(1e-8)
         rows -= _LEARNING_RATE / (1 - 0.9**step) * first / scale
     return torch.nn.functional.normalize(rows, dim=1)
-
-

@@ -171,5 +171,3 @@ def _siblings(parents: tuple[int, ...]) -> dict[int, list[int]]:
         if parent >= 0:
             groups.setdefault(parent, []).append(child)
     return dict(sorted(groups.items()))
-
-

@@ -159,5 +159,3 @@ def _correlations(spec: WrongL0Spec) -> torch.Tensor:
     unit: torch.Tensor = lifted * scale[:, None] * scale
     unit.fill_diagonal_(1.0)
     return unit
-
-

@@ -311,7 +311,8 @@ _READ_FROM = {
     "context": "can be read off neither the current token nor the last few",
 }
 for _group, _words in _READ_FROM.items():
-    METRICS.add(Metric(
+    METRICS.add(
+        Metric(
             name=f"coverage_{_group}",
             unit="F1",
             better="higher",

@@ -59,7 +59,8 @@ def _lookup_relative(
     return 1 - ratio(evidence.squared_error @ weights, left)
 
 
-METRICS.add(Metric(
+METRICS.add(
+    Metric(
         name="explained_variance",
         unit="share",
         better="higher",
@@ -72,7 +73,8 @@ METRICS.add(Metric(
         null_number=lambda evidence: evidence.gaussian_null_ev,
     ),
 )
-METRICS.add(Metric(
+METRICS.add(
+    Metric(
         name="explained_variance_above_gaussian",
         unit="share",
         better="higher",
@@ -84,7 +86,8 @@ METRICS.add(Metric(
         null_number=lambda evidence: 0.0,
     ),
 )
-METRICS.add(Metric(
+METRICS.add(
+    Metric(
         name="lookup_relative_explained_variance",
         unit="share",
         better="higher",

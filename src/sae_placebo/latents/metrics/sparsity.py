@@ -133,7 +133,8 @@ def _relative(value: float, to: float | None) -> float | None:
     return float(value / to - 1) if known and to else None
 
 
-METRICS.add(Metric(
+METRICS.add(
+    Metric(
         name="l0",
         unit="latents",
         better="neither",
@@ -143,7 +144,8 @@ METRICS.add(Metric(
         compute=_l0,
     ),
 )
-METRICS.add(Metric(
+METRICS.add(
+    Metric(
         name="median_density",
         unit="share",
         better="neither",

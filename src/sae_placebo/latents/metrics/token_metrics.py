@@ -51,7 +51,8 @@ def _entropy_share(
     return _mean_over_judged(evidence, found.n_active, share)
 
 
-METRICS.add(Metric(
+METRICS.add(
+    Metric(
         name="mean_token_entropy_bits",
         unit="bits",
         better="neither",
@@ -64,7 +65,8 @@ METRICS.add(Metric(
         null_number=_null_entropy,
     ),
 )
-METRICS.add(Metric(
+METRICS.add(
+    Metric(
         name="token_entropy_share_of_null",
         unit="share",
         better="neither",

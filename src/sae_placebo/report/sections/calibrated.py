@@ -52,5 +52,4 @@ def build(view: View) -> Content:
     return Content({"rows": rows if found else [], "untrusted": untrusted}, {})
 
 
-SECTIONS.add(Section("calibrated", "Can the intervals be trusted?", ("effects",), build)
-)
+SECTIONS.add(Section("calibrated", "Can the intervals be trusted?", ("effects",), build))

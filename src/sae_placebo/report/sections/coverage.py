@@ -189,5 +189,6 @@ def build(view: View) -> Content:
     return Content({"blocks": blocks, "n_places": len(view.tables.places)}, figures)
 
 
-SECTIONS.add(Section("coverage", "Known structure: coverage of labels", ("effects",), build),
+SECTIONS.add(
+    Section("coverage", "Known structure: coverage of labels", ("effects",), build),
 )

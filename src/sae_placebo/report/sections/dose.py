@@ -136,5 +136,4 @@ def _row(panel: dict[str, Any], doses: Sequence[str]) -> dict[str, Any]:
     return {"metric": panel["metric"], "rank": panel["rank"], "cells": cells}
 
 
-SECTIONS.add(Section("dose", "How many blocks must be re-drawn", ("effects", "trial"), build)
-)
+SECTIONS.add(Section("dose", "How many blocks must be re-drawn", ("effects", "trial"), build))

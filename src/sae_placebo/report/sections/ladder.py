@@ -280,5 +280,4 @@ def build(view: View) -> Content:
     return Content({"blocks": blocks, "n_places": len(places)}, figures)
 
 
-SECTIONS.add(Section("ladder", "What is left after everything simpler", ("trial",), build)
-)
+SECTIONS.add(Section("ladder", "What is left after everything simpler", ("trial",), build))

@@ -90,5 +90,4 @@ def _gaps(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-SECTIONS.add(Section("limits", "What this report cannot say", ("effects", "trial"), build)
-)
+SECTIONS.add(Section("limits", "What this report cannot say", ("effects", "trial"), build))

@@ -135,5 +135,6 @@ def build(view: View) -> Content:
     )
 
 
-SECTIONS.add(Section("origin", "Where do the latents come from?", ("effects", "latents"), build),
+SECTIONS.add(
+    Section("origin", "Where do the latents come from?", ("effects", "latents"), build),
 )

@@ -104,4 +104,3 @@ class Auditing:
         if readability is None or tokens.labels is None:
             return None
         return readability.truth(tokens.labels, tokens.places)
-
