@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_placebo.controls import build
-from sae_placebo.core import checkpoints, interrupts
+from sae_placebo.core import checkpoints, interrupts, memory
 from sae_placebo.core.checkpoints import Work
 from sae_placebo.core.crew import Crew
 from sae_placebo.core.devices import describe_device, settings
@@ -108,6 +108,7 @@ def run(
         _ = bench.given.tokens  # too little text should be told before a model is built
         for arms in bench.plan.groups:
             bench.prepare(arms)
+            memory.give_back()
         bench.measure()
         profiles = Profiles(bench.plan, place, bench.given, bench.heldout, progress)
         profiles.run()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sae_placebo.controls import build
+from sae_placebo.core import memory
 from sae_placebo.core.lanes import in_lanes
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Progress
@@ -42,6 +43,7 @@ def each_place(
         for place in places:
             if place[0] == one:
                 work(place, model)
+                memory.give_back()
 
     size = sum(p.numel() * p.element_size() for p in given.reference.parameters())
     arms = list(dict.fromkeys(place[0] for place in places))

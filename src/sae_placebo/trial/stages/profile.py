@@ -19,6 +19,7 @@ import numpy as np
 from sae_placebo.baselines.base import METHODS, MethodsSpec
 from sae_placebo.baselines.compare import compare_methods
 from sae_placebo.baselines.saved import refused, saved
+from sae_placebo.core import memory
 from sae_placebo.core.crew import Crew
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lanes import blas_threads
@@ -117,6 +118,7 @@ class Profiles:
             for batch in batches:
                 for _ in crew.each([functools.partial(work, advance, *at) for at in batch]):
                     pass
+                memory.give_back()
 
     def _batches(self, places: Sequence[Place]) -> list[list[Place]]:
         """Return the SAEs that are held against one model together, so that few models are in memory.
