@@ -43,8 +43,8 @@ from timing import QUIET, spread, timed, wait_until_quiet
 from sae_placebo.core import precision
 from sae_placebo.data.rows import Rows
 from sae_placebo.models.activations import FORWARD_ROWS, HarvestSpec, batches, blocks, calibrate
+from sae_placebo.models.harvest_precision import arm_reader
 from sae_placebo.models.loading import decoder_layers, load_model, parse_hookpoint, truncate
-from sae_placebo.trial.stages.harvest import arm_reader
 
 KEPT_HEAP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 CONTEXT = 128

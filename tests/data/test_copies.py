@@ -16,9 +16,9 @@ from sae_placebo.core.store import Store
 from sae_placebo.data import copies
 from sae_placebo.data.copies import Overlap, sketches, warning
 from sae_placebo.data.text import TextSpec, cut
+from sae_placebo.data.token_files import read_text_facts
 from sae_placebo.report import read_tables, render
 from sae_placebo.report.sections.recorded import repeated_of, splits_of
-from sae_placebo.trial import artefacts
 from sae_placebo.trial.plan import plan_steps
 from sae_placebo.trial.spec import load_trial
 from sae_placebo.trial.stages.materials import Materials
@@ -224,7 +224,7 @@ def test_a_trial_says_so_keeps_it_and_reports_it(
     plan = plan_steps(load_trial(trial_table(tiny_model, source)))
     store, progress = Store(tmp_path / "store"), Notes()
     folder = Materials(plan, store, progress).tokens
-    facts = artefacts.read_text_facts(folder)
+    facts = read_text_facts(folder)
     assert facts["skipped"] == {"empty": 1, "one_token": 1} | {
         "one_token": facts["skipped"]["one_token"]
     }

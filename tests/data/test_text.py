@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from conftest import save_tokenizer
 from sae_placebo.core.errors import MissingExtra, TextError
 from sae_placebo.data.text import TextSpec, documents, identify, library_files, tokenize, vocabulary
-from sae_placebo.trial import artefacts
+from sae_placebo.data.token_files import read_rows, write_rows
 
 
 def spec(source: object = "python-stdlib", **changes: Any) -> TextSpec:
@@ -306,8 +306,8 @@ def test_labels_survive_writing_and_old_artefacts_have_none(
     (tmp_path / "new").mkdir()
     write_sources(tmp_path / "code")
     splits = tokenize(spec(tmp_path / "code"), tiny_tokenizer, 0)
-    artefacts.write_rows(tmp_path / "new", splits)
-    for split, rows in artefacts.read_rows(tmp_path / "new").items():
+    write_rows(tmp_path / "new", splits)
+    for split, rows in read_rows(tmp_path / "new").items():
         labels, written = rows.labels, splits[split].labels
         assert labels is not None
         assert written is not None
@@ -315,7 +315,7 @@ def test_labels_survive_writing_and_old_artefacts_have_none(
         assert np.array_equal(labels.bits, written.bits)
         assert np.array_equal(labels.known, written.known)
     (tmp_path / "new" / "labels.json").unlink()
-    assert all(rows.labels is None for rows in artefacts.read_rows(tmp_path / "new").values())
+    assert all(rows.labels is None for rows in read_rows(tmp_path / "new").values())
 
 
 def test_vocabulary_decodes_each_token_alone(tiny_tokenizer: Any) -> None:

@@ -20,7 +20,7 @@ from sae_placebo.core.store import Store
 from sae_placebo.trial import faults
 from sae_placebo.trial.plan import plan_steps
 from sae_placebo.trial.spec import load_trial
-from sae_placebo.trial.stages import audit as auditing
+from sae_placebo.trial.stages import questions
 from sae_placebo.trial.stages import use as uses
 
 
@@ -90,7 +90,15 @@ def test_what_fails_is_told_kept_apart_and_tried_again(
     # a fault is no result: its jobs, and only these, are done by the next run
     steps = plan_steps(load_trial(table))
     made = {step.key: Store(store).seconds(step) for step in steps.steps()}
-    monkeypatch.setattr(auditing, "Downstream", raises(ModelError("it has no such place")))
+    behind, times = questions._Asked.behind, list[str]()
+
+    def once(asked: questions._Asked, hookpoint: str) -> Any:
+        times.append(hookpoint)
+        if len(times) > 1:  # `use` has the model, the audits do not
+            raise ModelError("it has no such place")
+        return behind(asked, hookpoint)
+
+    monkeypatch.setattr(questions._Asked, "behind", once)
     monkeypatch.setattr(uses, "examine", raises(NotEstimable("no latent fires")))
     again = sp.run(table, store)
     told = {one["hookpoint"]: one for one in again.record["use"]}
@@ -105,7 +113,7 @@ def test_what_fails_is_told_kept_apart_and_tried_again(
 
     # and a refusal is one: it is not tried again
     monkeypatch.setattr(uses, "examine", raises(AssertionError("asked again")))
-    monkeypatch.setattr(auditing, "Downstream", raises(AssertionError("asked again")))
+    monkeypatch.setattr(questions, "Downstream", raises(AssertionError("asked again")))
     assert sp.run(table, store).record["use"] == again.record["use"]
 
 

@@ -13,17 +13,11 @@ import torch
 import architectures
 from sae_placebo.core.errors import ModelError
 from sae_placebo.data.rows import Rows
-from sae_placebo.models import activations
+from sae_placebo.models import activations, harvest_precision
 from sae_placebo.models.activations import HarvestSpec, blocks
+from sae_placebo.models.harvest_precision import HarvestPrecision, arm_reader, bf16_errors
 from sae_placebo.models.loading import Reader, truncate
-from sae_placebo.trial.stages import harvest as harvesting
-from sae_placebo.trial.stages.harvest import (
-    HarvestPrecision,
-    arm_reader,
-    bf16_errors,
-    harvest_repeats,
-    random_rows,
-)
+from sae_placebo.trial.stages.harvest import harvest_repeats, random_rows
 
 PLACES = ["resid_post.0", "mlp_out.1"]
 
@@ -150,7 +144,7 @@ def test_the_decision(
     rows: Rows,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(harvesting, "_has_bf16_products", lambda: has)
+    monkeypatch.setattr(harvest_precision, "_has_bf16_products", lambda: has)
     spec = HarvestSpec(precision=asked, bf16_error_bound=bound, calibration_rows=8)
     truncate(model, PLACES)
     reader, decision = arm_reader(model, PLACES, rows, spec, 0)
@@ -169,7 +163,7 @@ def test_the_decision(
 def test_a_decision_is_followed_and_not_made_again(
     model: Any, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(harvesting, "_decide", lambda *_: pytest.fail("decided again"))
+    monkeypatch.setattr(harvest_precision, "_decide", lambda *_: pytest.fail("decided again"))
     earlier = HarvestPrecision("auto", "bf16", 1e-3, {"resid_post.0": 1e-4}, "within the bound")
     reader, decision = arm_reader(model, PLACES, rows, HarvestSpec(precision="auto"), 0, earlier)
     assert decision is earlier
@@ -179,12 +173,12 @@ def test_a_decision_is_followed_and_not_made_again(
 def test_a_model_that_does_not_run_in_bfloat16(
     model: Any, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(harvesting, "_has_bf16_products", lambda: True)
+    monkeypatch.setattr(harvest_precision, "_has_bf16_products", lambda: True)
 
     def refuse(*_: Any) -> None:
         raise RuntimeError('"odd_kernel" not implemented for BFloat16')
 
-    monkeypatch.setattr(harvesting, "bf16_errors", refuse)
+    monkeypatch.setattr(harvest_precision, "bf16_errors", refuse)
     _, decision = arm_reader(model, PLACES, rows, HarvestSpec(precision="auto"), 0)
     assert (decision.used, decision.errors) == ("fp32", None)
     assert "odd_kernel" in decision.reason

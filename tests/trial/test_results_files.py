@@ -342,11 +342,11 @@ def test_a_trial_that_is_open_reads_the_tables_of_a_later_run(folder: Path) -> N
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from sae_placebo.trial import artefacts
+from sae_placebo.trial.table_files import write_table
 from sae_placebo.trial.publishing import publish
 from sae_placebo.core.store import Store
 
-artefacts.write_table = lambda path, text: path.write_text(text)
+write_table = lambda path, text: path.write_text(text)
 left = -1
 
 def count(event, _):

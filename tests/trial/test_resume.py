@@ -23,13 +23,17 @@ from sae_placebo.core.errors import SpecError
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.sealing import read_json, sealed, write_json
 from sae_placebo.core.store import MANIFEST, Store
+from sae_placebo.data.token_files import read_rows
 from sae_placebo.saes.training import Fit
-from sae_placebo.trial import artefacts
+from sae_placebo.trial.artefacts import Artefacts
 from sae_placebo.trial.plan import ArmModel, plan_steps
+from sae_placebo.trial.recipes import read_hash
 from sae_placebo.trial.results import environment
-from sae_placebo.trial.run import Bench
 from sae_placebo.trial.spec import load_trial
 from sae_placebo.trial.stages import stream
+from sae_placebo.trial.stages.build import build_arms
+from sae_placebo.trial.stages.harvest import harvest_arms
+from sae_placebo.trial.stages.train import train_arms
 
 ARMS: dict[str, Any] = {
     "trained": {"control": "trained"},
@@ -73,9 +77,11 @@ def train(table: dict[str, Any], store: Path, progress: Progress | None = None) 
     place = Store(store, progress.note, environment() | describe_device("cpu"))
     with place.lock(), settings("cpu"), interrupts.listening():
         checkpoints.clear(place)
-        bench = Bench(plan_steps(load_trial(table)), place, progress)
-        for arms in bench.plan.groups:
-            bench.prepare(arms)
+        artefacts = Artefacts(plan_steps(load_trial(table)), place, progress)
+        for arms in artefacts.plan.groups:
+            model = build_arms(artefacts, arms)
+            if model is not None:
+                train_arms(artefacts, arms, harvest_arms(artefacts, arms, model))
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +286,7 @@ def test_arms_that_read_the_same_activations_share_one_pass(
 
 
 def _training_rows(store: Path, plan: Any) -> int:
-    return len(artefacts.read_rows(store / "tokenize" / plan.tokenize.folder_name)["train"].lengths)
+    return len(read_rows(store / "tokenize" / plan.tokenize.folder_name)["train"].lengths)
 
 
 def test_an_arm_that_is_added_after_a_stop_does_not_cost_the_others_theirs(
@@ -349,7 +355,7 @@ def test_a_damaged_or_foreign_checkpoint_is_named_and_never_trusted(
     notes: list[str] = []
     store = Store(cut, notes.append, environment() | describe_device("cpu"))
     (group,) = plan.groups
-    weights = artefacts.read_hash(store.path(plan.build[group[0]]))
+    weights = read_hash(store.path(plan.build[group[0]]))
     work = Work(store, [plan.train[one] for one in group], weights)
     found = work.load("train")
     assert found is not None

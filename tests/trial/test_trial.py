@@ -371,19 +371,18 @@ def test_saved_saes_are_in_model_units_and_carry_their_provenance(
 
     import torch
 
+    from sae_placebo.models.activation_files import read_activations
     from sae_placebo.saes.formats import saelens
-    from sae_placebo.trial import artefacts
+    from sae_placebo.trial.artefacts import sae_folder
 
     plan = plan_steps(load_trial(table))
     store = finished.folder.parents[1]
     for one, step in plan.train.items():
-        folder = artefacts.sae_folder(store / "train" / step.folder_name, "resid_post.1", "topk", 0)
+        folder = sae_folder(store / "train" / step.folder_name, "resid_post.1", "topk", 0)
         metadata = json.loads((folder / "cfg.json").read_text())["metadata"]
         assert metadata["arm"] == one.arm
         assert len(metadata["weight_hash"]) == 64
-        x = artefacts.read_activations(
-            store / "harvest" / plan.harvest[one].folder_name, "resid_post.1"
-        )
+        x = read_activations(store / "harvest" / plan.harvest[one].folder_name, "resid_post.1")
         sae = saelens.read(folder)
         error = (x - sae.decode(sae.encode(x))).square().sum() / (x - x.mean(0)).square().sum()
         assert float(error) < 1.0

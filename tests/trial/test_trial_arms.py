@@ -18,9 +18,10 @@ from sae_placebo.controls.data import DATA_CONTROLS
 from sae_placebo.controls.dictionary import DICTIONARY_CONTROLS
 from sae_placebo.core.errors import ModelError, PlaceboError, SpecError
 from sae_placebo.core.store import Store
+from sae_placebo.data.token_files import read_rows
 from sae_placebo.latents.classes.classification import CLASS_NAMES
 from sae_placebo.saes.formats import saelens
-from sae_placebo.trial import artefacts
+from sae_placebo.trial.artefacts import sae_folder
 from sae_placebo.trial.plan import ArmModel, plan_steps
 from sae_placebo.trial.spec import load_trial
 
@@ -138,7 +139,7 @@ def test_every_sae_says_what_was_controlled(table: dict[str, Any], finished: sp.
     spec = load_trial(table)
     plan, store = plan_steps(spec), Store(finished.folder.parents[1])
     for one, step in plan.train.items():
-        folder = artefacts.sae_folder(store.path(step), "resid_post.1", "topk", 0)
+        folder = sae_folder(store.path(step), "resid_post.1", "topk", 0)
         text = (folder / "cfg.json").read_text()
         controls = spec.arms["keep_W_E" if one.arm == "keep_both" else one.arm]
         for part in (controls.control, controls.data, controls.dictionary):
@@ -153,7 +154,7 @@ def test_a_frozen_decoder_kept_its_start_and_a_trained_one_did_not(
 
     def decoder(arm: str) -> torch.Tensor:
         folder = store.path(plan.train[ArmModel(arm, None)])
-        sae = saelens.read(artefacts.sae_folder(folder, "resid_post.1", "topk", 0))
+        sae = saelens.read(sae_folder(folder, "resid_post.1", "topk", 0))
         return sae.params["W_dec"]
 
     start = spec.saes["topk"].create(32, 0).params["W_dec"]
@@ -167,10 +168,10 @@ def test_rewritten_text_keeps_its_layout_and_has_no_labels(
     table: dict[str, Any], finished: sp.Trial
 ) -> None:
     plan, store = plan_steps(load_trial(table)), Store(finished.folder.parents[1])
-    own = artefacts.read_rows(store.path(plan.tokenize))["heldout"]
+    own = read_rows(store.path(plan.tokenize))["heldout"]
     for arm in ("shuffle", "unigram", "markov"):
         step = plan.text[ArmModel(arm, 0)]
-        rows = artefacts.read_rows(store.path(step))["heldout"]
+        rows = read_rows(store.path(step))["heldout"]
         assert rows.labels is None
         assert np.array_equal(rows.lengths, own.lengths)
         assert rows.names == own.names

@@ -88,7 +88,7 @@ class Outlook:
             else:
                 return None
             for before, other in enumerate(self.pieces[:place]):
-                if other.stage != one.stage or other.lane == one.lane:
+                if not (other.lane and one.lane and other.lane != one.lane):
                     self._over.add(before)
             self._at_work.append(AtWork(place, thread, self.clock()))
             return self._at_work[-1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextlib import nullcontext
 
 from jaxtyping import Bool, Float
 
@@ -127,43 +128,32 @@ class Fit:
             SpecError: the loss is not finite although the batch is: training diverged.
         """
         workspace = workspace or self._workspace
-        if self._fast is None:
-            self._step(x, workspace, offered_tokens)
-            return
-        with Crew() as crew:
-            self._step(x, workspace, offered_tokens, crew)
-
-    def _step(
-        self,
-        x: Float[torch.Tensor, "token d_in"],
-        workspace: Workspace,
-        offered_tokens: int | None,
-        crew: Crew | None = None,
-    ) -> None:
         before = self.offered_tokens
         if len(x) == 0:
             self.offered_tokens += offered_tokens or 0
             return
-        share = before / max(self.total_tokens, 1)
-        context = Context(self.dead(), share, self._coefficient)
-        found = self._evaluated(x, context, workspace, crew)
-        if not math.isfinite(float(found.loss if self._trained else found.squared_error)):
-            raise self._not_finite(x)
-        self.tokens += len(x)
-        self.offered_tokens += len(x) if offered_tokens is None else offered_tokens
-        rate = 0.0
-        if self._trained:
-            peak = self.spec.peak(self._sae_spec.d_sae)
-            rate = peak * self.spec.share(before, self.offered_tokens, self.total_tokens)
-            self._update(found, rate, workspace)
-        for name, value in found.buffers.items():
-            self._rows[name].copy_(value)
-        self._silent_tokens.add_(len(x)).masked_fill_(found.fired, 0)
-        variance = _variance(x) if found.variance is None else found.variance
-        l0 = found.active / len(x)
-        values = [found.loss, found.squared_error / variance, context.dead.float().mean(), l0]
-        self._pending.append((self.tokens, rate, torch.stack(values), self._coefficient))
-        self._coefficient = self._sae_spec.steer(self._coefficient, float(l0), share)
+        # within a compiled step torch has one thread: its threads and the step's would wait for each other
+        with nullcontext() if self._fast is None else Crew() as crew:
+            share = before / max(self.total_tokens, 1)
+            context = Context(self.dead(), share, self._coefficient)
+            found = self._evaluated(x, context, workspace, crew)
+            if not math.isfinite(float(found.loss if self._trained else found.squared_error)):
+                raise self._not_finite(x)
+            self.tokens += len(x)
+            self.offered_tokens += len(x) if offered_tokens is None else offered_tokens
+            rate = 0.0
+            if self._trained:
+                peak = self.spec.peak(self._sae_spec.d_sae)
+                rate = peak * self.spec.share(before, self.offered_tokens, self.total_tokens)
+                self._update(found, rate, workspace)
+            for name, value in found.buffers.items():
+                self._rows[name].copy_(value)
+            self._silent_tokens.add_(len(x)).masked_fill_(found.fired, 0)
+            variance = _variance(x) if found.variance is None else found.variance
+            l0 = found.active / len(x)
+            values = [found.loss, found.squared_error / variance, context.dead.float().mean(), l0]
+            self._pending.append((self.tokens, rate, torch.stack(values), self._coefficient))
+            self._coefficient = self._sae_spec.steer(self._coefficient, float(l0), share)
 
     def log(self) -> list[Row]:
         """Return one row per step: tokens, learning_rate, loss, fvu, dead_share, l0, coefficient.

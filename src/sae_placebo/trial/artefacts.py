@@ -1,4 +1,4 @@
-"""The files of each stage: what is written into an artefact's folder, and how it is read back.
+"""What the stages of a trial have written, read back: the one reader that every later stage takes.
 
 | stage | files |
 |---|---|
@@ -9,150 +9,35 @@
 | measure | measurements, coverage.parquet, replicates and codes.safetensors |
 | profile | latents, measurements, passages, sensitivity.parquet, replicates.safetensors |
 | methods | methods.parquet, measurements.parquet, replicates.safetensors |
+| use, audit | the tables of `trial.tables` |
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
+import threading
+from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sae_placebo.baselines.compare import MethodsResult
-from sae_placebo.core.lazy import pandas, torch
-from sae_placebo.core.store import read_json, write_json
-from sae_placebo.data.labels.base import Labels
-from sae_placebo.data.readability import Readability
-from sae_placebo.data.text import Rows
-from sae_placebo.latents.measurement import Measurement
-from sae_placebo.latents.profile import Profile
-from sae_placebo.models.activations import Calibration
-from sae_placebo.models.gaussian import GaussianNull
-from sae_placebo.trial.plan import ArmModel
+from sae_placebo.core.lazy import torch
+from sae_placebo.core.progress import Progress
+from sae_placebo.core.shared_values import Shelf
+from sae_placebo.core.store import Store
+from sae_placebo.latents.base import Encoded, Folds, TokenTable
+from sae_placebo.latents.code_files import read_codes
+from sae_placebo.latents.columns.domains import Domains, domains_of
+from sae_placebo.latents.measurement import HeldOut, held_out
+from sae_placebo.models import activation_files
+from sae_placebo.saes import SAE
+from sae_placebo.saes.formats import saelens
+from sae_placebo.trial.plan import ArmModel, Place, Plan
 from sae_placebo.trial.spec import TrialSpec
-from sae_placebo.trial.stages.harvest import HarvestPrecision
-
-
-def write_rows(folder: Path, splits: Mapping[str, Rows]) -> None:
-    """Write tokenized splits, and their labels where there are any."""
-    from safetensors.numpy import save_file
-
-    arrays, label_names = {}, {}
-    for split, rows in splits.items():
-        arrays[f"{split}.token_ids"] = rows.token_ids
-        arrays[f"{split}.lengths"] = rows.lengths
-        arrays[f"{split}.documents"] = rows.documents
-        if rows.labels is not None:
-            arrays[f"{split}.labels"] = rows.labels.bits
-            arrays[f"{split}.labels_known"] = rows.labels.known
-            label_names[split] = list(rows.labels.names)
-    save_file(arrays, folder / "rows.safetensors")
-    write_json(folder / "names.json", {split: list(rows.names) for split, rows in splits.items()})
-    if label_names:
-        write_json(folder / "labels.json", label_names)
-
-
-def read_rows(folder: Path) -> dict[str, Rows]:
-    """Return the tokenized splits."""
-    from safetensors.numpy import load_file
-
-    arrays, names = load_file(folder / "rows.safetensors"), read_json(folder / "names.json")
-    labels = folder / "labels.json"
-    label_names = read_json(labels) if labels.exists() else {}
-    return {
-        split: Rows(
-            arrays[f"{split}.token_ids"],
-            arrays[f"{split}.lengths"],
-            arrays[f"{split}.documents"],
-            tuple(names[split]),
-            Labels(
-                tuple(label_names[split]),
-                arrays[f"{split}.labels"],
-                arrays[f"{split}.labels_known"],
-            )
-            if split in label_names
-            else None,
-        )
-        for split in names
-    }
-
-
-def write_text_facts(
-    folder: Path, skipped: Mapping[str, int], shared: Mapping[str, int | float]
-) -> None:
-    """Write which documents gave no rows, and what held-out text is in the training text too."""
-    write_json(folder / "text.json", {"skipped": dict(skipped), "shared": dict(shared)})
-
-
-def read_text_facts(folder: Path) -> dict[str, Any]:
-    """Return what `write_text_facts` wrote: `skipped` and `shared`."""
-    return dict(read_json(folder / "text.json"))
-
-
-def write_vocabulary(folder: Path, vocabulary: Sequence[str]) -> None:
-    """Write the text of each token id."""
-    write_json(folder / "vocabulary.json", list(vocabulary))
-
-
-def read_vocabulary(folder: Path) -> list[str]:
-    """Return the text of each token id."""
-    return list(read_json(folder / "vocabulary.json"))
-
-
-def write_harvest(
-    folder: Path,
-    activations: Mapping[str, torch.Tensor],
-    calibrations: Mapping[str, Calibration],
-    precision: HarvestPrecision,
-    build: Path,
-) -> None:
-    """Write held-out activations [token, d_in] in model units, and each hookpoint's calibration."""
-    from safetensors.torch import save_file
-
-    save_file(dict(activations), folder / "activations.safetensors")
-    norms = {name: x.norm(dim=1) for name, x in activations.items()}
-    save_file(norms, folder / "norms.safetensors")
-    means = {name: one.mean for name, one in calibrations.items()}
-    save_file(means, folder / "calibration.safetensors")
-    record = {name: one.record() for name, one in calibrations.items()}
-    write_json(folder / "calibration.json", record)
-    write_json(folder / "precision.json", precision.record())
-    copy_recipe(build, folder)
-
-
-def read_precision(folder: Path) -> HarvestPrecision:
-    """Return the precision that the arm's model ran in, and why."""
-    return HarvestPrecision.from_record(read_json(folder / "precision.json"))
-
-
-def read_calibrations(folder: Path) -> dict[str, Calibration]:
-    """Return the calibration of each hookpoint."""
-    from safetensors.torch import load_file
-
-    means, records = (
-        load_file(folder / "calibration.safetensors"),
-        read_json(folder / "calibration.json"),
-    )
-    return {name: Calibration(mean=means[name], **record) for name, record in records.items()}
-
-
-def read_activations(folder: Path, hookpoint: str) -> torch.Tensor:
-    """Return the held-out activations [token, d_in] of one hookpoint."""
-    from safetensors import safe_open
-
-    with safe_open(folder / "activations.safetensors", framework="pt") as stream:
-        tensor: torch.Tensor = stream.get_tensor(hookpoint)
-    return tensor
-
-
-def outliers(folder: Path, hookpoint: str) -> np.ndarray:
-    """Return which held-out tokens that were read exceed the arm's norm limit: bool [token]."""
-    from safetensors.torch import load_file
-
-    limit = read_calibrations(folder)[hookpoint].norm_limit
-    norms = load_file(folder / "norms.safetensors")[hookpoint]
-    return np.asarray((norms > limit).numpy())
+from sae_placebo.trial.stages.materials import Materials
+from sae_placebo.trial.table_files import read_table
 
 
 def sae_folder(folder: Path, hookpoint: str, sae: str, sae_seed: int) -> Path:
@@ -160,206 +45,128 @@ def sae_folder(folder: Path, hookpoint: str, sae: str, sae_seed: int) -> Path:
     return folder / hookpoint / sae / f"seed-{sae_seed}"
 
 
-def write_lookup(folder: Path, tables: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Write each hookpoint's table E[x | token]."""
-    from safetensors.torch import save_file
+class Shared(NamedTuple):
+    """All that is read off the held-out tokens of one hookpoint, once for every SAE that reads them."""
 
-    named = {}
-    for hookpoint, (ids, table) in tables.items():
-        named[f"{hookpoint}.ids"], named[f"{hookpoint}.table"] = ids, table
-    save_file(named, folder / "lookup.safetensors")
+    tokens: TokenTable
+    domains: Domains
+    folds: Folds
 
 
-def read_lookup(folder: Path, hookpoint: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the ids seen in training [entry] and their table [entry + 1, d_in]."""
-    from safetensors import safe_open
+@dataclasses.dataclass
+class Artefacts:
+    """A trial's artefacts: its plan says which, its store has them.
 
-    with safe_open(folder / "lookup.safetensors", framework="pt") as stream:
-        return stream.get_tensor(f"{hookpoint}.ids"), stream.get_tensor(f"{hookpoint}.table")
+    What several jobs read at a time is read once: a stage announces its jobs to `shelf`, which keeps a
+    value until the last of them is over.
 
-
-def read_gaussian(folder: Path, hookpoint: str, sae: str) -> GaussianNull:
-    """Return the Gaussian null of one recipe; all its SAE seeds share it."""
-    (record,) = read_json(folder / "gaussian.json")[hookpoint][sae].values()
-    return GaussianNull(**record)
-
-
-def write_heads(folder: Path, heads: Mapping[str, torch.Tensor | None]) -> None:
-    """Write W_E and W_U of an arm's model, as far as it has them."""
-    from safetensors.torch import save_file
-
-    save_file(
-        {n: t.contiguous() for n, t in heads.items() if t is not None}, folder / "heads.safetensors"
-    )
-
-
-def read_head(folder: Path, name: str) -> torch.Tensor | None:
-    """Return `embedding` or `unembedding` of an arm's model, if it has it: float32 [vocabulary, width]."""
-    from safetensors import safe_open
-
-    with safe_open(folder / "heads.safetensors", framework="pt") as stream:
-        if name not in set(stream.keys()):
-            return None
-        found: torch.Tensor = stream.get_tensor(name)
-    return found.float()
-
-
-def write_repeats(folder: Path, repeats: Mapping[str, torch.Tensor]) -> None:
-    """Write the activations on random blocks, if any, as `<hookpoint>.fresh` and `<hookpoint>.repeated`."""
-    from safetensors.torch import save_file
-
-    save_file(dict(repeats), folder / "repeats.safetensors")
-
-
-def read_repeats(folder: Path, hookpoint: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return the activations of one hookpoint on fresh and on repeated blocks.
-
-    None is returned where no model was read.
+    Attributes:
+        plan: The trial's plan.
+        store: Where artefacts are.
+        progress: Where progress is shown.
     """
-    from safetensors.torch import load_file
 
-    found = load_file(folder / "repeats.safetensors")
-    if f"{hookpoint}.fresh" not in found:
-        return None
-    return found[f"{hookpoint}.fresh"], found[f"{hookpoint}.repeated"]
+    plan: Plan
+    store: Store
+    progress: Progress
+    shelf: Shelf = dataclasses.field(default_factory=Shelf)
 
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._shared: dict[tuple[str, str], Shared] = {}
 
-def write_codes(folder: Path, codes: Any) -> None:
-    """Write an SAE's codes on the held-out tokens, a scipy CSR matrix [token, d_sae]."""
-    from safetensors.numpy import save_file
+    @property
+    def spec(self) -> TrialSpec:
+        """Return the trial's protocol."""
+        return self.plan.spec
 
-    parts = {"offsets": codes.indptr.astype(np.int64), "latents": codes.indices.astype(np.int32)}
-    parts |= {"values": codes.data.astype(np.float32), "d_sae": np.array([codes.shape[1]])}
-    save_file(parts, folder / "codes.safetensors")
+    @functools.cached_property
+    def materials(self) -> Materials:
+        """Return the reference model and the text, each made when it is first needed."""
+        return Materials(self.plan, self.store, self.progress)
 
+    # --- the held-out tokens -----------------------------------------------------------------------
 
-def read_codes(folder: Path) -> Any:
-    """Return the codes of `write_codes`."""
-    from safetensors.numpy import load_file
-    from scipy.sparse import csr_matrix
+    @functools.cached_property
+    def heldout(self) -> dict[str, HeldOut]:
+        """Return, by hookpoint, the held-out tokens that no arm leaves out."""
+        folders = [self.store.path(step) for step in self.plan.harvests]
+        return {
+            name: held_out(
+                self.materials.rows["heldout"],
+                [activation_files.outliers(folder, name) for folder in folders],
+                self.materials.vocabulary,
+            )
+            for name in self.spec.hookpoints
+        }
 
-    parts = load_file(folder / "codes.safetensors")
-    shape = (len(parts["offsets"]) - 1, int(parts["d_sae"][0]))
-    return csr_matrix((parts["values"], parts["latents"], parts["offsets"]), shape=shape)
+    def tokens(self, one: ArmModel, hookpoint: str) -> TokenTable:
+        """Return the held-out tokens as one arm reads them."""
+        rows = self.materials.rows_of(one)["heldout"]
+        return TokenTable(rows, self.heldout[hookpoint].places, tuple(self.materials.vocabulary))
 
+    def shared(self, one: ArmModel, hookpoint: str) -> Shared:
+        """Return what is read off tokens alone, made once for all arms that read the same ones."""
+        key = (self.plan.text[one].key, hookpoint)
+        with self._lock:
+            if key not in self._shared:
+                tokens, seed = self.tokens(one, hookpoint), self.spec.seed
+                folds = Folds.of(tokens.documents, tokens.n_documents, seed)
+                self._shared[key] = Shared(tokens, domains_of(tokens, seed), folds)
+            return self._shared[key]
 
-def write_measured(folder: Path, measured: Measurement) -> None:
-    """Write the tables about one SAE."""
-    from safetensors.numpy import save_file
+    # --- an arm's model ----------------------------------------------------------------------------
 
-    write_table(folder / "measurements.parquet", measured.measurements)
-    write_table(folder / "coverage.parquet", measured.coverage)
-    write_codes(folder, measured.codes)
-    save_file(measured.replicates, folder / "replicates.safetensors")
+    def head(self, one: ArmModel, name: str) -> torch.Tensor | None:
+        """Return `embedding` or `unembedding` of an arm's model, if it has it: [vocabulary, width]."""
+        return activation_files.read_head(self.store.path(self.plan.build[one]), name)
 
+    @functools.cached_property
+    def embedding(self) -> Any:
+        """Return the trained model's W_E [vocabulary, width], None where it has none."""
+        found = self.head(ArmModel(self.spec.trained_arm, None), "embedding")
+        return None if found is None else found.numpy()
 
-def read_replicates(folder: Path) -> dict[str, np.ndarray]:
-    """Return metric -> [replicate] of one SAE."""
-    from safetensors.numpy import load_file
+    def activations_key(self, one: ArmModel, hookpoint: str) -> Hashable:
+        """Return the shelf's key of an arm's activations; arms that share a harvest have the same."""
+        return "activations", self.plan.harvest[one].key, hookpoint
 
-    return dict(load_file(folder / "replicates.safetensors"))
+    def activations(self, one: ArmModel, hookpoint: str) -> torch.Tensor:
+        """Return an arm's activations on the held-out tokens that no arm leaves out: [token, d_in]."""
+        step = self.plan.harvest[one]
 
+        def read() -> torch.Tensor:
+            found = activation_files.read_activations(self.store.path(step), hookpoint)
+            usable = self.heldout[hookpoint].usable
+            return found if usable.all() else found[torch.from_numpy(np.flatnonzero(usable))]
 
-def write_table(path: Path, table: Any) -> None:
-    """Write a data frame as parquet, without its index."""
-    table.to_parquet(path, index=False)
+        return self.shelf.get(self.activations_key(one, hookpoint), read)
 
+    def repeats(self, one: ArmModel, hookpoint: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return activations on fresh and on repeated random blocks; None where no model was read."""
+        return activation_files.read_repeats(self.store.path(self.plan.harvest[one]), hookpoint)
 
-def read_table(path: Path) -> Any:
-    """Return the data frame in a parquet file."""
-    return pandas.read_parquet(path)
+    # --- an SAE ------------------------------------------------------------------------------------
 
+    def sae(self, place: Place) -> SAE:
+        """Return a trained SAE, in model units."""
+        trained = self.store.path(self.plan.train[place[0]])
+        return saelens.read(sae_folder(trained, *place[1:]))
 
-def copy_recipe(build: Path, folder: Path) -> None:
-    """Copy the recipe of the arm's model to what was made with it."""
-    write_json(folder / "recipe.json", read_json(build / "recipe.json"))
+    def codes(self, place: Place) -> Any:
+        """Return an SAE's codes on the held-out tokens that no arm leaves out: CSR [token, d_sae]."""
+        return read_codes(self.store.path(self.plan.measure[place]))
 
+    def encoded(self, place: Place) -> Encoded:
+        """Return an SAE with these tokens, its codes of them, and their activations."""
+        one, hookpoint, *_ = place
+        return Encoded(
+            self.sae(place),
+            self.shared(one, hookpoint).tokens,
+            self.codes(place),
+            self.activations(one, hookpoint),
+        )
 
-def read_hash(folder: Path) -> str:
-    """Return the hash of the weights that SAE inputs depend on, of a build, harvest or train artefact."""
-    return str(read_json(folder / "recipe.json")["read_hash"])
-
-
-def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Write a list of flat records as parquet."""
-    write_table(path, pandas.DataFrame(list(records)))
-
-
-def provenance(folder: Path, spec: TrialSpec, one: ArmModel) -> dict[str, Any]:
-    """Return what is kept in the metadata of every SAE of an arm: which model it was trained on.
-
-    Args:
-        folder: The arm's build artefact.
-        spec: The protocol.
-        one: The arm and its re-draw.
-    """
-    recipe = read_json(folder / "recipe.json")
-    return {
-        "model_name": Path(spec.model.id).name if Path(spec.model.id).exists() else spec.model.id,
-        "context_size": spec.text.context_tokens,
-        "dataset_path": spec.text.source,
-        "training_tokens": spec.text.train_tokens,
-        "arm": one.arm,
-        **_controls(spec, one.arm),
-        "model_seed": one.model_seed,
-        "weight_hash": recipe["weight_hash"],
-        "read_hash": recipe["read_hash"],
-        "touched_tensors": len(recipe["touched"]),
-    }
-
-
-def _controls(spec: TrialSpec, arm: str) -> dict[str, Any]:
-    """Return what is controlled in an arm: the model, the data, the dictionary."""
-    return dict(spec.arms[arm].model_dump(mode="json"))
-
-
-def write_readability(folder: Path, found: Readability | None) -> None:
-    """Write how far each label can be read off tokens; None where no token has labels."""
-    from safetensors.numpy import save_file
-
-    write_json(folder / "readability.json", None if found is None else found.record())
-    if found is not None:
-        save_file(found.arrays(), folder / "readability.safetensors")
-
-
-def read_readability(folder: Path) -> Readability | None:
-    """Return how far each label can be read off tokens; None where no token has labels."""
-    from safetensors.numpy import load_file
-
-    record = read_json(folder / "readability.json")
-    if record is None:
-        return None
-    return Readability.load(record, load_file(folder / "readability.safetensors"))
-
-
-def write_profile(folder: Path, found: Profile) -> None:
-    """Write what is said about the latents of one SAE."""
-    from safetensors.numpy import save_file
-
-    for name in ("latents", "measurements", "passages", "sensitivity"):
-        write_table(folder / f"{name}.parquet", getattr(found, name))
-    save_file(found.replicates, folder / "replicates.safetensors")
-
-
-def write_methods(
-    folder: Path,
-    found: MethodsResult,
-    measured: Sequence[tuple[str, int, Any, Mapping[str, np.ndarray]]],
-) -> None:
-    """Write the table of methods, and each SAE's metrics with their values under document weights.
-
-    Args:
-        folder: Where to.
-        found: Methods and SAEs of one arm.
-        measured: SAE's label, its seed, table of metrics, and metric -> [replicate].
-    """
-    from safetensors.numpy import save_file
-
-    write_table(folder / "methods.parquet", found.table)
-    tables: list[Any] = []
-    values: dict[str, np.ndarray] = {}
-    for label, seed, table, replicates in measured:
-        tables.append(table.assign(sae=label, sae_seed=seed))
-        values |= {f"{label}/{seed}/{name}": drawn for name, drawn in replicates.items()}
-    write_table(folder / "measurements.parquet", pandas.concat(tables, ignore_index=True))
-    save_file(values, folder / "replicates.safetensors")
+    def latents(self, place: Place) -> Any:
+        """Return what its profile says of each latent of an SAE: a DataFrame, one row per latent."""
+        return read_table(self.store.path(self.plan.profile[place]) / "latents.parquet")

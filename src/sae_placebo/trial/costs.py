@@ -9,13 +9,13 @@ from sae_placebo.core.devices import describe_device, settings
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.store import Step, Store
 from sae_placebo.core.time_left import WorkPiece
+from sae_placebo.trial.artefacts import Artefacts
 from sae_placebo.trial.estimates import estimate, lanes_of, rates_key
 from sae_placebo.trial.machine import Machine, load, save, usual_threads
 from sae_placebo.trial.plan import Plan, plan_steps
 from sae_placebo.trial.probes import probe
 from sae_placebo.trial.result_folders import in_the_way, store_folder
 from sae_placebo.trial.results import environment, trial_folder
-from sae_placebo.trial.run import Bench
 from sae_placebo.trial.sizes import check_sizes
 from sae_placebo.trial.spec import TrialSpec, load_trial
 from sae_placebo.trial.standing import standing
@@ -90,11 +90,11 @@ def probed(plan: Plan, place: Store, progress: Progress) -> Machine:
     with place.lock(), settings(spec.device):
         # a model that is converted here is kept
         place.environment = environment() | describe_device(spec.device)
-        bench = Bench(plan, place, progress)
-        _ = bench.given.source
-        lanes = lanes_of(plan, usual_threads(), plan.use, plan.audit)
+        materials = Artefacts(plan, place, progress).materials
+        _ = materials.source
+        lanes = lanes_of(plan, usual_threads())
         asked = lanes if plan.use or plan.audit else 0
-        found = probe(spec, lambda: bench.given.reference, rates_key(plan), progress, asked)
+        found = probe(spec, lambda: materials.reference, rates_key(plan), progress, asked)
         save(found, place.root)
     return found
 

@@ -107,7 +107,7 @@ class TimeEstimate:
         found = [*self._materials()]
         for group in self.plan.groups:
             found += self._arms(group)
-        for stage in (self._measured, self._profiled, self._methods, self._used, self._audited):
+        for stage in (self._measured, self._profiled, self._methods, self._questions):
             found += stage()
         seconds = 0.5 + 0.12 * len(self.plan.measure)
         return [*found, WorkPiece("report", "compare and report", seconds * self.code)]
@@ -274,26 +274,19 @@ class TimeEstimate:
         passes, rows = 2 * firings / together, 2 * self._rows(firings / together)
         return edits * machine.edit + passes * machine.start + rows * machine.row
 
-    def _in_lanes(
-        self, stage: str, steps: dict[Place, Step], pieces_of: Callable[[Place, float], Pieces]
-    ) -> Iterator[WorkPiece]:
-        """Yield the pieces of each SAE that is left, each arm in a lane; the model is built first.
-
-        `pieces_of` takes a place, and by how much code of one thread adds less to the whole for the lanes.
-        """
-        lanes, before = lanes_of(self.plan, self.machine.threads, steps), None
+    def _questions(self) -> Iterator[WorkPiece]:
+        """Yield what each arm's model is asked, each arm in a lane; the model is built first."""
+        lanes = lanes_of(self.plan, self.machine.threads)
+        # code of one thread adds less to the whole where another lane runs beside it
         less = 1 / (1 + _LANE * (lanes - 1))
-        for place in self._places(steps):
-            one = place[0]
-            pieces = list(pieces_of(place, less))
-            if one != before:
-                pieces.insert(0, (f"build {one.label} again", self.machine.build))
-            before = one
-            for label, seconds in pieces:
-                yield WorkPiece(stage, label, seconds, one.label if lanes > 1 else "", lanes)
-
-    def _used(self) -> Iterator[WorkPiece]:
-        return self._in_lanes("use", self.plan.use, self._use)
+        used, audited = self._places(self.plan.use), self._places(self.plan.audit)
+        for one in dict.fromkeys(place[0] for place in (*used, *audited)):
+            own = [("use", self._use(place, less)) for place in used if place[0] == one]
+            own += [("audit", self._audit(place, less)) for place in audited if place[0] == one]
+            again = iter([(f"build {one.label} again", self.machine.build)])
+            for stage, pieces in ((own[0][0], again), *own):
+                for label, seconds in pieces:
+                    yield WorkPiece(stage, label, seconds, one.label if lanes > 1 else "", lanes)
 
     def _use(self, place: Place, less: float) -> Pieces:
         one, hookpoint, label, _ = place
@@ -344,14 +337,11 @@ class TimeEstimate:
         tokens = min(how.worst.n_tokens, half) * (1 + rounds * (how.worst.steps + 2))
         yield f"look for the worst masks: {name}", tokens * machine.slope
 
-    def _audited(self) -> Iterator[WorkPiece]:
-        return self._in_lanes("audit", self.plan.audit, self._audit)
-
     def _audit(self, place: Place, less: float) -> Pieces:
         one, hookpoint, label, _ = place
         how, machine, m = self.spec.audit, self._at(hookpoint), self.spec.saes[label].d_sae
         d, n, numbers = self.width, min(how.tokens, self.held), self.numbers * less
-        lanes = lanes_of(self.plan, machine.threads, self.plan.audit)
+        lanes = lanes_of(self.plan, machine.threads)
         # the clean rows are read by the first audit that asks for them
         rows = self._rows(float(n)) * machine.row * _side_by_side(machine.threads) / lanes
         labels = 4e-6 * how.labels * self.held * numbers
@@ -390,18 +380,18 @@ def estimate(
     return TimeEstimate(plan, is_left, found).pieces()
 
 
-def lanes_of(plan: Plan, threads: int, *stages: dict[Place, Step]) -> int:
-    """Return how many arms are examined side by side in one of these stages, at most."""
+def lanes_of(plan: Plan, threads: int) -> int:
+    """Return how many arms are asked side by side."""
     shape = shape_of(plan.spec.model)
     weights = shape.layer_weights * shape.layers + shape.width * shape.vocabulary
-    return plan.lanes(threads, 4 * weights, *stages)
+    return plan.lanes(threads, 4 * weights)
 
 
 def rates_key(plan: Plan) -> str:
     """Return the key of the work that a machine's rates are for: work of other sizes has another key."""
     spec = plan.spec
     sizes = [spec.hookpoints, spec.saes, spec.training.batch_tokens, spec.text.context_tokens]
-    lanes = lanes_of(plan, usual_threads(), plan.use, plan.audit)
+    lanes = lanes_of(plan, usual_threads())
     how = [spec.device, usual_threads(), bool(plan.use or plan.audit), lanes]
     parts = [plan.model.key, *sizes, spec.use.window, *how]
     return digest(json.loads(canonical(parts)))

@@ -118,11 +118,11 @@ class Plan:
         """Return every harvest once."""
         return tuple({step.key: step for step in self.harvest.values()}.values())
 
-    def lanes(self, threads: int, model_bytes: int, *stages: Mapping[Place, Step]) -> int:
-        """Return how many arms are asked side by side in one of these stages, at most."""
+    def lanes(self, threads: int, model_bytes: int) -> int:
+        """Return how many arms are asked side by side, of `use` and `audit` together."""
         if self.spec.device != "cpu":
             return 1
-        n = max(len({place[0] for place in steps}) for steps in stages)
+        n = len({place[0] for place in (*self.use, *self.audit)})
         return n_lanes(n, model_bytes, threads)
 
     def same_as(self) -> dict[str, str]:

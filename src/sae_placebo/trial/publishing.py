@@ -9,7 +9,7 @@ from typing import Any
 
 from sae_placebo.core.store import Store, explained, file_hash, write_json
 from sae_placebo.core.trial_files import RECORD, foreign, with_tables
-from sae_placebo.trial import artefacts
+from sae_placebo.trial.table_files import write_table
 
 
 def publish(
@@ -29,7 +29,7 @@ def publish(
         draft.mkdir(parents=True)
         try:
             for name, table in tables.items():
-                artefacts.write_table(draft / f"{name}.parquet", table)
+                write_table(draft / f"{name}.parquet", table)
             write_json(draft / RECORD, with_tables(facts, draft))
             store.check_lock()
             for path, why in foreign(folder).items():

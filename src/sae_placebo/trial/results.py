@@ -24,6 +24,7 @@ from sae_placebo.core.trial_files import (
     read_result,
     require_parts,
 )
+from sae_placebo.data.token_files import read_rows, read_text_facts
 from sae_placebo.latents.ladder.table import ladder_table
 from sae_placebo.latents.measurement import held_out
 from sae_placebo.latents.metrics import METRICS
@@ -31,16 +32,17 @@ from sae_placebo.latents.metrics import structure as structure_metrics
 from sae_placebo.latents.metrics.base import Declared
 from sae_placebo.latents.metrics.sparsity import l0_matches
 from sae_placebo.models import loading as models
+from sae_placebo.models.activation_files import outliers, read_calibrations
 from sae_placebo.report import build_report
 from sae_placebo.stats.designs import quads
 from sae_placebo.stats.effects import ReplicateKey, ReplicateTable, effects
 from sae_placebo.stats.failed_fits import failed_fits
 from sae_placebo.stats.interactions import interactions
-from sae_placebo.trial import artefacts
 from sae_placebo.trial.plan import ArmModel, Place, Plan
 from sae_placebo.trial.publishing import publish
 from sae_placebo.trial.result_folders import written_beside
 from sae_placebo.trial.spec import TrialSpec
+from sae_placebo.trial.table_files import read_replicates, read_table
 from sae_placebo.trial.tables.audit import audit_tables, described_audits
 from sae_placebo.trial.tables.latents import decoys_of, mechanism_of, partners_of
 from sae_placebo.trial.tables.use import keys_of, labelled, use_record, use_tables
@@ -180,7 +182,7 @@ class Trial:
         record = read_result(self.folder)
         path = check_table(self.folder, name, record)
         try:
-            return artefacts.read_table(path)
+            return read_table(path)
         except (OSError, ValueError) as error:
             raise StoreError(
                 f"{str(path)!r} cannot be read as parquet ({error}); run the trial again"
@@ -242,7 +244,7 @@ def _write_results(plan: Plan, store: Store, folder: Path) -> None:
         replicates, quads(plan.spec.parts), EVERY_METRIC, CONFIDENCE
     )
     least = plan.spec.measurement.thresholds.min_firings
-    calibrations = artefacts.read_calibrations(store.path(plan.harvests[0]))
+    calibrations = read_calibrations(store.path(plan.harvests[0]))
     widths = {name: len(one.mean) for name, one in calibrations.items()}
     joined["ladder"] = ladder_table(replicates, joined["latents"], widths, least, CONFIDENCE)
     joined["decoys"] = decoys_of(plan.spec, joined["latents"])
@@ -262,13 +264,13 @@ def _join(plan: Plan, store: Store) -> dict[str, Any]:
         for (one, hookpoint, sae, sae_seed), step in getattr(plan, stage).items():
             keys = keys_of(plan, one, hookpoint, sae, sae_seed)
             for name in names:
-                table = artefacts.read_table(store.path(step) / f"{name}.parquet")
+                table = read_table(store.path(step) / f"{name}.parquet")
                 tables.setdefault(name, []).append(labelled(table, keys))
     for (one, hookpoint), step in plan.methods.items():
         folder = store.path(step)
-        table = artefacts.read_table(folder / "methods.parquet")
+        table = read_table(folder / "methods.parquet")
         tables.setdefault("methods", []).append(labelled(table, keys_of(plan, one, hookpoint)))
-        measured = artefacts.read_table(folder / "measurements.parquet")
+        measured = read_table(folder / "measurements.parquet")
         for (sae, sae_seed), part in measured.groupby(["sae", "sae_seed"]):
             left = part.drop(columns=["sae", "sae_seed"]).reset_index(drop=True)
             tables["measurements"].append(
@@ -287,10 +289,10 @@ def gather(plan: Plan, store: Store) -> ReplicateTable:
     """Return every metric of every SAE under all document weights."""
     drawn = frozenset(arm for arm, one in plan.spec.arms.items() if one.draws)
     documents, tokens = {}, {}
-    rows = artefacts.read_rows(store.path(plan.tokenize))["heldout"]
+    rows = read_rows(store.path(plan.tokenize))["heldout"]
     for hookpoint in plan.spec.hookpoints:
         folders = [store.path(step) for step in plan.harvests]
-        kept = held_out(rows, [artefacts.outliers(f, hookpoint) for f in folders], ())
+        kept = held_out(rows, [outliers(f, hookpoint) for f in folders], ())
         documents[hookpoint] = len(np.unique(kept.documents))
         tokens[hookpoint] = len(kept.places)
     families = {arm: one.family for arm, one in plan.spec.arms.items()}
@@ -298,14 +300,14 @@ def gather(plan: Plan, store: Store) -> ReplicateTable:
     for stage in (plan.measure, plan.profile):
         for (one, hookpoint, sae, sae_seed), step in stage.items():
             folder = store.path(step)
-            values = artefacts.read_replicates(folder)
-            for row in artefacts.read_table(folder / "measurements.parquet").itertuples():
+            values = read_replicates(folder)
+            for row in read_table(folder / "measurements.parquet").itertuples():
                 place = one, hookpoint, sae, sae_seed
                 _add(table, plan, place, row, values.get(row.metric))
     for (one, hookpoint), step in plan.methods.items():
         folder = store.path(step)
-        values = artefacts.read_replicates(folder)
-        for row in artefacts.read_table(folder / "measurements.parquet").itertuples():
+        values = read_replicates(folder)
+        for row in read_table(folder / "measurements.parquet").itertuples():
             found = values.get(f"{row.sae}/{row.sae_seed}/{row.metric}")
             _add(table, plan, (one, hookpoint, row.sae, int(row.sae_seed)), row, found)
     return table
@@ -328,7 +330,7 @@ def _add(table: ReplicateTable, plan: Plan, place: Place, row: Any, values: Any 
 def record(plan: Plan, store: Store) -> dict[str, Any]:
     """Return what was compared and how, as JSON."""
     spec = plan.spec
-    rows = artefacts.read_rows(store.path(plan.tokenize))
+    rows = read_rows(store.path(plan.tokenize))
     arms: dict[str, Any] = {}
     for arm, controls in spec.arms.items():
         redraws = [ArmModel(arm, seed) for seed in spec.seeds_of(arm)]
@@ -351,7 +353,7 @@ def record(plan: Plan, store: Store) -> dict[str, Any]:
         ],
         "text": {
             "source": spec.text.source,
-            **artefacts.read_text_facts(store.path(plan.tokenize)),
+            **read_text_facts(store.path(plan.tokenize)),
             "splits": {
                 split: {
                     "n_documents": len(one.names),
@@ -399,7 +401,7 @@ def _described(metric: Declared) -> dict[str, str]:
 
 def _arm_record(plan: Plan, store: Store, one: ArmModel) -> dict[str, Any]:
     folder = store.path(plan.build[one])
-    calibrations = artefacts.read_calibrations(store.path(plan.harvest[one]))
+    calibrations = read_calibrations(store.path(plan.harvest[one]))
     return {
         "model_seed": one.model_seed,
         "recipe": read_json(folder / "recipe.json"),
@@ -420,7 +422,7 @@ def _masks(plan: Plan, store: Store, rows: Any, split: str) -> dict[str, Any]:
     if split == "heldout":
         folders = {one.label: store.path(step) for one, step in plan.harvest.items()}
         for hookpoint in plan.spec.hookpoints:
-            found = {label: artefacts.outliers(f, hookpoint) for label, f in folders.items()}
+            found = {label: outliers(f, hookpoint) for label, f in folders.items()}
             for label, flags in found.items():
                 counts[f"outlier_norm {hookpoint} {label}"] = int(flags.sum())
             union = np.logical_or.reduce(list(found.values()))
@@ -428,7 +430,7 @@ def _masks(plan: Plan, store: Store, rows: Any, split: str) -> dict[str, Any]:
     else:
         total = int(rows.usable().sum())
         for one, step in plan.train.items():
-            log = artefacts.read_table(store.path(step) / "log.parquet")
+            log = read_table(store.path(step) / "log.parquet")
             for hookpoint, seen in log.groupby("hookpoint")["tokens"].max().items():
                 counts[f"outlier_norm {hookpoint} {one.label}"] = total - int(seen)
     return counts

@@ -1,106 +1,85 @@
-"""The stage that asks where SAEs mislead: one job per SAE that is audited, one model at a time."""
+"""The stage that asks where an SAE misleads: every audit of one SAE."""
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 from sae_placebo.audits import AUDITS
 from sae_placebo.audits.base import Audited, Case, audit, refused
 from sae_placebo.causal.use.base import Subject
 from sae_placebo.causal.use.downstream import Downstream
-from sae_placebo.core.progress import Progress
-from sae_placebo.core.store import Store
 from sae_placebo.data.labels.truth import TokenLabels
 from sae_placebo.latents.base import Encoded, TokenTable
+from sae_placebo.trial.artefacts import Artefacts
 from sae_placebo.trial.faults import Failure, Faults, write_refusal
-from sae_placebo.trial.plan import ArmModel, Place, Plan
-from sae_placebo.trial.stages.arm_models import each_place, is_left
-from sae_placebo.trial.stages.materials import Materials
-from sae_placebo.trial.stages.profile import Profiles
+from sae_placebo.trial.plan import Place
 from sae_placebo.trial.tables.audit import write_audited
 
 
-@dataclass
-class Auditing:
-    """The stage that audits SAEs of the arms chosen, one job per SAE.
+def audit_sae(
+    artefacts: Artefacts, place: Place, model: Callable[[], Downstream], faults: Faults
+) -> None:
+    """Make every audit of one SAE and write its findings; those that cannot be made say why.
 
     Args:
-        plan: The trial's plan.
-        store: Where artefacts are.
-        given: Has the readability of labels.
-        profiles: Reads the SAEs.
-        progress: Where progress is shown.
-        faults: Keeps what goes wrong in single jobs.
+        artefacts: Of the trial.
+        place: The SAE.
+        model: Returns the arm's model from the SAE's hookpoint on; where it cannot, audits that ask the
+            model are refused with its reason.
+        faults: Keeps what goes wrong.
     """
+    one, hookpoint, sae, _ = place
+    where, progress = f"{one.label}, {hookpoint}, {sae}", artefacts.progress
+    failures, behind = list[Failure](), list[Downstream]()
+    why = faults.attempt(f"audit: {where}", lambda: behind.append(model()))
+    case = _case(artefacts, place, behind[0] if behind else None, why.reason if why else "")
+    with artefacts.store.write(artefacts.plan.audit[place]) as draft:
+        found: dict[str, Audited] = {}
+        for name in AUDITS:
+            with progress.track(f"audit {name}: {where}", 1, "audit") as advance:
+                failure = faults.attempt(
+                    f"audit {name}: {where}", functools.partial(_make, case, name, found)
+                )
+                if failure is not None:
+                    found[name] = refused(name, failure.reason)
+                    failures.append(failure)
+                advance(1)
+        write_audited(draft, found)
+        if why is not None and why.is_fault:
+            failures.append(why)
+        if any(failure.is_fault for failure in failures):
+            reasons = [failure.reason for failure in failures]
+            write_refusal(draft, "; ".join(reasons), is_fault=True)
 
-    plan: Plan
-    store: Store
-    given: Materials
-    profiles: Profiles
-    progress: Progress
-    faults: Faults
 
-    def run(self) -> None:
-        """Audit every SAE of the arms chosen that was not audited."""
-        plan = self.plan
-        if any(is_left(self.store, step) for step in plan.audit.values()):
-            _ = self.given.readability  # read once, before several threads ask for it
-        each_place(plan.audit, plan, self.store, self.given, self.progress, self._audit)
+def _case(artefacts: Artefacts, place: Place, behind: Downstream | None, no_subject: str) -> Case:
+    encoded, materials = artefacts.encoded(place), artefacts.materials
+    return Case(
+        reading=encoded,
+        subject=Subject(behind, encoded.tokens, encoded.activations) if behind else None,
+        no_subject=no_subject,
+        labels=_labels(artefacts, encoded.tokens),
+        others=_others(artefacts, place),
+        spec=artefacts.spec.audit,
+        seed=artefacts.spec.seed,
+        letters=materials.readability is None,
+        track=artefacts.progress.track,
+    )
 
-    def _audit(self, place: Place, model: Any) -> None:
-        one, hookpoint, sae, _ = place
-        reading = self.profiles.reading(*place)
-        where = f"{one.label}, {hookpoint}, {sae}"
-        failures, behind = list[Failure](), list[Downstream]()
-        why = self.faults.attempt(
-            f"audit: {where}", lambda: behind.append(Downstream(model, hookpoint))
-        )
-        case = Case(
-            reading=reading,
-            subject=Subject(behind[0], reading.tokens, reading.activations) if behind else None,
-            no_subject=why.reason if why else "",
-            labels=self._labels(reading.tokens),
-            others=self._others(place),
-            spec=self.plan.spec.audit,
-            seed=self.plan.spec.seed,
-            letters=self.given.readability is None,
-            track=self.progress.track,
-        )
-        with self.store.write(self.plan.audit[place]) as draft:
-            found: dict[str, Audited] = {}
-            for name in AUDITS:
-                with self.progress.track(f"audit {name}: {where}", 1, "audit") as advance:
-                    work = functools.partial(self._one, case, name, found)
-                    failure = self.faults.attempt(f"audit {name}: {where}", work)
-                    if failure is not None:
-                        found[name] = refused(name, failure.reason)
-                        failures.append(failure)
-                    advance(1)
-            write_audited(draft, found)
-            if why is not None and why.is_fault:
-                failures.append(why)
-            if any(failure.is_fault for failure in failures):
-                reasons = [failure.reason for failure in failures]
-                write_refusal(draft, "; ".join(reasons), is_fault=True)
 
-    def _one(self, case: Case, name: str, found: dict[str, Audited]) -> None:
-        found |= audit(case, (name,))
+def _make(case: Case, name: str, found: dict[str, Audited]) -> None:
+    found |= audit(case, (name,))
 
-    def _others(self, place: Place) -> dict[str, Encoded]:
-        """Return SAEs of the same activations, by architecture and seed."""
-        one, hookpoint, *_ = place
-        others = [p for p in self.plan.measure if p[:2] == (one, hookpoint) and p != place]
-        return {
-            f"{sae}, seed {seed}": self._read(one, hookpoint, sae, seed) for *_, sae, seed in others
-        }
 
-    def _read(self, one: ArmModel, hookpoint: str, sae: str, seed: int) -> Encoded:
-        return self.profiles.reading(one, hookpoint, sae, seed)
+def _others(artefacts: Artefacts, place: Place) -> dict[str, Encoded]:
+    """Return the other SAEs of the same activations, by architecture and seed."""
+    others = [p for p in artefacts.plan.measure if p[:2] == place[:2] and p != place]
+    return {f"{p[2]}, seed {p[3]}": artefacts.encoded(p) for p in others}
 
-    def _labels(self, tokens: TokenTable) -> TokenLabels | None:
-        readability = self.given.readability
-        if readability is None or tokens.labels is None:
-            return None
-        return readability.truth(tokens.labels, tokens.places)
+
+def _labels(artefacts: Artefacts, tokens: TokenTable) -> TokenLabels | None:
+    readability = artefacts.materials.readability
+    if readability is None or tokens.labels is None:
+        return None
+    return readability.truth(tokens.labels, tokens.places)

@@ -19,12 +19,12 @@ from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Advance
 from sae_placebo.core.spec import generator
 from sae_placebo.models import gaussian
+from sae_placebo.models.activation_files import read_activations
 from sae_placebo.models.activations import Calibration
 from sae_placebo.models.gaussian import GaussianDraw, SecondMoments
 from sae_placebo.saes import SAE
 from sae_placebo.saes.kernels import Workspace
 from sae_placebo.saes.training import Fit, step_all
-from sae_placebo.trial import artefacts
 from sae_placebo.trial.spec import TrialSpec
 
 Member = tuple[str, str, int]
@@ -121,7 +121,7 @@ class Nulls:
             checkpoint()
 
     def _scored(self, hookpoint: str, one: Calibration) -> dict[Member, dict[str, float | int]]:
-        x = artefacts.read_activations(self.harvest, hookpoint)
+        x = read_activations(self.harvest, hookpoint)
         unseen = SecondMoments(one.mean)
         unseen.add(x[one.keeps(x)])
         draw = _Once(unseen.sampler(one))

@@ -1,150 +1,115 @@
-"""An arm's reader, its held-out activations and its calibration."""
+"""An arm's activations: what reads them, the held-out ones that are kept, and their calibration."""
 
 from __future__ import annotations
 
-import copy
 import functools
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from sae_placebo.core.errors import ModelError
+from sae_placebo.core.checkpoints import Work
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Advance
-from sae_placebo.data.text import Rows
+from sae_placebo.data.rows import Rows
 from sae_placebo.latents.columns.repeats import repeat_rows
-from sae_placebo.models.activations import Calibration, HarvestSpec, blocks, calibrate, row_order
+from sae_placebo.models import loading as models
+from sae_placebo.models.activation_files import write_harvest, write_repeats
+from sae_placebo.models.activations import Calibration, HarvestSpec, blocks
 from sae_placebo.models.gaussian import GaussianReader
-from sae_placebo.models.loading import Reader
+from sae_placebo.models.harvest_precision import (
+    HarvestPrecision,
+    arm_reader,
+    read_precision,
+    write_precision,
+)
+from sae_placebo.models.reading import Reader
+from sae_placebo.trial.artefacts import Artefacts
+from sae_placebo.trial.plan import ArmModel
+from sae_placebo.trial.recipes import copy_recipe, read_hash
+from sae_placebo.trial.stages.build import named
+from sae_placebo.trial.stages.stream import AnyReader, calibrated, in_its_place
 
 
-@dataclass(frozen=True)
-class HarvestPrecision:
-    """The precision that an arm's model runs in, and why.
-
-    Attributes:
-        asked: `HarvestSpec.precision`.
-        used: What the model runs in; activations are float32 in either case.
-        bound: `HarvestSpec.bf16_error_bound`.
-        errors: By hookpoint, mean squared difference of bfloat16 from float32 over the activations'
-            variance, outliers left out; None where bfloat16 was not run.
-        reason: Why, in a few words.
-    """
-
-    asked: Literal["fp32", "bf16", "auto"]
-    used: Literal["fp32", "bf16"]
-    bound: float
-    errors: dict[str, float] | None
-    reason: str
-
-    def record(self) -> dict[str, Any]:
-        """Return everything as JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> HarvestPrecision:
-        """Return the decision that `record` was made of."""
-        return cls(**record)
-
-
-def arm_reader(
-    model: torch.nn.Module,
-    hookpoints: Sequence[str],
-    rows: Rows,
-    spec: HarvestSpec,
-    seed: int,
-    decided: HarvestPrecision | None = None,
-) -> tuple[Reader, HarvestPrecision]:
-    """Return the fastest reader of an arm's model that `spec` allows, and the precision it runs in.
-
-    Only what is before the last hookpoint is needed of `model`; see `truncate`. In bfloat16 a copy of
-    the weights is read; buffers (rotary frequencies) stay as they are.
+def harvest_arms(artefacts: Artefacts, arms: Sequence[ArmModel], model: Any) -> AnyReader:
+    """Return what reads the activations of arms that share them; the held-out ones are kept.
 
     Args:
-        model: The arm's model, in float32.
-        hookpoints: Where it is read.
-        rows: Training rows; their head, the calibration sample, is what errors are measured on.
-        spec: How activations are read.
-        seed: The trial's seed.
-        decided: The decision behind artefacts that exist already. It is followed, not made again.
-
-    Raises:
-        ModelError: bfloat16 was asked for and the model does not run in it.
+        artefacts: Of the trial.
+        arms: Arms that read the same activations, the first of which `model` is of.
+        model: Is cut behind the last hookpoint.
     """
-    reader = Reader(model, hookpoints, fast=True)
-    decision = decided or _decide(reader, rows, spec, seed)
-    if decision.used == "fp32":
-        return reader, decision
-    return Reader(_rounded(model), hookpoints, fast=True), decision
+    first, spec = arms[0], artefacts.spec
+    with named(first):
+        models.truncate(model, spec.hookpoints)
+        reader, used = _reader(artefacts, arms, model.to(spec.device))
+        _harvest(artefacts, first, reader, used)
+    return reader
 
 
-def _decide(reader: Reader, rows: Rows, spec: HarvestSpec, seed: int) -> HarvestPrecision:
-    asked, bound = spec.precision, spec.bf16_error_bound
-    decide = functools.partial(HarvestPrecision, asked, bound=bound)
-    if asked == "fp32":
-        return decide("fp32", errors=None, reason="asked for")
-    if asked == "auto" and reader.device.type == "cpu" and not _has_bf16_products():
-        return decide("fp32", errors=None, reason="this CPU has no bfloat16 products")
-    try:
-        errors = bf16_errors(reader, rows, spec, seed)
-    except (ModelError, RuntimeError) as error:  # not finite, or operations without a bfloat16 form
-        if asked == "bf16":
-            raise ModelError(
-                f"the model does not run in bfloat16 ({error}); set harvest.precision to 'fp32'"
-            ) from error
-        return decide("fp32", errors=None, reason=f"the model does not run in bfloat16: {error}")
-    if asked == "bf16":
-        return decide("bf16", errors=errors, reason="asked for")
-    worst = max(errors, key=lambda name: errors[name])
-    if errors[worst] <= bound:
-        return decide("bf16", errors=errors, reason="within the bound at every hookpoint")
-    return decide("fp32", errors=errors, reason=f"above the bound at {worst}")
+def work_of(artefacts: Artefacts, arms: Sequence[ArmModel]) -> Work:
+    """Return work with checkpoints, from which only a model with the same weights goes on.
 
-
-def bf16_errors(reader: Reader, rows: Rows, spec: HarvestSpec, seed: int) -> dict[str, float]:
-    """Return by hookpoint how far bfloat16 is from float32 on the calibration rows.
-
-    It is the mean squared difference over the activations' total variance. Tokens that are outliers
-    in float32 are left out, as they are of training.
-
-    Raises:
-        ModelError: a value is not finite in one of the two.
+    It is the arms' trainings that are left; where none is, the harvest.
     """
-    sample = row_order(len(rows.lengths), seed)[: spec.calibration_rows]
-    exact = next(blocks(reader, rows, sample, len(sample))).activations
-    rounded = Reader(_rounded(reader.model), reader.hookpoints, fast=reader.is_fast)
-    found = next(blocks(rounded, rows, sample, len(sample))).activations
-    errors = {}
-    for name, x in exact.items():
-        norms = x.norm(dim=1)
-        kept = norms <= spec.outlier_ratio * norms.median()
-        x, wrong = x[kept].double(), (found[name] - x)[kept].double()
-        variance = float((x - x.mean(0)).square().sum())
-        # constant activations are told by `calibrate`, which knows what to say
-        errors[name] = float(wrong.square().sum()) / variance if variance > 0 else math.inf
-    return errors
+    plan, store = artefacts.plan, artefacts.store
+    steps = [plan.train[one] for one in untrained(artefacts, arms)] or [plan.harvest[arms[0]]]
+    return Work(store, steps, read_hash(store.path(plan.build[arms[0]])))
 
 
-def _rounded(model: torch.nn.Module) -> torch.nn.Module:
-    """Return a copy whose float32 parameters are bfloat16."""
-    # parameters are converted one by one into the copy: two float32 copies are never held
-    memo: dict[int, Any] = {}
-    for parameter in model.parameters():
-        if parameter.dtype == torch.float32 and id(parameter) not in memo:
-            memo[id(parameter)] = torch.nn.Parameter(
-                parameter.detach().bfloat16(), requires_grad=False
-            )
-    return copy.deepcopy(model, memo)
+def untrained(artefacts: Artefacts, arms: Sequence[ArmModel]) -> list[ArmModel]:
+    """Return the arms whose SAEs are not trained; of arms that share an artefact, the first."""
+    plan, left = artefacts.plan, dict[str, ArmModel]()
+    for one in arms:
+        if artefacts.store.find(plan.train[one]) is None:
+            left.setdefault(plan.train[one].key, one)
+    return list(left.values())
 
 
-def _has_bf16_products() -> bool:
-    """Return whether the CPU multiplies bfloat16 itself; where it does not, float32 is faster."""
-    known: Mapping[str, Any] = torch.cpu.get_capabilities()
-    return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
+def _reader(
+    artefacts: Artefacts, arms: Sequence[ArmModel], model: Any
+) -> tuple[AnyReader, HarvestPrecision]:
+    """Return what reads an arm's activations, its model or a Gaussian in its place; the precision."""
+    one, spec = arms[0], artefacts.spec
+    data, rows = spec.arms[one.arm].data, artefacts.materials.rows_of(one)["train"]
+    known = artefacts.store.find(artefacts.plan.harvest[one])
+    decided = read_precision(known) if known else None
+    reader, used = arm_reader(model, spec.hookpoints, rows, spec.harvest, spec.seed, decided)
+    if data is None or not data.of_activations:
+        return reader, used
+    track = functools.partial(artefacts.progress.track, f"moments {one.label}")
+    seed, work = one.model_seed or 0, work_of(artefacts, arms)
+    return in_its_place(reader, spec, rows, seed, work, track), used
+
+
+def _harvest(
+    artefacts: Artefacts, one: ArmModel, reader: AnyReader, used: HarvestPrecision
+) -> None:
+    """Calibrate the arm on the head of the training stream; keep its held-out activations."""
+    store, plan, spec = artefacts.store, artefacts.plan, artefacts.spec
+    step, rows = plan.harvest[one], artefacts.materials.rows_of(one)
+    if store.find(step) is not None:
+        return
+    label, total = f"harvest {one.label}", int(rows["heldout"].usable().sum())
+    with artefacts.progress.track(label, total) as advance, store.write(step) as draft:
+        found = harvest(reader, rows, spec.harvest, spec.seed, advance)
+        write_harvest(draft, *found)
+        write_precision(draft, used)
+        copy_recipe(store.path(plan.build[one]), draft)
+        write_repeats(draft, _repeats(artefacts, reader, rows["heldout"]))
+
+
+def _repeats(artefacts: Artefacts, reader: AnyReader, rows: Rows) -> dict[str, Any]:
+    """Return the activations on random blocks, fresh and repeated; none where no model is read."""
+    spec = artefacts.spec
+    n, block = spec.structure.repeats
+    # BOS and two blocks: rows are no longer than the text's, which the model is known to read
+    block = min(block, (spec.text.context_tokens - 1) // 2)
+    if not isinstance(reader, Reader):
+        return {}
+    fresh, repeated = (random_rows(rows, n, block, spec.seed, again) for again in (False, True))
+    return harvest_repeats(reader, fresh, repeated, block)
 
 
 def harvest(
@@ -214,11 +179,3 @@ def harvest_repeats(
                 by_row = x.reshape(n, -1, x.shape[1])[:, 1 - block :]
                 found[f"{name}.{kind}"] = by_row.reshape(-1, x.shape[1]).clone()
     return found
-
-
-def calibrated(
-    reader: Reader | GaussianReader, rows: Rows, spec: HarvestSpec, seed: int
-) -> dict[str, Calibration]:
-    """Return each hookpoint's calibration on the first rows of the training stream."""
-    sample = row_order(len(rows.lengths), seed)[: spec.calibration_rows]
-    return calibrate(next(blocks(reader, rows, sample, len(sample))), spec.outlier_ratio)

@@ -10,10 +10,9 @@ from typing import Any
 from sae_placebo.core.errors import TextError
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.store import Store
-from sae_placebo.data import copies, text
+from sae_placebo.data import copies, text, token_files
 from sae_placebo.data.readability import PREDICTORS, Readability, readability
 from sae_placebo.models import loading as models
-from sae_placebo.trial import artefacts
 from sae_placebo.trial.plan import ArmModel, Plan
 from sae_placebo.trial.spec import TrialSpec
 
@@ -69,9 +68,9 @@ class Materials:
                     raise TextError(
                         f"files of text.source {spec.source!r} changed while they were read; run again"
                     )
-                artefacts.write_rows(draft, found.splits)
-                artefacts.write_text_facts(draft, found.skipped, found.shared)
-                artefacts.write_vocabulary(draft, text.vocabulary(tokenizer))
+                token_files.write_rows(draft, found.splits)
+                token_files.write_text_facts(draft, found.skipped, found.shared)
+                token_files.write_vocabulary(draft, text.vocabulary(tokenizer))
             if (repeated := copies.warning(found.shared)) is not None:
                 self.progress.note(f"text: {repeated}")
         return self.store.path(step)
@@ -79,7 +78,7 @@ class Materials:
     @functools.cached_property
     def rows(self) -> dict[str, text.Rows]:
         """Return the rows of token ids of the splits `train` and `heldout`."""
-        return artefacts.read_rows(self.tokens)
+        return token_files.read_rows(self.tokens)
 
     def rows_of(self, one: ArmModel) -> dict[str, text.Rows]:
         """Return the rows that one arm reads: the trial's own, or what its data control made of them."""
@@ -91,9 +90,9 @@ class Materials:
             with self.progress.track(f"text {one.label}", 1, "text") as advance:
                 rewritten = arm.data.rewrite(self.rows, self.spec.seed, one.model_seed or 0)
                 with self.store.write(step) as draft:
-                    artefacts.write_rows(draft, rewritten)
+                    token_files.write_rows(draft, rewritten)
                 advance(1)
-        return artefacts.read_rows(self.store.path(step))
+        return token_files.read_rows(self.store.path(step))
 
     @functools.cached_property
     def readability(self) -> Readability | None:
@@ -110,10 +109,10 @@ class Materials:
                     size = len(self.vocabulary)
                     found = readability(train, heldout, size, self.spec.seed, advance)
                 with self.store.write(step) as draft:
-                    artefacts.write_readability(draft, found)
-        return artefacts.read_readability(self.store.path(step))
+                    token_files.write_readability(draft, found)
+        return token_files.read_readability(self.store.path(step))
 
     @functools.cached_property
     def vocabulary(self) -> list[str]:
         """Return the text of each token id."""
-        return artefacts.read_vocabulary(self.tokens)
+        return token_files.read_vocabulary(self.tokens)

@@ -15,19 +15,20 @@ from typing import TypeAlias
 from sae_placebo.core.checkpoints import Checkpoint, State, Work
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Advance
-from sae_placebo.data.text import Rows
+from sae_placebo.data.rows import Rows
 from sae_placebo.models.activations import (
     ActivationBlock,
     Calibration,
+    HarvestSpec,
     TokenMeans,
     batches,
     blocks,
+    calibrate,
     row_order,
 )
 from sae_placebo.models.gaussian import GaussianReader, SecondMoments
 from sae_placebo.models.loading import Reader
 from sae_placebo.trial.spec import TrialSpec
-from sae_placebo.trial.stages.harvest import calibrated
 
 AnyReader: TypeAlias = Reader | GaussianReader
 """Activations are read with one of these."""
@@ -143,6 +144,14 @@ def in_its_place(
         counting.run(advance)
     draws = {name: found.sampler() for name, found in counting.moments.items()}
     return GaussianReader(draws, reader.d_in, spec.seed, model_seed)
+
+
+def calibrated(
+    reader: Reader | GaussianReader, rows: Rows, spec: HarvestSpec, seed: int
+) -> dict[str, Calibration]:
+    """Return each hookpoint's calibration on the first rows of the training stream."""
+    sample = row_order(len(rows.lengths), seed)[: spec.calibration_rows]
+    return calibrate(next(blocks(reader, rows, sample, len(sample))), spec.outlier_ratio)
 
 
 def moments_state(moments: SecondMoments) -> dict[str, torch.Tensor]:

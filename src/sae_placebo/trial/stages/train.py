@@ -9,16 +9,18 @@ gets the bits that it would get alone.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sae_placebo.controls.dictionary import DictionaryControl, StreamMoments
+from sae_placebo.core import checkpoints
 from sae_placebo.core.checkpoints import Checkpoint, State, Work
 from sae_placebo.core.lazy import torch
-from sae_placebo.core.progress import Advance, Progress
+from sae_placebo.core.progress import Progress
 from sae_placebo.core.store import write_json
+from sae_placebo.models.activation_files import read_calibrations, write_lookup
 from sae_placebo.models.activations import ActivationBlock, Calibration, TokenMeans
 from sae_placebo.models.gaussian import SecondMoments
 from sae_placebo.models.loading import parse_hookpoint
@@ -26,11 +28,14 @@ from sae_placebo.saes import SAE
 from sae_placebo.saes.formats import saelens
 from sae_placebo.saes.kernels import Workspace
 from sae_placebo.saes.training import Fit, step_all
-from sae_placebo.trial import artefacts
+from sae_placebo.trial.artefacts import Artefacts, sae_folder
 from sae_placebo.trial.plan import ArmModel
+from sae_placebo.trial.recipes import copy_recipe, provenance, read_hash
 from sae_placebo.trial.spec import TrialSpec
 from sae_placebo.trial.stages.explained_variance_null import Member, Nulls, placed
+from sae_placebo.trial.stages.harvest import untrained
 from sae_placebo.trial.stages.stream import (
+    AnyReader,
     MomentsPass,
     TrainingStream,
     means_state,
@@ -38,6 +43,35 @@ from sae_placebo.trial.stages.stream import (
     restore_means,
     restore_moments,
 )
+from sae_placebo.trial.table_files import write_records
+
+
+def train_arms(artefacts: Artefacts, arms: Sequence[ArmModel], reader: AnyReader) -> None:
+    """Train every SAE of the arms that is left in one pass over the token stream, then their nulls.
+
+    Trainings that were stopped together go on together.
+    """
+    plan, store, spec = artefacts.plan, artefacts.store, artefacts.spec
+    left = {plan.train[one].key: one for one in untrained(artefacts, arms)}
+    steps = [plan.train[one] for one in left.values()]
+    for together in checkpoints.together(store, steps, "train") if steps else ():
+        some = [left[step.key] for step in together]
+        first, vocabulary = some[0], len(artefacts.materials.vocabulary)
+        harvested = store.path(plan.harvest[first])
+        rows = artefacts.materials.rows_of(first)["train"]
+        work = Work(store, together, read_hash(store.path(plan.build[first])))
+        stream = TrainingStream(spec, reader, rows, read_calibrations(harvested))
+        controls = {plan.train[one].key: spec.arms[one.arm].dictionary for one in some}
+        matched = Matched(stream, harvested, vocabulary, controls, work)
+        name = first.label + (f" and {len(some) - 1} more" if len(some) > 1 else "")
+        matched.count(name, artefacts.progress)
+        matched.train(name, artefacts.progress)
+        matched.train_nulls(name, artefacts.progress)
+        for one in some:
+            step = plan.train[one]
+            with store.write(step, work.seconds / len(some)) as draft:
+                matched.write(draft, step.key, store.path(plan.build[one]), one)
+        checkpoints.clear(store)
 
 
 class Place(NamedTuple):
@@ -84,27 +118,15 @@ class Matched:
         """Return how the activations are masked, centered and scaled, by hookpoint."""
         return self.stream.calibrations
 
-    def run(self, name: str, progress: Progress) -> None:
-        """Do what is left: count moments where a control needs them, train, train the nulls."""
-
-        def run(label: str, total: int, done: int, work: Callable[[Advance], None]) -> None:
-            with progress.track(f"{label} {name}", total, before=done) as advance:
-                work(advance)
-
-        total = self.stream.n_tokens
+    def count(self, name: str, progress: Progress) -> None:
+        """Count the stream's moments where a control of the dictionary starts from them."""
         if any(control is not None and control.needs_moments for control in self.controls.values()):
             counting = MomentsPass(self.stream, self.work)
-            run("moments", total, counting.done, counting.run)
+            total, done = self.stream.n_tokens, counting.done
+            with progress.track(f"moments {name}", total, before=done) as advance:
+                counting.run(advance)
             by = self.calibrations
             self._before = {n: _scaled(one, by[n]) for n, one in counting.moments.items()}
-        self._begin()
-        saved = self.work.load("train")
-        if saved is not None and not self.work.fits(saved, self._restore):
-            self._begin()
-        run("train", total, self._done, self._train)
-        nulls = self._nulls
-        draw = functools.partial(nulls.run, self._moments, self.steps)
-        run("gaussian null", total * len(self.spec.hookpoints), nulls.done, draw)
 
     @functools.cached_property
     def _nulls(self) -> Nulls:
@@ -141,10 +163,17 @@ class Matched:
             for member, fit in self._starts(hookpoint, self.spec.sae_seeds).items()
         }
 
-    def _train(self, advance: Advance) -> None:
+    def train(self, name: str, progress: Progress) -> None:
         """Train the SAEs, and gather E[x | token] and the covariance from the same stream."""
-        with self.work.during("train", self._state) as checkpoint:
-            workspace = Workspace()
+        self._begin()
+        saved = self.work.load("train")
+        if saved is not None and not self.work.fits(saved, self._restore):
+            self._begin()
+        total, workspace = self.stream.n_tokens, Workspace()
+        with (
+            progress.track(f"train {name}", total, before=self._done) as advance,
+            self.work.during("train", self._state) as checkpoint,
+        ):
             for index, block in self.stream.blocks(self._place.block):
                 if not self._place.counted:
                     with self.work.step():
@@ -154,7 +183,10 @@ class Matched:
                     if number <= self._place.batch:
                         continue  # done before the stop; the block was read again for the others
                     with self.work.step():
-                        self._step(offered, batch, workspace)
+                        for hookpoint in self.spec.hookpoints:
+                            step_all(self._at(hookpoint), batch[hookpoint], workspace, offered)
+                        self.steps.append((offered, {n: len(x) for n, x in batch.items()}))
+                        self._done += offered
                         self._place = Place(index, number, counted=True)
                     advance(offered)
                     checkpoint()
@@ -165,17 +197,19 @@ class Matched:
             fit = self._fits.pop(key)
             self.trained[key] = placed(fit.sae(), "cpu"), fit.log()
 
+    def train_nulls(self, name: str, progress: Progress) -> None:
+        """Train the Gaussian nulls of the SAEs, in their steps, and score them."""
+        total = self.stream.n_tokens * len(self.spec.hookpoints)
+        with progress.track(f"gaussian null {name}", total, before=self._nulls.done) as advance:
+            self._nulls.run(self._moments, self.steps, advance)
+
+    def _at(self, hookpoint: str) -> list[Fit]:
+        return [fit for (place, _), fit in self._fits.items() if place == hookpoint]
+
     def _count(self, block: ActivationBlock) -> None:
         for name, ids, x in self.stream.kept(block):
             self._means[name].add(ids, x)
             self._moments[name].add(x)
-
-    def _step(self, offered: int, batch: dict[str, torch.Tensor], workspace: Workspace) -> None:
-        for hookpoint in self.spec.hookpoints:
-            fits = [fit for (place, _), fit in self._fits.items() if place == hookpoint]
-            step_all(fits, batch[hookpoint], workspace, offered)
-        self.steps.append((offered, {name: len(x) for name, x in batch.items()}))
-        self._done += offered
 
     # --- its state -------------------------------------------------------------------------------
 
@@ -218,8 +252,8 @@ class Matched:
             build: The arm's build artefact, whose recipe every SAE carries.
             one: The arm and its re-draw.
         """
-        provenance = artefacts.provenance(build, self.spec, one)
-        artefacts.copy_recipe(build, folder)
+        made_of = provenance(build, self.spec, one)
+        copy_recipe(build, folder)
         logs: list[dict[str, Any]] = []
         for (hookpoint, (of, label, seed)), (sae, log) in self.trained.items():
             if of != key:
@@ -228,13 +262,13 @@ class Matched:
             keys = {"hookpoint": hookpoint, "sae": label, "sae_seed": seed}
             saelens.write(
                 sae.fold(scale.mean, scale.factor),
-                artefacts.sae_folder(folder, hookpoint, label, seed),
-                {**provenance, **_hook_names(hookpoint), "sae_seed": seed},
+                sae_folder(folder, hookpoint, label, seed),
+                {**made_of, **_hook_names(hookpoint), "sae_seed": seed},
             )
             logs += [keys | row for row in log]
         write_json(folder / "gaussian.json", self._nulls.scores[key])
-        artefacts.write_lookup(folder, self.lookups)
-        artefacts.write_records(folder / "log.parquet", logs)
+        write_lookup(folder, self.lookups)
+        write_records(folder / "log.parquet", logs)
 
 
 def _part(key: tuple[str, Member]) -> str:

@@ -7,9 +7,9 @@ from typing import Any
 
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.store import Store
-from sae_placebo.trial import artefacts
 from sae_placebo.trial.faults import refusal
 from sae_placebo.trial.plan import ArmModel, Plan
+from sae_placebo.trial.table_files import read_table
 from sae_placebo.trial.tables.use_files import NAMES, read_use
 
 
@@ -21,7 +21,7 @@ def use_tables(plan: Plan, store: Store) -> dict[str, Any]:
         if refusal(folder):
             continue
         tables, _ = read_use(folder)
-        latents = artefacts.read_table(store.path(plan.profile[place]) / "latents.parquet")
+        latents = read_table(store.path(plan.profile[place]) / "latents.parquet")
         known = latents[["latent", "class", "origin", "evidence", "n_active"]]
         tables["use"] = tables["use"].merge(known, on="latent", how="left", validate="1:1")
         for name, table in tables.items():
