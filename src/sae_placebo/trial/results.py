@@ -9,7 +9,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -54,8 +54,9 @@ TABLES = (
     *("audits", "audit_latents"),
 )
 
-OF_MEASURE = ("measurements", "coverage")
-OF_PROFILE = ("latents", "measurements", "passages", "sensitivity")
+OF_MEASURE = ("coverage",)
+OF_PROFILE = ("latents", "passages", "sensitivity")
+"""Tables that these stages write beside their measurements."""
 
 EVERY_METRIC: Mapping[str, Declared] = {
     **METRICS.entries,
@@ -228,7 +229,8 @@ def write_results(plan: Plan, store: Store) -> Trial:
 
 
 def _write_results(plan: Plan, store: Store, folder: Path) -> None:
-    joined = _join(plan, store)
+    measured = _measured(plan, store)
+    joined = _join(plan, store, measured)
     joined["measurements"].insert(
         6, "latent", pandas.array([None] * len(joined["measurements"]), "Int64")
     )
@@ -238,7 +240,7 @@ def _write_results(plan: Plan, store: Store, folder: Path) -> None:
         plan.spec.trained_arm,
         plan.spec.measurement.l0_tolerance,
     )
-    replicates = gather(plan, store)
+    replicates = _gathered(plan, store, measured)
     joined["effects"] = effects(replicates, plan.spec.compared, EVERY_METRIC, CONFIDENCE)
     joined["interactions"] = interactions(
         replicates, quads(plan.spec.parts), EVERY_METRIC, CONFIDENCE
@@ -257,25 +259,43 @@ def _write_results(plan: Plan, store: Store, folder: Path) -> None:
     build_report(folder)
 
 
-def _join(plan: Plan, store: Store) -> dict[str, Any]:
-    """Return the tables of all SAEs and arms, each in one."""
-    tables: dict[str, list[Any]] = {}
-    for stage, names in (("measure", OF_MEASURE), ("profile", OF_PROFILE)):
-        for (one, hookpoint, sae, sae_seed), step in getattr(plan, stage).items():
-            keys = keys_of(plan, one, hookpoint, sae, sae_seed)
-            for name in names:
-                table = read_table(store.path(step) / f"{name}.parquet")
-                tables.setdefault(name, []).append(labelled(table, keys))
+class _Measured(NamedTuple):
+    """What one stage measured about one SAE: a row per metric, and values under document weights."""
+
+    place: Place
+    table: Any
+    values: Mapping[str, np.ndarray]
+
+
+def _measured(plan: Plan, store: Store) -> list[_Measured]:
+    """Return what every stage measured about every SAE; each file is read once."""
+    found = []
+    for place, step in (*plan.measure.items(), *plan.profile.items()):
+        folder = store.path(step)
+        table = read_table(folder / "measurements.parquet")
+        found.append(_Measured(place, table, read_replicates(folder)))
     for (one, hookpoint), step in plan.methods.items():
         folder = store.path(step)
-        table = read_table(folder / "methods.parquet")
-        tables.setdefault("methods", []).append(labelled(table, keys_of(plan, one, hookpoint)))
-        measured = read_table(folder / "measurements.parquet")
-        for (sae, sae_seed), part in measured.groupby(["sae", "sae_seed"]):
-            left = part.drop(columns=["sae", "sae_seed"]).reset_index(drop=True)
-            tables["measurements"].append(
-                labelled(left, keys_of(plan, one, hookpoint, sae, int(sae_seed)))
-            )
+        table, values = read_table(folder / "measurements.parquet"), read_replicates(folder)
+        for (sae, sae_seed), part in table.groupby(["sae", "sae_seed"], sort=False):
+            own = part.drop(columns=["sae", "sae_seed"]).reset_index(drop=True)
+            before = f"{sae}/{sae_seed}/"
+            drawn = {n.removeprefix(before): v for n, v in values.items() if n.startswith(before)}
+            found.append(_Measured((one, hookpoint, sae, int(sae_seed)), own, drawn))
+    return found
+
+
+def _join(plan: Plan, store: Store, measured: Sequence[_Measured]) -> dict[str, Any]:
+    """Return the tables of all SAEs and arms, each in one."""
+    tables = {"measurements": [labelled(one.table, keys_of(plan, *one.place)) for one in measured]}
+    for stage, names in ((plan.measure, OF_MEASURE), (plan.profile, OF_PROFILE)):
+        for place, step in stage.items():
+            for name in names:
+                table = read_table(store.path(step) / f"{name}.parquet")
+                tables.setdefault(name, []).append(labelled(table, keys_of(plan, *place)))
+    for at, step in plan.methods.items():
+        table = read_table(store.path(step) / "methods.parquet")
+        tables.setdefault("methods", []).append(labelled(table, keys_of(plan, *at)))
     return {name: _joined(parts) for name, parts in tables.items()}
 
 
@@ -286,6 +306,11 @@ def _joined(parts: Sequence[Any]) -> Any:
 
 
 def gather(plan: Plan, store: Store) -> ReplicateTable:
+    """Return every metric of every SAE under all document weights, read from the artefacts."""
+    return _gathered(plan, store, _measured(plan, store))
+
+
+def _gathered(plan: Plan, store: Store, measured: Sequence[_Measured]) -> ReplicateTable:
     """Return every metric of every SAE under all document weights."""
     drawn = frozenset(arm for arm, one in plan.spec.arms.items() if one.draws)
     documents, tokens = {}, {}
@@ -297,19 +322,9 @@ def gather(plan: Plan, store: Store) -> ReplicateTable:
         tokens[hookpoint] = len(kept.places)
     families = {arm: one.family for arm, one in plan.spec.arms.items()}
     table = ReplicateTable(documents, tokens, drawn, families, plan.same_as())
-    for stage in (plan.measure, plan.profile):
-        for (one, hookpoint, sae, sae_seed), step in stage.items():
-            folder = store.path(step)
-            values = read_replicates(folder)
-            for row in read_table(folder / "measurements.parquet").itertuples():
-                place = one, hookpoint, sae, sae_seed
-                _add(table, plan, place, row, values.get(row.metric))
-    for (one, hookpoint), step in plan.methods.items():
-        folder = store.path(step)
-        values = read_replicates(folder)
-        for row in read_table(folder / "measurements.parquet").itertuples():
-            found = values.get(f"{row.sae}/{row.sae_seed}/{row.metric}")
-            _add(table, plan, (one, hookpoint, row.sae, int(row.sae_seed)), row, found)
+    for place, rows_of_metrics, values in measured:
+        for row in rows_of_metrics.itertuples():
+            _add(table, plan, place, row, values.get(row.metric))
     return table
 
 
