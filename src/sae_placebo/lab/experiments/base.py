@@ -34,7 +34,7 @@ class LabTraining(Spec):
     )
     """Batch, step size and their schedule."""
     bias: Literal["none", "mean", "trained"] = "mean"
-    """What becomes of `b_dec`: it is held at zero, held at the activations' mean, or trained from the mean."""
+    """What becomes of `b_dec`: it is held at zero, held at the activations' mean, or trained from there."""
 
     @property
     def n_tokens(self) -> int:
@@ -89,7 +89,7 @@ def fit_on(
         lab: How the SAEs are trained.
         seeds: Seeds of the initial weights and of the tokens; each SAE is trained once per seed.
         starts: SAEs whose weights replace the initial ones, by label, in the generator's units.
-        frozen: Names of the tensors that training leaves as they are, besides `b_dec` where `lab.bias` holds it.
+        frozen: Names of tensors that training leaves as they are; `b_dec` is one unless `lab.bias` trains it.
         decoder_cosine: Least cosine of decoder rows with their start, as in `Fit`; None sets no limit.
         advance: Called after each step with the number of tokens it read.
 

@@ -1,4 +1,4 @@
-"""J is the training objective on held-out tokens, measured for trained SAEs and for the best codes there are."""
+"""J is the training objective on held-out tokens, of trained SAEs and of the best codes that there are."""
 
 from __future__ import annotations
 
@@ -28,13 +28,12 @@ class SplitSpec(Spec):
     tokens: int = Field(16_384, ge=64)
     """Number of held-out tokens; it is rounded up to whole blocks."""
     blocks: int = Field(32, ge=4)
-    """Number of parts of the held-out tokens. J is measured on each, and an interval is that of the mean over
-    blocks."""
+    """Number of equal parts of the held-out tokens; J is measured on each, and intervals are of their mean."""
     confidence: float = Field(0.95, gt=0, lt=1)
     """Confidence of the intervals."""
     tolerance: float = Field(0.02, gt=0)
-    """A gap below this share of J(oracle) counts as none. J(oracle) is taken to be at least a twentieth of the
-    activations' mean squared norm: where the oracle leaves nothing, a share of it means nothing."""
+    """A gap below this share of J(oracle) counts as none. J(oracle) is taken to be a twentieth of the
+    activations' mean squared norm or more: where the oracle leaves nothing, a share of it means nothing."""
     moved: float = Field(0.02, gt=0)
     """Training has left the truth where the mean max cosine, of features or of latents, is more than this
     below 1."""

@@ -208,7 +208,7 @@ class PhaseDiagram:
         return mean_of(self.found[cell.key]["untrained"], measure)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row per finished cell: its place in the grid, each measure and, as `untrained`, its null."""
+        """Return one row per finished cell: its place in the grid, each measure, and the nulls."""
         return [
             {
                 **cell.at,
@@ -259,8 +259,8 @@ def run_phase(
 ) -> PhaseDiagram:
     """Compute the cells that `folder` does not hold yet, write them there, and return the whole diagram.
 
-    Cells are found by their settings: a folder may serve several diagrams, and a grid that grows computes only
-    its new cells. The table of all cells is written to `phase.json`.
+    Cells are found by their settings: a folder may serve several diagrams, and a grid that grows computes
+    only its new cells. The table of all cells is written to `phase.json`.
 
     Args:
         spec: Settings of the diagram.

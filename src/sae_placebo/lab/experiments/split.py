@@ -58,8 +58,8 @@ class ObjectiveSplit:
         alternatives: J(oracle) of each other dictionary that makes the same tokens, less J(oracle) of the
             truth, by the dictionary's name.
         by_seed: J of each ordinary training, by seed.
-        mmcs: Mean over features of the largest cosine to a latent, of the SAEs `from_true` and `random_median`.
-        mmcs_of_latents: Mean over latents that fire of the largest cosine to a feature, of the same SAEs.
+        mmcs: Mean over features of the largest cosine to a latent, for `from_true` and `random_median`.
+        mmcs_of_latents: Mean over latents that fire of the largest cosine to a feature, for both as well.
         threshold: A gap below this counts as none; its unit is that of J.
         cause: The cause by the rules of `cause_of`.
         reason: Why it is this cause, in a sentence.

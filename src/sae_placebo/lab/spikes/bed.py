@@ -29,7 +29,7 @@ from sae_placebo.saes.training_spec import TrainingSpec
 _CHUNK_BATCHES = 16
 
 Read = Callable[[Rows, np.ndarray], Iterator[tuple[ActivationBlock, TokenKeys]]]
-"""A function that reads rows of a text in an order, and yields blocks of activations with the tokens' keys."""
+"""A function that reads rows of a text in an order, and yields blocks of activations with token keys."""
 
 
 @dataclass(frozen=True, eq=False)

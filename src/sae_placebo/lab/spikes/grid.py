@@ -24,7 +24,7 @@ class Grid(Spec):
     per_training: int = Field(40, ge=1)
     """Largest number of spikes in one training."""
     energy_share: float = Field(0.04, gt=0)
-    """Largest energy of all spikes in one training, as a share of the activations' energy about their mean."""
+    """Largest energy of the spikes in one training, as a share of the activations' about their mean."""
     amplitude: Literal["constant", "uniform", "lognormal"] = "lognormal"
     """Law of the spikes' lengths, as in `Spike`."""
     direction: Literal["isotropic", "covariance"] = "isotropic"
