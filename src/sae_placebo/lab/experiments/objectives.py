@@ -28,7 +28,7 @@ class SplitSpec(Spec):
     tokens: int = Field(16_384, ge=64)
     """Number of held-out tokens; it is rounded up to whole blocks."""
     blocks: int = Field(32, ge=4)
-    """Number of equal parts of the held-out tokens; J is measured on each, and intervals are of their mean."""
+    """Number of equal parts of the held-out tokens; J is measured on each, and intervals are of its mean."""
     confidence: float = Field(0.95, gt=0, lt=1)
     """Confidence of the intervals."""
     tolerance: float = Field(0.02, gt=0)

@@ -60,6 +60,7 @@ class PhaseSpec(Spec):
     axes: tuple[Axis, ...] = Field(min_length=1, max_length=3)
     """What is swept: up to three settings, drawn as rows, columns and panels."""
     generator: str = "composed_sets"
+    """Kind of the generator."""
     settings: dict[str, Value] = Field(default_factory=dict)
     """The generator's settings that are not swept."""
     sae: str = "relu"
@@ -67,7 +68,8 @@ class PhaseSpec(Spec):
     penalty: float = Field(0.1, gt=0)
     """The value of `lambda` where it is not swept."""
     width: int | None = Field(None, ge=1)
-    """Number of latents where it is not swept; None gives one to every feature and every pair of items."""
+    """Number of latents where it is not swept. None gives one to every feature and every pair of items, or
+    two to every feature of a generator that has no items."""
     steps: int = Field(3_000, ge=1)
     """Number of training steps, each on 512 tokens."""
     seeds: int = Field(5, ge=2)
@@ -114,9 +116,9 @@ class PhaseSpec(Spec):
 
     def _cell(self, at: dict[str, int | float]) -> PhaseCell:
         swept = {name: value for name, value in at.items() if name not in OF_SAE}
-        made = generator_of(self.generator, {**self.settings, **swept})
-        items = getattr(made, "items", None)
-        free = made.truth.n_features * 2 if items is None else 2 * items + items**2
+        generator = generator_of(self.generator, {**self.settings, **swept})
+        items = getattr(generator, "items", None)
+        free = generator.truth.n_features * 2 if items is None else 2 * items + items**2
         width = at.get("width", self.width or free)
         if width != int(width):
             raise SpecError(f"width is {width:g}: a number of latents is whole")
@@ -124,7 +126,7 @@ class PhaseSpec(Spec):
         sae = parse_sae({**table, "coefficient": float(at.get("lambda", self.penalty))})
         lab = LabTraining(steps=self.steps, bias="none")
         scored = self.heldout_tokens, self.firing_threshold
-        return PhaseCell(at, made, sae, lab, self.seeds, *scored)
+        return PhaseCell(at, generator, sae, lab, self.seeds, *scored)
 
 
 @dataclass(frozen=True)

@@ -125,8 +125,8 @@ def generator_of(kind: str, settings: Mapping[str, Value]) -> GeneratorSpec:
     except ValidationError as problem:
         first = problem.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        found = f"{place} = {first['input']!r:.80}: " if place else ""
-        raise SpecError(f"generator {kind!r}: {found}{first['msg']}") from None
+        where = f"{place} = {first['input']!r:.80}: " if place else ""
+        raise SpecError(f"generator {kind!r}: {where}{first['msg']}") from None
 
 
 def parse_settings(texts: list[str]) -> dict[str, Value]:

@@ -1,10 +1,10 @@
 """A decision list says what became of a planted feature; the first outcome that applies is the one.
 
-- *absorbed*: a latent detects a parent where no child is active, and misses it where a child is;
+- *absorbed*: a latent detects a parent where no child is active, and fires much less often where one is;
 - *detected*: one latent points along the spike and detects it, or, for a circle, the latents that lie in its
   plane detect it together;
 - *split*: several latents that point partly along the spike detect it together;
-- *composed*: a latent that points partly along the spike fires on most of its tokens, and elsewhere as well;
+- *composed*: a latent that points partly along the spike fires on most of its tokens, but does not detect it;
 - *lost*: none of these.
 """
 
@@ -38,8 +38,8 @@ class Thresholds(Spec):
     part: float = Field(0.35, gt=0, le=1)
     """Least cosine at which a latent points partly along the spike."""
     share: float = Field(0.5, gt=0, le=1)
-    """Least precision of a latent that detects a split spike with others, and least recall of a latent that
-    a spike is composed into."""
+    """Least precision of a latent that detects a split spike or a circle together with others, and least
+    recall of a latent that a spike is composed into."""
     hole: float = Field(0.5, gt=0, lt=1)
     """A parent is absorbed if its latent's recall where a child is active is at most this share of its
     recall elsewhere."""

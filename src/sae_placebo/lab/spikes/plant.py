@@ -159,8 +159,8 @@ class Planting:
     def largest_cosine(self) -> float:
         """Largest |cosine| between directions of two spikes; 0 where there are fewer than two spikes."""
         cosines = (self.dictionary @ self.dictionary.t()).abs()
-        for mine in self.rows:
-            cosines[np.ix_(mine, mine)] = 0
+        for rows in self.rows:
+            cosines[np.ix_(rows, rows)] = 0
         return float(cosines.max()) if len(cosines) else 0.0
 
     def pointing(self, dictionary: Float32[torch.Tensor, "feature d_in"]) -> Planting:

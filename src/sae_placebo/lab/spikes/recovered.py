@@ -37,7 +37,7 @@ _COUNTS = ("n_tokens", "latent", "n_latents")
 class RecoveredDirections:
     """What one SAE makes of the directions of spikes, planted or not; arrays over spikes.
 
-    A direction without a held-out token has NaN for every score of detection.
+    F1 and recall are NaN for a spike that is active on no held-out token.
 
     Attributes:
         outcome: One of `OUTCOMES`; empty where the spike is active on too few tokens to judge.
