@@ -127,8 +127,8 @@ def label_latents(
     correlations = _correlations(codes, np.stack(columns, axis=1).astype(np.float64))
     labels = []
     for best, high in zip(correlations.argmax(axis=1), correlations.max(axis=1), strict=True):
-        variable, value = keys[best] if high >= threshold else (None, None)
-        labels.append(LatentLabel(variable, value, float(high) if np.isfinite(high) else np.nan))
+        label: tuple[str | None, int | None] = keys[best] if high >= threshold else (None, None)
+        labels.append(LatentLabel(*label, float(high) if np.isfinite(high) else np.nan))
     return tuple(labels)
 
 
