@@ -143,7 +143,7 @@ def _at_least(
     nulls: Float64[np.ndarray, "direction null"], cost: Float64[np.ndarray, " direction"]
 ) -> Int64[np.ndarray, " direction"]:
     """Return how many null directions cost at least as much as each direction, ties included."""
-    return (nulls >= cost[:, None] * (1 - TIE)).sum(1)
+    return np.asarray((nulls >= cost[:, None] * (1 - TIE)).sum(1))
 
 
 def _tail(
