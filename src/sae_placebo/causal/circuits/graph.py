@@ -226,7 +226,7 @@ def _run(model: Any, ids: Int64[torch.Tensor, " pos"], places: list[Hookpoint]) 
 
 @dataclass(frozen=True, eq=False)
 class _Level:
-    """All nodes of one depth.
+    """The nodes of one depth, those that are kept and those that are not.
 
     Attributes:
         nodes: The nodes.

@@ -62,7 +62,7 @@ class PartColumns:
 
 
 class StreamReader:
-    """It reads what every part adds to the activation at a hookpoint.
+    """A reader of what every part of the model adds to the activation at a hookpoint.
 
     Args:
         subject: The model behind the hookpoint, and its tokens.
@@ -99,6 +99,7 @@ class StreamReader:
         self.blocks = self._layout()
 
     def _layout(self) -> list[PartColumns]:
+        """Return the parts as they are read together: embedding, the heads of each layer, each MLP."""
         blocks = [PartColumns((Part("embedding"),)) for _ in self._start]
         for i, attention in self.attentions.items():
             heads = tuple(Part("head", i, h) for h in range(attention.n_heads))

@@ -89,7 +89,7 @@ def _of_layer(part: LayerParts, site: str) -> list[Branch]:
 
 
 class ReaderTrace:
-    """It follows forward passes, so that the gradient at a hookpoint can be split by reader.
+    """A trace of forward passes, by which the gradient at a hookpoint is split by reader.
 
     Args:
         behind: The model behind the hookpoint.

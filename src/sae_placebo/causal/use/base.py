@@ -53,7 +53,7 @@ class Subject:
     def by_row(
         self, tokens: Int64[np.ndarray, " token"]
     ) -> Iterator[tuple[int, Int64[np.ndarray, " part"]]]:
-        """Yield each row that holds some of the tokens, with the indices into `tokens` of those in it."""
+        """Yield each row in which some of the tokens lie, with the indices of these into `tokens`."""
         rows = self.tokens.places[tokens, 0]
         for part in grouped(rows):
             yield int(rows[part[0]]), part

@@ -5,7 +5,7 @@
 3. Ordered by these two costs, as many as possible are removed at once (`joint`), and an adversary looks for
    the worst that removing some of them can do (`worst`).
 4. Null directions are ablated at some of the same firings (`null_directions`).
-5. The rule turns all of this into verdicts (`rule`).
+5. The rule turns these measurements into verdicts (`rule`).
 """
 
 from __future__ import annotations

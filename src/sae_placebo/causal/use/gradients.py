@@ -28,7 +28,7 @@ _TRACED = 2**25
 
 @runtime_checkable
 class Trace(Protocol):
-    """It follows a forward pass, so that the gradient can be split by the readers that it comes through."""
+    """A trace of a forward pass, by which the gradient is split by the readers that it comes through."""
 
     @property
     def n_readers(self) -> int:

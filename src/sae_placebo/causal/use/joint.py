@@ -185,6 +185,7 @@ class _Search:
 
     @property
     def n_documents(self) -> int:
+        """How many confirmation documents have tokens in the rows."""
         return len(self.tokens_of)
 
     def run(self, sizes: list[int], with_swap: bool = False) -> float:

@@ -78,10 +78,10 @@ def against_nulls(
     new vector at each firing would scatter too little.
 
     Nulls come in stages, to save passes. A candidate whose p after the first nulls is at least
-    `spec.give_up` keeps that p and gets no further nulls. One that is bound to reach it, by the nulls of
-    the glance before that already, keeps the p that it has there. Both leave p at levels below
-    `spec.give_up` as they were. Those that are left get the rest of the nulls, and are then compared with
-    other directions at the hookpoint as well.
+    `spec.give_up` is given up: it keeps that p and gets no further nulls. One that after the glance, which
+    is a part of the first nulls, is bound to be given up, is so at once, with the p that it has then.
+    Neither makes p-values below `spec.give_up` more frequent. Candidates that are left get the rest of the
+    nulls, and are then compared with other directions at the hookpoint as well.
 
     Args:
         subject: The model behind the hookpoint, and the tokens.

@@ -136,6 +136,7 @@ def batches(subject: Subject, rows: Int64[np.ndarray, " row"]) -> Iterator[Batch
 def _batch(
     subject: Subject, rows: Int64[np.ndarray, " row"], starts: Int64[np.ndarray, " row_plus_one"]
 ) -> Batch:
+    """Return some rows as the model reads them; `starts` holds the first token of every row."""
     table = subject.tokens.rows
     width = int(table.lengths[rows].max())
     ids = torch.from_numpy(table.token_ids[rows, :width].astype(np.int64))

@@ -285,6 +285,7 @@ class _Masked:
 
     @property
     def n_pairs(self) -> int:
+        """How many pairs of a row and a direction there are."""
         return len(self.row_of)
 
     def under(self, mask: Float32[np.ndarray, " pair"]) -> Any:
