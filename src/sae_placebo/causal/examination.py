@@ -1,7 +1,7 @@
-"""What is asked about one SAE's latents once it is known what they are: use, readers, writers.
+"""The examination of one SAE: does the model use its latents, and which parts write and read them.
 
-The order is that of the evidence: single ablations, removal among others, removal of all at once, null
-directions for those that matter, and then verdicts. Readers and writers are asked of every latent.
+A sample of latents gets a verdict on use. Readers and writers are measured of every latent. The main
+directions of what the SAE misses, and random directions as a check of the tests, are ablated as well.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from sae_placebo.core.progress import Advance, Track, unheard, untracked
 from sae_placebo.latents.base import Encoded
 
 _PATCHED = 8
-"""Firings at which a top reader is patched, at most."""
+"""A top reader is patched at no more than this many firings."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,14 +42,15 @@ class Examination:
     """All that was found about one SAE.
 
     Attributes:
-        answer: Whether the model uses the latents that have a verdict.
-        weights: Latents that each of these stands for.
-        errors: The main directions of what the SAE misses; None where none were asked about.
-        error_variance: Share of the error's variance that each of these has.
-        pseudo: Directions that mean nothing; None where none were asked about.
-        screen, readers: Of all latents; None with a reason.
-        writers: Of all latents; None with a reason.
-        reasons: Why something is None.
+        answer: The verdicts on the sampled latents, with the evidence.
+        weights: How many latents each of these stands for.
+        errors: The evidence on the main directions of what the SAE misses; None where none are wanted.
+        error_variance: The share of the error's variance that each of these has.
+        pseudo: The evidence on pseudo-latents, which mean nothing; None where none are wanted.
+        screen: The Fisher sensitivity of predictions to all latents; None where it is not available.
+        readers: The parts of the model that read each latent; None where they are not available.
+        writers: The parts of the model that write each latent; None where they are not available.
+        reasons: By name of what is None, the reason.
     """
 
     answer: Answer
@@ -64,7 +65,7 @@ class Examination:
 
     @property
     def latents(self) -> Int64[np.ndarray, " drawn"]:
-        """Latents that have a verdict, ascending."""
+        """The latents that have a verdict, ascending."""
         return self.answer.which
 
 
@@ -77,17 +78,17 @@ def examine(
     seed: int,
     track: Track = untracked,
 ) -> Examination:
-    """Return what the model does with the latents of one SAE, and which of its parts write and read them.
+    """Return whether the model uses latents of one SAE, and which of its parts write and read them.
 
     Args:
         subject: The model behind the SAE's hookpoint, and the held-out tokens.
         reading: The SAE on the same tokens.
-        strata: Kind of each latent; those with a verdict are drawn evenly from all kinds. Latents of the
-            empty kind are left out.
-        spec: How use is asked about.
-        circuits: How readers and writers are.
-        seed: The trial's.
-        track: Shows what is being done.
+        strata: The kind of each latent. Those that get a verdict are drawn evenly from all kinds; a latent
+            of the empty kind gets none.
+        spec: How use is measured.
+        circuits: How readers and writers are found.
+        seed: The trial's seed.
+        track: It shows the progress of each step.
 
     Raises:
         NotEstimable: no latent fires on enough tokens.
@@ -95,7 +96,7 @@ def examine(
     directions = latent_directions(reading)
     able = np.flatnonzero((directions.n_active >= 2) & (strata != ""))
     if not len(able):
-        raise NotEstimable("no latent fires on enough held-out tokens to be asked about")
+        raise NotEstimable("no latent fires on enough held-out tokens to be tested")
     wanted = None if spec.latents == "all" else spec.latents
     which, weights = draw(strata, able, wanted, seed)
     answer = ask(subject, directions, which, spec, seed, track)
@@ -126,6 +127,7 @@ def _circuits(
     reasons: dict[str, str],
     track: Track,
 ) -> tuple[Screen | None, Readers | None, Writers | None]:
+    """Return screen, readers and writers of all latents, or None with an entry in `reasons`."""
     screened, read, written = None, None, None
     try:
         screened, read = survey(subject, directions, spec.readers, seed, track)
@@ -142,7 +144,7 @@ def _circuits(
 def _errors(
     subject: Subject, reading: Encoded, spec: UseSpec, seed: int, track: Track
 ) -> tuple[Asked | None, Float64[np.ndarray, " component"]]:
-    """Return the use of what the SAE misses, by its principal components."""
+    """Return the evidence on the error's principal components, and the share of its variance of each."""
     if not spec.error_directions:
         return None, np.zeros(0)
     directions = error_directions(reading, spec.error_directions)
@@ -153,6 +155,7 @@ def _errors(
 
 
 def _error_energy(reading: Encoded) -> float:
+    """Return the sum of squares of what the SAE misses, less its mean, over tokens and entries."""
     decoder = reading.sae.params["W_dec"].detach().float().cpu().numpy()
     error = reading.activations.float().cpu().numpy() - reading.codes @ decoder
     return float(((error - error.mean(0)) ** 2).sum())
@@ -161,6 +164,7 @@ def _error_energy(reading: Encoded) -> float:
 def _pseudo(
     subject: Subject, directions: Directions, spec: UseSpec, seed: int, track: Track
 ) -> Asked | None:
+    """Return the evidence on pseudo-latents; None where none are wanted."""
     if not spec.pseudo:
         return None
     return ask_alone(subject, pseudo_latents(directions, seed, spec.pseudo), spec, seed, track)
@@ -175,12 +179,23 @@ def confirmed(
     seed: int,
     advance: Advance = unheard,
 ) -> pandas.DataFrame:
-    """Return, for some latents, whether a finite edit of what their top reader reads is felt.
+    """Return, for some latents, what a finite edit of what their top reader is given does to predictions.
 
-    The top reader of attention and MLPs: that of the unembedding is left out. `advance` is told of each
-    latent.
+    The top reader is the one with the largest score among heads and MLPs. A latent without one, or without
+    firings, has no row.
 
-    Columns: latent, reader, kl (nats per firing), null (mean of null directions), p, n_nulls, n_firings.
+    Args:
+        subject: The model behind the SAE's hookpoint, and the held-out tokens.
+        reading: The SAE on the same tokens.
+        found: The examination of the SAE.
+        shown: The latents whose top reader is patched.
+        spec: How many null directions there are, and how many later predictions are compared.
+        seed: The trial's seed.
+        advance: It is called with 1 for each latent.
+
+    Returns:
+        One row per latent: latent, reader, kl (mean over firings, nats), null (the same, mean over null
+        directions), p, n_nulls, n_firings.
     """
     names = ["latent", "reader", "kl", "null", "p", "n_nulls", "n_firings"]
     if found.readers is None:
@@ -189,24 +204,14 @@ def confirmed(
     trace, rows = ReaderTrace(subject.downstream), []
     for latent in shown:
         advance(1)
-        # the unembedding reads nearly everything, so that it tells latents apart least
+        # the unembedding is left out: it reads nearly everything, so it tells latents apart least
         order = found.readers.top(latent, len(found.readers.names), least=0.0)
         top = [m for m in order if found.readers.kinds[m] != "unembedding"]
         tokens = firings.tokens[firings.directions == latent][:_PATCHED]
         if not top or not len(tokens):
             continue
         name = found.readers.names[top[0]]
-        one = confirm_reader(subject, directions, latent, name, tokens, spec.patch, seed, trace)
-        null = np.asarray(one.null)
-        rows.append(
-            [
-                latent,
-                name,
-                float(one.kl.mean()),
-                float(null.mean()),
-                one.p,
-                null.shape[1],
-                len(tokens),
-            ]
-        )
+        patch = confirm_reader(subject, directions, latent, name, tokens, spec.patch, seed, trace)
+        kl, null = float(patch.kl.mean()), float(patch.null.mean())
+        rows.append([latent, name, kl, null, patch.p, patch.null.shape[1], len(tokens)])
     return pandas.DataFrame(rows, columns=names)

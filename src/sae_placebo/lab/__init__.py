@@ -1,4 +1,4 @@
-"""Known truth: generators of activations, worlds, spikes, and what is found of what is there."""
+"""The laboratory, where the truth is known: generators of activations, worlds, spikes, and their scores."""
 
 from __future__ import annotations
 

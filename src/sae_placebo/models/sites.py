@@ -78,19 +78,22 @@ def first_tensor(output: Any) -> torch.Tensor:
     return value
 
 
-def _with_first(output: Any, value: torch.Tensor) -> Any:
+def with_first(output: Any, value: torch.Tensor) -> Any:
+    """Return what a module returned with other hidden states in it; the rest of a tuple stays."""
     return (value, *output[1:]) if isinstance(output, (tuple, list)) else value
 
 
-def _input_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
+def input_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
+    """Return the hidden states that a module was called with, by position or by name."""
     value = args[0] if args else kwargs["hidden_states"]
     assert isinstance(value, torch.Tensor)
     return value
 
 
-def _with_input(
+def with_input(
     args: tuple[Any, ...], kwargs: dict[str, Any], value: torch.Tensor
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a module's call with other hidden states among them."""
     return ((value, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": value})
 
 
@@ -135,12 +138,12 @@ class HookedModules:
         layer = self.layers[hookpoint.layer]
 
         def on_input(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            new = action(_input_tensor(args, kwargs))
-            return None if new is None else _with_input(args, kwargs, new)
+            new = action(input_tensor(args, kwargs))
+            return None if new is None else with_input(args, kwargs, new)
 
         def on_output(_: Any, args: Any, output: Any) -> Any:
             new = action(first_tensor(output))
-            return None if new is None else _with_first(output, new)
+            return None if new is None else with_first(output, new)
 
         if hookpoint.site == "resid_pre":
             return [layer.register_forward_pre_hook(on_input, with_kwargs=True)]
@@ -150,7 +153,7 @@ class HookedModules:
 
         def note_shape(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             nonlocal shape
-            shape = _input_tensor(args, kwargs).shape
+            shape = input_tensor(args, kwargs).shape
 
         def on_term(_: Any, args: tuple[Any, ...], output: Any) -> Any:
             flat = first_tensor(output)  # OPT's MLP works on [row*pos d_in]
@@ -161,7 +164,7 @@ class HookedModules:
             new = action(value.reshape(shape))
             if new is None:
                 return None
-            return _with_first(output, new.reshape(flat.shape) / term.scale + offset)
+            return with_first(output, new.reshape(flat.shape) / term.scale + offset)
 
         return [
             layer.register_forward_pre_hook(note_shape, with_kwargs=True),
@@ -217,10 +220,10 @@ def _run_probe(model: torch.nn.Module, layer: torch.nn.Module) -> _Probe:
     ends: dict[str, torch.Tensor] = {}
 
     def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        value = _input_tensor(args, kwargs)
+        value = input_tensor(args, kwargs)
         value = value / value.pow(2).mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
         ends["pre"] = value.clone()
-        return _with_input(args, kwargs, value)
+        return with_input(args, kwargs, value)
 
     def after(_: Any, args: Any, output: Any) -> None:
         ends["post"] = first_tensor(output).clone()

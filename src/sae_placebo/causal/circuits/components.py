@@ -1,7 +1,7 @@
-"""The parts of decoder layers that write to and read from the residual stream, found by structure.
+"""The parts of decoder layers that write to and read from the residual stream, found by running the model.
 
-No table of architectures: what attention and MLP read, and through which norm, is followed on one forward
-of a few tokens; `head_layout` finds which outputs of which matrix belong to which head.
+There is no table of architectures. What attention and MLP read, and through which norm, is followed in one
+forward pass of a few tokens. `head_layout` finds which outputs of which matrix belong to which head.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from sae_placebo.models.sites import (
     attention_module,
     base_model,
     decoder_layers,
+    input_tensor,
     resolve,
     text_config,
 )
@@ -32,11 +33,12 @@ from sae_placebo.models.sites import (
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """Where the queries, keys or values of each head come out of a matrix that reads the stream.
+    """The queries, keys or values of the heads of a layer, as outputs of a matrix that reads the stream.
 
     Attributes:
-        module: The matrix; queries, keys and values may share one.
-        columns: [head, head_dim] which of its outputs they are. Keys and values may have fewer heads.
+        module: The matrix. Queries, keys and values may share one.
+        columns: Which of its outputs belong to each head. Keys and values have fewer heads where heads
+            share them.
     """
 
     module: torch.nn.Module
@@ -44,15 +46,15 @@ class Projection:
 
     @property
     def n_heads(self) -> int:
-        """Heads; groups of them where keys and values are shared."""
+        """The number of heads, or of groups of heads that share a key and a value."""
         return len(self.columns)
 
     def weight(self) -> Float[torch.Tensor, "head head_dim d_model"]:
-        """Return W, with W[h] x the query, key or value of head h, less its bias."""
+        """Return W, where W[h] x is the query, key or value of head h before its bias is added."""
         return matrix(self.module)[torch.from_numpy(self.columns)]
 
     def bias(self) -> Float[torch.Tensor, "head head_dim"]:
-        """Return what is added to it; zeros where there is none."""
+        """Return the bias of each head's query, key or value; zeros where there is none."""
         return offset(self.module)[torch.from_numpy(self.columns)]
 
 
@@ -61,13 +63,14 @@ class Attention:
     """The attention of a layer.
 
     Attributes:
-        module: The whole of it.
-        query: By head.
-        key: By head, or by group of heads.
-        value: By head, or by group of heads.
-        output: Reads all heads, one behind the other, and gives what attention adds.
-        group: [head] which key and value each head takes.
-        term: Where the added term is read, and what the layer multiplies it by.
+        module: The whole attention.
+        query: The queries by head.
+        key: The keys by head, or by group of heads.
+        value: The values by head, or by group of heads.
+        output: The matrix that reads the mixed values of all heads, one head after the other, and returns
+            what attention adds to the stream.
+        group: Which key and value each head takes.
+        term: The module whose output is added to the stream, and what the layer multiplies that by.
     """
 
     module: torch.nn.Module
@@ -80,16 +83,16 @@ class Attention:
 
     @property
     def n_heads(self) -> int:
-        """Heads that attend."""
+        """The number of heads that attend."""
         return self.query.n_heads
 
     @property
     def head_dim(self) -> int:
-        """Width of a head's value."""
+        """The width of a head's value."""
         return int(matrix(self.output).shape[1]) // self.n_heads
 
     def output_weight(self) -> Float[torch.Tensor, "head d_model head_dim"]:
-        """Return W_O, with W_O[h] z_h what head h gives to the output, before any norm behind it."""
+        """Return W_O, where W_O[h] z_h is the output of head h before any norm, with z_h its mixed value."""
         weight = matrix(self.output)
         return weight.reshape(len(weight), self.n_heads, self.head_dim).transpose(0, 1)
 
@@ -98,49 +101,56 @@ class Attention:
     ) -> tuple[Float[torch.Tensor, "*token head d_model"], Float[torch.Tensor, "*token d_model"]]:
         """Return what each head adds to the residual stream, and what the output's bias adds.
 
-        Heads and bias sum to the whole term (`attn_out`). Where a norm stands behind the output, its
-        scale at each token is taken as given, so that the sum still comes out.
+        Heads and bias sum to the whole term (`attn_out`). Where a norm follows the output, its scale at each
+        token is taken as given, so that the sum is still exact.
 
         Args:
-            mixed: What enters `output`: the mixed values of all heads, one head behind the other.
+            mixed: The input of `output`: the mixed values of all heads, one head after the other.
 
         Raises:
-            ModelError: what stands behind the output does not scale it, elementwise and by token.
+            ModelError: a norm that follows the output does more than scale it.
         """
         split = mixed.reshape(*mixed.shape[:-1], self.n_heads, self.head_dim)
         heads = torch.einsum("...he,hde->...hd", split, self.output_weight())
         bias = offset(self.output)
         whole = heads.sum(-2) + bias
-        factor = self._factor(whole)
+        norm = self.norm_behind()
+        factor = torch.full_like(whole, self.term.scale)
+        if norm is not None:
+            factor = norm.weight / norm.spread(whole) * self.term.scale
         return heads * factor.unsqueeze(-2), bias * factor
 
-    def _factor(self, whole: torch.Tensor) -> torch.Tensor:
-        """Return what each entry of the output is multiplied by before it is added."""
+    def norm_behind(self) -> Norm | None:
+        """Return the norm between the attention's output and the stream; None where there is none.
+
+        Raises:
+            ModelError: the norm does more than scale.
+        """
         term = self.term.module
         if not is_norm(term) or isinstance(term, torch.nn.Identity):
-            return torch.full_like(whole, self.term.scale)
-        norm = read_norm(term, whole.shape[-1])
+            return None
+        norm = read_norm(term, len(matrix(self.output)))
         if norm.centered or bool(norm.bias.abs().max() > 0):
             raise ModelError(
                 f"{type(term).__name__} behind the attention's output subtracts or adds, so heads have "
                 "no terms of their own in it; only norms that scale are allowed there."
             )
-        return norm.weight / norm.spread(whole) * self.term.scale
+        return norm
 
 
 @dataclass(frozen=True, eq=False)
 class LayerParts:
-    """What one decoder layer reads the residual stream with.
+    """The attention and the MLP of one decoder layer, and the norms before them.
 
     Attributes:
-        index: Of the layer, from 0.
-        attention_norm: Between the stream and the attention.
-        attention: Its heads.
-        mlp_norm: Between the stream and the MLP.
-        mlp: What reads the normalized stream there: the MLP, or its first matrix where a layer has no
-            module for the whole.
-        mlp_term: Where what the MLP adds is read.
-        parallel: Whether the MLP reads what enters the layer, and not what attention has added to.
+        index: The index of the layer, from 0.
+        attention_norm: The norm between the stream and the attention.
+        attention: The attention.
+        mlp_norm: The norm between the stream and the MLP.
+        mlp: The module that is given the normalized stream: the MLP, or its first matrix where the layer
+            has no module for the whole MLP.
+        mlp_term: The module whose output the MLP adds to the stream.
+        parallel: Whether the MLP reads the stream as it enters the layer, without what attention adds.
     """
 
     index: int
@@ -155,18 +165,18 @@ class LayerParts:
 def layer_parts(
     model: torch.nn.Module, first: int = 0, stop: int | None = None
 ) -> list[LayerParts]:
-    """Return the parts of each decoder layer from `first` on, and before `stop`.
+    """Return the parts of the decoder layers from `first` to the one before `stop`, or to the last.
 
     Raises:
-        ModelError: a layer does not add attention and MLP to the stream, or how its attention splits
-            into heads is not understood; it says what was found.
+        ModelError: a layer does not add attention and MLP to the stream, or its attention does not split
+            into heads in a way that is understood. The message says what was found.
     """
     layers = decoder_layers(model)
     wanted = range(first, len(layers) if stop is None else stop)
     try:
         terms = resolve(model, [Hookpoint("attn_out", i) for i in wanted]).terms
     except ModelError as refusal:
-        # where to read instead is no advice here
+        # the advice to read another hookpoint is of no use here
         reason, _, _ = str(refusal).partition(" Use resid_pre")
         raise ModelError(
             f"heads and MLPs are told apart where layers add them, but {reason}"
@@ -186,10 +196,10 @@ def layer_parts(
 
 
 def final_norm(model: torch.nn.Module) -> Norm:
-    """Return the norm behind the decoder layers: the last that is called outside them.
+    """Return the norm behind the decoder layers, which is the last norm that is called outside them.
 
     Raises:
-        ModelError: it is neither a LayerNorm, an RMSNorm nor the identity.
+        ModelError: it is neither a LayerNorm nor an RMSNorm nor the identity.
     """
     inside = {id(m) for layer in decoder_layers(model) for m in layer.modules()}
     last: list[tuple[torch.nn.Module, int]] = []
@@ -209,20 +219,20 @@ def final_norm(model: torch.nn.Module) -> Norm:
 def mlp_matrices(
     model: torch.nn.Module, parts: list[LayerParts]
 ) -> dict[int, list[torch.nn.Module]]:
-    """Return, by layer, the matrices of its MLP that read the stream: the first, and a gate beside it."""
+    """Return, by layer, the matrices of the MLP that read the stream: its first, and a gate if it has one."""
     given: dict[int, Any] = {}
-    found: dict[int, list[torch.nn.Module]] = {part.index: [] for part in parts}
+    reading: dict[int, list[torch.nn.Module]] = {part.index: [] for part in parts}
 
     def enter(index: int) -> Callable[..., None]:
         def hook(_: Any, args: Any, kwargs: Any) -> None:
-            given[index] = args[0] if args else kwargs["hidden_states"]
+            given[index] = input_tensor(args, kwargs)
 
         return hook
 
     def read(index: int) -> Callable[..., None]:
         def hook(module: torch.nn.Module, args: Any) -> None:
             if index in given and _same_place(args[0], given[index]):
-                found[index].append(module)
+                reading[index].append(module)
 
         return hook
 
@@ -235,10 +245,11 @@ def mlp_matrices(
                 hook = module.register_forward_pre_hook(read(part.index))
                 stack.callback(hook.remove)
         _run(model)
-    return found
+    return reading
 
 
 def _run(model: torch.nn.Module) -> None:
+    """Run the model on a few tokens, for its hooks."""
     device = next(model.parameters()).device
     ids = (torch.arange(N_TOKENS) * 7 + 3).remainder(text_config(model).vocab_size)
     with torch.no_grad():
@@ -250,7 +261,7 @@ def _run(model: torch.nn.Module) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _PartCall:
-    """One call of a layer's child, or of the layer itself; tensors are those of the forward."""
+    """One call of a layer's child, or of the layer itself, with the very tensors of the forward pass."""
 
     module: torch.nn.Module
     args: tuple[Any, ...]
@@ -259,11 +270,12 @@ class _PartCall:
 
     @property
     def read(self) -> Any:
-        """What it was given first."""
+        """The hidden states that it was given."""
         return self.args[0] if self.args else self.kwargs.get("hidden_states")
 
     @property
     def gave(self) -> Any:
+        """The hidden states that it returned."""
         return self.output[0] if isinstance(self.output, (tuple, list)) else self.output
 
 
@@ -289,7 +301,11 @@ def _record(model: torch.nn.Module, first: int) -> dict[int, list[_PartCall]]:
 def _entry(
     calls: list[_PartCall], last: torch.nn.Module
 ) -> tuple[torch.nn.Module | None, _PartCall]:
-    """Return the norm and the first call behind it of the branch that ends in `last`."""
+    """Return the norm at the start of the branch that ends in `last`, and the first call behind that norm.
+
+    The branch is followed back from call to call, by the tensor that each was given. The norm is None where
+    the branch reads the stream itself.
+    """
     at = max(i for i, call in enumerate(calls) if call.module is last)
     entry, inside = calls[at], not is_norm(last)
     for call in reversed(calls[:at]):
@@ -303,6 +319,7 @@ def _entry(
 
 
 def _same_place(a: Any, b: Any) -> bool:
+    """Return whether two tensors share their memory."""
     return isinstance(a, torch.Tensor) and a.data_ptr() == b.data_ptr()
 
 
@@ -314,6 +331,7 @@ def _parts(
     calls: list[_PartCall],
     layout: HeadLayout,
 ) -> LayerParts:
+    """Return the parts of a layer, from the calls of one forward pass and the layout of its heads."""
     width = int(calls[-1].read.shape[-1])
     attention_norm, _ = _entry(calls[:-1], attention)
     mlp_term = terms[Hookpoint("mlp_out", index)]

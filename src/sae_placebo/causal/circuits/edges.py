@@ -1,9 +1,9 @@
-"""Edges from latents at one hookpoint to latents at a later one: aligned, active together, confirmed.
+"""Edges from latents at one hookpoint, the sources, to latents at a later one, the targets.
 
-An edge's weight is what the source's decoder adds to the target's pre-activation along the residual
-stream, on average where the target fires. Decoders align by chance and latents fire together for many
-reasons, so a weight is held against sources that fire as often, and as much with the target; the top
-edges are then tried on the model itself.
+The weight of an edge is what the source's decoder adds to the target's pre-activation along the residual
+stream, on average over the tokens on which the target fires. Decoders align by chance, and latents fire
+together for many reasons. So the alignment of a source is compared with that of other sources that fire as
+often, and as much with the target. The top edges are then tried on the model itself, by ablating the source.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from sae_placebo.models.sites import HookedModules, Stopped, resolve
 from sae_placebo.stats.multiplicity import adjusted
 
 _IN_STRATUM = 30
+"""Strata are made so large that they have about this many sources each; half as many are needed."""
 _QUARTILES_OF_NORMAL = 1.3489795003921634
+"""The distance of the quartiles of a normal distribution, in its standard deviations."""
 _COLUMNS = (
     *("source", "target", "alignment", "weight", "n", "lift", "null_percentile", "z", "q"),
     *("effect", "null_effect", "p", "n_firings", "confirmed", "reason"),
@@ -38,25 +40,25 @@ _COLUMNS = (
 
 
 class EdgeSpec(Spec):
-    """Which edges are kept, what they are held against, and which are tried on the model."""
+    """Which edges are kept, what they are compared with, and which are tried on the model."""
 
     keep: int = Field(5, ge=1)
-    """Edges kept of each target: those of largest |weight|."""
+    """So many edges into each target are kept, those of the largest |weight|."""
     together: int = Field(10, ge=2)
-    """Tokens that source and target must both be active on."""
+    """Source and target must both be active on at least so many tokens."""
     levels: int = Field(4, ge=1)
-    """Levels of firing rate, and of co-firing, that sources are compared within; fewer where a target
-    has few."""
+    """A source is compared with others at its level of firing rate and of co-firing. There are so many
+    levels of each, or fewer where a target has few sources."""
     level: float = Field(0.05, gt=0, lt=1)
-    """q up to which an edge is a candidate for confirmation, and p up to which it is confirmed."""
+    """An edge is a candidate for confirmation if its q is at most this, and confirmed if its p is."""
     confirm: int = Field(20, ge=0)
-    """Edges tried on the model, by |weight|."""
+    """So many candidates are tried on the model, those of the largest |weight|."""
     firings: int = Field(8, ge=1)
-    """Tokens at which each is tried, in different documents where there are that many."""
+    """Each is tried at so many tokens, in different documents where there are as many."""
     nulls: int = Field(19, ge=1)
-    """Null directions of each."""
+    """Each is compared with so many null directions."""
     block: int = Field(512, ge=1)
-    """Targets whose alignments with all sources are held at once; changes no result."""
+    """The alignments of so many targets with all sources are held at once. This changes no result."""
 
 
 def edges(
@@ -69,35 +71,50 @@ def edges(
 ) -> pandas.DataFrame:
     """Return the top edges into each target latent.
 
-        weight_ji = V_ji mean_{t: j active} a_it,    V_ji = e_j . d_i
+    Let d_i be the direction of source i and a_it its amount at token t, and e_j the encoder of target j. The
+    weight of the edge from i to j is
 
-    Columns: source, target; `alignment` V; `weight`, in units of the target's pre-activation; `n`, tokens
-    that both are active on; `lift`, the source's firing rate where the target fires over its rate;
-    `null_percentile`, the percentage of other sources in the edge's stratum (firing rate by mean
-    amount where the target fires) with a lower V; `z`, V's distance from the stratum's median in its
-    quartiles' standard deviations; `q` of the two-sided normal tail of z among all sources that fire with
-    the target (Benjamini-Hochberg). Of the edges tried: `effect`, what removing a_i d_i from the
-    earlier activation takes from a_j at the same token, through the model; `null_effect`, the same of
-    directions at the same angle to the activation; `p`, the effect's rank among these, in the
-    weight's sign; `n_firings`, `confirmed`; else NaN with a `reason`.
+        weight_ji = V_ji mean_{t: j active} a_it,    V_ji = e_j . d_i.
 
-    V within a stratum serves as its own null, so z takes most sources of a target as unconnected to it.
-    Confirmation is of the effect, not against chance: a random direction that happens to align with e_j
-    moves a_j as well, and edges tried were picked by V. It is q that speaks against chance.
+    V within a stratum serves as its own null: z takes most sources of a target as unconnected to it, and q is
+    the evidence against chance. Confirmation says that the effect is there, and is no evidence against
+    chance. For a random direction that happens to align with e_j moves a_j as well, and the edges tried were
+    picked by V.
 
     Args:
         subject: The model behind the earlier hookpoint.
-        sources: Latents there, with amounts in model units.
-        target: SAE at the later hookpoint, on the same tokens.
-        hookpoint: The later one.
-        spec: Settings.
-        seed: Names tokens and null directions.
+        sources: The latents there, with amounts in model units.
+        target: The SAE at the later hookpoint, on the same tokens.
+        hookpoint: The later hookpoint.
+        spec: The settings.
+        seed: The seed of the tokens and of the null directions.
+
+    Returns:
+        One row per edge, those of the largest |weight| first:
+
+        - source, target: the latents;
+        - alignment: V;
+        - weight: in units of the target's pre-activation;
+        - n: on how many tokens both are active;
+        - lift: the source's firing rate where the target fires, over its rate everywhere;
+        - null_percentile: the percentage of the other sources in the stratum with a lower V. A stratum is of
+          sources with about the same firing rate and mean amount where the target fires;
+        - z: V's distance from the stratum's median, in standard deviations by its quartiles;
+        - q: of the two-sided normal tail of z, among all sources that fire with the target
+          (Benjamini-Hochberg);
+        - effect: what removing a_i d_i from the earlier activation takes from a_j at the same token,
+          through the model;
+        - null_effect: the mean of this over directions at the same angle to the activation;
+        - p: the rank of the effect among these, in the direction of the weight's sign;
+        - n_firings: at how many tokens the edge was tried;
+        - confirmed: whether p is at most `spec.level`;
+        - reason: why an edge was not tried. The effect and its tests are then missing.
 
     Raises:
-        SpecError: the target's tokens are others, or its hookpoint is not behind the sources'.
+        SpecError: the target was read on other tokens, or its hookpoint is not behind that of the sources.
 
-    Source: expected residual attribution, Anthropic's circuit updates (2025); permutation strata, the
-    empirical normal (Efron 2004, JASA 99:96) and the confirmation are ours.
+    Source: expected residual attribution, Anthropic's circuit updates (2025). The strata, the empirical
+    normal (Efron 2004, JASA 99:96) in this place, and the confirmation are this package's.
     """
     spec = spec or EdgeSpec()
     later = parse_hookpoint(hookpoint)
@@ -119,37 +136,38 @@ def edges(
 
 
 def _weighed(sources: Directions, target: Encoded, spec: EdgeSpec) -> pandas.DataFrame:
+    """Return the edges that are kept, with their weights and tests against other sources."""
     encoder = target.sae.params["W_enc"].detach().float().cpu().numpy().T
     amounts = sources.amounts.tocsr()
     held = amounts.astype(bool).astype(np.float32)
     fires = (target.by_latent > 0).astype(np.float32)
     n_tokens = amounts.shape[0]
     rate = sources.n_active / n_tokens
-    found: list[pandas.DataFrame] = []
+    tables: list[pandas.DataFrame] = []
     for start in range(0, fires.shape[1], spec.block):
         active = fires[:, start : start + spec.block].T.tocsr()
-        # one pattern for both products: where something is held by a token that the target fires on
+        # both products have entries at the same sources: those that a token holds on which the target fires
         sums, counts = active @ amounts, active @ held
         sums.sort_indices()
         counts.sort_indices()
         alignment = encoder[start : start + spec.block] @ sources.vectors.T
         n = np.diff(active.indptr)
         for j in np.flatnonzero(n):
-            here = slice(counts.indptr[j], counts.indptr[j + 1])
-            kept = counts.data[here] >= spec.together
-            which = counts.indices[here][kept].astype(np.int64)
+            stored = slice(counts.indptr[j], counts.indptr[j + 1])
+            kept = counts.data[stored] >= spec.together
+            which = counts.indices[stored][kept].astype(np.int64)
             if len(which):
-                mean = sums.data[here][kept].astype(np.float64) / n[j]
+                mean = sums.data[stored][kept].astype(np.float64) / n[j]
                 part = _of_target(alignment[j, which].astype(np.float64), mean, rate[which], spec)
                 top = np.argsort(-np.abs(part["weight"]), kind="stable")[: spec.keep]
-                together = counts.data[here][kept].astype(np.int64)
+                together = counts.data[stored][kept].astype(np.int64)
                 part |= {"source": which, "n": together, "lift": together / n[j] / rate[which]}
-                found.append(
+                tables.append(
                     pandas.DataFrame({k: v[top] for k, v in part.items()}).assign(target=start + j)
                 )
-    if not found:
+    if not tables:
         return pandas.DataFrame({name: np.zeros(0) for name in _COLUMNS})
-    table = pandas.concat(found, ignore_index=True)
+    table = pandas.concat(tables, ignore_index=True)
     order = np.argsort(-np.abs(table["weight"].to_numpy()), kind="stable")
     return table.iloc[order].reset_index(drop=True)
 
@@ -160,7 +178,14 @@ def _of_target(
     rate: Float64[np.ndarray, " source"],
     spec: EdgeSpec,
 ) -> dict[str, Any]:
-    """Return weight, percentile, z and q of one target's sources."""
+    """Return alignment, weight, percentile, z and q of one target's sources.
+
+    Args:
+        alignment: V of each source.
+        mean: The source's mean amount over the tokens on which the target fires.
+        rate: The source's firing rate.
+        spec: The settings.
+    """
     from scipy.special import ndtr
 
     m = len(alignment)
@@ -170,8 +195,8 @@ def _of_target(
         these = stratum == level
         stratum[these] += _level(mean[these], levels)
     percentile, z = np.full(m, np.nan), np.full(m, np.nan)
-    for one in np.unique(stratum):
-        these = np.flatnonzero(stratum == one)
+    for cell in np.unique(stratum):
+        these = np.flatnonzero(stratum == cell)
         values = alignment[these]
         if len(these) < _IN_STRATUM // 2:
             continue
@@ -188,8 +213,8 @@ def _of_target(
     }
 
 
-def _level(values: Float64[np.ndarray, " some"], levels: int) -> Int64[np.ndarray, " some"]:
-    """Return 0 to levels - 1 by rank, about as many of each."""
+def _level(values: Float64[np.ndarray, " source"], levels: int) -> Int64[np.ndarray, " source"]:
+    """Return each value's level by rank, 0 to `levels` - 1, with about as many values at each level."""
     rank = np.empty(len(values), dtype=np.int64)
     rank[np.argsort(values, kind="stable")] = np.arange(len(values))
     return rank * levels // max(len(values), 1)
@@ -207,7 +232,7 @@ def _confirmed(
     spec: EdgeSpec,
     seed: int,
 ) -> pandas.DataFrame:
-    """Return the table with the outcome of each edge that is tried."""
+    """Return the table of edges with the outcome for each that is tried on the model."""
     table = table.assign(effect=np.nan, null_effect=np.nan, p=np.nan, n_firings=0, confirmed=None)
     surprising = table["q"].to_numpy(dtype=np.float64) <= spec.level
     table["reason"] = np.where(
@@ -228,7 +253,7 @@ def _confirmed(
 
 @dataclass(frozen=True, eq=False)
 class _Trial:
-    """Ablations of sources, and of null directions, seen by the later SAE."""
+    """Ablations of sources, and of null directions in their place, and what they take from targets."""
 
     subject: Subject
     sources: Directions
@@ -242,7 +267,10 @@ class _Trial:
         return resolve(self.subject.downstream.model, [self.later])
 
     def effects(self, source: int, latent: int) -> tuple[Float64[np.ndarray, " edit"], int]:
-        """Return what the source's removal, and then each null's, takes from the target; firings."""
+        """Return what the source's removal takes from the target, then each null's, and at how many tokens.
+
+        These are means over the tokens at which the edge is tried, in units of the target's activation.
+        """
         random = numpy_generator(self.seed, "edges", source, latent)
         tokens = self._firings(source, latent, random)
         vector = torch.from_numpy(self.sources.vectors[source])
@@ -270,6 +298,7 @@ class _Trial:
     def _firings(
         self, source: int, latent: int, random: np.random.Generator
     ) -> Int64[np.ndarray, " firing"]:
+        """Return random tokens on which both fire, those of different documents first."""
         columns = self.sources.by_direction, self.target.by_latent
         both = [
             m.indices[m.indptr[i] : m.indptr[i + 1]]
@@ -291,7 +320,7 @@ class _Trial:
         n = len(deltas)
         past = downstream.prefix_before(clean, position, n)
         start = position if past is not None else 0
-        here = slice(start, position + 1)
+        span = slice(start, position + 1)
         delta = torch.zeros(n, position + 1 - start, deltas.shape[1], device=downstream.device)
         delta[:, -1] = deltas.to(downstream.device)
         seen: list[torch.Tensor] = []
@@ -302,8 +331,8 @@ class _Trial:
 
         with torch.no_grad(), self._sites.hooked({self.later: stop}), contextlib.suppress(Stopped):
             downstream.logits(
-                clean.token_ids[here].expand(n, -1),
-                clean.entering[here].expand(n, -1, -1),
+                clean.token_ids[span].expand(n, -1),
+                clean.entering[span].expand(n, -1, -1),
                 delta,
                 past,
             )

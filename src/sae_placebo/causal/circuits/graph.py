@@ -1,8 +1,9 @@
 """An attribution graph of one prompt: which tokens, latents and errors lead to the next token's logits.
 
-Between two hookpoints on the residual stream everything passes through what the SAE there sees, latents
-and error together, so edges lead from one hookpoint to the next and no path is counted twice. They are
-linear attributions on the real model: its own activations, its own gradients, nothing replaced.
+Everything that reaches a later hookpoint on the residual stream passes through the activation at the one
+before, which is the sum of latents, the SAE's error and a bias. So edges lead from one hookpoint to the next,
+and no path is counted twice. Edges are linear attributions on the model itself, with its own activations and
+gradients; nothing is replaced.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ NodeKind = Literal["token", "latent", "error", "logit"]
 
 
 class GraphSpec(Spec):
-    """How much of a graph is worked out, and how much of that is kept."""
+    """How much of a graph is computed, and how much of that is kept."""
 
     logits: int = Field(3, ge=1)
-    """Most likely next tokens that the graph leads to."""
+    """The graph leads to so many next tokens, the most likely ones."""
     expand: int = Field(14, ge=1)
-    """Latents at each hookpoint that are traced back: those of most influence."""
+    """So many latents at each hookpoint are traced back, those of the most influence."""
     least: float = Field(0.01, gt=0, lt=1)
-    """Influence that other nodes need to be kept, as a share of the whole."""
+    """Tokens and errors are kept if they have at least this influence, as a share of the whole."""
     least_edge: float = Field(0.0015, gt=0, lt=1)
-    """Influence that must flow along an edge for it to be kept."""
+    """An edge is kept if at least this share of all influence flows along it."""
     edges: int = Field(120, ge=1)
-    """Edges kept, at most."""
+    """At most so many edges are kept."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,15 @@ class Node:
     """A token's embedding, a latent or the SAE's error at a token, or a logit.
 
     Attributes:
-        kind: What it is.
+        kind: Which of these it is.
         depth: 0 for tokens, 1 for the first hookpoint, and so on; logits are the deepest.
-        position: In the prompt.
-        index: Token id, or latent; -1 for errors.
-        activation: Of a latent; probability of a logit; norm of an error.
-        influence: Share of the logits' input that passes through it, 0 to 1, signs left aside.
-        traced: Whether its own inputs have been worked out; True of tokens, which have none.
+        position: The position in the prompt.
+        index: The token id, or the latent; -1 for an error.
+        activation: The activation of a latent, the probability of a logit, or the norm of an error or of
+            an embedding.
+        influence: The share of what leads to the logits that passes through the node, 0 to 1, signs left
+            aside.
+        traced: Whether the node's inputs have been computed. It is true of tokens, which have none.
     """
 
     kind: NodeKind
@@ -70,11 +73,11 @@ class Edge:
     """An attribution between two nodes of neighboring depths.
 
     Attributes:
-        source: Index of the node.
-        target: Index of the node.
+        source: The index of the node that it comes from.
+        target: The index of the node that it leads to.
         weight: What the source adds to the target, to first order: to a latent's pre-activation, or to
             a logit less the mean of all logits.
-        flow: Share of the logits' input that passes along it, 0 to 1.
+        flow: The share of what leads to the logits that passes along the edge, 0 to 1.
     """
 
     source: int
@@ -85,17 +88,18 @@ class Edge:
 
 @dataclass(frozen=True)
 class Graph:
-    """What leads to a prompt's next token.
+    """The nodes and edges that lead to a prompt's next token.
 
     Attributes:
-        nodes: Kept ones, deepest first.
-        edges: Kept ones, of largest flow first.
-        tokens: Texts of the prompt's tokens.
-        hookpoints: Names, shallowest first.
-        logit_texts: Of the logit nodes, by token id.
-        error_influence: Influence of all errors of a hookpoint together, by hookpoint: what the
-            dictionary does not explain.
-        traced_influence: Influence of the latents traced back, by hookpoint, of that of all latents.
+        nodes: The nodes that are kept, deepest first.
+        edges: The edges that are kept, those of the largest flow first.
+        tokens: The texts of the prompt's tokens.
+        hookpoints: The names of the hookpoints, shallowest first.
+        logit_texts: The text of each logit node, by token id.
+        error_influence: By hookpoint, the influence of all errors together, which is what the dictionary
+            does not explain.
+        traced_influence: By hookpoint, the influence of the latents traced back, as a share of that of all
+            latents.
     """
 
     nodes: tuple[Node, ...]
@@ -117,27 +121,32 @@ def attribution_graph(
 ) -> Graph:
     """Return the graph that leads to the prediction at one position of a prompt.
 
-    The weight of an edge from a latent i at token s is a_is d_i . g_s, with g the gradient of the target
-    at the activations of the hookpoint before; of an error, (x_s - x_hat_s) . g_s; of a token's
-    embedding, E_s . g_s. Targets are logits less their mean, and pre-activations e_j . x_t. Influence
-    starts at the logits by probability and is passed on to inputs in proportion to |weight|. The
-    dictionaries' b_dec is no node. The first position is never coded, so it is all error.
+    A target is a logit less the mean of all logits, or the pre-activation e_j . x_t of a latent. Let g_s be
+    its gradient at the activation of token s at the hookpoint before. Then the weight of the edge to it is
+
+        from a latent i at s:       a_is d_i . g_s,
+        from the SAE's error at s:  (x_s - x_hat_s) . g_s,
+        from the embedding of s:    E_s . g_s.
+
+    Influence starts at the logits, in proportion to their probabilities, and is passed on to the inputs of
+    each node in proportion to |weight|. The bias b_dec of an SAE is no node. SAEs never code the first
+    position, so it is all error.
 
     Args:
         model: A causal language model.
         token_ids: The prompt.
         saes: Hookpoints on the residual stream, each with its SAE in model units.
-        vocabulary: Text of each token id.
-        spec: Settings.
-        position: Whose next token is asked about.
+        vocabulary: The text of each token id.
+        spec: The settings.
+        position: The position whose next token the graph leads to.
 
     Raises:
-        SpecError: no hookpoints, hookpoints out of order, or off the residual stream.
+        SpecError: there are no hookpoints, or they are out of order or off the residual stream.
         NotEstimable: the position has nothing before it.
 
     Source: attribution graphs, Ameisen et al. 2025; sparse feature circuits, Marks et al.
-        (arXiv 2403.19647). Here gradients pass through attention and norms as they are, not frozen, and
-        SAEs explain, they do not replace.
+    (arXiv 2403.19647). Differs: gradients pass through attention and norms as they are, not frozen, and
+    SAEs explain the model's activations instead of replacing them.
     """
     spec = spec or GraphSpec()
     places = [parse_hookpoint(name) for name, _ in saes]
@@ -159,15 +168,16 @@ def attribution_graph(
 
 
 def _check(places: list[Hookpoint]) -> None:
+    """Refuse hookpoints that are off the residual stream or out of order."""
     off = [p.name for p in places if p.site not in ("resid_pre", "resid_post")]
     if not places or off:
         raise SpecError(
             f"a graph was asked for at {', '.join(off) or 'no hookpoint'}; one or more of resid_pre and "
             "resid_post are needed, which all paths pass through."
         )
-    for one, other in itertools.pairwise(places):
-        if not later_than(other, one):
-            raise SpecError(f"{other.name} is not behind {one.name}; name hookpoints in order.")
+    for earlier, later in itertools.pairwise(places):
+        if not later_than(later, earlier):
+            raise SpecError(f"{later.name} is not behind {earlier.name}; name hookpoints in order.")
 
 
 # --- one forward -------------------------------------------------------------------------------------
@@ -175,12 +185,12 @@ def _check(places: list[Hookpoint]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """A forward cut at the embedding and every hookpoint.
+    """A forward pass that is cut at the embedding and at every hookpoint.
 
     Attributes:
-        leaves: What goes on from each cut, gradients recorded.
-        arrived: What came to each hookpoint, as a function of the leaf before.
-        logits: At the last position, as a function of the last leaf.
+        leaves: The states that go on from each cut, as leaves for gradients.
+        arrived: The states that came to each hookpoint, as a function of the leaf before.
+        logits: The logits at the last position, as a function of the last leaf.
     """
 
     leaves: list[torch.Tensor]
@@ -189,6 +199,7 @@ class _Run:
 
 
 def _run(model: Any, ids: Int64[torch.Tensor, " pos"], places: list[Hookpoint]) -> _Run:
+    """Return a forward pass of the prompt that is cut at the embedding and these hookpoints."""
     cuts = [Hookpoint("resid_pre", 0), *places]
     if places[0] == cuts[0]:
         raise SpecError("resid_pre.0 is the embedding itself; take a hookpoint behind it.")
@@ -199,7 +210,7 @@ def _run(model: Any, ids: Int64[torch.Tensor, " pos"], places: list[Hookpoint]) 
         def action(x: torch.Tensor) -> torch.Tensor:
             arrived[place] = x
             leaves[place] = x.detach().requires_grad_()
-            return leaves[place].clone()  # layers may write into what they are given
+            return leaves[place].clone()  # since layers may write into what they are given
 
         return action
 
@@ -215,23 +226,32 @@ def _run(model: Any, ids: Int64[torch.Tensor, " pos"], places: list[Hookpoint]) 
 
 @dataclass(frozen=True, eq=False)
 class _Level:
-    """All nodes of one depth, with the vector that each adds at its position."""
+    """The nodes of one depth, those that are kept and those that are not.
+
+    Attributes:
+        nodes: The nodes.
+        positions: Their positions in the prompt.
+        vectors: What each adds to the stream at its position.
+    """
 
     nodes: list[Node]
     positions: torch.Tensor
     vectors: Float[torch.Tensor, "node d_in"]
 
     def weights(self, gradient: Float[torch.Tensor, "pos d_in"]) -> Float[np.ndarray, " node"]:
+        """Return what each node adds to a target, given the target's gradient at this depth."""
         return np.asarray((self.vectors * gradient[self.positions]).sum(1).double().cpu().numpy())
 
 
 def _tokens(ids: torch.Tensor, embedded: torch.Tensor) -> _Level:
+    """Return the embeddings of the prompt's tokens as nodes."""
     x = embedded[0].detach()
     nodes = [Node("token", 0, s, int(i), float(x[s].norm()), 0.0, True) for s, i in enumerate(ids)]
     return _Level(nodes, torch.arange(len(ids)), x)
 
 
 def _coded(depth: int, sae: SAE, leaf: torch.Tensor) -> _Level:
+    """Return the latents and the errors at a hookpoint as nodes."""
     x = leaf[0].detach().float()
     codes = sae.encode(x)
     positions, latents, values = codes.tokens(), codes.latents, codes.values
@@ -251,7 +271,7 @@ def _coded(depth: int, sae: SAE, leaf: torch.Tensor) -> _Level:
 def _logits(
     logits: torch.Tensor, most: int, depth: int, position: int
 ) -> tuple[list[Node], list[torch.Tensor]]:
-    """Return the likeliest next tokens as nodes, and each one's logit less the mean."""
+    """Return the most likely next tokens as nodes, and the logit of each less the mean of all logits."""
     chances = logits.detach().softmax(-1)
     top = chances.topk(min(most, len(chances)))
     total = float(top.values.sum())
@@ -267,7 +287,14 @@ def _logits(
 
 @dataclass(frozen=True, eq=False)
 class _Traced:
-    """All nodes with their influence, and the inputs of those traced, as places in `nodes`."""
+    """All nodes with their influence, and the edges into those that were traced back.
+
+    Attributes:
+        nodes: The nodes, deepest first.
+        edges: The edges, by places in `nodes`; some that are too weak to be kept are left out.
+        error_influence: As in `Graph`.
+        traced_influence: As in `Graph`.
+    """
 
     nodes: list[Node]
     edges: list[Edge]
@@ -283,6 +310,16 @@ def _traced(
     values: list[torch.Tensor],
     spec: GraphSpec,
 ) -> _Traced:
+    """Return the nodes with their influence, traced back from the logits, one depth after the other.
+
+    Args:
+        run: The forward pass.
+        levels: The nodes at the embedding and at every hookpoint, shallowest first.
+        saes: The SAE of each hookpoint.
+        targets: The logit nodes.
+        values: The value of each of them, as a function of the last leaf.
+        spec: The settings.
+    """
     nodes, edges = list(targets), list[Edge]()
     above = list(range(len(targets)))
     errors, covered = [], []
@@ -326,6 +363,7 @@ def _kept(
     hookpoints: tuple[str, ...],
     texts: dict[int, str],
 ) -> Graph:
+    """Return the graph of the nodes and edges that have enough influence."""
     kept = [
         i
         for i, node in enumerate(traced.nodes)

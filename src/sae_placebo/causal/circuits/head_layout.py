@@ -1,7 +1,7 @@
-"""Which outputs of which matrix are the query, key or value of which head, found by moving them.
+"""The layout of heads: which outputs of which of an attention's matrices are the query, key or value of each.
 
-They are moved in a copy of the attention with random weights, since in the model's own a head may be silent
-or saturated.
+It is found by moving outputs and looking which heads change. That is done in a copy of the attention with
+random weights, since in the model's own a head may be silent or saturated.
 """
 
 from __future__ import annotations
@@ -20,20 +20,30 @@ from sae_placebo.causal.circuits.norms import is_norm
 from sae_placebo.core.errors import ModelError
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
-from sae_placebo.models.sites import text_config
+from sae_placebo.models.sites import input_tensor, text_config
 
 N_TOKENS = 3
-"""Tokens in the forwards by which parts are found."""
+"""The forward passes by which parts are found have this many tokens."""
 _MOVED = 1e-4
-"""Change of a head's output, of which typical entries are about 0.3, from which on it has been moved."""
+"""A head's output has been moved if it changes by more than this; its typical entries are about 0.3."""
 
 Columns = tuple[str, "Int64[np.ndarray, 'head head_dim']"]
+"""The name of a matrix inside the attention, and which of its outputs belong to each head."""
 Shared = tuple[str, "Int64[np.ndarray, 'kv_head head_dim']"]
+"""The same for keys and values, which heads may share."""
 
 
 @dataclass(frozen=True, eq=False)
 class HeadLayout:
-    """Names of the matrices inside the attention, and which of their outputs belong to which head."""
+    """The matrices inside an attention, and which of their outputs belong to which head.
+
+    Attributes:
+        query: The matrix of the queries, and its outputs by head.
+        key: The matrix of the keys, and its outputs by head or group of heads.
+        value: The matrix of the values, likewise.
+        output: The name of the matrix that reads the mixed values of all heads.
+        group: The group of each head, which is the index of its key and value.
+    """
 
     query: Columns
     key: Shared
@@ -43,21 +53,29 @@ class HeadLayout:
 
 
 def _passing() -> torch.nn.Module:
-    """Return a module that gives what it was given first; norms with a gate are given that as well."""
+    """Return a module that returns its first argument, whatever else it is called with, such as a gate."""
     module = torch.nn.Identity()
     module.forward = lambda x, *_, **__: x  # type: ignore[method-assign]
     return module
 
 
 class _Mover:
-    """A copy of an attention with random weights, whose inner outputs can be moved."""
+    """A copy of an attention with random weights, in which the outputs of inner matrices can be moved.
+
+    Args:
+        attention: The attention.
+        args: The arguments of a call of it, by position.
+        kwargs: The arguments of the same call by name.
+    """
 
     def __init__(
         self, attention: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         self.module = copy.deepcopy(attention).float().eval()
         for name, inner in list(self.module.named_modules()):
-            if name and is_norm(inner):  # norms over all heads would tie them together
+            if name and is_norm(
+                inner
+            ):  # a norm over all heads would make each depend on the others
                 self.module.set_submodule(name, _passing())
         random = generator(0, "moving")
         for parameter in self.module.parameters():
@@ -65,8 +83,8 @@ class _Mover:
             drawn = drawn / parameter.shape[-1] ** 0.5 if parameter.ndim > 1 else drawn / 10
             parameter.data.copy_(drawn)
         self.inside = dict(matrices_in(self.module))
-        read: torch.Tensor = args[0] if args else kwargs["hidden_states"]
-        # small, so that no head's attention saturates
+        read = input_tensor(args, kwargs)
+        # small numbers, so that no head's attention saturates
         self.input = 0.3 * torch.randn(read.shape, generator=random).to(read.device)
         self.args = tuple(self._plain(a) for a in args)
         self.kwargs = {name: self._plain(a) for name, a in kwargs.items()}
@@ -76,6 +94,7 @@ class _Mover:
             self.kwargs["hidden_states"] = self.input
 
     def _plain(self, value: Any) -> Any:
+        """Return an argument with its tensors in float32."""
         if isinstance(value, tuple):
             return tuple(self._plain(v) for v in value)
         floating = isinstance(value, torch.Tensor) and value.is_floating_point()
@@ -84,7 +103,13 @@ class _Mover:
     def run(
         self, name: str = "", columns: slice = slice(0), position: int = 0
     ) -> dict[str, torch.Tensor]:
-        """Return what each matrix read [pos, width], in order, with outputs of one matrix moved."""
+        """Return the input of each matrix as [pos, width], by name in the order of calls.
+
+        Args:
+            name: The matrix some outputs of which are moved; an empty string for none.
+            columns: These outputs.
+            position: The token at which they are moved.
+        """
         seen: dict[str, torch.Tensor] = {}
 
         def read(name: str) -> Callable[..., None]:
@@ -95,8 +120,8 @@ class _Mover:
 
         def move(_: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
             moved = output.clone()
-            here = moved.view(N_TOKENS, -1)[position, columns]
-            here += torch.linspace(-1, 1, len(here), device=here.device) * 2 + 0.5
+            part = moved.view(N_TOKENS, -1)[position, columns]
+            part += torch.linspace(-1, 1, len(part), device=part.device) * 2 + 0.5
             return moved
 
         with ExitStack() as stack, torch.no_grad():
@@ -114,10 +139,22 @@ def head_layout(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> HeadLayout:
-    """Find the heads by moving a head's width of outputs at a time, at the first and the last token.
+    """Return the layout of an attention's heads.
 
-    The first token attends to itself alone: what moves its output there is a value, for whatever head.
-    What moves the last token's output from the first is a key, and from itself alone a query.
+    It is found by moving outputs of its matrices, a head's width at a time. The first token attends to
+    itself alone. So what changes its own output, moved at the first token, is a value. What changes the
+    last token's output only, moved at the first token, is a key. What changes the last token's output,
+    moved at the last token, and not before, is a query. The heads whose outputs change are those it
+    belongs to.
+
+    Args:
+        model: The model, whose config says how many heads there are.
+        attention: The attention.
+        args: The arguments of a call of it, by position.
+        kwargs: The arguments of the same call by name.
+
+    Raises:
+        ModelError: the attention does not split into heads in a way that is understood.
     """
     mover = _Mover(attention, args, kwargs)
     clean = mover.run()
@@ -154,27 +191,42 @@ def _role(
     output: str,
     n_heads: int,
 ) -> tuple[str, list[int]]:
-    """Return what some outputs of a matrix are, and of which heads; an empty name where of none."""
+    """Return whether outputs of a matrix are a query, key or value, and of which heads.
+
+    Where they change no head the first is an empty string.
+    """
 
     def change(position: int) -> Float[torch.Tensor, "pos head"]:
+        """Return by how much each head's output changes if the outputs are moved at a position."""
         apart = mover.run(*moved, position)[output] - clean
         return apart.reshape(N_TOKENS, n_heads, -1).abs().amax(-1)
 
     early = change(0)
-    here = early[0]
-    role = "value"
-    if float(here.max()) <= _MOVED:
-        here, role = early[-1], "key"
-    if float(here.max()) <= _MOVED:
-        here, role = change(N_TOKENS - 1)[-1], "query"
-    if float(here.max()) <= _MOVED:
+    moves, role = early[0], "value"
+    if float(moves.max()) <= _MOVED:
+        moves, role = early[-1], "key"
+    if float(moves.max()) <= _MOVED:
+        moves, role = change(N_TOKENS - 1)[-1], "query"
+    if float(moves.max()) <= _MOVED:
         return "", []
-    return role, [int(h) for h in torch.nonzero(here > _MOVED)[:, 0]]
+    return role, [int(h) for h in torch.nonzero(moves > _MOVED)[:, 0]]
 
 
 def _assembled(
     roles: dict[str, list[tuple[list[int], str, Any]]], output: str, n_heads: int, found: str
 ) -> HeadLayout:
+    """Return the layout from the outputs found for each role.
+
+    Args:
+        roles: By role, groups of heads with the matrix and the outputs that are theirs.
+        output: The name of the output matrix.
+        n_heads: How many heads there are.
+        found: A description of the attention, for errors.
+
+    Raises:
+        ModelError: a role is not given to each head once from one matrix, or keys and values are shared
+            by different heads.
+    """
     columns: dict[str, Columns] = {}
     groups: dict[str, list[list[int]]] = {}
     for role, blocks in roles.items():

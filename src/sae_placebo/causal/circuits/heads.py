@@ -1,7 +1,7 @@
-"""Induction heads and previous-token heads, by where they look; and the latents that they write.
+"""Induction heads and previous-token heads, by where they attend, and the latents that they write.
 
-A previous-token head looks one token back. An induction head looks at the token behind an earlier copy of
-the present one; on random tokens nothing but such a copy tells it where to look.
+A previous-token head attends to the token before. An induction head attends to the token after an earlier
+copy of the present one; on random tokens nothing but such a copy shows it where to attend.
 """
 
 from __future__ import annotations
@@ -30,41 +30,51 @@ from sae_placebo.models.sites import (
 )
 
 _BATCH = 8
+"""So many rows are read at once."""
 _TWO_SIDED = 1.959963984540054
+"""The normal quantile of a two-sided 95% interval."""
+
+
+_WRITTEN = (
+    *("latent", "layer", "head", "head_kind", "share", "low", "high", "null95"),
+    *("above", "above_both", "n"),
+)
 
 
 class HeadSpec(Spec):
-    """What heads are judged on."""
+    """The tokens on which attention heads are measured, and when a head gets a name."""
 
     text_rows: int = Field(48, ge=2)
-    """Rows of text for previous-token attention, drawn at random."""
+    """Previous-token attention is measured on so many random rows of text."""
     repeat_rows: int = Field(24, ge=2)
-    """Rows of a random block, twice in a row, for induction; as many again that do not repeat."""
+    """Induction is measured on so many rows that hold a random block twice, and on as many rows of two
+    different blocks."""
     block: int = Field(48, ge=4)
-    """Tokens of a block; fewer where two of them do not fit in a row of the text."""
+    """A block has so many tokens, or fewer where two blocks do not fit in a row of the text."""
     least: float = Field(0.2, gt=0, lt=1)
-    """Attention that a head must give to the place beyond its null, at the lower end of the interval, to
-    be called by its name."""
+    """A head gets its name if the lower end of the interval of its attention to the place is more than this
+    above its null."""
 
 
 @dataclass(frozen=True, eq=False)
 class HeadScores:
-    """Where each head looks: mean attention, 0 to 1, on one kind of place. Arrays are by head, in order.
+    """The mean attention, 0 to 1, of each head to two kinds of places; arrays are by head, layer by layer.
 
     Attributes:
-        layer: Of each head.
+        layer: The layer of each head.
         head: Its number in the layer.
-        previous: Attention to the token before, on text.
-        previous_se: Standard error of it, over rows.
-        previous_null: Of attention spread evenly over all tokens in reach.
-        induction: Attention from the second copy of a random token to the token behind the first copy.
-        induction_se: Standard error of it, over rows.
-        induction_null: Of attention spread evenly.
-        induction_fresh: Attention between the same positions where the first block is another one: what
-            position alone does.
-        n_previous: Tokens of text.
-        n_induction: Tokens of repeated blocks.
-        least: Of the settings.
+        previous: The attention to the token before, on text.
+        previous_se: The standard error of this, over rows.
+        previous_null: The attention that the place would get if it were spread evenly over all tokens in
+            reach.
+        induction: The attention from the second copy of a random token to the token after the first copy.
+        induction_se: The standard error of this, over rows.
+        induction_null: The attention that the place would get if it were spread evenly.
+        induction_fresh: The attention between the same positions where the first block is a different one,
+            which is what position alone does.
+        n_previous: How many tokens of text were measured.
+        n_induction: How many tokens of repeated blocks were measured.
+        least: The excess over the null from which on a head gets its name.
     """
 
     layer: Int64[np.ndarray, " head"]
@@ -85,19 +95,22 @@ class HeadScores:
 
     @property
     def is_previous(self) -> Bool[np.ndarray, " head"]:
-        """Which heads look one token back, beyond what even attention would."""
+        """Which heads attend to the token before, by more than `least` beyond even attention."""
         low = self.previous - _TWO_SIDED * self.previous_se - self.previous_null
         return np.asarray(low > self.least)
 
     @property
     def is_induction(self) -> Bool[np.ndarray, " head"]:
-        """Which heads look behind the earlier copy, beyond what position and even attention would."""
+        """Which heads attend to the token after the earlier copy, by more than `least` beyond their null.
+
+        The null is even attention, or what position alone does where that is more.
+        """
         null = np.maximum(self.induction_null, self.induction_fresh)
         return np.asarray(self.induction - _TWO_SIDED * self.induction_se - null > self.least)
 
     @property
     def kind(self) -> list[str]:
-        """`induction`, `previous token`, both joined by ` and `, or nothing, of each head."""
+        """The name of each head: `induction`, `previous token`, both joined by ` and `, or nothing."""
         both = zip(self.is_induction, self.is_previous, strict=True)
         return [
             " and ".join(["induction"] * bool(i) + ["previous token"] * bool(p)) for i, p in both
@@ -107,7 +120,7 @@ class HeadScores:
         """Return one row per head: scores, 95% intervals over rows, nulls, numbers of tokens, kind."""
         columns: dict[str, Any] = {"layer": self.layer, "head": self.head}
         for name in ("previous", "induction"):
-            # weights that sum to 1 up to rounding can have a mean beyond it
+            # attention weights sum to 1 only up to rounding, so that a mean can be larger
             value, se = np.minimum(getattr(self, name), 1), getattr(self, name + "_se")
             columns[name] = value
             columns[name + "_low"] = np.maximum(value - _TWO_SIDED * se, 0)
@@ -121,32 +134,32 @@ class HeadScores:
 def head_scores(
     model: torch.nn.Module, rows: Rows, seed: int, spec: HeadSpec | None = None
 ) -> HeadScores:
-    """Return how much every head of a model looks one token back, and behind earlier copies.
+    """Return how much every head of a model attends to the token before, and after earlier copies.
 
-    Attention weights come from the model's own attention, computed one by one ("eager"); the setting is
-    put back. The first position of a row is asked nothing and counts as no target of previous-token
-    attention, since models park attention there.
+    Attention weights come from the model's own attention with its "eager" setting, which is put back
+    afterwards. The first position of a row counts neither as a query nor, for previous-token attention, as
+    a target, since models park attention there.
 
     Args:
         model: A causal language model.
-        rows: Text; their ids are also what random blocks are drawn from.
-        seed: Names the draws.
-        spec: Settings.
+        rows: The rows of text. Random blocks are drawn from the token ids in them.
+        seed: The seed of all draws.
+        spec: The settings.
 
     Raises:
         ModelError: a layer's attention does not return its weights.
         NotEstimable: fewer than two rows are long enough, or a block would have fewer than four tokens.
 
-    Source: prefix matching on repeated random tokens, Olsson et al. 2022 (arXiv 2209.11895), there
-    against no null; the fresh first block as one is ours.
+    Source: prefix matching on repeated random tokens, Olsson et al. 2022 (arXiv 2209.11895). Differs: there
+    it has no null; the different first block as a null is this package's.
     """
     spec = spec or HeadSpec()
     long = np.flatnonzero(rows.lengths > 3)
     if len(long) < 2:
         raise NotEstimable(f"{len(long)} rows have more than three tokens; two or more are needed")
     random = numpy_generator(seed, "rows for heads")
-    some = np.sort(random.choice(long, min(spec.text_rows, len(long)), replace=False))
-    previous = _previous(model, rows, some)
+    drawn = np.sort(random.choice(long, min(spec.text_rows, len(long)), replace=False))
+    previous = _previous(model, rows, drawn)
     block = min(spec.block, (rows.token_ids.shape[1] - 1) // 2)
     if block < 4:
         raise NotEstimable(f"two blocks of {block} tokens fit in a row; four or more are needed")
@@ -172,7 +185,13 @@ def head_scores(
 
 @dataclass(frozen=True, eq=False)
 class _Looks:
-    """Mean attention on the asked places, by row."""
+    """The mean attention of each head to the places that are measured, by row.
+
+    Attributes:
+        means: The mean over the row's queries.
+        nulls: The same if attention were spread evenly over all tokens in reach.
+        n: How many queries there are in all rows together.
+    """
 
     means: Float64[np.ndarray, "row layer head"]
     nulls: Float64[np.ndarray, "row layer head"]
@@ -180,27 +199,35 @@ class _Looks:
 
     @property
     def mean(self) -> Float64[np.ndarray, " head"]:
+        """The mean over rows."""
         return np.asarray(self.means.mean(0).ravel())
 
     @property
     def se(self) -> Float64[np.ndarray, " head"]:
+        """The standard error of the mean over rows."""
         return np.asarray(self.means.std(0, ddof=1).ravel() / np.sqrt(len(self.means)))
 
     @property
     def null(self) -> Float64[np.ndarray, " head"]:
+        """The mean of the null over rows."""
         return np.asarray(self.nulls.mean(0).ravel())
 
 
-def _previous(model: torch.nn.Module, rows: Rows, some: Int64[np.ndarray, " row"]) -> _Looks:
-    width = int(rows.lengths[some].max())
+def _previous(model: torch.nn.Module, rows: Rows, which: Int64[np.ndarray, " row"]) -> _Looks:
+    """Return the attention of each head to the token before, in these rows of text."""
+    width = int(rows.lengths[which].max())
     queries = np.arange(2, width)
-    asked = queries[None] < rows.lengths[some][:, None]
-    return _looks(model, rows.token_ids[some, :width], queries, queries - 1, asked)
+    counted = queries[None] < rows.lengths[which][:, None]
+    return _looks(model, rows.token_ids[which, :width], queries, queries - 1, counted)
 
 
 def _repeated(
     model: torch.nn.Module, rows: Rows, block: int, n_rows: int, seed: int, *, repeated: bool
 ) -> _Looks:
+    """Return the attention of each head to the token after the first copy, in rows of two random blocks.
+
+    Unless `repeated` is set the blocks differ, so that there is no copy and only the positions are those.
+    """
     first_ids = rows.token_ids[:, 0]
     bos = int(first_ids[0]) if bool((first_ids == first_ids[0]).all()) else None
     usable = np.unique(rows.token_ids[rows.usable()])
@@ -208,7 +235,7 @@ def _repeated(
     vocabulary = int(max(rows.token_ids.max(), usable.max())) + 1
     drawn = repeat_rows(vocabulary, usable, n_rows, block, seed, bos, repeated)
     first, second = occurrences(1, block, bos is not None)
-    # the token behind the last one's first copy begins the second block: it is left out
+    # the token after the first copy of the last one begins the second block, so the last one is left out
     queries, targets = second[:-1, 1], first[:-1, 1] + 1
     return _looks(model, drawn, queries, targets, np.ones((n_rows, len(queries)), dtype=bool))
 
@@ -218,40 +245,40 @@ def _looks(
     token_ids: Int32[np.ndarray, "row pos"],
     queries: Int64[np.ndarray, " query"],
     targets: Int64[np.ndarray, " query"],
-    asked: Bool[np.ndarray, "row query"],
+    counted: Bool[np.ndarray, "row query"],
 ) -> _Looks:
-    """Return each head's mean attention from queries to targets, over the queries asked of each row."""
+    """Return each head's mean attention from queries to targets, over the queries that count in each row."""
     n_layers = len(decoder_layers(model))
     means, nulls = [], []
     for start in range(0, len(token_ids), _BATCH):
-        here = slice(start, start + _BATCH)
-        ids = torch.from_numpy(token_ids[here].astype(np.int64))
-        weight = torch.from_numpy(asked[here] / asked[here].sum(1, keepdims=True))[:, None]
-        found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        batch = slice(start, start + _BATCH)
+        ids = torch.from_numpy(token_ids[batch].astype(np.int64))
+        weight = torch.from_numpy(counted[batch] / counted[batch].sum(1, keepdims=True))[:, None]
+        by_layer: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
         def note(
             layer: int,
             pattern: torch.Tensor,
             weight: torch.Tensor = weight,
-            found: dict[int, tuple[torch.Tensor, torch.Tensor]] = found,
+            by_layer: dict[int, tuple[torch.Tensor, torch.Tensor]] = by_layer,
         ) -> None:
             looked = pattern[:, :, queries, targets].double().cpu()
-            # in reach is what any head looks at: sliding windows show up as such
+            # a token is in reach if any head attends to it at all: so sliding windows are taken into account
             reach = (pattern[:, :, queries] > 0).any(1).sum(-1, dtype=torch.float64).cpu()
             # a place out of reach would get nothing from even attention either
             even = (looked > 0).any(1).double() / reach.clamp_min(1)
             null = (even[:, None] * weight).sum(-1).expand(-1, looked.shape[1])
-            found[layer] = ((looked * weight).sum(-1), null)
+            by_layer[layer] = ((looked * weight).sum(-1), null)
 
         with noted_patterns(model, note, range(n_layers)):
             run_until_stopped(model, ids)
-        if missing := sorted(set(range(n_layers)) - set(found)):
+        if missing := sorted(set(range(n_layers)) - set(by_layer)):
             raise ModelError(
                 f"attention of layers {missing} of {type(model).__name__} does not return its weights."
             )
-        means.append(torch.stack([found[i][0] for i in range(n_layers)], dim=1))
-        nulls.append(torch.stack([found[i][1] for i in range(n_layers)], dim=1))
-    return _Looks(torch.cat(means).numpy(), torch.cat(nulls).numpy(), int(asked.sum()))
+        means.append(torch.stack([by_layer[i][0] for i in range(n_layers)], dim=1))
+        nulls.append(torch.stack([by_layer[i][1] for i in range(n_layers)], dim=1))
+    return _Looks(torch.cat(means).numpy(), torch.cat(nulls).numpy(), int(counted.sum()))
 
 
 @contextmanager
@@ -260,9 +287,15 @@ def noted_patterns(
     note: Callable[[int, Float[torch.Tensor, "row head pos pos"]], None],
     layers: range,
 ) -> Iterator[None]:
-    """Give `note` the attention weights of some layers in every forward inside, which ends behind them.
+    """Call `note` with the attention weights of some layers in every forward pass inside.
 
-    To be run by `run_until_stopped`. Nothing is given for a layer whose attention does not return them.
+    A forward pass ends after the last of these layers, so it must be run by `run_until_stopped`. `note` is
+    not called for a layer whose attention does not return its weights.
+
+    Args:
+        model: A causal language model.
+        note: It is called with the index of a layer and its weights.
+        layers: The layers.
     """
     blocks = decoder_layers(model)
 
@@ -290,48 +323,37 @@ def noted_patterns(
 
 
 def _is_pattern(part: torch.Tensor) -> bool:
+    """Return whether a tensor looks like causal attention weights, with nothing above the diagonal."""
     if part.ndim != 4 or part.shape[-1] != part.shape[-2]:
         return False
-    return not bool(part.triu(1).any())  # else some other tensor, or a mask was lost on the way
+    return not bool(part.triu(1).any())
 
 
 def written_by_heads(
     writers: Writers, scores: HeadScores, latents: pandas.DataFrame | None = None
 ) -> pandas.DataFrame:
-    """Return the latents that induction and previous-token heads write, with their shares.
+    """Return the shares of induction heads and previous-token heads in latents.
 
     Args:
-        writers: Of the latents of one SAE.
-        scores: Of the same model's heads.
-        latents: Table with a column `latent`, such as class and induction score, that is joined; None for
-            none.
+        writers: The writers of the latents of one SAE.
+        scores: The scores of the same model's heads.
+        latents: A table with a column `latent`, and others such as class and induction score, that is
+            joined; None for none.
 
     Returns:
-        latent, layer, head, head_kind, share, low, high, null95, above, above_both, n; by latent.
+        One row for each latent that has shares and each such head, sorted by latent: latent, layer, head,
+        head_kind, share, low, high, null95, above, above_both, n.
     """
     kinds = {
         (int(a), int(b)): k for a, b, k in zip(scores.layer, scores.head, scores.kind, strict=True)
     }
-    found = []
+    records = []
     for m, part in enumerate(writers.parts):
         kind = kinds.get((part.layer, part.head)) if part.kind == "head" else None
         if not kind:
             continue
         for latent in np.flatnonzero(np.isfinite(writers.shares[:, m])):
-            found.append(writers.row(int(latent), m) | {"head_kind": kind})
-    names = [
-        "latent",
-        "layer",
-        "head",
-        "head_kind",
-        "share",
-        "low",
-        "high",
-        "null95",
-        "above",
-        "above_both",
-        "n",
-    ]
-    table = pandas.DataFrame(found, columns=names).sort_values(["latent", "share"], kind="stable")
-    table = table.reset_index(drop=True)
+            records.append(writers.row(int(latent), m) | {"head_kind": kind})
+    table = pandas.DataFrame(records, columns=list(_WRITTEN))
+    table = table.sort_values(["latent", "share"], kind="stable").reset_index(drop=True)
     return table if latents is None else table.merge(latents, on="latent", how="left")

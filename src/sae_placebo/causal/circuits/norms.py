@@ -1,4 +1,4 @@
-"""Norms as formulas: y = w (x - mean) / spread + b, with or without the mean, read off the module."""
+"""Norms as formulas: y = w (x - mean) / spread + b, with or without the mean, found by running the module."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
 
 _AGREE = 1e-3
+"""Outputs of a module and of its formula agree if they differ by about this share of the outputs' size."""
 _LARGE = 1e3
+"""Inputs of this size make the norm's epsilon negligible."""
 
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """What stands between the residual stream and a reader: LayerNorm, RMSNorm or nothing.
+    """The norm between the residual stream and a reader: a LayerNorm, an RMSNorm, or none.
 
     Attributes:
-        module: None where nothing does.
-        weight: [d_model] w.
-        bias: [d_model] b.
-        centered: Whether the mean is subtracted.
-        scales: Whether it divides by a spread; false for the identity.
+        module: The module; None where there is none.
+        weight: w, the gain of each entry.
+        bias: b, which is added to each entry.
+        centered: Whether the mean over entries is subtracted first.
+        scales: Whether the module divides by a spread; false for the identity.
     """
 
     module: torch.nn.Module | None
@@ -36,18 +38,22 @@ class Norm:
     def core(
         self, x: Float[torch.Tensor, "*token d_model"]
     ) -> Float[torch.Tensor, "*token d_model"]:
-        """Return x, less its mean where that is subtracted."""
+        """Return x, less its mean over entries where the norm subtracts that."""
         if not self.centered:
             return x
         centered: torch.Tensor = x - x.mean(-1, keepdim=True)
         return centered
 
     def spread(self, x: Float[torch.Tensor, "*token d_model"]) -> Float[torch.Tensor, "*token 1"]:
-        """Return what the module divides x by, its epsilon included."""
+        """Return what the module divides x by at each token, its epsilon included.
+
+        It is found from the module's output y, as |c|^2 / (c . (y - b)) with c = w (x - mean).
+        """
         if not self.scales or self.module is None:
             return torch.ones_like(x[..., :1])
         core = self.core(x) * self.weight
-        # past its hooks, one of which may be asking: of Gemma's norms, which are what attention adds
+        # `forward` passes by the module's hooks: one of them may be what calls this (Gemma's norms are what
+        # its attention adds)
         out = self.module.forward(x).float() - self.bias
         spread: torch.Tensor = core.square().sum(-1, keepdim=True) / (core * out).sum(
             -1, keepdim=True
@@ -59,7 +65,7 @@ class Norm:
         gradient: Float[torch.Tensor, "*#token d_model"],
         x: Float[torch.Tensor, "*#token d_model"],
     ) -> Float[torch.Tensor, "*#token d_model"]:
-        """Return the gradient at the norm's input x that belongs to one at its output."""
+        """Return the gradient at the norm's input x, given one at its output."""
         pulled = self.core(gradient * self.weight)
         if not self.scales:
             return pulled
@@ -70,16 +76,16 @@ class Norm:
 
 
 def is_norm(module: torch.nn.Module) -> bool:
-    """Return whether a module is called a norm, or stands for one that was taken out."""
+    """Return whether a module is a norm by its name, or an identity in the place of one."""
     return isinstance(module, torch.nn.Identity) or "Norm" in type(module).__name__
 
 
 def read_norm(module: torch.nn.Module | None, width: int) -> Norm:
-    """Return the formula of a norm over vectors of `width`, checked on the module.
+    """Return the formula of a norm, found from the module's outputs and checked on them.
 
     Args:
-        module: None for no norm.
-        width: Of the residual stream.
+        module: The module; None for no norm.
+        width: The width of the residual stream.
 
     Raises:
         ModelError: the module is neither the identity, a LayerNorm nor an RMSNorm.
@@ -90,7 +96,7 @@ def read_norm(module: torch.nn.Module | None, width: int) -> Norm:
     anchor = next(module.parameters(), torch.zeros(1))
     signs = torch.ones(width, device=anchor.device)
     signs[1::2] = -1
-    if width % 2 and width > 1:  # no mean, and a mean square of 1
+    if width % 2 and width > 1:  # so that these, too, have a mean of 0 and a mean square of 1
         signs[-3:] = torch.tensor([1.0, 1.0, -2.0])
         signs /= signs.square().mean().sqrt()
     x = torch.randn(3, width, generator=generator(0, "norm")).to(anchor.device)
@@ -112,6 +118,7 @@ def read_norm(module: torch.nn.Module | None, width: int) -> Norm:
 
 
 def _apply(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Return a module's output for x, past its hooks and in its own precision, as float32."""
     dtype = next((p.dtype for p in module.parameters()), x.dtype)
-    found: torch.Tensor = module.forward(x.to(dtype)).float()
-    return found
+    output: torch.Tensor = module.forward(x.to(dtype)).float()
+    return output

@@ -1,7 +1,9 @@
-"""Who reads a direction: exact at first order, from the backward passes that the screen takes anyway.
+"""Which parts of a model read a direction, at first order.
 
-Like the screen this ranks and never decides: what is read through a saturated attention or a step has no
-gradient. `patching.confirm_reader` makes a finite edit of what one reader reads.
+The score of a reader is that of the screen (`causal.use.screen`) with only the part of the gradient that
+comes through this reader; it takes the same backward passes. Like the screen it ranks and never decides:
+what is read through a saturated attention or a step has no gradient. `patching.confirm_reader` makes a
+finite edit of what one reader reads.
 """
 
 from __future__ import annotations
@@ -21,29 +23,33 @@ from sae_placebo.core.progress import Track, untracked
 
 
 class ReadersSpec(ScreenSpec):
-    """Settings of a screen with readers."""
+    """The settings of a screen with readers."""
 
     reader_nulls: int = Field(default=99, gt=1)
-    """Random directions that each reader's score is ranked among."""
+    """Each reader's score is ranked among those of this many random directions."""
 
 
 @dataclass(frozen=True, eq=False)
 class Readers:
-    """What reads each direction, at first order; NaN for those that too few tokens hold.
+    """What reads each direction, at first order; NaN for directions that too few tokens hold.
 
     Attributes:
-        names: Of the readers, such as q.3.0 (query of head 0 in layer 3), mlp.3, unembedding.
-        kinds: `unembedding`, `qk`, `ov` or `mlp` of each.
-        score: Mean of a^2 (g_m . d)^2, g_m the gradient through reader m of log probabilities of labels
-            drawn from the model; nats, doubled, as `Screen.phi`.
-        signed: Mean of a (g_m . d) with the text's own next tokens as labels, in nats: what the direction
-            adds to their log probability. Sums over readers to that of the hookpoint.
-        percentile: Share of random directions, at the same angle to each activation, with a lower score.
-        any_p: Rank of the largest score among the readers, in standard deviations of the logarithms of their
-            nulls, among the largest of each random direction: whether anything reads it more than those.
-        path_split: Shares of the summed scores by kind, in the order of `KINDS`. Scores are squares, so
-            what readers do together or against one another is in no share.
-        n: Tokens that hold each direction.
+        names: The readers, such as q.3.0 (the query of head 0 in layer 3), mlp.3, unembedding.
+        kinds: The kind of each: `unembedding`, `qk`, `ov` or `mlp`.
+        score: The mean of a^2 (g_m . d)^2 over the tokens that hold the direction, where g_m is the
+            gradient, through reader m, of log probabilities of labels drawn from the model. In nats, doubled,
+            as `Screen.phi`.
+        signed: The mean of a (g_m . d) with the next tokens of the text as labels, in nats: what the
+            direction adds to their log probability through the reader, to first order. Its sum over
+            readers is what the direction adds altogether.
+        percentile: The share, 0 to 1, of random directions at the same angle to each activation that have a
+            lower score.
+        any_p: The p-value of the claim that something reads the direction more than it reads random ones.
+            Each score is put in standard deviations of the logarithms of its nulls; the largest over the
+            readers is ranked among the largest of each random direction.
+        path_split: The share of each kind, in the order of `KINDS`, in the sum of all scores. Scores are
+            squares, so what readers do together or against one another is in no share.
+        n: How many of the tokens read hold each direction.
     """
 
     names: tuple[str, ...]
@@ -56,20 +62,23 @@ class Readers:
     n: Int64[np.ndarray, " direction"]
 
     def top(self, direction: int, n: int, least: float = 0.95) -> list[int]:
-        """Return the readers with the largest scores among those at `least` this percentile."""
+        """Return the `n` readers of a direction with the largest scores, largest first, as indices.
+
+        Readers whose percentile is below `least` are left out.
+        """
         order = np.argsort(-np.nan_to_num(self.score[direction], nan=-1), kind="stable")
-        good = [int(m) for m in order if self.percentile[direction, m] >= least]
-        return good[:n]
+        return [int(m) for m in order if self.percentile[direction, m] >= least][:n]
 
 
 def readers(subject: Subject, directions: Directions, spec: ReadersSpec, seed: int) -> Readers:
-    """Return who reads each direction; `survey` gives the screen as well, in one pass.
+    """Return which parts of the model read each direction. `survey` returns the screen as well.
 
     Args:
         subject: The model and its held-out tokens.
-        directions: Asked about. Nulls take 4 bytes by direction, reader and null.
-        spec: Tokens, samples, nulls.
-        seed: Names all draws.
+        directions: The directions that are scored. Their nulls take 4 bytes of memory for each direction,
+            reader and random direction.
+        spec: How many tokens, labels and random directions are used.
+        seed: The seed of all draws.
 
     Raises:
         ModelError: the model's layers are not understood.
@@ -84,10 +93,13 @@ def survey(
     seed: int,
     track: Track = untracked,
 ) -> tuple[Screen, Readers]:
-    """Return `screen` and `readers` of the same gradients, shown; arguments and errors as theirs."""
-    found, read = _pass(subject, directions, spec, seed, with_screen=True, track=track)
-    assert found is not None
-    return found, read
+    """Return what `screen` and `readers` do, from the same gradients, and show the progress.
+
+    Arguments and errors are those of `readers`.
+    """
+    screened, read = _pass(subject, directions, spec, seed, with_screen=True, track=track)
+    assert screened is not None
+    return screened, read
 
 
 def _pass(
@@ -98,23 +110,25 @@ def _pass(
     with_screen: bool,
     track: Track = untracked,
 ) -> tuple[Screen | None, Readers]:
+    """Return the screen, if wanted, and the readers, from one pass over the tokens."""
     trace = ReaderTrace(subject.downstream)
-    counter = _ReaderTally(subject, directions, trace, spec, seed)
+    tally = _ReaderTally(subject, directions, trace, spec, seed)
     screen = ScreenTally(subject, directions, spec, seed) if with_screen else None
     rows = drawn_rows(subject, spec.tokens, seed)
-    n = int(np.isin(subject.tokens.places[:, 0], rows).sum())
-    with track("find readers", n, "tokens") as advance:
-        for i, found in enumerate(sampled_gradients(subject, rows, spec.samples, seed, trace)):
-            if i == 0 and found.readers is not None:
-                check_sum(found.readers, found.sampled)
-            counter.add(found)
+    with track("find readers", len(subject.tokens_in(rows)), "tokens") as advance:
+        for i, part in enumerate(sampled_gradients(subject, rows, spec.samples, seed, trace)):
+            if i == 0 and part.readers is not None:
+                check_sum(part.readers, part.sampled)
+            tally.add(part)
             if screen is not None:
-                screen.add(found)
-            advance(len(found.tokens))
-    return (None if screen is None else screen.finish()), counter.finish()
+                screen.add(part)
+            advance(len(part.tokens))
+    return (None if screen is None else screen.finish()), tally.finish()
 
 
 class _ReaderTally:
+    """The scores of readers in progress."""
+
     def __init__(
         self,
         subject: Subject,
@@ -128,12 +142,14 @@ class _ReaderTally:
         self.trace, self.spec = trace, spec
         self.tally = MatchedSums(directions, nulls, trace.n_readers)
 
-    def add(self, found: Gradients) -> None:
-        assert found.readers is not None
-        halves = np.zeros(len(found.tokens), dtype=np.int64)
-        self.tally.add(found.tokens, halves, found.site, found.readers, found.observed)
+    def add(self, part: Gradients) -> None:
+        """Add the gradients at some tokens to the sums."""
+        assert part.readers is not None
+        halves = np.zeros(len(part.tokens), dtype=np.int64)
+        self.tally.add(part.tokens, halves, part.site, part.readers, part.observed)
 
     def finish(self) -> Readers:
+        """Return the scores from the sums over all tokens added."""
         tally = self.tally
         n = tally.n.sum(0)
         enough = (n >= self.spec.fewest)[:, None]
@@ -162,17 +178,21 @@ def _largest(
     score: Float64[np.ndarray, "direction reader"],
     nulls: Float32[np.ndarray, "direction reader null"],
 ) -> Float64[np.ndarray, " direction"]:
-    """Return the rank of each direction's largest score over readers among those of its nulls."""
-    found = np.ones(len(score))
+    """Return the p-value of each direction's largest score over readers, among those of its nulls.
+
+    Scores of different readers are made comparable by the mean and standard deviation of the logarithms of
+    their nulls.
+    """
+    p = np.ones(len(score))
     for i in range(len(score)):
         with np.errstate(divide="ignore", invalid="ignore"):
-            logs, own = np.log(nulls[i].astype(np.float64)), np.log(score[i])
-            spread = logs.std(axis=1)
-        # readers that no random direction reaches, or all alike, tell nothing
-        usable = np.isfinite(own) & np.isfinite(spread) & (spread > 0)
+            of_nulls, of_direction = np.log(nulls[i].astype(np.float64)), np.log(score[i])
+            spread = of_nulls.std(axis=1)
+        # a reader that no random direction reaches, or that all of them reach alike, cannot rank anything
+        usable = np.isfinite(of_direction) & np.isfinite(spread) & (spread > 0)
         if usable.any():
-            center = logs[usable].mean(axis=1)
-            z = ((own[usable] - center) / spread[usable]).max()
-            of_nulls = ((logs[usable] - center[:, None]) / spread[usable, None]).max(axis=0)
-            found[i] = (1 + (of_nulls >= z).sum()) / (1 + len(of_nulls))
-    return found
+            center = of_nulls[usable].mean(axis=1)
+            z = ((of_direction[usable] - center) / spread[usable]).max()
+            largest = ((of_nulls[usable] - center[:, None]) / spread[usable, None]).max(axis=0)
+            p[i] = (1 + (largest >= z).sum()) / (1 + len(largest))
+    return p

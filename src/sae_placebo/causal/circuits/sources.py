@@ -1,4 +1,4 @@
-"""Which earlier tokens an attention head takes what it writes into a latent from."""
+"""The source tokens of an attention head: from which earlier tokens it takes what it adds to a latent."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from sae_placebo.core.lazy import pandas, torch
 from sae_placebo.models.sites import run_until_stopped
 
 _AGREE = 1e-3
+"""Two sums over source tokens agree if they differ by no more than this share of their terms' sizes."""
 
 
 def sources(
@@ -26,40 +27,43 @@ def sources(
     firings: Int64[np.ndarray, " firing"],
     n: int = 5,
 ) -> pandas.DataFrame:
-    """Return the source tokens of what a head adds to a latent's pre-activation at some tokens.
+    """Return from which tokens a head takes what it adds to a latent's pre-activation.
 
-    A head's output is a sum over the tokens that it attends to, so c_ts = a_ts e . W_O v_s is exact; that
-    these sum to e . out_t is checked.
+    A head's output at token t is a sum over the tokens s that it attends to. So what it takes from s is
+    exactly c_ts = a_ts e . W_O v_s, with a_ts its attention, v_s its value at s, and e the latent's encoder.
+    It is checked that these sum to e . out_t, with out_t the head's output.
 
     Args:
         subject: The model, and its tokens.
-        encoder: Of the latent, in model units.
-        layer: Of the head.
-        head: Its number in the layer.
-        firings: Tokens, as indices into the subject's.
-        n: Sources of each, those of largest |c|.
+        encoder: The latent's encoder, in model units.
+        layer: The layer of the head.
+        head: The number of the head in its layer.
+        firings: The tokens t, as indices into the subject's.
+        n: How many sources are returned for each of them, those of the largest |c|.
 
     Returns:
-        firing, row, position, source (position), source_id, source_text, attention, contribution, and
-        `whole`, the sum over all sources; model units of pre-activation.
+        One row per source: firing (the token t), its row and position; source (its position), source_id,
+        source_text; attention, contribution (c), and `whole`, the sum of c over all sources. The last two
+        are in the units of the pre-activation.
 
     Raises:
         NotEstimable: the head is not before the hookpoint.
-        ModelError: the attention does not return its weights, or its output is not their sum of values.
+        ModelError: the attention does not return its weights, or its output is not the sum of values that
+            they weigh.
     """
     stream = StreamReader(subject)
     if layer not in stream.attentions or not 0 <= head < stream.attentions[layer].n_heads:
         raise NotEstimable(
             f"L{layer}.H{head} does not write to {subject.downstream.hookpoint.name}: no such head there."
         )
-    table, found = subject.tokens, []
+    table, records = subject.tokens, []
     for firing in firings:
         row, position = (int(i) for i in table.places[firing])
         ids = subject.ids_of(row)[: position + 1]
         attention, parts = _contributions(stream, encoder, layer, head, ids)
         for source in np.argsort(-np.abs(parts), kind="stable")[:n]:
             token = int(ids[source])
-            found.append(
+            records.append(
                 {
                     "firing": int(firing),
                     "row": row,
@@ -72,7 +76,7 @@ def sources(
                     "whole": float(parts.sum()),
                 }
             )
-    return pandas.DataFrame(found)
+    return pandas.DataFrame(records)
 
 
 def _contributions(
@@ -82,7 +86,7 @@ def _contributions(
     head: int,
     ids: Int64[torch.Tensor, " pos"],
 ) -> tuple[Float[np.ndarray, " pos"], Float[np.ndarray, " pos"]]:
-    """Return the last token's attention to every token, and what it takes from each."""
+    """Return the head's attention from the last token to every token, and what it takes from each."""
     attention = stream.attentions[layer]
     patterns: list[torch.Tensor] = []
     seen: dict[str, Any] = {}

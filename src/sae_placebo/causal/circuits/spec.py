@@ -1,4 +1,4 @@
-"""Settings of what is asked about circuits."""
+"""The settings by which readers and writers of latents are found."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from sae_placebo.core.spec import Spec
 
 
 class CircuitSpec(Spec):
-    """Which readers and writers of latents are looked for, and on what."""
+    """How the parts of a model that read and write latents are found."""
 
     readers: ReadersSpec = ReadersSpec()
     writers: WriterSpec = WriterSpec()
     patch: PatchSpec = PatchSpec()
     kept: int = Field(4, ge=1)
-    """Readers and writers that are kept of each latent, largest first."""
+    """How many readers, and how many writers, are kept for each latent, the largest first."""

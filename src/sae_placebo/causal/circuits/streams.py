@@ -1,7 +1,7 @@
-"""The residual stream before a hookpoint as a sum: what each part of the model adds at every token.
+"""The residual stream at a hookpoint as a sum of what each part of the model before it adds.
 
-Attention heads are kept as the mixed values that enter the output matrix, so that all heads of a layer
-are as wide together as that input, and no head's own term [token, d_model] is ever made.
+For attention heads the mixed values that enter the output matrix are kept. All heads of a layer together are
+as wide as that input, and what each single head adds, which would be [token, d_model], is never computed.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 from jaxtyping import Float, Float32, Int64
 
 from sae_placebo.causal.circuits.components import Attention, layer_parts
-from sae_placebo.causal.circuits.norms import read_norm
 from sae_placebo.causal.use.base import Subject
 from sae_placebo.core.lazy import torch
 from sae_placebo.models.hookpoints import Hookpoint, Site
 from sae_placebo.models.sites import Stopped, resolve, run_until_stopped
 
 _ROWS = 16
+"""So many rows are read at once."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Part:
     """One part of the model that adds to the residual stream.
 
     Attributes:
-        kind: `embedding` (of tokens and, where the model adds them, positions), `head`, `mlp`, or `rest`:
-            biases, and what rounding leaves.
-        layer: -1 where it belongs to none.
-        head: -1 where it is none.
+        kind: `embedding` (of tokens and, where the model adds them, of positions), `head`, `mlp`, or `rest`
+            (biases, and what rounding leaves).
+        layer: The layer that it belongs to; -1 for none.
+        head: The number of the head in its layer; -1 for other parts.
     """
 
     kind: str
@@ -41,7 +41,7 @@ class Part:
 
     @property
     def name(self) -> str:
-        """For people: `embedding`, `L2.H5`, `L2.mlp`, `rest`."""
+        """The name that people read: `embedding`, `L2.H5`, `L2.mlp`, `rest`."""
         if self.kind == "head":
             return f"L{self.layer}.H{self.head}"
         return self.kind if self.layer < 0 else f"L{self.layer}.{self.kind}"
@@ -49,12 +49,12 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class PartColumns:
-    """Columns that are read together: all heads of a layer, or one other part.
+    """Parts that are read together, as the columns of one array: all heads of a layer, or one other part.
 
     Attributes:
-        parts: One, or the heads of a layer in order.
-        output: [head, d_model, head_dim] from the heads' columns to the stream; None: columns are the
-            stream's own.
+        parts: The heads of a layer in order, or the one part.
+        output: The matrix of each head that maps its columns to the stream. None where the columns are what
+            the part adds to the stream.
     """
 
     parts: tuple[Part, ...]
@@ -62,13 +62,20 @@ class PartColumns:
 
 
 class StreamReader:
-    """Reads what every part adds to the activation at a hookpoint.
+    """A reader of what every part of the model adds to the activation at a hookpoint.
 
     Args:
         subject: The model behind the hookpoint, and its tokens.
 
+    Attributes:
+        subject: The same.
+        model: The model.
+        attentions: By layer, the attentions that add to the activation.
+        blocks: The parts, as they are read together.
+
     Raises:
-        ModelError: the model's layers do not add up, or its attention does not split into heads.
+        ModelError: the model's layers do not add attention and MLP to a stream, or its attention does not
+            split into heads.
     """
 
     def __init__(self, subject: Subject) -> None:
@@ -80,11 +87,11 @@ class StreamReader:
         self.attentions: dict[int, Attention] = {}
         if stop and place.site != "mlp_out":
             layers = range(stop) if whole else range(place.layer, place.layer + 1)
-            found = layer_parts(self.model, layers[0], layers[-1] + 1)
-            self.attentions = {p.index: p.attention for p in found}
+            parts = layer_parts(self.model, layers[0], layers[-1] + 1)
+            self.attentions = {p.index: p.attention for p in parts}
         elif place.site == "attn_out":
             self.attentions = {0: layer_parts(self.model, 0, 1)[0].attention}
-        self._norms = {i: _norm_behind(a) for i, a in self.attentions.items()}
+        self._norms = {i: a.norm_behind() for i, a in self.attentions.items()}
         self._mlps = [Hookpoint("mlp_out", i) for i in range(stop)] if whole else []
         self._mlps += [place] if place.site == "mlp_out" else []
         self._start = [Hookpoint("resid_pre", 0)] if whole else []
@@ -92,6 +99,7 @@ class StreamReader:
         self.blocks = self._layout()
 
     def _layout(self) -> list[PartColumns]:
+        """Return the parts as they are read together: embedding, the heads of each layer, each MLP."""
         blocks = [PartColumns((Part("embedding"),)) for _ in self._start]
         for i, attention in self.attentions.items():
             heads = tuple(Part("head", i, h) for h in range(attention.n_heads))
@@ -99,21 +107,26 @@ class StreamReader:
         return blocks + [PartColumns((Part("mlp", place.layer),)) for place in self._mlps]
 
     def output_weight(self, layer: int) -> Float[torch.Tensor, "head d_model head_dim"]:
-        """Return W_O of a layer's heads, with the gain of a norm behind it."""
+        """Return W_O of a layer's heads, with the gain of the norm behind it, if there is one."""
         weight, norm = self.attentions[layer].output_weight().cpu(), self._norms[layer]
         return weight if norm is None else weight * norm.weight.cpu()[:, None]
 
     def scale(
         self, layer: int, whole: Float[torch.Tensor, "token d_model"]
     ) -> Float[torch.Tensor, "token 1"]:
-        """Return what the layer multiplies the heads' terms by at each token, given what they sum to."""
+        """Return by what the layer multiplies the heads' outputs at each token, gains left aside.
+
+        Args:
+            layer: The layer.
+            whole: The output of the attention's output matrix, which is the sum over heads and the bias.
+        """
         norm = self._norms[layer]
         scale = torch.full_like(whole[:, :1], self.attentions[layer].term.scale)
         return scale if norm is None else scale / norm.spread(whole)
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """All parts but the rest."""
+        """All parts except the rest."""
         return tuple(part for block in self.blocks for part in block.parts)
 
     def read(
@@ -125,26 +138,28 @@ class StreamReader:
             Float[np.ndarray, "token d_in"],
         ]
     ]:
-        """Yield, of some rows at a time, the tokens that count, each block's columns, and the activation.
+        """Yield the tokens of a few rows at a time, the columns of each block, and the activations.
 
-        Tokens are indices into the subject's.
+        Args:
+            rows: The rows that are read, ascending.
         """
         places = self.subject.tokens.places
         table = self.subject.tokens.rows
         for start in range(0, len(rows), _ROWS):
-            some = rows[start : start + _ROWS]
-            tokens = np.flatnonzero(np.isin(places[:, 0], some))
+            batch = rows[start : start + _ROWS]
+            tokens = self.subject.tokens_in(batch)
             if not len(tokens):
                 continue
-            width = int(table.lengths[some].max())
-            ids = torch.from_numpy(table.token_ids[some, :width].astype(np.int64))
-            at = (np.searchsorted(some, places[tokens, 0]), places[tokens, 1])
+            width = int(table.lengths[batch].max())
+            ids = torch.from_numpy(table.token_ids[batch, :width].astype(np.int64))
+            at = (np.searchsorted(batch, places[tokens, 0]), places[tokens, 1])
             columns, x = self._forward(ids, at)
-            yield tokens.astype(np.int64), columns, x
+            yield tokens, columns, x
 
     def _forward(
         self, ids: torch.Tensor, at: tuple[Any, Any]
     ) -> tuple[list[Float[np.ndarray, "token width"]], Float[np.ndarray, "token d_in"]]:
+        """Return the columns of each block, and the activations, at the rows and positions `at`."""
         seen: dict[Any, Any] = {}
         place = self.subject.downstream.hookpoint
         shape = tuple(ids.shape)
@@ -176,16 +191,19 @@ class StreamReader:
         return [seen[name] for name in order], seen[place]
 
 
-def later_than(one: Hookpoint, other: Hookpoint) -> bool:
-    """Return whether a hookpoint comes behind another in the model's order."""
+def later_than(place: Hookpoint, other: Hookpoint) -> bool:
+    """Return whether `place` comes after the other hookpoint in the model."""
     order = get_args(Site)
-    return (one.layer, order.index(one.site)) > (other.layer, order.index(other.site))
+    return (place.layer, order.index(place.site)) > (other.layer, order.index(other.site))
 
 
 def read_through(
     encoders: Float32[np.ndarray, "any d_in"], block: PartColumns
 ) -> Float32[np.ndarray, "any width"]:
-    """Return encoders as rows over a block's columns: through W_O where these are heads' values."""
+    """Return encoders as vectors over a block's columns: the product with columns is the part's e . out.
+
+    Where the columns are mixed values of heads, an encoder is taken through W_O.
+    """
     if block.output is None:
         return encoders
     weight = block.output.numpy()
@@ -196,16 +214,6 @@ def read_through(
 def by_head(
     a: Float[np.ndarray, "any width"], b: Float[np.ndarray, "any width"], heads: int
 ) -> Float[np.ndarray, "any head"]:
-    """Return the product of two rows of a block's columns, by head."""
+    """Return the scalar product of each row of `a` with that of `b`, by head."""
     shape = (len(a), heads, -1)
     return np.asarray(np.einsum("mhd,mhd->mh", a.reshape(shape), b.reshape(shape)))
-
-
-def _norm_behind(attention: Attention) -> Any:
-    """Return the norm between the attention's output and the stream; None where there is none."""
-    term = attention.term.module
-    if "Norm" not in type(term).__name__:
-        return None
-    # components refuses norms that subtract or add
-    attention.head_outputs(torch.zeros(1, attention.n_heads * attention.head_dim) + 0.1)
-    return read_norm(term, int(attention.output_weight().shape[1]))

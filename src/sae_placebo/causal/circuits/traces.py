@@ -1,8 +1,9 @@
-"""The readers behind a hookpoint, and the part of a gradient that comes through each.
+"""The readers behind a hookpoint, and the part of a gradient that comes through each of them.
 
-The residual stream is a sum and its skips are identities, so the gradient at a hookpoint is the sum of the
-gradients at what each reader reads there: queries, keys and values of each head, each MLP, and the final
-norm before the unembedding, each taken back through the norm that stands before it.
+A **reader** is what takes something from the residual stream: the queries, keys or values of one attention
+head, an MLP, or the unembedding behind the final norm. The stream is a sum whose skips are identities. So
+the gradient at a hookpoint is the sum over readers of the gradient at what each reads, taken back through
+the norm before it. That is exact, and it is checked.
 """
 
 from __future__ import annotations
@@ -19,22 +20,25 @@ from sae_placebo.causal.circuits.norms import Norm
 from sae_placebo.causal.use.downstream import Downstream
 from sae_placebo.core.errors import ModelError
 from sae_placebo.core.lazy import torch
+from sae_placebo.models.sites import first_tensor, input_tensor, with_first, with_input
 
 Kind = Literal["unembedding", "qk", "ov", "mlp"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+"""The kinds of readers: queries and keys are `qk`, values are `ov`."""
 _MISSED = 1e-2
+"""The readers may fail to account for at most this share of the gradient at the hookpoint."""
 
 
 @dataclass(frozen=True, eq=False)
 class Branch:
-    """What reads the stream through one norm with one module.
+    """Readers of one sort in one layer: the queries, keys or values of all heads, or the MLP.
 
     Attributes:
-        letter: q, k, v or mlp.
-        layer: Of the model.
-        norm: Between the stream and it.
+        letter: `q`, `k`, `v` or `mlp`.
+        layer: The layer.
+        norm: The norm between the stream and the readers.
         host: The module that is given the normalized stream: the attention, or the MLP.
-        projection: By head; None for an MLP.
+        projection: The matrix of the queries, keys or values, by head; None for an MLP.
     """
 
     letter: str
@@ -45,32 +49,33 @@ class Branch:
 
     @property
     def kind(self) -> Kind:
-        """Its kind."""
+        """The kind of its readers."""
         return {"q": "qk", "k": "qk", "v": "ov", "mlp": "mlp"}[self.letter]  # type: ignore[return-value]
 
     @property
     def names(self) -> list[str]:
-        """One name for each head, such as q.3.0: layer 3, head 0."""
+        """The names of its readers, one for each head, such as q.3.0 for layer 3 and head 0, or mlp.3."""
         if self.projection is None:
             return [f"mlp.{self.layer}"]
         return [f"{self.letter}.{self.layer}.{h}" for h in range(self.projection.n_heads)]
 
 
 def branches(behind: Downstream) -> list[Branch]:
-    """Return all that reads the stream behind a hookpoint, save the unembedding.
+    """Return the branches of all readers behind a hookpoint except the unembedding.
 
     Raises:
-        ModelError: a layer behind it is not understood.
+        ModelError: a layer behind the hookpoint is not understood.
     """
-    found: list[Branch] = []
+    readers: list[Branch] = []
     parts = layer_parts(behind.model, behind.first) if behind.first < len(behind.layers) else []
     for part in parts:
         site = behind.hookpoint.site if part.index == behind.hookpoint.layer else "resid_pre"
-        found += _of_layer(part, site)
-    return found
+        readers += _of_layer(part, site)
+    return readers
 
 
 def _of_layer(part: LayerParts, site: str) -> list[Branch]:
+    """Return the branches of a layer that read what is edited at this site of it."""
     attention = part.attention
     by_head = [("q", attention.query), ("k", attention.key), ("v", attention.value)]
     heads = [
@@ -84,14 +89,14 @@ def _of_layer(part: LayerParts, site: str) -> list[Branch]:
 
 
 class ReaderTrace:
-    """Follows forwards, so that the gradient at a hookpoint can be split by reader.
+    """A trace of forward passes, by which the gradient at a hookpoint is split by reader.
 
     Args:
-        behind: The model behind a hookpoint.
+        behind: The model behind the hookpoint.
 
     Attributes:
-        names: Of the readers; the unembedding is the last.
-        kinds: Of the readers.
+        names: The names of the readers; the unembedding is the last.
+        kinds: The kinds of the readers, in the same order.
 
     Raises:
         ModelError: a layer behind the hookpoint is not understood.
@@ -109,12 +114,17 @@ class ReaderTrace:
 
     @property
     def n_readers(self) -> int:
-        """Readers."""
+        """The number of readers."""
         return len(self.names)
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """Note what every norm and reader is given, and give each reader its own copy."""
+        """Note what every norm and reader is given in the forward passes inside.
+
+        Each MLP is given its own view of its input, and the final norm of the stream, so that the gradient
+        at that view is the one through this reader alone. The gradients of heads are read at the outputs
+        of their projections.
+        """
         self._seen.clear()
         with contextlib.ExitStack() as stack:
 
@@ -123,10 +133,8 @@ class ReaderTrace:
                 stack.callback(handle.remove)
 
             for branch in self.branches:
-                before(
-                    branch.norm.module or branch.host,
-                    self._note("in", branch.norm.module or branch.host),
-                )
+                anchor = branch.norm.module or branch.host
+                before(anchor, self._note(anchor))
                 if branch.projection is None:
                     before(branch.host, self._fork(branch.host))
                 else:
@@ -137,10 +145,11 @@ class ReaderTrace:
             yield
 
     def leaves(self) -> list[torch.Tensor]:
-        """Return the tensors whose gradients tell the readers apart."""
+        """Return the tensors whose gradients are those of single readers, or of the heads of a layer."""
         return [self._seen["leaf", key] for key in self._leaf_keys()]
 
     def _leaf_keys(self) -> list[int]:
+        """Return the ids of the modules that leaves belong to, each once; that of the last layer is last."""
         modules = [b.projection.module if b.projection else b.host for b in self.branches]
         last = self.behind.layers[len(self.behind.layers) - 1]
         return list(dict.fromkeys(id(m) for m in (*modules, last)))
@@ -151,15 +160,15 @@ class ReaderTrace:
         """Return the gradient at the stream through each reader.
 
         Args:
-            gradients: Of `leaves()`.
-            kept: Rows and positions.
+            gradients: The gradients at the tensors that `leaves` returns.
+            kept: Row and position of each token wanted.
         """
         shape = self._seen["leaf", self._leaf_keys()[-1]].shape[:2]
         of = {
             key: g.reshape(*shape, -1)[kept].float()
             for key, g in zip(self._leaf_keys(), gradients, strict=True)
         }
-        found = []
+        through = []
         for branch in self.branches:
             anchor = branch.norm.module or branch.host
             x = self._seen["in", id(anchor)].reshape(*shape, -1)[kept].float()
@@ -171,32 +180,35 @@ class ReaderTrace:
                 read = torch.einsum(
                     "the,hed->thd", by_head, self._weights[branch.letter, branch.layer]
                 )
-            found.append(branch.norm.pulled(read, x[:, None]))
+            through.append(branch.norm.pulled(read, x[:, None]))
         last = self._leaf_keys()[-1]
-        return torch.cat([*found, of[last][:, None]], 1)
+        return torch.cat([*through, of[last][:, None]], 1)
 
-    def _note(self, name: str, module: torch.nn.Module) -> Callable[..., None]:
+    def _note(self, module: torch.nn.Module) -> Callable[..., None]:
+        """Return a hook that notes what a module is given."""
+
         def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            value = args[0] if args else kwargs["hidden_states"]
-            self._seen[name, id(module)] = value.detach()
+            self._seen["in", id(module)] = input_tensor(args, kwargs).detach()
 
         return hook
 
     def _fork(self, module: torch.nn.Module) -> Callable[..., Any]:
+        """Return a hook that gives a module a view of its input, and notes this as a leaf."""
+
         def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            value = args[0] if args else kwargs["hidden_states"]
-            own = value.view_as(value)
-            self._seen["leaf", id(module)] = own
-            return ((own, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": own})
+            value = input_tensor(args, kwargs)
+            leaf = self._seen["leaf", id(module)] = value.view_as(value)
+            return with_input(args, kwargs, leaf)
 
         return hook
 
     def _output(self, module: torch.nn.Module, fork: bool = False) -> Callable[..., Any]:
+        """Return a hook that notes a module's output, or a view that takes its place, as a leaf."""
+
         def hook(_: Any, args: Any, output: Any) -> Any:
-            value = output[0] if isinstance(output, (tuple, list)) else output
-            own = value.view_as(value) if fork else value
-            self._seen["leaf", id(module)] = own
-            return (own, *output[1:]) if isinstance(output, (tuple, list)) else own
+            value = first_tensor(output)
+            leaf = self._seen["leaf", id(module)] = value.view_as(value) if fork else value
+            return with_first(output, leaf)
 
         return hook
 
@@ -205,7 +217,11 @@ def check_sum(
     readers: Float[torch.Tensor, "sample token reader d_in"],
     site: Float[torch.Tensor, "sample token d_in"],
 ) -> None:
-    """Refuse gradients through the readers that do not sum to the one at the hookpoint.
+    """Refuse gradients through the readers that do not sum to the gradient at the hookpoint.
+
+    Args:
+        readers: The gradient through each reader.
+        site: The gradient at the hookpoint.
 
     Raises:
         ModelError: something else reads the stream, or a skip is no identity.

@@ -1,7 +1,7 @@
-"""What weights alone could read of a direction: capability, not use.
+"""What the weights behind a hookpoint could read of a direction: capability, not use.
 
-No data enters: a head may be able to read a direction that is never there when it attends, and an edge of
-large weight may carry nothing. Beside use this says where to look, and no more.
+No data enters. A head may be able to read a direction that is never there when it attends, and an edge of
+large weight may carry nothing. So this says where one may look, and not what the model does.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ from sae_placebo.models.embeddings import output_weight
 
 @dataclass(frozen=True, eq=False)
 class WeightCapability:
-    """What each reader's weights would make of each direction: capability, not use.
+    """How much each reader's weights W would make of each direction d: capability, not use.
 
     Attributes:
-        names: q.L.h, k.L.h, ov.L.h, mlp.L, unembedding. Of a mixture of experts, mlp is its router.
-        gain: |W d| over its expectation for an isotropic direction, |W|_F / sqrt(d_model); W takes in the
-            gains of the norm before it and, for LayerNorms, the loss of the mean.
-        above_random: Standard deviations above random directions with the covariance of the activations.
-        above_others: Standard deviations above the directions asked about.
+        names: The readers, by layer L and head h: q.L.h, k.L.h, ov.L.h, mlp.L, and unembedding. In a
+            mixture of experts, mlp is the router.
+        gain: |W d| divided by its size for an isotropic direction, |W|_F / sqrt(d_model). W includes the
+            gains of the norm before it, and takes the mean out where that norm does.
+        above_random: How many standard deviations the gain is above that of random directions with the
+            covariance of the activations.
+        above_others: How many standard deviations the gain is above the mean over all directions.
     """
 
     names: tuple[str, ...]
@@ -41,19 +43,19 @@ class WeightCapability:
 def weight_capability(
     subject: Subject, directions: Directions, seed: int, n_random: int = 1000
 ) -> WeightCapability:
-    """Return what the weights behind a hookpoint could read of each direction: capability, not use.
-
-    Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits", for the matrices;
-    scores are norms of single directions, not of pairs of heads.
+    """Return how much the weights behind a hookpoint could read of each direction: capability, not use.
 
     Args:
-        subject: The model, and activations whose covariance random directions take over.
-        directions: Asked about.
-        seed: Names the random directions.
-        n_random: How many.
+        subject: The model, and the activations whose covariance the random directions have.
+        directions: The directions, on the residual stream.
+        seed: The seed of the random directions.
+        n_random: How many random directions there are.
 
     Raises:
         ModelError: a layer behind the hookpoint is not understood.
+
+    Source: the matrices are those of Elhage et al. 2021, "A Mathematical Framework for Transformer
+    Circuits". Differs: scores are norms of single directions, not of pairs of heads.
     """
     behind = subject.downstream
     parts = layer_parts(behind.model, behind.first) if behind.first < len(behind.layers) else []
@@ -63,11 +65,11 @@ def weight_capability(
     gains: list[torch.Tensor] = []
     references: list[torch.Tensor] = []
     for name, maps in _maps(behind.model, parts):
-        # whole layers at a time: [map, d_out, d_model]
+        # maps is [map, d_out, d_model]: all heads of a layer at a time
         size = maps.square().sum((1, 2)).sqrt() / maps.shape[2] ** 0.5
         size = torch.where(size > 0, size, torch.nan)
-        for found, vectors in ((gains, given), (references, random)):
-            found.append(torch.stack([_lengths(vectors, w) for w in maps], 1) / size)
+        for table, vectors in ((gains, given), (references, random)):
+            table.append(torch.stack([_lengths(vectors, w) for w in maps], 1) / size)
         names += [name] if len(maps) == 1 else [f"{name}.{h}" for h in range(len(maps))]
     gain = torch.cat(gains, 1).cpu().numpy().astype(np.float64)
     reference = torch.cat(references, 1).cpu().numpy().astype(np.float64)
@@ -80,7 +82,7 @@ def weight_capability(
 def _lengths(
     vectors: Float[torch.Tensor, "vector d_model"], weight: Float[torch.Tensor, "d_out d_model"]
 ) -> Float[torch.Tensor, " vector"]:
-    """Return |W v|; through W'W where W is tall, as an unembedding is."""
+    """Return |W v| for each vector v, by way of W'W where W is tall, as an unembedding is."""
     if len(weight) <= weight.shape[1]:
         short: torch.Tensor = (vectors @ weight.T).norm(dim=1)
         return short
@@ -89,7 +91,7 @@ def _lengths(
 
 
 def _covariant(x: torch.Tensor, n: int, seed: int) -> Float[torch.Tensor, "random d_in"]:
-    """Return unit vectors along normal draws with the covariance of x."""
+    """Return unit vectors along normal draws that have the covariance of the rows of x."""
     mix = torch.randn(n, len(x), generator=generator(seed, "weights", "covariant"))
     drawn = mix @ (x - x.mean(0))
     unit: torch.Tensor = drawn / drawn.norm(dim=1, keepdim=True).clamp_min(1e-12)
@@ -99,7 +101,8 @@ def _covariant(x: torch.Tensor, n: int, seed: int) -> Float[torch.Tensor, "rando
 def _maps(
     model: torch.nn.Module, parts: list[LayerParts]
 ) -> list[tuple[str, Float[torch.Tensor, "map d_out d_model"]]]:
-    found: list[tuple[str, torch.Tensor]] = []
+    """Return the maps by which each reader reads the stream, norm included, with the reader's name."""
+    maps: list[tuple[str, torch.Tensor]] = []
     final = final_norm(model)
     entering = mlp_matrices(model, parts)
     for part in parts:
@@ -109,16 +112,16 @@ def _maps(
         for letter, weight in (
             ("q", attention.query.weight()), ("k", attention.key.weight()), ("ov", ov),
         ):  # fmt: skip
-            found.append((f"{letter}.{part.index}", _behind(norm, weight)))
+            maps.append((f"{letter}.{part.index}", _behind(norm, weight)))
         if entering[part.index]:
             stacked = torch.cat([matrix(module) for module in entering[part.index]])[None]
-            found.append((f"mlp.{part.index}", _behind(part.mlp_norm, stacked)))
+            maps.append((f"mlp.{part.index}", _behind(part.mlp_norm, stacked)))
     head = output_weight(model)
     if head is not None:
-        found.append(("unembedding", _behind(final, head.to(final.weight.device)[None])))
-    return found
+        maps.append(("unembedding", _behind(final, head.to(final.weight.device)[None])))
+    return maps
 
 
 def _behind(norm: Norm, weight: torch.Tensor) -> torch.Tensor:
-    """Return W with the gains of the norm before it, and with the mean taken out where it does that."""
+    """Return W with the gains of the norm before it, and with the mean taken out where the norm does so."""
     return norm.core(weight * norm.weight.to(weight.device))

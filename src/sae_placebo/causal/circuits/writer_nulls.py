@@ -1,4 +1,8 @@
-"""What a part's share in a latent is held against: encoders at its angle, random encoders, other latents."""
+"""The nulls of a part's share in what moves a latent.
+
+Three kinds of other encoders are looked at: those at the same angle to the displacement of the activation,
+random ones that pick their own tokens, and those of other latents.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +19,21 @@ def angle_null(
 ) -> tuple[Float64[np.ndarray, "direction part"], Float64[np.ndarray, "direction part"]]:
     """Return p of each share among encoders at the same angle to the displacement, and their 95th percentile.
 
-    With v the displacement's unit vector, c the cosine and s the sine of the angle, e = c v + s w and
-    w uniform across v: share_m = (c v.o_m + s |o_m across v| t) / (c |dx|), o_m what part m's output
-    moves by. t, a coordinate of a uniform unit vector in d - 1 dimensions, is Student's with d - 2
-    degrees once divided by sqrt((1 - t^2) / (d - 2)).
+    The displacement dx is by how much the activation's mean differs where the latent fires. Let v be dx
+    brought to length 1, and c and s the cosine and sine of the angle between the encoder and v. A random
+    encoder at this angle is e = c v + s w, with w a uniform unit vector at a right angle to v. The share of
+    part m, whose output moves by o_m, is then
+
+        (c v . o_m + s |o_m across v| t) / (c |dx|),
+
+    with o_m across v what is left of o_m without its part along v, and t a coordinate of a uniform unit
+    vector in d - 1 dimensions. As t / sqrt((1 - t^2) / (d - 2)) has Student's distribution with d - 2
+    degrees of freedom, the distribution of the share is known and nothing is drawn.
 
     Args:
-        blocks: Of the stream; the last is the activation itself.
-        moved: By block, what its columns move by where each direction is active.
-        e: Encoders.
+        blocks: The blocks of the stream; the last is the activation itself.
+        moved: By block, by how much its columns differ where each direction is active.
+        e: The encoders.
     """
     from scipy.special import stdtr, stdtrit
 
@@ -58,7 +68,7 @@ def _geometry(
     unit: Float32[np.ndarray, "any d_in"],
     encoders: Float32[np.ndarray, "any d_in"],
 ) -> tuple[Float[np.ndarray, "any head"], ...]:
-    """Return |o|^2, unit . o and e . o of each part's displacement o in the stream."""
+    """Return |o|^2, unit . o and e . o for the displacement o of each part of a block, in the stream."""
     heads = len(block.parts)
     towards = by_head(read_through(unit, block), moved, heads)
     by_encoder = by_head(read_through(encoders, block), moved, heads)
@@ -77,10 +87,18 @@ def pseudo_null(
     parts: tuple[Part, ...],
     n: Int64[np.ndarray, " any"],
 ) -> tuple[Float64[np.ndarray, "direction part"], ...]:
-    """Return percentile among pseudo encoders, family-wise p over parts of a kind, and 95th percentile.
+    """Return each share's percentile among random encoders, its family-wise p, and their 95th percentile.
 
-    Each latent is held against those whose tokens are about as many, a quarter of all: shares of few
-    tokens scatter more.
+    A latent is compared with the quarter of the random encoders that fire on about as many tokens, since
+    shares over few tokens scatter more. Shares are put in standard deviations from the mean of these
+    encoders. The percentile is that among encoders for the same part. For p, the share is ranked among the
+    largest of each encoder over the heads, or over all other parts.
+
+    Args:
+        shares: The shares of the latents.
+        pseudo: The shares of the random encoders.
+        parts: The parts.
+        n: How many tokens each fires on, latents first.
     """
     m = len(shares)
     percentile, p, null95 = (np.full(shares.shape, np.nan) for _ in range(3))
@@ -89,22 +107,22 @@ def pseudo_null(
     if not len(pseudo):
         return percentile, p, null95
     edges = np.quantile(n_pseudo, (0.25, 0.5, 0.75))
-    own = np.digitize(n[:m], edges)
-    theirs = np.digitize(n_pseudo, edges)
+    of_latents = np.digitize(n[:m], edges)
+    of_pseudo = np.digitize(n_pseudo, edges)
     families = [
         np.array([part.kind in kinds for part in parts])
         for kinds in (("head",), ("embedding", "mlp"))
     ]
-    for stratum in np.unique(theirs):
-        null = pseudo[theirs == stratum]
-        there = (own == stratum) & np.isfinite(shares[:, 0])
-        null95[there] = np.quantile(null, 0.95, axis=0)
+    for stratum in np.unique(of_pseudo):
+        null = pseudo[of_pseudo == stratum]
+        latents = (of_latents == stratum) & np.isfinite(shares[:, 0])
+        null95[latents] = np.quantile(null, 0.95, axis=0)
         center, scale = null.mean(0), np.maximum(null.std(0), 1e-9)
         for family in families:
-            if not family.any() or not there.any():
+            if not family.any() or not latents.any():
                 continue
-            at = np.ix_(there, family)
-            z, of_null = ((x - center)[:, family] / scale[family] for x in (shares[there], null))
+            at = np.ix_(latents, family)
+            z, of_null = ((x - center)[:, family] / scale[family] for x in (shares[latents], null))
             largest = np.sort(of_null.max(1))
             p[at] = (1 + len(null) - np.searchsorted(largest, z)) / (1 + len(null))
             percentile[at] = 100 * (of_null[None] < z[:, None]).mean(1)
@@ -114,12 +132,19 @@ def pseudo_null(
 def peers(
     shares: Float64[np.ndarray, "direction part"], n: Int64[np.ndarray, " direction"], most: int
 ) -> tuple[Float64[np.ndarray, "direction part"], Float64[np.ndarray, "direction part"]]:
-    """Return each share's percentile among latents that fire about as often, and their 95th percentile."""
+    """Return each share's percentile among latents that fire about as often, and their 95th percentile.
+
+    Args:
+        shares: The shares of the latents.
+        n: How many tokens each fires on.
+        most: How many other latents a latent is compared with, the nearest in the order of `n`. With
+            fewer than eleven latents there is no comparison.
+    """
     percentile, null95 = np.full(shares.shape, np.nan), np.full(shares.shape, np.nan)
-    there = np.flatnonzero(np.isfinite(shares[:, 0]))
-    if len(there) < 11:
+    known = np.flatnonzero(np.isfinite(shares[:, 0]))
+    if len(known) < 11:
         return percentile, null95
-    order = there[np.argsort(n[there], kind="stable")]
+    order = known[np.argsort(n[known], kind="stable")]
     ranked = shares[order]
     most = min(most, len(order) - 1)
     for i, latent in enumerate(order):

@@ -1,8 +1,8 @@
 """Which parts of a model write what moves a latent: embedding, attention heads, MLPs.
 
-A residual stream is a sum, so a latent's pre-activation, linear in it, splits exactly into what each part
-before the hookpoint adds. Parts that are the same at every token, such as biases, move nothing; a share
-is of what is different where the latent fires.
+A residual stream is a sum. A latent's pre-activation is linear in it, so it splits exactly into what each
+part before the hookpoint adds. A **share** is of the difference between the tokens on which the latent fires
+and all tokens. So a part that adds the same at every token, such as a bias, has no share.
 """
 
 from __future__ import annotations
@@ -33,45 +33,47 @@ from sae_placebo.stats.quantiles import student_quantile
 
 
 class WriterSpec(Spec):
-    """On what writers are found, and what they are held against."""
+    """How writers are found, and what their shares are compared with."""
 
     tokens: int = Field(20_000, ge=100)
-    """Held-out tokens that are read, whole rows at random."""
+    """About so many held-out tokens are read, in whole rows at random."""
     groups: int = Field(10, ge=2)
-    """Groups of documents, left out in turn for the intervals."""
+    """Documents are dealt to so many groups, which are left out in turn for the intervals."""
     fewest: int = Field(10, ge=2)
-    """Tokens among them that a latent must fire on."""
+    """A latent has shares if it fires on at least so many of the tokens read."""
     pseudo: int = Field(800, ge=80)
-    """Random encoders that pick their own tokens, at firing rates of the latents."""
+    """How many random encoders there are that pick their own tokens, at firing rates of the latents."""
     peers: int = Field(100, ge=10)
-    """Other latents, nearest in firing rate, that each share is ranked among."""
+    """Each share is ranked among those of so many other latents, the nearest in firing rate."""
     level: float = Field(0.05, gt=0, lt=1)
-    """Of the tests of a share against its nulls."""
+    """The level of the tests of a share against its nulls."""
 
 
 @dataclass(frozen=True, eq=False)
 class Writers:
-    """Exact shares of the parts of a model in what moves each latent; NaN where there is none.
+    """The exact shares of the parts of a model in what moves each latent; NaN for latents that have none.
 
     Attributes:
-        parts: In order; the last is the rest.
-        shares: Sum to 1 over parts. Below 0: the part works against the latent.
-        low: Lower end of the 95% interval, over groups of documents left out in turn.
-        high: Upper end.
-        angle_p: Share of random encoders at the encoder's angle to the mean displacement of the
-            activation, on the latent's own tokens, whose share is at least as large; exact.
-        angle_null95: 95th percentile of the share of these.
-        pseudo_null95: 95th percentile of the share of random encoders that pick their own tokens, about as
-            many.
-        pseudo_percentile: Percentage of these with a smaller share.
-        pseudo_p: The share's distance from their mean in their standard deviations, ranked among the
-            largest of each of them, over the heads, or over all other parts: family-wise.
-        peers_null95: 95th percentile of the share of latents that fire about as often.
-        peers_percentile: Percentage of these with a smaller share.
-        n: Tokens that each latent fires on, of those read.
-        n_pseudo: Random encoders.
-        level: Of the settings.
-        reasons: Why a latent has no shares; empty where it has.
+        parts: The parts in order; the last is the rest.
+        shares: The shares, which sum to 1 over parts. A part with a share below 0 works against the latent.
+        low: The lower end of the 95% interval, from leaving out groups of documents in turn.
+        high: The upper end.
+        angle_p: The share of random encoders, at the encoder's angle to the mean displacement of the
+            activation and on the latent's own tokens, for which the part has at least as large a share. It
+            is exact.
+        angle_null95: The 95th percentile of the part's share over these encoders.
+        pseudo_null95: The 95th percentile of the part's share over random encoders that pick their own
+            tokens, about as many as the latent fires on.
+        pseudo_percentile: The percentage of these encoders for which the part has a smaller share.
+        pseudo_p: The family-wise p-value of the share among these encoders: its distance from their mean, in
+            their standard deviations, is ranked among the largest distance of each of them over the heads,
+            or over all other parts.
+        peers_null95: The 95th percentile of the part's share over latents that fire about as often.
+        peers_percentile: The percentage of these latents for which the part has a smaller share.
+        n: How many of the tokens read each latent fires on.
+        n_pseudo: How many random encoders have shares.
+        level: The level of the tests.
+        reasons: Why a latent has no shares; an empty string where it has some.
     """
 
     parts: tuple[Part, ...]
@@ -95,16 +97,17 @@ class Writers:
 
     @functools.cached_property
     def above(self) -> Bool[np.ndarray, "direction part"]:
-        """Which shares are above those of random encoders that pick their own tokens, family-wise."""
+        """Which shares are larger than those of random encoders that pick their own tokens, family-wise."""
         with np.errstate(invalid="ignore"):
             return np.asarray(self.pseudo_p <= self.level)
 
     @functools.cached_property
     def above_both(self) -> Bool[np.ndarray, "direction part"]:
-        """Which of these are above encoders at the same angle as well, by Benjamini-Hochberg over parts.
+        """Which of these are larger than those of encoders at the same angle as well.
 
-        Strict: a latent that points where its tokens displace the activation reads what moved there, and
-        so does any encoder at its small angle, whoever wrote it.
+        The test is Benjamini-Hochberg over the parts of a latent. It is strict: a latent whose encoder
+        points along the displacement of its tokens reads whatever moved there, and so does any encoder at
+        its small angle, whichever part wrote it.
         """
         q = [adjusted(p) for p in self.angle_p]
         small = np.array(q).reshape(self.shares.shape) <= self.level
@@ -116,14 +119,14 @@ class Writers:
         return np.array([part.kind == "head" for part in self.parts])
 
     def row(self, latent: int, part: int) -> dict[str, Any]:
-        """Return one share with its interval, nulls and n, as a table's row."""
-        one, at = self.parts[part], (latent, part)
+        """Return one share with its interval, nulls and n, as the row of a table."""
+        writer, at = self.parts[part], (latent, part)
         return {
             "latent": latent,
-            "part": one.name,
-            "kind": one.kind,
-            "layer": one.layer,
-            "head": one.head,
+            "part": writer.name,
+            "kind": writer.kind,
+            "layer": writer.layer,
+            "head": writer.head,
             "share": float(self.shares[at]),
             "low": float(self.low[at]),
             "high": float(self.high[at]),
@@ -139,10 +142,10 @@ class Writers:
         }
 
     def top(self, latent: int, n: int = 3) -> pandas.DataFrame:
-        """Return the parts with the largest shares of a latent.
+        """Return the `n` parts with the largest shares in a latent, one row each.
 
         Raises:
-            NotEstimable: it has no shares.
+            NotEstimable: the latent has no shares.
         """
         if self.reasons[latent]:
             raise NotEstimable(self.reasons[latent])
@@ -160,31 +163,38 @@ def writers(
 ) -> Writers:
     """Return the share of every part before the hookpoint in what moves each latent.
 
-        W_im = mean_{t in A_i} e_i . (out_mt - mean out_m) / mean_{t in A_i} e_i . (x_t - mean x)
+    Let e_i be the encoder of latent i, A_i the tokens on which it fires, x_t the activation at token t, and
+    out_mt what part m adds to it. The share of part m in latent i is
 
-    with A_i the tokens that hold some of direction i, e_i its encoder, and means over the tokens read.
+        W_im = mean_{t in A_i} e_i . (out_mt - mean out_m) / mean_{t in A_i} e_i . (x_t - mean x),
 
-    Three nulls. **Angle**: an encoder in a random direction, but at e_i's angle to the mean displacement of
-    x over A_i, so that the share's denominator is the same: what it has across the displacement is
-    uniform on a sphere, so its share's distribution is known and nothing is drawn. A latent's tokens
-    were picked by its own encoder, though, which by itself aligns every part's output with it. So
-    **pseudo**: random encoders with A_k the tokens of their largest pre-activations, at firing rates
-    drawn from the latents'. **Peers**: the latents that fire about as often.
+    with the inner means over all tokens read: by how much part m moves the latent's pre-activation where it
+    fires, over how much all parts together move it.
+
+    A share is compared with those of three kinds of other encoders:
+
+    - **angle**: encoders that point in a random direction at e_i's angle to the mean displacement of x over
+      A_i, so that the denominator stays the same. The distribution of their shares is known exactly. But a
+      latent's tokens were picked by its own encoder, which by itself aligns every part's output with it.
+    - **pseudo**: random encoders that pick their own tokens, those of their largest pre-activations, at
+      firing rates drawn from the latents'.
+    - **peers**: the latents that fire about as often.
 
     Args:
-        subject: The model, read up to the hookpoint.
+        subject: The model, which is read up to the hookpoint, and its tokens.
         encoder: W_enc of the SAE, in model units.
-        directions: Whose amounts say where each latent fires; decoder directions are not used.
-        spec: Settings.
-        seed: Names the rows and the random encoders.
-        track: Shows how many tokens are read.
+        directions: The latents; their amounts say where each fires, and their vectors are not used.
+        spec: The settings.
+        seed: The seed of the rows and of the random encoders.
+        track: It shows how many tokens are read.
 
     Raises:
         ModelError: the model does not add attention heads and MLPs to its residual stream.
-        NotEstimable: the tokens read lie in fewer than two groups of documents.
+        NotEstimable: the tokens read lie in fewer than two groups of documents, or no latent fires on
+            enough of them.
 
     Source: direct logit attribution, with an encoder in the place of an unembedding; for attention
-    outputs see Kissane et al. 2024 (arXiv 2406.17759). Centering and the nulls are ours.
+    outputs see Kissane et al. 2024 (arXiv 2406.17759). Centering and the nulls are this package's.
     """
     spec = spec or WriterSpec()
     stream = StreamReader(subject)
@@ -200,10 +210,10 @@ def writers(
     from scipy.sparse import hstack
 
     both = hstack([active, picked]).tocsr()
-    n = int(np.isin(subject.tokens.places[:, 0], np.concatenate(rows)).sum())
+    n = len(subject.tokens_in(np.concatenate(rows)))
     with track("find writers", n, "tokens") as advance:
-        for g, some in enumerate(rows):
-            for tokens, columns, x in stream.read(some):
+        for g, group in enumerate(rows):
+            for tokens, columns, x in stream.read(group):
                 sums.add(g, both[tokens].T.tocsr(), columns, x)
                 advance(len(tokens))
     return _assembled(stream, sums, active.shape[1], spec)
@@ -212,14 +222,14 @@ def writers(
 def _groups_of_rows(
     subject: Subject, spec: WriterSpec, seed: int
 ) -> list[Int64[np.ndarray, " row"]]:
-    """Return rows at random with about as many tokens as wanted, dealt to groups by document."""
+    """Return random rows with about as many tokens as wanted, in groups that share no document."""
     table = subject.tokens
-    there, counts = np.unique(table.places[:, 0], return_counts=True)
-    order = numpy_generator(seed, "rows for writers").permutation(len(there))
+    usable, counts = np.unique(table.places[:, 0], return_counts=True)
+    order = numpy_generator(seed, "rows for writers").permutation(len(usable))
     before = np.cumsum(counts[order]) - counts[order]
-    some = there[order[before < spec.tokens]]
-    documents = np.unique(table.rows.documents[some], return_inverse=True)[1]
-    groups = [np.sort(some[documents % spec.groups == g]) for g in range(spec.groups)]
+    drawn = usable[order[before < spec.tokens]]
+    documents = np.unique(table.rows.documents[drawn], return_inverse=True)[1]
+    groups = [np.sort(drawn[documents % spec.groups == g]) for g in range(spec.groups)]
     return [rows.astype(np.int64) for rows in groups if len(rows)]
 
 
@@ -231,18 +241,21 @@ def _pseudo(
     spec: WriterSpec,
     seed: int,
 ) -> tuple[Float[np.ndarray, "pseudo d_in"], Any]:
-    """Return random encoders, and the tokens that each picks: those of its largest pre-activations."""
+    """Return random encoders, and the tokens that each picks, as CSR [token, encoder] of ones.
+
+    An encoder picks the tokens of its largest pre-activations, as many as a randomly drawn latent fires on.
+    """
     from scipy.sparse import csc_matrix
 
     random = numpy_generator(seed, "pseudo encoders")
     drawn = random.standard_normal((spec.pseudo, d_in))
     drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
-    read = np.flatnonzero(np.isin(subject.tokens.places[:, 0], rows))
+    read = subject.tokens_in(rows)
     fires = np.asarray(active[read].sum(0), dtype=np.int64).ravel()
     fires = fires[fires >= spec.fewest]
     if not len(fires):
         raise NotEstimable(f"no latent fires on {spec.fewest} of the {len(read)} tokens read")
-    # no more than half of the tokens: an encoder that fires everywhere picks nothing
+    # no more than half of the tokens: an encoder that fires everywhere would not pick any
     counts = np.minimum(random.choice(fires, spec.pseudo), len(read) // 2)
     x = subject.activations[torch.from_numpy(read)].float().cpu()
     scores = (x @ torch.from_numpy(drawn.T.astype(np.float32))).numpy()
@@ -255,7 +268,19 @@ def _pseudo(
 
 
 class _WriterSums:
-    """Sums over the tokens of each direction, by block of parts; their products with encoders by group."""
+    """Sums of what each part adds, over the tokens on which each encoder fires, and over all tokens.
+
+    Args:
+        stream: The parts.
+        encoders: The encoders of the latents, then the random ones.
+        n_groups: How many groups of documents there are.
+
+    Attributes:
+        active: [group, encoder, part] Products of each encoder with the sum over the tokens that it fires on.
+        all: The same with the sum over all tokens. The last part is the activation itself.
+        n_active: [group, encoder] How many tokens each fires on.
+        n: How many tokens each group has.
+    """
 
     def __init__(
         self, stream: StreamReader, encoders: Float32[np.ndarray, "any d_in"], n_groups: int
@@ -265,7 +290,6 @@ class _WriterSums:
         n_parts = sum(len(block.parts) for block in self.blocks)
         m = len(encoders)
         self.read = [read_through(encoders, block) for block in self.blocks]
-        # e_i . sum over A_i of each part's output; e_i . sum over all tokens
         self.active = np.zeros((n_groups, m, n_parts))
         self.all = np.zeros((n_groups, m, n_parts))
         self.n_active = np.zeros((n_groups, m))
@@ -280,7 +304,14 @@ class _WriterSums:
         columns: list[Float[np.ndarray, "token _"]],
         x: Float[np.ndarray, "token d_in"],
     ) -> None:
-        """Take in some tokens of a group; `active` is CSR [direction, token] of ones."""
+        """Add some tokens of a group.
+
+        Args:
+            group: The group of documents.
+            active: CSR [encoder, token] of ones, where each encoder fires.
+            columns: The columns of each block of parts.
+            x: The activations.
+        """
         start = 0
         for k, (block, values) in enumerate(zip(self.blocks, [*columns, x], strict=True)):
             heads = len(block.parts)
@@ -297,7 +328,10 @@ class _WriterSums:
         self.n[group] += len(x)
 
     def moved(self, m: int) -> list[Float64[np.ndarray, "direction width"]]:
-        """Return by how much each block's columns differ where the first `m` directions are active."""
+        """Return by how much the mean of each block's columns differs where each encoder fires.
+
+        These are the first `m` encoders, and the difference is from the mean over all tokens.
+        """
         n = np.maximum(self.n_active.sum(0)[:m, None], 1)
         means = zip(self.vectors, self.totals, strict=True)
         return [active[:m] / n - total / self.n.sum() for active, total in means]
@@ -309,10 +343,10 @@ def _shares(
     n_active: Float64[np.ndarray, " any"],
     n: float,
 ) -> Float64[np.ndarray, "any part"]:
-    """Return the shares from sums; the last column, the activation itself, becomes the rest."""
+    """Return the shares from sums; the last part is the activation in these, and the rest in the shares."""
     with np.errstate(invalid="ignore", divide="ignore"):
         moved = active / n_active[:, None] - everywhere / n
-        # an encoder that its tokens do not move, beyond rounding, has no shares
+        # an encoder whose tokens do not move it up, beyond rounding, has no shares
         size = np.abs(moved[:, :-1]).sum(1)
         moved[moved[:, -1] <= 1e-5 * size] = np.nan
         shares = moved[:, :-1] / moved[:, -1:]
@@ -322,6 +356,7 @@ def _shares(
 def _assembled(
     stream: StreamReader, sums: _WriterSums, n_latents: int, spec: WriterSpec
 ) -> Writers:
+    """Return shares, intervals and nulls of the latents, which are the first `n_latents` encoders."""
     whole = _shares(sums.active.sum(0), sums.all.sum(0), sums.n_active.sum(0), sums.n.sum())
     without = [
         _shares(*(x.sum(0) - x[g] for x in (sums.active, sums.all, sums.n_active, sums.n)))
@@ -365,6 +400,7 @@ def _reason(
     shares: Float64[np.ndarray, "direction part"],
     fewest: int,
 ) -> str:
+    """Return why a latent has no shares; an empty string where it has some."""
     if n[latent] < fewest:
         return f"fires on {n[latent]} of the tokens read; {fewest} are needed"
     if np.isnan(shares[latent, 0]):

@@ -1,1 +1,1 @@
-"""Does the model use what a latent stands for: edits of activations, and what becomes of predictions."""
+"""Whether the model uses what a latent stands for: activations are edited, and predictions compared."""

@@ -1,7 +1,15 @@
-"""What it costs the model to lose a direction at a token: finite ablations, and the full swap.
+"""What it costs the model to lose a direction at a token, by finite ablations.
 
-The activation loses what it holds of the direction, or gets what another firing held; the rest of it,
-the SAE's error included, stays. The cost is the divergence of later predictions, in nats per firing.
+With x the activation of a token, d the unit direction and a the amount of it that the token holds, three
+edits are made at one token each:
+
+- zero ablation, x -> x - a d: the direction is removed;
+- resample ablation, x -> x + (a' - a) d: its amount becomes a', that of another firing of it;
+- the full swap, x -> x': the whole activation becomes that of another token. Its mean cost is the unit of
+  effects.
+
+Ablations leave the rest of the activation as it was, the SAE's error included. The cost of an edit is
+KL(unedited || edited), summed over the predictions at the token and at a few tokens after it, in nats.
 """
 
 from __future__ import annotations
@@ -11,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from sae_placebo.causal.use.base import Directions, Subject
+from sae_placebo.causal.use.base import Directions, Subject, grouped
 from sae_placebo.causal.use.downstream import Downstream
 from sae_placebo.causal.use.firings import Firings
 from sae_placebo.causal.use.side_by_side import side_by_side
@@ -22,15 +30,15 @@ from sae_placebo.core.spec import numpy_generator
 
 @dataclass(frozen=True, eq=False)
 class Ablations:
-    """Costs of edits, by firing; of the full swap, by token visited.
+    """The costs of ablations by firing, and of full swaps by token.
 
     Attributes:
-        firings: Where what was ablated.
-        amounts: What each firing's token holds of its direction, in model units.
-        zero: Nats per firing when it is removed.
-        resample: Nats per firing when it becomes what another firing of the direction held.
-        full: Nats per token when the whole activation becomes another token's.
-        visited: The tokens of `full`.
+        firings: The firings that were ablated.
+        amounts: The amount of its direction that each firing's token holds, in model units.
+        zero: The cost of each firing's zero ablation, in nats.
+        resample: The cost of each firing's resample ablation, in nats.
+        full: The cost of a full swap at each token in `visited`, in nats.
+        visited: The tokens of the firings, each once, ascending.
     """
 
     firings: Firings
@@ -42,7 +50,7 @@ class Ablations:
 
     @property
     def full_swap(self) -> float:
-        """Mean cost of a full swap, in nats per token: the unit of effects."""
+        """The mean cost of a full swap, in nats per token, which is the unit of effects."""
         return float(self.full.mean())
 
 
@@ -54,24 +62,26 @@ def ablate(
     seed: int,
     advance: Advance = unheard,
 ) -> Ablations:
-    """Return what each firing's ablation costs the model.
+    """Return what it costs the model to lose each firing, and to have each of their tokens swapped.
+
+    All edits of one token share one pass of the model.
 
     Args:
         subject: The model behind the hookpoint, and the tokens.
-        directions: What is ablated.
-        firings: Where; the edits of one token share a pass.
-        window: Later tokens whose predictions are compared.
-        seed: Names the draws of the values that a firing is resampled to and swapped with.
-        advance: Told how many firings are done.
+        directions: The directions that are ablated.
+        firings: The firings at which they are ablated.
+        window: The predictions at this many tokens after the edited one are compared too.
+        seed: The seed of the amounts that firings are resampled to, and of the tokens swapped in.
+        advance: It is called with the number of firings done.
 
-    Source: zero and resample ablation as in Chan et al. (2022, causal scrubbing) and Li and Janson
-    (2024, arXiv 2409.09951); of one latent, with the reconstruction error left in place, as in Marks et
-    al. (2024, arXiv 2403.19647).
+    Source: zero and resample ablation are those of Chan et al. (2022, causal scrubbing) and Li and Janson
+    (2024, arXiv 2409.09951). Ablating one latent with the reconstruction error left in place is that of
+    Marks et al. (2024, arXiv 2403.19647).
     """
     random = numpy_generator(seed, "values that firings are resampled to")
-    own, other = _amounts(directions, firings, random.random(len(firings)))
+    held, other = _amounts(directions, firings, random.random(len(firings)))
     visited = np.unique(firings.tokens)
-    # any token but itself, all equally likely
+    # a shift of 1 or more around the circle of tokens: every token but itself is equally likely
     swap = random.integers(1, len(subject.activations), len(visited))
     swap = (visited + swap) % len(subject.activations)
     zero, resample = np.zeros(len(firings)), np.zeros(len(firings))
@@ -79,40 +89,42 @@ def ablate(
     starts = np.append(np.searchsorted(firings.tokens, visited), len(firings))
     x = subject.activations
 
-    def work(model: Downstream, row: int, part: Int64[np.ndarray, " here"]) -> int:
+    def work(model: Downstream, row: int, part: Int64[np.ndarray, " part"]) -> int:
         clean = model.read(subject.ids_of(row))
         for i in part:
-            token, here = visited[i], slice(starts[i], starts[i + 1])
-            vectors = torch.from_numpy(directions.vectors[firings.directions[here]])
+            token, at = visited[i], slice(starts[i], starts[i + 1])
+            vectors = torch.from_numpy(directions.vectors[firings.directions[at]])
+            # zero ablations, then resample ablations, then the full swap
             scale = torch.from_numpy(
-                np.concatenate([-own[here], other[here] - own[here]]).astype(np.float32)
+                np.concatenate([-held[at], other[at] - held[at]]).astype(np.float32)
             )
             deltas = torch.cat(
                 [torch.cat([vectors, vectors]) * scale[:, None], (x[swap[i]] - x[token])[None]]
             )
             position = int(subject.tokens.places[token, 1])
             cost = model.kl_of_edits(clean, position, deltas, window).double().cpu().numpy()
-            n = here.stop - here.start
-            zero[here], resample[here], full[i] = cost[:n], cost[n : 2 * n], cost[2 * n]
+            n = at.stop - at.start
+            zero[at], resample[at], full[i] = cost[:n], cost[n : 2 * n], cost[2 * n]
         return int(sum(starts[i + 1] - starts[i] for i in part))
 
     for n in side_by_side(subject.downstream, list(subject.by_row(visited)), work):
         advance(n)
-    return Ablations(firings, own, zero, resample, full, visited)
+    return Ablations(firings, held, zero, resample, full, visited)
 
 
 def _amounts(
     directions: Directions, firings: Firings, drawn: Float64[np.ndarray, " firing"]
 ) -> tuple[Float64[np.ndarray, " firing"], Float64[np.ndarray, " firing"]]:
-    """Return what each firing's token holds, and what a random firing of the same direction does."""
-    by = directions.by_direction
-    own, other = np.empty(len(firings)), np.empty(len(firings))
-    order = np.argsort(firings.directions, kind="stable")
-    cuts = np.flatnonzero(np.diff(firings.directions[order])) + 1
-    for part in np.split(order, cuts) if len(order) else ():
+    """Return the amount that each firing's token holds, and that of a random firing of its direction.
+
+    The random firing is picked by `drawn`, uniform from 0 to 1, among all firings of the direction.
+    """
+    columns = directions.by_direction
+    held, other = np.empty(len(firings)), np.empty(len(firings))
+    for part in grouped(firings.directions):
         direction = firings.directions[part[0]]
-        here = slice(by.indptr[direction], by.indptr[direction + 1])
-        values = by.data[here]
-        own[part] = values[np.searchsorted(by.indices[here], firings.tokens[part])]
+        stored = slice(columns.indptr[direction], columns.indptr[direction + 1])
+        values = columns.data[stored]
+        held[part] = values[np.searchsorted(columns.indices[stored], firings.tokens[part])]
         other[part] = values[(drawn[part] * len(values)).astype(np.int64)]
-    return own, other
+    return held, other

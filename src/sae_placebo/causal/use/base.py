@@ -1,7 +1,10 @@
-"""What is asked whether the model uses it: directions at a hookpoint, and how much of each a token holds.
+"""Directions at a hookpoint, and the model that they are tested on.
 
-Latents of an SAE are such directions, and so are random ones, the main directions of what the SAE
-misses, and those of another dictionary: every measure of use takes any of them.
+Whether a model uses something is always measured of a **direction**: a unit vector at the hookpoint, with
+an **amount** for every token. A token **holds** a direction where its amount is not 0, and each pair of a
+direction and a token that holds it is a **firing**. Latents of an SAE are such directions; so are random
+vectors, the main directions of what the SAE misses, and latents of another dictionary. Every measure of
+use takes any of them.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32, Int64, Integer
 
 from sae_placebo.causal.use.downstream import CleanRow, Downstream
 from sae_placebo.core.lazy import torch
@@ -22,12 +25,12 @@ from sae_placebo.latents.base import Encoded, TokenTable
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A model behind one hookpoint, and the held-out tokens that it is asked on.
+    """A model behind one hookpoint, and the held-out tokens on which it is tested.
 
     Attributes:
-        downstream: The model behind the hookpoint.
-        tokens: What was read.
-        activations: At the hookpoint, in model units.
+        downstream: The model, run from the hookpoint to its predictions.
+        tokens: The held-out tokens that count.
+        activations: Their activations at the hookpoint, in model units.
     """
 
     downstream: Downstream
@@ -43,25 +46,28 @@ class Subject:
         """Return what the model makes of a row, unedited."""
         return self.downstream.read(self.ids_of(row))
 
+    def tokens_in(self, rows: Int64[np.ndarray, " row"]) -> Int64[np.ndarray, " token"]:
+        """Return the held-out tokens that lie in these rows, ascending."""
+        return np.flatnonzero(np.isin(self.tokens.places[:, 0], rows)).astype(np.int64)
+
     def by_row(
-        self, tokens: Int64[np.ndarray, " some"]
-    ) -> Iterator[tuple[int, Int64[np.ndarray, " here"]]]:
-        """Yield each row that some tokens lie in, and which of them do, as indices into `tokens`."""
+        self, tokens: Int64[np.ndarray, " token"]
+    ) -> Iterator[tuple[int, Int64[np.ndarray, " part"]]]:
+        """Yield each row in which some of the tokens lie, with the indices of these into `tokens`."""
         rows = self.tokens.places[tokens, 0]
-        order = np.argsort(rows, kind="stable")
-        cuts = np.flatnonzero(np.diff(rows[order])) + 1
-        for part in np.split(order, cuts) if len(order) else ():
+        for part in grouped(rows):
             yield int(rows[part[0]]), part
 
 
 @dataclass(frozen=True, eq=False)
 class Directions:
-    """Unit directions, and how much of each every held-out token holds.
+    """Unit directions, and the amount of each that every held-out token holds.
 
     Attributes:
-        vectors: [direction, d_in], of length 1; zero rows are never asked about.
-        amounts: scipy CSR [token, direction], in model units: what is taken away by an ablation. May be
-            below 0 where a direction has two sides.
+        vectors: [direction, d_in], of length 1. A row of zeros stands for no direction and is never
+            tested.
+        amounts: scipy CSR [token, direction], in model units: an ablation subtracts the amount times the
+            vector from the activation. An amount may be below 0 where a direction has two sides.
     """
 
     vectors: Float32[np.ndarray, "direction d_in"]
@@ -77,41 +83,51 @@ class Directions:
 
     @functools.cached_property
     def n_active(self) -> Int64[np.ndarray, " direction"]:
-        """Tokens that hold some of each."""
+        """How many tokens hold each direction."""
         return np.asarray(np.diff(self.by_direction.indptr), dtype=np.int64)
 
     def at(self, token: int) -> tuple[Int64[np.ndarray, " active"], Float32[np.ndarray, " active"]]:
-        """Return the directions that a token holds, and how much of each."""
-        here = slice(self.amounts.indptr[token], self.amounts.indptr[token + 1])
-        return self.amounts.indices[here].astype(np.int64), self.amounts.data[here]
+        """Return the directions that a token holds, and the amount of each."""
+        stored = slice(self.amounts.indptr[token], self.amounts.indptr[token + 1])
+        return self.amounts.indices[stored].astype(np.int64), self.amounts.data[stored]
+
+
+def grouped(keys: Integer[np.ndarray, " entry"]) -> list[Int64[np.ndarray, "_"]]:
+    """Return the indices of equal keys, one array for each key, by ascending key.
+
+    Within an array the indices ascend.
+    """
+    order = np.argsort(keys, kind="stable")
+    cuts = np.flatnonzero(np.diff(keys[order])) + 1
+    return np.split(order, cuts) if len(order) else []
 
 
 def latent_directions(reading: Encoded) -> Directions:
-    """Return the decoder directions of an SAE's latents, with activations times decoder norms.
+    """Return the latents of an SAE as directions: unit rows of its decoder.
 
-    The sum over directions of amount times vector, plus `b_dec`, is the reconstruction.
+    An amount is the latent's activation times the length of its decoder row. So the sum over directions of
+    amount times vector, plus `b_dec`, is the SAE's reconstruction.
     """
-    decoder = reading.sae.params["W_dec"].detach().float().cpu().numpy()
-    return _scaled(decoder, reading.codes)
-
-
-def _scaled(rows: Float[np.ndarray, "direction d_in"], codes: Any) -> Directions:
+    rows = reading.sae.params["W_dec"].detach().float().cpu().numpy()
     norms = np.linalg.norm(rows, axis=1)
     unit = rows / np.where(norms > 0, norms, 1)[:, None]
-    amounts = codes.tocsr().astype(np.float32)
+    amounts = reading.codes.tocsr().astype(np.float32)
     amounts.data = amounts.data * norms.astype(np.float32)[amounts.indices]
     return Directions(unit.astype(np.float32), amounts)
 
 
 def pseudo_latents(like: Directions, seed: int, n: int) -> Directions:
-    """Return random directions that are held by the tokens, and as much, as some of the given ones are.
+    """Return random directions with the firings and amounts of some of the given directions.
 
-    Nothing about them is special to the model: measures of use must find p-values uniform.
+    Each pseudo-latent is an isotropic random vector that takes over all amounts of one given direction.
+    Such a vector means nothing to the model, so a test of use is calibrated where the p-values of
+    pseudo-latents are uniform.
 
     Args:
-        like: Directions whose amounts are taken over, drawn among those held by some token.
-        seed: Names the draw.
-        n: Directions, at most as many as are held.
+        like: The directions whose amounts are taken over; they are drawn among those that some token
+            holds.
+        seed: The seed of the draw.
+        n: How many are wanted. There are fewer where fewer directions are held.
     """
     random = numpy_generator(seed, "pseudo-latents")
     held = np.flatnonzero(like.n_active)
@@ -125,11 +141,12 @@ def pseudo_latents(like: Directions, seed: int, n: int) -> Directions:
 def error_directions(reading: Encoded, n: int) -> Directions:
     """Return the main directions of what the SAE misses: principal components of x - x_hat.
 
-    Amounts are the projections of the error on them, less their mean, at every token.
+    Every token holds all of them: an amount is the projection on the component of the token's error less
+    the mean error, and may be below 0.
 
     Args:
         reading: The SAE on the held-out tokens.
-        n: Components.
+        n: How many components are returned, those of the largest variance first.
     """
     from scipy.sparse import csr_matrix
 

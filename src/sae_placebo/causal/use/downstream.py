@@ -1,8 +1,8 @@
-"""The part of a model behind a hookpoint: what becomes of its predictions when an activation is edited.
+"""The part of a model behind a hookpoint: what becomes of its predictions when activations are edited.
 
-An edit adds a vector to the activation of one token and leaves everything else of it as it was, the
-SAE's error among it: nothing is ever replaced by a reconstruction. Layers before the hookpoint do not run
-again, and neither do tokens before the edited one: their keys and values are kept.
+An edit adds a vector to an activation. Everything else in the activation stays, the SAE's error included,
+so an activation is never replaced by a reconstruction. Layers before the hookpoint do not run again. Nor do
+the tokens before an edited one, whose keys and values are kept.
 """
 
 from __future__ import annotations
@@ -18,12 +18,19 @@ from jaxtyping import Float, Int64
 from sae_placebo.core.errors import ModelError
 from sae_placebo.core.lazy import torch, transformers
 from sae_placebo.models.hookpoints import Hookpoint, parse_hookpoint
-from sae_placebo.models.sites import decoder_layers, first_tensor, resolve, text_config
+from sae_placebo.models.sites import (
+    decoder_layers,
+    first_tensor,
+    input_tensor,
+    resolve,
+    text_config,
+    with_input,
+)
 
 _CACHED = 1 << 17
-"""Numbers of logits that are compared at once."""
+"""About so many logits are compared at once."""
 _AGREE = 1e-3
-"""Largest difference of log probabilities, in nats, up to which a pass with kept prefix is the same."""
+"""Two passes are the same if their log probabilities differ by no more than this, in nats."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +38,11 @@ class CleanRow:
     """One row of tokens as the model reads it, unedited.
 
     Attributes:
-        token_ids: Of the row.
-        site: Activations at the hookpoint.
-        entering: What enters the first layer that runs again.
-        log_probs: Of the next token, in nats.
-        prefix: Keys and values of the layers that run again; None where they cannot be kept.
+        token_ids: The ids of the row's tokens.
+        site: The activations at the hookpoint.
+        entering: The hidden states that enter the first layer that runs again; `site` where none does.
+        log_probs: The log probabilities of the next token at each position, in nats.
+        prefix: The keys and values of each layer that runs again; None where they cannot be kept.
     """
 
     token_ids: Int64[torch.Tensor, " pos"]
@@ -50,10 +57,17 @@ class Downstream:
 
     Args:
         model: A causal language model, as `load_model` returns.
-        hookpoint: Where activations are edited.
+        hookpoint: The place at which activations are edited.
+
+    Attributes:
+        model: The model.
+        hookpoint: The place.
+        layers: The model's decoder layers.
+        first: The first layer that runs again; the number of layers where only the head does.
+        keeps_prefix: Whether keys and values of the tokens before an edited one are kept.
 
     Raises:
-        SpecError: an unknown hookpoint, or a layer past the last.
+        SpecError: the hookpoint is unknown, or its layer is past the last.
         ModelError: the model has no such place, cannot be run from there on, or gives no finite logits.
     """
 
@@ -64,8 +78,8 @@ class Downstream:
         self.layers = decoder_layers(model)
         self._sites = resolve(model, [place])
         self.first = place.layer + 1 if place.site == "resid_post" else place.layer
-        """First layer that runs again; as many as there are layers where only the head does."""
         self._is_stream = place.site in ("resid_pre", "resid_post")
+        # by layer that returns a tuple: which arguments it hands back beside its hidden states
         self._beside: dict[int, tuple[str | int | None, ...]] = {}
         self._copies: list[Downstream] = []
         self.keeps_prefix = True
@@ -73,13 +87,13 @@ class Downstream:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device that the model is on."""
         device = next(self.model.parameters()).device
         assert isinstance(device, torch.device)
         return device
 
     def copies(self, n: int) -> list[Downstream]:
-        """Return `n` copies with models of their own, for threads; made once and kept."""
+        """Return `n` copies with models of their own, for threads. They are made once and kept."""
         while len(self._copies) < n:
             self._copies.append(Downstream(copy.deepcopy(self.model), self.hookpoint))
         return self._copies[:n]
@@ -87,38 +101,25 @@ class Downstream:
     # --- unedited ------------------------------------------------------------------------------------
 
     def read(self, token_ids: Int64[torch.Tensor, " pos"]) -> CleanRow:
-        """Return what the model makes of a row of tokens, with no padding in it."""
+        """Return what the model makes of one row of tokens without padding."""
         ids = token_ids.to(self.device)
-        seen: dict[str, torch.Tensor] = {}
-        hooks = [self._sites.hooked({self.hookpoint: lambda x: _put(seen, "site", x)})]
-        if self.first < len(self.layers):
-            hooks.append(self._entering(lambda x: _put(seen, "entering", x)))
-        with torch.no_grad(), contextlib.ExitStack() as stack:
-            for hook in hooks:
-                stack.enter_context(hook)
-            found = self.model(input_ids=ids[None], use_cache=self.keeps_prefix)
-        site = seen["site"][0]
+        with torch.no_grad(), self._noting() as seen:
+            output = self.model(input_ids=ids[None], use_cache=self.keeps_prefix)
         return CleanRow(
             token_ids=ids,
-            site=site,
-            entering=seen["entering"][0] if "entering" in seen else site,
-            log_probs=found.logits[0].float().log_softmax(-1),
-            prefix=self._kept(found, len(ids)),
+            site=seen["site"][0],
+            entering=seen["entering"][0],
+            log_probs=output.logits[0].float().log_softmax(-1),
+            prefix=self._kept(output, len(ids)),
         )
 
     def read_rows(
         self, token_ids: Int64[torch.Tensor, "row pos"]
     ) -> tuple[Float[torch.Tensor, "row pos d_in"], Float[torch.Tensor, "row pos d_model"]]:
-        """Return the activations at the hookpoint of whole rows, and what `logits` starts from."""
-        seen: dict[str, torch.Tensor] = {}
-        with torch.no_grad(), contextlib.ExitStack() as stack:
-            stack.enter_context(
-                self._sites.hooked({self.hookpoint: lambda x: _put(seen, "site", x)})
-            )
-            if self.first < len(self.layers):
-                stack.enter_context(self._entering(lambda x: _put(seen, "entering", x)))
+        """Return the activations of whole rows at the hookpoint, and the states that `logits` starts from."""
+        with torch.no_grad(), self._noting() as seen:
             self.model(input_ids=token_ids.to(self.device), use_cache=False)
-        return seen["site"], seen.get("entering", seen["site"])
+        return seen["site"], seen["entering"]
 
     # --- edited --------------------------------------------------------------------------------------
 
@@ -129,15 +130,15 @@ class Downstream:
         delta: Float[torch.Tensor, "row pos d_in"] | None = None,
         past: Any = None,
     ) -> Float[torch.Tensor, "row pos vocabulary"]:
-        """Return next-token logits of the rows with `delta` added at the hookpoint.
+        """Return the next-token logits of rows with `delta` added at the hookpoint.
 
         Gradients reach `entering` and `delta` where the caller records them.
 
         Args:
-            token_ids: Of the rows; only models that read them past their embedding need them.
-            entering: What enters the first layer that runs.
+            token_ids: The token ids of the rows; only models that read them past their embedding need them.
+            entering: The hidden states that enter the first layer that runs.
             delta: What is added at the hookpoint; None for nothing.
-            past: Keys and values of the tokens before, as `window` gives them.
+            past: The keys and values of the tokens before, as `prefix_before` returns them.
         """
         hooks: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if delta is not None and self._is_stream:
@@ -145,10 +146,10 @@ class Downstream:
         elif delta is not None:
             hooks = self._sites.hooked({self.hookpoint: lambda x: x + delta})
         with self._skipped(entering), hooks:
-            found = self.model(
+            output = self.model(
                 input_ids=token_ids, past_key_values=past, use_cache=past is not None
             )
-        logits: torch.Tensor = found.logits
+        logits: torch.Tensor = output.logits
         return logits
 
     def kl_of_edits(
@@ -156,25 +157,25 @@ class Downstream:
     ) -> Float[torch.Tensor, " edit"]:
         """Return what each edit of one token costs: KL(unedited || edited), in nats.
 
-        Summed over the predictions at the token itself and at the `window` tokens behind it, as far as
-        the row goes.
+        It is summed over the predictions at the token itself and at the `window` tokens after it, as far
+        as the row goes.
 
         Args:
-            row: As `read` returns it.
-            position: Of the edited token.
-            deltas: What is added to its activation, one edit each.
-            window: Later tokens whose predictions are compared.
+            row: The unedited row, as `read` returns it.
+            position: The position of the edited token.
+            deltas: What each edit adds to its activation.
+            window: How many later predictions are compared.
         """
         stop = min(position + window + 1, len(row.token_ids))
         start = position if row.prefix is not None else 0
         n = len(deltas)
-        here = slice(start, stop)
+        span = slice(start, stop)
         delta = torch.zeros(n, stop - start, deltas.shape[1], device=self.device)
         delta[:, position - start] = deltas.to(self.device)
         with torch.no_grad():
             logits = self.logits(
-                row.token_ids[here].expand(n, -1),
-                row.entering[here].expand(n, -1, -1),
+                row.token_ids[span].expand(n, -1),
+                row.entering[span].expand(n, -1, -1),
                 delta,
                 self.prefix_before(row, position, n),
             )
@@ -183,43 +184,51 @@ class Downstream:
     # --- how -----------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _entering(self, action: Callable[[torch.Tensor], None]) -> Iterator[None]:
-        """Give `action` what enters the first layer that runs again, in every forward inside."""
+    def _noting(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield a table that a forward inside fills with the states of `CleanRow`, `site` and `entering`."""
+        seen: dict[str, torch.Tensor] = {}
 
-        def note(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            action(args[0] if args else kwargs["hidden_states"])
+        def note(name: str, value: torch.Tensor) -> None:
+            seen[name] = value.clone()
 
-        handle = self.layers[self.first].register_forward_pre_hook(note, with_kwargs=True)
-        try:
-            yield
-        finally:
-            handle.remove()
+        def enter(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            note("entering", input_tensor(args, kwargs))
+
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._sites.hooked({self.hookpoint: lambda x: note("site", x)}))
+            if self.first < len(self.layers):
+                layer = self.layers[self.first]
+                stack.enter_context(layer.register_forward_pre_hook(enter, with_kwargs=True))
+            yield seen
+        seen.setdefault("entering", seen["site"])
 
     @contextlib.contextmanager
     def _skipped(self, entering: torch.Tensor) -> Iterator[None]:
-        """Run no layer before the first, which is given `entering`; without one, the last gives it."""
-        skipped = [self.layers[i] for i in range(self.first)]
-        only_head = self.first == len(self.layers)
-        for i, layer in enumerate(skipped):
-            value = entering if only_head and i == self.first - 1 else None
-            layer.forward = _gives(value, self._beside.get(i))
-        handle = None
-        if not only_head:
-            first: Any = self.layers[self.first]
-            handle = first.register_forward_pre_hook(_with_first_input(entering), with_kwargs=True)
-        try:
-            yield
-        finally:
-            if handle is not None:
-                handle.remove()
-            for layer in skipped:
-                del layer.forward
+        """Run no layer before the first that runs again, and give that one `entering`.
 
-    def _kept(self, found: Any, length: int) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
-        """Return keys and values of the layers that run again, if all of them are there."""
+        Where only the head runs again, the last layer returns `entering` instead of running.
+        """
+        only_head = self.first == len(self.layers)
+
+        def enter(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return with_input(args, kwargs, entering)
+
+        with contextlib.ExitStack() as stack:
+            for i in range(self.first):
+                layer: Any = self.layers[i]
+                value = entering if only_head and i == self.first - 1 else None
+                layer.forward = _gives(value, self._beside.get(i))
+                stack.callback(delattr, layer, "forward")
+            if not only_head:
+                first: Any = self.layers[self.first]
+                stack.enter_context(first.register_forward_pre_hook(enter, with_kwargs=True))
+            yield
+
+    def _kept(self, output: Any, length: int) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
+        """Return the keys and values of the layers that run again; None unless all of them are plain ones."""
         if not self.keeps_prefix:
             return None
-        cache = getattr(found, "past_key_values", None)
+        cache = getattr(output, "past_key_values", None)
         layers = getattr(cache, "layers", None)
         if layers is None or len(layers) != len(self.layers):
             return None
@@ -230,7 +239,10 @@ class Downstream:
         return [(layer.keys, layer.values) for layer in kept]
 
     def prefix_before(self, row: CleanRow, position: int, n: int) -> Any:
-        """Return the kept prefix before a token, once for each of `n` edits."""
+        """Return a cache of the keys and values before a position, repeated for each of `n` edits.
+
+        It is None where none are kept, or where nothing comes before.
+        """
         if row.prefix is None or position == 0:
             return None
         cache = transformers.DynamicCache(config=text_config(self.model))
@@ -247,7 +259,10 @@ class Downstream:
         return cache
 
     def _checked(self) -> bool:
-        """Return whether passes with a kept prefix give what whole passes do; learn what layers return.
+        """Return whether passes with a kept prefix predict what whole passes do.
+
+        This runs the model on a few tokens. It also notes which arguments each layer hands back beside its
+        hidden states, so that skipped layers can do the same.
 
         Raises:
             ModelError: passes from the hookpoint on are not those of the whole model, or not finite.
@@ -278,16 +293,21 @@ class Downstream:
         return self._apart(row, 6) <= _AGREE
 
     def _read_first(self, ids: torch.Tensor) -> CleanRow:
+        """Return what the model makes of a row, and give up on keeping a prefix where that fails."""
         try:
             return self.read(ids)
-        except (
-            Exception
-        ):  # some models cannot keep anything for later (xLSTM with heads of this size)
+        except Exception:
+            # some models cannot keep anything for later (xLSTM with heads of this size)
             self.keeps_prefix = False
             return self.read(ids)
 
     def _refuse(self, row: CleanRow) -> None:
-        """Refuse a model whose passes from the hookpoint on are not those of the whole of it."""
+        """Refuse a model whose passes from the hookpoint on are not those of the whole model.
+
+        Raises:
+            ModelError: its logits are not finite; it changes the stream between the hookpoint and the next
+                layer; or its predictions from the hookpoint on differ from its own.
+        """
         name, place = type(self.model).__name__, self.hookpoint.name
         if not bool(row.log_probs.isfinite().all()):
             raise ModelError(
@@ -307,7 +327,10 @@ class Downstream:
             )
 
     def _apart(self, row: CleanRow, start: int) -> float:
-        """Return the largest difference of a pass without an edit, from `start` on, in nats."""
+        """Return how far a pass from `start` on, without an edit, is from the unedited row, in nats.
+
+        It is the largest difference of log probabilities.
+        """
         delta = torch.zeros(1, len(row.site) - start, row.site.shape[1], device=self.device)
         with torch.no_grad():
             logits = self.logits(
@@ -324,25 +347,25 @@ def kl(
     log_probs: Float[torch.Tensor, "pos vocabulary"],
     logits: Float[torch.Tensor, "row pos vocabulary"],
 ) -> Float[torch.Tensor, "row pos"]:
-    """Return KL(p || q) in nats of each row's q, given by logits, from p.
+    """Return KL(p || q) of each row's predictions q from the predictions p, at every position, in nats.
 
-    As the sum of p (e^r - 1 - r), r = log q - log p, each term of which is at least 0, so that small
-    divergences are not lost in the rounding of large terms.
+    It is computed as the sum of p (e^r - 1 - r) with r = log q - log p, whose terms are all at least 0, so
+    that small divergences are not lost in the rounding of large terms.
+
+    Args:
+        log_probs: The logarithms of p.
+        logits: The logits of q.
     """
     if logits.requires_grad or logits.device.type != "cpu":
         ratio = logits.float().log_softmax(-1) - log_probs
         return ((torch.expm1(ratio) - ratio) * log_probs.exp()).sum(-1)
     # a few rows at a time and in place: what is in the cache is four times as fast as what is not
-    found, p = logits.new_empty(logits.shape[:2], dtype=torch.float32), log_probs.exp()
+    divergence, p = logits.new_empty(logits.shape[:2], dtype=torch.float32), log_probs.exp()
     step = max(1, _CACHED // max(1, log_probs.numel()))
-    for some, out in zip(torch.split(logits, step), torch.split(found, step), strict=True):
-        ratio = some.float().log_softmax(-1).sub_(log_probs)
+    for rows, out in zip(torch.split(logits, step), torch.split(divergence, step), strict=True):
+        ratio = rows.float().log_softmax(-1).sub_(log_probs)
         torch.sum(torch.expm1(ratio).sub_(ratio).mul_(p), -1, out=out)
-    return found
-
-
-def _put(seen: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> None:
-    seen[name] = value.clone()
+    return divergence
 
 
 def _named(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str | int, Any]:
@@ -353,35 +376,26 @@ def _named(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str | int, Any
 
 
 def _passed_on(part: Any, given: Mapping[str | int, Any]) -> str | int | None:
-    """Return the name or position of the argument that a layer gives back as it is; None for others."""
+    """Return the name or position of the argument that a layer handed back as it is; None if it is none."""
     return next((name for name, value in given.items() if part is not None and value is part), None)
 
 
 def _gives(
     value: torch.Tensor | None, beside: tuple[str | int | None, ...] | None
 ) -> Callable[..., Any]:
-    """Return a layer's forward that gives `value`, or what it was given.
+    """Return a forward, to take the place of a layer's, that returns hidden states without any work.
 
     Args:
-        value: None for what it was given.
-        beside: What layers of this kind give beside it, as `_passed_on` says; None where no tuple.
+        value: The hidden states that it returns; None for those that it is called with.
+        beside: The arguments that the layer hands back beside them, as `_passed_on` names them; None where
+            the layer returns no tuple.
     """
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        given = args[0] if args else kwargs["hidden_states"]
-        result = given if value is None else value
+        result = input_tensor(args, kwargs) if value is None else value
         if beside is None:
             return result
         known = _named(args, kwargs)
         return (result, *(None if name is None else known.get(name) for name in beside))
 
     return forward
-
-
-def _with_first_input(value: torch.Tensor) -> Callable[..., Any]:
-    def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args:
-            return (value, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": value}
-
-    return hook

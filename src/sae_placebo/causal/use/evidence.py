@@ -1,4 +1,12 @@
-"""Whether a model uses some directions: all the evidence, in its order, and the verdicts."""
+"""Whether a model uses directions: the measurements in their order, and the verdicts.
+
+1. Each direction is ablated alone, at some of its firings: its effect, with bounds (`ablation`, `effects`).
+2. Each is removed while others are removed at random (`masks`).
+3. Ordered by these two costs, as many as possible are removed at once (`joint`), and an adversary looks for
+   the worst that removing some of them can do (`worst`).
+4. Null directions are ablated at some of the same firings (`null_directions`).
+5. The rule turns these measurements into verdicts (`rule`).
+"""
 
 from __future__ import annotations
 
@@ -23,18 +31,19 @@ from sae_placebo.core.progress import Track, untracked
 
 _HIGH = 2.326
 _LOW = 1.645
-"""Normal quantiles of the bounds of removal among others: 99% above, 95% below, as `effects` has them."""
+"""Normal quantiles of the upper bound (99%) and lower bound (95%) of removal among others; the levels are
+those of `effects`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """Directions whose use was asked about, with the evidence.
+    """The evidence on each direction alone.
 
     Attributes:
-        ablated: Single ablations.
-        effect: Of zero ablation, as a share of a full swap.
-        resampled: Of resample ablation, likewise.
-        nulls: Against null directions.
+        ablated: The costs of single ablations, by firing.
+        effect: The effect of zero ablation by direction, as a share of a full swap.
+        resampled: The effect of resample ablation, likewise.
+        nulls: The test of each direction's cost against null directions.
     """
 
     ablated: Ablations
@@ -45,16 +54,17 @@ class Asked:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What was found about the use of some directions.
+    """The verdicts on some directions, with all the evidence.
 
     Attributes:
-        which: The directions asked about, ascending.
-        asked: Evidence on each alone, arrays by direction.
-        masked: Removal among others; None with a reason.
-        joint: Removal of all at once; None with a reason.
-        worst: The worst masks over what survives; None with a reason.
-        measured, verdicts: What the rule read, and what it said.
-        reasons: Why something is None.
+        which: The directions that have a verdict, ascending.
+        asked: The evidence on each alone; arrays are over all directions of the hookpoint.
+        masked: The cost of each when others are removed at random; None where it is not estimable.
+        joint: The cost of removing many at once; None where it is not estimable.
+        worst: The worst masks over what survives joint removal; None where it is not estimable.
+        measured: The measurements that the rule read.
+        verdicts: The verdicts that it gave.
+        reasons: By attribute that is None, the reason.
     """
 
     which: Int64[np.ndarray, " asked"]
@@ -77,23 +87,22 @@ def ask(
 ) -> Answer:
     """Return whether the model uses each of some directions, with the evidence.
 
-    In the order of the evidence: single ablations; removal among others, of all at once, and at its worst;
-    null directions; verdicts.
+    The steps are those of the module's docstring.
 
     Args:
         subject: The model behind the hookpoint, and the held-out tokens.
         directions: All directions at the hookpoint.
-        which: Those asked about.
-        spec: Firings, nulls, limits.
-        seed: Names all draws.
-        track: Shows what is being done.
+        which: The directions that get a verdict.
+        spec: How much is measured, and the limits of the rule.
+        seed: The seed of all draws.
+        track: It shows the progress of each step.
     """
     reasons: dict[str, str] = {}
     ablated, effect, resampled = _ablated(subject, directions, which, spec, seed, track)
     masked, joint, worst = _together(
         subject, directions, which, ablated, spec, seed, reasons, track
     )
-    nulls = _held(subject, directions, ablated, which, spec, seed, track)
+    nulls = _null_test(subject, directions, ablated, which, spec, seed, track)
     survives = np.zeros(len(directions), dtype=bool)
     if worst is not None and worst.holds:
         survives[worst.s_star] = True
@@ -117,15 +126,19 @@ def ask(
 def ask_alone(
     subject: Subject, directions: Directions, spec: UseSpec, seed: int, track: Track = untracked
 ) -> Asked:
-    """Return the evidence on each direction alone, every one held against all null directions."""
+    """Return the evidence on each direction alone, with no verdict.
+
+    Nearly every direction is compared with all null directions: `give_up` is set to 1, so that only one
+    that costs no more than any of the first nulls goes without the rest. Arguments are those of `ask`.
+    """
     which = np.arange(len(directions))
     ablated, effect, resampled = _ablated(subject, directions, which, spec, seed, track)
     every = spec.model_copy(update={"give_up": 1.0})
-    nulls = _held(subject, directions, ablated, which, every, seed, track)
+    nulls = _null_test(subject, directions, ablated, which, every, seed, track)
     return Asked(ablated, effect, resampled, nulls)
 
 
-def _held(
+def _null_test(
     subject: Subject,
     directions: Directions,
     ablated: Ablations,
@@ -134,7 +147,7 @@ def _held(
     seed: int,
     track: Track,
 ) -> NullTest:
-    """Return `against_nulls`, shown."""
+    """Return what `against_nulls` does, and show its progress."""
     counts = np.bincount(ablated.firings.directions, minlength=len(directions))[candidates]
     firings = int(np.minimum(counts, spec.null_firings).sum())
     total = firings * (spec.nulls + n_alike(directions, spec))
@@ -150,16 +163,17 @@ def _ablated(
     seed: int,
     track: Track,
 ) -> tuple[Ablations, Effects, Effects]:
+    """Return single ablations, and the effects of zero and of resample ablation, by direction."""
     documents = subject.tokens.documents
     firings = choose_firings(directions, which, documents, spec.firings, seed)
     with track("ablate", len(firings), "firings") as advance:
-        found = ablate(subject, directions, firings, spec.window, seed, advance)
-    n, unit = len(directions), found.full_swap
+        ablated = ablate(subject, directions, firings, spec.window, seed, advance)
+    n, unit = len(directions), ablated.full_swap
     effect, resampled = (
         effects_of(values / unit, firings.directions, n, seed)
-        for values in (found.zero, found.resample)
+        for values in (ablated.zero, ablated.resample)
     )
-    return found, effect, resampled
+    return ablated, effect, resampled
 
 
 def _together(
@@ -172,7 +186,13 @@ def _together(
     reasons: dict[str, str],
     track: Track,
 ) -> tuple[MaskedUse | None, JointCurve | None, WorstCase | None]:
-    """Return removal among others, of all at once, and at its worst; the order is of discovery alone."""
+    """Return removal among others, joint removal, and the worst masks over what survives that.
+
+    Directions are ordered for joint removal by the larger of two costs: that of their ablation alone, on
+    discovery documents, and that of their removal among others, which reads only these. So the documents
+    on which joint removal is measured have no say in the order. A direction without a finite cost stays
+    out of it. A missing number is written to `reasons`.
+    """
     masks = spec.masks.model_copy(update={"window": spec.window})
     try:
         masked = random_masks(subject, directions, which, masks, seed, track)
@@ -181,13 +201,14 @@ def _together(
         return None, None, None
     discovered = discovery_documents(subject.tokens, seed)
     firings = ablated.firings
-    mine = discovered[subject.tokens.documents[firings.tokens]]
+    at = discovered[subject.tokens.documents[firings.tokens]]
     n = len(directions)
-    counts = np.bincount(firings.directions[mine], minlength=n)
-    sums = np.bincount(firings.directions[mine], ablated.zero[mine], minlength=n)
+    counts = np.bincount(firings.directions[at], minlength=n)
+    sums = np.bincount(firings.directions[at], ablated.zero[at], minlength=n)
     alone = np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)[which]
-    order = which[np.argsort(np.fmax(alone, masked.beta), kind="stable")]
-    order = order[np.isfinite(np.sort(np.fmax(alone, masked.beta), kind="stable"))]
+    larger = np.fmax(alone, masked.beta)
+    by_cost = np.argsort(larger, kind="stable")
+    order = which[by_cost[np.isfinite(larger[by_cost])]]
     try:
         joint = joint_removal(subject, directions, order, spec.joint, seed, track)
         worst = worst_case(subject, directions, joint.s_star, spec.worst, seed, track)
@@ -198,7 +219,10 @@ def _together(
 
 
 def _beside(masked: MaskedUse | None, n: int, unit: float) -> Effects:
-    """Return removal among others as a share of a full swap, by direction."""
+    """Return the effect of removal among others, as a share of a full swap, by direction.
+
+    The bounds are normal ones from the standard error; all are NaN where nothing was measured.
+    """
     mean, se = np.full(n, np.nan), np.full(n, np.nan)
     count = np.zeros(n, dtype=np.int64)
     if masked is not None:

@@ -1,7 +1,8 @@
-"""Gradients at a hookpoint of log probabilities of tokens that the model itself draws.
+"""Gradients at a hookpoint of the log probabilities of labels that are drawn from the model itself.
 
-With labels drawn from the model the score has mean 0, so what labels at different positions add to a
-gradient cancels in expectation, and squared gradients estimate the Fisher information.
+With labels drawn from the model the gradient of a position's log probability has mean 0. So products of the
+gradients of different positions vanish in expectation, and squares of their sum estimate the Fisher
+information of all later predictions about the activation.
 """
 
 from __future__ import annotations
@@ -22,43 +23,49 @@ from sae_placebo.models.sites import resolve
 _LOGITS = 2**24
 _POSITIONS = 1024
 _TRACED = 2**25
-"""Most floats of logits, positions, and floats of the readers' gradients, that are held at once."""
+"""At most so many numbers of logits, positions, and numbers of readers' gradients are held at once."""
 
 
 @runtime_checkable
 class Trace(Protocol):
-    """What a forward is followed by, so that gradients of its parts can be told from one another."""
+    """A trace of a forward pass, by which the gradient is split by the readers that it comes through."""
 
     @property
     def n_readers(self) -> int:
-        """Parts."""
+        """The number of readers."""
         ...
 
     def recording(self) -> contextlib.AbstractContextManager[None]:
-        """Follow the forwards inside."""
+        """Follow the forward passes inside."""
         ...
 
     def leaves(self) -> list[torch.Tensor]:
-        """Return the tensors whose gradients are needed."""
+        """Return the tensors whose gradients are needed for the split."""
         ...
 
     def assembled(
         self, gradients: list[torch.Tensor], kept: tuple[torch.Tensor, torch.Tensor]
     ) -> Float[torch.Tensor, "token reader d_in"]:
-        """Return the gradient at the hookpoint through each part, at some rows and positions."""
+        """Return the gradient at the hookpoint through each reader.
+
+        Args:
+            gradients: The gradients at the leaves.
+            kept: Row and position of each token wanted.
+        """
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Gradients:
-    """Of some tokens.
+    """Gradients, at the activations of some tokens, of log probabilities summed over their rows.
 
     Attributes:
-        tokens: Which, as indices into the subject's.
-        site: The activations that they have.
-        sampled: Of log probabilities of drawn labels, summed over the row.
-        readers: The same through each part; None where nothing is traced.
-        observed: As `readers`, with the row's own next tokens as labels; None where nothing is traced.
+        tokens: The tokens, as indices into the subject's.
+        site: Their activations at the hookpoint.
+        sampled: The gradient with each sample of labels drawn from the model.
+        readers: The part of it that comes through each reader; None where nothing is traced.
+        observed: The gradient through each reader with the next tokens of the text as labels; None where
+            nothing is traced.
     """
 
     tokens: Int64[np.ndarray, " token"]
@@ -69,7 +76,7 @@ class Gradients:
 
 
 def drawn_rows(subject: Subject, n_tokens: int, seed: int) -> Int64[np.ndarray, " row"]:
-    """Return whole rows, drawn by name, with at most `n_tokens` of the subject's tokens; at least one."""
+    """Return random rows, ascending, with at most `n_tokens` held-out tokens together; at least one row."""
     held, counts = np.unique(subject.tokens.places[:, 0], return_counts=True)
     order = numpy_generator(seed, "screen", "rows").permutation(len(held))
     n = max(int(np.searchsorted(np.cumsum(counts[order]), n_tokens, side="right")), 1)
@@ -83,16 +90,17 @@ def sampled_gradients(
     seed: int,
     trace: Trace | None = None,
 ) -> Iterator[Gradients]:
-    """Yield the gradients of some rows' tokens, a few rows at a time: one forward, a backward per sample.
+    """Yield the gradients at the tokens of some rows, a few rows at a time.
 
-    Labels are drawn row by row, so that they do not depend on which rows are run together.
+    Each batch takes one forward pass and one backward pass for each sample of labels. Labels are drawn row
+    by row, so that they do not depend on which rows are run together.
 
     Args:
-        subject: Whose rows.
-        rows: Indices into the subject's rows.
-        samples: Labels drawn per position.
-        seed: Names the draws.
-        trace: What the gradients are told apart by.
+        subject: The model and its held-out tokens.
+        rows: The rows that are read.
+        samples: How many labels are drawn for each position.
+        seed: The seed of the labels.
+        trace: It splits gradients by reader; None for no split.
     """
     lengths = subject.tokens.rows.lengths[rows]
     longest = int(lengths.max())
@@ -113,6 +121,7 @@ def _of_rows(
     seed: int,
     trace: Trace | None,
 ) -> Gradients:
+    """Return the gradients at the tokens of rows that are run together."""
     behind = subject.downstream
     ids, real = _padded(subject, rows)
     tokens, row_of, position = _kept(subject, rows)
@@ -159,14 +168,17 @@ def _backward(
     probs: torch.Tensor,
     counted: torch.Tensor,
 ) -> list[torch.Tensor]:
-    """Return gradients of the labels' log probabilities, whose gradient at the logits is onehot - p."""
+    """Return the gradients at the leaves of the labels' log probabilities, summed over counted positions.
+
+    At the logits this gradient is the one-hot label less the probabilities.
+    """
     pull = -probs
     pull.scatter_add_(-1, labels[..., None], torch.ones_like(pull[..., :1]))
     pull *= counted[..., None]
-    found = torch.autograd.grad(
+    slopes = torch.autograd.grad(
         logits, leaves, grad_outputs=pull, retain_graph=True, allow_unused=True
     )
-    return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, slopes, strict=True)]
 
 
 def _labels(
@@ -175,24 +187,30 @@ def _labels(
     samples: int,
     seed: int,
 ) -> Int64[torch.Tensor, "sample row pos"]:
-    """Return labels drawn from the model, by inversion, so that every device draws the same."""
+    """Return labels drawn from the model's predictions.
+
+    They are found by inverting the cumulative probabilities, so that every device draws the same ones.
+    """
     length = probs.shape[1]
     draws = []
     for row in rows:
-        # by position first: more padding takes nothing from the draws of a row
+        # by position first, so that padding does not change what the real positions draw
         uniform = torch.rand(length, samples, generator=generator(seed, "labels", int(row)))
         draws.append(uniform.T)
     uniform = torch.stack(draws, 1).to(probs.device)
     cumulative = probs.cumsum(-1)
     wanted = (uniform * cumulative[None, ..., -1]).permute(1, 2, 0).contiguous()
-    found = torch.searchsorted(cumulative, wanted)
-    return found.clamp_max(probs.shape[-1] - 1).permute(2, 0, 1)
+    labels = torch.searchsorted(cumulative, wanted)
+    return labels.clamp_max(probs.shape[-1] - 1).permute(2, 0, 1)
 
 
 def _padded(
     subject: Subject, rows: Int64[np.ndarray, " row"]
 ) -> tuple[Int64[torch.Tensor, "row pos"], torch.Tensor]:
-    """Return token ids, and which are real; what is behind a row's end touches nothing before it."""
+    """Return the token ids of rows padded on the right, and which of them are real.
+
+    Attention is causal, so what is behind a row's end changes nothing before it.
+    """
     table = subject.tokens.rows
     lengths = table.lengths[rows]
     longest = int(lengths.max())
@@ -208,9 +226,9 @@ def _padded(
 def _kept(
     subject: Subject, rows: Int64[np.ndarray, " row"]
 ) -> tuple[Int64[np.ndarray, " token"], torch.Tensor, torch.Tensor]:
-    """Return the subject's tokens in some rows, and where in the batch each is."""
+    """Return the held-out tokens in some rows, and the row in the batch and the position of each."""
     places = subject.tokens.places
-    tokens = np.flatnonzero(np.isin(places[:, 0], rows))
+    tokens = subject.tokens_in(rows)
     row_of = np.searchsorted(rows, places[tokens, 0])
     device = subject.downstream.device
     return (

@@ -1,7 +1,8 @@
-"""How many directions the model can do without at once, and the worst that removing them can do.
+"""Joint removal: how many directions the model can do without at once.
 
-Only a direction that is among those removed together without cost may be called unused: what is left
-by single ablations may be two that each suffice.
+Single ablation cannot tell a direction that is not used from one of two that each suffice, since removing
+one of those costs nothing. Removing both does. So only a direction in a set S* that can be removed as a
+whole, at next to no cost, may be called not used.
 """
 
 from __future__ import annotations
@@ -31,19 +32,19 @@ from sae_placebo.core.spec import Spec
 from sae_placebo.stats.effects import document_weights
 
 _DOUBLINGS = 8
-"""The smallest prefix of the first round is all of them over two to this power."""
+"""The first sizes tried are all directions, a half of them, and so on, down to all over two to this power."""
 
 
 class JointSpec(Spec):
-    """How much may be lost by a joint removal, and how finely its size is sought.
+    """How much a joint removal may cost, and how finely the size of S* is sought.
 
     Attributes:
-        share: Largest cost, as a share of a full swap.
-        n_tokens: Of confirmation documents that are read, about.
-        confidence: Of the bounds, each one-sided.
-        replicates: Of the document bootstrap.
-        resolution: Sizes are told apart to this share of the largest that may still pass.
-        min_documents: Fewer give no bound.
+        share: The upper bound of the cost may be at most this share of a full swap of every token.
+        n_tokens: About how many tokens of confirmation documents are read.
+        confidence: The confidence of each bound alone; both are one-sided.
+        replicates: How many times documents are resampled for the bounds.
+        resolution: The search ends when the size is known to this share of the largest that may pass.
+        min_documents: With fewer confirmation documents there is no bound.
     """
 
     share: float = Field(default=0.005, gt=0, lt=1)
@@ -56,19 +57,19 @@ class JointSpec(Spec):
 
 @dataclass(frozen=True, eq=False)
 class JointCurve:
-    """What it costs to remove prefixes of an order at once.
+    """What it costs to remove the first directions of an order at once, by their number.
 
     Attributes:
-        sizes: Of the prefixes, ascending, from 0.
-        cost: J, in nats per token.
-        low: Lower bound of each.
-        high: Upper bound of each.
-        full_joint_nats: What it costs, in nats per token, to give every token another one's activation.
-        limit: Share of that which J may have, times it: nats per token.
-        s_star: The largest prefix that can be removed, as indices of directions, least used first.
-        n_documents: Confirmation documents read.
-        n_tokens: Tokens read.
-        n_passes: Positions that ran behind the hookpoint.
+        sizes: How many directions are removed, ascending from 0.
+        cost: J, the cost of removing so many, in nats per token.
+        low: The lower bound of each J.
+        high: The upper bound of each J.
+        full_joint_nats: The cost of giving every token another one's activation, in nats per token.
+        limit: The largest upper bound that J may have, in nats per token.
+        s_star: The longest prefix of the order that can be removed, as indices of directions.
+        n_documents: How many confirmation documents were read.
+        n_tokens: How many tokens were read.
+        n_passes: How many positions ran behind the hookpoint.
     """
 
     sizes: Int64[np.ndarray, " size"]
@@ -77,7 +78,7 @@ class JointCurve:
     high: Float64[np.ndarray, " size"]
     full_joint_nats: float
     limit: float
-    s_star: Int64[np.ndarray, " some"]
+    s_star: Int64[np.ndarray, " subset"]
     n_documents: int
     n_tokens: int
     n_passes: int
@@ -86,34 +87,37 @@ class JointCurve:
 def joint_removal(
     subject: Subject,
     directions: Directions,
-    order: Int64[np.ndarray, " some"],
+    order: Int64[np.ndarray, " ordered"],
     spec: JointSpec,
     seed: int,
     track: Track = untracked,
 ) -> JointCurve:
-    """Return what removing the first directions of an order at once costs, and how many can go.
+    """Return what it costs to remove the first directions of an order at once, and how many can go.
 
-    J(S) is the mean over tokens of KL(unedited || edited) at their position when all directions of S
-    are removed at every token. Its unit is the same mean when every token is given the activation of
-    another token of the same rows. Both are of confirmation documents, and so is every point of the
-    curve: the order must come from discovery documents alone (`discovery_documents`, same seed).
+    J(S) is the mean over tokens of KL(unedited || edited) at the token's position, in nats, when all
+    directions in S are removed from every token. Its unit is the same mean when every token is given the
+    activation of another token of the same rows. Both are measured on confirmation documents. So the
+    order must come from discovery documents alone (`discovery_documents` with the same seed).
 
-    S* is the longest prefix found whose upper bound is at most `share` of the unit, and below which no
-    prefix tried is above. Prefixes of all directions, a half, a quarter and so on are tried, then three
-    between the longest that passes and the shortest behind it that does not, and again. That search
-    looks at several bounds on the same documents. As prefixes are nested, J is about monotone and so
-    are errors of its bounds, so a wrong S* takes a bound that is too low at a size that fails in
-    truth; the confidence is that of each bound, not of the search.
+    A prefix of the order passes if its upper bound is at most `share` of the unit. S* is the longest prefix
+    tried that passes and of which all shorter prefixes tried pass as well. First prefixes of all
+    directions, a half, a quarter and so on are tried. Then three sizes are tried between the longest prefix
+    that passes and the next one tried, which fails, and so on until the gap is small.
 
-    Source: documents drawn with replacement, percentiles of the ratio of sums; this package's search.
+    The search looks at several bounds on the same documents, and the confidence is that of each bound, not
+    of the search. As prefixes are nested, J is about monotone in their size, and so are the errors of its
+    bounds. So a wrong S* takes a bound that is too low at a size that fails in truth.
+
+    Source: the bounds are percentiles of a ratio of sums over documents drawn with replacement; the search
+    is this package's.
 
     Args:
         subject: The model and its held-out tokens.
-        directions: Of which each token holds some.
-        order: Directions, least used first, none twice; those not in it stay.
+        directions: All directions at the hookpoint.
+        order: The directions that may be removed, each once, those that cost least first. All others stay.
         spec: The limit, and how finely sizes are sought.
-        seed: Of rows, swaps and bootstrap.
-        track: Shows how often the rows were read, of at most how often.
+        seed: The seed of rows, swaps and resamples.
+        track: It shows how often the rows were read, of at most how often.
 
     Raises:
         NotEstimable: fewer confirmation documents than `min_documents` have tokens.
@@ -141,7 +145,10 @@ def joint_removal(
 
 
 def most_readings(n: int, resolution: float) -> int:
-    """Return how often the rows are read, at most, to search among prefixes of `n` directions."""
+    """Return how often the rows are read at most, in a search among prefixes of `n` directions.
+
+    A reading is one pass over all rows with one edit; the full swap is one of them.
+    """
     firsts = 1 + len({n >> k for k in range(_DOUBLINGS + 1)} - {0})
     gap, rounds = n, 0  # each round leaves a quarter
     while gap > max(1, int(resolution * n)):
@@ -150,13 +157,13 @@ def most_readings(n: int, resolution: float) -> int:
 
 
 class _Search:
-    """Costs of the prefixes tried so far, by document."""
+    """The search for S*: the costs of the prefixes tried so far, by document."""
 
     def __init__(
         self,
         subject: Subject,
         directions: Directions,
-        order: Int64[np.ndarray, " some"],
+        order: Int64[np.ndarray, " ordered"],
         rows: Int64[np.ndarray, " row"],
         spec: JointSpec,
         seed: int,
@@ -165,7 +172,7 @@ class _Search:
         self.rows, self.spec, self.seed = rows, spec, seed
         self.rank = np.full(len(directions), len(order), dtype=np.int64)
         self.rank[order] = np.arange(len(order))
-        tokens = np.flatnonzero(np.isin(subject.tokens.places[:, 0], rows))
+        tokens = subject.tokens_in(rows)
         _, owner = np.unique(subject.tokens.documents[tokens], return_inverse=True)
         self.owner = np.zeros(len(subject.tokens), dtype=np.int64)
         self.owner[tokens] = owner
@@ -178,10 +185,14 @@ class _Search:
 
     @property
     def n_documents(self) -> int:
+        """How many confirmation documents have tokens in the rows."""
         return len(self.tokens_of)
 
     def run(self, sizes: list[int], with_swap: bool = False) -> float:
-        """Try some prefixes in one reading of the rows; return the cost of full swaps if asked."""
+        """Measure the costs of prefixes of these ascending sizes, and return the cost of full swaps.
+
+        The latter is 0 unless `with_swap` is set.
+        """
         total = {size: np.zeros(self.n_documents) for size in sizes}
         full = 0.0
         partner = partners(self.subject, self.rows, self.seed) if with_swap else None
@@ -205,20 +216,24 @@ class _Search:
     def _at_tokens(
         self, batch: Batch, delta: Float32[torch.Tensor, "row pos d_in"]
     ) -> Float32[np.ndarray, " token"]:
+        """Return what an edit of the batch costs at each of its tokens, in nats."""
         with torch.no_grad():
             cost = costs(self.subject, batch, delta).cpu().numpy()
         self.n_passes += cost.size
         return np.asarray(cost.ravel()[batch.cells], dtype=np.float32)
 
     def bounds(self, size: int) -> tuple[float, float, float]:
-        """Return J of a prefix, and its lower and upper bound."""
-        costs_of = self.tried[size]
-        found = (costs_of @ self.weights) / (self.tokens_of @ self.weights)
-        low, high = np.quantile(found, [1 - self.spec.confidence, self.spec.confidence])
-        return float(costs_of.sum() / self.tokens_of.sum()), float(low), float(high)
+        """Return J of the prefix of this size, and its lower and upper bound, in nats per token."""
+        cost = self.tried[size]
+        replicates = (cost @ self.weights) / (self.tokens_of @ self.weights)
+        low, high = np.quantile(replicates, [1 - self.spec.confidence, self.spec.confidence])
+        return float(cost.sum() / self.tokens_of.sum()), float(low), float(high)
 
     def bracket(self, limit: float) -> tuple[int, int]:
-        """Return the longest prefix before the first that fails, and that one; or the longest twice."""
+        """Return the size of the longest prefix before the first that fails, and the size of that one.
+
+        Where none fails, both are the size of the longest prefix tried.
+        """
         passed = 0
         for size in sorted(self.tried):
             if self.bounds(size)[2] > limit:
@@ -227,8 +242,9 @@ class _Search:
         return passed, passed
 
     def curve(self, size: int, full: float) -> JointCurve:
+        """Return all that was measured, with the prefix of this size as S*."""
         sizes = sorted(self.tried)
-        cost, low, high = np.array([self.bounds(one) for one in sizes], dtype=np.float64).T
+        cost, low, high = np.array([self.bounds(tried) for tried in sizes], dtype=np.float64).T
         return JointCurve(
             sizes=np.array(sizes, dtype=np.int64),
             cost=cost,

@@ -1,8 +1,9 @@
-"""What directions cost when half of the others are gone too: random masks over everything that is held.
+"""Removal among others: what a direction costs while half of the other directions are removed as well.
 
-Where either of two directions suffices, removing one costs nothing, and single ablation calls both
-unused. Here every direction that a row holds is removed from the whole row with probability 1/2, and
-what it costs to be without one is averaged over what else is missing: its Banzhaf value.
+Where either of two directions suffices, removing one alone costs nothing, so single ablation finds both
+dispensable. Here every direction that a row holds is removed from the whole row with probability 1/2, by a
+random mask. What it costs to be without one direction is averaged over what else is missing, which is the
+direction's Banzhaf value.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 from pydantic import Field
 
 from sae_placebo.causal.use.base import Directions, Subject
@@ -19,7 +20,7 @@ from sae_placebo.causal.use.removal import (
     Batch,
     along,
     batches,
-    compared,
+    costs,
     discovery_documents,
     entries,
     only,
@@ -34,14 +35,15 @@ from sae_placebo.core.spec import Spec, numpy_generator
 
 
 class MaskSpec(Spec):
-    """How many masks, and of what.
+    """How many masks are drawn, and how many tokens are read under them.
 
     Attributes:
-        n_masks: Of each row; every second one is the complement of the one before.
-        n_pivots: Further masks of each row, at which gradients are taken to lower the variance; a pass
-            with gradients costs about three. 0 for none.
-        window: Later tokens whose predictions are compared, cut at the end of the row.
-        n_tokens: Of discovery documents that are read, about.
+        n_masks: How many masks each row is read under. Half of them are the complements of the others.
+        n_pivots: How many further masks of each row gradients are taken at, to lower the variance; 0 for
+            none. A pass with gradients costs about as much as three without.
+        window: The predictions at this many later tokens are compared too, as far as the row goes. In a
+            trial `UseSpec.window` takes its place.
+        n_tokens: About how many tokens of discovery documents are read.
     """
 
     n_masks: int = Field(default=32, ge=2, multiple_of=2)
@@ -52,33 +54,31 @@ class MaskSpec(Spec):
 
 @dataclass(frozen=True, eq=False)
 class MaskedUse:
-    """What directions cost among random removals of the others.
-
-    Arrays are aligned with `which`.
+    """What directions cost while the others are removed at random; arrays are in the order of `which`.
 
     Attributes:
-        which: The directions asked about, ascending.
-        beta: In nats per firing; NaN where none of the tokens read holds the direction.
-        se: Standard error, clustered by document; NaN below two documents.
-        n: Firings read.
-        n_documents: Documents that they lie in.
-        n_tokens: Tokens read.
-        mean_cost: Of a mask, in nats per token.
-        n_passes: Positions that ran behind the hookpoint, in forward passes and, three for each, in
-            passes with gradients.
+        which: The directions that were removed at random, ascending.
+        beta: The cost of each in nats per firing; NaN where no token read holds it.
+        se: The standard error of beta, clustered by document; NaN with fewer than two documents.
+        n: How many firings were read.
+        n_documents: How many documents they lie in.
+        n_tokens: How many tokens were read.
+        mean_cost: The mean cost of a mask, in nats per token.
+        n_passes: How many positions ran behind the hookpoint. A position of a pass with gradients counts
+            as three.
     """
 
-    which: Int64[np.ndarray, " some"]
-    beta: Float64[np.ndarray, " some"]
-    se: Float64[np.ndarray, " some"]
-    n: Int64[np.ndarray, " some"]
-    n_documents: Int64[np.ndarray, " some"]
+    which: Int64[np.ndarray, " which"]
+    beta: Float64[np.ndarray, " which"]
+    se: Float64[np.ndarray, " which"]
+    n: Int64[np.ndarray, " which"]
+    n_documents: Int64[np.ndarray, " which"]
     n_tokens: int
     mean_cost: float
     n_passes: int
 
     def reason(self, i: int) -> str | None:
-        """Return why the i-th number or its error is missing; None where both are there."""
+        """Return why the i-th cost or its standard error is missing; None where both are known."""
         if self.n[i] == 0:
             return "no token of the discovery rows holds it"
         return "held in one discovery document only" if self.n_documents[i] < 2 else None
@@ -87,35 +87,39 @@ class MaskedUse:
 def random_masks(
     subject: Subject,
     directions: Directions,
-    which: Int64[np.ndarray, " some"],
+    which: Int64[np.ndarray, " which"],
     spec: MaskSpec,
     seed: int,
     track: Track = untracked,
 ) -> MaskedUse:
-    r"""Return what each direction costs when it is removed among random others, in nats per firing.
+    """Return what each direction costs when it is removed among random others, in nats per firing.
 
-    In each row of the discovery documents, under each mask, a direction is removed from all tokens of
-    the row or from none. C_i sums KL(unedited || edited) over the tokens that hold i and the `window`
-    behind each, every position once; beta_i estimates
+    Under each mask of a row of the discovery documents, a direction is removed from all tokens of the row
+    or from none. Let C_i be KL(unedited || edited) summed over the tokens of the row that hold direction i
+    and over the `window` tokens after each, every position counted once. Then beta_i estimates
 
-        sum over rows of E[C_i | i removed] - E[C_i | i kept], over the firings of i in them,
+        sum over rows of (E[C_i | i removed] - E[C_i | i kept]) / number of firings of i in the rows,
 
-    the expectation over all other directions of `which` removed or kept at even odds. For firings
-    further apart than the window this is the mean over firings of what an ablation costs, in the unit
-    of single ablations; where windows overlap a position is not charged to two firings. Where either of
-    two directions suffices, each is worth half of both. Where one undoes another it may be below 0.
+    where every other direction in `which` is removed or kept at even odds. Where firings are further apart
+    than the window, this is the mean over firings of what an ablation costs, in the unit of single
+    ablations; where windows overlap, a position is not charged to two firings. Where either of two
+    directions suffices, each is worth half of what both are. Where one undoes another, beta may be below 0.
 
-    It is not an ablation of the model as it is: half of what is held is missing. As far as KL is
-    quadratic in the edit, the values of all directions add up to the cost of removing everything, so
-    where that is far more than single ablations add up to, every direction has its part of the rest.
+    It does not say what an ablation does to the model as it is, since half of what tokens hold is missing.
+    As far as KL is quadratic in the edit, the values of all directions add up to the cost of removing
+    everything. So where that is far more than the sum of single ablations, every direction has a part of the
+    difference.
 
-    Four things lower the variance, none of which moves the expectation. Contrasts are taken within a
-    row, so that what tokens cost on average does not enter. Masks come with their complement, so that
-    effects of even order (a constant, pairs of directions) cancel. And the cost of masks is compared
-    with its first-order prediction sum_j s_j h_tj / 2, s_j = 1 or -1 for removed or kept; h_tj, the
-    gradient at a token along what would be removed, is averaged over masks of its own (`n_pivots`), so
-    it is fixed while the contrast's masks are drawn; the prediction's own contrast, sum_t h_ti, is
-    known and added back. Each direction is removed in exactly half of a row's masks.
+    Four things lower the variance, and none of them moves the expectation:
+
+    1. Contrasts are taken within a row, so that what its tokens cost on average does not enter.
+    2. Masks come in pairs of complements, so that effects of even order (a constant, pairs of directions)
+       cancel.
+    3. Each direction is removed in exactly half of a row's masks, which the pairs see to.
+    4. A first-order prediction is subtracted from the cost of each mask: sum_j s_j h_tj / 2, with s_j = 1
+       where j is removed and -1 where it is kept. Here h_tj is what removing j at token t adds to the cost
+       by the gradient, averaged over further masks (`n_pivots`), so that it is fixed while the masks of
+       the contrast are drawn. The contrast of the prediction itself, sum_t h_ti, is known and added back.
 
     Source: Banzhaf values by sampled coalitions (Wang and Jia 2023, AISTATS); complements as in paired
     sampling for KernelSHAP (Covert and Lee 2021, AISTATS). First-order control variates with gradients
@@ -123,11 +127,11 @@ def random_masks(
 
     Args:
         subject: The model and its held-out tokens.
-        directions: Of which each token holds some.
-        which: Those that may be removed; all others stay.
-        spec: Numbers of masks and tokens.
-        seed: Of rows and masks.
-        track: Shows how many rows are done.
+        directions: All directions at the hookpoint.
+        which: The directions that are removed at random; all others stay.
+        spec: How many masks are drawn and how many tokens are read.
+        seed: The seed of rows and masks.
+        track: It shows how many rows are done.
 
     Raises:
         NotEstimable: no discovery document has a token that counts.
@@ -152,16 +156,23 @@ def random_masks(
 
 @dataclass(frozen=True, eq=False)
 class _Row:
-    """One row under masks. `amounts` [position, held] holds the removable directions of the row."""
+    """One row, and the directions that may be removed from it.
+
+    Attributes:
+        subject: The model and its held-out tokens.
+        document: The row's document.
+        batch: The row as the model reads it, alone and without padding.
+        amounts: CSR [position, held] amounts of the removable directions.
+        held: These directions, ascending: those that some token of the row holds.
+        vectors: Their vectors.
+    """
 
     subject: Subject
-    row: int
     document: int
     batch: Batch
     amounts: Any
     held: Int64[np.ndarray, " held"]
     vectors: Float32[np.ndarray, "held d_in"]
-    n_tokens: int
 
     @classmethod
     def of(
@@ -172,73 +183,68 @@ class _Row:
         batch: Batch,
         i: int,
     ) -> _Row:
+        """Return the i-th row of a batch, with its amounts of the wanted directions."""
         from scipy.sparse import csr_matrix
 
-        row, length = int(batch.rows[i]), int(batch.real[i].sum())
-        here = batch.cells // batch.real.shape[1] == i
-        amounts = only(directions, wanted, batch.tokens[here])
+        length = int(batch.real[i].sum())
+        in_row = batch.cells // batch.real.shape[1] == i
+        tokens = batch.tokens[in_row]
+        amounts = only(directions, wanted, tokens)
         held, columns = np.unique(amounts.indices, return_inverse=True)
-        position = np.repeat(subject.tokens.places[batch.tokens[here], 1], np.diff(amounts.indptr))
-        one = slice(i, i + 1), slice(0, length)
-        part = Batch(
-            rows=batch.rows[one[0]],
-            token_ids=batch.token_ids[one],
-            real=batch.real[one],
-            site=batch.site[one],
-            entering=batch.entering[one],
-            log_probs=batch.log_probs[one],
-            tokens=batch.tokens[here],
-            cells=batch.cells[here] - i * batch.real.shape[1],
+        position = np.repeat(subject.tokens.places[tokens, 1], np.diff(amounts.indptr))
+        cut = slice(i, i + 1), slice(0, length)
+        alone = Batch(
+            rows=batch.rows[cut[0]],
+            token_ids=batch.token_ids[cut],
+            real=batch.real[cut],
+            site=batch.site[cut],
+            entering=batch.entering[cut],
+            log_probs=batch.log_probs[cut],
+            tokens=tokens,
+            cells=batch.cells[in_row] - i * batch.real.shape[1],
         )
         return cls(
             subject=subject,
-            row=row,
-            document=int(subject.tokens.rows.documents[row]),
-            batch=part,
+            document=int(subject.tokens.rows.documents[batch.rows[i]]),
+            batch=alone,
             amounts=csr_matrix(
                 (amounts.data, (position, columns)), shape=(length, len(held)), dtype=np.float32
             ),
             held=held.astype(np.int64),
             vectors=directions.vectors[held],
-            n_tokens=int(here.sum()),
         )
 
     def edits(self, masks: Bool[np.ndarray, "mask held"]) -> Float32[torch.Tensor, "mask pos d_in"]:
-        """Return the edits of some masks: minus all that they remove, one sparse-dense product."""
+        """Return the change of the row's activations under each mask: minus all that it removes."""
         from scipy.sparse import vstack
 
         blocks = vstack([entries(self.amounts, mask[self.amounts.indices]) for mask in masks])
         delta = removed(blocks.tocsr(), self.vectors)
         return torch.from_numpy(delta).view(len(masks), -1, delta.shape[1])
 
-    def costs(self, delta: Float[torch.Tensor, "mask pos d_in"]) -> Float[torch.Tensor, "mask pos"]:
-        n, batch = len(delta), self.batch
-        logits = self.subject.downstream.logits(
-            batch.token_ids.expand(n, -1),
-            batch.entering.expand(n, -1, -1),
-            delta.to(batch.entering),
-        )
-        clean = batch.log_probs.expand(n, -1, -1).flatten(0, 1)
-        return compared(clean, logits.flatten(0, 1)).view(n, -1)
-
     @property
     def at_once(self) -> int:
-        """Masks of one pass."""
+        """How many masks one pass takes."""
         return max(1, positions_at_once(self.subject) // len(self.batch.real[0]))
 
 
 def _signs(row: _Row, n: int, seed: int, use: str) -> Float32[np.ndarray, "pair held"]:
-    """Return 1 where the first mask of a pair removes a direction and -1 where its complement does."""
-    bits = numpy_generator(seed, use, row.row).integers(0, 2, (n // 2, len(row.held)))
+    """Return 1 where the first mask of a pair removes a direction, and -1 where its complement does."""
+    random = numpy_generator(seed, use, int(row.batch.rows[0]))
+    bits = random.integers(0, 2, (n // 2, len(row.held)))
     return (2 * bits - 1).astype(np.float32)
 
 
 def _both(signs: Float32[np.ndarray, "pair held"]) -> Bool[np.ndarray, "mask held"]:
+    """Return what the masks remove: the first of every pair, then all complements."""
     return np.concatenate([signs > 0, signs < 0])
 
 
 def _expected(row: _Row, n_pivots: int, seed: int) -> Any:
-    """Return h [position, held], CSR: what each firing costs, to first order, at masks of its own."""
+    """Return h, CSR [position, held]: what removing each firing adds to the row's cost, to first order.
+
+    It is minus the amount times the gradient along the direction, averaged over masks of its own.
+    """
     from scipy.sparse import csr_matrix
 
     masks = _both(_signs(row, n_pivots, seed, "pivots"))
@@ -246,7 +252,8 @@ def _expected(row: _Row, n_pivots: int, seed: int) -> Any:
     for start in range(0, n_pivots, row.at_once):
         delta = row.edits(masks[start : start + row.at_once]).requires_grad_()
         with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(row.costs(delta).sum(), delta)
+            cost = costs(row.subject, row.batch, delta).sum()
+            (gradient,) = torch.autograd.grad(cost, delta)
         total += gradient.sum(0).float().cpu().numpy()
     cells = np.repeat(np.arange(total.shape[0]), np.diff(row.amounts.indptr))
     slopes = along(total, row.vectors, cells, row.amounts.indices.astype(np.int64))
@@ -255,7 +262,7 @@ def _expected(row: _Row, n_pivots: int, seed: int) -> Any:
 
 
 def _reached(amounts: Any, window: int) -> Any:
-    """Return which positions lie at a firing or up to `window` behind one, CSR of ones."""
+    """Return which positions lie at a firing or up to `window` after one, CSR [position, held] of ones."""
     from scipy.sparse import csr_matrix
 
     length = amounts.shape[0]
@@ -270,7 +277,7 @@ def _reached(amounts: Any, window: int) -> Any:
 
 
 def _add_row(row: _Row, spec: MaskSpec, seed: int, sums: _MaskSums) -> None:
-    """Add a row's contrasts: for each held direction, removed less kept, summed over its windows."""
+    """Add a row's contrasts to the sums: for each held direction, C_i where removed less C_i where kept."""
     if not len(row.held):
         return
     signs = _signs(row, spec.n_masks, seed, "masks")
@@ -278,9 +285,11 @@ def _add_row(row: _Row, spec: MaskSpec, seed: int, sums: _MaskSums) -> None:
     parts = []
     with torch.no_grad():
         for start in range(0, spec.n_masks, row.at_once):
-            parts.append(row.costs(row.edits(masks[start : start + row.at_once])).cpu())
+            edits = row.edits(masks[start : start + row.at_once])
+            parts.append(costs(row.subject, row.batch, edits).cpu())
     cost = torch.cat(parts).numpy()
     half = spec.n_masks // 2
+    # [position, pair] half the difference between a mask and its complement: what is of odd order
     odd = (cost[:half] - cost[half:]).T / 2
     known = np.zeros(len(row.held))
     if spec.n_pivots:
@@ -293,27 +302,33 @@ def _add_row(row: _Row, spec: MaskSpec, seed: int, sums: _MaskSums) -> None:
 
 
 class _MaskSums:
-    """Contrasts and firings of every direction in every row."""
+    """The contrasts and the numbers of firings of every direction in every row."""
 
     def __init__(self) -> None:
         self.parts: list[tuple[Any, ...]] = []
         self.cost, self.n_tokens, self.n_positions = 0.0, 0, 0
 
-    def add(self, row: _Row, contrast: Float[np.ndarray, " held"], cost: float) -> None:
+    def add(self, row: _Row, contrast: Float64[np.ndarray, " held"], cost: float) -> None:
+        """Add a row: the contrast of each direction that it holds, and the cost of a mask over its tokens."""
         firings = np.diff(row.amounts.tocsc().indptr)
         self.parts.append((np.full(len(row.held), row.document), row.held, contrast, firings))
         self.cost += cost
-        self.n_tokens += row.n_tokens
+        self.n_tokens += len(row.batch.tokens)
         self.n_positions += row.amounts.shape[0]
 
-    def result(self, which: Int64[np.ndarray, " some"], n: int, spec: MaskSpec) -> MaskedUse:
+    def result(self, which: Int64[np.ndarray, " which"], n: int, spec: MaskSpec) -> MaskedUse:
+        """Return the costs of the directions `which` out of `n`.
+
+        Beta is a ratio of sums over documents, contrasts by firings; its standard error is that of a ratio
+        whose clusters are documents.
+        """
         from scipy.sparse import csc_matrix
 
         none = (np.zeros(0, dtype=np.int64),) * 2 + (np.zeros(0),) * 2
         documents, held, contrasts, firings = (
             np.concatenate(part) for part in zip(none, *self.parts, strict=True)
         )
-        # duplicates are added up: one entry for each document that holds a direction
+        # rows of one document are added up, so that there is one entry for each document and direction
         shape = (int(documents.max(initial=0)) + 1, n)
         y = csc_matrix((contrasts, (documents, held)), shape=shape)
         k = csc_matrix((firings, (documents, held)), shape=shape)

@@ -1,10 +1,13 @@
-"""Squared gradients along directions, and along random ones at the same angle to each activation.
+"""Sums of squared gradients along directions, and along random directions at the same angle to activations.
 
-A random direction u at the angle of d to an activation x is `u = c xh + s w`, with xh = x / |x|,
-c = d . xh, s = sqrt(1 - c^2) and w a random unit vector orthogonal to xh: x + a u is then as long as
-x + a d. For a gradient g, `(g . u)^2 = c^2 A^2 + 2 c s A B + s^2 B^2` with A = g . xh and B = g . w. Only
-c, s and the amount differ among directions, so that with K vectors w shared by all of them the null of
-every direction, on its own tokens and with its own amounts, is two products of a sparse matrix
+At a token with activation x, a random direction u at the angle of d is `u = c xh + s w`. Here xh is x brought
+to length 1, c = d . xh is the cosine of the angle, s = sqrt(1 - c^2) is its sine, and w is a random unit
+vector at a right angle to x. Then x + a u is as long as x + a d. With a gradient g,
+
+    (g . u)^2 = c^2 A^2 + 2 c s A B + s^2 B^2,    A = g . xh,    B = g . w.
+
+Only c, s and the amount a depend on the direction. So where all directions share K vectors w, the sums over
+tokens of a^2 (g . u)^2 for every direction, with its own tokens and amounts, are products of sparse matrices
 [direction, token] with dense ones [token, null].
 """
 
@@ -20,29 +23,32 @@ from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
 
 _GATHERED = 2**23
-"""Most floats of gathered directions at once."""
+"""No more than so many numbers of gathered vectors are held at once."""
 
 
 def shared_nulls(seed: int, n: int, width: int) -> Float32[torch.Tensor, "null d_in"]:
-    """Return random unit vectors, isotropic, that all directions share."""
+    """Return `n` isotropic random unit vectors, from which the nulls of all directions are made."""
     drawn = torch.randn(n, width, generator=generator(seed, "screen", "nulls"))
     unit: torch.Tensor = drawn / drawn.norm(dim=1, keepdim=True)
     return unit
 
 
 class MatchedSums:
-    """Sums over tokens of squared gradients along directions and along their nulls.
+    """Sums over tokens of squared gradients along directions, and along their nulls.
+
+    A gradient g counts for each direction d that its token holds, with the square of the amount a.
 
     Args:
-        directions: Whose amounts weigh the tokens.
-        nulls: Shared random vectors.
-        n_readers: Gradients per token and sample.
+        directions: The directions, with their amounts.
+        nulls: Random vectors that all directions share.
+        n_readers: How many gradients there are for each token and sample of labels.
 
     Attributes:
-        score: [half, direction, reader] sums of a^2 mean_s (g_s . d)^2, by half of the documents.
-        null: [direction, reader, null] the same along each null, over both halves.
-        linear: [direction, reader] sums of a (g . d), of the gradients given as `linear`.
-        n: [half, direction] tokens.
+        score: [half, direction, reader] The sums of a^2 (g . d)^2, mean over samples, by half of the
+            documents.
+        null: [direction, reader, null] The same sums along each null of the direction, over both halves.
+        linear: [direction, reader] The sums of a (g . d), over the gradients given as `linear`.
+        n: [half, direction] How many tokens hold the direction.
     """
 
     def __init__(
@@ -65,14 +71,14 @@ class MatchedSums:
         gradients: Float[torch.Tensor, "sample token reader d_in"],
         linear: Float[torch.Tensor, "token reader d_in"] | None = None,
     ) -> None:
-        """Take in the gradients of some tokens.
+        """Add the gradients at some tokens to the sums.
 
         Args:
-            tokens: Rows of the amounts.
-            halves: 0 or 1 for each.
-            site: Activations at the hookpoint.
-            gradients: At the hookpoint, through each reader.
-            linear: Gradients that are summed along directions with their signs.
+            tokens: The tokens, as rows of the amounts.
+            halves: The half that each token's document belongs to, 0 or 1.
+            site: Their activations at the hookpoint.
+            gradients: The gradients at the hookpoint, through each reader.
+            linear: The gradients that are summed with their signs; None for none.
         """
         amounts = self.directions.amounts[tokens]
         unit = site / site.norm(dim=1, keepdim=True).clamp_min(1e-12)
@@ -96,7 +102,10 @@ class MatchedSums:
         gradients: torch.Tensor,
         linear: torch.Tensor | None,
     ) -> tuple[Float[np.ndarray, "pair row reader"], Float[np.ndarray, " pair"]]:
-        """Return, for each held direction at each token, g . d (`linear` last) and the angle's cosine."""
+        """Return g . d and the cosine of d and the activation, for each pair of a token and a held d.
+
+        The rows of the products are the samples, with `linear` as the last row where it is given.
+        """
         if linear is not None:
             gradients = torch.cat([gradients, linear[None]])
         samples, n, readers, width = gradients.shape
@@ -105,18 +114,19 @@ class MatchedSums:
         counts = np.diff(amounts.indptr)
         most = max(int(counts.max(initial=0)), 1)
         step = max(_GATHERED // (most * width), 1)
-        found, cosines = [], []
+        products, cosines = [], []
         for start in range(0, n, step):
-            here = amounts[start : start + step]
-            held = np.arange(most)[None] < np.diff(here.indptr)[:, None]
+            chunk = amounts[start : start + step]
+            # [token, slot]: as many slots as one token holds at most
+            held = np.arange(most)[None] < np.diff(chunk.indptr)[:, None]
             index = np.zeros(held.shape, dtype=np.int64)
-            index[held] = here.indices
+            index[held] = chunk.indices
             rows = self._vectors[torch.from_numpy(index).to(unit.device)]
             dots = torch.bmm(rows, columns[start : start + step])
             dots = dots[torch.from_numpy(held).to(unit.device)]
             cosines.append(dots[:, -1].cpu().numpy())
-            found.append(dots[:, :-1].reshape(len(dots), samples, readers).cpu().numpy())
-        return np.concatenate(found), np.concatenate(cosines)
+            products.append(dots[:, :-1].reshape(len(dots), samples, readers).cpu().numpy())
+        return np.concatenate(products), np.concatenate(cosines)
 
     def _add_nulls(
         self,
@@ -126,6 +136,7 @@ class MatchedSums:
         unit: torch.Tensor,
         gradients: torch.Tensor,
     ) -> None:
+        """Add a^2 (g . u)^2 for every null u of each pair's direction, by the module's formula."""
         from scipy.sparse import csr_matrix
 
         token_of, direction = pairs
@@ -154,15 +165,15 @@ class MatchedSums:
             across = gradients[:, :, reader] - a[..., None] * unit
             b = (across @ self.nulls.T) * scale
             terms = torch.cat([b.square().mean(0), (a[..., None] * b).mean(0)])
-            found = sparse @ terms.cpu().numpy()
-            found += constant[:, [reader]]
-            self.null[active, reader] += found
+            sums = sparse @ terms.cpu().numpy()
+            sums += constant[:, [reader]]
+            self.null[active, reader] += sums
 
 
 def summed(
     slots: Int64[np.ndarray, " pair"] | Any, values: Float[np.ndarray, "pair column"], n: int
 ) -> Float[np.ndarray, "slot column"]:
-    """Return the sums of the values that share a slot."""
+    """Return, for each of `n` slots, the sum of the rows of `values` whose slot it is."""
     from scipy.sparse import csr_matrix
 
     ones = csr_matrix((np.ones(len(slots)), (slots, np.arange(len(slots)))), shape=(n, len(slots)))

@@ -1,14 +1,24 @@
-"""Whether the model uses a direction: used, not used, or undetermined, each with its reason.
+"""The rule by which a direction is called used, not used, or undetermined.
 
-**Used**: ablating it costs more than ablating null directions (Benjamini-Hochberg over the directions
-asked about), and surely at least the smallest effect of interest.
-**Not used** is a claim of its own, not what is left. Its effect is surely negligible: below a share of a full
-swap, and no larger than that of null directions, since a small part of something used has a small effect
-as well; or below a tenth of that of null directions. And removing all such directions at once, everywhere,
-costs next to nothing, on documents that had no say in choosing them and under the worst masks found.
-**Undetermined**: everything else.
+A direction is **used** if both of these hold:
 
-All of it is about one hookpoint, these tokens, and predictions a few tokens ahead.
+1. Ablating it costs more than ablating null directions: its p-value passes Benjamini-Hochberg over all
+   directions that get a verdict.
+2. The lower bound of its effect is at least the smallest effect of interest.
+
+**Not used** is a claim of its own and not what is left over. It takes all of these:
+
+1. The direction was ablated in enough documents.
+2. Its effect is negligible: the upper bound is below `negligible`, a share of a full swap, or below
+   `negligible_of_null` times the mean effect of null directions.
+3. At the firings at which both were ablated, it costs no more than null directions do on average. For a
+   small part of something that is used has a small effect as well, but a larger one than they.
+4. It is in a set of directions whose removal at once, from all tokens, costs next to nothing, on
+   documents that had no say in choosing the set, and under the worst masks that were found.
+
+**Undetermined** is every other direction, with the reason.
+
+A verdict is about one hookpoint, about the tokens read, and about predictions a few tokens ahead.
 """
 
 from __future__ import annotations
@@ -33,22 +43,24 @@ REDUNDANT = "negligible alone, but not when others are removed as well"
 PART = "negligible, but costlier than null directions: perhaps a small part of something used"
 JOINT = "negligible alone, but removing all such directions at once is not"
 REASONS = (FEW, LIKE_NULLS, SMALL, BETWEEN, PART, REDUNDANT, JOINT)
-"""Why a verdict is undetermined."""
+"""The reasons for which a verdict is undetermined."""
 
 
 @dataclass(frozen=True, eq=False)
 class DirectionEvidence:
-    """What is known of every direction; effects are shares of a full swap.
+    """The measurements that the rule reads. Effects are shares of a full swap.
 
     Attributes:
-        effect: Of zero ablation.
-        beside: Of removal among others removed at random; NaN where it was not measured. It decides nothing
-            (with half of all directions gone, any direction costs more), but tells redundancy by its name.
-        p: Rank p-value against null directions; NaN where it was not asked, which counts as 1.
-        null: Mean effect of null directions; NaN where it was not asked.
-        ratio: Cost over that of null directions at the same firings.
-        survives: Whether it is in the set whose joint removal is negligible.
-        asked: Directions that verdicts are wanted on.
+        effect: The effect of zero ablation, with bounds.
+        beside: The effect of removing the direction while others are removed at random, with bounds; NaN
+            where it was not measured. It decides nothing, since any direction costs more when half of the
+            others are gone. It serves to tell that a direction is redundant.
+        p: The p-value of the direction's cost among those of null directions; NaN where it was not tested
+            against them, which counts as 1.
+        null: The mean effect of its null directions; NaN where it was not tested against them.
+        ratio: The direction's mean cost divided by that of its null directions, at the same firings.
+        survives: Whether the direction is in the set whose joint removal is negligible.
+        asked: The directions that get a verdict.
     """
 
     effect: Effects
@@ -62,12 +74,12 @@ class DirectionEvidence:
 
 @dataclass(frozen=True, eq=False)
 class UseVerdicts:
-    """What is said of the directions asked about.
+    """The verdicts on the directions in `DirectionEvidence.asked`, in their order.
 
     Attributes:
-        verdict: [asked] index into `USES`.
-        reason: [asked] of `REASONS` where undetermined, else empty.
-        beats_nulls: [asked] whether its p-value passes.
+        verdict: The verdict, as an index into `USES`.
+        reason: One of `REASONS` where the verdict is undetermined, else an empty string.
+        beats_nulls: Whether the p-value passes Benjamini-Hochberg.
     """
 
     verdict: Int8[np.ndarray, " asked"]
@@ -76,11 +88,13 @@ class UseVerdicts:
 
 
 def use_verdicts(measured: DirectionEvidence, spec: UseSpec) -> UseVerdicts:
-    """Return the verdicts.
+    """Return a verdict on each direction, by the rule in the module's docstring.
+
+    A comparison with a missing number (NaN) does not hold, so missing evidence leads to no claim.
 
     Args:
-        measured: Effects, p-values, joint removal.
-        spec: Limits.
+        measured: The effects, the p-values, and what survives joint removal.
+        spec: The limits.
     """
     at = measured.asked
     p = np.where(np.isfinite(measured.p[at]), measured.p[at], 1.0)
@@ -89,20 +103,18 @@ def use_verdicts(measured: DirectionEvidence, spec: UseSpec) -> UseVerdicts:
     with np.errstate(invalid="ignore"):
         large = effect.low[at] >= spec.least_effect
         alone = effect.high[at] < spec.negligible
-        redundant = beside.low[at] >= spec.least_effect
-        enough = effect.n[at] >= spec.documents
-    used = beats & large
-    with np.errstate(invalid="ignore"):
-        beside_nulls = effect.high[at] < spec.negligible_of_null * measured.null[at]
+        alone |= effect.high[at] < spec.negligible_of_null * measured.null[at]
         below_nulls = measured.ratio[at] <= 1
-    alone |= beside_nulls
+        redundant = beside.low[at] >= spec.least_effect
+    enough = effect.n[at] >= spec.documents
+    used = beats & large
     negligible = enough & alone
     unused = ~used & negligible & below_nulls & measured.survives[at]
     verdict = np.full(len(at), UNDETERMINED, dtype=np.int8)
     verdict[used], verdict[unused] = USED, NOT_USED
     reason = np.full(len(at), "", dtype=object)
     left = ~used & ~unused
-    # the last that holds is told
+    # where several reasons hold, the last of them is given
     for why, holds in (
         (LIKE_NULLS, ~beats),
         (BETWEEN, ~beats & ~alone & large),
@@ -121,9 +133,15 @@ def sensitivity(
     spec: UseSpec,
     limits: Float64[np.ndarray, " limit"],
 ) -> Float64[np.ndarray, "limit verdict"]:
-    """Return the share of each verdict as the smallest effect of interest moves.
+    """Return the share of each verdict, in the order of `USES`, at other smallest effects of interest.
 
-    What is negligible moves in proportion; the set that survives joint removal stays.
+    `negligible` is moved in proportion to `least_effect`. The set that survives joint removal stays as it
+    was measured, and so do the p-values.
+
+    Args:
+        measured: The measurements.
+        spec: The limits, of which these two are moved.
+        limits: Values of `least_effect`.
     """
     ratio = spec.negligible / spec.least_effect
     shares = []

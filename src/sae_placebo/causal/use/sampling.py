@@ -1,4 +1,4 @@
-"""Which latents get a verdict where not all of them can: evenly from every kind, with their weights."""
+"""A sample of latents that get a verdict, drawn evenly from every kind, and shares weighted by it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ def draw(
 ) -> tuple[Int64[np.ndarray, " drawn"], Float64[np.ndarray, " drawn"]]:
     """Return latents drawn evenly from strata, ascending, and how many latents each stands for.
 
-    Every stratum gives as many as every other, as far as it has them: rare kinds are seen. Shares of
-    latents are then sums of weights (Horvitz and Thompson 1952).
+    Every stratum gives as many latents as every other, as far as it has them, so that rare kinds are seen.
+    A drawn latent stands for the size of its stratum over the number drawn from it; a share of latents is
+    then a sum of such weights over their total (Horvitz and Thompson 1952).
 
     Args:
-        strata: Name of each latent's stratum.
-        able: Latents that can be asked about.
-        n: How many to draw; None for all.
-        seed: Names the draw.
+        strata: The name of each latent's stratum.
+        able: The latents that can be tested.
+        n: How many latents are drawn; None for all.
+        seed: The seed of the draw.
     """
     if n is None or n >= len(able):
         return np.sort(able), np.ones(len(able))
@@ -47,14 +48,15 @@ def draw(
 def share(
     holds: Shaped[np.ndarray, " drawn"], weights: Float64[np.ndarray, " drawn"]
 ) -> tuple[float, float, float]:
-    """Return the share of latents for which something holds, with a 95% interval.
+    """Return the weighted share of latents for which something holds, and a 95% interval: share, low, high.
 
-    Weighted; the interval is Wilson's at the effective number of latents, (sum w)^2 / sum w^2 (Kish 1965),
-    which takes no credit for what strata explain, so that it errs wide.
+    All three are NaN where no latent was drawn. The interval is Wilson's at the effective number of
+    latents, (sum w)^2 / sum w^2 (Kish 1965). It takes no credit for what strata explain, so it errs on the
+    wide side.
 
     Args:
-        holds: Of each drawn latent.
-        weights: Latents that each stands for.
+        holds: Whether it holds for each drawn latent.
+        weights: How many latents each of them stands for.
     """
     total = float(weights.sum())
     if not total:

@@ -1,8 +1,8 @@
-"""How sensitive predictions are to each direction, at first order, and to random ones in its place.
+"""A screen: how sensitive predictions are to each direction, by gradients, and to random ones in its place.
 
 A screen ranks directions and never decides about one. Where an attention is saturated, an MLP is a step,
-or a prediction is certain, gradients are flat and a direction that is used looks unused; where a slope
-is steep, what an edit of finite size does is overrated.
+or a prediction is certain, gradients are flat, and a direction that is used looks unused. Where a slope is
+steep, the screen overrates what an edit of finite size does.
 """
 
 from __future__ import annotations
@@ -21,32 +21,36 @@ from sae_placebo.core.spec import Spec
 
 
 class ScreenSpec(Spec):
-    """Settings of a screen."""
+    """The settings of a screen."""
 
     tokens: int = Field(default=20_000, gt=0)
-    """Most held-out tokens, in whole rows."""
+    """At most this many held-out tokens are read, in whole rows."""
     samples: int = Field(default=2, gt=0)
-    """Labels drawn per prediction: one backward pass each."""
+    """How many labels are drawn for each prediction; each takes one backward pass."""
     nulls: int = Field(default=500, gt=1)
-    """Random directions, shared by all that are asked about."""
+    """How many random directions there are; all directions share them."""
     fewest: int = Field(default=5, gt=0)
-    """Tokens that must hold a direction for it to be scored."""
+    """A direction is scored if at least this many of the tokens read hold it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Screen:
-    """What a screen says of each direction; NaN for those that too few tokens hold.
+    """The scores of directions by a screen; NaN for directions that too few tokens hold.
 
     Attributes:
-        phi: Mean over the tokens that hold the direction of a^2 (g . d)^2; half of it is what ablating
-            it at one token is predicted to cost, in nats, summed over all later predictions.
-        null_mean: The same, mean over random directions of the same angle to each activation.
-        p: Rank of phi among these, (1 + those at least as large) / (1 + all). Where none is as large, the
-            tail of a gamma distribution with their mean and variance, if that is smaller.
-        ratio: phi over `null_mean`.
-        n: Tokens that hold it.
-        split: The smaller over the larger of phi in odd and in even documents; 1 means the same.
-        halves: [2, direction] phi in even and in odd documents.
+        phi: The mean of a^2 (g . d)^2 over the tokens that hold the direction, in nats, doubled: half of
+            it is the predicted cost of ablating the direction at one token, summed over all later
+            predictions.
+        null_mean: The mean of phi over random directions that have, at each token, the direction's angle to
+            the activation and its amount.
+        p: The rank of phi among those of the random directions, (1 + how many are at least as large) /
+            (1 + how many there are). Where none is as large, it is the tail of a gamma distribution with
+            their mean and variance, if that is smaller.
+        ratio: phi divided by `null_mean`.
+        n: How many of the tokens read hold the direction.
+        split: The smaller of phi in even and in odd documents divided by the larger; 1 means that both are
+            equal.
+        halves: phi in even documents, and in odd ones.
     """
 
     phi: Float64[np.ndarray, " direction"]
@@ -59,7 +63,10 @@ class Screen:
 
     @property
     def stability(self) -> float:
-        """Spearman's correlation of phi between the halves; NaN with fewer than 3 directions in both."""
+        """Spearman's correlation over directions of phi in even documents with phi in odd ones.
+
+        It is NaN where fewer than three directions are scored in both halves.
+        """
         from scipy.stats import spearmanr
 
         both = np.isfinite(self.halves).all(0)
@@ -69,30 +76,37 @@ class Screen:
 
 
 def screen(subject: Subject, directions: Directions, spec: ScreenSpec, seed: int) -> Screen:
-    """Return the Fisher sensitivity of predictions to each direction, against matched random ones.
+    """Return the Fisher sensitivity of predictions to each direction, and to matched random ones.
 
-    Ranks and never decides: see the module.
+    It ranks directions and never decides about one, for the reasons in the module's docstring.
 
-    With g the gradient at a token of the log probabilities of labels drawn from the model, summed over
-    the row, E (g . d)^2 is d' F d, F the Fisher information of all later predictions about the
-    activation, since products of different positions' scores vanish in expectation. The divergence of
-    an edit -a d is a^2 d' F d / 2 at second order.
+    Let g be the gradient, at a token's activation, of the log probabilities of labels that are drawn from
+    the model, summed over the row. Products of the scores of different positions vanish in expectation,
+    so E (g . d)^2 = d' F d, with F the Fisher information of all later predictions about the activation.
+    At second order the divergence that an edit -a d causes is a^2 d' F d / 2, which is half of phi.
 
     Args:
         subject: The model and its held-out tokens.
-        directions: Asked about.
-        spec: Tokens, samples, nulls.
-        seed: Names all draws.
+        directions: The directions that are scored.
+        spec: How many tokens, labels and random directions are used.
+        seed: The seed of all draws.
     """
-    counter = ScreenTally(subject, directions, spec, seed)
+    tally = ScreenTally(subject, directions, spec, seed)
     rows = drawn_rows(subject, spec.tokens, seed)
-    for found in sampled_gradients(subject, rows, spec.samples, seed):
-        counter.add(found)
-    return counter.finish()
+    for gradients in sampled_gradients(subject, rows, spec.samples, seed):
+        tally.add(gradients)
+    return tally.finish()
 
 
 class ScreenTally:
-    """A screen in progress, fed with gradients that others may read as well."""
+    """A screen in progress, fed with gradients that others may read as well.
+
+    Args:
+        subject: The model and its held-out tokens.
+        directions: The directions that are scored.
+        spec: How many random directions there are, and how many tokens a score takes.
+        seed: The seed of the random directions.
+    """
 
     def __init__(
         self, subject: Subject, directions: Directions, spec: ScreenSpec, seed: int
@@ -103,13 +117,13 @@ class ScreenTally:
         self._spec = spec
         self._tally = MatchedSums(directions, nulls)
 
-    def add(self, found: Gradients) -> None:
-        """Take in some tokens."""
-        halves = self._subject.tokens.documents[found.tokens].astype(np.int64) % 2
-        self._tally.add(found.tokens, halves, found.site, found.sampled[:, :, None])
+    def add(self, gradients: Gradients) -> None:
+        """Add the gradients at some tokens to the sums."""
+        halves = self._subject.tokens.documents[gradients.tokens].astype(np.int64) % 2
+        self._tally.add(gradients.tokens, halves, gradients.site, gradients.sampled[:, :, None])
 
     def finish(self) -> Screen:
-        """Return what was found."""
+        """Return the scores from the sums over all tokens added."""
         tally, fewest = self._tally, self._spec.fewest
         counts = tally.n
         n = counts.sum(0)
@@ -129,10 +143,10 @@ class ScreenTally:
 def _p_values(
     phi: Float[np.ndarray, " direction"], nulls: Float[np.ndarray, "direction null"]
 ) -> Float64[np.ndarray, " direction"]:
-    """Return rank p-values, and gamma tails where no null is as large.
+    """Return rank p-values, and tails of a gamma distribution where no null is as large.
 
-    Source: Satterthwaite (1946) for the tail: a quadratic form in random directions is taken to be
-    gamma distributed, with the mean and variance of its draws.
+    Source: the tail is Satterthwaite's (1946): a quadratic form in random directions is taken to be gamma
+    distributed, with the mean and variance of its draws.
     """
     from scipy.special import gammaincc
 

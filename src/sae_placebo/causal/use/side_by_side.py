@@ -1,7 +1,7 @@
-"""Rows asked about side by side: each thread edits a copy of the model of its own.
+"""Rows worked on side by side, each thread with a copy of the model of its own.
 
-An edit of one token is a small pass, in which two threads of torch are hardly faster than one; two passes at
-once are twice as fast.
+An edit of one token is a small pass, in which two threads of torch are hardly faster than one. Two passes
+at once are twice as fast.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sae_placebo.core.lazy import torch
 
 R = TypeVar("R")
 Part = tuple[int, Int64[np.ndarray, "_"]]
-"""A row, and what is asked of it."""
+"""A row, and the indices of what is to be done in it."""
 
 
 def side_by_side(
@@ -29,15 +29,15 @@ def side_by_side(
     parts: Sequence[Part],
     work: Callable[[Downstream, int, Int64[np.ndarray, "_"]], R],
 ) -> Iterator[R]:
-    """Yield `work` of each row and its part, in the order in which they are done.
+    """Yield what `work` returns for each row and its part, in the order in which rows are finished.
 
-    A row is worked on by one thread, on the model or on a copy of it, so that results do not depend on how
-    many there are.
+    Each row is worked on by one thread, on the model or on a copy of it, so that results do not depend on
+    how many threads there are.
 
     Args:
         downstream: The model behind the hookpoint.
-        parts: Rows, and what is asked of each.
-        work: Called with a model, a row and its part.
+        parts: The rows, each with the indices of what is to be done in it.
+        work: It is called with a model, a row and the row's part.
     """
     n = _threads(downstream) if len(parts) > 1 else 1
     if n == 1:
@@ -45,22 +45,22 @@ def side_by_side(
             yield work(downstream, row, part)
         return
     free: queue.SimpleQueue[Downstream] = queue.SimpleQueue()
-    for one in (downstream, *downstream.copies(n - 1)):
-        free.put(one)
+    for model in (downstream, *downstream.copies(n - 1)):
+        free.put(model)
 
     def job(row: int, part: Int64[np.ndarray, "_"]) -> R:
-        mine = free.get()
+        model = free.get()
         try:
-            return work(mine, row, part)
+            return work(model, row, part)
         finally:
-            free.put(mine)
+            free.put(model)
 
     with Crew() as crew:
         yield from crew.each([functools.partial(job, row, part) for row, part in parts])
 
 
 def _threads(downstream: Downstream) -> int:
-    """Return how many rows are asked about at once: threads there are, and copies that fit."""
+    """Return how many rows are worked on at once, so that their copies of the model fit in memory."""
     if downstream.device.type != "cpu":
         return 1
     size = int(sum(p.numel() * p.element_size() for p in downstream.model.parameters()))

@@ -1,7 +1,8 @@
-"""The worst that removing some of S* can do: masks found by gradients, and what must leave S* for it.
+"""The worst that removing a part of S* can do, and what must leave S* because of it.
 
-Removing two directions at once may cost nothing because one undoes the other. An adversary chooses, in
-each row, how much of each direction is removed.
+S* is the set of directions that could be removed together (`joint`). Removing two of them at once may cost
+nothing because one undoes the other. So an adversary chooses, row by row, how much of each direction is
+removed, by gradient ascent on the cost.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ from sae_placebo.core.spec import Spec, numpy_generator
 
 
 class WorstSpec(Spec):
-    """How hard is looked for bad masks, and what is done about them.
+    """How hard the adversary looks for bad masks, and how S* is made smaller where it finds them.
 
     Attributes:
-        limit: Largest cost of the worst masks found, as a share of a full swap.
-        n_tokens: Of confirmation documents that are read, about.
-        steps: Of projected gradient.
-        drop: Share of S* that leaves it at a time.
-        rounds: Of dropping, at most.
+        limit: The worst masks found may cost at most this share of a full swap of every token.
+        n_tokens: About how many tokens of confirmation documents are read.
+        steps: How many steps of projected gradient ascent are made.
+        drop: The share of S* that leaves it in one round.
+        rounds: After at most this many rounds of dropping the search ends without success.
     """
 
     limit: float = Field(default=0.02, gt=0, lt=1)
@@ -53,20 +54,21 @@ class WorstSpec(Spec):
 
 @dataclass(frozen=True, eq=False)
 class WorstCase:
-    """What the worst masks found cost, before and after directions left S*.
+    """What the worst masks found cost, in each round of dropping directions from S*.
 
     Attributes:
-        s_star: What is left, as indices of directions, in the order given.
-        sizes: Of S* in each round, from the one given.
-        worst: Cost of the worst masks found in each round, in nats per token.
-        joint: Cost of removing all of it, in nats per token.
-        full_joint_nats: Cost of giving every token another one's activation, in nats per token.
-        holds: Whether the last cost is within the limit.
-        n_tokens: Confirmation tokens read.
-        n_passes: Positions that ran behind the hookpoint, three for each pass with gradients.
+        s_star: What is left of S*, as indices of directions, in the order given.
+        sizes: The size of S* in each round; the first is that of the set given.
+        worst: The cost of the worst masks found in each round, in nats per token.
+        joint: The cost of removing all of S* in each round, in nats per token.
+        full_joint_nats: The cost of giving every token another one's activation, in nats per token.
+        holds: Whether the worst cost of the last round is within the limit.
+        n_tokens: How many confirmation tokens were read.
+        n_passes: How many positions ran behind the hookpoint. A position of a pass with gradients counts
+            as three.
     """
 
-    s_star: Int64[np.ndarray, " some"]
+    s_star: Int64[np.ndarray, " subset"]
     sizes: Int64[np.ndarray, " round"]
     worst: Float64[np.ndarray, " round"]
     joint: Float64[np.ndarray, " round"]
@@ -77,40 +79,43 @@ class WorstCase:
 
     @property
     def shares(self) -> Float64[np.ndarray, " round"]:
-        """The worst cost of each round as a share of a full swap."""
+        """The worst cost of each round, as a share of a full swap of every token."""
         return self.worst / self.full_joint_nats
 
 
 def worst_case(
     subject: Subject,
     directions: Directions,
-    s_star: Int64[np.ndarray, " some"],
+    s_star: Int64[np.ndarray, " subset"],
     spec: WorstSpec,
     seed: int,
     track: Track = untracked,
 ) -> WorstCase:
-    """Return the cost of the worst masks found over S*, and S* without what makes it too high.
+    """Return the cost of the worst masks found over S*, and S* without what makes that cost too high.
 
-    A mask says for each row and direction of S* what share of it, 0 to 1, is removed from the whole
-    row. From masks drawn at random, `steps` steps of length 2 / steps along the gradient's signs, cut
-    to 0 and 1, raise the mean over tokens of KL(unedited || edited); the costliest masks of each row
-    count, removal of all of S* among them. While they cost more than `limit`, a share `drop` of S*
-    leaves: the directions with the largest sum over rows of mask times gradient at these masks, which
-    is what their removal adds to the cost, to first order.
+    A mask says for each row and each direction of S* what share of it, from 0 to 1, is removed from the
+    whole row. The search starts from random masks and makes `steps` steps of length 2 / `steps` along
+    the signs of the gradient of the mean over tokens of KL(unedited || edited); shares are kept between 0
+    and 1. In each row the costliest of the masks visited counts, or the removal of all of S* where that
+    costs more.
 
-    What is found is a lower bound of the true worst; the masks are fitted to the rows that they are
-    scored on, as an adversary's should be.
+    While these masks cost more than `limit`, a share `drop` of S* leaves it. It is the directions with
+    the largest sum over rows of mask times gradient at the costliest masks, which is what their removal
+    adds to the cost, to first order.
 
-    Source: projected gradient ascent with signs (Madry et al. 2018, ICLR), on masks instead of inputs;
-    dropping is this package's.
+    The cost found is a lower bound of the true worst. The masks are fitted to the rows on which they are
+    scored, as an adversary's should be.
+
+    Source: projected gradient ascent with signs (Madry et al. 2018, ICLR). Differs: it is on masks instead
+    of inputs. Dropping directions is this package's.
 
     Args:
         subject: The model and its held-out tokens.
-        directions: Of which each token holds some.
-        s_star: Directions that are removed.
-        spec: The limit, and how hard is looked.
-        seed: Of rows, swaps and first masks.
-        track: Shows how many readings of the rows are done, of at most how many.
+        directions: All directions at the hookpoint.
+        s_star: The directions that may be removed.
+        spec: The limit, and how hard the adversary looks.
+        seed: The seed of rows, swaps and first masks.
+        track: It shows how many readings of the rows are done, of at most how many.
 
     Raises:
         NotEstimable: no confirmation document has a token that counts.
@@ -125,15 +130,15 @@ def worst_case(
     with track("look for the worst masks", whole, "readings of rows, at most,") as attack.advance:
         full = attack.full()
         while True:
-            found = attack.run(left)
+            masks = attack.run(left)
             sizes.append(len(left))
-            worst.append(found.worst)
-            joint.append(found.joint)
-            holds = found.worst <= spec.limit * full
+            worst.append(masks.worst)
+            joint.append(masks.joint)
+            holds = masks.worst <= spec.limit * full
             if holds or len(sizes) > spec.rounds:
                 break
             n = max(1, round(spec.drop * len(left)))
-            left = left[~np.isin(left, left[np.argsort(-found.blame[left], kind="stable")[:n]])]
+            left = left[~np.isin(left, left[np.argsort(-masks.blame[left], kind="stable")[:n]])]
     return WorstCase(
         s_star=left,
         sizes=np.array(sizes, dtype=np.int64),
@@ -148,7 +153,13 @@ def worst_case(
 
 @dataclass(frozen=True, eq=False)
 class _WorstMask:
-    """Mean costs per token, and how much of the worst each direction is to blame for."""
+    """The costliest masks found over a set of directions.
+
+    Attributes:
+        worst: Their cost, in nats per token.
+        joint: The cost of removing the whole set, in nats per token.
+        blame: Mask times gradient at these masks, summed over rows, for each direction.
+    """
 
     worst: float
     joint: float
@@ -156,7 +167,7 @@ class _WorstMask:
 
 
 class _Attack:
-    """Searches for bad masks over the same rows."""
+    """A search for bad masks over the same rows in every round."""
 
     def __init__(
         self,
@@ -168,12 +179,12 @@ class _Attack:
     ) -> None:
         self.subject, self.directions, self.rows = subject, directions, rows
         self.spec, self.seed = spec, seed
-        self.n_tokens = int(np.isin(subject.tokens.places[:, 0], rows).sum())
+        self.n_tokens = len(subject.tokens_in(rows))
         self.n_passes = 0
         self.advance: Advance = unheard
 
     def full(self) -> float:
-        """Return the mean cost of full swaps."""
+        """Return the mean cost of swapping the activations of all tokens, in nats per token."""
         partner = partners(self.subject, self.rows, self.seed)
         total = 0.0
         for batch in batches(self.subject, self.rows):
@@ -181,19 +192,18 @@ class _Attack:
             total += float(by_row.sum())
         return total / self.n_tokens
 
-    def run(self, some: Int64[np.ndarray, " some"]) -> _WorstMask:
-        """Return the worst masks found over some directions."""
-        wanted = subset(self.directions, some)
+    def run(self, which: Int64[np.ndarray, " subset"]) -> _WorstMask:
+        """Return the worst masks found over these directions."""
+        wanted = subset(self.directions, which)
         blame = np.zeros(len(self.directions))
         worst = joint = 0.0
         for batch in batches(self.subject, self.rows):
             masked = _Masked.of(self.directions, only(self.directions, wanted, batch.tokens), batch)
             whole = np.ones(masked.n_pairs, dtype=np.float32)
-            # at the joint removal the gradient may be 0, so it is scored but nothing starts from it
-            best, part = self._score(batch, masked, whole)
+            # at the joint removal the gradient may be 0, so it is scored but no ascent starts from it
+            best, part = self._slopes(batch, masked, whole)
             joint += float(best.sum())
-            for mask in self._ascent(batch, masked):
-                by_row, of_pairs = mask
+            for by_row, of_pairs in self._ascent(batch, masked):
                 better = by_row > best
                 best = np.where(better, by_row, best)
                 part = np.where(better[masked.row_of], of_pairs, part)
@@ -204,7 +214,7 @@ class _Attack:
     def _ascent(
         self, batch: Batch, masked: _Masked
     ) -> Iterator[tuple[Float32[np.ndarray, " row"], Float32[np.ndarray, " pair"]]]:
-        """Yield the cost of each row, and mask times gradient, at every step."""
+        """Yield the cost of each row, and mask times gradient of each pair, at every step."""
         drawn = [
             numpy_generator(self.seed, "first masks", int(row)).random(n, dtype=np.float32)
             for row, n in zip(
@@ -217,16 +227,10 @@ class _Attack:
             yield by_row, mask * slopes
             mask = np.clip(mask + 2 / self.spec.steps * np.sign(slopes), 0, 1).astype(np.float32)
 
-    def _score(
-        self, batch: Batch, masked: _Masked, mask: Float32[np.ndarray, " pair"]
-    ) -> tuple[Float32[np.ndarray, " row"], Float32[np.ndarray, " pair"]]:
-        by_row, slopes = self._slopes(batch, masked, mask)
-        return by_row, mask * slopes
-
     def _slopes(
         self, batch: Batch, masked: _Masked, mask: Float32[np.ndarray, " pair"]
     ) -> tuple[Float32[np.ndarray, " row"], Float32[np.ndarray, " pair"]]:
-        """Return the cost of each row under a mask, and its gradient by the mask."""
+        """Return the cost of each row under a mask, in nats, and its derivative by the mask of each pair."""
         delta = batch.placed(removed(masked.under(mask), self.directions.vectors))
         by_row, gradient = self._costs(batch, delta, True)
         assert gradient is not None
@@ -235,7 +239,10 @@ class _Attack:
     def _costs(
         self, batch: Batch, delta: Float32[torch.Tensor, "row pos d_in"], with_gradient: bool
     ) -> tuple[Float32[np.ndarray, " row"], Float32[np.ndarray, "cell d_in"] | None]:
-        """Return each row's cost summed over its tokens, and the gradient of their sum by the edit."""
+        """Return each row's cost summed over its tokens, and the gradient of all of it by the edit.
+
+        The gradient is None where it is not wanted.
+        """
         counts = torch.zeros(batch.real.shape)
         counts.view(-1)[torch.from_numpy(batch.cells)] = 1
         self.n_passes += batch.real.size * (3 if with_gradient else 1)
@@ -243,22 +250,22 @@ class _Attack:
         with torch.set_grad_enabled(with_gradient):
             cost = costs(self.subject, batch, delta)
             by_row = (cost * counts.to(cost)).sum(1)
-            found = torch.autograd.grad(by_row.sum(), delta)[0] if with_gradient else None
-        gradient = None if found is None else found.flatten(0, 1).float().cpu().numpy()
+            slope = torch.autograd.grad(by_row.sum(), delta)[0] if with_gradient else None
+        gradient = None if slope is None else slope.flatten(0, 1).float().cpu().numpy()
         self.advance(len(batch.rows))
         return by_row.detach().float().cpu().numpy(), gradient
 
 
 @dataclass(frozen=True, eq=False)
 class _Masked:
-    """Entries of directions at tokens of a batch; those of one direction in one row share a mask.
+    """The amounts that a mask acts on: the entries of one direction in one row, a **pair**, share a mask.
 
     Attributes:
-        amounts: CSR [token, direction].
-        cells: Cell of each entry.
-        pair: Pair of row and direction of each entry.
-        row_of: Row of each pair, ascending.
-        direction: Direction of each pair.
+        amounts: CSR [token, direction] amounts at the tokens of a batch.
+        cells: The cell of each entry, in the flattened [row, pos].
+        pair: The pair of each entry.
+        row_of: The row of each pair, ascending.
+        direction: The direction of each pair.
     """
 
     amounts: Any
@@ -269,6 +276,7 @@ class _Masked:
 
     @classmethod
     def of(cls, directions: Directions, amounts: Any, batch: Batch) -> _Masked:
+        """Return the pairs of a batch, given the amounts at its tokens."""
         cells = np.repeat(batch.cells, np.diff(amounts.indptr))
         keys = cells // batch.real.shape[1] * len(directions) + amounts.indices
         pairs, pair = np.unique(keys, return_inverse=True)
@@ -277,10 +285,11 @@ class _Masked:
 
     @property
     def n_pairs(self) -> int:
+        """How many pairs of a row and a direction there are."""
         return len(self.row_of)
 
     def under(self, mask: Float32[np.ndarray, " pair"]) -> Any:
-        """Return what a mask removes."""
+        """Return the amounts that a mask removes."""
         amounts = self.amounts.copy()
         amounts.data = self.amounts.data * mask[self.pair]
         return amounts
@@ -290,7 +299,11 @@ class _Masked:
         gradient: Float32[np.ndarray, "cell d_in"],
         vectors: Float32[np.ndarray, "direction d_in"],
     ) -> Float32[np.ndarray, " pair"]:
-        """Return the gradient by each pair's mask from that by the edit."""
+        """Return the derivative of the cost by each pair's mask, given its gradient by the edit.
+
+        Removing an entry adds minus its amount times its vector, so that its derivative is minus the amount
+        times the gradient along the vector.
+        """
         columns = self.amounts.indices.astype(np.int64)
         each = -self.amounts.data * along(gradient, vectors, self.cells, columns)
         return np.bincount(self.pair, each, minlength=self.n_pairs).astype(np.float32)

@@ -1,1 +1,1 @@
-"""Experiments on activations whose features are known."""
+"""Experiments train SAEs on activations whose features are known, and say what they learned."""

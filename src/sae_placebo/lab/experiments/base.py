@@ -1,7 +1,7 @@
-"""SAEs trained on a generator, in the generator's own units.
+"""SAEs are trained on a generator and returned in the generator's own units.
 
-The SAEs, and the step that trains them, are those of a trial; what differs is where tokens come from. A
-generator's units are kept: a published weight of a penalty means what it meant there.
+The SAEs, and the step that trains them, are those of a trial; only the source of the tokens differs. Because
+the generator's units are kept, the weight of a penalty means here what it means in the paper it comes from.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from jaxtyping import Float
 from pydantic import Field
 
 from sae_placebo.core.errors import SpecError
@@ -33,11 +34,11 @@ class LabTraining(Spec):
     )
     """Batch, step size and their schedule."""
     bias: Literal["none", "mean", "trained"] = "mean"
-    """`b_dec`: held at zero, held at the activations' mean, or trained from there."""
+    """What becomes of `b_dec`: it is held at zero, held at the activations' mean, or trained from there."""
 
     @property
     def n_tokens(self) -> int:
-        """Tokens that training reads."""
+        """Number of tokens that training reads."""
         return self.steps * self.training.batch_tokens
 
 
@@ -46,11 +47,12 @@ class TrainedSAE:
     """An SAE trained on a generator.
 
     Attributes:
-        sae: In the generator's units: `sae.encode(draw.x)` has the units of the true codes.
-        scaling: What training saw of x is `scaling.apply(x)`.
-        seed: Of the initial bits and the stream.
-        fvu: Of the last batches, the mean over a twentieth of the steps.
-        l0: The same, active latents per token.
+        sae: The SAE in the generator's units: `sae.encode(draw.x)` has the units of the true codes.
+        scaling: Brings activations to training's units: training saw `scaling.apply(x)`.
+        seed: Seed of the initial weights and of the tokens.
+        fvu: Fraction of variance unexplained on training batches, the mean over the last twentieth of the
+            steps.
+        l0: Active latents per token, the mean over the same steps.
     """
 
     sae: SAE
@@ -61,6 +63,7 @@ class TrainedSAE:
 
 
 Advance = Callable[[int], None]
+"""Is called after each training step with the number of tokens that the step read."""
 
 
 def fit_on(
@@ -74,31 +77,31 @@ def fit_on(
     decoder_cosine: float | None = None,
     advance: Advance = lambda _: None,
 ) -> dict[tuple[str, int], TrainedSAE]:
-    """Return SAEs trained on one generator, by label and seed; all of a seed read the same tokens.
+    """Return SAEs trained on one generator, by label and seed; those of one seed read the same tokens.
 
     Coefficients of penalties are in the generator's units: the objective is the sum over tokens of
-    |x - x_hat|^2 + coefficient * penalty with x as the generator gives it, so that lambda of a paper that
-    sums over dimensions is the coefficient.
+    |x - x_hat|^2 + coefficient * penalty with x as the generator gives it. So the lambda of a paper that sums
+    the error over dimensions is the coefficient.
 
     Args:
-        generator: Gives the tokens.
-        saes: By label.
-        lab: How they are trained.
-        seeds: Of the initial bits and of the tokens.
-        starts: SAEs to start from instead of initial bits, by label, in the generator's units.
-        frozen: Tensors that keep their bits, besides `b_dec` where `lab.bias` says so.
-        decoder_cosine: As in `Fit`: how near decoder rows stay to their start.
-        advance: Called with the number of tokens after each step.
+        generator: Draws the tokens.
+        saes: Settings of the SAEs, by label.
+        lab: How the SAEs are trained.
+        seeds: Seeds of the initial weights and of the tokens; each SAE is trained once per seed.
+        starts: SAEs whose weights replace the initial ones, by label, in the generator's units.
+        frozen: Names of tensors that training leaves as they are; `b_dec` is one unless `lab.bias` trains it.
+        decoder_cosine: Least cosine of decoder rows with their start, as in `Fit`; None sets no limit.
+        advance: Called after each step with the number of tokens it read.
 
     Raises:
-        SpecError: a start that is named belongs to no SAE.
+        SpecError: `starts` has a label that `saes` has not.
     """
     starts = dict(starts or {})
     if unknown := sorted(set(starts) - set(saes)):
         raise SpecError(f"a start is given for {unknown[0]!r}, but the SAEs are {sorted(saes)}")
     scaling = scale_of(generator, lab)
     held = frozenset(frozen) | (frozenset() if lab.bias == "trained" else frozenset({"b_dec"}))
-    found = {}
+    trained = {}
     for seed in seeds:
         fits = {}
         for label, spec in saes.items():
@@ -116,20 +119,37 @@ def fit_on(
         for label, fit in fits.items():
             log = fit.log()[-max(1, lab.steps // 20) :]
             inner_sae = fit.sae().fold(scaling.mean, scaling.factor)
-            found[label, seed] = TrainedSAE(
+            trained[label, seed] = TrainedSAE(
                 SAE(saes[label], inner_sae.params),
                 scaling,
                 seed,
                 sum(float(row["fvu"] or 0.0) for row in log) / len(log),
                 sum(float(row["l0"] or 0.0) for row in log) / len(log),
             )
-    return found
+    return trained
+
+
+def explained_variance(
+    x: Float[torch.Tensor, "token d_in"], x_hat: Float[torch.Tensor, "token d_in"]
+) -> float:
+    """Return the share of the variance of `x` that the reconstruction explains.
+
+    1 is perfect, 0 is as good as the mean, and it can be below 0. The variance is about the mean over tokens
+    and summed over dimensions; both sums are taken in double precision.
+    """
+    missed = (x - x_hat).double().square().sum()
+    return 1 - float(missed / (x - x.mean(dim=0)).double().square().sum())
 
 
 def scale_of(generator: GeneratorSpec, lab: LabTraining, n_tokens: int = 32_768) -> Scaling:
-    """Return what brings a generator's activations to what training expects.
+    """Return the scaling that brings a generator's activations to a mean squared norm of `d_in`.
 
-    With `bias = "none"` they are scaled and not centered.
+    It also centers them, except with `lab.bias = "none"`, which leaves the origin where it is.
+
+    Args:
+        generator: Draws the tokens.
+        lab: Says, by `bias`, whether activations are centered.
+        n_tokens: Number of tokens from which mean and norm are estimated.
     """
     x = next(generator.stream(n_tokens, n_tokens, "scale"))
     if lab.bias != "none":
@@ -139,10 +159,10 @@ def scale_of(generator: GeneratorSpec, lab: LabTraining, n_tokens: int = 32_768)
 
 
 def in_training_units(spec: SAESpec, factor: float) -> SAESpec:
-    """Return the same objective where activations are multiplied by `factor`.
+    """Return the settings of the same objective for activations that are multiplied by `factor`.
 
-    The error grows with its square, and a penalty that is linear in codes only with `factor`, so that its
-    coefficient has to grow with it. Penalties of other powers say so in `penalty_power`.
+    The squared error grows with the square of `factor`, and a penalty of power p (`penalty_power`, 1 where it
+    is linear in codes) with `factor ** p`, so the coefficient is multiplied by `factor ** (2 - p)`.
     """
     if not isinstance(spec, PenalizedSpec) or spec.coefficient is None:
         return spec
@@ -152,7 +172,7 @@ def in_training_units(spec: SAESpec, factor: float) -> SAESpec:
 
 
 def unfold(sae: SAE, scaling: Scaling) -> SAE:
-    """Return an SAE of the generator's units as training would have it: the inverse of `SAE.fold`."""
+    """Return an SAE of the generator's units in training's units, as the inverse of `SAE.fold`."""
     params = {name: tensor.clone() for name, tensor in sae.params.items()}
     for name in sae.spec.in_activation_units & set(params):
         params[name] = params[name] * scaling.factor

@@ -1,4 +1,4 @@
-"""J, the training objective on held-out tokens: of trained SAEs, and of the best codes there are."""
+"""J is the training objective on held-out tokens, of trained SAEs and of the best codes that there are."""
 
 from __future__ import annotations
 
@@ -23,26 +23,27 @@ from sae_placebo.stats.quantiles import student_quantile
 
 
 class SplitSpec(Spec):
-    """How the split is measured and judged."""
+    """How a split (`experiments.split`) is measured and judged."""
 
     tokens: int = Field(16_384, ge=64)
-    """Held-out tokens; rounded up to whole blocks."""
+    """Number of held-out tokens; it is rounded up to whole blocks."""
     blocks: int = Field(32, ge=4)
-    """Parts of the held-out tokens; J is measured on each, and intervals are those of the blocks' mean."""
+    """Number of equal parts of the held-out tokens; J is measured on each, and intervals are of its mean."""
     confidence: float = Field(0.95, gt=0, lt=1)
+    """Confidence of the intervals."""
     tolerance: float = Field(0.02, gt=0)
-    """A gap below this share of J(oracle) is none. J(oracle) counts as a twentieth of the activations'
-    mean squared norm at least: where the oracle leaves nothing, a share of it means nothing."""
+    """A gap below this share of J(oracle) counts as none. J(oracle) is taken to be a twentieth of the
+    activations' mean squared norm or more: where the oracle leaves nothing, a share of it means nothing."""
     moved: float = Field(0.02, gt=0)
-    """Training has left the truth where the mean max cosine, of features or of latents, is this far
+    """Training has left the truth where the mean max cosine, of features or of latents, is more than this
     below 1."""
     true_runs: int = Field(1, ge=1)
-    """Seeds, the first ones, from which `true` and `from_true` are trained; the lowest J counts."""
+    """`true` and `from_true` are trained with this many of the seeds, the first ones; the lowest J counts."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """A mean over held-out tokens, with the interval of the blocks' mean."""
+    """A mean over `n_tokens` held-out tokens, with the interval of the mean over blocks."""
 
     mean: float
     low: float
@@ -52,7 +53,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Missing:
-    """A value that cannot be had, and why."""
+    """A value that does not exist, and the reason in words."""
 
     reason: str
 
@@ -72,7 +73,16 @@ class Run:
 
 @dataclass(frozen=True)
 class ObjectiveMeter:
-    """Measures J on the same held-out blocks for everything."""
+    """Measures J of several SAEs and dictionaries on the same held-out blocks.
+
+    Attributes:
+        draw: The held-out tokens.
+        sae: Settings of the SAE in the generator's units.
+        inner: Settings of the same SAE in training's units.
+        scaling: Brings activations to training's units.
+        bias: What becomes of `b_dec` in training, as in `LabTraining`.
+        spec: How J is measured.
+    """
 
     draw: Sample
     sae: SAESpec
@@ -85,10 +95,11 @@ class ObjectiveMeter:
     def of(
         cls, generator: GeneratorSpec, sae: SAESpec, lab: LabTraining, spec: SplitSpec
     ) -> ObjectiveMeter:
-        """Return the judge of one SAE on a generator's held-out tokens.
+        """Return the meter of one SAE's objective on a generator's held-out tokens.
 
         Raises:
-            NotEstimable: the objective is not the same number in all runs.
+            NotEstimable: the objective is not the same number in all runs, because its penalty is steered or
+                changes in training.
         """
         if sae.buffers & {"exponent"} or (
             isinstance(sae, PenalizedSpec) and sae.coefficient is None
@@ -112,7 +123,10 @@ class ObjectiveMeter:
         return in_training_units(sae, self.scaling.factor)
 
     def of_sae(self, sae: SAE) -> Run:
-        """Return J of an SAE, in the generator's units, as its training computes it."""
+        """Return J of an SAE as its training computes it, at the full weight of the penalty.
+
+        J is per token, in squared units of the generator's activations.
+        """
         spec = self.inner_of(sae.spec)
         inner = unfold(SAE(spec, sae.params), self.scaling)
         coefficient = getattr(spec, "coefficient", None) or 0.0
@@ -127,7 +141,7 @@ class ObjectiveMeter:
         return Run(sae, np.array(losses))
 
     def fired(self, sae: SAE) -> Bool[torch.Tensor, " latent"]:
-        """Return which latents fire on a held-out token."""
+        """Return which latents fire on at least one held-out token."""
         return torch.bincount(sae.encode(self.draw.x).latents, minlength=sae.d_sae) > 0
 
     def oracle(
@@ -135,26 +149,32 @@ class ObjectiveMeter:
     ) -> tuple[Float64[np.ndarray, " block"] | Missing, bool]:
         """Return J of a dictionary with the best codes, and whether they are surely the best.
 
-        With a trained `b_dec`, the better of none and that of `like`.
+        `b_dec` is zero or the activations' mean, as `bias` says. Where it is trained, J is the lower of two:
+        with zero, and with the `b_dec` of `like`.
+
+        Args:
+            rows: The dictionary, rows of length 1.
+            like: A trained SAE.
         """
-        biases = {"none": [], "mean": [self.scaling.mean], "trained": [like.params["b_dec"]]}
-        tried = biases[self.bias]
-        if self.bias != "mean":
-            tried = [torch.zeros_like(self.scaling.mean), *tried]
-        found = []
-        for bias in tried:
+        zero = torch.zeros_like(self.scaling.mean)
+        biases = {
+            "none": [zero],
+            "mean": [self.scaling.mean],
+            "trained": [zero, like.params["b_dec"]],
+        }
+        tried = []
+        for bias in biases[self.bias]:
             losses = oracle_losses(self.sae, self.draw.x - bias, rows, self.spec.blocks)
             if losses is None:
                 return Missing(
                     f"no best code is known for the objective of {self.sae.kind!r}"
                 ), False
-            found.append(losses)
-        best = min(found, key=lambda one: float(one[0].mean()))
-        by_block = best[0].reshape(self.spec.blocks, -1).mean(dim=1)
-        return by_block.numpy(), best[1]
+            tried.append(losses)
+        by_token, is_exact = min(tried, key=lambda losses: float(losses[0].mean()))
+        return by_token.reshape(self.spec.blocks, -1).mean(dim=1).numpy(), is_exact
 
     def value(self, losses: Float[np.ndarray, " block"] | Missing) -> Value | Missing:
-        """Return the mean with its interval: that of Student for the blocks' mean."""
+        """Return the mean over blocks with its Student interval; what is missing stays missing."""
         if isinstance(losses, Missing):
             return losses
         mean = float(losses.mean())
@@ -171,18 +191,28 @@ def oracle_losses(
 ) -> tuple[Float64[torch.Tensor, " token"], bool] | None:
     """Return each token's objective with the best codes on unit `rows`, and whether they are surely the best.
 
-    - `relu`: the non-negative lasso;
-    - `topk`: all supports of k atoms where they are few, else non-negative pursuit;
-    - `batchtopk`: non-negative pursuit; within each batch the k T atoms that gain most, whoever's they are;
-    - `jumprelu` with the loss `l0`: non-negative pursuit, as long as an atom pays its price.
+    How the codes are found depends on the SAE. For an objective that is not listed no best code is known, and
+    None is returned.
 
-    None: for other objectives no best code is known.
+    - `relu`: the codes are the non-negative lasso's;
+    - `topk`: all supports of k atoms are tried where they are few, else non-negative pursuit finds one;
+    - `batchtopk`: non-negative pursuit orders each token's atoms, and the k T atoms that lower the error most
+      are taken within each batch of T tokens, however many of them are one token's;
+    - `jumprelu` with the loss `l0`: each token takes as many of pursuit's atoms as make its objective lowest.
+
+    Args:
+        sae: Settings of the SAE in the units of `x`.
+        x: Activations less `b_dec`.
+        rows: The dictionary, rows of length 1.
+        batches: Number of equal batches that the tokens are split into, for `batchtopk`.
     """
     if isinstance(sae, ReLUSpec) and sae.coefficient is not None:
         unit = {"sum": 1.0, "mean": x.shape[1], "mean_both": x.shape[1] / sae.d_sae}[sae.scaling]
         price = sae.coefficient * unit
         codes = nonnegative_lasso(x, rows, price)
-        return _errors(x, codes, rows) + price * _sums(codes, codes.values.double()), True
+        sums = torch.zeros(codes.n_tokens, dtype=torch.float64)
+        sums.index_add_(0, codes.tokens(), codes.values.double())
+        return _errors(x, codes, rows) + price * sums, True
     if isinstance(sae, TopKSpec):
         codes, exact = best_of_k(x, rows, sae.k)
         return _errors(x, codes, rows), exact
@@ -200,8 +230,8 @@ def oracle_losses(
 def _shared(
     errors: Float64[torch.Tensor, "token lengths"], k: float
 ) -> Float64[torch.Tensor, " token"]:
-    """Return the errors where a batch's atoms go where they gain most."""
-    # an atom can gain no more than the one it follows: it cannot be had without it
+    """Return each token's error where the batch's k atoms per token are taken in the order of their gain."""
+    # an atom counts as gaining no more than those that its token takes first: it is not taken without them
     gains = (errors[:, :-1] - errors[:, 1:]).cummin(dim=1).values
     total = min(round(k * len(errors)), gains.numel())
     chosen = torch.zeros(gains.numel(), dtype=torch.bool)
@@ -215,9 +245,3 @@ def _errors(
 ) -> Float64[torch.Tensor, " token"]:
     error: torch.Tensor = (x.double() - codes.dense().double() @ rows.double()).square().sum(dim=1)
     return error
-
-
-def _sums(
-    codes: Codes, values: Float64[torch.Tensor, " active"]
-) -> Float64[torch.Tensor, " token"]:
-    return torch.zeros(codes.n_tokens, dtype=torch.float64).index_add(0, codes.tokens(), values)

@@ -1,11 +1,11 @@
-"""Where SAEs learn combinations and where they learn features: a diagram over settings.
+"""A phase diagram shows at which settings SAEs learn combinations and at which they learn features.
 
-Every cell of a grid is a generator and an SAE with some of their settings swept. Each is trained with
-several seeds and scored on held-out tokens. A cell is a file of its own, written when it is done, so that
-a run that was stopped goes on where it was; cells run in processes of one thread each.
+Every cell of a grid is a generator and an SAE at one combination of the swept settings. Its SAE is trained
+with several seeds and scored on held-out tokens. Each cell has its own file, written when it is done, so
+that a run that was stopped goes on where it was; cells run in processes of one thread each.
 
-Scores are means over seeds with a Student interval; n is the number of seeds. Beside each stands what
-the same SAE scores before training.
+A score is a mean over seeds with a Student interval, and n is the number of seeds. Its null is the score of
+the same SAEs before training.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.spec import Spec, digest
 from sae_placebo.lab import GeneratorSpec, Sample, recovery
-from sae_placebo.lab.experiments.base import LabTraining, fit_on, scale_of
+from sae_placebo.lab.experiments.base import LabTraining, explained_variance, fit_on, scale_of
 from sae_placebo.lab.experiments.sweeps import OF_SAE, Axis, Value, generator_of, sweepable
 from sae_placebo.lab.scores.composition import composition
 from sae_placebo.saes import SAE, SAES, PenalizedSpec, SAESpec, parse_sae
@@ -41,8 +41,9 @@ from sae_placebo.saes.fast import SWITCH
 from sae_placebo.stats.effects import Component, interval
 
 MEASURES = ("conjunction", "atomic", "contrast", "mmcs", "ev", "l0")
-"""Share of live latents that fire for pairs; share whose row is a feature's; the first less the second;
-mean largest cosine of a feature to a row; explained variance; active latents per token."""
+"""What is measured of an SAE, in this order: the share of live latents that fire for pairs; the share whose
+decoder row is a feature's; the first share less the second; the mean over features of the largest cosine to a
+decoder row; explained variance; active latents per token."""
 
 _FORMAT = 1
 _WARMUP = 0.2
@@ -51,28 +52,30 @@ _WARMUP = 0.2
 class PhaseSpec(Spec):
     """Settings of a phase diagram; equal settings have equal cells.
 
-    The SAE's penalty is `lambda` times the sum of codes beside the squared error summed over dimensions, in
-    the generator's units; it rises over the first fifth of the training. `b_dec` is held at zero: with one
-    item of each set on every token a trained one shifts the rows, and the cosines with them.
+    The SAE minimizes the squared error, summed over dimensions, plus `lambda` times the sum of codes, in the
+    generator's units; the penalty rises over the first fifth of the training. `b_dec` is held at zero: where
+    one item of each set is on at every token, a trained `b_dec` shifts the rows, and the cosines with them.
     """
 
     axes: tuple[Axis, ...] = Field(min_length=1, max_length=3)
-    """Up to three: drawn as rows, columns and panels."""
+    """What is swept: up to three settings, drawn as rows, columns and panels."""
     generator: str = "composed_sets"
+    """Kind of the generator."""
     settings: dict[str, Value] = Field(default_factory=dict)
     """The generator's settings that are not swept."""
     sae: str = "relu"
-    """A kind with a penalty, `relu` or `tied` among them."""
+    """Kind of the SAE; it must have a penalty, as `relu` and `tied` do."""
     penalty: float = Field(0.1, gt=0)
-    """`lambda`, where it is not swept."""
+    """The value of `lambda` where it is not swept."""
     width: int | None = Field(None, ge=1)
-    """Latents, where they are not swept; None: one for every feature and every pair of items."""
+    """Number of latents where it is not swept. None gives one to every feature and every pair of items, or
+    two to every feature of a generator that has no items."""
     steps: int = Field(3_000, ge=1)
-    """Training steps of 512 tokens."""
+    """Number of training steps, each on 512 tokens."""
     seeds: int = Field(5, ge=2)
-    """SAEs of each cell."""
+    """Number of SAEs that are trained in each cell."""
     heldout_tokens: int = Field(8_192, ge=64)
-    """Tokens that are scored."""
+    """Number of held-out tokens on which SAEs are scored."""
     firing_threshold: float = Field(0.05, ge=0)
     """A latent counts as firing above this; amplitudes are 1 at most. Published tables have 0.05."""
 
@@ -98,12 +101,12 @@ class PhaseSpec(Spec):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What is swept: rows, columns, panels."""
+        """Names of the swept settings, in the order of rows, columns and panels."""
         return tuple(axis.name for axis in self.axes)
 
     @cached_property
     def cells(self) -> tuple[PhaseCell, ...]:
-        """All cells, the last axis turning fastest.
+        """All cells of the grid; the last axis varies fastest.
 
         Raises:
             SpecError: a combination of settings is refused by the generator or the SAE.
@@ -113,9 +116,9 @@ class PhaseSpec(Spec):
 
     def _cell(self, at: dict[str, int | float]) -> PhaseCell:
         swept = {name: value for name, value in at.items() if name not in OF_SAE}
-        made = generator_of(self.generator, {**self.settings, **swept})
-        items = getattr(made, "items", None)
-        free = made.truth.n_features * 2 if items is None else 2 * items + items**2
+        generator = generator_of(self.generator, {**self.settings, **swept})
+        items = getattr(generator, "items", None)
+        free = generator.truth.n_features * 2 if items is None else 2 * items + items**2
         width = at.get("width", self.width or free)
         if width != int(width):
             raise SpecError(f"width is {width:g}: a number of latents is whole")
@@ -123,12 +126,22 @@ class PhaseSpec(Spec):
         sae = parse_sae({**table, "coefficient": float(at.get("lambda", self.penalty))})
         lab = LabTraining(steps=self.steps, bias="none")
         scored = self.heldout_tokens, self.firing_threshold
-        return PhaseCell(at, made, sae, lab, self.seeds, *scored)
+        return PhaseCell(at, generator, sae, lab, self.seeds, *scored)
 
 
 @dataclass(frozen=True)
 class PhaseCell:
-    """One point of the grid: all that its result depends on."""
+    """One point of the grid, with all that its result depends on.
+
+    Attributes:
+        at: Values of the swept settings, by name.
+        generator: Draws the tokens.
+        sae: Settings of the SAE in the generator's units.
+        lab: How the SAE is trained.
+        seeds: Number of SAEs, whose seeds count from 0.
+        heldout_tokens: Number of tokens that are scored.
+        firing_threshold: The code above which a latent counts as firing.
+    """
 
     at: Mapping[str, int | float]
     generator: GeneratorSpec
@@ -140,7 +153,7 @@ class PhaseCell:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that the result depends on, as JSON holds it."""
+        """All that the result depends on, in types that JSON has."""
         specs = {"generator": self.generator, "sae": self.sae, "lab": self.lab}
         return {
             **{name: spec.model_dump(mode="json") for name, spec in specs.items()},
@@ -157,7 +170,7 @@ class PhaseCell:
 
 
 class SeedMean(NamedTuple):
-    """A mean over seeds; `low` and `high` are None where `reason` says why."""
+    """A mean over n seeds with its 95% interval; what does not exist is None, and `reason` says why."""
 
     mean: float | None
     low: float | None
@@ -167,17 +180,17 @@ class SeedMean(NamedTuple):
 
     @property
     def spread(self) -> float | None:
-        """Length of the interval; None: there is none."""
+        """Length of the interval; None where there is no interval."""
         return None if self.low is None or self.high is None else self.high - self.low
 
 
 @dataclass(frozen=True)
 class PhaseDiagram:
-    """A diagram's cells with their scores, as many as are done.
+    """A diagram's cells with the scores of those that are done.
 
     Attributes:
-        spec: The settings.
-        found: What each cell's file holds, by the cell's key.
+        spec: Settings of the diagram.
+        found: The record in each finished cell's file, by the cell's key; `measured` makes it.
     """
 
     spec: PhaseSpec
@@ -185,19 +198,19 @@ class PhaseDiagram:
 
     @property
     def done(self) -> tuple[PhaseCell, ...]:
-        """The cells that have results, in the order of the grid."""
+        """The finished cells, in the order of the grid."""
         return tuple(cell for cell in self.spec.cells if cell.key in self.found)
 
     def score(self, cell: PhaseCell, measure: str) -> SeedMean:
-        """Return a measure of `MEASURES` after training."""
+        """Return the mean over seeds of one of `MEASURES` after training."""
         return mean_of(self.found[cell.key]["trained"], measure)
 
     def null(self, cell: PhaseCell, measure: str) -> SeedMean:
-        """Return the same before training."""
+        """Return the mean over seeds of one of `MEASURES` before training."""
         return mean_of(self.found[cell.key]["untrained"], measure)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row per finished cell: where it is, and each measure beside its null."""
+        """Return one row per finished cell: its place in the grid, each measure, and the nulls."""
         return [
             {
                 **cell.at,
@@ -219,9 +232,10 @@ def phase_spec(
     """Return the settings of a diagram.
 
     Args:
-        axes: What is swept. One value fixes a setting and is no axis, if others are left.
-        settings: Of the generator, those that are not swept.
-        others: As in `PhaseSpec`.
+        axes: What is swept. An axis of one value fixes the setting, unless all axes have one value; then the
+            first one stays an axis.
+        settings: The generator's settings that are not swept.
+        others: Other fields of `PhaseSpec`, by name.
 
     Raises:
         SpecError: a setting is unknown, or a value is not allowed.
@@ -245,16 +259,16 @@ def phase_spec(
 def run_phase(
     spec: PhaseSpec, folder: Path, workers: int = 1, progress: Progress | None = None
 ) -> PhaseDiagram:
-    """Return the diagram, from the cells in `folder` and those that were still to do.
+    """Compute the cells that `folder` does not hold yet, write them there, and return the whole diagram.
 
-    Cells are kept by their settings: a folder may serve several diagrams, and a grid that grows computes
-    only what is new. `phase.json` has the table.
+    Cells are found by their settings: a folder may serve several diagrams, and a grid that grows computes
+    only its new cells. The table of all cells is written to `phase.json`.
 
     Args:
-        spec: The settings.
-        folder: Made where it does not exist; cells are in `cells/`.
-        workers: Processes, of one thread each; 1: this process does it.
-        progress: Shows what is done.
+        spec: Settings of the diagram.
+        folder: Where results are kept, the cells in `cells/`; it is made where it does not exist.
+        workers: Number of processes, of one thread each; with 1 this process computes the cells itself.
+        progress: Shows how many cells are done.
 
     Raises:
         SpecError: a cell's settings are refused; nothing was run.
@@ -277,32 +291,42 @@ def run_phase(
 
 
 def read_phase(spec: PhaseSpec, folder: Path) -> PhaseDiagram:
-    """Return what is done of a diagram; cells that cannot be read count as not done."""
-    found = {cell.key: _read(folder / "cells", cell) for cell in spec.cells}
-    return PhaseDiagram(spec, {key: record for key, record in found.items() if record is not None})
+    """Return a diagram with the cells in `folder`; cells that cannot be read count as not done."""
+    records = {cell.key: _read(folder / "cells", cell) for cell in spec.cells}
+    return PhaseDiagram(spec, {key: cell for key, cell in records.items() if cell is not None})
 
 
 def measured(cell: PhaseCell) -> dict[str, Any]:
-    """Return a cell's record: every measure of every seed, trained and untrained, and the seconds."""
+    """Train a cell's SAEs and return its record, in types that JSON has.
+
+    It has the cell's settings and place in the grid, the seconds that training took, and a table of measures
+    for each seed, after training (`trained`) and before (`untrained`).
+    """
     began = time.perf_counter()
     draw = cell.generator.held_out(cell.heldout_tokens)
     scaling = scale_of(cell.generator, cell.lab)
     trained = fit_on(cell.generator, {"sae": cell.sae}, cell.lab, range(cell.seeds))
-    fitted = [trained["sae", seed].sae for seed in range(cell.seeds)]
-    starts = [cell.sae.create(cell.generator.d_in, seed) for seed in range(cell.seeds)]
-    folded = [start.fold(scaling.mean, scaling.factor) for start in starts]
+    starts = [
+        cell.sae.create(cell.generator.d_in, seed).fold(scaling.mean, scaling.factor)
+        for seed in range(cell.seeds)
+    ]
     return {
         "settings": cell.settings,
         "at": dict(cell.at),
         "seconds": round(time.perf_counter() - began, 3),
-        "trained": [_scores(cell, sae, draw, seed) for seed, sae in enumerate(fitted)],
-        "untrained": [_scores(cell, sae, draw, seed) for seed, sae in enumerate(folded)],
+        "trained": [_scores(cell, fit.sae, draw, fit.seed) for fit in trained.values()],
+        "untrained": [_scores(cell, start, draw, seed) for seed, start in enumerate(starts)],
     }
 
 
 def mean_of(seeds: Sequence[Mapping[str, Any]], measure: str) -> SeedMean:
-    """Return the mean of a measure over seeds with its 95% Student interval."""
-    known = [float(one[measure]) for one in seeds if one[measure] is not None]
+    """Return the mean of a measure over seeds with its 95% Student interval.
+
+    Args:
+        seeds: The measures of each seed, by name; seeds in which `measure` is None are left out.
+        measure: Name of the measure.
+    """
+    known = [float(measures[measure]) for measures in seeds if measures[measure] is not None]
     n = len(known)
     if n == 0:
         return SeedMean(None, None, None, 0, str(seeds[0]["reason"]))
@@ -312,28 +336,26 @@ def mean_of(seeds: Sequence[Mapping[str, Any]], measure: str) -> SeedMean:
     variance = math.fsum((value - mean) ** 2 for value in known) / (n - 1) / n
     if min(known) == max(known):
         return SeedMean(mean, None, None, n, f"all {n} seeds gave this very value")
-    found = interval(mean, [Component("seeds", variance, n - 1)])
-    return SeedMean(mean, found.low, found.high, n, None)
+    low, high, _, _ = interval(mean, [Component("seeds", variance, n - 1)])
+    return SeedMean(mean, low, high, n, None)
 
 
 def _scores(cell: PhaseCell, sae: SAE, draw: Sample, seed: int) -> dict[str, Any]:
     codes = sae.encode(draw.x)
-    error = (draw.x - sae.decode(codes)).double().square().sum()
-    spread = (draw.x - draw.x.mean(dim=0)).double().square().sum()
     scores: dict[str, Any] = {
         "mmcs": recovery(sae.params["W_dec"], draw.truth.dictionary).mmcs,
-        "ev": 1 - float(error / spread),
+        "ev": explained_variance(draw.x, sae.decode(codes)),
         "l0": len(codes.values) / codes.n_tokens,
         "reason": None,
     }
     try:
-        found = composition(sae, draw, seed, cell.firing_threshold)
+        parts = composition(sae, draw, seed, cell.firing_threshold)
     except NotEstimable as reason:
         nothing = dict.fromkeys(("conjunction", "atomic", "contrast", "live"))
         return {**scores, **nothing, "reason": str(reason)}
-    composed, atomic = found.conjunction_share, found.decoder_atomic
+    composed, atomic = parts.conjunction_share, parts.decoder_atomic
     shares = {"conjunction": composed, "atomic": atomic, "contrast": composed - atomic}
-    return {**scores, **shares, "live": found.n_live}
+    return {**scores, **shares, "live": parts.n_live}
 
 
 def _computed(cells: list[PhaseCell], folder: Path, workers: int) -> Iterator[None]:
@@ -362,9 +384,9 @@ def _start() -> None:
 
 @contextlib.contextmanager
 def _small_steps() -> Iterator[None]:
-    """Train on one thread by plain steps: of SAEs this small, they take 0.6 times as long as compiled ones.
+    """Train on one thread by plain steps, which take 0.6 times as long as compiled ones for SAEs this small.
 
-    Also with one process, so that how many there are changes no bit.
+    This holds with one process as well, so that the number of processes changes no bit.
     """
     threads, switch = torch.get_num_threads(), os.environ.get(SWITCH)
     torch.set_num_threads(1)
@@ -393,7 +415,7 @@ def _write(path: Path, content: object) -> None:
 
 def _read(folder: Path, cell: PhaseCell) -> dict[str, Any] | None:
     try:
-        found = json.loads((folder / f"{cell.key}.json").read_text(encoding="utf-8"))
+        record = json.loads((folder / f"{cell.key}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and found.get("settings") == cell.settings else None
+    return record if isinstance(record, dict) and record.get("settings") == cell.settings else None

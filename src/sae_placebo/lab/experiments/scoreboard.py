@@ -1,15 +1,20 @@
-"""What SAEs make of a generator: each score beside what chance and what knowing the truth reach."""
+"""A scoreboard says how SAEs score on a generator, and what chance and knowledge of the truth would score."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sae_placebo.core.errors import NotEstimable
-from sae_placebo.core.lazy import torch
 from sae_placebo.lab import GeneratorSpec, Sample, ceilings, recovery, recovery_null, support
-from sae_placebo.lab.experiments.base import Advance, LabTraining, fit_on, scale_of
+from sae_placebo.lab.experiments.base import (
+    Advance,
+    LabTraining,
+    explained_variance,
+    fit_on,
+    scale_of,
+)
 from sae_placebo.lab.experiments.phase import SeedMean, mean_of
 from sae_placebo.lab.experiments.sweeps import Value
 from sae_placebo.lab.generators.base import compose
@@ -27,7 +32,7 @@ SCORES = {
     "conjunction": "composed latents",
     "atomic": "atomic latents",
 }
-"""Names of the scores, and what they are called."""
+"""Names of the scores, and how a table calls them."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +41,13 @@ class ScoreLine:
 
     Attributes:
         name: One of `SCORES`.
-        trained: After training.
-        null: Of random directions, of the same firing rates, or (`ev`, `l0`) of the SAE before training.
-        ceiling: Of the true dictionary and codes; of support, of pursuit with the true dictionary. None: a
-            generator that gives none; `reason` says why.
-        reason: Why there is no ceiling.
+        trained: The score after training.
+        null: What the score is by chance: for random directions (`mmcs`, `found`, `conjunction`, `atomic`),
+            for each latent's firings in a random order of the tokens (`recall`, `precision`), or for the SAE
+            before training (`ev`, `l0`, `nearest`).
+        ceiling: What the true dictionary with the true codes scores; of `recall` and `precision`, what
+            matching pursuit with the true dictionary scores. None where a generator has no ceiling.
+        reason: Why there is no ceiling; None where there is one.
     """
 
     name: str
@@ -59,25 +66,39 @@ def scoreboard(
     heldout_tokens: int = 8_192,
     advance: Advance = lambda _: None,
 ) -> list[ScoreLine]:
-    """Return how SAEs of one kind, trained on a generator with several seeds, score on held-out tokens."""
+    """Train SAEs of one kind on a generator with several seeds, and return their scores on held-out tokens.
+
+    Args:
+        generator: Draws the tokens.
+        sae: Settings of the SAE in the generator's units.
+        lab: How the SAEs are trained.
+        seeds: Seeds of the initial weights and of the tokens, one per SAE.
+        heldout_tokens: Number of tokens that are scored.
+        advance: Called after each step with the number of tokens it read.
+    """
     draw = generator.held_out(heldout_tokens)
     scaling = scale_of(generator, lab)
     trained = fit_on(generator, {"sae": sae}, lab, seeds, advance=advance)
-    found, nulls = [], []
+    scores, nulls = [], []
     for seed in seeds:
         start = sae.create(generator.d_in, seed).fold(scaling.mean, scaling.factor)
         of_seed, by_chance = _scores(trained["sae", seed].sae, start, draw, seed)
-        found.append(of_seed)
+        scores.append(of_seed)
         nulls.append(by_chance)
     tops, reason = _ceilings(draw)
     return [
-        ScoreLine(name, mean_of(found, name), mean_of(nulls, name), tops[name], reason.get(name))
+        ScoreLine(name, mean_of(scores, name), mean_of(nulls, name), tops[name], reason.get(name))
         for name in SCORES
     ]
 
 
 def sae_for(generator: GeneratorSpec, kind: str, settings: Mapping[str, Value]) -> SAESpec:
-    """Return an SAE for a generator: as wide, and as sparse, as its truth, where nothing else is said.
+    """Return the settings of an SAE that is as wide and as sparse as a generator's truth.
+
+    Args:
+        generator: Its truth gives the number of latents and, where the SAE has one, `k` or `l0`.
+        kind: Kind of the SAE.
+        settings: Settings of the SAE; they take the place of those from the truth.
 
     Raises:
         SpecError: the kind or a setting is unknown, or a value is not allowed.
@@ -93,17 +114,17 @@ def sae_for(generator: GeneratorSpec, kind: str, settings: Mapping[str, Value]) 
 
 
 def in_lines(lines: Sequence[ScoreLine]) -> str:
-    """Return the scores as a table of text."""
+    """Return the scores as a table of text, one row per score."""
     rows = [("", "trained", "95% over seeds", "n", "null", "ceiling")]
     for line in lines:
-        one = line.trained
-        between = "" if one.low is None else f"{one.low:.3f} to {one.high:.3f}"
+        trained = line.trained
+        between = "" if trained.low is None else f"{trained.low:.3f} to {trained.high:.3f}"
         rows.append(
             (
                 SCORES[line.name],
-                _number(one.mean),
-                between or f"none: {one.reason}",
-                str(one.n),
+                _number(trained.mean),
+                between or f"none: {trained.reason}",
+                str(trained.n),
                 _number(line.null.mean),
                 _number(line.ceiling) if line.reason is None else f"none: {line.reason}",
             )
@@ -116,58 +137,45 @@ def in_lines(lines: Sequence[ScoreLine]) -> str:
 
 
 def _scores(sae: SAE, start: SAE, draw: Sample, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return an SAE's scores and their nulls; None where one cannot be estimated."""
-    found: dict[str, Any] = {"reason": None} | dict.fromkeys(SCORES)
-    null = dict(found)
-    for scores, one in ((found, sae), (null, start)):
-        codes = one.encode(draw.x)
-        scores["ev"] = _explained(one.decode(codes), draw)
+    """Return an SAE's scores and their nulls; a score that cannot be estimated is None, with a `reason`."""
+    trained: dict[str, Any] = {"reason": None} | dict.fromkeys(SCORES)
+    null = dict(trained)
+    for scores, scored in ((trained, sae), (null, start)):
+        codes = scored.encode(draw.x)
+        scores["ev"] = explained_variance(draw.x, scored.decode(codes))
         scores["l0"] = len(codes.values) / codes.n_tokens
     rows, truth = sae.params["W_dec"], draw.truth.dictionary
     of_rows, of_start = recovery(rows, truth), recovery(start.params["W_dec"], truth)
     by_chance = recovery_null(truth, sae.d_sae, seed)
-    found |= {"mmcs": of_rows.mmcs, "nearest": of_rows.mmcs_of_latents, "found": of_rows.share()}
+    trained |= {"mmcs": of_rows.mmcs, "nearest": of_rows.mmcs_of_latents, "found": of_rows.share()}
     null |= {"mmcs": by_chance.mmcs, "nearest": of_start.mmcs_of_latents, "found": by_chance.share}
-
-    def detected() -> None:
+    try:
         agreed = support(sae.encode(draw.x), draw.codes, rows, truth)
-        found.update(recall=agreed.recall, precision=agreed.precision)
-        null.update(recall=agreed.null_recall, precision=agreed.null_precision)
-
-    def composed() -> None:
+        trained |= {"recall": agreed.recall, "precision": agreed.precision}
+        null |= {"recall": agreed.null_recall, "precision": agreed.null_precision}
+    except NotEstimable as problem:
+        trained["reason"] = null["reason"] = str(problem)
+    try:
         parts = composition(sae, draw, seed)
         for name, share in (("conjunction", parts.conjunctions()), ("atomic", parts.atomic())):
-            found[name], null[name] = share.value, share.null
-
-    for part in (detected, composed):
-        _attempt(part, found, null)
-    return found, null
-
-
-def _attempt(part: Callable[[], None], *scores: dict[str, Any]) -> None:
-    try:
-        part()
+            trained[name], null[name] = share.value, share.null
     except NotEstimable as problem:
-        for one in scores:
-            one["reason"] = str(problem)
+        trained["reason"] = null["reason"] = str(problem)
+    return trained, null
 
 
 def _ceilings(draw: Sample) -> tuple[dict[str, float | None], dict[str, str]]:
+    """Return the ceiling of each score, and the reasons for those that there are not."""
     truth = draw.truth
-    made = compose(draw.codes, truth.dictionary)
+    reached = explained_variance(draw.x, compose(draw.codes, truth.dictionary))
     tops: dict[str, float | None] = dict.fromkeys(SCORES)
-    tops |= {"ev": _explained(made, draw), "l0": truth.l0, "mmcs": 1.0, "nearest": 1.0}
+    tops |= {"ev": reached, "l0": truth.l0, "mmcs": 1.0, "nearest": 1.0}
     tops |= {"found": 1.0, "conjunction": 0.0, "atomic": 1.0}
     try:
         tops["recall"] = tops["precision"] = ceilings(draw).omp
     except NotEstimable as problem:
         return tops, dict.fromkeys(("recall", "precision"), str(problem))
     return tops, {}
-
-
-def _explained(made: torch.Tensor, draw: Sample) -> float:
-    left = (draw.x - made).double().square().sum()
-    return 1 - float(left / (draw.x - draw.x.mean(dim=0)).double().square().sum())
 
 
 def _number(value: float | None) -> str:

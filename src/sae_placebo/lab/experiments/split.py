@@ -1,28 +1,28 @@
-"""Why an SAE does not hold the truth: not identifiable, the objective, the encoder, or the optimization.
+"""A split says why an SAE misses the truth: identifiability, the objective, the encoder or the optimization.
 
-All that is compared is one number, the training objective J on held-out tokens, for dictionaries and
-encoders that are brought about in different ways:
+One number is compared, the training objective J on held-out tokens, between dictionaries and encoders that
+are obtained in different ways:
 
-- `oracle`: the true dictionary, and for each token the best code there is;
-- `true`: the true dictionary, held, and an encoder trained for it;
-- `from_true`: training of everything that starts from `true`;
-- `random`: ordinary training, once per seed;
-- the oracle's J for each other dictionary of `Truth.alternatives`.
+- `oracle` has the true dictionary, and the best code of each token;
+- `true` has the true dictionary, which is held fixed, and an encoder trained for it;
+- `from_true` starts from `true` and trains everything;
+- `random` is ordinary training from random weights, once per seed;
+- each other dictionary of `GeneratorTruth.alternatives` has its best codes, as the oracle has.
 
     amortization gap = J(true) - J(oracle)           what one pass of an encoder costs
     objective gap    = J(true) - J(from_true)        what the objective gains by leaving the truth
     optimization gap = median J(random) - min(J(random), J(from_true))
 
 Source: the gaps are those of O'Neill, Gumran and Klindt (2025, amortization) and of the usual account of
-dictionary learning; that they are measured together, on one objective and the same tokens, and turned into
-one cause is ours.
+dictionary learning. Differs: they are measured together, on one objective and the same tokens, and one cause
+is named.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from jaxtyping import Float32, Float64
@@ -30,7 +30,7 @@ from jaxtyping import Float32, Float64
 from sae_placebo.core.errors import SpecError
 from sae_placebo.core.lazy import torch
 from sae_placebo.lab import GeneratorSpec, recovery
-from sae_placebo.lab.experiments.base import LabTraining, fit_on
+from sae_placebo.lab.experiments.base import Advance, LabTraining, fit_on
 from sae_placebo.lab.experiments.objectives import Missing, ObjectiveMeter, Run, SplitSpec, Value
 from sae_placebo.lab.scores.inference import nonnegative_pursuit
 from sae_placebo.saes import SAE, ReLUSpec, SAESpec
@@ -38,12 +38,12 @@ from sae_placebo.saes import SAE, ReLUSpec, SAESpec
 Cause = Literal[
     "non-identifiable", "objective", "amortization", "optimization", "none", "undetermined"
 ]
-Advance = Callable[[int], None]
 Losses = Float64[np.ndarray, " block"]
+Row = dict[str, str | float | int | None]
 _LABEL = "sae"
 _SAME_TOKENS = 1e-3
-"""Share of a token's energy that another dictionary may leave more than the truth, told the number of
-features, and still count as one that makes the same tokens."""
+"""A dictionary makes the same tokens as the truth if, with as many atoms per token as there are active
+features, it leaves at most this share of a token's energy more than the truth leaves."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,15 @@ class ObjectiveSplit:
 
     Attributes:
         objectives: J by name: `oracle`, `true`, `from_true`, `random_best`, `random_median`.
-        gaps: `amortization`, `objective`, `optimization`; differences are taken block by block.
-        alternatives: J(oracle) of each other dictionary that makes the same tokens, less that of the truth.
-        by_seed: J of each ordinary training.
-        mmcs: Mean max cosine of features to latents, after `from_true` and (median) `random`.
-        mmcs_of_latents: The same of latents to features, of latents that fire.
-        threshold: Below it a gap is none.
-        cause: See `cause_of`.
-        reason: Why this cause, in a sentence.
+        gaps: Gaps by name: `amortization`, `objective`, `optimization`; differences are taken block by block.
+        alternatives: J(oracle) of each other dictionary that makes the same tokens, less J(oracle) of the
+            truth, by the dictionary's name.
+        by_seed: J of each ordinary training, by seed.
+        mmcs: Mean over features of the largest cosine to a latent, for `from_true` and `random_median`.
+        mmcs_of_latents: Mean over latents that fire of the largest cosine to a feature, for both as well.
+        threshold: A gap below this counts as none; its unit is that of J.
+        cause: The cause by the rules of `cause_of`.
+        reason: Why it is this cause, in a sentence.
         oracle_is_exact: Whether the oracle's codes are surely the best.
     """
 
@@ -76,41 +77,36 @@ class ObjectiveSplit:
     reason: str
     oracle_is_exact: bool
 
-    def table(self) -> list[dict[str, str | float | int | None]]:
-        """Return one row per value: what, value, low, high, n (tokens), and a note where it has none."""
-        rows: list[dict[str, str | float | int | None]] = []
-        for title, found in (
-            ("J", self.objectives),
-            ("gap", self.gaps),
-            ("alternative", self.alternatives),
-        ):
-            rows += [_row(f"{title}: {name}", value) for name, value in found.items()]
-        rows += [_plain(f"J: random, seed {seed}", value) for seed, value in self.by_seed.items()]
-        rows += [_plain(f"mmcs: {name}", value) for name, value in self.mmcs.items()]
-        rows += [
-            _plain(f"mmcs of latents: {name}", value)
-            for name, value in self.mmcs_of_latents.items()
+    def table(self) -> list[Row]:
+        """Return one row per value, with its name (`what`), its interval, n (tokens) and a note.
+
+        A value that does not exist is None, and its note says why.
+        """
+        groups: dict[str, Mapping[Any, Value | Missing | float]] = {
+            "J: ": self.objectives,
+            "gap: ": self.gaps,
+            "alternative: ": self.alternatives,
+            "J: random, seed ": self.by_seed,
+            "mmcs: ": self.mmcs,
+            "mmcs of latents: ": self.mmcs_of_latents,
+            "threshold": {"": self.threshold},
+            "cause": {"": Missing(f"{self.cause}: {self.reason}")},
+        }
+        return [
+            _row(f"{title}{name}", value)
+            for title, values in groups.items()
+            for name, value in values.items()
         ]
-        rows.append({**_plain("threshold", self.threshold), "note": ""})
-        rows.append({**_plain("cause", None), "note": f"{self.cause}: {self.reason}"})
-        return rows
 
 
-def _row(what: str, value: Value | Missing) -> dict[str, str | float | int | None]:
+def _row(what: str, value: Value | Missing | float) -> Row:
+    row: Row = {"what": what, "value": None, "low": None, "high": None, "n": None, "note": ""}
     if isinstance(value, Missing):
-        return {**_plain(what, None), "note": value.reason}
-    return {
-        "what": what,
-        "value": value.mean,
-        "low": value.low,
-        "high": value.high,
-        "n": value.n_tokens,
-        "note": "",
-    }
-
-
-def _plain(what: str, value: float | None) -> dict[str, str | float | int | None]:
-    return {"what": what, "value": value, "low": None, "high": None, "n": None, "note": ""}
+        return row | {"note": value.reason}
+    if isinstance(value, Value):
+        interval = {"low": value.low, "high": value.high, "n": value.n_tokens}
+        return row | {"value": value.mean} | interval
+    return row | {"value": value}
 
 
 def split(
@@ -121,7 +117,7 @@ def split(
     spec: SplitSpec | None = None,
     advance: Advance = lambda _: None,
 ) -> ObjectiveSplit:
-    """Return the split of one generator and one SAE.
+    """Train SAEs on a generator in all ways, and return the split of their objectives.
 
     With `lab.bias = "none"` the truth is within reach. Where `b_dec` is held at the mean of activations, the
     oracle has the same `b_dec`, since that is what training may use. An SAE with fewer latents than there
@@ -132,32 +128,32 @@ def split(
     objectives and there is no split.
 
     Args:
-        generator: Gives the tokens.
-        sae: The SAE, with its penalty in the generator's units; see `fit_on`.
+        generator: Draws the tokens.
+        sae: Settings of the SAE, with its penalty in the generator's units; see `fit_on`.
         lab: How every run is trained.
-        seeds: Of ordinary training.
-        spec: How it is measured.
-        advance: Called with the number of tokens after each training step.
+        seeds: Seeds of ordinary training, one or more.
+        spec: How the split is measured and judged; None takes the defaults.
+        advance: Called after each training step with the number of tokens it read.
 
     Raises:
         NotEstimable: the objective is not the same number in all runs.
-        SpecError: no seed.
+        SpecError: there is no seed.
     """
     spec = spec or SplitSpec()
     if not seeds:
         raise SpecError("a split needs at least one seed of ordinary training")
-    judge = ObjectiveMeter.of(generator, sae, lab, spec)
+    meter = ObjectiveMeter.of(generator, sae, lab, spec)
     trained = fit_on(generator, {_LABEL: sae}, lab, seeds, advance=advance)
-    runs = {seed: judge.of_sae(one.sae) for (_, seed), one in trained.items()}
-    truth = _reachable(judge, sae.d_sae)
+    runs = {seed: meter.of_sae(fit.sae) for (_, seed), fit in trained.items()}
+    truth = _reachable(meter, sae.d_sae)
     first = list(seeds)[: spec.true_runs]
-    held, moved = _from_truth(generator, lab, first, truth, judge, advance)
-    return _judged(judge, truth, runs, held, moved)
+    held, moved = _from_truth(generator, lab, first, truth, meter, advance)
+    return _judged(meter, truth, runs, held, moved)
 
 
-def _reachable(judge: ObjectiveMeter, d_sae: int) -> Float32[torch.Tensor, "feature d_in"]:
-    """Return the features; with fewer latents, the most frequent ones."""
-    truth = judge.draw.truth
+def _reachable(meter: ObjectiveMeter, d_sae: int) -> Float32[torch.Tensor, "feature d_in"]:
+    """Return the features, or the `d_sae` most frequent ones where there are more."""
+    truth = meter.draw.truth
     if d_sae >= truth.n_features:
         return truth.dictionary
     frequent = truth.rates.argsort(descending=True, stable=True)[:d_sae]
@@ -169,15 +165,15 @@ def _from_truth(
     lab: LabTraining,
     seeds: Sequence[int],
     truth: Float32[torch.Tensor, "feature d_in"],
-    judge: ObjectiveMeter,
+    meter: ObjectiveMeter,
     advance: Advance,
 ) -> tuple[Run, Run]:
-    """Return the SAE with the true dictionary held, and what training makes of it; the best of all seeds."""
-    narrow = _as_wide_as(judge.sae, len(truth), generator.d_in)
+    """Return the runs `true` and `from_true`, of each the one with the lowest J over seeds."""
+    narrow = _as_wide_as(meter.sae, len(truth))
     held, moved = [], []
     for seed in seeds:
-        start = _with_rows(judge.inner_of(narrow).create(generator.d_in, seed), truth)
-        start = SAE(narrow, start.fold(judge.scaling.mean, judge.scaling.factor).params)
+        start = _with_rows(meter.inner_of(narrow).create(generator.d_in, seed), truth)
+        start = SAE(narrow, start.fold(meter.scaling.mean, meter.scaling.factor).params)
         frozen = fit_on(
             generator,
             {_LABEL: narrow},
@@ -187,17 +183,17 @@ def _from_truth(
             frozen=("W_dec",),
             advance=advance,
         )[_LABEL, seed].sae
-        held.append(judge.of_sae(frozen))
-        begin = _widened(frozen, judge, seed)
+        held.append(meter.of_sae(frozen))
+        begin = _widened(frozen, meter, seed)
         freed = fit_on(
-            generator, {_LABEL: judge.sae}, lab, [seed], starts={_LABEL: begin}, advance=advance
+            generator, {_LABEL: meter.sae}, lab, [seed], starts={_LABEL: begin}, advance=advance
         )
-        moved.append(judge.of_sae(freed[_LABEL, seed].sae))
+        moved.append(meter.of_sae(freed[_LABEL, seed].sae))
     return min(held, key=lambda run: run.mean), min(moved, key=lambda run: run.mean)
 
 
-def _as_wide_as(sae: SAESpec, n: int, d_in: int) -> SAESpec:
-    """Return the same objective for an SAE of n latents."""
+def _as_wide_as(sae: SAESpec, n: int) -> SAESpec:
+    """Return the settings of the same objective for an SAE of n latents."""
     changed: dict[str, object] = {"d_sae": n}
     if isinstance(sae, ReLUSpec) and sae.scaling == "mean_both" and sae.coefficient is not None:
         changed["coefficient"] = sae.coefficient * n / sae.d_sae
@@ -211,12 +207,12 @@ def _with_rows(sae: SAE, rows: Float32[torch.Tensor, "row d_in"]) -> SAE:
     return SAE(sae.spec, {**sae.params, "W_dec": decoder, "W_enc": encoder.t()})
 
 
-def _widened(narrow: SAE, judge: ObjectiveMeter, seed: int) -> SAE:
-    """Return an SAE of full width whose first latents are those of `narrow`."""
-    if narrow.d_sae == judge.sae.d_sae:
-        return SAE(judge.sae, narrow.params)
-    fresh = judge.inner.create(narrow.d_in, seed)
-    params = dict(fresh.fold(judge.scaling.mean, judge.scaling.factor).params)
+def _widened(narrow: SAE, meter: ObjectiveMeter, seed: int) -> SAE:
+    """Return an SAE of full width whose first latents are those of `narrow`; the others are untrained."""
+    if narrow.d_sae == meter.sae.d_sae:
+        return SAE(meter.sae, narrow.params)
+    fresh = meter.inner.create(narrow.d_in, seed)
+    params = dict(fresh.fold(meter.scaling.mean, meter.scaling.factor).params)
     for name, tensor in narrow.params.items():
         if name == "W_enc":
             params[name] = torch.cat([tensor, params[name][:, narrow.d_sae :]], dim=1)
@@ -224,55 +220,56 @@ def _widened(narrow: SAE, judge: ObjectiveMeter, seed: int) -> SAE:
             params[name] = torch.cat([tensor, params[name][narrow.d_sae :]])
         else:
             params[name] = tensor
-    return SAE(judge.sae, params)
+    return SAE(meter.sae, params)
 
 
-def _makes_the_same_tokens(judge: ObjectiveMeter, rows: Float32[torch.Tensor, "atom d_in"]) -> bool:
-    """Return whether a dictionary explains the tokens as well as the truth, with as few atoms each."""
-    n = min(2048, len(judge.draw.x))
-    x, counts = judge.draw.x[:n], judge.draw.codes.offsets[: n + 1].diff()
+def _makes_the_same_tokens(meter: ObjectiveMeter, rows: Float32[torch.Tensor, "atom d_in"]) -> bool:
+    """Return whether a dictionary explains the tokens as well as the truth, with as few atoms per token."""
+    n = min(2048, len(meter.draw.x))
+    x, counts = meter.draw.x[:n], meter.draw.codes.offsets[: n + 1].diff()
     most = int(counts.max())
     if most == 0:
         return False
     left = []
-    for dictionary in (rows, judge.draw.truth.dictionary):
+    for dictionary in (rows, meter.draw.truth.dictionary):
         errors = nonnegative_pursuit(x, dictionary, most).errors
         lengths = counts.clamp_max(errors.shape[1] - 1)
         left.append(float(errors.gather(1, lengths[:, None]).mean()))
-    return left[0] <= left[1] + _SAME_TOKENS * judge.energy
+    return left[0] <= left[1] + _SAME_TOKENS * meter.energy
 
 
 def _alternatives(
-    judge: ObjectiveMeter, oracle: Losses | Missing, like: SAE
+    meter: ObjectiveMeter, oracle: Losses | Missing, like: SAE
 ) -> dict[str, Losses | Missing]:
     """Return, for each other dictionary, J with the best codes less that of the truth, by block."""
-    found: dict[str, Losses | Missing] = {}
-    for name, rows in judge.draw.truth.alternatives.items():
+    gains: dict[str, Losses | Missing] = {}
+    for name, rows in meter.draw.truth.alternatives.items():
         if isinstance(oracle, Missing):
-            found[name] = oracle
-        elif len(rows) > judge.sae.d_sae:
-            found[name] = Missing(f"it has {len(rows)} rows, the SAE {judge.sae.d_sae} latents")
-        elif not _makes_the_same_tokens(judge, rows):
-            found[name] = Missing("it does not make the same tokens with as few rows")
+            gains[name] = oracle
+        elif len(rows) > meter.sae.d_sae:
+            gains[name] = Missing(f"it has {len(rows)} rows, the SAE {meter.sae.d_sae} latents")
+        elif not _makes_the_same_tokens(meter, rows):
+            gains[name] = Missing("it does not make the same tokens with as few rows")
         else:
-            losses, _ = judge.oracle(rows, like)
-            found[name] = losses if isinstance(losses, Missing) else losses - oracle
-    return found
+            losses, _ = meter.oracle(rows, like)
+            gains[name] = losses if isinstance(losses, Missing) else losses - oracle
+    return gains
 
 
 def _judged(
-    judge: ObjectiveMeter,
+    meter: ObjectiveMeter,
     truth: Float32[torch.Tensor, "feature d_in"],
     runs: Mapping[int, Run],
     held: Run,
     moved: Run,
 ) -> ObjectiveSplit:
-    oracle, exact = judge.oracle(truth, held.sae)
+    """Return the split of runs that are trained: `runs` by seed, `held` is `true`, `moved` is `from_true`."""
+    oracle, exact = meter.oracle(truth, held.sae)
     if not isinstance(oracle, Missing) and not exact:
         # the encoder's codes are codes too, and pursuit may have missed them
         oracle = np.minimum(oracle, held.losses)
     ordered = sorted(runs.values(), key=lambda run: run.mean)
-    # of an even number the worse of the two in the middle: it is one that was trained
+    # the median of an even number of runs is the worse of the two in the middle, which was trained
     best, median = ordered[0], ordered[len(ordered) // 2]
     lowest = min(best, moved, key=lambda run: run.mean)
     objectives: dict[str, Losses | Missing] = {
@@ -287,20 +284,20 @@ def _judged(
         "amortization": oracle if isinstance(oracle, Missing) else held.losses - oracle,
         "optimization": median.losses - lowest.losses,
     }
-    others = _alternatives(judge, oracle, held.sae)
+    others = _alternatives(meter, oracle, held.sae)
     recall, precision = {}, {}
     for name, run in (("from_true", moved), ("random_median", median)):
-        fires = judge.fired(run.sae)
+        fires = meter.fired(run.sae)
         recall[name] = recovery(run.sae.params["W_dec"], truth).mmcs
         precision[name] = recovery(run.sae.params["W_dec"][fires], truth).mmcs_of_latents
     scale = held.mean if isinstance(oracle, Missing) else float(oracle.mean())
-    threshold = judge.spec.tolerance * max(scale, judge.energy / 20)
-    left = min(recall["from_true"], precision["from_true"]) < 1 - judge.spec.moved
-    values = {name: judge.value(gap) for name, gap in gaps.items()}
-    rivals = {name: judge.value(gap) for name, gap in others.items()}
+    threshold = meter.spec.tolerance * max(scale, meter.energy / 20)
+    left = min(recall["from_true"], precision["from_true"]) < 1 - meter.spec.moved
+    values = {name: meter.value(gap) for name, gap in gaps.items()}
+    rivals = {name: meter.value(gap) for name, gap in others.items()}
     cause, reason = cause_of(values, rivals, threshold, left_truth=left)
     return ObjectiveSplit(
-        {name: judge.value(losses) for name, losses in objectives.items()},
+        {name: meter.value(losses) for name, losses in objectives.items()},
         values,
         rivals,
         {seed: run.mean for seed, run in runs.items()},
@@ -320,20 +317,20 @@ def cause_of(
     *,
     left_truth: bool,
 ) -> tuple[Cause, str]:
-    """Return the cause that gaps name, and why, by these rules in this order.
+    """Return the cause that gaps name, and the reason in a sentence; the first rule that holds decides.
 
-    1. Another dictionary that makes the same tokens has a J(oracle) that is not above that of the truth by
-       more than `threshold`, up to the interval's lower end: `non-identifiable`.
-    2. The largest gap lies above `threshold` with its whole interval: that gap is the cause. An objective
-       gap counts only if training left the truth; if it stayed, `true` was not trained to its end, and the
-       cause is `undetermined`.
-    3. All gaps lie below `threshold` with their whole intervals: `none`.
-    4. Else `undetermined`.
+    1. The cause is `non-identifiable` if, for another dictionary that makes the same tokens, the interval of
+       its J(oracle) less that of the truth begins at `threshold` or below.
+    2. The cause is the largest gap if the whole interval of that gap lies above `threshold`. An objective gap
+       counts only if training left the truth; if it stayed, `true` was not trained to its end, and the cause
+       is `undetermined`.
+    3. The cause is `none` if the whole intervals of all gaps lie below `threshold`.
+    4. In all other cases the cause is `undetermined`.
 
     Args:
-        gaps: `objective`, `amortization`, `optimization`.
-        alternatives: J(oracle) less that of the truth, by dictionary.
-        threshold: Below it a gap is none.
+        gaps: The gaps `objective`, `amortization` and `optimization`, by name.
+        alternatives: J(oracle) of other dictionaries less that of the truth, by the dictionary's name.
+        threshold: A gap below this counts as none; its unit is that of J.
         left_truth: Whether training that started at the truth left it.
     """
     for name, rival in alternatives.items():
@@ -351,9 +348,10 @@ def cause_of(
                 f"training went on to gain {gap.mean:.3g} without leaving the truth: the encoder of the "
                 "true dictionary was not trained to its end; take more steps"
             )
-        return _CAUSES[largest], f"the gap {gap.mean:.3g} is the largest, and above {threshold:.3g}"
-    missing = [name for name, found in gaps.items() if isinstance(found, Missing)]
-    unclear = [name for name, found in known.items() if found.high >= threshold]
+        reason = f"the gap {gap.mean:.3g} is the largest, and above {threshold:.3g}"
+        return cast(Cause, largest), reason
+    missing = [name for name, value in gaps.items() if isinstance(value, Missing)]
+    unclear = [name for name, value in known.items() if value.high >= threshold]
     if unclear:
         return "undetermined", (
             f"the interval of the {unclear[0]} gap holds {threshold:.3g}: take more tokens"
@@ -361,10 +359,3 @@ def cause_of(
     if missing:
         return "undetermined", f"the {missing[0]} gap is not known, and no other is there"
     return "none", f"no gap reaches {threshold:.3g}"
-
-
-_CAUSES: Mapping[str, Cause] = {
-    "objective": "objective",
-    "amortization": "amortization",
-    "optimization": "optimization",
-}

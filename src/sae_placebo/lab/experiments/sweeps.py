@@ -1,4 +1,7 @@
-"""What is swept: settings of a generator or of an SAE, and the values that they take."""
+"""A sweep varies settings of a generator or of an SAE over given or default values.
+
+The functions here read sweeps and settings from the text of a command line, and make generators from them.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ from pydantic import Field, ValidationError, model_validator
 from sae_placebo.core.errors import SpecError, unknown_name
 from sae_placebo.core.spec import Spec
 from sae_placebo.lab import GENERATORS, GeneratorSpec
-from sae_placebo.lab.generators import composed_sets as composed_sets
 
 OF_SAE = ("lambda", "width")
 """Settings of the SAE that can be swept: the weight of its penalty, and how many latents it has."""
@@ -19,7 +21,10 @@ Value = int | float | str | bool
 
 
 class Axis(Spec):
-    """A setting and the values it takes: `lambda` and `width` are the SAE's, others the generator's."""
+    """A setting and the values that it takes, in rising order.
+
+    `lambda` and `width` are settings of the SAE, all others of the generator.
+    """
 
     name: str
     values: tuple[int | float, ...] = Field(min_length=1)
@@ -35,12 +40,14 @@ def parse_axes(text: str, generator: str = "composed_sets", items: int = 4) -> t
     """Return the axes that a text such as `lambda,correlation=0:0.5:1,width` names.
 
     Args:
-        text: Names, apart by commas, each with values of its own or with the default ones.
+        text: Names separated by commas; `=` and values separated by colons may follow a name, and a name
+            alone takes its default values.
         generator: The kind of generator whose settings may be named.
-        items: Items per set, for the default widths.
+        items: Number of items per set, from which the default widths follow.
 
     Raises:
-        SpecError: a name is unknown, a value is no number, or there is no default.
+        SpecError: a name is unknown, a value is not a number, there is no default, or the number of sweeps is
+            not one to three.
     """
     axes = []
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -67,15 +74,19 @@ def parse_axes(text: str, generator: str = "composed_sets", items: int = 4) -> t
 
 
 def default_axis(name: str, items: int = 4) -> Axis:
-    """Return the values that a sweep of this setting takes where none are given.
+    """Return the axis of a setting with the values that it takes where none are given.
+
+    Args:
+        name: The setting.
+        items: Number of items per set, from which the default widths follow.
 
     Raises:
-        SpecError: there is no default; give values.
+        SpecError: the setting has no default values.
     """
     grids: dict[str, tuple[int | float, ...]] = {
         "lambda": (0.01, 0.03, 0.08, 0.2, 0.4, 0.8),
         "correlation": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
-        # one for every item, one for every pair, both
+        # a latent for every item, for every pair of items, and for both
         "width": tuple(sorted({2 * items, items**2, 2 * items + items**2})),
         "solo": (0.0, 0.05, 0.1, 0.25, 0.5, 0.75),
         "items": (2, 3, 4, 6, 8),
@@ -89,7 +100,10 @@ def default_axis(name: str, items: int = 4) -> Axis:
 
 
 def sweepable(generator: str) -> list[str]:
-    """Return what can be swept: numbers among the generator's settings, and `OF_SAE`."""
+    """Return the names of all settings that can be swept: the generator's numbers, and `OF_SAE`.
+
+    The generator's seed is not among them.
+    """
     kinds = (int, float, int | None, float | None)
     fields = GENERATORS[generator].model_fields.items()
     of_generator = {name for name, field in fields if field.annotation in kinds}
@@ -102,26 +116,26 @@ def generator_of(kind: str, settings: Mapping[str, Value]) -> GeneratorSpec:
     Raises:
         SpecError: the kind or a setting is unknown, or a value is not allowed.
     """
-    made = GENERATORS[kind]
+    spec = GENERATORS[kind]
     for name in settings:
-        if name not in made.model_fields:
-            raise SpecError(unknown_name(f"setting of generator {kind!r}", name, made.model_fields))
+        if name not in spec.model_fields:
+            raise SpecError(unknown_name(f"setting of generator {kind!r}", name, spec.model_fields))
     try:
-        return made.model_validate({"kind": kind, **settings})
+        return spec.model_validate({"kind": kind, **settings})
     except ValidationError as problem:
         first = problem.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        found = f"{place} = {first['input']!r:.80}: " if place else ""
-        raise SpecError(f"generator {kind!r}: {found}{first['msg']}") from None
+        where = f"{place} = {first['input']!r:.80}: " if place else ""
+        raise SpecError(f"generator {kind!r}: {where}{first['msg']}") from None
 
 
 def parse_settings(texts: list[str]) -> dict[str, Value]:
-    """Return the settings in texts such as `items=4` and `amplitude=constant`.
+    """Return the settings that texts such as `items=4` and `amplitude=constant` give, by name.
 
     Raises:
         SpecError: a text has no `=`, or its value is a table or a list.
     """
-    found: dict[str, Value] = {}
+    settings: dict[str, Value] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name:
@@ -132,8 +146,8 @@ def parse_settings(texts: list[str]) -> dict[str, Value]:
             read = value
         if not isinstance(read, Value):
             raise SpecError(f"{name} takes one number or word, not {value!r:.80}")
-        found[name] = read
-    return found
+        settings[name] = read
+    return settings
 
 
 def _number(text: str) -> int | float:

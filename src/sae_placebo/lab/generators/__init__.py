@@ -1,1 +1,1 @@
-"""Activations whose features are known: one file a generator."""
+"""Generators of activations whose features are known: one generator a file."""

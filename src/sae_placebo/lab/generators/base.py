@@ -1,10 +1,10 @@
-"""What a generator of activations with a known answer is.
+"""What every generator of activations with a known answer has.
 
-A generator is a frozen spec. Its `truth` is drawn from its own `seed`, once: the dictionary is the
-same in every draw, so that training and held-out tokens come from the same world. `draw` takes the
-tokens' generator.
+A generator is a frozen spec. Its `truth` is drawn once, from its own `seed`: the dictionary is the same in
+every draw, so that training and held-out tokens come from the same world. `draw` is given the random
+numbers that the tokens are made of.
 
-Truth and draw are in the types of an SAE (`Codes`, tensors), so that what a dictionary finds and what
+Truth and sample have the types of an SAE (`Codes`, tensors), so that what a dictionary finds and what
 there is to find are compared without conversion.
 """
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from jaxtyping import Float, Float32
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from sae_placebo.core.errors import SpecError
 from sae_placebo.core.lazy import torch
@@ -33,38 +33,39 @@ class GeneratorTruth:
     """What is known of a generator before anything is drawn from it."""
 
     dictionary: Float32[torch.Tensor, "feature d_in"]
-    """Unit rows, one per feature."""
+    """The direction of each feature: rows of length 1."""
     rates: Float32[torch.Tensor, " feature"]
-    """Probability that a feature is active on a token."""
+    """The probability that a feature is active on a token."""
     parents: tuple[int, ...] = ()
-    """The feature without which each one never occurs, -1 where there is none; empty: no hierarchy."""
+    """For each feature the one without which it never occurs, or -1; empty if there is no hierarchy."""
     exclusive: tuple[tuple[int, ...], ...] = ()
     """Groups of which at most one feature is active on a token."""
     subspaces: tuple[tuple[int, ...], ...] = ()
-    """Groups of rows, orthonormal, that span one feature of several dimensions; codes of these are signed."""
+    """Groups of orthonormal rows, each of which spans one feature of several dimensions. The codes of such
+    rows may be negative."""
     alternatives: Mapping[str, Float32[torch.Tensor, "_ d_in"]] = field(default_factory=dict)
-    """Other dictionaries, unit rows, that give the very same activations with as few features: where there
-    is one, activations do not say which is true. The name says how it is made."""
+    """Other dictionaries, of unit rows, that give the very same activations with as few active features.
+    Where there is one, activations do not say which is true. The name says how it is made."""
     symmetry: str = ""
-    """What else gives the same activations, in words; empty: nothing that is known."""
+    """What else gives the same activations, in words; empty if nothing is known to."""
 
     @property
     def is_identifiable(self) -> bool:
-        """Whether no other dictionary is known that gives the same activations."""
+        """Return whether no other dictionary is known that gives the same activations."""
         return not self.symmetry
 
     def coactive(self) -> tuple[tuple[int, int], ...]:
-        """Return (child, parent) of every feature that has a parent."""
+        """Return (child, parent) for every feature that has a parent."""
         return tuple((i, parent) for i, parent in enumerate(self.parents) if parent >= 0)
 
     @property
     def n_features(self) -> int:
-        """Number of features."""
+        """Return the number of features."""
         return len(self.rates)
 
     @property
     def l0(self) -> float:
-        """Mean number of active features of a token."""
+        """Return the mean number of features that are active on a token."""
         return float(self.rates.sum(dtype=torch.float64))
 
 
@@ -75,49 +76,61 @@ class Sample:
     x: Float32[torch.Tensor, "token d_in"]
     """The activations, as an SAE would meet them in a model: neither centered nor scaled."""
     codes: Codes
-    """The true codes: which features are active on each token, and how much."""
+    """The true codes: which features are active on each token, and how strongly."""
     truth: GeneratorTruth
-    """The generator's truth, the same in all of its draws."""
+    """The generator's truth, the same in all of its samples."""
 
 
 class GeneratorSpec(Spec, ABC):
-    """Settings of a generator. Equal settings have equal truth, and equal draws of equal generators."""
+    """The settings of a generator of activations.
 
-    model_config = ConfigDict(strict=True)
+    Equal settings have an equal truth, and draw equal tokens from equal random numbers.
+    """
 
     kind: str
     d_in: int = Field(ge=2)
     """Width of the activations."""
     seed: int = 0
-    """Names the truth: dictionary, and whatever else is drawn once."""
+    """Names the truth: the dictionary, and whatever else is drawn once."""
 
     @property
     def truth(self) -> GeneratorTruth:
-        """The truth; drawn at first use and kept for a while. Not to be written to."""
+        """Return the truth, which is drawn at first use and kept for a while; it must not be written to."""
         return _truth(self)
 
     def held_out(self, n_tokens: int) -> Sample:
-        """Return tokens that no `stream` holds; the same ones each time."""
+        """Return tokens that no `stream` holds; they are the same each time."""
         return self.draw(n_tokens, generator(self.seed, self.kind, "held out"))
 
-    @abstractmethod
     def draw(self, n_tokens: int, random: torch.Generator) -> Sample:
-        """Return `n_tokens` tokens.
+        """Return `n_tokens` tokens with their true codes.
+
+        Codes are drawn for a chunk of tokens at a time where that saves memory.
 
         Args:
-            n_tokens: How many, 1 or more.
-            random: Names the tokens; `spec.generator(seed, ...)`.
+            n_tokens: Number of tokens, 1 or more.
+            random: Random numbers to draw from, such as `core.spec.generator(seed, "tokens")`.
         """
+        size = self._chunk_tokens(n_tokens)
+        codes = Codes.concatenate(
+            [
+                self._draw_codes(min(size, n_tokens - first), random)
+                for first in range(0, n_tokens, size)
+            ]
+        )
+        return Sample(compose(codes, self.truth.dictionary), codes, self.truth)
 
     def stream(
         self, n_tokens: int, batch_tokens: int, *names: str | int
     ) -> Iterator[Float32[torch.Tensor, "token d_in"]]:
-        """Yield the activations of `n_tokens` tokens in batches; no more than a chunk is in memory.
+        """Yield the activations of `n_tokens` tokens in batches.
+
+        No more than 65,536 tokens, or one batch if that is larger, are in memory at a time.
 
         Args:
-            n_tokens: How many in all; the last batch may be shorter.
+            n_tokens: Number of tokens in all; the last batch may be shorter.
             batch_tokens: Tokens of a batch.
-            names: Name the tokens, under the generator's seed: the same names, the same tokens.
+            names: Names of the tokens. The same names and the same seed give the same tokens.
         """
         random = generator(self.seed, self.kind, "stream", *names)
         chunk = batch_tokens * max(1, _CHUNK_TOKENS // batch_tokens)
@@ -126,7 +139,15 @@ class GeneratorSpec(Spec, ABC):
 
     @abstractmethod
     def _draw_truth(self) -> GeneratorTruth:
-        """Return the truth, from `seed` alone."""
+        """Return the truth, which must depend on the settings alone."""
+
+    @abstractmethod
+    def _draw_codes(self, n_tokens: int, random: torch.Generator) -> Codes:
+        """Return the true codes of some tokens; `n_tokens` is at most `_chunk_tokens`."""
+
+    def _chunk_tokens(self, n_tokens: int) -> int:
+        """Return for how many of `n_tokens` tokens codes are drawn at a time; it decides which are drawn."""
+        return _CHUNK_TOKENS
 
 
 # not on the spec itself: a copy of it with other settings would take the old truth along
@@ -136,18 +157,18 @@ def _truth(spec: GeneratorSpec) -> GeneratorTruth:
 
 
 GENERATORS: Registry[type[GeneratorSpec]] = Registry("generator")
-"""Every generator, by kind."""
+"""Every generator is registered here, by its kind."""
 
 
 def unit_rows(n: int, d_in: int, random: torch.Generator) -> Float32[torch.Tensor, "n d_in"]:
-    """Return `n` independent directions, uniform on the sphere: normalized Gaussians."""
+    """Return `n` independent directions, uniform on the sphere: Gaussians brought to length 1."""
     return torch.nn.functional.normalize(torch.randn(n, d_in, generator=random), dim=1)
 
 
 def compose(
     codes: Codes, dictionary: Float32[torch.Tensor, "feature d_in"]
 ) -> Float32[torch.Tensor, "token d_in"]:
-    """Return the sum of dictionary rows that each token's codes name."""
+    """Return, for each token, the sum of the dictionary's rows weighted by the token's codes."""
     return torch.nn.functional.embedding_bag(
         codes.latents,
         dictionary,
@@ -167,7 +188,7 @@ class Scaling:
 
     @classmethod
     def of(cls, x: Float32[torch.Tensor, "token d_in"]) -> Scaling:
-        """Return what centers `x` and brings its mean squared norm to `d_in`.
+        """Return the scaling that centers `x` and brings its mean squared norm to `d_in`.
 
         Raises:
             SpecError: all rows of `x` are the same.

@@ -11,18 +11,13 @@ from pydantic import Field
 
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
-from sae_placebo.lab.generators.base import (
-    GENERATORS,
-    GeneratorSpec,
-    GeneratorTruth,
-    Sample,
-    compose,
-)
+from sae_placebo.lab.generators.base import GENERATORS, GeneratorSpec, GeneratorTruth
 from sae_placebo.lab.generators.sparse_draws import packed
+from sae_placebo.saes import Codes
 
 _KEPT = 0.2
-"""A feature is kept by the model if its direction is at least this long; trained ones are mostly near 0
-or 1."""
+"""The model keeps a feature whose direction is at least this long; lengths are mostly near 0 or 1 after
+training."""
 _BATCH = 256
 _RIGHT_ANGLE = 0.1
 _TURN = 0.15
@@ -36,16 +31,18 @@ class BottleneckSpec(GeneratorSpec):
         u_i = uniform on (0, 1] with probability 1 - sparsity, else 0, independent
 
     W, of `d_in` by `n_features`, and b are trained; activations are h. Feature i is the i-th column of W at
-    unit length, with code u_i times the column's length. Features with a column shorter than 0.2 are given
-    up by the model: they are neither in the truth nor in the activations. `phase` says what was learned.
+    unit length, and its code is u_i times the column's length. Features whose column is shorter than 0.2
+    are given up by the model: they are neither in the truth nor in the activations. `phase` says what the
+    model has learned.
 
-    Training: Adam, step size `learning_rate` falling linearly to zero, `steps` steps of 256 tokens, for
-    `restarts` starts side by side on their own tokens; the one with the smallest loss over the last tenth
-    is the model. Kept for the process, by these settings.
+    The model is trained with Adam, at a step size that falls linearly from `learning_rate` to zero, for
+    `steps` steps of 256 tokens. `restarts` starts are trained side by side, each on tokens of its own, and
+    the one with the smallest loss over the last tenth of the steps is taken. Trained models are kept in
+    memory by their settings.
 
-    Source: Elhage et al., "Toy Models of Superposition" (2022). Differs: best of several starts; what the
-    model gives up is left out of the activations, where it would have less than 4% of the energy of a
-    feature of unit length.
+    Source: Elhage et al., "Toy Models of Superposition" (2022). Differs: the best of several starts is
+    taken; what the model gives up is left out of the activations, where it would have less than 4% of the
+    energy of a feature of unit length.
     """
 
     kind: Literal["bottleneck"] = "bottleneck"
@@ -61,22 +58,23 @@ class BottleneckSpec(GeneratorSpec):
 
     @property
     def columns(self) -> Float32[torch.Tensor, "feature d_in"]:
-        """What the model learned: the columns of W, as rows, given-up features included."""
+        """Return the columns of W that the model has learned, as rows; those given up are included."""
         return _trained(self)
 
     @property
     def kept(self) -> tuple[int, ...]:
-        """The features of the model that are in the truth, in its order."""
+        """Return which features of the model are in the truth, in the truth's order."""
         return tuple((self.columns.norm(dim=1) >= _KEPT).nonzero()[:, 0].tolist())
 
-    def draw(self, n_tokens: int, random: torch.Generator) -> Sample:
-        """Return `n_tokens` tokens."""
+    def _chunk_tokens(self, n_tokens: int) -> int:
+        return n_tokens
+
+    def _draw_codes(self, n_tokens: int, random: torch.Generator) -> Codes:
         kept = list(self.kept)
         lengths = self.columns[kept].norm(dim=1)
         active = torch.rand(n_tokens, len(kept), generator=random) >= self.sparsity
         amplitudes = 1 - torch.rand(n_tokens, len(kept), generator=random)
-        codes = packed(amplitudes * lengths * active)
-        return Sample(compose(codes, self.truth.dictionary), codes, self.truth)
+        return packed(amplitudes * lengths * active)
 
     def _draw_truth(self) -> GeneratorTruth:
         rows = torch.nn.functional.normalize(self.columns[list(self.kept)], dim=1)
@@ -85,28 +83,29 @@ class BottleneckSpec(GeneratorSpec):
 
 @dataclass(frozen=True)
 class Arrangement:
-    """The arrangement that a toy model has learned."""
+    """The arrangement of features that a toy model has learned."""
 
     lengths: Float32[torch.Tensor, " feature"]
-    """Length of each feature's direction: near 1 if it is kept, near 0 if not."""
+    """Length of each feature's direction: near 1 if the model keeps it, near 0 if not."""
     overlaps: Float32[torch.Tensor, " feature"]
-    """Sum over the other features of (unit direction . other direction)^2: 0 where a feature has its
-    dimension for itself, about 1 where it shares it with another."""
+    """Sum over the other features of (unit direction . other direction)^2. It is 0 where a feature has a
+    dimension for itself, and about 1 where it shares one with another feature."""
     dimensions_per_feature: float
-    """D* = d_in / sum of squared lengths: 1 without superposition, 1/2 for antipodal pairs, 2/5 for a
-    pentagon."""
+    """D* = d_in / sum of squared lengths. It is 1 without superposition, 1/2 for antipodal pairs and 2/5
+    for a pentagon."""
     geometry: Literal["orthogonal", "antipodal", "polygon", "mixed"]
-    """Of the kept features: at right angles; each at a right angle to all others but one, which is
-    opposite; evenly spaced in a plane, 3 or more but not 4; none of these."""
+    """How the kept features lie: `orthogonal`, all at right angles; `antipodal`, each at right angles to
+    all others but one, which is opposite; `polygon`, evenly spaced in a plane, 3 or more but not 4;
+    `mixed`, none of these."""
 
     @property
     def kept(self) -> Bool[torch.Tensor, " feature"]:
-        """Which features the model represents."""
+        """Return which features the model represents."""
         return self.lengths >= _KEPT
 
     @property
     def n_kept(self) -> int:
-        """How many features the model represents."""
+        """Return how many features the model represents."""
         return int(self.kept.sum())
 
 
@@ -179,7 +178,7 @@ def _gradients(
     u: Float32[torch.Tensor, "start token feature"],
     importance: Float32[torch.Tensor, " feature"],
 ) -> tuple[Float32[torch.Tensor, " start"], dict[str, torch.Tensor]]:
-    """Return each start's loss, and its gradients, written out: half the time of autograd."""
+    """Return each start's loss and its gradients, which written out take half the time of autograd."""
     w = params["w"]
     hidden = u @ w
     z = hidden @ w.transpose(1, 2) + params["b"]

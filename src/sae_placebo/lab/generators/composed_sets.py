@@ -10,15 +10,9 @@ from pydantic import Field, model_validator
 
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
-from sae_placebo.lab.generators.base import (
-    GENERATORS,
-    GeneratorSpec,
-    GeneratorTruth,
-    Sample,
-    compose,
-    unit_rows,
-)
+from sae_placebo.lab.generators.base import GENERATORS, GeneratorSpec, GeneratorTruth, unit_rows
 from sae_placebo.lab.generators.sparse_draws import orthonormal_rows, packed
+from sae_placebo.saes import Codes
 
 _NOTHING = 1e-6
 
@@ -32,21 +26,21 @@ class ComposedSetsSpec(GeneratorSpec):
         a f_i + b f_(k + j)                   with probability 1 - solo
         r f_l, l uniform among all 2k          with probability solo
 
-    (i, j) is (0, 0) with probability `boost`, else uniform among all k^2 pairs. Amplitudes:
+    (i, j) is (0, 0) with probability `boost`, else uniform among all k^2 pairs. Amplitudes are
 
         constant   a = b = r = 1
         uniform    a, b', r uniform on (0, 1], b = (1 - f) b' + f a, f = `correlation`
 
-    so that corr(a, b) = f / sqrt(f^2 + (1 - f)^2); f = 1 is one amplitude shared by both.
+    so that corr(a, b) = f / sqrt(f^2 + (1 - f)^2); with f = 1 both items share one amplitude.
 
     Without solo tokens, constant or shared amplitudes leave the truth unidentifiable: for any s the rows
     a_i + s and b_j - s make the same tokens. `truth.alternatives` holds s = mean of B (A's items take in
-    what all of B share) and s = -mean of A; and, with 2 items, the 4 normalized sums, as many as the
-    features. See `closed_forms.composition_boundary` for when pairs are the better dictionary.
+    what all of B share) and s = -mean of A; with 2 items it also holds the 4 normalized sums, which are as
+    many as the features. `closed_forms.composition_boundary` says when pairs are the better dictionary.
 
-    The dictionary is a random rotation where 2k directions fit at right angles; else random unit rows; in
-    two dimensions a regular polygon in random order, the shape that a toy model of superposition gives
-    equally important features.
+    The rows of the dictionary are orthonormal, in a random orientation, where 2k of them fit. Elsewhere they
+    are random unit rows; in two dimensions they are a regular polygon in random order, the shape that a toy
+    model of superposition gives to equally important features.
 
     Source: Till, "Do sparse autoencoders find true features?" (2024) and Anders, Neo, Hoelscher-Obermaier
     and Howard, "Sparse autoencoders find composed features in small toy models" (2024). Differs: the
@@ -56,17 +50,17 @@ class ComposedSetsSpec(GeneratorSpec):
 
     kind: Literal["composed_sets"] = "composed_sets"
     d_in: int = Field(0, ge=2)
-    """Width; if not given, the number of features, `2 * items`."""
+    """Width; the number of features, `2 * items`, if it is not given."""
     items: int = Field(4, ge=2)
     """Features of each set."""
     amplitude: Literal["constant", "uniform"] = "uniform"
-    """How strong an item is."""
+    """How strong an item is; see the class."""
     correlation: float = Field(0.0, ge=0, le=1)
-    """The share f of A's amplitude in B's; see the class. Nothing for constant amplitudes."""
+    """Share f of A's amplitude in B's; see the class. It has no effect on constant amplitudes."""
     solo: float = Field(0.0, ge=0, le=1)
     """Probability that a token holds a single item."""
     boost: float = Field(0.0, ge=0, lt=1)
-    """Probability, among tokens of two, that the first pair is taken without a draw."""
+    """Probability, among tokens of two items, that they are the first of each set without a draw."""
 
     @model_validator(mode="before")
     @classmethod
@@ -78,8 +72,10 @@ class ComposedSetsSpec(GeneratorSpec):
                 return {**settings, "d_in": max(2, 2 * items)}
         return settings
 
-    def draw(self, n_tokens: int, random: torch.Generator) -> Sample:
-        """Return `n_tokens` tokens."""
+    def _chunk_tokens(self, n_tokens: int) -> int:
+        return n_tokens
+
+    def _draw_codes(self, n_tokens: int, random: torch.Generator) -> Codes:
         k = self.items
         pair = torch.randint(k, (n_tokens, 2), generator=random)
         solo_item = torch.randint(2 * k, (n_tokens,), generator=random)
@@ -90,8 +86,7 @@ class ComposedSetsSpec(GeneratorSpec):
         solo = uniform[:, 1] < self.solo
         features[solo, 0] = solo_item[solo]
         amplitudes[solo, 1] = 0.0
-        codes = packed(amplitudes, features, 2 * k)
-        return Sample(compose(codes, self.truth.dictionary), codes, self.truth)
+        return packed(amplitudes, features, 2 * k)
 
     def _amplitudes(
         self, uniform: Float32[torch.Tensor, "token 2"]
@@ -99,8 +94,8 @@ class ComposedSetsSpec(GeneratorSpec):
         if self.amplitude == "constant":
             return torch.ones_like(uniform)
         f = self.correlation
-        a, own = uniform[:, 0], uniform[:, 1]
-        return torch.stack([a, (1 - f) * own + f * a], dim=1)
+        a, independent = uniform[:, 0], uniform[:, 1]
+        return torch.stack([a, (1 - f) * independent + f * a], dim=1)
 
     def _draw_truth(self) -> GeneratorTruth:
         k = self.items
@@ -128,17 +123,17 @@ class ComposedSetsSpec(GeneratorSpec):
         self, rows: Float32[torch.Tensor, "feature d_in"]
     ) -> dict[str, Float32[torch.Tensor, "_ d_in"]]:
         first, second = rows[: self.items], rows[self.items :]
-        found = {}
-        # two opposite items have mean zero: that move is none
+        alternatives = {}
+        # two opposite items have mean zero, so nothing would move
         if float(second.mean(dim=0).norm()) > _NOTHING:
-            found["the mean of the second set moved to the first"] = _shifted(first, second)
+            alternatives["the mean of the second set moved to the first"] = _shifted(first, second)
         if float(first.mean(dim=0).norm()) > _NOTHING:
             moved = _shifted(second, first).roll(self.items, 0)
-            found["the mean of the first set moved to the second"] = moved
+            alternatives["the mean of the first set moved to the second"] = moved
         if self.items == 2:
             sums = (first[:, None] + second[None]).flatten(0, 1)
-            found["one row for every pair"] = torch.nn.functional.normalize(sums, dim=1)
-        return found
+            alternatives["one row for every pair"] = torch.nn.functional.normalize(sums, dim=1)
+        return alternatives
 
     def _dictionary(self) -> Float32[torch.Tensor, "feature d_in"]:
         n = 2 * self.items

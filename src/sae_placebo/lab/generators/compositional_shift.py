@@ -8,14 +8,7 @@ from pydantic import Field, model_validator
 
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
-from sae_placebo.lab.generators.base import (
-    GENERATORS,
-    GeneratorSpec,
-    GeneratorTruth,
-    Sample,
-    compose,
-    unit_rows,
-)
+from sae_placebo.lab.generators.base import GENERATORS, GeneratorSpec, GeneratorTruth, unit_rows
 from sae_placebo.lab.generators.sparse_draws import (
     codes_of,
     independent_support,
@@ -23,24 +16,22 @@ from sae_placebo.lab.generators.sparse_draws import (
 )
 from sae_placebo.saes import Codes
 
-_CHUNK_TOKENS = 1 << 16
-
 
 @GENERATORS.add
 class CompositionalShiftSpec(GeneratorSpec):
     """The same features at the same rates, in training and at test, in pairs that never mix.
 
-    `shift = False` is training, `shift = True` is test. Dictionary and rates are the same in both, only
-    who occurs with whom differs, so what is lost at test is lost to the combination:
+    `shift = False` is training, `shift = True` is test. Dictionary and rates are the same in both, and only
+    the features' company differs, so what is lost at test is lost to the combination. There are two laws:
 
-    - `law = "sets"` (as G3): one item i of set A, one item j of set B on every token. With H =
+    - `law = "sets"` (as G3): every token holds one item i of set A and one item j of set B. With H =
       `n_held_out`, the held-out pairs are j = (i + k) mod items, k = 0 .. H - 1. Training draws uniformly
       from all others, test from these. Each item has rate 1 / items in both.
-    - `law = "independent"` (as G1): rates p_i as in `SuperpositionSpec`; features 2k and 2k + 1 of the
-      first 2H get their mean p and are held-out pairs. Training has exactly one of such a pair with
-      probability 2p, test has both with probability p. All else is independent, in both.
+    - `law = "independent"` (as G1): rates p_i are those of `SuperpositionSpec`, except that features 2k and
+      2k + 1 of the first 2H are given their mean p and are held-out pairs. Training has exactly one of such
+      a pair with probability 2p, test has both with probability p. All else is independent, in both.
 
-    Amplitudes are uniform on (0, 1], independent. Rows are orthonormal where d_in allows it, else
+    Amplitudes are uniform on (0, 1] and independent. Rows are orthonormal where d_in allows it, else
     independent and uniform on the sphere.
 
     Source: the question of 2603.28744 (whether dictionaries fail out of distribution), asked on the
@@ -53,17 +44,17 @@ class CompositionalShiftSpec(GeneratorSpec):
     shift: bool = False
     """Whether tokens hold the held-out pairs (test) or never do (training)."""
     d_in: int = Field(8, ge=2)
-    """Width; left out, 2 * items (sets) or 256 (independent)."""
+    """Width; 2 * items (sets) or 256 (independent) if it is left out."""
     items: int = Field(4, ge=2)
-    """Sets: features of each set."""
+    """Law `sets`: features of each set."""
     n_held_out: int = Field(1, ge=1)
-    """Sets: held-out partners of each item. Independent: number of held-out pairs."""
+    """Law `sets`: held-out partners of each item. Law `independent`: number of held-out pairs."""
     n_features: int = Field(512, ge=2)
-    """Independent: number of features."""
+    """Law `independent`: number of features."""
     l0: float = Field(5.0, gt=0)
-    """Independent: mean number of active features."""
+    """Law `independent`: mean number of active features of a token."""
     decay: float = Field(0.99, gt=0, le=1)
-    """Independent: ratio of a feature's rate to that of the one before."""
+    """Law `independent`: ratio of a feature's rate to that of the one before."""
 
     @model_validator(mode="before")
     @classmethod
@@ -100,7 +91,7 @@ class CompositionalShiftSpec(GeneratorSpec):
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
-        """The held-out pairs."""
+        """Return the held-out pairs, as (feature, feature)."""
         if self.law == "independent":
             return tuple((2 * k, 2 * k + 1) for k in range(self.n_held_out))
         return tuple(
@@ -110,19 +101,13 @@ class CompositionalShiftSpec(GeneratorSpec):
         )
 
     def shifted(self) -> CompositionalShiftSpec:
-        """Return the same world at test."""
+        """Return the same features with the pairs of the test."""
         return self.model_copy(update={"shift": True})
 
-    def draw(self, n_tokens: int, random: torch.Generator) -> Sample:
-        """Return `n_tokens` tokens; memory beyond them follows the active pairs of a chunk."""
-        one = self._sets if self.law == "sets" else self._independent
-        codes = Codes.concatenate(
-            [
-                one(min(_CHUNK_TOKENS, n_tokens - first), random)
-                for first in range(0, n_tokens, _CHUNK_TOKENS)
-            ]
-        )
-        return Sample(compose(codes, self.truth.dictionary), codes, self.truth)
+    def _draw_codes(self, n_tokens: int, random: torch.Generator) -> Codes:
+        if self.law == "sets":
+            return self._sets(n_tokens, random)
+        return self._independent(n_tokens, random)
 
     def _sets(self, n_tokens: int, random: torch.Generator) -> Codes:
         first = torch.randint(self.items, (n_tokens,), generator=random)
@@ -131,10 +116,10 @@ class CompositionalShiftSpec(GeneratorSpec):
         second = self.items + (first + step) % self.items
         features = torch.stack([first, second], dim=1).flatten()
         tokens = torch.arange(n_tokens).repeat_interleave(2)
-        return self._codes(tokens, features, n_tokens, random)
+        return self._with_amplitudes(tokens, features, n_tokens, random)
 
     def _independent(self, n_tokens: int, random: torch.Generator) -> Codes:
-        """Draw pairs as one event each, then what is in them."""
+        """Return the codes of tokens on which each pair is drawn as one event, and then what is in it."""
         rates = self._rates().double()
         inside = 2 * self.n_held_out
         events = rates[0:inside:2] * (1 if self.shift else 2)
@@ -148,9 +133,11 @@ class CompositionalShiftSpec(GeneratorSpec):
             firsts = torch.stack([firsts, firsts + 1], dim=1).flatten()
         else:
             firsts = firsts + torch.randint(2, firsts.shape, generator=random)
-        return self._codes(torch.cat([held, alone]), torch.cat([firsts, single]), n_tokens, random)
+        return self._with_amplitudes(
+            torch.cat([held, alone]), torch.cat([firsts, single]), n_tokens, random
+        )
 
-    def _codes(
+    def _with_amplitudes(
         self, tokens: torch.Tensor, features: torch.Tensor, n_tokens: int, random: torch.Generator
     ) -> Codes:
         values = 1 - torch.rand(len(tokens), generator=random)

@@ -11,13 +11,7 @@ from pydantic import Field, model_validator
 from sae_placebo.core.errors import SpecError
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
-from sae_placebo.lab.generators.base import (
-    GENERATORS,
-    GeneratorSpec,
-    GeneratorTruth,
-    Sample,
-    compose,
-)
+from sae_placebo.lab.generators.base import GENERATORS, GeneratorSpec, GeneratorTruth, Sample
 from sae_placebo.lab.generators.sparse_draws import (
     codes_of,
     independent_support,
@@ -26,19 +20,18 @@ from sae_placebo.lab.generators.sparse_draws import (
 from sae_placebo.lab.generators.superposition import SuperpositionSpec
 from sae_placebo.saes import Codes
 
-_CHUNK_TOKENS = 1 << 16
-
 
 @dataclass(frozen=True)
 class Parts:
-    """Tokens taken apart; the activations are the sum of the three."""
+    """Tokens taken apart: their activations are the sum of the three parts."""
 
     draw: Sample
     sparse: Float32[torch.Tensor, "token d_in"]
-    """What the features make."""
+    """The part that the features make."""
     dense: Float32[torch.Tensor, "token d_in"]
-    """What lies in the dense subspace."""
+    """The part that lies in the dense subspace."""
     noise: Float32[torch.Tensor, "token d_in"]
+    """The part that is the same in all directions."""
 
 
 @GENERATORS.add
@@ -47,13 +40,13 @@ class DarkMatterSpec(GeneratorSpec):
 
         x_t = sum_i a_ti f_i + dense_std * sum_k y_tk g_k + noise * n_t
 
-    f_i, a_ti, p_i as in `SuperpositionSpec` with the same d_in, n_features, l0, decay and seed: the
-    dictionary is the same. g_k are orthonormal, y_tk and n_t standard normal, all independent.
+    f_i, a_ti and p_i are those of `SuperpositionSpec` with the same d_in, n_features, l0, decay and seed:
+    the dictionary is the same. g_k are orthonormal, y_tk and n_t standard normal, all independent.
 
-    Dense directions are not features: they have no codes and are not in `truth.dictionary`. They are in
-    `dense_rows`. What an SAE that knows the features leaves over is dense + noise; what is linear in x
-    of that is the dense part for the most, and noise is the floor that nothing explains. `shares` says
-    how large each is, `parts` gives tokens taken apart, `shrunk` the error of one kind.
+    Dense directions are not features: they have no codes and are in `dense_rows`, not in
+    `truth.dictionary`. What an SAE that knows the features leaves over is dense + noise; most of what is
+    linear in x of that is the dense part, and noise is the floor that nothing explains. `shares` says how
+    large each part is, `parts` gives tokens taken apart, `shrunk` gives the error of one kind alone.
 
     Source: the decomposition of Engels, Riggs and Tegmark, "Decomposing the dark matter of sparse
     autoencoders" (2410.14670), turned into a generator; sizes are our own. With dense = 0 and noise = 0
@@ -64,7 +57,9 @@ class DarkMatterSpec(GeneratorSpec):
     d_in: int = Field(256, ge=2)
     n_features: int = Field(512, ge=1)
     l0: float = Field(5.0, gt=0)
+    """Mean number of active features of a token."""
     decay: float = Field(0.99, gt=0, le=1)
+    """Ratio of a feature's rate to that of the feature before it."""
     dense: int = Field(8, ge=0)
     """Number of dense directions."""
     dense_std: float = Field(0.25, ge=0)
@@ -93,15 +88,16 @@ class DarkMatterSpec(GeneratorSpec):
 
     @property
     def dense_rows(self) -> Float32[torch.Tensor, "dense d_in"]:
-        """The dense directions, orthonormal."""
+        """Return the dense directions, which are orthonormal."""
         random = generator(self.seed, self.kind, "dense", self.d_in, self.dense)
         return orthonormal_rows(self.dense, self.d_in, random)
 
     @property
     def shares(self) -> tuple[float, float, float]:
-        """Shares of the sparse, dense and noise parts in the variance of x, summed over dimensions.
+        """Return the shares of the sparse, dense and noise parts in the variance of x.
 
-        A feature's part has variance p/3 - p^2/4, since a^2 has mean 1/3 and a has mean 1/2 where active.
+        The variance is summed over dimensions. A feature's part of it is p/3 - p^2/4, since where the
+        feature is active a^2 has mean 1/3 and a has mean 1/2.
         """
         rates = self.truth.rates.double()
         sparse = float((rates / 3 - rates.square() / 4).sum())
@@ -111,24 +107,19 @@ class DarkMatterSpec(GeneratorSpec):
         return sparse / whole, dense / whole, noise / whole
 
     def draw(self, n_tokens: int, random: torch.Generator) -> Sample:
-        """Return `n_tokens` tokens; memory beyond them follows the active pairs of a chunk."""
+        """Return `n_tokens` tokens with their true codes; see `GeneratorSpec.draw`."""
         return self.parts(n_tokens, random).draw
 
     def parts(self, n_tokens: int, random: torch.Generator) -> Parts:
-        """Return the tokens of `draw`, with what they are the sum of."""
-        codes = Codes.concatenate(
-            [
-                self._chunk(min(_CHUNK_TOKENS, n_tokens - first), random)
-                for first in range(0, n_tokens, _CHUNK_TOKENS)
-            ]
-        )
-        sparse = compose(codes, self.truth.dictionary)
+        """Return the tokens of `draw`, with the parts that they are the sum of."""
+        sparse = super().draw(n_tokens, random)
         along = torch.randn(n_tokens, self.dense, generator=random)
         dense = self.dense_std * along @ self.dense_rows
         noise = self.noise * torch.randn(n_tokens, self.d_in, generator=random)
-        return Parts(Sample(sparse + dense + noise, codes, self.truth), sparse, dense, noise)
+        whole = Sample(sparse.x + dense + noise, sparse.codes, self.truth)
+        return Parts(whole, sparse.x, dense, noise)
 
-    def _chunk(self, n_tokens: int, random: torch.Generator) -> Codes:
+    def _draw_codes(self, n_tokens: int, random: torch.Generator) -> Codes:
         tokens, features = independent_support(self.truth.rates, n_tokens, random)
         values = 1 - torch.rand(len(tokens), generator=random)
         return codes_of(tokens, features, values, n_tokens, self.n_features)
@@ -140,9 +131,9 @@ class DarkMatterSpec(GeneratorSpec):
 def shrunk(
     reconstruction: Float[torch.Tensor, "token d_in"], factor: float
 ) -> Float[torch.Tensor, "token d_in"]:
-    """Return the reconstruction times `factor`: the error of shrinkage alone, its size known.
+    """Return the reconstruction times `factor`, whose added error is shrinkage alone, of a known size.
 
-    The error of x shrunk, (1 - factor) x, is linear in x: a check that a score of errors tells
+    The error of x shrunk, (1 - factor) x, is linear in x. It serves to check that a score of errors tells
     shrinkage from structure that was missed.
 
     Raises:

@@ -9,15 +9,10 @@ from pydantic import Field
 
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
-from sae_placebo.lab.generators.base import (
-    GENERATORS,
-    GeneratorSpec,
-    GeneratorTruth,
-    Sample,
-    compose,
-)
-from sae_placebo.lab.generators.parent_child import CHILD_IN_COMPOSITE, NEVER_ALONE, with_composites
+from sae_placebo.lab.generators.base import GENERATORS, GeneratorSpec, GeneratorTruth
+from sae_placebo.lab.generators.parent_child import never_alone
 from sae_placebo.lab.generators.sparse_draws import orthonormal_rows, packed
+from sae_placebo.saes import Codes
 
 _PARENT = 0.25
 _CHILD = {
@@ -43,8 +38,8 @@ class HedgingSpec(GeneratorSpec):
     | partial | .2 | .1 | .125 | .131 |
     | anti | .1 | .2 | .175 | -.114 |
 
-    An SAE of one latent, too narrow for both, aligns with feature 0 and lets in feature 1 with the sign
-    of the correlation.
+    An SAE of one latent, which is too narrow for both, aligns with feature 0 and takes in some of feature 1,
+    with the sign of the correlation.
 
     Source: Chanin et al., "Feature Hedging" (arXiv 2505.11756), the single-latent setting. Differs: the
     frame of features is a random rotation, drawn from `seed`.
@@ -57,31 +52,29 @@ class HedgingSpec(GeneratorSpec):
 
     @property
     def correlation(self) -> float:
-        """Correlation between the activity of both features, in closed form."""
-        within, outside = _CHILD[self.law]
-        rate = _PARENT * within + (1 - _PARENT) * outside
+        """Return the correlation between the activity of both features, in closed form."""
+        within, _ = _CHILD[self.law]
+        rate = self._child_rate()
         covariance = _PARENT * (within - rate)
         return covariance / math.sqrt(_PARENT * (1 - _PARENT) * rate * (1 - rate))
 
-    def draw(self, n_tokens: int, random: torch.Generator) -> Sample:
-        """Return `n_tokens` tokens."""
+    def _child_rate(self) -> float:
+        within, outside = _CHILD[self.law]
+        return _PARENT * within + (1 - _PARENT) * outside
+
+    def _chunk_tokens(self, n_tokens: int) -> int:
+        return n_tokens
+
+    def _draw_codes(self, n_tokens: int, random: torch.Generator) -> Codes:
         within, outside = _CHILD[self.law]
         uniform = torch.rand(n_tokens, 2, generator=random)
         parent = uniform[:, 0] < _PARENT
         child = torch.where(parent, uniform[:, 1] < within, uniform[:, 1] < outside)
-        codes = packed(torch.stack([parent, child], dim=1).float())
-        return Sample(compose(codes, self.truth.dictionary), codes, self.truth)
+        return packed(torch.stack([parent, child], dim=1).float())
 
     def _draw_truth(self) -> GeneratorTruth:
-        within, outside = _CHILD[self.law]
         rows = orthonormal_rows(2, self.d_in, generator(self.seed, self.kind, "frame", self.d_in))
-        rates = torch.tensor([_PARENT, _PARENT * within + (1 - _PARENT) * outside])
-        if outside:
-            return GeneratorTruth(rows, rates)
-        return GeneratorTruth(
-            rows,
-            rates,
-            parents=(-1, 0),
-            alternatives={CHILD_IN_COMPOSITE: with_composites(rows, ((1, 0),))},
-            symmetry=NEVER_ALONE,
-        )
+        rates = torch.tensor([_PARENT, self._child_rate()])
+        if self.law == "hierarchical":
+            return never_alone(rows, rates, (-1, 0))
+        return GeneratorTruth(rows, rates)

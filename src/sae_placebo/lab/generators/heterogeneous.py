@@ -8,43 +8,37 @@ from pydantic import Field, model_validator
 
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
-from sae_placebo.lab.generators.base import (
-    GENERATORS,
-    GeneratorSpec,
-    GeneratorTruth,
-    Sample,
-    compose,
-)
+from sae_placebo.lab.generators.base import GENERATORS, GeneratorSpec, GeneratorTruth
 from sae_placebo.lab.generators.sparse_draws import (
-    codes_of,
+    codes_of_parts,
+    consecutive_groups,
     independent_support,
     orthonormal_rows,
 )
 from sae_placebo.saes import Codes
 
-_CHUNK_TOKENS = 1 << 16
 _PLANE = 2
 
 
 @GENERATORS.add
 class HeterogeneousSpec(GeneratorSpec):
-    """Concepts of one to many dimensions, beside pairs of concepts in the same plane.
+    """Concepts of one to many dimensions, and pairs of concepts that share a plane.
 
-    All draws independent, tokens t, orthonormal rows within each concept:
+    All draws are independent, t is a token, and the rows B_c of a concept are orthonormal:
 
         x_t = sum_c rho_tc s_tc B_c            over active concepts c, each with probability `rate`
             + sum_g rho_tg s_tg P_g            over active gated pairs g, each with probability 2 * rate
 
-    - a concept of `dimensions` r: s uniform on the unit sphere of r dimensions, rho = 1. With r = 1 it is
-      a ray: s = 1 and rho uniform on [0.5, 1.5];
-    - a gated pair: an inner and an outer concept in one plane P_g, never together, each half of the time.
-      s is uniform on the circle, rho uniform on `inner` or on `outer`: a ring, and a wider one around it.
+    - A concept of r `dimensions` has s uniform on the unit sphere of r dimensions and rho = 1. With r = 1 it
+      is a ray: s = 1 and rho is uniform on [0.5, 1.5].
+    - A gated pair is an inner and an outer concept in one plane P_g, never together, each half of the time.
+      s is uniform on the circle and rho on `inner` or on `outer`: a ring, and a wider one around it.
       No half-space holds all of one and none of the other, and no cone either, so neither one ReLU
       nor the angle tells them apart.
 
-    The two concepts of a pair have the same rows in `truth.dictionary`, twice: a row found is a match for
-    both, and only firing can say which concept a latent is for. `truth.subspaces` holds concepts of two
-    or more dimensions, inner before outer.
+    `truth.dictionary` holds the rows of a pair twice, once for each of its concepts: a latent's row matches
+    both, and only its firing can say which concept it is for. `truth.subspaces` holds the concepts of two or
+    more dimensions, inner before outer.
 
     Source: Hindupur et al., "Projecting assumptions" (2025, arXiv 2503.01822), of which the abstract and a
     summary were read: heterogeneous intrinsic dimension, and nonlinear separability. Sizes, rates and
@@ -54,15 +48,15 @@ class HeterogeneousSpec(GeneratorSpec):
     kind: Literal["heterogeneous"] = "heterogeneous"
     d_in: int = Field(64, ge=2)
     dimensions: tuple[int, ...] = Field((1, 1, 1, 1, 2, 2, 4, 8), strict=False)
-    """Dimension of each concept that is not gated."""
+    """Number of dimensions of each concept that is not gated."""
     gated_pairs: int = Field(2, ge=0)
-    """Planes that hold two concepts each."""
+    """Number of planes that hold two concepts each."""
     rate: float = Field(0.1, gt=0, lt=1)
     """Probability of each concept."""
     inner: tuple[float, float] = Field((0.5, 1.0), strict=False)
-    """Radius of a gated pair's inner concept: lowest, highest."""
+    """Lowest and highest radius of the inner concept of a gated pair."""
     outer: tuple[float, float] = Field((2.0, 2.5), strict=False)
-    """The same of its outer concept."""
+    """Lowest and highest radius of the outer concept of a gated pair."""
 
     @model_validator(mode="after")
     def _concepts_fit(self) -> HeterogeneousSpec:
@@ -85,27 +79,11 @@ class HeterogeneousSpec(GeneratorSpec):
             )
         return self
 
-    def draw(self, n_tokens: int, random: torch.Generator) -> Sample:
-        """Return `n_tokens` tokens; memory beyond them follows the active pairs of a chunk."""
-        codes = Codes.concatenate(
-            [
-                self._chunk(min(_CHUNK_TOKENS, n_tokens - first), random)
-                for first in range(0, n_tokens, _CHUNK_TOKENS)
-            ]
-        )
-        return Sample(compose(codes, self.truth.dictionary), codes, self.truth)
-
     def concepts(self) -> tuple[tuple[int, ...], ...]:
-        """Return the rows of each concept: those of `dimensions`, then inner, outer of each pair."""
-        sizes = (*self.dimensions, *(_PLANE,) * (2 * self.gated_pairs))
-        groups: list[tuple[int, ...]] = []
-        first = 0
-        for size in sizes:
-            groups.append(tuple(range(first, first + size)))
-            first += size
-        return tuple(groups)
+        """Return the rows of each concept: those of `dimensions`, then inner and outer of each pair."""
+        return consecutive_groups((*self.dimensions, *(_PLANE,) * (2 * self.gated_pairs)))
 
-    def _chunk(self, n_tokens: int, random: torch.Generator) -> Codes:
+    def _draw_codes(self, n_tokens: int, random: torch.Generator) -> Codes:
         groups, n_plain = self.concepts(), len(self.dimensions)
         rates = [self.rate] * n_plain + [2 * self.rate] * self.gated_pairs
         tokens, drawn = independent_support(torch.tensor(rates), n_tokens, random)
@@ -117,16 +95,10 @@ class HeterogeneousSpec(GeneratorSpec):
             values = self._values(index, len(on), random)
             rows = torch.tensor(group).repeat(len(on))
             parts.append((on.repeat_interleave(len(group)), rows, values.flatten()))
-        return codes_of(
-            torch.cat([part[0] for part in parts]),
-            torch.cat([part[1] for part in parts]),
-            torch.cat([part[2] for part in parts]),
-            n_tokens,
-            groups[-1][-1] + 1,
-        )
+        return codes_of_parts(parts, n_tokens, groups[-1][-1] + 1)
 
     def _values(self, concept: int, n: int, random: torch.Generator) -> torch.Tensor:
-        """Return coordinates of `n` occurrences of a concept in its own rows."""
+        """Return the coordinates, in a concept's own rows, of `n` of its occurrences."""
         gated = concept - len(self.dimensions)
         size = _PLANE if gated >= 0 else self.dimensions[concept]
         if size == 1:

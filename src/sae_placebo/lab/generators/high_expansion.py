@@ -9,18 +9,9 @@ from pydantic import Field, model_validator
 
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
-from sae_placebo.lab.generators.base import (
-    GENERATORS,
-    GeneratorSpec,
-    GeneratorTruth,
-    Sample,
-    compose,
-    unit_rows,
-)
+from sae_placebo.lab.generators.base import GENERATORS, GeneratorSpec, GeneratorTruth, unit_rows
 from sae_placebo.lab.generators.sparse_draws import codes_of, independent_support
 from sae_placebo.saes import Codes
-
-_CHUNK_TOKENS = 1 << 16
 
 
 @GENERATORS.add
@@ -30,13 +21,13 @@ class HighExpansionSpec(GeneratorSpec):
         x_t  = sum_i a_ti f_i,   f_i uniform on the unit sphere of d_in dimensions
         a_ti = exp(sigma * e_ti) with probability p_i, else 0,   e_ti ~ N(0, 1)
 
-    `law = "constant"`: p_i = l0 / n_features; 0.00625 at the default.
-    `law = "variable"`: p_i proportional to 10^u_i, u_i uniform on [`lowest`, `highest`], with sum `l0`.
+    With `law = "constant"`, p_i = l0 / n_features, which is 0.00625 at the default. With `law = "variable"`,
+    p_i is proportional to 10^u_i, where u_i is uniform on [`lowest`, `highest`], and the p_i sum to `l0`.
 
     Only the choice (d_in, l0) = (100, 20) is published. There, pursuit that is given the true dictionary
-    finds 0.67 of a token's features, and the largest products 0.32 (`ceilings` over tokens; sigma 0.5,
-    about 0.01; with sigma 0.25 it is 0.43 and 0.35). With d_in 200, or l0 10 or 5, pursuit finds 0.99 or
-    more: failing there is the SAE's.
+    finds 0.67 of a token's features, and the largest products find 0.32 (`ceilings` over tokens, to about
+    0.01, at sigma 0.5; at sigma 0.25 they find 0.43 and 0.35). With d_in 200, or l0 10 or 5, pursuit finds
+    0.99 or more: an SAE that fails there fails by itself.
 
     Source: Korznikov et al., "Sanity checks for sparse autoencoders" (2026, arXiv 2602.14111).
     Differs:
@@ -44,8 +35,8 @@ class HighExpansionSpec(GeneratorSpec):
     - amplitudes there are LogNormal(0, 0.25). Whether 0.25 is the standard deviation of the logarithm or
       its square is not said; `sigma` is the standard deviation, and the default 0.5 takes it as the
       square, as the notation N(mean, variance) does. `sigma = 0.25` is the other reading;
-    - variable rates are scaled to the sum `l0`. Without it, the sum of 3200 of them is 20.4 on average
-      and another with each seed.
+    - variable rates are scaled to the sum `l0`. Without that, the sum of 3200 of them is 20.4 on
+      average and differs between seeds.
     """
 
     kind: Literal["high_expansion"] = "high_expansion"
@@ -57,9 +48,9 @@ class HighExpansionSpec(GeneratorSpec):
     sigma: float = Field(0.5, ge=0)
     """Standard deviation of the logarithm of an amplitude."""
     lowest: float = -5.5
-    """Variable law: decimal logarithm of the smallest possible rate, before scaling."""
+    """Law `variable`: decimal logarithm of the smallest possible rate, before scaling."""
     highest: float = -1.2
-    """Variable law: the same of the largest."""
+    """Law `variable`: decimal logarithm of the largest possible rate, before scaling."""
 
     @model_validator(mode="after")
     def _rates_fit(self) -> HighExpansionSpec:
@@ -75,19 +66,8 @@ class HighExpansionSpec(GeneratorSpec):
             )
         return self
 
-    def draw(self, n_tokens: int, random: torch.Generator) -> Sample:
-        """Return `n_tokens` tokens; memory beyond them follows the active pairs of a chunk."""
-        rates = self._rates()
-        codes = Codes.concatenate(
-            [
-                self._chunk(min(_CHUNK_TOKENS, n_tokens - first), rates, random)
-                for first in range(0, n_tokens, _CHUNK_TOKENS)
-            ]
-        )
-        return Sample(compose(codes, self.truth.dictionary), codes, self.truth)
-
-    def _chunk(self, n_tokens: int, rates: torch.Tensor, random: torch.Generator) -> Codes:
-        tokens, features = independent_support(rates, n_tokens, random)
+    def _draw_codes(self, n_tokens: int, random: torch.Generator) -> Codes:
+        tokens, features = independent_support(self._rates(), n_tokens, random)
         values = torch.exp(self.sigma * torch.randn(len(tokens), generator=random))
         return codes_of(tokens, features, values, n_tokens, self.n_features)
 
@@ -96,7 +76,7 @@ class HighExpansionSpec(GeneratorSpec):
         return GeneratorTruth(unit_rows(self.n_features, self.d_in, random), self._rates().float())
 
     def _rates(self) -> torch.Tensor:
-        """Return the rates; they do not depend on d_in, so widths can be compared."""
+        """Return the rates, which do not depend on d_in, so that widths can be compared."""
         if self.law == "constant":
             return torch.full((self.n_features,), self.l0 / self.n_features, dtype=torch.float64)
         random = generator(self.seed, self.kind, "rates", self.n_features)

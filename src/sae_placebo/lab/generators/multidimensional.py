@@ -10,29 +10,23 @@ from pydantic import Field, model_validator
 
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
-from sae_placebo.lab.generators.base import (
-    GENERATORS,
-    GeneratorSpec,
-    GeneratorTruth,
-    Sample,
-    compose,
-)
+from sae_placebo.lab.generators.base import GENERATORS, GeneratorSpec, GeneratorTruth
 from sae_placebo.lab.generators.sparse_draws import (
-    codes_of,
+    codes_of_parts,
+    consecutive_groups,
     independent_support,
     orthonormal_rows,
 )
 from sae_placebo.saes import Codes
 
-_CHUNK_TOKENS = 1 << 16
 _DIMENSIONS = {"circle": 2, "sphere": 3, "torus": 4}
 
 
 @GENERATORS.add
 class MultidimensionalSpec(GeneratorSpec):
-    """Sparse features that are surfaces in subspaces: a direction is not what is to be found.
+    """Sparse features that are surfaces in subspaces, so that a direction is not what is to be found.
 
-    With token t and block k of r_k = 2, 3 or 4 orthonormal rows B_k, all draws independent:
+    All draws are independent, t is a token, and block k has r_k = 2, 3 or 4 orthonormal rows B_k:
 
         x_t = sum_k rho_tk s_tk B_k      over blocks active on t, each with probability rate_k
         circle: s = (cos u, sin u);  sphere: s uniform on the unit sphere of three dimensions
@@ -40,12 +34,12 @@ class MultidimensionalSpec(GeneratorSpec):
         rho = max(0, 1 + radius_std * e), e ~ N(0, 1);   rate_k = l0_blocks / number of blocks
 
     Subspaces of different blocks are independent, in uniformly random orientation; they overlap where
-    there are more rows than dimensions, and a little otherwise. Codes are signed: coordinates in a
-    block's rows. `truth.l0` counts rows, `l0_blocks` blocks.
+    there are more rows than dimensions, and a little otherwise. Codes are coordinates in a block's rows and
+    may be negative. `truth.l0` counts rows, `l0_blocks` counts blocks.
 
-    Rows of a block may be rotated into one another, a circle's or a sphere's by any rotation, so only
-    subspaces can be scored. A dictionary of single rays needs about 1 / eps^(r - 1) of them for a
-    relative error eps of a surface of dimension r - 1.
+    The rows of a block may be rotated into one another (those of a circle or a sphere by any rotation), so
+    only subspaces can be scored. A dictionary of single rays needs about 1 / eps^(r - 1) of them to
+    approximate a surface of dimension r - 1 with relative error eps.
 
     Source: setting of Engels et al., "Not all language model features are linear" (2405.14860), and of
     the block-sparse argument of 2606.06333; no published generator, so sizes and rates are our own.
@@ -59,7 +53,7 @@ class MultidimensionalSpec(GeneratorSpec):
     l0_blocks: float = Field(2.0, gt=0)
     """Mean number of active blocks of a token."""
     radius_std: float = Field(0.0, ge=0, le=0.2)
-    """Standard deviation of the radius, whose mean is 1; 0 keeps every block on its surface, and up to
+    """Standard deviation of the radius, whose mean is 1. At 0 every block stays on its surface, and up to
     0.2 none vanishes."""
 
     @model_validator(mode="after")
@@ -80,54 +74,33 @@ class MultidimensionalSpec(GeneratorSpec):
 
     @property
     def shapes(self) -> tuple[str, ...]:
-        """The shape of each block, in the order of `truth.subspaces`."""
+        """Return the shape of each block, in the order of `truth.subspaces`."""
         return ("circle",) * self.circles + ("sphere",) * self.spheres + ("torus",) * self.tori
 
-    def draw(self, n_tokens: int, random: torch.Generator) -> Sample:
-        """Return `n_tokens` tokens; memory beyond them follows the active pairs of a chunk."""
-        codes = Codes.concatenate(
-            [
-                self._chunk(min(_CHUNK_TOKENS, n_tokens - first), random)
-                for first in range(0, n_tokens, _CHUNK_TOKENS)
-            ]
-        )
-        return Sample(compose(codes, self.truth.dictionary), codes, self.truth)
-
-    def _chunk(self, n_tokens: int, random: torch.Generator) -> Codes:
+    def _draw_codes(self, n_tokens: int, random: torch.Generator) -> Codes:
         groups = self._groups()
         rates = torch.full((len(groups),), self._rate(), dtype=torch.float64)
         tokens, blocks = independent_support(rates, n_tokens, random)
         parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         for shape, dimensions in _DIMENSIONS.items():
-            mine = [k for k, name in enumerate(self.shapes) if name == shape]
-            if not mine:
+            of_shape = [k for k, name in enumerate(self.shapes) if name == shape]
+            if not of_shape:
                 continue
-            on = (blocks >= mine[0]) & (blocks <= mine[-1])
+            on = (blocks >= of_shape[0]) & (blocks <= of_shape[-1])
             radius = 1 + self.radius_std * torch.randn(int(on.sum()), generator=random)
             values = _points(shape, len(radius), random) * radius.clamp_min(0)[:, None]
-            rows = groups[mine[0]][0] + (blocks[on] - mine[0])[:, None] * dimensions
+            rows = groups[of_shape[0]][0] + (blocks[on] - of_shape[0])[:, None] * dimensions
             rows = rows + torch.arange(dimensions)
             parts.append(
                 (tokens[on].repeat_interleave(dimensions), rows.flatten(), values.flatten())
             )
-        return codes_of(
-            torch.cat([part[0] for part in parts]),
-            torch.cat([part[1] for part in parts]),
-            torch.cat([part[2] for part in parts]),
-            n_tokens,
-            groups[-1][-1] + 1,
-        )
+        return codes_of_parts(parts, n_tokens, groups[-1][-1] + 1)
 
     def _rate(self) -> float:
         return self.l0_blocks / len(self.shapes)
 
     def _groups(self) -> tuple[tuple[int, ...], ...]:
-        groups: list[tuple[int, ...]] = []
-        first = 0
-        for shape in self.shapes:
-            groups.append(tuple(range(first, first + _DIMENSIONS[shape])))
-            first += _DIMENSIONS[shape]
-        return tuple(groups)
+        return consecutive_groups([_DIMENSIONS[shape] for shape in self.shapes])
 
     def _draw_truth(self) -> GeneratorTruth:
         random = generator(self.seed, self.kind, "dictionary", self.d_in, *self.shapes)
@@ -142,7 +115,7 @@ class MultidimensionalSpec(GeneratorSpec):
 
 
 def _points(shape: str, n: int, random: torch.Generator) -> Float32[torch.Tensor, "n dimension"]:
-    """Return `n` uniform points of a shape, at distance 1 from the origin."""
+    """Return `n` points that are uniform on a shape, all at distance 1 from the origin."""
     if shape == "sphere":
         return torch.nn.functional.normalize(torch.randn(n, 3, generator=random), dim=1)
     angles = 2 * math.pi * torch.rand(n, 1 if shape == "circle" else 2, generator=random)

@@ -8,42 +8,36 @@ from pydantic import Field, model_validator
 
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
-from sae_placebo.lab.generators.base import (
-    GENERATORS,
-    GeneratorSpec,
-    GeneratorTruth,
-    Sample,
-    compose,
-)
-from sae_placebo.lab.generators.parent_child import CHILD_IN_COMPOSITE, NEVER_ALONE, with_composites
+from sae_placebo.lab.generators.base import GENERATORS, GeneratorSpec, GeneratorTruth
+from sae_placebo.lab.generators.parent_child import never_alone
 from sae_placebo.lab.generators.sparse_draws import orthonormal_rows, packed
+from sae_placebo.saes import Codes
 
 
 @GENERATORS.add
 class SolvablePairSpec(GeneratorSpec):
     """Pairs of orthonormal features of magnitude 1 that occur together, or one without the other.
 
-    Of each pair a token holds, independently of the other pairs,
+    A token holds of each pair, independently of the other pairs,
 
         parent + child   with probability q
         parent           with probability p0
         child            with probability epsilon
         nothing          else
 
-    The first pair is features 0 (parent) and 1 (child); pair b is features 2b and 2b + 1, and follows the
-    same law: the other pairs compete for latents. With an L1 penalty lambda, the pair {parent, child} is
-    a better dictionary than {parent, composite} if and only if epsilon is above
-    `closed_forms.epsilon_star(lambda, q)`. At `epsilon = 0` both make the same tokens, and the truth is
-    not identifiable.
+    Pair b consists of features 2b (parent) and 2b + 1 (child). All pairs follow the same law; the pairs after
+    the first compete with it for latents. With an L1 penalty lambda, {parent, child} is a better dictionary
+    than {parent, composite} if and only if epsilon is above `closed_forms.epsilon_star(lambda, q)`. At
+    `epsilon = 0` both make the same tokens, and the truth is not identifiable.
 
     Source: "A solvable model of feature absorption in L1 sparse autoencoders" (public draft, not
-    reviewed); its formula is derived anew in `closed_forms`. Differs: the frame is a random rotation, and
-    that further pairs follow the first one's law is our reading of its setting of 16 pairs.
+    reviewed); its formula is derived anew in `closed_forms`. Differs: the frame is a random rotation. That
+    all pairs follow the first one's law is our reading of its setting of 16 pairs.
     """
 
     kind: Literal["solvable_pair"] = "solvable_pair"
     d_in: int = Field(0, ge=2)
-    """Width; if not given, the number of features, `2 * (1 + background)`."""
+    """Width; the number of features, `2 * (1 + background)`, if it is not given."""
     q: float = Field(0.2, gt=0, le=1)
     """Probability of parent and child together."""
     p0: float = Field(0.3, gt=0, le=1)
@@ -51,7 +45,7 @@ class SolvablePairSpec(GeneratorSpec):
     epsilon: float = Field(0.0, ge=0, le=1)
     """Probability of the child alone."""
     background: int = Field(0, ge=0)
-    """Number of further pairs."""
+    """Number of pairs besides the first."""
 
     @model_validator(mode="before")
     @classmethod
@@ -77,14 +71,15 @@ class SolvablePairSpec(GeneratorSpec):
             )
         return self
 
-    def draw(self, n_tokens: int, random: torch.Generator) -> Sample:
-        """Return `n_tokens` tokens."""
+    def _chunk_tokens(self, n_tokens: int) -> int:
+        return n_tokens
+
+    def _draw_codes(self, n_tokens: int, random: torch.Generator) -> Codes:
         event = torch.rand(n_tokens, 1 + self.background, generator=random, dtype=torch.float64)
-        # in order: both, parent alone, child alone, nothing
+        # the events are in this order: both, parent alone, child alone, nothing
         child_alone = (event >= self.q + self.p0) & (event < self.q + self.p0 + self.epsilon)
         parent, child = event < self.q + self.p0, (event < self.q) | child_alone
-        codes = packed(torch.stack([parent, child], dim=2).flatten(1).float())
-        return Sample(compose(codes, self.truth.dictionary), codes, self.truth)
+        return packed(torch.stack([parent, child], dim=2).flatten(1).float())
 
     def _draw_truth(self) -> GeneratorTruth:
         n_pairs = 1 + self.background
@@ -93,11 +88,5 @@ class SolvablePairSpec(GeneratorSpec):
         rates = torch.tensor([self.q + self.p0, self.q + self.epsilon] * n_pairs)
         if self.epsilon:
             return GeneratorTruth(rows, rates)
-        pairs = tuple((2 * b + 1, 2 * b) for b in range(n_pairs))
-        return GeneratorTruth(
-            rows,
-            rates,
-            parents=tuple(i for b in range(n_pairs) for i in (-1, 2 * b)),
-            alternatives={CHILD_IN_COMPOSITE: with_composites(rows, pairs)},
-            symmetry=NEVER_ALONE,
-        )
+        parents = tuple(i for b in range(n_pairs) for i in (-1, 2 * b))
+        return never_alone(rows, rates, parents)

@@ -1,6 +1,9 @@
-"""Random supports of many rare features, without a table of tokens times features."""
+"""Draws that generators have in common: random supports, orthonormal rows, and codes made of parts."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
 
 from jaxtyping import Float, Float32, Int64
 
@@ -14,13 +17,14 @@ def independent_support(
 ) -> tuple[Int64[torch.Tensor, " active"], Int64[torch.Tensor, " active"]]:
     """Return (token, feature) of every active pair, ascending; all pairs are independent.
 
-    A Poisson process of intensity -log(1 - p_i) leaves a cell empty with probability 1 - p_i, so the
-    cells that it hits are Bernoulli draws, exactly, at a cost per hit and not per cell.
+    A Poisson process of intensity -log(1 - p_i) leaves a cell of the table [token, feature] empty with
+    probability 1 - p_i, so the cells that it hits are Bernoulli draws, exactly. The cost is one per hit,
+    not one per cell, which pays where features are many and rare.
 
     Args:
         rates: Probability of each feature, below 1.
-        n_tokens: How many tokens.
-        random: Names the draw.
+        n_tokens: Number of tokens.
+        random: Random numbers to draw from.
     """
     n_features = len(rates)
     hazard = -torch.log1p(-rates.double())
@@ -43,27 +47,23 @@ def codes_of(
     n_tokens: int,
     n_features: int,
 ) -> Codes:
-    """Return the codes that hold these values, in order of tokens; zeros are kept out."""
+    """Return the codes that hold these values, in order of tokens; zeros are left out."""
     order = torch.argsort(tokens, stable=True)
     order = order[values[order] != 0]
-    offsets = torch.zeros(n_tokens + 1, dtype=torch.int64)
-    torch.cumsum(torch.bincount(tokens[order], minlength=n_tokens), dim=0, out=offsets[1:])
-    return Codes(offsets, features[order], values[order].float(), n_features)
+    return Codes(
+        _offsets(torch.bincount(tokens[order], minlength=n_tokens)),
+        features[order],
+        values[order].float(),
+        n_features,
+    )
 
 
-def orthonormal_rows(n: int, d_in: int, random: torch.Generator) -> Float32[torch.Tensor, "n d_in"]:
-    """Return `n` orthonormal rows, in a uniformly random orientation.
-
-    Raises:
-        SpecError: there are more rows than dimensions.
-    """
-    if n > d_in:
-        raise SpecError(f"{n} orthonormal rows do not fit in {d_in} dimensions: raise d_in")
-    gaussian = torch.randn(d_in, n, generator=random, dtype=torch.float64)
-    q, r = torch.linalg.qr(gaussian)
-    # signs that make the orientation uniform (Mezzadri 2007)
-    rows: torch.Tensor = (q * r.diagonal().sign()).t().float().contiguous()
-    return rows
+def codes_of_parts(
+    parts: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], n_tokens: int, n_features: int
+) -> Codes:
+    """Return the codes that hold the values of all parts, each (tokens, features, values); see `codes_of`."""
+    tokens, features, values = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return codes_of(tokens, features, values, n_tokens, n_features)
 
 
 def packed(
@@ -74,12 +74,37 @@ def packed(
     """Return codes that hold the entries of `values` above zero.
 
     Args:
-        values: Amplitudes; a slot at zero holds nothing.
-        features: The feature of each slot; None: slot i is feature i.
-        n_features: How many features there are; None: as many as slots.
+        values: Amplitudes; a slot that is not above zero holds nothing.
+        features: Feature of each slot; None means that slot i is feature i.
+        n_features: Number of features; None means as many as there are slots.
     """
     active = values > 0
     chosen = active.nonzero()[:, 1] if features is None else features[active]
-    offsets = torch.zeros(len(values) + 1, dtype=torch.int64)
-    torch.cumsum(active.sum(dim=1), dim=0, out=offsets[1:])
+    offsets = _offsets(active.sum(dim=1))
     return Codes(offsets, chosen, values[active], n_features or values.shape[1])
+
+
+def _offsets(counts: Int64[torch.Tensor, " token"]) -> Int64[torch.Tensor, " token_plus_one"]:
+    return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+
+
+def orthonormal_rows(n: int, d_in: int, random: torch.Generator) -> Float32[torch.Tensor, "n d_in"]:
+    """Return `n` orthonormal rows, in a uniformly random orientation.
+
+    Source: Mezzadri (2007) for the signs that make the orientation uniform.
+
+    Raises:
+        SpecError: there are more rows than dimensions.
+    """
+    if n > d_in:
+        raise SpecError(f"{n} orthonormal rows do not fit in {d_in} dimensions: raise d_in")
+    gaussian = torch.randn(d_in, n, generator=random, dtype=torch.float64)
+    q, r = torch.linalg.qr(gaussian)
+    rows: torch.Tensor = (q * r.diagonal().sign()).t().float().contiguous()
+    return rows
+
+
+def consecutive_groups(sizes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Return the rows of each group where groups of these sizes follow one another from row 0."""
+    ends = accumulate(sizes)
+    return tuple(tuple(range(end - size, end)) for size, end in zip(sizes, ends, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Literal
 
 from jaxtyping import Float32
@@ -15,9 +16,9 @@ from sae_placebo.lab.generators.base import (
     GeneratorSpec,
     GeneratorTruth,
     Sample,
-    compose,
     unit_rows,
 )
+from sae_placebo.lab.generators.sparse_draws import codes_of
 from sae_placebo.saes import Codes
 
 _CHUNK_NUMBERS = 1 << 22
@@ -27,7 +28,7 @@ _CHUNK_NUMBERS = 1 << 22
 class SuperpositionSpec(GeneratorSpec):
     """More features than dimensions, switched on one by one with geometrically falling rates.
 
-    With n features, token t, feature i = 0 .. n - 1, all draws independent:
+    There are n features i = 0 .. n - 1, t is a token, and all draws are independent:
 
         x_t = sum_i a_ti f_i + noise * g_t          g_t ~ N(0, I)
         f_i  uniform on the unit sphere of d_in dimensions
@@ -37,9 +38,9 @@ class SuperpositionSpec(GeneratorSpec):
     so that the mean number of active features is `l0` whatever the decay. At the defaults the most
     frequent feature is active on 5.0% of tokens, the rarest on 0.029%, and 0.6% of tokens hold none.
 
-    `correlated`: `p_i` becomes `2 p_i Phi(h_ti)`, with `h_t ~ N(0, C)` drawn for every token; C is a
-    symmetrized matrix of uniforms, its smallest eigenvalue lifted just above zero. The mean of
-    Phi(h) is 1/2, so `l0` stays.
+    With `correlated`, `p_i` becomes `2 p_i Phi(h_ti)`, where `h_t ~ N(0, C)` is drawn for every token and C
+    is a symmetrized matrix of uniforms whose smallest eigenvalue is lifted just above zero. The mean of
+    Phi(h) is 1/2, so `l0` stays the same.
 
     Source: Sharkey, Braun and Millidge, "Taking features out of superposition with sparse
     autoencoders" (2022), and its code, HoagyC/sparse_coding `replicate_toy_models.py`. Differs:
@@ -49,7 +50,7 @@ class SuperpositionSpec(GeneratorSpec):
       empty. `legacy = "unscaled_decay"` gives that;
     - correlation is drawn per token. The code draws h once per batch, which leaves features
       independent within it, and scales every draw to the exact mean;
-    - no token is given a feature because it has none; the code does that in the correlated setting;
+    - a token without any feature stays as it is, where the code gives it one in the correlated setting;
     - amplitudes exclude 0, so that an active feature has a code.
     """
 
@@ -63,9 +64,9 @@ class SuperpositionSpec(GeneratorSpec):
     noise: float = Field(0.0, ge=0)
     """Standard deviation of the Gaussian noise, per dimension; the published option is 0.1."""
     correlated: bool = False
-    """Whether features favor or avoid each other's company."""
+    """Whether features occur together more or less often than by chance."""
     legacy: Literal["unscaled_decay"] | None = None
-    """A known fault of the published code, for those who compare with numbers made by it."""
+    """A known fault of the published code that is repeated, to compare with numbers made by it."""
 
     @model_validator(mode="after")
     def _rates_fit(self) -> SuperpositionSpec:
@@ -78,36 +79,24 @@ class SuperpositionSpec(GeneratorSpec):
         return self
 
     def draw(self, n_tokens: int, random: torch.Generator) -> Sample:
-        """Return `n_tokens` tokens; memory beyond them is a chunk of tokens times features."""
-        size = max(1, _CHUNK_NUMBERS // self.n_features)
-        mixing = self._mixing() if self.correlated else None
-        codes = Codes.concatenate(
-            [
-                self._chunk(min(size, n_tokens - first), mixing, random)
-                for first in range(0, n_tokens, size)
-            ]
-        )
-        x = compose(codes, self.truth.dictionary)
+        """Return `n_tokens` tokens with their true codes; see `GeneratorSpec.draw`."""
+        sample = super().draw(n_tokens, random)
         if self.noise:
-            x += self.noise * torch.randn(x.shape, generator=random)
-        return Sample(x, codes, self.truth)
+            sample.x.add_(self.noise * torch.randn(sample.x.shape, generator=random))
+        return sample
 
-    def _chunk(
-        self,
-        n_tokens: int,
-        mixing: Float32[torch.Tensor, "feature feature"] | None,
-        random: torch.Generator,
-    ) -> Codes:
+    def _chunk_tokens(self, n_tokens: int) -> int:
+        return max(1, _CHUNK_NUMBERS // self.n_features)
+
+    def _draw_codes(self, n_tokens: int, random: torch.Generator) -> Codes:
         rates = self.truth.rates
-        if mixing is not None:
-            h = torch.randn(n_tokens, self.n_features, generator=random) @ mixing.t()
+        if self.correlated:
+            h = torch.randn(n_tokens, self.n_features, generator=random) @ _mixing(self).t()
             rates = rates * 2 * torch.special.ndtr(h)
         active = torch.rand(n_tokens, self.n_features, generator=random) < rates
-        features = active.nonzero()[:, 1]
-        offsets = torch.zeros(n_tokens + 1, dtype=torch.int64)
-        torch.cumsum(active.sum(dim=1), dim=0, out=offsets[1:])
+        tokens, features = active.nonzero().unbind(1)
         values = 1 - torch.rand(len(features), generator=random)
-        return Codes(offsets, features, values, self.n_features)
+        return codes_of(tokens, features, values, n_tokens, self.n_features)
 
     def _draw_truth(self) -> GeneratorTruth:
         random = generator(self.seed, self.kind, "dictionary", self.d_in, self.n_features)
@@ -119,13 +108,15 @@ class SuperpositionSpec(GeneratorSpec):
         whole = self.n_features if self.legacy == "unscaled_decay" else math.fsum(falling)
         return [self.l0 * part / whole for part in falling]
 
-    def _mixing(self) -> Float32[torch.Tensor, "feature feature"]:
-        """Return L with L L^T = C, as in `generate_corr_matrix` of the source."""
-        random = generator(self.seed, self.kind, "correlation", self.n_features)
-        n = self.n_features
-        uniform = torch.rand(n, n, generator=random, dtype=torch.float64)
-        symmetric = (uniform + uniform.t()) / 2
-        lowest = min(0.0, float(torch.linalg.eigvalsh(symmetric)[0]))
-        lifted = symmetric + (1e-9 - 1.001 * lowest) * torch.eye(n, dtype=torch.float64)
-        lower: torch.Tensor = torch.linalg.cholesky(lifted)
-        return lower.float()
+
+@lru_cache(maxsize=2)
+def _mixing(spec: SuperpositionSpec) -> Float32[torch.Tensor, "feature feature"]:
+    """Return L with L L^T = C, as in `generate_corr_matrix` of the source."""
+    n = spec.n_features
+    random = generator(spec.seed, spec.kind, "correlation", n)
+    uniform = torch.rand(n, n, generator=random, dtype=torch.float64)
+    symmetric = (uniform + uniform.t()) / 2
+    lowest = min(0.0, float(torch.linalg.eigvalsh(symmetric)[0]))
+    lifted = symmetric + (1e-9 - 1.001 * lowest) * torch.eye(n, dtype=torch.float64)
+    lower: torch.Tensor = torch.linalg.cholesky(lifted)
+    return lower.float()

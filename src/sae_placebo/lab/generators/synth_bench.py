@@ -17,10 +17,9 @@ from sae_placebo.lab.generators.base import (
     GeneratorSpec,
     GeneratorTruth,
     Sample,
-    compose,
     unit_rows,
 )
-from sae_placebo.lab.generators.sparse_draws import codes_of, independent_support
+from sae_placebo.lab.generators.sparse_draws import codes_of_parts, independent_support
 from sae_placebo.saes import Codes
 
 _CHUNK_NUMBERS = 1 << 22
@@ -29,8 +28,8 @@ _BRANCHING = 4
 _DEPTH = 3
 _TREE = sum(_BRANCHING**level for level in range(_DEPTH + 1))
 _LEARNING_RATE = 3e-4
-# share of a pair's noise that is drawn beforehand, without knowing the shared factors
 _TAIL = 0.01
+"""Upper share of the noise's distribution that is drawn beforehand, without knowing the shared factors."""
 _RATE_POINTS = 1 << 12
 
 
@@ -38,46 +37,49 @@ _RATE_POINTS = 1 << 12
 class SynthBenchSpec(GeneratorSpec):
     """A forest of features and rare single ones, correlated, with magnitudes that follow the parent's.
 
-    With token t, feature i = 0 .. n - 1, z_t ~ N(0, I) of `rank` dimensions, e_ti and m_ti ~ N(0, 1):
+    For token t and feature i = 0 .. n - 1, with z_t ~ N(0, I) of `rank` dimensions, e_ti and m_ti ~ N(0, 1),
 
         x_t   = b + sum_i a_ti f_i,     |b| = bias
-        p_i   = min_rate + (max_rate - min_rate) (s_i - s_n-1) / (s_0 - s_n-1),  s_i = (i + 1)^-exponent
+        p_i   = min_rate + (max_rate - min_rate) (w_i - w_n-1) / (w_0 - w_n-1),  w_i = (i + 1)^-exponent
         h_ti  = c_i . z_t + sqrt(1 - |c_i|^2) e_ti,      c_i ~ N(0, correlation_scale^2 I)
         u_ti  = max(0, mu_i + s_i m_ti) where h_ti > Phi^-1(1 - q_i), else 0
         mu_i  from 5 to 4, linear in i;  s_i ~ |N(0.5, 0.5^2)|, drawn once
 
-    - Trees: the first features are `roots` roots, then all their children, then theirs: 4 per node, 3
-      levels below the root, 85 features per tree. A child of an inactive parent is off; of several
-      active siblings one, uniformly chosen, stays. a_ti = u_ti * a_tj / mu_j with parent j, else u_ti.
+    - Trees: the first features are `roots` roots, then come all children of these, and so on. A node has 4
+      children, there are 3 levels below a root, and a tree has 85 features. A child of an inactive parent
+      is off; one of several active siblings, uniformly chosen, stays on. a_ti = u_ti * a_tj / mu_j where i
+      has a parent j, else u_ti.
     - Compensation: q_i = min(1, p_i / p_j * (1 + sum of siblings' p / p_j)) for a child of j, else p_i.
       It does not reach p_i: many q_i are cut at 1, and 4 exclusive children of similar rate cannot all
       keep it. `truth.rates` are the rates that result, not p_i.
-    - Directions: 100 steps of Adam (rate 3e-4) from random unit rows on
-      sum_{i != j} (f_i . f_j)^2 + n sum_i (|f_i|^2 - 1)^2, then unit length.
+    - Directions: random unit rows take 100 steps of Adam (rate 3e-4) on
+      sum_{i != j} (f_i . f_j)^2 + n sum_i (|f_i|^2 - 1)^2 and are then brought to unit length.
 
-    `scale = "full"`: n 16,384, d_in 768, 128 roots. `scale = "eighth"`: n 2,048, d_in 256, 16 roots, all
-    else the same. Mean L0 is 34.4 at full scale, 25.1 of it in the 4,096 most frequent features
-    (published: about 34 and 25), and 10.9 for the twin. That is not set: the law of p_i keeps its ends
-    and its exponent, and what follows is the full scale's number of active features per dimension
-    (34.4 / 768 = 0.045, 10.9 / 256 = 0.043).
+    With `scale = "full"`, n is 16,384, d_in is 768 and there are 128 roots. With `scale = "eighth"`, the
+    twin, n is 2,048, d_in is 256 and there are 16 roots; all else is the same. Mean L0 is 34.4 at full scale,
+    25.1 of it in the 4,096 most frequent features (published: about 34 and 25), and 10.9 for the twin. The
+    twin's L0 is not set: the law of p_i keeps its ends and its exponent, and about the full scale's number of
+    active features per dimension follows (34.4 / 768 = 0.045, 10.9 / 256 = 0.043).
 
-    Roots' and single features' rates are exact. Those of the trees' other features are means over z at
-    4,096 scrambled Sobol points, exact given z; their error is 0.3% of the rate, 2% at worst (twin).
+    The rates of roots and single features are exact. Those of the other features of trees are means over z
+    at 4,096 scrambled Sobol points, exact given z; for the twin their error is 0.3% of the rate, 2% at
+    worst.
 
     Source: Chanin and Garriga-Alonso, "SynthSAEBench" (2026, arXiv 2602.14687); settings from
     decoderesearch/synth-sae-bench-experiments `create_synth_bench_16k_model.py`, definitions from
     `sae_lens.synthetic` (hierarchy, correlation, firing_probabilities, activation_generator). Differs:
 
-    - the published model is one draw (seed 42, saved on a hub). This is another of the same law;
-    - activity is drawn in a different order, with the same distribution: single features by thinning,
-      and children only where their parent is active;
+    - the published model is one draw (seed 42, saved on a hub); this is another draw of the same law;
+    - activity is drawn in a different order, with the same distribution: single features are drawn by
+      thinning, and children only where their parent is active;
     - the gradient of the directions' loss is taken by hand, through the d_in x d_in Gram matrix.
     """
 
     kind: Literal["synth_bench"] = "synth_bench"
     scale: Literal["full", "eighth"] = "eighth"
     d_in: int = Field(256, ge=2)
-    """Width; left out, 768 (full) or 256 (eighth). The published sweep is 256 to 1536, at full scale."""
+    """Width; 768 (full) or 256 (eighth) if it is left out. The published sweep is from 256 to 1536, at full
+    scale."""
     max_rate: float = Field(0.4, gt=0, lt=1)
     min_rate: float = Field(5e-4, gt=0, lt=1)
     exponent: float = Field(0.5, gt=0)
@@ -85,7 +87,7 @@ class SynthBenchSpec(GeneratorSpec):
     """Number of shared factors z."""
     correlation_scale: float = Field(0.1, ge=0)
     bias: float = Field(0.5, ge=0)
-    """Length of the constant vector that is added to every token."""
+    """Length of the constant vector; see `offset`."""
     orthogonalization_steps: int = Field(100, ge=0)
 
     @model_validator(mode="before")
@@ -106,31 +108,40 @@ class SynthBenchSpec(GeneratorSpec):
 
     @property
     def n_features(self) -> int:
-        """Number of features."""
+        """Return the number of features."""
         return _SIZES[self.scale][0]
 
     @property
     def roots(self) -> int:
-        """Number of trees."""
+        """Return the number of trees."""
         return _SIZES[self.scale][1]
 
     @property
     def offset(self) -> Float32[torch.Tensor, " d_in"]:
-        """The constant vector of every token."""
+        """Return the constant vector that is added to every token."""
         return self.bias * unit_rows(1, self.d_in, generator(self.seed, self.kind, "bias"))[0]
 
     def draw(self, n_tokens: int, random: torch.Generator) -> Sample:
-        """Return `n_tokens` tokens; memory beyond them is a chunk of tokens times features."""
-        law = _law(self)
-        # what is dense: tokens by roots and single features
-        size = _CHUNK_NUMBERS // (law.roots + self.n_features - law.in_trees)
-        codes = Codes.concatenate(
-            [_chunk(law, min(size, n_tokens - first), random) for first in range(0, n_tokens, size)]
-        )
-        x = compose(codes, self.truth.dictionary)
+        """Return `n_tokens` tokens with their true codes; see `GeneratorSpec.draw`."""
+        sample = super().draw(n_tokens, random)
         if self.bias:
-            x += self.offset
-        return Sample(x, codes, self.truth)
+            sample.x.add_(self.offset)
+        return sample
+
+    def _chunk_tokens(self, n_tokens: int) -> int:
+        # the largest tables are those of tokens by roots and by single features
+        law = _law(self)
+        return _CHUNK_NUMBERS // (law.roots + self.n_features - law.in_trees)
+
+    def _draw_codes(self, n_tokens: int, random: torch.Generator) -> Codes:
+        law = _law(self)
+        z = torch.randn(n_tokens, self.rank, generator=random)
+        parts = [_roots(law, z, random)]
+        for _ in range(_DEPTH):
+            parts.append(_children(law, z, parts[-1], random))
+        tokens, features = _singles(law, z, random)
+        parts.append((tokens, features, _magnitudes(law, features, random)))
+        return codes_of_parts(parts, n_tokens, self.n_features)
 
     def _draw_truth(self) -> GeneratorTruth:
         n, roots = self.n_features, self.roots
@@ -151,7 +162,10 @@ class SynthBenchSpec(GeneratorSpec):
 
 @dataclass(frozen=True)
 class _Law:
-    """What activity is drawn from; everything per feature."""
+    """What activity is drawn from: numbers for each feature, trees first.
+
+    `means` and `stds` are those of magnitudes; `in_trees` is the number of features in trees.
+    """
 
     roots: int
     in_trees: int
@@ -195,28 +209,14 @@ def _law(spec: SynthBenchSpec) -> _Law:
     )
 
 
-def _chunk(law: _Law, n_tokens: int, random: torch.Generator) -> Codes:
-    """Return the codes of some tokens: roots, then level by level, then single features."""
-    z = torch.randn(n_tokens, law.factors.shape[1], generator=random)
-    roots = z @ law.factors[: law.roots].t()
-    noise = torch.randn(roots.shape, generator=random)
-    tokens, features = (
-        (roots + law.spread[: law.roots] * noise > law.thresholds[: law.roots]).nonzero().unbind(1)
-    )
-    values = _magnitudes(law, features, random)
-    found = [(tokens, features, values)]
-    for _ in range(_DEPTH):
-        tokens, features, values = _children(law, z, found[-1], random)
-        found.append((tokens, features, values))
-    tokens, features = _singles(law, z, random)
-    found.append((tokens, features, _magnitudes(law, features, random)))
-    return codes_of(
-        torch.cat([part[0] for part in found]),
-        torch.cat([part[1] for part in found]),
-        torch.cat([part[2] for part in found]),
-        n_tokens,
-        len(law.means),
-    )
+def _roots(
+    law: _Law, z: torch.Tensor, random: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (token, feature, value) where roots are active."""
+    shared = z @ law.factors[: law.roots].t()
+    noise = law.spread[: law.roots] * torch.randn(shared.shape, generator=random)
+    tokens, features = (shared + noise > law.thresholds[: law.roots]).nonzero().unbind(1)
+    return tokens, features, _magnitudes(law, features, random)
 
 
 def _magnitudes(
@@ -240,14 +240,15 @@ def _children(
     families = law.factors[law.roots : law.in_trees].view(-1, _BRANCHING, law.factors.shape[1])
     shared = (families[parents] @ z[tokens, :, None])[:, :, 0]
     noise = law.spread[children] * torch.randn(children.shape, generator=random)
-    own = _magnitudes(law, children, random)
-    active = (shared + noise > law.thresholds[children]) & (own > 0)
+    magnitudes = _magnitudes(law, children, random)
+    active = (shared + noise > law.thresholds[children]) & (magnitudes > 0)
     lots = torch.rand(children.shape, generator=random).masked_fill_(~active, -1)
     winner = lots.argmax(1, keepdim=True)
-    some = active.any(1)
+    any_active = active.any(1)
     scale = values / law.means[parents]
-    value = own.gather(1, winner)[:, 0] * scale
-    return tokens[some], children.gather(1, winner)[some, 0], value[some]
+    value = magnitudes.gather(1, winner)[:, 0] * scale
+    kept = children.gather(1, winner)[:, 0]
+    return tokens[any_active], kept[any_active], value[any_active]
 
 
 def _singles(
@@ -255,8 +256,8 @@ def _singles(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (token, feature) where features outside the trees are active.
 
-    With tau the upper `_TAIL` quantile of e: pairs with e > tau are few whatever z is, and with
-    e <= tau only those can be active whose shared part nearly suffices. So noise is drawn for few pairs.
+    Let tau be the upper `_TAIL` quantile of e. Pairs with e > tau are few whatever z is, and among those with
+    e <= tau only pairs whose shared part nearly suffices can be active. So noise is drawn for few pairs.
     """
     first, n_tokens = law.in_trees, len(z)
     shared = z @ law.factors[first:].t()
@@ -276,7 +277,7 @@ def _singles(
 
 
 def _rates(law: _Law, seed: int, points: int = _RATE_POINTS) -> Float32[torch.Tensor, " feature"]:
-    """Return the rates of activity, exclusion and dependence on z included."""
+    """Return the rates of activity, after exclusion, averaged over the shared factors z."""
     positive = torch.special.ndtr(law.means.double() / law.stds)
     rates = torch.special.ndtr(-law.thresholds.double()) * positive
     engine: Any = torch.quasirandom.SobolEngine
@@ -289,14 +290,14 @@ def _rates(law: _Law, seed: int, points: int = _RATE_POINTS) -> Float32[torch.Te
         total += _given(law, part, positive.float()).sum(0, dtype=torch.float64)
     below = slice(law.roots, law.in_trees)
     rates[below] = total[below] / points
-    single: torch.Tensor = rates.float()
-    return single
+    rounded: torch.Tensor = rates.float()
+    return rounded
 
 
 def _given(
     law: _Law, z: torch.Tensor, positive: torch.Tensor
 ) -> Float32[torch.Tensor, "point in_trees"]:
-    """Return the probability of each feature of the trees to be active, given the shared factors."""
+    """Return the probability that each feature of the trees is active, given the shared factors."""
     n = law.in_trees
     shared = z @ law.factors[:n].t()
     alone = torch.special.ndtr((shared - law.thresholds[:n]) / law.spread[:n]) * positive[:n]
@@ -312,9 +313,10 @@ def _given(
 
 
 def _share_of_winner(q: torch.Tensor) -> torch.Tensor:
-    """Return E[1 / (1 + number of active siblings)] for each of some siblings.
+    """Return E[1 / (1 + number of active siblings)] for each sibling, active with probabilities q.
 
-    It is the integral over s in [0, 1] of prod_j (1 - q_j + q_j s), a cubic: two Gauss points are exact.
+    It is the integral over s in [0, 1] of prod_j (1 - q_j + q_j s), j the other siblings. That is a cubic,
+    for which two Gauss points are exact.
     """
     total = torch.zeros_like(q)
     for s in (0.5 - math.sqrt(1 / 12), 0.5 + math.sqrt(1 / 12)):
@@ -328,7 +330,7 @@ def _share_of_winner(q: torch.Tensor) -> torch.Tensor:
 def _orthogonalized(
     rows: Float32[torch.Tensor, "feature d_in"], steps: int
 ) -> Float32[torch.Tensor, "feature d_in"]:
-    """Return unit rows with less overlap; Adam with its usual decays."""
+    """Return unit rows with less overlap, after steps of Adam with its usual decays; see the class."""
     rows = rows.clone()
     first, second = torch.zeros_like(rows), torch.zeros_like(rows)
     for step in range(1, steps + 1):

@@ -8,26 +8,19 @@ from pydantic import Field, model_validator
 
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
-from sae_placebo.lab.generators.base import (
-    GENERATORS,
-    GeneratorSpec,
-    GeneratorTruth,
-    Sample,
-    compose,
-    unit_rows,
-)
+from sae_placebo.lab.generators.base import GENERATORS, GeneratorSpec, GeneratorTruth, unit_rows
 from sae_placebo.lab.generators.sparse_draws import codes_of, orthonormal_rows
 from sae_placebo.saes import Codes
 
-_CHUNK_TOKENS = 1 << 16
 _SINGLES = 8
 _SINGLE_RATE = 0.05
 _WIDTH = {"matryoshka": 20, "deep": 85}
+_SYMMETRY = "each child may be its sum with its ancestors, which are then off"
 
 
 @GENERATORS.add
 class TreeSpec(GeneratorSpec):
-    """Trees of features: an active parent has at most one active child.
+    """Trees of features, in which an active parent has at most one active child.
 
         x_t  = sum_i a_ti f_i
         a_ti = max(0, 1 + magnitude_std * e_ti) if active, e_ti ~ N(0, 1)
@@ -35,33 +28,35 @@ class TreeSpec(GeneratorSpec):
 
     so that a feature at depth k has rate root_rate * child_rate^k.
 
-    `layout = "matryoshka"`: 20 features: 3 roots (0.15) with 3 children each (0.2 given the root; none
-    with 0.4), and 8 single features (0.05). Mean L0 0.45 + 0.27 + 0.40 = 1.12.
-    `layout = "deep"`: `roots` trees of depth 3 with 4 children per node, 85 features each; child_rate
-    0.2 leaves 0.2 for no child. Features are numbered depth first.
+    `layout = "matryoshka"` has 20 features: 3 roots (probability 0.15) with 3 children each (0.2 given the
+    root, which leaves 0.4 for no child), and 8 single features (0.05). Its mean L0 is 0.45 + 0.27 + 0.40 =
+    1.12. `layout = "deep"` has `roots` trees of depth 3 with 4 children per node, 85 features each; a
+    child_rate of 0.2 leaves 0.2 for no child. Features are numbered depth first.
 
     Rows are orthonormal where d_in allows it, else independent and uniform on the sphere.
 
-    A tree without spread of magnitudes is not identifiable: {parent + child} in place of each child gives
-    the same activations with fewer active features. `truth.alternatives["composites"]` holds it there.
+    A tree without spread of magnitudes is not identifiable: the sum of each child and its ancestors in place
+    of the child gives the same activations with fewer active features. These sums, at unit length, are then
+    `truth.alternatives["composites"]`.
 
     Source: Nabeshima, "Matryoshka sparse autoencoders" (2024), noanabeshima/matryoshka-saes:
     `tree.json`, `toy_model.py`; the deep tree has the shape of those of SynthSAEBench (2602.14687).
-    Differs: magnitudes 1 +- 0.05 are a comment in the published code at the version read; 0 gives the
-    code as it runs. The notebook states a target L0 of 1.2338, the tree gives 1.12.
+    Differs: magnitudes of 1 +- 0.05 are a comment in the published code at the version read, and 0 gives
+    the code as it runs. The notebook states a target L0 of 1.2338, but the tree gives 1.12.
     """
 
     kind: Literal["tree"] = "tree"
     layout: Literal["matryoshka", "deep"] = "matryoshka"
     d_in: int = Field(20, ge=2)
-    """Width; left out, as many dimensions as features."""
+    """Width; the number of features if it is left out."""
     roots: int = Field(1, ge=1)
-    """Deep layout: number of trees; the matryoshka layout always has 3."""
+    """Layout `deep`: number of trees; the layout `matryoshka` always has 3."""
     root_rate: float = Field(0.15, gt=0, le=1)
+    """Probability of each root."""
     child_rate: float = Field(0.2, gt=0, le=1)
     """Probability of each child, given its parent."""
     magnitude_std: float = Field(0.05, ge=0, le=0.2)
-    """Standard deviation of magnitudes; beyond 0.2 some would reach 0, and leave a child alone."""
+    """Standard deviation of magnitudes; beyond 0.2 some would reach 0 and leave a child alone."""
 
     @model_validator(mode="before")
     @classmethod
@@ -88,39 +83,29 @@ class TreeSpec(GeneratorSpec):
 
     @property
     def parents(self) -> tuple[int, ...]:
-        """The parent of each feature, -1 for a root."""
+        """Return the parent of each feature, or -1 where it has none."""
         if self.layout == "deep":
-            found: list[int] = []
+            parents: list[int] = []
             for _ in range(self.roots):
-                _grow(found, -1, 3)
-            return tuple(found)
+                _grow(parents, -1, 3)
+            return tuple(parents)
         return (-1, 0, 0, 0, -1, 4, 4, 4, -1, 8, 8, 8, *[-1] * _SINGLES)
 
-    def draw(self, n_tokens: int, random: torch.Generator) -> Sample:
-        """Return `n_tokens` tokens; memory beyond them is a chunk of tokens times features."""
-        codes = Codes.concatenate(
-            [
-                self._chunk(min(_CHUNK_TOKENS, n_tokens - first), random)
-                for first in range(0, n_tokens, _CHUNK_TOKENS)
-            ]
-        )
-        return Sample(compose(codes, self.truth.dictionary), codes, self.truth)
-
-    def _chunk(self, n_tokens: int, random: torch.Generator) -> Codes:
+    def _draw_codes(self, n_tokens: int, random: torch.Generator) -> Codes:
         parents, groups = self.parents, _siblings(self.parents)
         rates = self._rates()
-        held = {
+        active = {
             root: (torch.rand(n_tokens, generator=random) < rates[root]).nonzero()[:, 0]
             for root in range(len(parents))
             if parents[root] < 0
         }
         for parent, children in groups.items():
-            # one number says which child there is: the intervals do not meet, nor do the children
-            choice = torch.rand(len(held[parent]), generator=random) / self.child_rate
+            # one number says which child there is, so that there is one at most
+            choice = torch.rand(len(active[parent]), generator=random) / self.child_rate
             for place, child in enumerate(children):
-                held[child] = held[parent][(choice >= place) & (choice < place + 1)]
-        tokens = torch.cat(list(held.values()))
-        features = torch.cat([torch.full_like(on, feature) for feature, on in held.items()])
+                active[child] = active[parent][(choice >= place) & (choice < place + 1)]
+        tokens = torch.cat(list(active.values()))
+        features = torch.cat([torch.full_like(on, feature) for feature, on in active.items()])
         values = 1 + self.magnitude_std * torch.randn(len(tokens), generator=random)
         return codes_of(tokens, features, values.clamp_min(0), n_tokens, len(parents))
 
@@ -141,9 +126,7 @@ class TreeSpec(GeneratorSpec):
             parents=parents,
             exclusive=tuple(tuple(group) for group in _siblings(parents).values()),
             alternatives={"composites": unit} if constant else {},
-            symmetry="each child may be its sum with its ancestors, which are then off"
-            if constant
-            else "",
+            symmetry=_SYMMETRY if constant else "",
         )
 
     def _rates(self) -> list[float]:
@@ -156,16 +139,16 @@ class TreeSpec(GeneratorSpec):
         return rates
 
 
-def _grow(found: list[int], parent: int, levels: int) -> None:
-    """Append a node below `parent`, and `levels` levels below it."""
-    found.append(parent)
-    node = len(found) - 1
+def _grow(parents: list[int], parent: int, levels: int) -> None:
+    """Append a node whose parent is `parent`, and `levels` levels of nodes below it."""
+    parents.append(parent)
+    node = len(parents) - 1
     for _ in range(4 if levels else 0):
-        _grow(found, node, levels - 1)
+        _grow(parents, node, levels - 1)
 
 
 def _siblings(parents: tuple[int, ...]) -> dict[int, list[int]]:
-    """Return the children of every feature that has some, parents before their children."""
+    """Return the children of every feature that has any, in the order of the parents."""
     groups: dict[int, list[int]] = {}
     for child, parent in enumerate(parents):
         if parent >= 0:

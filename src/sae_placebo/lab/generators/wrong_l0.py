@@ -10,13 +10,7 @@ from pydantic import Field, model_validator
 
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
-from sae_placebo.lab.generators.base import (
-    GENERATORS,
-    GeneratorSpec,
-    GeneratorTruth,
-    Sample,
-    compose,
-)
+from sae_placebo.lab.generators.base import GENERATORS, GeneratorSpec, GeneratorTruth
 from sae_placebo.lab.generators.sparse_draws import codes_of, orthonormal_rows
 from sae_placebo.saes import Codes
 
@@ -30,39 +24,41 @@ _PUBLISHED_D_IN = {"large": 100, "small": 20}
 class WrongL0Spec(GeneratorSpec):
     """Fewer orthonormal features than dimensions, switched on by a Gaussian copula.
 
-    With token t and feature i, h_t ~ N(0, C) drawn for every token, e_ti ~ N(0, 1) independent:
+    For token t and feature i, with h_t ~ N(0, C) drawn for every token and e_ti ~ N(0, 1) independent,
 
         x_t  = sum_i a_ti f_i
         a_ti = max(0, 1 + magnitude_std * e_ti) where h_ti > Phi^-1(1 - p_i), else 0
 
-    `preset = "large"`: 50 features, p_i = 0.345 (49 - i) / 50 + 0.05, mean L0 10.95. C starts with 30%
-    of pairs at 0, half of the others positive, half negative, of size uniform on
-    [`weakest`, `strongest`]; eigenvalues below 1e-6 are lifted to it and the diagonal is brought back
-    to 1. That lifting is needed always and weakens the correlations: `correlations` has those in force.
+    `preset = "large"` has 50 features, p_i = 0.345 (49 - i) / 50 + 0.05 and a mean L0 of 10.95. C starts with
+    30% of the pairs at 0; half of the others are positive, half negative, with a size uniform on
+    [`weakest`, `strongest`]. Eigenvalues below 1e-6 are then lifted to 1e-6, and the diagonal is brought
+    back to 1. That lifting is always needed and weakens the correlations: `correlations` returns what is
+    left of them.
 
-    `preset = "small"`: 5 features, p_i = 0.4, L0 2; C is 1 on the diagonal, `correlation` between
-    feature 0 and each other one, 0 elsewhere.
+    `preset = "small"` has 5 features, p_i = 0.4 and an L0 of 2. C is 1 on the diagonal, `correlation` between
+    feature 0 and each other one, and 0 elsewhere.
 
-    Correlations are those of h. Between the binary features they are weaker, of the same sign.
+    Correlations are those of h. Those of the binary features are weaker, of the same sign.
 
     Source: Chanin and Garriga-Alonso, "Sparse but wrong" (2025, arXiv 2508.16560), and its code,
     chanind/sparse-but-wrong-paper: `get_training_batch.py`, the notebooks of the toy models. Differs:
 
     - rows are exactly orthonormal; the code reaches that approximately, by gradient descent;
-    - C of the large preset is another draw of the same law: the code takes Python's generator, seed 42.
+    - C of the large preset is another draw of the same law; the code draws it from Python's generator at
+      seed 42.
     """
 
     kind: Literal["wrong_l0"] = "wrong_l0"
     preset: Literal["large", "small"] = "large"
     d_in: int = Field(100, ge=2)
-    """Width; left out, the published one: 100 (large) or 20 (small)."""
+    """Width; the published one, 100 (large) or 20 (small), if it is left out."""
     correlation: float = Field(0.4, gt=-0.5, lt=0.5)
-    """Small preset: correlation of feature 0 with each other one; published 0.4 and -0.4. Beyond one half
-    no such Gaussian exists."""
+    """Preset `small`: correlation of feature 0 with each other one; 0.4 and -0.4 are published. Beyond one
+    half no such Gaussian exists."""
     weakest: float = Field(0.3, ge=0, le=1)
-    """Large preset: smallest size of a correlation, before lifting."""
+    """Preset `large`: smallest size of a correlation, before lifting."""
     strongest: float = Field(0.9, ge=0, le=1)
-    """Large preset: largest size of a correlation, before lifting."""
+    """Preset `large`: largest size of a correlation, before lifting."""
     magnitude_std: float = Field(0.15, ge=0)
     """Standard deviation of the magnitude of an active feature, whose mean is 1."""
 
@@ -88,33 +84,20 @@ class WrongL0Spec(GeneratorSpec):
 
     @property
     def n_features(self) -> int:
-        """Number of features."""
+        """Return the number of features."""
         return _LARGE if self.preset == "large" else _SMALL
 
     @property
     def correlations(self) -> Float32[torch.Tensor, "feature feature"]:
-        """The correlation matrix of h in force."""
+        """Return the correlation matrix of h, after lifting."""
         return _correlations(self).float()
 
-    def draw(self, n_tokens: int, random: torch.Generator) -> Sample:
-        """Return `n_tokens` tokens; memory beyond them is a chunk of tokens times features."""
+    def _chunk_tokens(self, n_tokens: int) -> int:
+        return _CHUNK_NUMBERS // self.n_features
+
+    def _draw_codes(self, n_tokens: int, random: torch.Generator) -> Codes:
         mixing = torch.linalg.cholesky(_correlations(self)).float()
         thresholds = torch.special.ndtri(1 - self._rates()).float()
-        size = _CHUNK_NUMBERS // self.n_features
-        parts = [
-            self._chunk(min(size, n_tokens - first), mixing, thresholds, random)
-            for first in range(0, n_tokens, size)
-        ]
-        codes = Codes.concatenate(parts)
-        return Sample(compose(codes, self.truth.dictionary), codes, self.truth)
-
-    def _chunk(
-        self,
-        n_tokens: int,
-        mixing: Float32[torch.Tensor, "feature feature"],
-        thresholds: Float32[torch.Tensor, " feature"],
-        random: torch.Generator,
-    ) -> Codes:
         h = torch.randn(n_tokens, self.n_features, generator=random) @ mixing.t()
         tokens, features = (h > thresholds).nonzero().unbind(1)
         values = 1 + self.magnitude_std * torch.randn(len(tokens), generator=random)

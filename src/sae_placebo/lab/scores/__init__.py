@@ -1,1 +1,1 @@
-"""What is found of known features, beside what chance and what knowing the truth reach."""
+"""Scores of what an SAE has found of known features, with what chance and knowing the truth reach."""

@@ -1,4 +1,4 @@
-"""Where a feature's latent is silent although the feature is there, and where latents carry others along."""
+"""Feature absorption and feature hedging: latents that are silent for their feature, or take in others."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from sae_placebo.stats.quantiles import normal_quantile
 
 _SURE_HOLE = 4.5
 _SURE_CORRELATION = 5.0
+_FEWEST_TOKENS = 8
 _CHUNK_LATENTS = 256
 _FEWEST_OTHERS = 3
 
 
 @dataclass(frozen=True)
 class Rate:
-    """A share of tokens with Wilson's interval; None, and a reason, where there are no tokens."""
+    """A share of tokens with Wilson's interval; its numbers are None, with a reason, without tokens."""
 
     value: float | None
     low: float | None
@@ -35,23 +36,24 @@ class Rate:
 
 @dataclass(frozen=True)
 class Absorbed:
-    """One child and its parent.
+    """How far one child's latent has taken over from the latent of its parent.
 
     Attributes:
-        child: Feature.
+        child: Feature that never occurs without the parent.
         parent: Feature.
         child_latent: Latent whose row is nearest to the child.
         parent_latent: Latent whose row is nearest to the parent.
         off_given_child: Share of the child's tokens on which the parent's latent is silent.
-        off_given_parent_only: The same on the parent's tokens without any of its children: what the latent
-            misses anyway.
-        parent_share: Cosine of the child's latent's row to the parent, without what child and parent have
-            in common; 0 at least.
-        score: `off_given_child` times `parent_share`; None, with a reason, where it cannot be had.
-        excess: The same of what `off_given_child` lies above `off_given_parent_only`, 0 at least.
-        null_off: Share of silent tokens were the parent's latent to fire as often and anywhere.
+        off_given_parent_only: Share of the tokens with the parent, but none of its children, on which the
+            parent's latent is silent: what it misses anyway.
+        parent_share: Cosine of the row of the child's latent with the part of the parent that is at right
+            angles to the child; a negative one counts as 0.
+        score: `off_given_child` times `parent_share`; None, with a reason, where there is none.
+        excess: What `off_given_child` exceeds `off_given_parent_only` by, 0 at least, times `parent_share`.
+        null_off: Share of all tokens on which the parent's latent is silent, which `off_given_child` would
+            be if the latent fired as often, but on any tokens.
         null_share: Mean `parent_share` of random directions.
-        reason: Why there is no score.
+        reason: Why there is no score; empty if there is one.
     """
 
     child: int
@@ -70,16 +72,16 @@ class Absorbed:
 
 @dataclass(frozen=True)
 class Hole:
-    """A feature's latent, silent more often where another feature is there as well.
+    """A hole is where a feature's latent is silent more often if another feature is there as well.
 
     Attributes:
-        feature: The feature.
-        latent: Its latent.
-        other: The feature that silences it.
-        on_without: Share of the feature's tokens without the other on which the latent fires.
-        on_with: Share with the other.
-        n_with: Tokens with both features.
-        z: Of the difference.
+        feature: Feature.
+        latent: Latent of the feature.
+        other: Feature that silences the latent.
+        on_without: Share of the tokens with the feature, but not the other, on which the latent fires.
+        on_with: Share of the tokens with both features on which the latent fires.
+        n_with: Number of tokens with both features.
+        z: Difference of the two shares, in standard errors under one pooled rate.
     """
 
     feature: int
@@ -93,12 +95,12 @@ class Hole:
 
 @dataclass(frozen=True)
 class Absorption:
-    """What was absorbed.
+    """What latents have absorbed.
 
     Attributes:
-        pairs: Every child and its parent.
-        holes: Found among all features, deepest first.
-        tested: Pairs of features that holes were looked for in; about 3e-6 of them pass by chance.
+        pairs: Every child with its parent.
+        holes: Holes among all features, deepest first.
+        tested: Pairs of features that were searched for holes; chance makes one of about 3e-6 of them.
     """
 
     pairs: tuple[Absorbed, ...]
@@ -109,32 +111,33 @@ class Absorption:
         """Return the mean score over pairs that have one.
 
         Raises:
-            NotEstimable: none has.
+            NotEstimable: no pair has a score.
         """
-        scores = [pair.score for pair in self.pairs if pair.score is not None]
-        if not scores:
-            raise NotEstimable("no child with a parent has an absorption score")
-        return float(np.mean(scores))
+        return _mean([pair.score for pair in self.pairs])
 
     def mean_excess(self) -> float:
         """Return the mean excess over pairs that have one.
 
         Raises:
-            NotEstimable: none has.
+            NotEstimable: no pair has an excess.
         """
-        found = [pair.excess for pair in self.pairs if pair.excess is not None]
-        if not found:
-            raise NotEstimable("no child with a parent has an absorption score")
-        return float(np.mean(found))
+        return _mean([pair.excess for pair in self.pairs])
+
+
+def _mean(scores: list[float | None]) -> float:
+    known = [score for score in scores if score is not None]
+    if not known:
+        raise NotEstimable("no child with a parent has an absorption score")
+    return float(np.mean(known))
 
 
 def absorption(sae: SAE, draw: Sample) -> Absorption:
     """Return which children's latents took over from their parents' latents, and all holes.
 
-    Latents are those whose rows are nearest to the features, among those that fire.
+    The latent of a feature is the one whose row is nearest to it, among those that fire.
 
-    Source: Chanin et al. (arXiv 2409.14507) for what absorption is; measured on the truth, so that
-    neither probe nor ablation is needed.
+    Source: Chanin et al. (arXiv 2409.14507) for what absorption is. Differs: it is measured on the truth,
+    so that neither probe nor ablation is needed.
 
     Raises:
         NotEstimable: no latent fires on these tokens.
@@ -169,8 +172,8 @@ def absorption(sae: SAE, draw: Sample) -> Absorption:
                 float(silent.mean()),
             )
         )
-    found, tested = _holes(fires, active, latent_of)
-    return Absorption(tuple(pairs), found, tested)
+    holes, tested = _holes(fires, active, latent_of)
+    return Absorption(tuple(pairs), holes, tested)
 
 
 def _absorbed(
@@ -205,7 +208,7 @@ def _absorbed(
         score=score,
         excess=excess,
         null_off=null_off,
-        # of max(0, cosine): half of E|cosine|
+        # the mean of max(0, cosine) is half that of the absolute cosine
         null_share=1 / math.sqrt(2 * math.pi * len(row)),
         reason=reason,
     )
@@ -221,15 +224,15 @@ def _rate(silent: Float[np.ndarray, " token"], reason: str) -> Rate:
 def _holes(
     fires: Any, active: Any, latent_of: Int64[np.ndarray, " feature"]
 ) -> tuple[tuple[Hole, ...], int]:
-    """Return holes of every feature's latent, and the pairs of features that were looked at."""
+    """Return the holes of every feature's latent, and the number of pairs of features that were tested."""
     on = active.multiply(fires[:, latent_of])
     both, hit = (active.T @ active).tocoo(), (on.T @ active).tocsr()
     counts = np.diff(active.indptr).astype(np.float64)
     hits = np.asarray(on.sum(axis=0)).ravel()
-    found, tested = [], 0
+    holes, tested = [], 0
     for i, k, n in zip(both.row, both.col, both.data, strict=True):
         without = counts[i] - n
-        if i == k or n < 8 or without < 8:
+        if i == k or n < _FEWEST_TOKENS or without < _FEWEST_TOKENS:
             continue
         tested += 1
         on_with = float(hit[i, k]) / n
@@ -238,31 +241,35 @@ def _holes(
         sd = math.sqrt(pooled * (1 - pooled) * (1 / n + 1 / without))
         z = (on_without - on_with) / sd if sd > 0 else 0.0
         if z > _SURE_HOLE:
-            found.append(
+            holes.append(
                 Hole(int(i), int(latent_of[i]), int(k), on_without, on_with, int(n), float(z))
             )
-    found.sort(key=lambda hole: (hole.on_with - hole.on_without, -hole.z))
-    return tuple(found), tested
+    holes.sort(key=lambda hole: (hole.on_with - hole.on_without, -hole.z))
+    return tuple(holes), tested
 
 
 @dataclass(frozen=True)
 class HedgingSlope:
-    """Whether latents carry other features along as these correlate with their own.
+    """Whether latents take in part of other features as far as these correlate with their own feature.
+
+    A pair is a latent and a feature that is not its own.
 
     Attributes:
-        slope: Of cos(d_j, f_i) on corr(a_i, a_match), through zero: with no correlation nothing is carried.
-        low: Lower bound of the 95 % interval; latents' other features count as exchangeable.
+        slope: Slope through zero, over pairs, of the cosine of the latent's row with the feature on the
+            correlation of the feature's codes with those of the latent's own; 0 means no hedging.
+        low: Lower bound of the 95% interval, which takes the other features of a latent as exchangeable.
         high: Upper bound.
-        null: Mean slope where each latent's other features are shuffled.
-        null_sd: Of that; None: too few pairs to shuffle.
-        agree: Pairs, of correlation above 5 standard errors, where the cosine has the correlation's sign.
-        n_sign: Such pairs.
-        sign_low: Wilson's lower bound of their share.
+        null: Mean slope where the other features of each latent are shuffled.
+        null_sd: Standard deviation of the slope where they are shuffled; None if there are too few.
+        agree: Pairs, of those whose correlation exceeds 5 standard errors, in which the cosine has the
+            correlation's sign.
+        n_sign: Number of pairs whose correlation exceeds 5 standard errors.
+        sign_low: Wilson's lower bound of the share of pairs that agree.
         sign_high: Wilson's upper bound.
-        sign_p: Two-sided binomial p against one half, pairs taken as independent; two features that are
-            each other's partner count twice, so take it for a screen.
-        n: Pairs of a latent and a feature that is not its own.
-        reason: Why there is no interval; empty: there is.
+        sign_p: Two-sided binomial p of that share being one half. It takes pairs as independent, though two
+            features of which each is the other's partner count twice, so it is a screen and no more.
+        n: Number of pairs.
+        reason: Why there is no interval; empty if there is one.
     """
 
     slope: float
@@ -282,17 +289,20 @@ class HedgingSlope:
 def hedging_slope(sae: SAE, draw: Sample, matched: Matching | None = None) -> HedgingSlope:
     """Return whether latents lean towards features that correlate with their own.
 
-    What a latent's own feature has in common with the other one is no hedging: it is taken off the cosine.
-    A latent may point away from its feature, and fire for its absence; its row is turned then.
+    Over pairs of a latent and a feature that is not its own, x is the correlation of that feature's codes
+    with those of the latent's own feature, and y the cosine of the latent's row with that feature. What the
+    two features have in common is no hedging, so the part of the row along the latent's own feature is taken
+    off first. A latent may point away from its feature and fire for its absence; its row is then turned.
 
     The null is exact: over all orders of a latent's other features, the sum of products of x and y has mean
     n mean(x) mean(y) and variance S_xx S_yy / (n - 1), with sums of squares about the means. The interval is
-    the slope and 1.96 (the normal 95% quantile) times the same spread of what the slope leaves.
+    the slope plus and minus 1.96 (the normal 95% quantile) times the same spread of what the slope leaves.
 
     Args:
-        sae: The SAE.
+        sae: SAE whose decoder rows are read.
         draw: Tokens and their truth.
-        matched: Its latents and features; None: by direction. A latent's own feature is the nearest.
+        matched: Matching of latents and features, of which the nearest feature is a latent's own; None
+            matches them by direction.
 
     Source: Chanin et al. (arXiv 2505.11756) for hedging; the slope is the package's own.
 
@@ -303,31 +313,14 @@ def hedging_slope(sae: SAE, draw: Sample, matched: Matching | None = None) -> He
 
     matched = matched or matching(sae.params["W_dec"], draw.truth)
     fired = np.unique(sae.encode(draw.x).latents.numpy())
-    own = fired[matched.nearest[fired] >= 0]
+    latents = fired[matched.nearest[fired] >= 0]
     others = draw.truth.n_features - 1
-    if not len(own) or others < 1:
+    if not len(latents) or others < 1:
         raise NotEstimable("no latent that fires is near one of two or more features")
-    rows, features = _unit_decoder(sae), draw.truth.dictionary.double().numpy()
-    codes = code_matrix(draw.codes).tocsc()
-    sums, signs = [], np.zeros(2, dtype=np.int64)
-    sure = _SURE_CORRELATION / math.sqrt(draw.codes.n_tokens)
-    for first in range(0, len(own), _CHUNK_LATENTS):
-        latents = own[first : first + _CHUNK_LATENTS]
-        target = matched.nearest[latents]
-        x = correlation(codes[:, target], codes)
-        along = (rows[latents] * features[target]).sum(axis=1)
-        turned = np.where(along < 0, -1.0, 1.0)[:, None]
-        y = turned * (rows[latents] @ features.T - along[:, None] * (features[target] @ features.T))
-        other = np.ones(x.shape, dtype=bool)
-        other[np.arange(len(latents)), target] = False
-        x, y = (part[other].reshape(len(latents), others) for part in (x, y))
-        sums.append(np.stack([part.sum(axis=1) for part in (x, y, x * x, x * y, y * y)]))
-        clear = (np.abs(x) > sure) & (y != 0)
-        signs += [int((np.sign(x[clear]) == np.sign(y[clear])).sum()), int(clear.sum())]
-    sx, sy, sxx, sxy, syy = np.concatenate(sums, axis=1)
+    (sx, sy, sxx, sxy, syy), agree, n_sign = _leanings(sae, draw, latents, matched.nearest[latents])
     if not sxx.sum() > 0:
         raise NotEstimable("no two features are correlated, so hedging has nothing to follow")
-    slope, agree, n_sign = float(sxy.sum() / sxx.sum()), int(signs[0]), int(signs[1])
+    slope = float(sxy.sum() / sxx.sum())
     enough = others >= _FEWEST_OTHERS
     null = spread = half = None
     if enough:
@@ -348,9 +341,41 @@ def hedging_slope(sae: SAE, draw: Sample, matched: Matching | None = None) -> He
         sign_low=bounds[0],
         sign_high=bounds[1],
         sign_p=float(binomtest(agree, n_sign).pvalue) if n_sign else None,
-        n=len(own) * others,
+        n=len(latents) * others,
         reason="" if enough else "too few other features to shuffle: use the sign test over runs",
     )
+
+
+def _leanings(
+    sae: SAE,
+    draw: Sample,
+    latents: Int64[np.ndarray, " latent"],
+    targets: Int64[np.ndarray, " latent"],
+) -> tuple[Float[np.ndarray, "5 latent"], int, int]:
+    """Return sums of x, y, x^2, xy and y^2 over each latent's other features, and the counts of signs.
+
+    `targets` are the latents' own features. The counts are of pairs that agree in sign and of pairs whose
+    correlation is sure; see `hedging_slope`.
+    """
+    rows, features = _unit_decoder(sae), draw.truth.dictionary.double().numpy()
+    codes = code_matrix(draw.codes).tocsc()
+    sums, agree, n_sign = [], 0, 0
+    sure = _SURE_CORRELATION / math.sqrt(draw.codes.n_tokens)
+    for first in range(0, len(latents), _CHUNK_LATENTS):
+        part = rows[latents[first : first + _CHUNK_LATENTS]]
+        target = targets[first : first + _CHUNK_LATENTS]
+        x = correlation(codes[:, target], codes)
+        along = (part * features[target]).sum(axis=1)
+        turned = np.where(along < 0, -1.0, 1.0)[:, None]
+        y = turned * (part @ features.T - along[:, None] * (features[target] @ features.T))
+        other = np.ones(x.shape, dtype=bool)
+        other[np.arange(len(part)), target] = False
+        x, y = (pairs[other].reshape(len(part), -1) for pairs in (x, y))
+        sums.append(np.stack([pairs.sum(axis=1) for pairs in (x, y, x * x, x * y, y * y)]))
+        clear = (np.abs(x) > sure) & (y != 0)
+        agree += int((np.sign(x[clear]) == np.sign(y[clear])).sum())
+        n_sign += int(clear.sum())
+    return np.concatenate(sums, axis=1), agree, n_sign
 
 
 def _spread(products: Float[np.ndarray, " latent"], others: int, scale: float) -> float:
@@ -359,7 +384,7 @@ def _spread(products: Float[np.ndarray, " latent"], others: int, scale: float) -
 
 def _unit_decoder(sae: SAE) -> Float[np.ndarray, "latent d_in"]:
     rows = sae.params["W_dec"].detach().double().numpy()
-    found: Float[np.ndarray, "latent d_in"] = rows / np.maximum(
+    unit: Float[np.ndarray, "latent d_in"] = rows / np.maximum(
         np.linalg.norm(rows, axis=1, keepdims=True), 1e-12
     )
-    return found
+    return unit

@@ -1,7 +1,7 @@
-"""How much of the true support can be found at all, by one who is given the true dictionary.
+"""How much of the true support can be found at all, by a coder that is given the true dictionary.
 
-A score of an SAE means little without it: with many features per token in few dimensions nobody can
-tell which ones are active, and in some published tests that limit lies near the score.
+A score of an SAE means little without this ceiling: with many features per token in few dimensions no
+coder can tell which ones are active, and in some published tests that limit lies near the score.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from sae_placebo.saes import SAE, SAESpec
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Share of the active (token, feature) pairs found by coders that know the dictionary."""
+    """What coders that know the dictionary find, as shares of the active (token, feature) pairs."""
 
     omp: float
-    """By orthogonal matching pursuit, told how many features each token has."""
+    """Share that orthogonal matching pursuit finds, given how many features each token has."""
     linear: float
-    """By the largest products with the dictionary's rows, told the same: what an encoder of one
+    """Share that the largest products with the dictionary's rows find, given the same: what an encoder of one
     linear layer can do that has the true directions."""
     tokens: int
-    """Tokens that this was measured on."""
+    """Number of tokens that the shares were measured on."""
     nonnegative: float = float("nan")
-    """By orthogonal matching pursuit that also knows that codes are not negative, told the same; NaN
-    where some feature's codes are signed."""
+    """Share that orthogonal matching pursuit finds when it also knows that codes are not negative, given the
+    same; NaN where the codes of some feature may be negative."""
 
 
 def ceilings(
     draw: Sample, n_tokens: int = 512, *, over: Literal["pairs", "tokens"] = "pairs"
 ) -> Ceilings:
-    """Return the ceilings on the draw's first `n_tokens` tokens.
+    """Return the ceilings on the first `n_tokens` tokens of a draw.
 
     Pursuit is greedy, so the best possible coder can do better. `omp` takes products in absolute value;
     `nonnegative` uses that codes are positive.
 
     Args:
         draw: Tokens with their true codes.
-        n_tokens: How many of them, from the first.
-        over: `pairs`: of all active pairs, the share that is found, as a recall that is pooled. `tokens`:
-            of a token's active features, the share that is found, averaged over the tokens that have
-            any; tokens of few features, which are easier, then count as much as the others.
+        n_tokens: Number of tokens to measure on, from the first.
+        over: With `pairs`, the share is that of all active pairs, a pooled recall. With `tokens` it is that
+            of a token's active features, averaged over the tokens that have any; tokens of few features,
+            which are easier, then count as much as the others.
 
     Source: Pati, Rezaiifar and Krishnaprasad, "Orthogonal matching pursuit" (1993); Bruckstein, Elad and
     Zibulevsky (2008) for the non-negative form, see `inference.nonnegative_pursuit`.
@@ -67,10 +67,10 @@ def ceilings(
     nonnegative = float("nan")
     if not draw.truth.subspaces:
         taken = nonnegative_pursuit(x, rows, int(counts.max())).atoms
-        nonnegative = _found(taken, counts, true, over)
+        nonnegative = _found_share(taken, counts, true, over)
     return Ceilings(
-        omp=_found(_pursued(x, rows, counts), counts, true, over),
-        linear=_found(ranked, counts, true, over),
+        omp=_found_share(_pursued(x, rows, counts), counts, true, over),
+        linear=_found_share(ranked, counts, true, over),
         tokens=n_tokens,
         nonnegative=nonnegative,
     )
@@ -79,7 +79,7 @@ def ceilings(
 def from_truth(sae: SAESpec, draw: Sample, seed: int) -> SAE:
     """Return an SAE that starts at the truth: the first latents' rows are the features.
 
-    What training makes of it separates a fault of the objective, which moves it away, from one of
+    Training it separates a fault of the objective, which moves the SAE away from the truth, from a fault of
     the optimization, which fails to get there from a random start.
 
     Raises:
@@ -114,15 +114,16 @@ def _pursued(
     return taken
 
 
-def _found(
+def _found_share(
     ranked: Int64[torch.Tensor, "token most"],
     counts: Int64[torch.Tensor, " token"],
     true: Bool[torch.Tensor, "token feature"],
     over: str,
 ) -> float:
+    """Return the share of true features among each token's first ones; `counts` says how many are taken."""
     within = torch.arange(ranked.shape[1]) < counts[:, None]
-    found = (true.gather(1, ranked) & within).sum(dim=1)
+    hits = (true.gather(1, ranked) & within).sum(dim=1)
     if over == "pairs":
-        return float(found.sum() / counts.sum())
-    some = counts > 0
-    return float((found[some] / counts[some]).mean())
+        return float(hits.sum() / counts.sum())
+    occupied = counts > 0
+    return float((hits[occupied] / counts[occupied]).mean())

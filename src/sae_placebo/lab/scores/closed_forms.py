@@ -1,7 +1,7 @@
 """What is best under an L1 penalty, in closed form, and by exact minimization to check it.
 
-Objective throughout: `|x - x_hat|^2 + lambda * sum_j f_j` per token, codes f >= 0, unit rows, no bias,
-codes chosen freely for each token (no encoder).
+The objective throughout is `|x - x_hat|^2 + lambda * sum_j f_j` per token, with codes f >= 0, unit rows and
+no bias. Codes are chosen freely for each token: there is no encoder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ALONE = 1e-8
 
 
 def soft_threshold(r: float, lam: float) -> float:
-    """Return the best code of a token `r` times a unit row: `max(r - lambda / 2, 0)`."""
+    """Return the best code of a token that is `r` times a unit row: `max(r - lambda / 2, 0)`."""
     return max(r - lam / 2, 0.0)
 
 
@@ -40,7 +40,7 @@ def lasso_costs(
     """Return each token's smallest `|x - f A|^2 + lambda sum f` over codes f >= 0, exactly.
 
     Every set of atoms is tried: on the best one the codes solve a linear system. Linearly dependent sets
-    are left out, since one without the dependence is as good.
+    are left out, since a smaller set without the dependence is as good.
 
     Raises:
         SpecError: more than 10 atoms, or a penalty below zero.
@@ -74,15 +74,17 @@ def epsilon_star(lam: float, q: float) -> float:
 
         epsilon* = lambda q (8 - 4 sqrt 2 - lambda) / (2 (1 - (2 - sqrt 2) lambda))
 
-    about 1.17 lambda q. With parent + child on a share q of tokens and the composite their normalized
-    sum, both dictionaries then cost the same; the parent's share alone does not enter.
+    which is about 1.17 lambda q. Parent and child occur together on a share q of tokens, and the composite is
+    their normalized sum; at epsilon* both dictionaries cost the same. How often the parent occurs alone does
+    not matter.
 
     Source: "A solvable model of feature absorption in L1 sparse autoencoders" (public draft, not
-    reviewed). Derived again from `lasso_costs`: q (sqrt 2 lambda - lambda^2 / 4) + epsilon (1/2 +
-    lambda / sqrt 2 - lambda^2 / 4) against q (2 lambda - lambda^2 / 2) + epsilon (lambda - lambda^2 / 4).
+    reviewed). It is derived again from `lasso_costs`: the composite costs q (sqrt 2 lambda - lambda^2 / 4) +
+    epsilon (1/2 + lambda / sqrt 2 - lambda^2 / 4), the child q (2 lambda - lambda^2 / 2) + epsilon (lambda -
+    lambda^2 / 4).
 
     Raises:
-        SpecError: lambda is not between 0 and sqrt 2, where every code of these is above zero.
+        SpecError: q is not in (0, 1], or lambda is not between 0 and sqrt 2, where all codes are above 0.
     """
     _check(lam, q)
     above = lam * q * (8 - 4 * math.sqrt(2) - lam)
@@ -90,7 +92,9 @@ def epsilon_star(lam: float, q: float) -> float:
 
 
 def numeric_crossover(lam: float, q: float) -> float:
-    """Return `epsilon_star` by minimization: where the exact expected costs of both dictionaries meet.
+    """Return the epsilon at which the exact expected costs of both dictionaries meet.
+
+    It is found numerically, and checks `epsilon_star`.
 
     Raises:
         SpecError: as in `epsilon_star`.
@@ -102,15 +106,15 @@ def numeric_crossover(lam: float, q: float) -> float:
     def gap(epsilon: float) -> float:
         return expected_cost(90.0, lam, q, epsilon) - expected_cost(45.0, lam, q, epsilon)
 
-    found = brentq(gap, 0.0, 1.0e3 * q, xtol=1e-15, rtol=1e-14)
-    return float(found)
+    return float(brentq(gap, 0.0, 1.0e3 * q, xtol=1e-15, rtol=1e-14))
 
 
 def expected_cost(angle: float, lam: float, q: float, epsilon: float, p0: float = 0.0) -> float:
-    """Return the expected cost of tokens of G5 with a child's row at `angle` degrees from the parent's.
+    """Return the expected cost of tokens of G5 where the child's row is `angle` degrees from the parent's.
 
-    The parent's row is the parent; 90 is the child itself, 45 the composite. Weights are those of the
-    three events and need not be below 1, so that a crossover can be looked for.
+    The parent's row is the parent itself. At 90 degrees the child's row is the child, at 45 the composite.
+    q, epsilon and p0 weight the three events (both, child alone, parent alone) and may exceed 1 in sum, so
+    that a crossover can be looked for.
     """
     turned = math.radians(angle)
     atoms = np.array([[1.0, 0.0], [math.cos(turned), math.sin(turned)]])
@@ -121,12 +125,13 @@ def expected_cost(angle: float, lam: float, q: float, epsilon: float, p0: float 
 def optimum_angle(lam: float, q: float, epsilon: float) -> float:
     """Return the angle, in degrees from the parent, at which the child's row costs least in G5.
 
-    45 is the composite (full absorption), 90 the child itself. The cost is exact, the minimum is looked
-    for on a grid of half degrees from 0 to 180 and then refined, to about 1e-6 degrees. The parent's
-    row is held at the parent. Free, it turns by 1 to 1.5 degrees (at p0 = .3), and the child's by less
+    45 is the composite (full absorption), 90 the child itself. The cost is exact; its minimum is looked for
+    on a grid of half degrees from 0 to 180 and then refined to about 1e-6 degrees. The parent's row stays
+    at the parent. If it were free, it would turn by 1 to 1.5 degrees (at p0 = .3), and the child's by less
     than a degree from what is returned.
 
-    Source: as `epsilon_star`: the best row turns smoothly, while `epsilon_star` compares its two ends.
+    Source: the same as that of `epsilon_star`, which compares the two ends between which the best row turns
+    smoothly.
 
     Raises:
         SpecError: as in `epsilon_star`, or epsilon is below zero.
@@ -143,26 +148,27 @@ def optimum_angle(lam: float, q: float, epsilon: float) -> float:
     # at 0 and 180 both rows lie on one line
     grid = np.arange(0.5, 180.0, 0.5)
     start = float(grid[np.argmin([cost(angle) for angle in grid])])
-    found = minimize_scalar(
+    refined = minimize_scalar(
         cost, bounds=(start - 0.5, start + 0.5), method="bounded", options={"xatol": 1e-8}
     )
-    return float(found.x)
+    return float(refined.x)
 
 
 def composition_boundary(f: float) -> float:
-    """Return lambda*: above it a row for each pair is cheaper in G3 than a row for each item.
+    """Return lambda*, above which a row for each pair is cheaper in G3 than a row for each item.
 
-    Two items of amplitudes a and b = (1 - f) b' + f a, a and b' uniform on (0, 1], at right angles. One row
-    for the pair leaves (a - b)^2 / 2 and codes s = (a + b) / sqrt 2; a row each codes a and b. With
-    t = lambda / 2, the cost of a code of amplitude r is lambda r - lambda^2 / 4 + max(t - r, 0)^2, so
+    Two items at right angles have amplitudes a and b = (1 - f) b' + f a, with a and b' uniform on (0, 1]. One
+    row for the pair leaves (a - b)^2 / 2 and has the code s = (a + b) / sqrt 2; a row for each item has the
+    codes a and b. With t = lambda / 2, a code of amplitude r costs lambda r - lambda^2 / 4 + max(t - r, 0)^2,
+    so
 
         composed - atomic = (1 - f)^2 / 12 - lambda (1 - 1 / sqrt 2) + lambda^2 / 4
                             + R(s) - R(a) - R(b),     R(r) = E max(t - r, 0)^2
 
     where R of a sum of two uniforms is a difference of fourth powers (`_below`). lambda* is its root:
     0.409, 0.190, 0.0760, 0.0181, 0.00285, 0 for f = 0, .25, .5, .75, .9, 1, and for small lambda about
-    (1 - f)^2 / (12 - 6 sqrt 2) = 0.285 (1 - f)^2. Rows of pairs are used alone, so this is the boundary
-    where the SAE has one for every pair: below it they pay only beside rows of items.
+    (1 - f)^2 / (12 - 6 sqrt 2) = 0.285 (1 - f)^2. Rows of pairs are used alone here, so this is the boundary
+    for an SAE that has a row for every pair; below it, rows of pairs pay only next to rows of items.
 
     Raises:
         SpecError: f is not between 0 and 1.

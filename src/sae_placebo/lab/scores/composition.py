@@ -1,6 +1,6 @@
 """Whether latents are features or combinations of features, by where they point and by when they fire.
 
-The two parts are apart because they come apart: a latent may point between two features and yet fire
+The two are measured apart because they can differ: a latent may point between two features and yet fire
 for one of them alone, and the reverse.
 
 *Decoder.* A unit row d_j is written as a sum of features with coefficients c >= 0, on the 8 features of the
@@ -8,21 +8,23 @@ largest cosine. The order (sum c^2)^2 / sum c^4 is 1 for a feature, 2 for an eve
 dimensions counts as one, whichever way a row points within it.
 
 *Code.* What the features' activity says about a latent's firing, E[f_j > 0 | active], varies between tokens.
-That variance is split in three, exactly, by what a function of activity has to be to explain it:
+That variance is split exactly in three, by what kind of function of activity explains it:
 
-- `main_effect`: a sum of non-negative effects of single features: the latent fires for features;
-- `conjunction`: beyond that, any function that never falls when a feature is added: it takes several;
-- `complement`: all the rest: it takes a feature's absence, as with a parent's latent whose child took
-  its place.
+- `main_effect` is explained by a sum of non-negative effects of single features: the latent fires for
+  features;
+- `conjunction` is explained beyond that by a function that never falls when a feature is added: the latent
+  needs several features at once;
+- `complement` is all the rest: the latent needs a feature's absence, as a parent's latent does whose place a
+  child's has taken.
 
-Where features are independent and effects positive the first two are the main-effect and interaction
-shares of the functional analysis of variance; where one of each set is always active they are so too, since
-there absence is another's presence. The OR of features that are frequent counts as a conjunction in
-part, as in any analysis of variance. An AND of two independent features of rate p has a conjunction
+Where features are independent and effects positive, the first two are the main-effect and interaction shares
+of the functional analysis of variance. They are so too where one of each set is always active, since there
+the absence of one is the presence of another. The OR of frequent features counts as a conjunction in part,
+as in any analysis of variance. An AND of two independent features of rate p has a conjunction
 share of (1 - p) / (1 + p), not 1.
 
-Beware of centering: where one of a set is always active, the set's mean can sit in `b_dec`, and rows point
-from that mean. `centered` in `Composition.dictionary` says that rows were held against such directions.
+Beware of centering: where one of a set is always active, `b_dec` can hold the set's mean, and rows point from
+that mean. `Composition.dictionary` is then `centered`, if rows fit such directions best.
 """
 
 from __future__ import annotations
@@ -45,16 +47,16 @@ from sae_placebo.saes import SAE, Codes
 from sae_placebo.stats.proportions import wilson
 
 CONJUNCTION = 0.3
-"""Conjunction share of a latent's firing above which it counts as a conjunction."""
+"""A latent counts as a conjunction if the conjunction share of its firing is above this."""
 ATOMIC = 0.9
-"""Absolute cosine to a feature above which a latent's row counts as one."""
+"""A latent's row counts as a feature if its absolute cosine to one is above this."""
 _RANDOM_ROWS = 256
 _CHUNK_LATENTS = 256
 
 
 @dataclass(frozen=True)
 class LatentShare:
-    """A share of latents, with Wilson's interval, and what chance gives."""
+    """A share of `n` latents, with Wilson's interval, and the share that chance gives (`null`)."""
 
     value: float
     low: float
@@ -65,83 +67,86 @@ class LatentShare:
 
 @dataclass(frozen=True, eq=False)
 class Firing:
-    """What features' activity explains of each latent's firing.
+    """How much of each latent's firing the activity of features explains, and by what kind of function.
 
-    NaN: the latent is dead, fires too seldom to tell, or independently of all features.
+    The first three are shares of what is explained and sum to 1. They are NaN where the latent is dead, fires
+    too seldom to tell, or fires independently of all features.
     """
 
     main_effect: Float[np.ndarray, " latent"]
     conjunction: Float[np.ndarray, " latent"]
     complement: Float[np.ndarray, " latent"]
     explained: Float[np.ndarray, " latent"]
-    """Share of the firing's variance that features' activity explains at all, without what noise adds."""
+    """Share of the firing's variance that the activity of features explains at all, without what noise adds;
+    0 for a latent that fires independently of all features."""
 
     def share(self, live: Bool[np.ndarray, " latent"]) -> float:
-        """Return the share of live latents that are conjunctions; those without a value are none."""
+        """Return the share of live latents that are conjunctions; latents without a value are not."""
         return float(np.mean(np.nan_to_num(self.conjunction[live]) > CONJUNCTION))
 
 
 @dataclass(frozen=True, eq=False)
 class Composition:
-    """Composition of every latent; NaN where `live` is False."""
+    """What every latent is composed of; numbers are NaN where `live` is False."""
 
     live: Bool[np.ndarray, " latent"]
     """Whether the latent fires on any token of the draw."""
     order: Float[np.ndarray, " latent"]
-    """Decoder composition order against the true directions, 1 or more."""
+    """Composition order of the decoder row in terms of the true directions, 1 or more."""
     unexplained: Float[np.ndarray, " latent"]
-    """Squared length of the unit row that non-negative sums of features leave."""
+    """Squared length of what the best non-negative sum of features leaves of the unit row."""
     top_cosine: Float[np.ndarray, " latent"]
-    """Largest absolute cosine to a feature."""
+    """Largest absolute cosine of the row to a feature."""
     dictionary: str
     """Which of the dictionaries that give the same activations fits the live rows best: `truth`, a name
-    of `Truth.alternatives`, or `centered`."""
+    of `GeneratorTruth.alternatives`, or `centered`."""
     by_best: Orders
-    """Order, unexplained and cosine against that dictionary."""
+    """Orders, what is unexplained and cosines in terms of that dictionary."""
     firing: Firing
     shuffled: Firing
-    """The null: the same firings on other tokens. Shares should be NaN, but for few by chance."""
+    """The null of the same firings on other tokens. Shares are NaN for all but a few latents, by chance."""
     random: Firing
-    """What random directions have that fire as often as each latent: chance with x, not without it."""
+    """The null of random directions that fire as often as each latent, on the tokens furthest along them.
+    Unlike `shuffled` it keeps what any direction of x has."""
     random_rows: Orders
-    """Random directions against the true ones."""
+    """Random directions in terms of the true ones."""
 
     @property
     def n_live(self) -> int:
-        """Latents that fire."""
+        """Return the number of latents that fire."""
         return int(self.live.sum())
 
     @property
     def main_effect(self) -> Float[np.ndarray, " latent"]:
-        """Share of the explained firing variance that sums of single features give."""
+        """Return the share of the explained variance of firing that sums of single features give."""
         return self.firing.main_effect
 
     @property
     def conjunction(self) -> Float[np.ndarray, " latent"]:
-        """Share that takes several features at once: interaction."""
+        """Return the share that takes several features at once, their interaction."""
         return self.firing.conjunction
 
     @property
     def complement(self) -> Float[np.ndarray, " latent"]:
-        """Share that takes a feature's absence: a hole."""
+        """Return the share that takes a feature's absence, a hole."""
         return self.firing.complement
 
     @property
     def decoder_atomic(self) -> float:
-        """Share of live latents with an absolute cosine above 0.9 to a feature."""
+        """Return the share of live latents with an absolute cosine above 0.9 to a feature."""
         return float(np.mean(self.top_cosine[self.live] > ATOMIC))
 
     @property
     def conjunction_share(self) -> float:
-        """Share of live latents with a conjunction share above 0.3."""
+        """Return the share of live latents with a conjunction share above 0.3."""
         return self.firing.share(self.live)
 
     def atomic(self) -> LatentShare:
-        """Return `decoder_atomic` with its interval over latents, beside random directions'."""
+        """Return `decoder_atomic` with its interval over latents; the null is that of random directions."""
         return self._counted(self.top_cosine > ATOMIC, self.random_rows.top_cosine > ATOMIC)
 
     def atomic_by_best(self) -> LatentShare:
-        """Return the same against the best of the dictionaries that give the same activations."""
+        """Return the same share in terms of the best of the dictionaries that give the same activations."""
         return self._counted(self.by_best.top_cosine > ATOMIC, self.random_rows.top_cosine > ATOMIC)
 
     def conjunctions(self) -> LatentShare:
@@ -162,14 +167,14 @@ def composition(sae: SAE, draw: Sample, seed: int = 0, threshold: float = 0.0) -
     """Return the composition of every latent of `sae`, which has the units of the draw.
 
     Args:
-        sae: The SAE; lengths of its rows do not matter.
-        draw: Tokens and their truth; 20,000 tokens or more tell most.
-        seed: Names the nulls' draws.
-        threshold: A latent fires where its contribution's length, code times row length, exceeds this.
+        sae: SAE, whose row lengths do not matter.
+        draw: Tokens and their truth; most latents need 20,000 tokens or more.
+        seed: Names the draws of the nulls.
+        threshold: A latent fires where the length of its contribution, code times row length, exceeds this.
 
-    Source: the score is the package's own; participation ratio as order, functional analysis of
-    variance of firing as the code's part. `threshold` 0.05 was used with features of amplitude 1 in
-    published tables.
+    Source: the score is the package's own. The order is a participation ratio, and the part of the code is a
+    functional analysis of variance of firing. Published tables used `threshold` 0.05 with features of
+    amplitude 1.
 
     Raises:
         NotEstimable: no latent fires on these tokens.
@@ -205,22 +210,22 @@ def composition(sae: SAE, draw: Sample, seed: int = 0, threshold: float = 0.0) -
 
 
 def firing(fires: Any, active: Any) -> Firing:
-    """Return the parts of every column of `fires`, given the features that are active.
+    """Return how much the activity of features explains of every column of `fires`.
 
     Args:
         fires: scipy sparse [token, latent], 1 where a latent fires.
         active: scipy sparse [token, feature], 1 where a feature is active.
     """
     fires, active = fires.tocsc(), active.tocsc()
-    found = {name: np.full(fires.shape[1], np.nan) for name in PARTS}
+    parts = {name: np.full(fires.shape[1], np.nan) for name in PARTS}
     for first in range(0, fires.shape[1], _CHUNK_LATENTS):
-        part = fires[:, first : first + _CHUNK_LATENTS]
-        together = (part.T @ active).toarray()
-        for offset in range(part.shape[1]):
-            tokens = part.indices[part.indptr[offset] : part.indptr[offset + 1]]
+        chunk = fires[:, first : first + _CHUNK_LATENTS]
+        together = (chunk.T @ active).toarray()
+        for offset in range(chunk.shape[1]):
+            tokens = chunk.indices[chunk.indptr[offset] : chunk.indptr[offset + 1]]
             for name, value in firing_parts(tokens, together[offset], active).items():
-                found[name][first + offset] = value
-    return Firing(**found)
+                parts[name][first + offset] = value
+    return Firing(**parts)
 
 
 def _fires(codes: Codes, lengths: Float[np.ndarray, " latent"], threshold: float) -> Any:
@@ -253,6 +258,6 @@ def _random_fires(
     return csc_matrix((np.ones(len(rows)), rows, ends), shape=(len(x), len(counts)))
 
 
-def _masked(found: Orders, live: Bool[np.ndarray, " latent"]) -> Orders:
-    values: Mapping[str, Float[np.ndarray, " latent"]] = vars(found)
+def _masked(orders_of_rows: Orders, live: Bool[np.ndarray, " latent"]) -> Orders:
+    values: Mapping[str, Float[np.ndarray, " latent"]] = vars(orders_of_rows)
     return Orders(**{name: np.where(live, value, np.nan) for name, value in values.items()})

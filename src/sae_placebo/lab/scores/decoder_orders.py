@@ -19,11 +19,12 @@ _ALWAYS_ON = 0.95
 
 @dataclass(frozen=True, eq=False)
 class Orders:
-    """Rows as non-negative sums of features.
+    """How rows are made of features, as non-negative sums of these.
 
     Attributes:
-        order: Participation ratio of the squared coefficients, 1 or more; NaN: all are zero.
-        unexplained: Squared length that the sum leaves of a unit row.
+        order: Participation ratio of the squared coefficients, (sum c^2)^2 / sum c^4, 1 or more; NaN where
+            all coefficients are zero.
+        unexplained: Squared length of what the sum leaves of a unit row.
         top_cosine: Largest absolute cosine to a feature.
     """
 
@@ -37,15 +38,15 @@ def orders(
     features: Float[np.ndarray, "feature d_in"],
     groups: Groups = (),
 ) -> Orders:
-    """Return what non-negative least squares on each row's 8 nearest features finds.
+    """Return how each row is made of its 8 nearest features, by non-negative least squares.
 
-    Rows are taken with the sign that their largest absolute cosine has: a latent's sign is its encoder's
-    affair. A group counts as one feature, in the direction of the row's part within it.
+    Rows are turned so that their largest absolute cosine is positive, since the sign of a latent's codes is
+    up to its encoder. A group counts as one feature, in the direction of the row's part within it.
 
     Args:
         rows: Unit rows; a row of zeros has order NaN.
         features: Unit rows.
-        groups: Orthonormal features that span one of several dimensions.
+        groups: Groups of orthonormal features, each of which spans one feature of several dimensions.
     """
     from scipy.optimize import nnls
 
@@ -60,7 +61,7 @@ def orders(
     for first in range(0, len(rows), size):
         part = rows[first : first + size]
         within = [part @ span.T for span in spans]
-        lengths = [np.linalg.norm(one, axis=1)[:, None] for one in within]
+        lengths = [np.linalg.norm(coordinates, axis=1)[:, None] for coordinates in within]
         cosines = np.concatenate([part @ features[single].T, *lengths], axis=1)
         at = np.abs(cosines).argmax(axis=1)
         largest = cosines[np.arange(len(part)), at]
@@ -92,26 +93,26 @@ def dictionaries(
 ) -> dict[str, tuple[Float[np.ndarray, "_ d_in"], Groups]]:
     """Return the dictionaries that give the draw's activations, by name, with their groups.
 
-    `truth` is first; then the truth's alternatives; then `centered`, where groups of which one is always
-    active have a mean that `b_dec` holds in part: the features less that part.
+    `truth` comes first, then the truth's alternatives. `centered` comes last, where the mean of a group of
+    which one feature is always active is held by `b_dec` in part: it has the features less that part.
     """
     truth = draw.truth
     features = truth.dictionary.double().numpy()
-    found: dict[str, tuple[Float[np.ndarray, "_ d_in"], Groups]] = {
+    known: dict[str, tuple[Float[np.ndarray, "_ d_in"], Groups]] = {
         "truth": (features, truth.subspaces)
     }
     for name, directions in truth.alternatives.items():
-        found[name] = (directions.double().numpy(), ())
+        known[name] = (directions.double().numpy(), ())
     centered = _centered(draw, features, b_dec.detach().double().numpy())
     if centered is not None:
-        found["centered"] = (centered, truth.subspaces)
-    return found
+        known["centered"] = (centered, truth.subspaces)
+    return known
 
 
 def _centered(
     draw: Sample, features: Float[np.ndarray, "feature d_in"], b_dec: Float[np.ndarray, " d_in"]
 ) -> Float[np.ndarray, "feature d_in"] | None:
-    """Return unit features less what `b_dec` holds of their group's mean; None: it holds nothing."""
+    """Return unit features less what `b_dec` holds of their group's mean, or None if it holds nothing."""
     n_tokens = draw.codes.n_tokens
     always = [
         list(group)
@@ -138,5 +139,8 @@ def _centered(
 def _along(
     span: Float[np.ndarray, "dimension d_in"], within: Float[np.ndarray, " dimension"]
 ) -> Float[np.ndarray, " d_in"]:
-    found: Float[np.ndarray, " d_in"] = within @ span / max(float(np.linalg.norm(within)), 1e-12)
-    return found
+    """Return the direction in a span that has these coordinates, at length 1."""
+    direction: Float[np.ndarray, " d_in"] = (
+        within @ span / max(float(np.linalg.norm(within)), 1e-12)
+    )
+    return direction

@@ -19,7 +19,7 @@ _FEWEST_FIRINGS = 20
 
 @dataclass(frozen=True)
 class LatentMean:
-    """A mean over latents with its interval, and the null's mean over the same latents."""
+    """A mean over `n` latents with its 95% interval, and the mean of the null over the same latents."""
 
     value: float
     low: float
@@ -30,45 +30,49 @@ class LatentMean:
 
 @dataclass(frozen=True)
 class SupportRecall:
-    """Share of all active (token, feature) pairs on which the feature's latent fires, pooled."""
+    """Share of all active (token, feature) pairs, pooled, on which the feature's latent fires."""
 
     value: float
     low: float
     high: float
     n: int
-    """Active pairs; the interval takes them as independent."""
+    """Number of active pairs, which the interval takes as independent."""
     null: float
-    """What the same rates reach by chance."""
+    """Share that the same rates reach by chance."""
 
 
 @dataclass(frozen=True, eq=False)
 class Detectors:
-    """Latents as detectors of the feature each is matched to; NaN: no feature, or it never fires."""
+    """How well each latent detects the feature that it is matched to.
+
+    Scores are NaN for a latent that has no feature, or never fires, or whose feature is never active.
+    """
 
     target: Int64[np.ndarray, " latent"]
-    """The feature; -1: none."""
+    """Feature that the latent is matched to; -1 where there is none."""
     precision: Float[np.ndarray, " latent"]
     recall: Float[np.ndarray, " latent"]
     f1: Float[np.ndarray, " latent"]
     null_f1: Float[np.ndarray, " latent"]
-    """2 p q / (p + q), with the rates p of the feature and q of the latent: what independence gives."""
+    """F1 that independence gives: 2 p q / (p + q), with the rates p of the feature and q of the latent."""
     firing_rate: Float[np.ndarray, " latent"]
     feature_rate: Float[np.ndarray, " latent"]
     threshold: Float[np.ndarray, " latent"]
-    """Code above which F1 is best, on every other token; NaN: fewer than 20 firings there."""
+    """Code above which F1 is best on the even tokens. It is NaN for fewer than 20 firings there, or where the
+    feature is not active on both even and odd tokens."""
     f1_at_threshold: Float[np.ndarray, " latent"]
-    """F1 of codes above it, on the other half of the tokens."""
+    """F1 of codes above the threshold, on the odd tokens."""
     support_recall: SupportRecall
 
     def mean(
         self, of: Literal["precision", "recall", "f1", "f1_at_threshold"] = "f1", dead: bool = False
     ) -> LatentMean:
-        """Return a mean over latents; the interval takes latents as drawn from very many.
+        """Return the mean of a score over latents, which the interval takes as drawn from very many.
 
         Args:
-            of: What. The null is what independent firing at the latent's rate reaches, whatever it is of;
-                that of `f1_at_threshold` is the null of `f1`.
-            dead: Whether latents that never fire count, as 0; else they are left out.
+            of: Score to average. Its null is what firing independently at the latent's rate reaches; that of
+                `f1_at_threshold` is the null of `f1`.
+            dead: Whether latents without a score count as 0; if not, they are left out.
 
         Raises:
             NotEstimable: fewer than two latents count.
@@ -99,19 +103,17 @@ def detectors(
     """Return how well each latent's firing says whether its feature is active.
 
     Args:
-        found: The SAE's codes of some tokens.
-        true: The true codes of the same tokens.
-        matched: Of the same SAE and truth, by direction or by activation.
+        found: Codes of the SAE.
+        true: True codes of the same tokens.
+        matched: Matching of the same SAE and truth, by direction or by activation.
         by: Whether a latent's feature is the nearest one, which several latents may share, as in
-            SynthSAEBench, or the one that it was assigned. Support recall is by assignment always.
+            SynthSAEBench, or the one that it is assigned. Support recall always goes by assignment.
 
     Raises:
-        SpecError: the codes are of different tokens, by their number.
+        SpecError: the numbers of tokens differ, so the codes are of different tokens.
         NotEstimable: no feature is active, or no latent fires.
     """
     same_tokens(found, true)
-    if not len(true.latents) or not len(found.latents):
-        raise NotEstimable("no feature is active on these tokens, or no latent fires")
     target = matched.nearest if by == "nearest" else matched.feature
     fires, active = code_matrix(found, 0.0).tocsc(), code_matrix(true, 0.0).tocsc()
     n_tokens = found.n_tokens
@@ -143,12 +145,12 @@ def detectors(
 def _both(
     fires: Any, active: Any, target: Int64[np.ndarray, " latent"]
 ) -> Float[np.ndarray, " latent"]:
-    """Return on how many tokens each latent fires and its feature is active."""
-    own = np.flatnonzero(target >= 0)
-    found = np.zeros(len(target))
-    together = fires[:, own].multiply(active[:, target[own]])
-    found[own] = np.asarray(together.sum(axis=0)).ravel()
-    return found
+    """Return the number of tokens on which each latent fires while its feature is active."""
+    latents = np.flatnonzero(target >= 0)
+    both = np.zeros(len(target))
+    together = fires[:, latents].multiply(active[:, target[latents]])
+    both[latents] = np.asarray(together.sum(axis=0)).ravel()
+    return both
 
 
 def _pooled(fires: Any, active: Any, matched: Matching) -> SupportRecall:
@@ -169,8 +171,8 @@ def _swept(
 ) -> tuple[Float[np.ndarray, " latent"], Float[np.ndarray, " latent"]]:
     """Return each latent's best threshold on even tokens, and its F1 on odd ones.
 
-    All thresholds are tried: between any two codes that occur. The half of the tokens that chose a
-    threshold cannot say how good it is.
+    All thresholds between any two codes that occur are tried. The tokens that chose a threshold cannot say
+    how good it is, so the other half does.
     """
     threshold, score = np.full(len(target), np.nan), np.full(len(target), np.nan)
     state: Any = np.zeros(active.shape[0], dtype=bool)

@@ -1,4 +1,4 @@
-"""One latent's firing, split by what a function of active features has to be to explain it."""
+"""One latent's firing is split by the kind of function of active features that explains it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _FEWEST_FIRINGS = 20
 _MOST_FEATURES = 8
 _MOST_CELLS = 96
 _FEWEST_TOKENS = 8
-"""Tokens with the same features active below which they are left out: their rate is not known."""
+"""Tokens with the same features active are left out if they are fewer than this: their rate is not known."""
 _COVERED = 0.95
 _SURE = 4.5
-"""Standard errors that a feature's correlation with firing has to reach to take part."""
+"""A feature takes part if its correlation with firing is more than this many standard errors."""
 
 
 class Cells(NamedTuple):
-    """Tokens by which of a few features are active.
+    """Tokens grouped into cells by which of a few features are active on them.
 
     Attributes:
-        active: Which are.
-        n: Tokens.
-        rate: Share of these tokens on which the latent fires.
+        active: Whether each feature is active on the tokens of the cell.
+        n: Number of tokens of the cell.
+        rate: Share of the cell's tokens on which the latent fires.
     """
 
     active: Bool[np.ndarray, "cell feature"]
@@ -36,10 +36,13 @@ class Cells(NamedTuple):
 def firing_parts(
     tokens: Int[np.ndarray, " firing"], together: Float[np.ndarray, " feature"], active: Any
 ) -> dict[str, float]:
-    """Return a latent's `PARTS`; {}: too few firings; only `explained`, 0: it fires for no feature.
+    """Return the `PARTS` of one latent's firing.
+
+    They are empty if it fires too seldom to tell, or on all tokens; only `explained` is there, with 0, if it
+    fires for no feature.
 
     Args:
-        tokens: Those on which the latent fires.
+        tokens: Tokens on which the latent fires.
         together: On how many of them each feature is active.
         active: scipy CSC [token, feature], 1 where a feature is active.
     """
@@ -56,10 +59,10 @@ def firing_parts(
 
 
 def split(cells: Cells) -> dict[str, float]:
-    """Return the shares of `PARTS` from rates by cell.
+    """Return the shares of `PARTS` that the rates of cells give.
 
-    Sampling noise of rates adds to every explained sum of squares, by the noise of each cell times its
-    leverage in the fit; that much is taken off.
+    Sampling noise of the rates adds the noise of each cell times its leverage in the fit to every explained
+    sum of squares; that much is taken off.
     """
     n, rate = cells.n, cells.rate
     noise = rate * (1 - rate) * n / np.maximum(n - 1, 1)
@@ -87,11 +90,11 @@ def split(cells: Cells) -> dict[str, float]:
 
 
 def _chosen(fired: int, together: Float[np.ndarray, " feature"], active: Any) -> Any:
-    """Return the features that firing goes with for sure, the surest first."""
+    """Return the features that firing is surely correlated with, the surest first."""
     n = active.shape[0]
     counts = np.diff(active.indptr).astype(np.float64)
     covariance = together - fired * counts / n
-    # of a sum over tokens, were firing independent of the feature
+    # the standard deviation of `covariance` if firing were independent of the feature
     sd = np.sqrt(fired * (1 - fired / n) * counts * (1 - counts / n) / n)
     z = np.abs(covariance) / np.where(sd > 0, sd, np.inf)
     most = min(_MOST_FEATURES, len(z))
@@ -101,7 +104,7 @@ def _chosen(fired: int, together: Float[np.ndarray, " feature"], active: Any) ->
 
 
 def _cells(tokens: Int[np.ndarray, " firing"], chosen: Any, active: Any) -> Cells:
-    """Return cells of as many of the features as leave most tokens in cells of known rate."""
+    """Return the cells of as many features as leave most tokens in cells whose rate is known."""
     code = np.zeros(active.shape[0], dtype=np.int64)
     for bit, feature in enumerate(chosen):
         code[active.indices[active.indptr[feature] : active.indptr[feature + 1]]] |= 1 << bit
@@ -124,7 +127,7 @@ def _cells(tokens: Int[np.ndarray, " firing"], chosen: Any, active: Any) -> Cell
 def _sum_of_effects(
     cells: Cells, mean: float
 ) -> tuple[Float[np.ndarray, " cell"], Float[np.ndarray, " cell"]]:
-    """Return the best constant plus non-negative effects of single features, and its leverage."""
+    """Return the best fit by a constant plus non-negative effects of single features, and its leverage."""
     from scipy.optimize import nnls
 
     n = cells.n
@@ -143,10 +146,10 @@ def _sum_of_effects(
 def _never_falling(
     cells: Cells, mean: float
 ) -> tuple[Float[np.ndarray, " cell"], Float[np.ndarray, " cell"]]:
-    """Return the best function that no further active feature lowers, and its leverage.
+    """Return the best fit by a function that no further active feature lowers, and its leverage.
 
-    Isotonic regression on the order of sets by inclusion; the projection onto its cone is the rest of
-    a projection onto the polar cone, which is non-negative least squares on the order's covers.
+    This is isotonic regression on the order of sets by inclusion. The projection onto its cone is what a
+    projection onto the polar cone leaves, and that one is non-negative least squares on the order's covers.
     """
     from scipy.optimize import nnls
 
@@ -169,7 +172,7 @@ def _never_falling(
 def _covers(
     active: Bool[np.ndarray, "cell feature"],
 ) -> tuple[Int[np.ndarray, " cover"], Int[np.ndarray, " cover"]]:
-    """Return pairs of cells, the first within the second and no cell between."""
+    """Return the pairs of cells of which the first lies within the second, with no cell between them."""
     part = active.astype(np.int64)
     within = (part @ (1 - part).T == 0) & ~np.eye(len(part), dtype=bool)
     between = (within.astype(np.int64) @ within.astype(np.int64)) > 0

@@ -17,20 +17,20 @@ from sae_placebo.stats.proportions import wilson
 
 @dataclass(frozen=True)
 class RateBin:
-    """Features whose rates lie between `low` and `high`, both included.
+    """How many features are recovered whose rates lie between `low` and `high`, both included.
 
     Attributes:
-        low: Lowest rate.
+        low: Lowest rate of a feature in the bin.
         high: Highest rate.
-        n: Features.
-        recovered: Those with a cosine above the threshold to some latent.
-        share: Their share.
-        share_low: Wilson's lower bound.
+        n: Number of features.
+        recovered: Number of features with a cosine above the threshold to some latent.
+        share: Share of features that are recovered.
+        share_low: Wilson's lower bound of the share.
         share_high: Wilson's upper bound.
-        cosine: Mean largest cosine.
-        null_share: Mean share that random directions recover.
-        null_cosine: Their mean largest cosine.
-        null_cosine_sd: Of that, between draws of the random directions.
+        cosine: Mean over features of the largest cosine to a latent.
+        null_share: Mean share of features that random directions recover.
+        null_cosine: Mean over features of the largest cosine to a random direction.
+        null_cosine_sd: Standard deviation of `null_cosine` between draws of the random directions.
     """
 
     low: float
@@ -55,21 +55,21 @@ def recovery_by_rate(
     seed: int = 0,
     draws: int = 8,
 ) -> list[RateBin]:
-    """Return recovery by bins of rate, rarest first; a bin that no feature falls in is left out.
+    """Return the recovery of features in bins of rate, rarest first; empty bins are left out.
 
-    Bins are equally wide in log rate. Features that never occur are in none. The null is of as many
-    random directions, uniform on the sphere, against the same features.
+    Bins are equally wide in log rate. Features that never occur are in none. The null is that of as many
+    random directions as there are latents, uniform on the sphere, on the same features.
 
     Args:
         learned: Decoder rows; lengths do not matter.
         truth: Features and their rates.
         threshold: Cosine above which a feature counts as recovered.
-        n_bins: Bins; one alone where all rates agree.
-        seed: Names the null's draws.
-        draws: Of the null.
+        n_bins: Number of bins; there is one where all rates agree.
+        seed: Names the draws of the null.
+        draws: Draws of the null, 2 or more.
 
     Raises:
-        SpecError: no bin, or fewer than 2 draws.
+        SpecError: there is no bin, or there are fewer than 2 draws.
         NotEstimable: no feature ever occurs.
     """
     if n_bins < 1 or draws < 2:
@@ -79,38 +79,35 @@ def recovery_by_rate(
     if not occurs.any():
         raise NotEstimable("no feature ever occurs, so none can be recovered")
     best = recovery(learned.float(), truth.dictionary).best_cosine.double().numpy()
-    random = generator(seed, "recovery by rate", truth.dictionary.shape[1], len(learned))
+    d_in = truth.dictionary.shape[1]
+    random = generator(seed, "recovery by rate", d_in, len(learned))
+    directions = (unit_rows(len(learned), d_in, random) for _ in range(draws))
     null = np.stack(
-        [
-            recovery(
-                unit_rows(len(learned), truth.dictionary.shape[1], random), truth.dictionary
-            ).best_cosine.numpy()
-            for _ in range(draws)
-        ]
+        [recovery(rows, truth.dictionary).best_cosine.numpy() for rows in directions]
     ).astype(np.float64)
     logs = np.log(np.where(occurs, rates, 1.0))
     low, high = logs[occurs].min(), logs[occurs].max()
     width = max((high - low) / n_bins, 1e-6)
     index = np.where(occurs, np.minimum((logs - low) // width, n_bins - 1), -1)
-    found = []
+    bins = []
     for at in range(n_bins):
-        own = np.flatnonzero(index == at)
-        if not len(own):
+        members = np.flatnonzero(index == at)
+        if not len(members):
             continue
-        hits = int((best[own] > threshold).sum())
-        by_draw = null[:, own].mean(axis=1)
-        found.append(
+        hits = int((best[members] > threshold).sum())
+        by_draw = null[:, members].mean(axis=1)
+        bins.append(
             RateBin(
-                float(rates[own].min()),
-                float(rates[own].max()),
-                len(own),
+                float(rates[members].min()),
+                float(rates[members].max()),
+                len(members),
                 hits,
-                hits / len(own),
-                *wilson(hits, len(own)),
-                cosine=float(best[own].mean()),
-                null_share=float((null[:, own] > threshold).mean()),
+                hits / len(members),
+                *wilson(hits, len(members)),
+                cosine=float(best[members].mean()),
+                null_share=float((null[:, members] > threshold).mean()),
                 null_cosine=float(by_draw.mean()),
                 null_cosine_sd=float(by_draw.std(ddof=1)),
             )
         )
-    return found
+    return bins

@@ -1,7 +1,8 @@
 """The best code of a token on a given dictionary, found for each token by itself.
 
-An encoder is one pass and has to be right for all tokens at once; what is here may take as long as it
-likes. The difference is what the encoder costs. Everything is in double precision and in batches.
+An encoder is one pass and has to be right for all tokens at once, while inference may take as long as it
+likes. The difference between the two is what the encoder costs. Everything is in double precision and in
+batches, unless said otherwise.
 """
 
 from __future__ import annotations
@@ -16,19 +17,20 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64
 from sae_placebo.baselines import pursuit
 from sae_placebo.core.errors import NotEstimable, SpecError
 from sae_placebo.core.lazy import torch
+from sae_placebo.lab.generators.sparse_draws import packed
 from sae_placebo.saes import Codes
 
 TOLERANCE = 1e-7
 """Largest distance from the optimum that is allowed, as a share of the token's squared norm."""
 _CHUNK_NUMBERS = 1 << 22
 _MOST_POLISHED = 128
-"""Atoms in use up to which a linear system is solved."""
+"""A token's linear system is solved if it uses no more atoms than this."""
 _CHECK_EVERY = 25
 _MOST_STEPS = 400
-"""Steps of FISTA, after which tokens are finished one by one."""
+"""After so many steps of FISTA the tokens that are left are solved one by one."""
 _SWEEPS = 60
 _EXHAUSTIVE = 512
-"""Supports that are tried one and all; with more, the support is pursued."""
+"""All supports are tried if there are no more than this; otherwise pursuit chooses one."""
 
 
 def nonnegative_lasso(
@@ -44,9 +46,9 @@ def nonnegative_lasso(
 
     Source: Beck and Teboulle, "A fast iterative shrinkage-thresholding algorithm" (2009), with the
     momentum restarted token by token (O'Donoghue and Candes 2015, gradient scheme). Differs: every 25
-    steps the linear system of the atoms in use is solved, and its solution kept where it is
-    non-negative and better, so that the end is exact once the support is right; tokens that are done
-    leave the batch. Those that are not after 400 steps are solved one by one with an active set, as in
+    steps the linear system of the atoms in use is solved, and its solution, with negative values set to 0,
+    is kept where it is better, so that the end is exact once the support is right; tokens that are done
+    leave the batch. Those that are not done after 400 steps are solved one by one with an active set, as in
     Lawson and Hanson, "Solving least squares problems" (1974), chapter 23.
 
     Raises:
@@ -55,7 +57,7 @@ def nonnegative_lasso(
     """
     if not (lam > 0 and math.isfinite(lam)):
         raise SpecError(f"the weight of the penalty is {lam}: give a number above 0, or use nnls")
-    return _sparse(_solved(x, dictionary, lam, tolerance))
+    return packed(_solved(x, dictionary, lam, tolerance).float())
 
 
 def nnls(
@@ -63,15 +65,16 @@ def nnls(
     dictionary: Float[torch.Tensor, "atom d_in"],
     tolerance: float = TOLERANCE,
 ) -> Codes:
-    """Return, per token, codes a >= 0 that minimize |x - a D|^2; there may be many as good.
+    """Return, per token, codes a >= 0 that minimize |x - a D|^2; others may be as good.
 
-    Stops where the conditions of Karush, Kuhn and Tucker hold: with the gradient g = 2 D (x - a D), no
-    g above `tolerance * |x| * max |d|`, and |sum a g| at most `tolerance * |x|^2`. See `nonnegative_lasso`.
+    It is solved as `nonnegative_lasso` is, until the conditions of Karush, Kuhn and Tucker hold: with the
+    gradient g = 2 D (x - a D), no g is above `tolerance * |x| * max |d|`, and |sum a g| is at most
+    `tolerance * |x|^2`.
 
     Raises:
         NotEstimable: some token cannot be brought within the tolerance.
     """
-    return _sparse(_solved(x, dictionary, 0.0, tolerance))
+    return packed(_solved(x, dictionary, 0.0, tolerance).float())
 
 
 def duality_gap(
@@ -80,10 +83,10 @@ def duality_gap(
     codes: Float[torch.Tensor, "token atom"],
     lam: float,
 ) -> Float64[torch.Tensor, " token"]:
-    """Return how far each token's objective can be from the optimum at most, in the objective's units.
+    """Return how far each token's objective is from the optimum at most, in the objective's units.
 
     The dual of min |x - a D|^2 + lam sum a over a >= 0 is max 2 x.t - |t|^2 over t with
-    2 D t <= lam; t is the residual, made shorter until it is allowed. The gap is 0 at the optimum alone.
+    2 D t <= lam. Here t is the residual, made shorter until that holds. Only at the optimum is the gap 0.
     """
     x, rows, codes = x.double(), dictionary.double(), codes.double()
     left = x - codes @ rows
@@ -128,18 +131,18 @@ def _fista(
     lam: float,
     tolerance: float,
 ) -> Float64[torch.Tensor, "token atom"]:
-    found = x.new_zeros(len(x), len(rows))
+    solved = x.new_zeros(len(x), len(rows))
     step = 1 / (2 * float(torch.linalg.matrix_norm(rows, ord=2)) ** 2 + 1e-300)
     todo = torch.arange(len(x))
-    codes = point = found.clone()
+    codes = point = solved.clone()
     momentum = x.new_ones(len(x))
     for count in range(_MOST_STEPS + 1):
         if count % _CHECK_EVERY == 0:
             codes, done = _polished(x[todo], rows, codes, lam, tolerance)
-            found[todo[done]] = codes[done]
+            solved[todo[done]] = codes[done]
             left = ~done
             if not bool(left.any()):
-                return found
+                return solved
             todo, codes, point, momentum = todo[left], codes[left], point[left], momentum[left]
         slope = 2 * (point @ rows - x[todo]) @ rows.t() + lam
         following = (point - step * slope).clamp_min(0)
@@ -157,14 +160,14 @@ def _fista(
             f"{int((~done).sum())} of {len(x)} tokens cannot be brought within {tolerance:g} of the best "
             "code in double precision: allow a larger tolerance"
         )
-    found[todo] = codes
-    return found
+    solved[todo] = codes
+    return solved
 
 
 def _active_set(
     x: Float64[torch.Tensor, " d_in"], rows: Float64[torch.Tensor, "atom d_in"], lam: float
 ) -> Float64[torch.Tensor, " atom"]:
-    """Return the best code of one token: atoms enter one at a time and leave before they turn negative."""
+    """Return one token's best code, whose atoms enter one at a time and leave before they turn negative."""
     code, active = x.new_zeros(len(rows)), torch.zeros(len(rows), dtype=torch.bool)
     least = 1e-12 * (1 + float(x.square().sum()))
     for _ in range(4 * (len(x) + 1)):
@@ -182,7 +185,7 @@ def _active_set(
             if bool((wanted > 0).all()):
                 code[index] = wanted
                 break
-            # as far towards the solution as every code stays above zero
+            # go towards the solution as long as every code stays above zero
             falling, now = wanted <= 0, code[index]
             share = float((now[falling] / (now[falling] - wanted[falling]).clamp_min(1e-300)).min())
             code[index] = (now + share * (wanted - now)).clamp_min(0)
@@ -240,33 +243,25 @@ def _least_squares(
     used: Bool[torch.Tensor, "token slot"],
     lam: float,
 ) -> Float64[torch.Tensor, "token slot"]:
-    """Return the stationary values of the slots in use, of either sign; 0 in the others."""
+    """Return the values, of either sign, at which the objective is stationary; slots not in use have 0."""
     chosen = chosen * used[:, :, None]
     gram = torch.bmm(chosen, chosen.transpose(1, 2))
-    # atoms that point the same way share; slots that are not in use keep 0
+    # the ridge makes atoms that point the same way share; slots that are not in use keep 0
     ridge = torch.where(used, 1e-12 * gram.diagonal(dim1=1, dim2=2).amax(dim=1, keepdim=True), 1.0)
     right = torch.bmm(chosen, x[:, :, None])[:, :, 0] - lam / 2 * used
     values: torch.Tensor = torch.linalg.solve(gram + torch.diag_embed(ridge + 1e-300), right)
     return values
 
 
-def _sparse(dense: Float64[torch.Tensor, "token atom"]) -> Codes:
-    rounded = dense.float()
-    where = rounded > 0
-    offsets = torch.zeros(len(dense) + 1, dtype=torch.int64)
-    torch.cumsum(where.sum(dim=1), dim=0, out=offsets[1:])
-    return Codes(offsets, where.nonzero()[:, 1], rounded[where], dense.shape[1])
-
-
 @dataclass(frozen=True)
 class NonnegativePath:
-    """Atoms in the order in which non-negative pursuit took them.
+    """Atoms in the order in which non-negative pursuit took them, with their codes at every length.
 
     Attributes:
-        atoms: In the order taken, each once.
-        values: At [:, s, :s + 1], the non-negative least-squares values of the first s + 1 atoms.
+        atoms: Atoms in the order taken, each once.
+        values: Non-negative least-squares values; those of the first s + 1 atoms are at [:, s, :s + 1].
         errors: Squared error with none, one, two, ... atoms.
-        n_atoms: Atoms in the dictionary.
+        n_atoms: Number of atoms in the dictionary.
     """
 
     atoms: Int64[torch.Tensor, "token step"]
@@ -275,27 +270,27 @@ class NonnegativePath:
     n_atoms: int
 
     def at(self, lengths: Int64[torch.Tensor, " token"]) -> Codes:
-        """Return the code of each token's own length."""
+        """Return the codes that have, for each token, as many atoms as `lengths` says, or all on the path."""
         dense = torch.zeros(len(self.atoms), self.n_atoms, dtype=torch.float64)
         used = lengths > 0
         last = (lengths[used] - 1).clamp_max(self.atoms.shape[1] - 1)
         values = self.values[used][torch.arange(len(last)), last]
         dense[used] = dense[used].scatter(1, self.atoms[used], values)
-        return _sparse(dense)
+        return packed(dense.float())
 
 
 def nonnegative_pursuit(
     x: Float[torch.Tensor, "token d_in"], dictionary: Float[torch.Tensor, "atom d_in"], k: int
 ) -> NonnegativePath:
-    """Return k steps of orthogonal matching pursuit with codes >= 0; rows of length 1.
+    """Return k steps of orthogonal matching pursuit with codes >= 0; rows must have length 1.
 
     Each step takes the atom with the largest product with what is left, among those not taken, and
     fits the values of all atoms taken to the token, at or above zero.
 
     Source: Bruckstein, Elad and Zibulevsky, "On the uniqueness of nonnegative sparse solutions" (2008).
     The non-negative fit is that of least squares where it has no negative value, and 60 sweeps of
-    coordinate descent elsewhere. `baselines.pursuit.pursue_nonnegative` is cheaper, and fits at the end
-    alone.
+    coordinate descent elsewhere. `baselines.pursuit.pursue_nonnegative` is cheaper, and fits only at
+    the end.
     """
     rows = dictionary.detach().double()
     k = min(k, len(rows))
@@ -357,8 +352,8 @@ def omp(
 ) -> pursuit.AtomCodes:
     """Return codes of at most k atoms by orthogonal matching pursuit, of either sign unless `nonnegative`.
 
-    Rows must have length 1. The codes are those of `baselines.pursuit`, since they may be negative; that of
-    either sign is its `pursue`, in single precision.
+    Rows must have length 1. The codes are `AtomCodes`, since they may be negative. Those of either sign are
+    found by `baselines.pursuit.pursue`, in single precision.
     """
     if nonnegative:
         path = nonnegative_pursuit(x, dictionary, k)
@@ -376,8 +371,8 @@ def best_of_k(
 ) -> tuple[Codes, bool]:
     """Return codes >= 0 with at most k atoms and a small error, and whether they are surely the best.
 
-    Where there are at most 512 supports of k atoms all of them are tried, which is exact; otherwise
-    non-negative pursuit chooses, and better codes may exist. Rows must have length 1.
+    Where there are at most 512 supports of k atoms, all of them are tried, which is exact; otherwise
+    non-negative pursuit chooses one, and better codes may exist. Rows must have length 1.
     """
     rows = dictionary.detach().double()
     k = min(k, len(rows))
@@ -385,14 +380,14 @@ def best_of_k(
         path = nonnegative_pursuit(x, rows, k)
         return path.at(torch.full((len(x),), k)), False
     x = x.double()
-    best, found = x.square().sum(dim=1), x.new_zeros(len(x), len(rows))
+    best, best_codes = x.square().sum(dim=1), x.new_zeros(len(x), len(rows))
     for support in itertools.combinations(range(len(rows)), k):
         atoms = torch.tensor(support)
         fitted = _nonnegative_fit(x, rows[atoms].expand(len(x), -1, -1))
         errors = (x - fitted @ rows[atoms]).square().sum(dim=1)
         better = errors < best
         best = torch.where(better, errors, best)
-        tried = torch.zeros_like(found)
+        tried = torch.zeros_like(best_codes)
         tried[:, atoms] = fitted
-        found = torch.where(better[:, None], tried, found)
-    return _sparse(found), True
+        best_codes = torch.where(better[:, None], tried, best_codes)
+    return packed(best_codes.float()), True

@@ -1,4 +1,4 @@
-"""Which latent stands for which feature: by direction, or by activation, and how well the pairs agree."""
+"""Latents and features are matched, by direction or by activation, and their agreement is scored."""
 
 from __future__ import annotations
 
@@ -21,54 +21,57 @@ _CHUNK_NUMBERS = 1 << 24
 
 @dataclass(frozen=True, eq=False)
 class Matching:
-    """Latents and features, held against each other.
+    """Which latent goes with which feature, and how similar they are.
 
     A similarity is a cosine of directions, or a correlation of codes; `kind` says which. Rows of zeros, and
     codes that never vary, have similarity 0 to everything.
     """
 
     feature: Int64[np.ndarray, " latent"]
-    """The feature that the assignment gives each latent, one to one; -1: none was left."""
+    """Feature that the assignment gives to the latent, one to one; -1 where none was left."""
     similarity: Float[np.ndarray, " latent"]
-    """Absolute similarity of the assigned pair; NaN: none."""
+    """Absolute similarity of the assigned pair; NaN where there is none."""
     nearest: Int64[np.ndarray, " latent"]
-    """The feature of the largest absolute similarity, which latents may share; -1: similarity 0 to all."""
+    """Feature of the largest absolute similarity, which latents may share; -1 where all of them are 0."""
     nearest_similarity: Float[np.ndarray, " latent"]
-    """That similarity, with its sign."""
+    """Similarity to the nearest feature, with its sign."""
     signed: Float[np.ndarray, " latent"]
-    """Largest similarity of each latent to a feature; opposite directions are apart."""
+    """Largest similarity of the latent to a feature, where the opposite direction is another."""
     best: Float[np.ndarray, " feature"]
-    """Largest similarity of each feature to a latent; opposite directions are apart."""
+    """Largest similarity of the feature to a latent, where the opposite direction is another."""
     best_latent: Int64[np.ndarray, " feature"]
-    """The latent that has it."""
+    """Latent that has it."""
     mcc: float
-    """Mean absolute similarity of the pairs of the best assignment; as many pairs as the smaller side has."""
+    """Mean absolute similarity of the assigned pairs, which are as many as the smaller side has rows."""
     mcc_signed: float
-    """The same of the assignment with the largest sum of signed similarities."""
+    """Mean similarity of the pairs of the assignment with the largest sum of signed similarities."""
     kind: Literal["direction", "activation"]
     method: str
     """`optimal`, or `greedy` where there are too many rows; see `latents.partners.assignment.assign`."""
 
     @property
     def mmcs(self) -> float:
-        """Mean over features of the largest similarity to a latent: a recall, blind to all else."""
+        """Return the mean over features of the largest similarity to a latent.
+
+        It is a recall, blind to what other latents there are.
+        """
         return float(self.best.mean())
 
     @property
     def mmcs_of_latents(self) -> float:
-        """Mean over latents of the largest similarity to a feature: a precision."""
+        """Return the mean over latents of the largest similarity to a feature, which is a precision."""
         return float(self.signed.mean())
 
     @property
     def multiplicity(self) -> Int64[np.ndarray, " feature"]:
-        """Number of latents whose nearest feature is this one."""
+        """Return, for each feature, the number of latents whose nearest feature it is."""
         return np.bincount(self.nearest[self.nearest >= 0], minlength=len(self.best)).astype(
             np.int64
         )
 
     @property
     def uniqueness(self) -> float:
-        """Features that are nearest to some latent, divided by the number of latents.
+        """Return the number of features that are nearest to some latent, divided by that of latents.
 
         For random directions and many more features than latents it is near 1 - latents / (2 features).
         """
@@ -76,7 +79,7 @@ class Matching:
 
     @property
     def pairs(self) -> Int64[np.ndarray, "pair 2"]:
-        """Assigned (latent, feature), by latent."""
+        """Return the assigned pairs (latent, feature), in order of latents."""
         latents = np.flatnonzero(self.feature >= 0)
         return np.stack([latents, self.feature[latents]], axis=1).astype(np.int64)
 
@@ -86,16 +89,16 @@ def matching(
     truth: GeneratorTruth | Float[torch.Tensor, "feature d_in"],
     spec: AssignmentSpec | None = None,
 ) -> Matching:
-    """Return how latents' decoder rows and features' directions pair up; lengths do not matter.
+    """Return the matching of latents' decoder rows with features' directions; lengths do not matter.
 
-    Cost: the assignment is the Hungarian one (scipy, cubic at worst), signed and not. With more than
-    `spec.optimal_up_to` rows (4,096 if not said) on either side nearest pairs are taken first, whose sum
-    is a little smaller: compare only with nulls made the same way.
+    The assignment is the Hungarian one (scipy, cubic at worst), once by absolute and once by signed cosine.
+    With more than `spec.optimal_up_to` rows (4,096 if not given) on either side, nearest pairs are taken
+    first instead; their sum is a little smaller, so compare it only with nulls made the same way.
 
     Args:
         learned: Decoder rows.
-        truth: The truth, or its directions.
-        spec: Up to how many rows the assignment is the best one.
+        truth: Truth, or its directions.
+        spec: Says up to how many rows the assignment is the best one.
 
     Source: MCC as in SynthSAEBench (arXiv 2602.14687); MMCS as in Sharkey, Braun and Millidge (2022).
 
@@ -122,18 +125,16 @@ def matching(
 
 
 def matching_by_activation(found: Codes, true: Codes) -> Matching:
-    """Return how latents and features pair up by the correlation of their codes over tokens.
+    """Return the matching of latents with features by the correlation of their codes over tokens.
 
-    What a latent says counts here, not where it points. Cost: the matrix [latent, feature] of correlations
-    in memory, and its Hungarian assignment: always the best one, however long it takes.
+    It counts when a latent fires, not where it points. The matrix [latent, feature] of correlations is held
+    in memory, and its Hungarian assignment is always the best one, however long it takes.
 
     Raises:
-        SpecError: the codes are of different tokens, by their number.
+        SpecError: the numbers of tokens differ, so the codes are of different tokens.
         NotEstimable: no feature is active, or no latent fires.
     """
     same_tokens(found, true)
-    if not len(true.latents) or not len(found.latents):
-        raise NotEstimable("no feature is active on these tokens, or no latent fires")
     from scipy.optimize import linear_sum_assignment
 
     correlations = correlation(code_matrix(found), code_matrix(true))
@@ -147,22 +148,26 @@ def matching_by_activation(found: Codes, true: Codes) -> Matching:
 
 
 def same_tokens(found: Codes, true: Codes) -> None:
-    """Refuse codes of different tokens.
+    """Check that an SAE's codes and the true ones are of the same tokens and can be compared.
 
     Raises:
-        SpecError: their numbers of tokens differ.
+        SpecError: the numbers of tokens differ, so the codes are of different tokens.
+        NotEstimable: no feature is active, or no latent fires.
     """
     if found.n_tokens != true.n_tokens:
         raise SpecError(
             f"{found.n_tokens} tokens' codes cannot be compared with {true.n_tokens} tokens': encode "
             "the tokens of the same draw"
         )
+    if not len(true.latents) or not len(found.latents):
+        raise NotEstimable("no feature is active on these tokens, or no latent fires")
 
 
 def code_matrix(codes: Codes, threshold: float | None = None) -> Any:
-    """Return codes as scipy CSR [token, latent], float64; with a threshold, 1 where they exceed it.
+    """Return codes as scipy CSR [token, latent], float64; with a threshold, 1 stands where they exceed it.
 
-    A threshold of 0 is taken as "is stored": codes of features of several dimensions may be below zero.
+    Codes count by their absolute value, since those of features of several dimensions may be negative, so a
+    threshold of 0 gives 1 for every code that is not 0.
     """
     from scipy.sparse import csr_matrix
 
@@ -170,14 +175,17 @@ def code_matrix(codes: Codes, threshold: float | None = None) -> Any:
     if threshold is not None:
         values = (np.abs(values) > threshold).astype(np.float64)
     shape = (codes.n_tokens, codes.d_sae)
-    made = csr_matrix((values, codes.latents.numpy(), codes.offsets.numpy()), shape=shape)
+    matrix = csr_matrix((values, codes.latents.numpy(), codes.offsets.numpy()), shape=shape)
     if threshold:
-        made.eliminate_zeros()
-    return made
+        matrix.eliminate_zeros()
+    return matrix
 
 
 def correlation(a: Any, b: Any) -> Float[np.ndarray, "column other"]:
-    """Return correlations of the columns of two sparse matrices of the same tokens; 0 without variance."""
+    """Return correlations of the columns of two sparse matrices, which have the same tokens as rows.
+
+    They are 0 where a column has no variance.
+    """
     n = a.shape[0]
     means = [np.asarray(part.mean(axis=0)).ravel() for part in (a, b)]
     squares = [np.asarray(part.multiply(part).mean(axis=0)).ravel() for part in (a, b)]
@@ -187,8 +195,8 @@ def correlation(a: Any, b: Any) -> Float[np.ndarray, "column other"]:
     ]
     covariance = (a.T @ b).toarray() / n - np.outer(means[0], means[1])
     scale = np.outer(*[np.where(sd > 1e-9, sd, np.inf) for sd in sds])
-    found: Float[np.ndarray, "column other"] = covariance / scale
-    return found
+    correlations: Float[np.ndarray, "column other"] = covariance / scale
+    return correlations
 
 
 def _rows(rows: Float[torch.Tensor, "row d_in"]) -> Float[np.ndarray, "row d_in"]:
@@ -202,7 +210,7 @@ def _matching(
     kind: Literal["direction", "activation"],
     method: str,
 ) -> Matching:
-    """Return the matching from blocks of latents' similarities to all features, in order."""
+    """Return the matching whose similarities come in blocks of latents, in order, to all features."""
     nearest, near, signed = [], [], []
     best: Any = None
     best_latent: Any = None

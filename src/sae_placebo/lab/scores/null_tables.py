@@ -1,4 +1,4 @@
-"""What dictionaries that learned nothing score against a truth, and how far above it a score stands."""
+"""What dictionaries that learned nothing score on a truth, and how far above that a score lies."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import numpy_generator
 from sae_placebo.lab.generators.base import GeneratorTruth
 from sae_placebo.lab.scores.matching import Matching, matching
+from sae_placebo.lab.scores.recovery import normalized
 from sae_placebo.latents.partners.assignment import AssignmentSpec
 
 SIZES = ((2, 4, 4), (20, 5, 5), (50, 4, 4), (100, 50, 50), (256, 512, 512), (256, 512, 4096))
-"""(d_in, features, latents) of the small rows of the usual table."""
+"""Sizes (d_in, features, latents) of the small rows of the usual table."""
 
 Atoms = Literal["sphere", "gaussian", "data"]
 
 
 @dataclass(frozen=True)
 class Null:
-    """A score of dictionaries that learned nothing.
+    """What dictionaries that learned nothing reach on one score.
 
     Attributes:
-        mean: Over draws.
-        sd: Between draws.
-        draws: How many.
+        mean: Mean over draws.
+        sd: Standard deviation between draws.
+        draws: Number of draws.
     """
 
     mean: float
@@ -41,14 +42,14 @@ class Null:
         """Return how many standard deviations of the null a score lies above it.
 
         Raises:
-            NotEstimable: all draws gave the same.
+            NotEstimable: all draws have the same score.
         """
         if not self.sd > 0:
             raise NotEstimable("all random dictionaries score the same, so there is no z")
         return (score - self.mean) / self.sd
 
     def above(self, score: float) -> float:
-        """Return (score - null) / (1 - null): 0 is chance, 1 is the truth itself.
+        """Return (score - null) / (1 - null), which is 0 at chance and 1 for the truth itself.
 
         Raises:
             NotEstimable: chance alone reaches 1.
@@ -67,9 +68,9 @@ class MatchingNull:
         mmcs_of_latents: Mean over latents of the largest cosine.
         mean_max_abs: Mean over features of the largest absolute cosine.
         mcc: Mean absolute cosine of assigned pairs.
-        mcc_signed: The same, signed.
-        uniqueness: Distinct nearest features per latent.
-        atoms: What the random rows are; see `matching_null`.
+        mcc_signed: Mean cosine of the pairs of the best signed assignment.
+        uniqueness: Number of distinct nearest features per latent.
+        atoms: Law of the random rows; see `matching_null`.
     """
 
     mmcs: Null
@@ -94,18 +95,18 @@ def matching_null(
     """Return what `d_sae` random rows reach on this very truth.
 
     Args:
-        truth: The truth, or its directions.
-        d_sae: Rows.
+        truth: Truth, or its directions.
+        d_sae: Number of random rows.
         seed: Names the draws.
-        atoms: `sphere`: uniform directions. `gaussian`: drawn from N(0, covariance of `x`): real
-            activations prefer some directions, and so do rows that only follow them. `data`: tokens of
-            `x`, none twice, as they are.
-        x: Activations, for the latter two.
-        draws: Dictionaries.
-        spec: As in `matching`: the null of a greedy assignment is greedy.
+        atoms: Law of the rows. `sphere` has uniform directions. `gaussian` draws from N(0, covariance of
+            `x`), since real activations prefer some directions, and so do rows that only follow them. `data`
+            takes tokens of `x` as they are, none twice.
+        x: Activations, for `gaussian` and `data`.
+        draws: Number of dictionaries drawn, 2 or more.
+        spec: As in `matching`, since the null of a greedy assignment is greedy.
 
     Raises:
-        SpecError: fewer than 2 draws, or activations are missing or too few.
+        SpecError: there are fewer than 2 draws, or activations are missing or too few.
     """
     directions = truth.dictionary if isinstance(truth, GeneratorTruth) else truth
     if draws < 2:
@@ -125,18 +126,18 @@ def random_null(
     draws: int | None = None,
     spec: AssignmentSpec | None = None,
 ) -> MatchingNull:
-    """Return what random rows reach on random features, both uniform directions: a row of the table.
+    """Return what random rows reach on random features, where both are uniform directions.
 
     Args:
-        d_in: Dimensions.
-        n_features: Features.
-        d_sae: Rows.
+        d_in: Number of dimensions.
+        n_features: Number of features.
+        d_sae: Number of rows.
         seed: Names the draws.
-        draws: Pairs of dictionaries; None: as many as make 2,000 pairs of rows, 4 to 400.
+        draws: Number of pairs of dictionaries; None draws as many as make 2,000 pairs of rows, 4 to 400.
         spec: As in `matching`.
 
     Raises:
-        SpecError: a size is below 1, or fewer than 2 draws.
+        SpecError: a size is below 1, or there are fewer than 2 draws.
     """
     if min(d_in, n_features, d_sae) < 1:
         raise SpecError(f"sizes are 1 or more; found {d_in}, {n_features}, {d_sae}")
@@ -157,12 +158,12 @@ def random_null(
 def null_table(
     sizes: Sequence[tuple[int, int, int]] = SIZES, seed: int = 0
 ) -> dict[tuple[int, int, int], MatchingNull]:
-    """Return `random_null` at each (d_in, features, latents)."""
+    """Return `random_null` at each size (d_in, features, latents)."""
     return {size: random_null(*size, seed) for size in sizes}
 
 
 class _Rows:
-    """Random rows of one kind."""
+    """Random rows are drawn from one law; see `matching_null`."""
 
     def __init__(
         self, atoms: Atoms, d_in: int, x: Float[torch.Tensor, "token d_in"] | None
@@ -194,26 +195,21 @@ def _scored(
     spec: AssignmentSpec | None,
 ) -> tuple[Matching, float]:
     """Return the matching, and the mean largest absolute cosine of features."""
-    found = matching(rows, directions, spec)
     either = torch.cat([rows, -rows])
-    absolute = _unit(either) @ _unit(directions).t()
-    return found, float(absolute.max(dim=0).values.double().mean())
+    absolute = normalized(either) @ normalized(directions).t()
+    return matching(rows, directions, spec), float(absolute.max(dim=0).values.double().mean())
 
 
-def _unit(rows: Float[torch.Tensor, "row d_in"]) -> Float[torch.Tensor, "row d_in"]:
-    return torch.nn.functional.normalize(rows.detach().float(), dim=1)
-
-
-def _gathered(found: Sequence[tuple[Matching, float]], atoms: Atoms) -> MatchingNull:
+def _gathered(scored: Sequence[tuple[Matching, float]], atoms: Atoms) -> MatchingNull:
     def of(values: list[float]) -> Null:
         return Null(float(np.mean(values)), float(np.std(values, ddof=1)), len(values))
 
     return MatchingNull(
-        mmcs=of([one.mmcs for one, _ in found]),
-        mmcs_of_latents=of([one.mmcs_of_latents for one, _ in found]),
-        mean_max_abs=of([absolute for _, absolute in found]),
-        mcc=of([one.mcc for one, _ in found]),
-        mcc_signed=of([one.mcc_signed for one, _ in found]),
-        uniqueness=of([one.uniqueness for one, _ in found]),
+        mmcs=of([matched.mmcs for matched, _ in scored]),
+        mmcs_of_latents=of([matched.mmcs_of_latents for matched, _ in scored]),
+        mean_max_abs=of([absolute for _, absolute in scored]),
+        mcc=of([matched.mcc for matched, _ in scored]),
+        mcc_signed=of([matched.mcc_signed for matched, _ in scored]),
+        uniqueness=of([matched.uniqueness for matched, _ in scored]),
         atoms=atoms,
     )

@@ -1,4 +1,4 @@
-"""Whether a dictionary holds the true features: definitions, and what chance alone reaches."""
+"""Whether a dictionary holds the true features, and what chance alone reaches."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
-from sae_placebo.core.errors import NotEstimable, SpecError
+from sae_placebo.core.errors import SpecError
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
 from sae_placebo.lab.generators.base import unit_rows
+from sae_placebo.lab.scores.matching import same_tokens
 from sae_placebo.saes import Codes
 from sae_placebo.stats.random_dictionaries import expected_max_cosine
-
-_FLOOR = 1e-12
 
 
 @dataclass(frozen=True)
@@ -22,15 +21,17 @@ class Recovery:
     """How near a dictionary comes to the truth, feature by feature."""
 
     best_cosine: Float32[torch.Tensor, " feature"]
-    """Largest cosine of each feature to a latent's row. Signed: the opposite direction is another."""
+    """Largest cosine of the feature to a latent's row, where the opposite direction is another."""
     best_latent: Int64[torch.Tensor, " feature"]
-    """The latent that has it."""
+    """Latent that has it."""
     nearest_cosine: Float32[torch.Tensor, " latent"]
-    """Largest cosine of each latent's row to a feature."""
+    """Largest cosine of the latent's row to a feature."""
 
     @property
     def mmcs(self) -> float:
-        """Mean over features of the largest cosine to a latent: a recall, blind to what else there is.
+        """Return the mean over features of the largest cosine to a latent.
+
+        It is a recall, blind to what other latents there are.
 
         Source: Sharkey, Braun and Millidge (2022), "mean max cosine similarity".
         """
@@ -38,9 +39,9 @@ class Recovery:
 
     @property
     def mmcs_of_latents(self) -> float:
-        """Mean over latents of the largest cosine to a feature: a precision.
+        """Return the mean over latents of the largest cosine to a feature.
 
-        Only this direction tells of latents that are mixtures, or nothing at all.
+        It is a precision: latents that are mixtures, or nothing at all, lower it, which `mmcs` does not see.
         """
         return float(self.nearest_cosine.mean(dtype=torch.float64))
 
@@ -57,26 +58,26 @@ def recovery(
 
     A row of zeros has cosine 0 to everything.
     """
-    cosines = _unit(truth) @ _unit(learned).t()
+    cosines = normalized(truth) @ normalized(learned).t()
     best = cosines.max(dim=1)
     return Recovery(best.values, best.indices, cosines.max(dim=0).values)
 
 
 @dataclass(frozen=True)
 class RecoveryNull:
-    """What dictionaries that learned nothing reach: independent directions, uniform on the sphere."""
+    """What dictionaries that learned nothing reach, whose rows are independent and uniform on the sphere."""
 
     mmcs: float
-    """Mean over draws, against this very truth."""
+    """Mean MMCS over draws, on this very truth."""
     mmcs_sd: float
-    """Standard deviation between draws."""
+    """Standard deviation of the MMCS between draws."""
     share: float
-    """Mean share of features above the threshold."""
+    """Mean over draws of the share of features above the threshold."""
     draws: int
     expected_mmcs: float
-    """In closed form, over random truths; see `random_dictionaries.expected_max_cosine`."""
+    """MMCS over random truths, in closed form; see `stats.random_dictionaries.expected_max_cosine`."""
     expected_share: float
-    """In closed form; see `expected_share`."""
+    """Share in closed form; see `expected_share`."""
 
 
 def recovery_null(
@@ -89,18 +90,18 @@ def recovery_null(
     """Return what random dictionaries of `d_sae` latents reach on `truth`.
 
     Raises:
-        SpecError: fewer than 2 draws.
+        SpecError: there are fewer than 2 draws.
     """
     if draws < 2:
         raise SpecError(f"{draws} draws have no spread: take 2 or more")
     d_in = truth.shape[1]
     random = generator(seed, "recovery_null", d_in, d_sae)
-    found = [recovery(unit_rows(d_sae, d_in, random), truth) for _ in range(draws)]
-    values = np.array([one.mmcs for one in found])
+    recoveries = [recovery(unit_rows(d_sae, d_in, random), truth) for _ in range(draws)]
+    values = np.array([drawn.mmcs for drawn in recoveries])
     return RecoveryNull(
         mmcs=float(values.mean()),
         mmcs_sd=float(values.std(ddof=1)),
-        share=float(np.mean([one.share(threshold) for one in found])),
+        share=float(np.mean([drawn.share(threshold) for drawn in recoveries])),
         draws=draws,
         expected_mmcs=expected_max_cosine(d_in, d_sae),
         expected_share=expected_share(d_in, d_sae, threshold),
@@ -108,7 +109,7 @@ def recovery_null(
 
 
 def expected_share(d_in: int, d_sae: int, threshold: float) -> float:
-    """Return the probability that one of `d_sae` random directions passes `threshold`.
+    """Return the probability that the cosine of one of `d_sae` random directions exceeds `threshold`.
 
     (1 + cosine) / 2 of two independent directions has a Beta((d - 1) / 2, (d - 1) / 2) distribution,
     and the directions are independent given the feature: 1 - (1 - P(cosine > threshold))^d_sae.
@@ -139,11 +140,11 @@ class Support:
     recall: float
     """Share of active pairs on which the feature's latent fires."""
     precision: float
-    """Share of all firings, of latents without a feature as well, that are such pairs."""
+    """Share of all firings, including those of latents without a feature, that are such pairs."""
     null_recall: float
-    """Recall that the same firing rates reach if no latent knows of its feature."""
+    """Recall that the same rates reach if latents fire independently of their features."""
     null_precision: float
-    """The same, of precision."""
+    """Precision that the same rates reach if latents fire independently of their features."""
     l0: float
     """Mean number of latents that fire on a token."""
 
@@ -154,28 +155,28 @@ def support(
     learned: Float32[torch.Tensor, "latent d_in"],
     truth: Float32[torch.Tensor, "feature d_in"],
 ) -> Support:
-    """Return how well firing agrees with the truth, latents being matched to features one to one.
+    """Return how well firing agrees with the truth, where latents are matched to features one to one.
 
-    The matching has the largest sum of cosines of decoder rows (Hungarian), so a latent counts for
-    one feature at most. With fewer latents than features, those left over are never found.
+    The matching has the largest sum of cosines of decoder rows (Hungarian), so a latent counts for one
+    feature at most. With fewer latents than features, the features left over are never found.
 
     The null is exact: with feature i active on n_i of T tokens and its latent firing on m_i, a random
     order of the latent's tokens makes them agree on n_i m_i / T on average.
 
+    Args:
+        found: Codes of the SAE.
+        true: True codes of the same tokens.
+        learned: Decoder rows of the SAE; lengths do not matter.
+        truth: True directions.
+
     Raises:
+        SpecError: the numbers of tokens differ, so the codes are of different tokens.
         NotEstimable: no feature is active, or no latent fires.
-        SpecError: the codes are of different tokens, by their number.
     """
-    if found.n_tokens != true.n_tokens:
-        raise SpecError(
-            f"{found.n_tokens} tokens' codes cannot be compared with {true.n_tokens} tokens': encode "
-            "the tokens of the same draw"
-        )
-    if not len(true.latents) or not len(found.latents):
-        raise NotEstimable("no feature is active on these tokens, or no latent fires")
+    same_tokens(found, true)
     from scipy.optimize import linear_sum_assignment
 
-    cosines = (_unit(truth) @ _unit(learned).t()).numpy().astype(np.float64)
+    cosines = (normalized(truth) @ normalized(learned).t()).numpy().astype(np.float64)
     features, latents = linear_sum_assignment(cosines, maximize=True)
     latent_of = torch.full((len(truth),), -1, dtype=torch.int64)
     latent_of[torch.from_numpy(features)] = torch.from_numpy(latents)
@@ -196,7 +197,6 @@ def support(
     )
 
 
-def _unit(rows: Float[torch.Tensor, "row d_in"]) -> Float32[torch.Tensor, "row d_in"]:
-    rows = rows.detach().float()
-    lengths: torch.Tensor = rows.norm(dim=1, keepdim=True)
-    return rows / lengths.clamp_min(_FLOOR)
+def normalized(rows: Float[torch.Tensor, "row d_in"]) -> Float32[torch.Tensor, "row d_in"]:
+    """Return rows at length 1, in single precision; a row of zeros stays one."""
+    return torch.nn.functional.normalize(rows.detach().float(), dim=1)

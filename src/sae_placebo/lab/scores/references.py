@@ -1,7 +1,7 @@
-"""Dictionaries of methods much simpler than an SAE, to be scored against the truth like one.
+"""Dictionaries of methods much simpler than an SAE, which are scored on the truth as an SAE is.
 
-PCA, ICA and k-means are those of `baselines`; K-SVD is here. Codes of each are found by inference, so that a
-dictionary is not judged by an encoder.
+PCA, ICA and k-means are those of `baselines`; K-SVD is here. The codes of each are found by inference, so
+that no encoder decides how good a dictionary looks.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ _TIGHT = 0.99
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """A dictionary that is no SAE's.
+    """A dictionary of one of these methods.
 
     Attributes:
-        kind: How it was found.
+        kind: Method that found it.
         directions: Unit rows; their sign means nothing, except for k-means.
-        center: Subtracted before coding and added afterwards; zero for K-SVD, which does not center.
+        center: Vector that is subtracted before coding and added afterwards; zero for K-SVD, which does not
+            center.
     """
 
     kind: Kind
@@ -46,11 +47,11 @@ class Reference:
     def codes(
         self, x: Float[torch.Tensor, "token d_in"], k: int, *, nonnegative: bool = False
     ) -> AtomCodes:
-        """Return codes of at most k atoms, by orthogonal matching pursuit."""
+        """Return codes of at most k atoms for each token, by orthogonal matching pursuit."""
         return omp(x - self.center, self.directions, k, nonnegative=nonnegative)
 
     def decode(self, codes: AtomCodes) -> Float32[torch.Tensor, "token d_in"]:
-        """Return the sum of atoms that codes name, plus the center."""
+        """Return, for each token, the sum of the atoms weighted by the codes, plus the center."""
         return torch.from_numpy(codes.decode(self.directions.numpy())) + self.center
 
 
@@ -59,18 +60,18 @@ def reference_dictionary(
 ) -> Reference:
     """Return a reference dictionary with at most n atoms, fitted on `x`.
 
-    PCA and ICA have d_in atoms at most, the others n. Sources and deviations: `baselines` for PCA (the n
-    largest variances), ICA (FastICA, 200 iterations at most) and k-means; `ksvd`.
+    PCA and ICA have d_in atoms at most, the others n. `baselines` names the sources of PCA (the directions of
+    the n largest variances), ICA (FastICA, 200 iterations at most) and k-means, and `ksvd` that of K-SVD.
 
     Args:
-        kind: The method.
+        kind: Method to fit.
         x: Tokens to fit on; neither centered nor scaled.
-        n: Atoms.
-        seed: Of whatever the method draws.
-        k: Atoms per token while K-SVD learns; unused by the others.
+        n: Number of atoms.
+        seed: Names whatever the method draws.
+        k: Atoms per token while K-SVD learns; the other methods do not use it.
 
     Raises:
-        SpecError: fewer than one atom or token, or an unknown kind.
+        SpecError: there is no atom, there are fewer than two tokens, or the kind is unknown.
         NotEstimable: the method cannot be fitted to `x`.
     """
     if n < 1 or len(x) < 2:
@@ -91,8 +92,8 @@ def reference_dictionary(
         seed,
         MethodsSpec(ica_tokens=len(numbers) if len(numbers) >= 100 else 100, iterations=200),
     )
-    found = _METHODS[kind](material)
-    return Reference(kind, torch.from_numpy(found.directions[:n]), torch.from_numpy(found.center))
+    fitted = _METHODS[kind](material)
+    return Reference(kind, torch.from_numpy(fitted.directions[:n]), torch.from_numpy(fitted.center))
 
 
 _METHODS: Mapping[str, Callable[[Material], Dictionary]] = {
@@ -107,16 +108,23 @@ def ksvd(
 ) -> Float32[np.ndarray, "atom d_in"]:
     """Return n unit rows that give tokens sparse codes of at most k atoms, of either sign.
 
-    A round codes all tokens by orthogonal matching pursuit, and then, one atom after the other, turns it
-    to what the others leave of the tokens that use it, and refits their coefficients.
+    A round codes all tokens by orthogonal matching pursuit. It then turns one atom after the other to what
+    the other atoms leave of the tokens that use it, and refits the coefficients of these tokens.
 
-    Source: Aharon, Elad and Bruckstein, "K-SVD" (2006), with one step of the power method in place of an
+    Args:
+        x: Tokens to fit on.
+        n: Number of atoms.
+        k: Atoms per token, at most.
+        seed: Names the tokens that atoms start at.
+        rounds: Number of rounds.
+
+    Source: Aharon, Elad and Bruckstein, "K-SVD" (2006). Differs: one step of the power method replaces an
     SVD (Rubinstein, Zibulevsky and Elad 2008). Atoms start at tokens drawn at random. An atom that no token
     uses, or that lies within a cosine of 0.99 of another, is replaced by the token that is coded worst.
 
     Raises:
         SpecError: k is below 1.
-        NotEstimable: there are fewer tokens that are not zero than atoms.
+        NotEstimable: there are fewer tokens other than zero than there are atoms.
     """
     if k < 1:
         raise SpecError(f"a token cannot be coded with {k} atoms: give k of 1 or more")
@@ -133,8 +141,8 @@ def ksvd(
     for _ in range(rounds):
         codes = omp(tokens, torch.from_numpy(rows.astype(np.float32)), k)
         rows = _updated(x.astype(np.float64), rows, codes)
-    found: Float32[np.ndarray, "atom d_in"] = rows.astype(np.float32)
-    return found
+    rounded: Float32[np.ndarray, "atom d_in"] = rows.astype(np.float32)
+    return rounded
 
 
 def _updated(
@@ -158,10 +166,10 @@ def _updated(
                 rows[atom] = left[worst] / length
                 left[worst] = 0  # the next atom to be replaced takes another token
             continue
-        own = left[users] + np.outer(weights, rows[atom])
-        turned = weights @ own
+        target = left[users] + np.outer(weights, rows[atom])
+        turned = weights @ target
         length = float(np.linalg.norm(turned))
         if length > 0:
             rows[atom] = turned / length
-            left[users] = own - np.outer(own @ rows[atom], rows[atom])
+            left[users] = target - np.outer(target @ rows[atom], rows[atom])
     return rows

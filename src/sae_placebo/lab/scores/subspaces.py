@@ -1,4 +1,4 @@
-"""Features of several dimensions: whether latents span them, and how many it takes."""
+"""Whether latents span features of several dimensions, and how many latents that takes."""
 
 from __future__ import annotations
 
@@ -16,39 +16,41 @@ from sae_placebo.saes import Codes
 
 @dataclass(frozen=True, eq=False)
 class SubspaceRecovery:
-    """Features of several dimensions; NaN: no latent serves the feature, so there is no span to compare.
+    """How far latents span each feature of several dimensions.
 
     A latent serves the feature that holds most of its row's squared length, if that is more than half.
+    Similarities and angles are NaN where no latent serves a feature, since there is no span to compare.
     """
 
     dimensions: Int64[np.ndarray, " feature"]
+    """Number of dimensions of the feature."""
     atoms: Int64[np.ndarray, " feature"]
-    """Latents that serve the feature: 1 per dimension at least where it is found whole."""
+    """Number of latents that serve the feature; it takes one per dimension at least to span all of it."""
     similarity: Float[np.ndarray, " feature"]
-    """Mean squared cosine of the principal angles between the feature's subspace and the main directions,
-    as many, of the latents that serve it; a direction that no latent gives counts 0."""
+    """Mean squared cosine of the principal angles between the feature's subspace and the main directions, as
+    many as it has dimensions, of the latents that serve it. A direction that no latent gives counts as 0."""
     largest_angle: Float[np.ndarray, " feature"]
-    """Degrees; 90 where latents span too few dimensions."""
+    """Largest principal angle in degrees; 90 where latents span too few dimensions."""
     null: Float[np.ndarray, " feature"]
-    """Mean similarity of as many atoms of a random dictionary, those that lie nearest to the subspace."""
+    """Mean similarity of as many rows of a random dictionary, those that lie nearest to the subspace."""
     null_sd: Float[np.ndarray, " feature"]
-    """Between draws."""
+    """Standard deviation of that similarity between draws."""
     serves: Int64[np.ndarray, " latent"]
-    """Which feature each latent serves; -1: none."""
+    """Feature that the latent serves; -1 where it serves none."""
 
     @property
     def mean_similarity(self) -> float:
-        """Mean over features; one that no latent serves counts 0."""
+        """Return the mean similarity over features, where one that no latent serves counts as 0."""
         return float(np.nan_to_num(self.similarity).mean())
 
     @property
     def mean_null(self) -> float:
-        """Mean of the null over the same features."""
+        """Return the mean of the null over the same features."""
         return float(np.nan_to_num(self.null).mean())
 
     @property
     def atoms_per_feature(self) -> float:
-        """Mean number of latents per feature that any serves; NaN: none is served."""
+        """Return the mean number of latents over features that any serves, or NaN if none is served."""
         served = self.atoms[self.atoms > 0]
         return float(served.mean()) if len(served) else float("nan")
 
@@ -65,17 +67,17 @@ def subspace_recovery(
 
     Args:
         learned: Decoder rows; lengths do not matter.
-        truth: Names its subspaces.
-        codes: The SAE's codes of some tokens: latents then count by the energy that they give, and those
-            that never fire not at all. Without, all rows count alike.
-        seed: Names the null's draws.
-        draws: Random dictionaries, 2 or more.
+        truth: Truth, with its subspaces.
+        codes: Codes of the SAE on some tokens, by which latents count with the energy that they give, and
+            those that never fire do not count. With None, all rows count alike.
+        seed: Names the draws of the null.
+        draws: Number of random dictionaries, 2 or more.
 
     Source: principal angles, Bjorck and Golub (1973).
 
     Raises:
         NotEstimable: the truth has no feature of several dimensions.
-        SpecError: fewer than 2 draws.
+        SpecError: there are fewer than 2 draws.
     """
     if not truth.subspaces:
         raise NotEstimable("all features have one dimension, so there is no subspace to find")
@@ -94,20 +96,20 @@ def subspace_recovery(
     ]
     null = np.full((draws, len(spans)), np.nan)
     for draw in range(draws):
-        other = random.standard_normal(rows.shape)
-        other /= np.linalg.norm(other, axis=1, keepdims=True)
+        directions = random.standard_normal(rows.shape)
+        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
         for at, span in enumerate(spans):
             if atoms[at]:
-                near = np.argsort(-np.square(other @ span.T).sum(axis=1))[: atoms[at]]
-                drawn = _cosines(other[near], np.ones(len(near)), span)
+                near = np.argsort(-np.square(directions @ span.T).sum(axis=1))[: atoms[at]]
+                drawn = _cosines(directions[near], np.ones(len(near)), span)
                 null[draw, at] = np.square(drawn).mean()
     served = atoms > 0
     return SubspaceRecovery(
         dimensions=np.array([len(span) for span in spans], dtype=np.int64),
         atoms=atoms,
-        similarity=np.where(served, [np.square(one).mean() for one in cosines], np.nan),
+        similarity=np.where(served, [np.square(values).mean() for values in cosines], np.nan),
         largest_angle=np.where(
-            served, [np.degrees(np.arccos(min(1.0, one.min()))) for one in cosines], np.nan
+            served, [np.degrees(np.arccos(min(1.0, values.min()))) for values in cosines], np.nan
         ),
         null=null.mean(axis=0),
         null_sd=null.std(axis=0, ddof=1),
@@ -119,8 +121,8 @@ def _energies(codes: Codes, lengths: Float[np.ndarray, " latent"]) -> Float[np.n
     squares = np.bincount(
         codes.latents.numpy(), np.square(codes.values.double().numpy()), minlength=codes.d_sae
     )
-    found: Float[np.ndarray, " latent"] = squares * lengths**2
-    return found
+    energies: Float[np.ndarray, " latent"] = squares * lengths**2
+    return energies
 
 
 def _serves(
@@ -139,12 +141,12 @@ def _cosines(
     weights: Float[np.ndarray, " served"],
     span: Float[np.ndarray, "dimension d_in"],
 ) -> Float[np.ndarray, " dimension"]:
-    """Return cosines of the principal angles, one per dimension of the span, 0 where rows give none."""
-    found = np.zeros(len(span))
+    """Return the cosines of the principal angles, one per dimension of the span, 0 where rows give none."""
+    cosines = np.zeros(len(span))
     if not len(rows):
-        return found
+        return cosines
     _, sizes, directions = np.linalg.svd(rows * np.sqrt(weights)[:, None], full_matrices=False)
     main = directions[: len(span)][sizes[: len(span)] > 1e-6 * sizes[0]]
     values = np.linalg.svd(main @ span.T, compute_uv=False)
-    found[: len(values)] = np.minimum(values, 1.0)
-    return found
+    cosines[: len(values)] = np.minimum(values, 1.0)
+    return cosines

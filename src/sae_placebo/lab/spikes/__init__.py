@@ -1,1 +1,1 @@
-"""Features of our own, planted into real activations, and what comes back of them."""
+"""Known features are planted into real activations, to see which of them an SAE recovers."""

@@ -1,7 +1,7 @@
-"""One arm's activations, read once and kept, to plant into and to train on many times.
+"""A bed keeps one arm's activations in memory, so that spikes are planted and SAEs trained many times.
 
-A trial streams its training tokens because there are many; to measure a detection limit there have to be
-many trainings on few. A bed holds both splits in memory: tokens x d_in x 4 bytes.
+A trial streams its training tokens because there are many; a detection limit needs many trainings on few
+tokens. A bed takes (training tokens + held-out tokens) * d_in * 4 bytes.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from sae_placebo.saes.training_spec import TrainingSpec
 _CHUNK_BATCHES = 16
 
 Read = Callable[[Rows, np.ndarray], Iterator[tuple[ActivationBlock, TokenKeys]]]
-"""Reads rows in an order, and says what names the tokens of each block."""
+"""A function that reads rows of a text in an order, and yields blocks of activations with token keys."""
 
 
 @dataclass(frozen=True, eq=False)
 class Bed:
-    """Activations of one arm at one hookpoint, norm outliers left out.
+    """Activations of one arm at one hookpoint, without norm outliers.
 
     Attributes:
-        x: Training tokens, in the order in which they are trained on.
-        keys: What names them.
-        heldout: Tokens of other documents, in reading order.
-        heldout_keys: What names them.
+        x: Activations of the training tokens, in the order of training.
+        keys: Keys of the training tokens.
+        heldout: Activations of tokens of other documents, in the order of reading.
+        heldout_keys: Keys of the held-out tokens.
     """
 
     x: Float32[torch.Tensor, "token d_in"]
@@ -57,16 +57,17 @@ class Bed:
         harvest: HarvestSpec,
         seed: int,
     ) -> Bed:
-        """Return the bed of what `read` gives; tokens whose norm is beyond the trial's limit are left out.
+        """Return the bed of the activations that `read` yields.
 
-        The training tokens are permuted as a whole, where a trial permutes them block by block.
+        Left out are tokens whose norm is above `harvest.outlier_ratio` times the median norm of the training
+        tokens. The training tokens are permuted as a whole, where a trial permutes them block by block.
 
         Args:
-            read: Reads activations: `reading_of(reader, harvest)`, or one that plants upstream.
-            rows: The splits `train` and `heldout`.
-            hookpoint: Of the activations.
-            harvest: How activations are masked: `outlier_ratio`.
-            seed: Of the order.
+            read: Reads activations: `reading_of(reader, harvest)`, or an `Upstream` that plants spikes.
+            rows: The text, by the splits `train` and `heldout`.
+            hookpoint: Name of the hookpoint whose activations are kept.
+            harvest: Settings of reading, of which `outlier_ratio` counts.
+            seed: Seed of the order of rows and of training tokens.
         """
         order = row_order(len(rows["train"].lengths), seed)
         x, keys = _gathered(read(rows["train"], order), hookpoint)
@@ -96,17 +97,17 @@ class Bed:
     def covariance(self) -> Float64[np.ndarray, "d_in d_in"]:
         """Return the covariance of the training tokens."""
         centered = self.x - self.x.mean(0)
-        found: np.ndarray = (centered.t() @ centered).double().numpy() / len(self.x)
-        return found
+        covariance: np.ndarray = (centered.t() @ centered).double().numpy() / len(self.x)
+        return covariance
 
     def plan(self, spikes: list[Spike], seed: int, orthogonal: bool = True) -> Planting:
-        """Return a plan of spikes in this bed's units."""
+        """Return a plan of spikes whose magnitudes are in units of `scale`; see `Planting.of`."""
         needed = any(spike.direction == "covariance" for spike in spikes)
         covariance = self.covariance() if needed else None
         return Planting.of(spikes, seed, self.d_in, self.scale(), covariance, orthogonal)
 
     def planted(self, plan: Planting | None) -> Float32[torch.Tensor, "other d_in"]:
-        """Return the held-out tokens with the plan's spikes in them."""
+        """Return the held-out activations with the plan's spikes added; None adds nothing."""
         return self.heldout if plan is None else plan.plant(self.heldout, self.heldout_keys)[0]
 
     def train(
@@ -117,17 +118,17 @@ class Bed:
         seed: int,
         advance: Callable[[int], None] = lambda _: None,
     ) -> SAE:
-        """Return an SAE of the bed's units, trained in one pass over the tokens with spikes planted.
+        """Train an SAE in one pass over the tokens with spikes planted, and return it in the bed's units.
 
-        Everything else is as in a trial: the same start for a seed, activations centered and scaled by
-        the head of the stream, as they are with the spikes in them.
+        Everything else is as in a trial: a seed gives the same start, and activations are centered and scaled
+        by the head of the stream, with the spikes in it.
 
         Args:
-            plan: What is planted; None: nothing.
-            sae: The architecture.
-            training: How it is trained.
-            seed: Of the initial bits.
-            advance: Called with the number of tokens after each step.
+            plan: The spikes that are planted; None plants nothing.
+            sae: Settings of the SAE.
+            training: How the SAE is trained.
+            seed: Seed of the initial weights.
+            advance: Called after each step with the number of tokens it read.
 
         Raises:
             SpecError: there are fewer tokens than a batch holds, or training diverged.
@@ -136,11 +137,8 @@ class Bed:
         chunk = size * _CHUNK_BATCHES
         if len(self.x) < size:
             raise SpecError(f"{len(self.x)} tokens are less than a batch of {size}: read more")
-        scaling, fit, workspace = (
-            None,
-            Fit(sae.create(self.d_in, seed), training, len(self.x)),
-            Workspace(),
-        )
+        scaling, workspace = None, Workspace()
+        fit = Fit(sae.create(self.d_in, seed), training, len(self.x))
         for first in range(0, len(self.x), chunk):
             x = self.x[first : first + chunk]
             if plan is not None:
@@ -154,7 +152,12 @@ class Bed:
 
 
 def reading_of(reader: object, harvest: HarvestSpec) -> Read:
-    """Return what reads activations with `reader` as they are."""
+    """Return a function that reads activations with `reader` and plants nothing.
+
+    Args:
+        reader: Reads a model's activations.
+        harvest: Settings of reading, of which `block_rows` counts.
+    """
 
     def read(rows: Rows, order: np.ndarray) -> Iterator[tuple[ActivationBlock, TokenKeys]]:
         for block in blocks(reader, rows, order, harvest.block_rows):
@@ -166,6 +169,7 @@ def reading_of(reader: object, harvest: HarvestSpec) -> Read:
 def _gathered(
     read: Iterator[tuple[ActivationBlock, TokenKeys]], hookpoint: str
 ) -> tuple[torch.Tensor, TokenKeys]:
+    """Return all activations at a hookpoint, and the tokens' keys."""
     parts, keys = [], []
     for block, names in read:
         # a block's buffers are written over by the next one

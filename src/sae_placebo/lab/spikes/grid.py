@@ -1,4 +1,4 @@
-"""Spikes over a grid of frequencies and magnitudes, and how many of them share a training."""
+"""A grid makes spikes over frequencies and magnitudes, and packs them into trainings."""
 
 from __future__ import annotations
 
@@ -13,25 +13,31 @@ from sae_placebo.lab.spikes.plant import Spike
 
 
 class Grid(Spec):
-    """Spikes over frequencies and magnitudes, and how they share trainings."""
+    """Frequencies and magnitudes of spikes, and how the spikes share trainings."""
 
     frequencies: tuple[float, ...] = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+    """Probabilities that a spike is active on a token."""
     magnitudes: tuple[float, ...] = (0.1, 0.15, 0.22, 0.33, 0.5, 0.75)
-    """In units of the activations' rms norm about their mean."""
+    """Mean lengths of a spike, in units of the activations' rms norm about their mean."""
     repeats: int = Field(6, ge=1)
-    """Plantings of each cell."""
+    """Number of spikes of each frequency and magnitude."""
     per_training: int = Field(40, ge=1)
-    """Most spikes in one training."""
+    """Largest number of spikes in one training."""
     energy_share: float = Field(0.04, gt=0)
-    """Most that is planted in one training, as a share of the activations' energy about their mean."""
+    """Largest energy of the spikes in one training, as a share of the activations' about their mean."""
     amplitude: Literal["constant", "uniform", "lognormal"] = "lognormal"
+    """Law of the spikes' lengths, as in `Spike`."""
     direction: Literal["isotropic", "covariance"] = "isotropic"
+    """Law of the spikes' directions, as in `Spike`."""
 
     def trainings(self, seed: int) -> list[list[Spike]]:
         """Return the spikes of each training; cells are spread over trainings at random.
 
+        Args:
+            seed: Seed of the order in which spikes are packed.
+
         Raises:
-            SpecError: a single spike is more than may be planted at a time.
+            SpecError: a single spike has more energy than `energy_share`.
         """
         spikes = [
             self.spike(f, m, f"{f:g} {m:g} {k}")
@@ -43,7 +49,7 @@ class Grid(Spec):
         return packed([spikes[i] for i in order], self.per_training, self.energy_share)
 
     def spike(self, frequency: float, magnitude: float, name: str) -> Spike:
-        """Return a spike of the grid's laws."""
+        """Return a spike whose amplitude and direction follow the grid's laws."""
         return Spike(
             name=name,
             frequency=frequency,
@@ -54,10 +60,15 @@ class Grid(Spec):
 
 
 def packed(spikes: Sequence[Spike], most: int, energy_share: float) -> list[list[Spike]]:
-    """Return spikes in groups of at most `most`, each within `energy_share`, first fit.
+    """Return spikes in groups; each spike joins the first group that has room for it.
+
+    Args:
+        spikes: The spikes, in the order in which they are packed.
+        most: Largest number of spikes in a group.
+        energy_share: Largest energy of a group, as a share of the activations' energy about their mean.
 
     Raises:
-        SpecError: a single spike is more than that.
+        SpecError: a single spike has more energy than `energy_share`.
     """
     groups: list[list[Spike]] = []
     energies: list[float] = []

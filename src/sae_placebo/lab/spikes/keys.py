@@ -1,6 +1,6 @@
-"""What names a token, and numbers drawn by that name.
+"""Tokens have keys, and random numbers are drawn by key.
 
-The same token gets the same numbers whenever it is read, in whatever order and by whatever arm.
+So the same token gets the same numbers whenever it is read, in whatever order and by whatever arm.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sae_placebo.data.rows import Rows
 
 @dataclass(frozen=True)
 class TokenKeys:
-    """What names tokens: their document, their position in it, and their id."""
+    """The keys of tokens: a hash of each token's document, its position there, and its id."""
 
     documents: UInt64[np.ndarray, " token"]
     positions: UInt64[np.ndarray, " token"]
@@ -26,12 +26,12 @@ class TokenKeys:
     def of_rows(cls, rows: Rows, places: Int64[np.ndarray, "token two"]) -> TokenKeys:
         """Return the keys of tokens of a text.
 
-        A document is known by its name, and a position counts from the document's first row, so that
+        A document is identified by its name, and a position counts from the document's first row, so that
         splits and the order of reading do not matter.
 
         Args:
             rows: The text.
-            places: Row and position in the row of each token, as a block of activations has them.
+            places: Row of each token and its position in the row, as in `ActivationBlock.places`.
         """
         names = np.array([_hashed("document", name) for name in rows.names], dtype=np.uint64)
         first = np.full(len(rows.names), len(rows.documents), dtype=np.int64)
@@ -44,7 +44,7 @@ class TokenKeys:
 
     @classmethod
     def plain(cls, n_tokens: int, document: str = "") -> TokenKeys:
-        """Return keys of tokens that come from no text: one document, ids 0."""
+        """Return keys of tokens that come from no text: all are in one document and have the id 0."""
         return cls(
             np.full(n_tokens, _hashed("document", document), dtype=np.uint64),
             np.arange(n_tokens, dtype=np.uint64),
@@ -55,12 +55,12 @@ class TokenKeys:
         return len(self.documents)
 
     def __getitem__(
-        self, which: Bool[np.ndarray, " token"] | Int64[np.ndarray, " some"]
+        self, which: Bool[np.ndarray, " token"] | Int64[np.ndarray, " chosen"]
     ) -> TokenKeys:
         return TokenKeys(self.documents[which], self.positions[which], self.token_ids[which])
 
     def hashes(self) -> UInt64[np.ndarray, " token"]:
-        """Return one number per token that depends on its document and position alone."""
+        """Return one number per token that depends only on its document and position."""
         return _mixed(self.documents ^ _mixed(self.positions))
 
 
@@ -73,14 +73,20 @@ def _mixed(x: UInt64[np.ndarray, " token"]) -> UInt64[np.ndarray, " token"]:
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    found: np.ndarray = x ^ (x >> np.uint64(31))
-    return found
+    mixed: np.ndarray = x ^ (x >> np.uint64(31))
+    return mixed
 
 
 def uniforms(
     hashes: UInt64[np.ndarray, " token"], seed: int, *names: str
 ) -> Float64[np.ndarray, " token"]:
-    """Return one number in (0, 1) per token, by the token's hash, a seed and names."""
+    """Return one number in (0, 1) per token; tokens of one hash, seed and names get the same number.
+
+    Args:
+        hashes: Hashes of the tokens, from `TokenKeys.hashes`.
+        seed: Seed of the numbers.
+        names: What the numbers are for; other names give independent numbers.
+    """
     mixed = _mixed(hashes ^ np.uint64(_hashed(seed, *names)))
     drawn: np.ndarray = ((mixed >> np.uint64(11)) + 0.5) * 2.0**-53
     return drawn

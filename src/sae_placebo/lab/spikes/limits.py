@@ -1,14 +1,13 @@
-"""The detection limit: how large, and how frequent, a feature must be for an SAE to find it.
+"""The detection limit says how large and how frequent a feature must be for an SAE to find it.
 
-Many spikes over a grid of frequencies and magnitudes are planted, many at a time, and what was detected is
+Spikes over a grid of frequencies and magnitudes are planted, many at a time. Whether each was detected is
 fitted by
 
     logit P(detected) = b0 + b1 log10(frequency) + b2 log10(magnitude),
 
-so that the magnitude at which a share s is found is 10^((logit s - b0 - b1 log10 f) / b2). The fit is
-penalized by Jeffreys' prior (Firth 1993), with which it exists also where the grid is split cleanly into
-found and lost. Intervals are of the bootstrap over trainings where there are five or more, else over
-plantings.
+so that a share s is detected at the magnitude 10^((logit s - b0 - b1 log10 f) / b2). The fit is penalized by
+Jeffreys' prior (Firth 1993), with which it exists even where the grid is split cleanly into detected and
+missed. Intervals come from a bootstrap over trainings where there are five or more, else over plantings.
 """
 
 from __future__ import annotations
@@ -40,13 +39,13 @@ _HALVINGS = 12
 
 @dataclass(frozen=True)
 class Magnitude:
-    """A magnitude with its interval, and how far outside what was planted it lies."""
+    """A magnitude with its 95% interval, in units of the activations' rms norm about their mean."""
 
     value: float
     low: float
     high: float
     extrapolated: float
-    """In powers of ten, over frequency and magnitude together; 0 inside the planted rectangle."""
+    """How far the point lies outside the planted frequencies and magnitudes: see `Limit.extrapolated`."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +53,16 @@ class Limit:
     """A fitted detection limit.
 
     Attributes:
-        coefficients: b0, b1 and b2, of log10 frequency and log10 magnitude.
-        draws: The same, of bootstrap draws.
-        frequencies: Least and largest planted.
-        magnitudes: The same.
-        n: Plantings.
-        n_detected: How many were detected.
-        unit: What was drawn again for the interval.
-        certain: Plantings to which the fit gives 95% or more: detected, and how many. Far below 95% it says
-            that the curve bends where the fit does not.
+        coefficients: The coefficients b0, b1 (of log10 frequency) and b2 (of log10 magnitude).
+        draws: The coefficients of each bootstrap draw.
+        frequencies: The least and the largest planted frequency.
+        magnitudes: The least and the largest planted magnitude.
+        n: Number of plantings.
+        n_detected: How many of them were detected.
+        unit: What the bootstrap drew.
+        certain: Of the plantings to which the fit gives a probability of 95% or more, how many were detected
+            and how many there are. A share far below 95% says that the true curve bends where the fit does
+            not.
     """
 
     coefficients: Float64[np.ndarray, " three"]
@@ -77,22 +77,25 @@ class Limit:
     def probability(
         self, frequency: Float64[np.ndarray, " point"], magnitude: Float64[np.ndarray, " point"]
     ) -> Float64[np.ndarray, " point"]:
-        """Return the fitted probability of being detected."""
-        found: np.ndarray = _expit(_design(frequency, magnitude) @ self.coefficients)
-        return found
+        """Return the fitted probability that a spike of each frequency and magnitude is detected."""
+        return _expit(_design(frequency, magnitude) @ self.coefficients)
 
     def magnitude(self, share: float, frequency: float) -> Magnitude:
-        """Return the magnitude from which a share of the spikes of a frequency is found.
+        """Return the magnitude at which a share of the spikes of a frequency is detected.
+
+        Args:
+            share: The probability of detection, between 0 and 1.
+            frequency: The probability that a spike is active on a token.
 
         Raises:
-            NotEstimable: larger spikes are not found more often.
+            NotEstimable: larger spikes were not detected more often.
         """
         if not self.coefficients[2] > 0:
             raise NotEstimable("larger spikes were not detected more often, so there is no limit")
         target, x = np.log(share / (1 - share)), np.log10(frequency)
 
-        def solved(b: Float64[np.ndarray, "some three"]) -> Float64[np.ndarray, " some"]:
-            # where a draw has no slope its limit lies beyond every magnitude
+        def solved(b: Float64[np.ndarray, "draw three"]) -> Float64[np.ndarray, " draw"]:
+            # the limit of a draw without a rising slope lies beyond every magnitude
             with np.errstate(all="ignore"):
                 power = (target - b[:, 0] - b[:, 1] * x) / b[:, 2]
             return np.where(b[:, 2] > 0, 10.0 ** power.clip(-300, 300), np.inf)
@@ -105,7 +108,10 @@ class Limit:
     def extrapolated(
         self, frequency: Float64[np.ndarray, " point"], magnitude: Float64[np.ndarray, " point"]
     ) -> Float64[np.ndarray, " point"]:
-        """Return how far points lie outside the planted rectangle, in powers of ten; 0 inside."""
+        """Return how far points lie outside the planted frequencies and magnitudes, in powers of ten.
+
+        It is the sum of both distances, and 0 for a point inside.
+        """
         total = np.zeros(len(frequency))
         for values, (low, high) in (
             (frequency, self.frequencies),
@@ -127,14 +133,14 @@ def limit_of(
     """Return the detection limit of one arm.
 
     Args:
-        frequencies: Of each planting.
-        magnitudes: Of each planting.
-        detected: Whether each was.
-        trainings: Which training it was in.
-        seed: Of the bootstrap.
+        frequencies: Frequency of each planting.
+        magnitudes: Magnitude of each planting.
+        detected: Whether each planting was detected.
+        trainings: Number of the training that each planting was in.
+        seed: Seed of the bootstrap.
 
     Raises:
-        NotEstimable: all were detected, or none, or fewer than ten were planted.
+        NotEstimable: all plantings were detected, or none, or there are fewer than ten.
     """
     n, hits = len(detected), int(detected.sum())
     if n < 10 or hits in (0, n):
@@ -149,11 +155,10 @@ def limit_of(
     unit = training if grouped else np.arange(n)
     n_units = len(names) if grouped else n
     random = numpy_generator(seed, "spike limit")
-    picked = resampled_units(random, n_units, _DRAWS)
     # the first sample is the data
     weights = np.ones((_DRAWS + 1, n_units))
-    for i, one in enumerate(picked, 1):
-        weights[i] = np.bincount(one, minlength=n_units)
+    for i, drawn in enumerate(resampled_units(random, n_units, _DRAWS), 1):
+        weights[i] = np.bincount(drawn, minlength=n_units)
     inside = np.zeros((n, len(pairs)))
     inside[np.arange(n), cell.ravel()] = 1.0
     each = weights[:, unit]
@@ -177,16 +182,16 @@ def firth(
     hits: Float64[np.ndarray, "sample cell"],
     trials: Float64[np.ndarray, "sample cell"],
 ) -> Float64[np.ndarray, "sample column"]:
-    """Return logistic regression coefficients penalized by Jeffreys' prior: finite also when separated.
+    """Return logistic regression coefficients penalized by Jeffreys' prior, finite even where data separate.
 
-    Newton steps on the modified score X' (y - p + h (1/2 - p)), h the leverages, halved until the
-    penalized likelihood does not fall; all samples side by side.
+    They are found by Newton steps on the modified score X' (y - p + h (1/2 - p)), where h are the leverages.
+    A step is halved until the penalized likelihood does not fall. All samples are fitted at once.
 
     Args:
-        design: One row per cell; the first column is 1. The coefficient of another column that does not
+        design: One row per cell, the first column all ones. The coefficient of another column that does not
             vary is 0.
-        hits: Of each sample in each cell.
-        trials: The same.
+        hits: Number of successes of each sample in each cell.
+        trials: Number of trials of each sample in each cell.
 
     Source: Firth (1993); Heinze and Schemper (2002).
     """
@@ -200,8 +205,8 @@ def firth(
     def information(p: Float64[np.ndarray, "sample cell"]) -> np.ndarray:
         # as one product: weights times the outer products of rows
         outer = (x[:, :, None] * x[:, None, :]).reshape(len(x), -1)
-        found: np.ndarray = ((trials * p * (1 - p)) @ outer).reshape(len(p), *ridge.shape) + ridge
-        return found
+        sums: np.ndarray = ((trials * p * (1 - p)) @ outer).reshape(len(p), *ridge.shape)
+        return sums + ridge
 
     def value(b: Float64[np.ndarray, "sample column"]) -> np.ndarray:
         p = _expit(b @ x.T).clip(1e-12, 1 - 1e-12)
@@ -237,8 +242,8 @@ def _design(
 
 
 def _expit(x: Float64[np.ndarray, "*points"]) -> Float64[np.ndarray, "*points"]:
-    found: np.ndarray = 0.5 * (1 + np.tanh(x / 2))
-    return found
+    probability: np.ndarray = 0.5 * (1 + np.tanh(x / 2))
+    return probability
 
 
 # --- real latents on the curve -----------------------------------------------------------------------
@@ -246,14 +251,15 @@ def _expit(x: Float64[np.ndarray, "*points"]) -> Float64[np.ndarray, "*points"]:
 
 @dataclass(frozen=True)
 class Placed:
-    """Real latents as if each stood for a spike of its own rate and size; arrays over live latents.
+    """Real latents as points on the curve of a detection limit; arrays over live latents.
 
     Attributes:
-        latents: Which ones.
-        rates: Share of tokens on which each fires.
-        magnitudes: Mean code where it fires, over the activations' rms norm about their mean.
-        probability: What the limit gives for a spike of that rate and size.
-        extrapolated: How far outside what was planted, in powers of ten.
+        latents: Indices of the latents.
+        rates: Share of tokens on which each latent fires.
+        magnitudes: Mean length of what each latent adds where it fires, in units of the activations' rms norm
+            about their mean.
+        probability: The probability that a spike of this frequency and magnitude is detected.
+        extrapolated: How far the point lies outside the planted frequencies and magnitudes, in powers of ten.
     """
 
     latents: Int64[np.ndarray, " latent"]
@@ -263,21 +269,21 @@ class Placed:
     extrapolated: Float64[np.ndarray, " latent"]
 
     def share_inside(self) -> float:
-        """Return the share of the latents that lie inside what was planted."""
+        """Return the share of latents that lie inside the planted frequencies and magnitudes."""
         return float((self.extrapolated == 0).mean())
 
 
 def placed(limit: Limit, sae: SAE, x: Float[torch.Tensor, "token d_in"], scale: float) -> Placed:
-    """Return a real SAE's latents on the curve.
+    """Return the latents of a real SAE as points on the curve of a detection limit.
 
-    A latent that exists was found, so the curve says nothing of it; it says how many features of that rate
-    and size are likely to be missing.
+    A latent that exists was found, so the curve says nothing of it. It says what share of the features of
+    that frequency and magnitude an SAE is likely to find.
 
     Args:
-        limit: The curve.
-        sae: Trained without spikes, in the activations' units.
+        limit: The detection limit.
+        sae: An SAE trained without spikes, in the activations' units.
         x: Held-out activations.
-        scale: The unit of magnitudes.
+        scale: The activations' rms norm about their mean.
 
     Raises:
         NotEstimable: no latent fires.
@@ -308,15 +314,15 @@ def placed(limit: Limit, sae: SAE, x: Float[torch.Tensor, "token d_in"], scale: 
 
 @dataclass(frozen=True)
 class Verified:
-    """Fresh plantings on both sides of a limit.
+    """How many fresh plantings were detected above a limit, and how many far below it.
 
     Attributes:
-        frequency: Of all of them.
-        above: Magnitude above the limit.
-        below: Magnitude far below it.
-        found_above: Detected of those above.
-        found_below: Detected of those below.
-        n: Plantings on each side.
+        frequency: Frequency of all plantings.
+        above: Magnitude of the plantings above the limit.
+        below: Magnitude of the plantings far below it.
+        found_above: How many were detected of those above.
+        found_below: How many were detected of those below.
+        n: Number of plantings on each side.
     """
 
     frequency: float
@@ -327,21 +333,21 @@ class Verified:
     n: int
 
     def interval_above(self) -> tuple[float, float]:
-        """Return the interval of the share found above."""
+        """Return the 95% interval of the share that was detected above the limit."""
         return wilson(self.found_above, self.n)
 
     def interval_below(self) -> tuple[float, float]:
-        """Return the interval of the share found below."""
+        """Return the 95% interval of the share that was detected far below the limit."""
         return wilson(self.found_below, self.n)
 
     @property
     def holds(self) -> bool:
-        """Whether 95% or more were found above, and 5% or fewer below."""
+        """Whether 95% or more were detected above the limit, and 5% or fewer far below it."""
         return self.found_above >= 0.95 * self.n and self.found_below <= 0.05 * self.n
 
 
 Recover = Callable[[list[Spike], int], Bool[np.ndarray, " spike"]]
-"""Trains one SAE with spikes planted, by a seed, and returns which of them were detected."""
+"""A function of spikes and a seed that trains an SAE with them planted and returns which were detected."""
 
 
 def verified(
@@ -354,24 +360,25 @@ def verified(
     grid: Grid | None = None,
     margins: tuple[float, float] = (1.25, 1 / 3),
 ) -> Verified:
-    """Return how many of `n` fresh plantings above the limit are found, and of `n` far below it.
+    """Plant fresh spikes above a limit and far below it, and return how many of each are detected.
 
-    Above is `margins[0]` times the upper end of the interval of the magnitude at which 95% are found; far
-    below is `margins[1]` times the lower end of the interval of the one at which half are. Both kinds share
-    the trainings, half and half.
+    The magnitude above is `margins[0]` times the upper end of the interval of the magnitude at which 95% are
+    detected. The one far below is `margins[1]` times the lower end of the interval of the magnitude at which
+    half are. Spikes of both kinds share the trainings.
 
     Args:
-        recover: Trains and judges; no seed that the curve was made with may be met again.
-        limit: The curve.
-        frequency: Of the spikes.
-        seed: Of the first training; the next ones follow.
-        n: Plantings on each side.
-        grid: Laws of the spikes, most spikes and most energy in a training.
-        margins: Factors, above 1 and below 1.
+        recover: Trains an SAE and says what it detected.
+        limit: The detection limit.
+        frequency: Frequency of the spikes.
+        seed: Seed of the first training; each next training takes the next integer. None of them may be a
+            seed that the limit was fitted with.
+        n: Number of plantings on each side.
+        grid: Says how spikes are drawn and how many share a training; None takes the defaults.
+        margins: Factors of both magnitudes, one above 1 and one below 1.
 
     Raises:
-        NotEstimable: the curve has no limit at this frequency.
-        SpecError: a spike above the limit is more than may be planted at a time.
+        NotEstimable: the limit has no finite interval at this frequency.
+        SpecError: one spike above the limit has more energy than `grid.energy_share`.
     """
     grid = grid or Grid()
     above = margins[0] * limit.magnitude(0.95, frequency).high
@@ -383,9 +390,9 @@ def verified(
         for k in range(n)
         for side, size in (("above", above), ("below", below))
     ]
-    found = {"above": 0, "below": 0}
+    detected = {"above": 0, "below": 0}
     groups = packed(pairs, grid.per_training, grid.energy_share)
     for i, group in enumerate(groups):
         for spike, hit in zip(group, recover(group, seed + i), strict=True):
-            found[spike.name.split()[0]] += bool(hit)
-    return Verified(frequency, above, below, found["above"], found["below"], n)
+            detected[spike.name.split()[0]] += bool(hit)
+    return Verified(frequency, above, below, detected["above"], detected["below"], n)

@@ -1,9 +1,11 @@
-"""Where one outcome of a planted feature ends and the next begins: one decision list, in order.
+"""A decision list says what became of a planted feature; the first outcome that applies is the one.
 
-In this order: *absorbed*, a latent detects a parent where no child is active and has a hole where one is;
-*detected*, one latent points along the spike and detects it; for a circle, those in its plane together;
-*split*, several latents that carry part of it detect it together; *composed*, a latent that carries part of
-it fires on most of its tokens, but is about something else besides; *lost*.
+- *absorbed*: a latent detects a parent where no child is active, and fires much less often where one is;
+- *detected*: one latent points along the spike and detects it, or, for a circle, the latents that lie in its
+  plane detect it together;
+- *split*: several latents that point partly along the spike detect it together;
+- *composed*: a latent that points partly along the spike fires on most of its tokens, but does not detect it;
+- *lost*: none of these.
 """
 
 from __future__ import annotations
@@ -21,37 +23,39 @@ DETECTED, SPLIT, COMPOSED, ABSORBED, LOST = "detected", "split", "composed", "ab
 OUTCOMES = (DETECTED, SPLIT, COMPOSED, ABSORBED, LOST)
 
 _CANDIDATES = 8
-"""Latents past a cosine threshold whose detectors are tried: the best by F1 of firing or recall."""
+"""Largest number of latents past a cosine threshold whose detectors are tried, the best by F1 or recall of
+their firing."""
 
 
 class Thresholds(Spec):
     """Where one outcome ends and the next begins."""
 
     cosine: float = Field(0.7, gt=0, le=1)
-    """A latent is the spike's from this cosine on; for a circle, the length of its decoder row's projection
-    on the plane."""
+    """Least cosine at which a latent points along the spike. For a circle, the cosine is the length of the
+    unit decoder row's projection on the plane."""
     f1: float = Field(0.5, gt=0, le=1)
-    """It detects the spike from this F1 on."""
+    """Least F1 at which a latent, or several together, detect the spike."""
     part: float = Field(0.35, gt=0, le=1)
-    """A latent carries part of the spike from this cosine on."""
+    """Least cosine at which a latent points partly along the spike."""
     share: float = Field(0.5, gt=0, le=1)
-    """Least precision of a latent that is one of several of a split spike; least recall of one that a spike
-    is composed into."""
+    """Least precision of a latent that detects a split spike or a circle together with others, and least
+    recall of a latent that a spike is composed into."""
     hole: float = Field(0.5, gt=0, lt=1)
     """A parent is absorbed if its latent's recall where a child is active is at most this share of its
     recall elsewhere."""
     least_tokens: int = Field(10, ge=1)
-    """A spike that is active on fewer held-out tokens is not judged; nor is a hole, with fewer on a side."""
+    """A spike that is active on fewer held-out tokens is not judged. A parent is not called absorbed where
+    fewer of its tokens have a child, or where fewer have none."""
 
 
 @dataclass(frozen=True)
 class OutcomeRules:
-    """The decision list, on one SAE's codes of held-out tokens.
+    """The decision list, applied to one SAE's codes of held-out tokens.
 
     Attributes:
-        codes: scipy CSC matrix [token, latent], zeros not stored.
-        per_latent: On how many tokens each latent fires.
-        limits: Where outcomes end.
+        codes: The codes as a scipy CSC matrix [token, latent], zeros not stored.
+        per_latent: Number of tokens on which each latent fires.
+        limits: Thresholds between outcomes.
     """
 
     codes: Any
@@ -66,13 +70,13 @@ class OutcomeRules:
         child: Bool[np.ndarray, " token"] | None,
         dimension: int,
     ) -> dict[str, Any]:
-        """Return everything about one spike: the fields of `Found`.
+        """Return the fields of `RecoveredDirections` for one spike, by name.
 
         Args:
-            cosines: Of each latent's decoder row to the spike.
-            together: On how many tokens both are active.
-            active: On which tokens the spike is.
-            child: On which tokens a spike is that never occurs without it; None: it has none.
+            cosines: Cosine of each latent's decoder row to the spike.
+            together: Number of tokens on which both the latent and the spike are active.
+            active: Whether the spike is active, by token.
+            child: Whether a child of the spike is active, by token; None where the spike has no child.
             dimension: 1, or 2 for a circle.
         """
         limits, n = self.limits, int(active.sum())
@@ -81,11 +85,11 @@ class OutcomeRules:
         candidates = np.flatnonzero(near) if near.any() else np.array([cosines.argmax()])
         candidates = candidates[np.argsort(-firing[candidates], kind="stable")][:_CANDIDATES]
         predicted = [self.predicted(int(latent), active) for latent in candidates]
-        f1s = [_f1(one, active) for one in predicted]
+        f1s = [_f1(tokens, active) for tokens in predicted]
         best = int(np.argmax(f1s))
         latent = int(candidates[best])
         fires = self.per_latent[latent]
-        precise = [one for one in predicted if _precision(one, active) >= limits.share]
+        precise = self._precise(predicted, active)
         row: dict[str, Any] = {
             "n_tokens": n,
             "cosine": cosines.max(),
@@ -114,29 +118,39 @@ class OutcomeRules:
         active: Bool[np.ndarray, " token"],
     ) -> str:
         """Return split, composed or lost."""
-        some = np.flatnonzero(cosines >= self.limits.part)
-        some = some[np.argsort(-together[some], kind="stable")][:_CANDIDATES]
-        predicted = [self.predicted(int(latent), active) for latent in some]
-        precise = [one for one in predicted if _precision(one, active) >= self.limits.share]
+        partial = np.flatnonzero(cosines >= self.limits.part)
+        partial = partial[np.argsort(-together[partial], kind="stable")][:_CANDIDATES]
+        precise = self._precise([self.predicted(int(i), active) for i in partial], active)
         if len(precise) >= 2 and _union_f1(precise, active) >= self.limits.f1:
             return SPLIT
-        recalled = together[some] >= self.limits.share * active.sum()
+        recalled = together[partial] >= self.limits.share * active.sum()
         return COMPOSED if recalled.any() else LOST
+
+    def _precise(
+        self, predicted: list[Bool[np.ndarray, " token"]], active: Bool[np.ndarray, " token"]
+    ) -> list[Bool[np.ndarray, " token"]]:
+        """Return the predictions whose precision is at least `share`."""
+        hits = [(tokens, (tokens & active).sum(), tokens.sum()) for tokens in predicted]
+        return [tokens for tokens, hit, n in hits if n and hit / n >= self.limits.share]
 
     def predicted(
         self, latent: int, active: Bool[np.ndarray, " token"]
     ) -> Bool[np.ndarray, " token"]:
-        """Return where a latent's code is above a threshold found on the other half of the tokens."""
+        """Return, by token, whether a latent's code is at least a threshold, the best on the other half.
+
+        The tokens are cut in the middle; the threshold of each half is the one with the largest F1 on the
+        other half.
+        """
         first, last = self.codes.indptr[latent : latent + 2]
         tokens, values = self.codes.indices[first:last], self.codes.data[first:last]
         middle = len(active) // 2
-        found = np.zeros(len(active), dtype=bool)
+        predicted = np.zeros(len(active), dtype=bool)
         for late in (False, True):
             chosen = (tokens >= middle) == late
             inside = active[middle:] if late else active[:middle]
             threshold = best_threshold(values[chosen], active[tokens[chosen]], int(inside.sum()))
-            found[tokens[~chosen & (values >= threshold)]] = True
-        return found
+            predicted[tokens[~chosen & (values >= threshold)]] = True
+        return predicted
 
     def _has_hole(
         self,
@@ -156,12 +170,14 @@ class OutcomeRules:
 def best_threshold(
     values: Float32[np.ndarray, " firing"], right: Bool[np.ndarray, " firing"], n: int
 ) -> float:
-    """Return the threshold with the largest F1, itself counted as above; infinite where nothing is right.
+    """Return the threshold with the largest F1; it is infinite where the spike is active on no code's token.
+
+    A code that equals the threshold counts as above it.
 
     Args:
         values: Codes above zero.
-        right: Whether the spike is active on each one's token.
-        n: Tokens on which the spike is active.
+        right: Whether the spike is active on the token of each code.
+        n: Number of tokens on which the spike is active, with and without a code.
     """
     if not right.any():
         return float("inf")
@@ -174,10 +190,6 @@ def best_threshold(
 
 def _f1(predicted: Bool[np.ndarray, " token"], active: Bool[np.ndarray, " token"]) -> float:
     return float(2 * (predicted & active).sum() / max(predicted.sum() + active.sum(), 1))
-
-
-def _precision(predicted: Bool[np.ndarray, " token"], active: Bool[np.ndarray, " token"]) -> float:
-    return float((predicted & active).sum() / predicted.sum()) if predicted.any() else 0.0
 
 
 def _union_f1(

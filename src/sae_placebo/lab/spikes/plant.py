@@ -1,14 +1,14 @@
-"""Features of our own, planted into real activations.
+"""Spikes are known features that are planted into real activations.
 
-A spike is a direction that some tokens get more of: which tokens, and how much, is drawn by a hash of
-(seed, spike, document, position). So a token gets the same spikes whenever and in whatever order it is
-read, in training and held out, and every arm gets the same plan.
+A spike is a direction that is added to the activations of some tokens. On which tokens, and how much, is
+drawn by a hash of (seed, spike, document, position). So a token gets the same spikes whenever and in whatever
+order it is read, in training and held out, and every arm gets the same plan.
 
-**Units.** A magnitude is in units of the activations' rms norm about their mean,
-sqrt(E |x - mean|^2), outliers left out where the caller leaves them out; `Planting.scale` is that number.
-A spike of magnitude 1 is as long as a typical activation is far from the mean.
+**Units.** A magnitude is in units of the activations' rms norm about their mean, sqrt(E |x - mean|^2),
+without outliers where the caller leaves them out; `Planting.scale` is that number. A spike of magnitude 1 is
+as long as a typical activation is far from the mean.
 
-What is planted must be little, and spikes must be nearly at right angles, or they measure each other:
+Spikes must have little energy and be nearly at right angles, or they change what is measured of each other:
 `Planting.energy_share` and `Planting.largest_cosine` say how little and how nearly.
 """
 
@@ -38,28 +38,28 @@ class Spike(Spec):
     """One planted feature."""
 
     name: str = Field(min_length=1)
-    """Names its draws: directions, tokens and amplitudes depend on the name and not on the place."""
+    """Name of the spike; direction, tokens and amplitudes are drawn by it, not by the place in a list."""
     frequency: float = Field(gt=0, lt=1)
-    """Probability that it is active on a token; with `token_ids`, on a token that is none of them."""
+    """Probability that the spike is active on a token; with `token_ids`, on a token that is none of them."""
     magnitude: float = Field(gt=0)
     """Mean length where it is active, in units of the activations' rms norm about their mean."""
     amplitude: Literal["constant", "uniform", "lognormal"] = "constant"
-    """Law of the length over its mean: 1; uniform on [0, 2]; exp(0.5 z - 0.125) for normal z."""
+    """Law of the length over its mean: always 1, uniform on [0, 2], or exp(0.5 z - 0.125) for normal z."""
     parent: str | None = None
-    """A spike before it in the list without which it never occurs. `frequency` stays the probability on
-    a token, so that it is active on frequency / (parent's frequency) of the parent's tokens."""
+    """Name of an earlier spike in the list, without which this one never occurs. `frequency` stays the
+    probability on a token, so it is active on frequency / (parent's frequency) of the parent's tokens."""
     beside: str | None = None
-    """A spike before it with which its occurrence is correlated."""
+    """Name of an earlier spike in the list, with which the occurrence of this one is correlated."""
     correlation: float = Field(0.0, ge=-1, le=1)
-    """Pearson correlation of the two occurrences (phi)."""
+    """Pearson correlation (phi) of the occurrences of this spike and of `beside`."""
     token_ids: tuple[int, ...] = ()
-    """Tokens on which it has another probability."""
+    """Ids of the tokens on which the spike is active with the probability `token_frequency`."""
     token_frequency: float | None = Field(None, ge=0, le=1)
-    """The probability there."""
+    """Probability that the spike is active on a token whose id is in `token_ids`."""
     dimension: Literal[1, 2] = 1
-    """2: a circle, a plane in which the angle is uniform."""
+    """Number of dimensions; a spike of 2 is a circle, a plane in which the angle is uniform."""
     direction: Literal["isotropic", "covariance"] = "isotropic"
-    """Uniform on the sphere, or a draw from N(0, covariance of the activations), normalized."""
+    """Law of the direction: uniform on the sphere, or a normalized draw with the activations' covariance."""
 
     def squared_amplitude(self) -> float:
         """Return the mean square of the amplitude over its squared mean."""
@@ -72,12 +72,12 @@ class Spike(Spec):
 
 @dataclass(frozen=True)
 class Planting:
-    """Spikes, with directions and a scale: all that planting needs.
+    """Spikes with their directions and a scale: all that is needed to plant them.
 
     Attributes:
-        spikes: What is planted; a spike comes after the one that it names.
-        seed: Of directions, tokens and amplitudes.
-        dictionary: Unit rows: one per spike, two for a circle, in the order of the spikes.
+        spikes: The spikes; one that names another comes after it.
+        seed: Seed of directions, tokens and amplitudes.
+        dictionary: Directions of length 1, in the order of the spikes: a row per spike, two for a circle.
         scale: The activations' rms norm about their mean.
     """
 
@@ -96,20 +96,21 @@ class Planting:
         covariance: Float64[np.ndarray, "d_in d_in"] | None = None,
         orthogonal: bool = True,
     ) -> Planting:
-        """Return a plan with its directions drawn.
+        """Draw directions for spikes, and return the plan.
 
         Args:
-            spikes: What is planted.
-            seed: Of everything drawn.
+            spikes: The spikes.
+            seed: Seed of directions, tokens and amplitudes.
             d_in: Width of the activations.
-            scale: Their rms norm about the mean.
-            covariance: Of the activations; needed where a direction is drawn from it.
+            scale: The activations' rms norm about their mean.
+            covariance: The activations' covariance, which is needed where a direction is drawn from it.
             orthogonal: Whether isotropic directions are made orthogonal to those before. Each one stays
                 uniform on the sphere. Directions from the covariance are left as drawn.
 
         Raises:
             SpecError: two spikes share a name, one names a spike that does not come before it, a
-                probability would leave [0, 1], or there are more orthogonal directions than half of d_in.
+                probability would leave [0, 1], there are more orthogonal directions than half of d_in, or a
+                covariance is needed and none of the right size is given.
         """
         _check(spikes)
         rows: list[torch.Tensor] = []
@@ -138,7 +139,7 @@ class Planting:
 
     @property
     def rows(self) -> tuple[tuple[int, ...], ...]:
-        """Rows of the dictionary that belong to each spike."""
+        """Indices of the dictionary's rows that belong to each spike."""
         ends = np.cumsum([spike.dimension for spike in self.spikes])
         return tuple(
             tuple(range(int(end) - spike.dimension, int(end)))
@@ -147,18 +148,19 @@ class Planting:
 
     @property
     def energy_share(self) -> float:
-        """Mean square of what is planted, over that of the activations about their mean.
+        """Mean square of what is planted, over the mean square of the activations about their mean.
 
-        As if no two spikes met; token sets are not counted, their tokens not being known here.
+        It is computed as if no two spikes met on a token, and with `frequency` where `token_ids` are given,
+        since their share of the tokens is not known here.
         """
         return sum(s.frequency * s.squared_amplitude() * s.magnitude**2 for s in self.spikes)
 
     @property
     def largest_cosine(self) -> float:
-        """Largest |cosine| between directions of two spikes; 0 where there are fewer."""
+        """Largest |cosine| between directions of two spikes; 0 where there are fewer than two spikes."""
         cosines = (self.dictionary @ self.dictionary.t()).abs()
-        for mine in self.rows:
-            cosines[np.ix_(mine, mine)] = 0
+        for rows in self.rows:
+            cosines[np.ix_(rows, rows)] = 0
         return float(cosines.max()) if len(cosines) else 0.0
 
     def pointing(self, dictionary: Float32[torch.Tensor, "feature d_in"]) -> Planting:
@@ -166,40 +168,40 @@ class Planting:
         return replace(self, dictionary=dictionary)
 
     def active(self, keys: TokenKeys) -> list[Bool[np.ndarray, " token"]]:
-        """Return, spike by spike, on which tokens it is active."""
+        """Return, for each spike, whether it is active on each token."""
         hashes = keys.hashes()
-        found: dict[str, np.ndarray] = {}
+        active: dict[str, np.ndarray] = {}
         by_name = {spike.name: spike for spike in self.spikes}
         for spike in self.spikes:
             drawn = uniforms(hashes, self.seed, "active", spike.name)
             chance: float | np.ndarray = spike.frequency
             if spike.parent is not None:
-                chance = found[spike.parent] * (spike.frequency / by_name[spike.parent].frequency)
+                chance = active[spike.parent] * (spike.frequency / by_name[spike.parent].frequency)
             elif spike.beside is not None:
                 high, low = _conditional(spike, by_name[spike.beside])
-                chance = np.where(found[spike.beside], high, low)
+                chance = np.where(active[spike.beside], high, low)
             elif spike.token_ids and spike.token_frequency is not None:
                 inside = np.isin(keys.token_ids, spike.token_ids)
                 chance = np.where(inside, spike.token_frequency, spike.frequency)
-            found[spike.name] = drawn < chance
-        return [found[spike.name] for spike in self.spikes]
+            active[spike.name] = drawn < chance
+        return list(active.values())
 
     def codes(self, keys: TokenKeys) -> Codes:
-        """Return the true codes of tokens, in the activations' units; signed in circles only."""
+        """Return the true codes of tokens, in the activations' units; only codes of circles are signed."""
         hashes = keys.hashes()
         tokens: list[np.ndarray] = []
         features: list[np.ndarray] = []
         values: list[np.ndarray] = []
         for spike, rows, active in zip(self.spikes, self.rows, self.active(keys), strict=True):
-            here = np.flatnonzero(active)
-            size = self._lengths(spike, hashes[here])
+            places = np.flatnonzero(active)
+            size = self._lengths(spike, hashes[places])
             parts = [size]
             if spike.dimension == 2:
-                angle = 2 * np.pi * uniforms(hashes[here], self.seed, "angle", spike.name)
+                angle = 2 * np.pi * uniforms(hashes[places], self.seed, "angle", spike.name)
                 parts = [size * np.cos(angle), size * np.sin(angle)]
             for row, part in zip(rows, parts, strict=True):
-                tokens.append(here)
-                features.append(np.full(len(here), row))
+                tokens.append(places)
+                features.append(np.full(len(places), row))
                 values.append(part)
         if not tokens:
             return _codes(np.zeros(0, int), np.zeros(0, int), np.zeros(0), len(keys), 0)
@@ -209,6 +211,7 @@ class Planting:
     def _lengths(
         self, spike: Spike, hashes: UInt64[np.ndarray, " token"]
     ) -> Float64[np.ndarray, " token"]:
+        """Return the lengths of a spike on tokens where it is active, in the activations' units."""
         drawn = uniforms(hashes, self.seed, "amplitude", spike.name)
         if spike.amplitude == "uniform":
             shape = 2 * drawn
@@ -231,9 +234,10 @@ class Planting:
         return x + compose(codes, self.dictionary), codes
 
     def truth(self, keys: TokenKeys) -> GeneratorTruth:
-        """Return what is planted in these tokens, as a generator's truth.
+        """Return the plan's features as a generator's truth.
 
-        `rates` are probabilities by the law; where a token set enters, its share is that of `keys`.
+        `rates` are the probabilities of the spikes' laws, not counts. Where a spike has `token_ids`, their
+        share of the tokens is taken from `keys`.
         """
         rates: dict[str, float] = {}
         for spike in self.spikes:
@@ -263,14 +267,14 @@ def plant(
 ) -> tuple[Float[torch.Tensor, "token d_in"], Codes, GeneratorTruth]:
     """Return `x` with spikes planted, the true codes, and the truth.
 
-    The scale, and the covariance where one is needed, are those of `x`. To plant the same into other
-    tokens make a `Planting` once: its scale would else be each part's own.
+    The scale, and the covariance where one is needed, are computed from `x`. To plant the same spikes into
+    several sets of tokens make one `Planting`; with this function each set would have a scale of its own.
 
     Args:
         x: Activations, in any units.
-        spikes: What is planted.
-        seed: Of directions, tokens and amplitudes.
-        keys: What names the tokens. None: one document, in order.
+        spikes: The spikes, as in `Planting.of`.
+        seed: Seed of directions, tokens and amplitudes.
+        keys: Keys of the tokens; None takes them as one document, in order.
     """
     keys = TokenKeys.plain(len(x)) if keys is None else keys
     centered = x.double() - x.double().mean(0)
@@ -301,7 +305,7 @@ def _codes(
 
 
 def _conditional(spike: Spike, other: Spike) -> tuple[float, float]:
-    """Return the probability where the other one is active, and where it is not."""
+    """Return the probability of a spike where the other one is active, and where it is not."""
     p, q = spike.frequency, other.frequency
     spread = spike.correlation * math.sqrt(p * (1 - p))
     return p + spread * math.sqrt((1 - q) / q), p - spread * math.sqrt(q / (1 - q))
@@ -313,7 +317,7 @@ def _root(
     if covariance is None or covariance.shape != (d_in, d_in):
         raise SpecError(
             "a direction is to be drawn from the activations' covariance, which was not given, or is "
-            f"not {d_in} by {d_in}: pass it to Plan.of"
+            f"not {d_in} by {d_in}: pass it to Planting.of"
         )
     values, vectors = np.linalg.eigh(covariance)
     root: np.ndarray = np.sqrt(values.clip(0))[:, None] * vectors.T
@@ -321,6 +325,7 @@ def _root(
 
 
 def _check(spikes: Sequence[Spike]) -> None:
+    """Refuse spikes that contradict each other; `Planting.of` says which."""
     before: dict[str, Spike] = {}
     for spike in spikes:
         if spike.name in before:

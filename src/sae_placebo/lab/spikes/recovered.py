@@ -1,19 +1,19 @@
-"""What comes back of planted features: detected, split, composed, absorbed, or lost.
+"""Planted features are looked for in an SAE: each is detected, split, composed, absorbed, or lost.
 
-A latent that points along a spike need not fire with it, and one that fires with it need not point along
-it, so both are asked: the cosine of its decoder row, and the F1 of its code as a detector of the spike on
-held-out tokens. The detector is "code above a threshold". The threshold is the best one on one half of
-the tokens and is counted on the other, both ways, so that weak firings elsewhere, which a short training
-leaves, are told from a latent that is about something else. F1 with the threshold 0 is given as well.
+A latent that points along a spike need not fire with it, and one that fires with it need not point along it.
+So both are measured: the cosine of the decoder row, and the F1 of the code as a detector of the spike on
+held-out tokens. The detector is "code at or above a threshold". The threshold is chosen on one half of the
+tokens and applied to the other, both ways. So a latent that also fires weakly elsewhere, as after a short
+training, is told from one that is about something else. F1 with the threshold 0 is given as well.
 
-Beside each stands what there is to get for nothing: the same from the same SAE for *decoys*, spikes of the
-same law that were never planted, and, where one is given, from an SAE trained without the planting.
+There are two nulls. *Decoys* are spikes of the same law that were never planted, looked for in the same SAE.
+Where an SAE that was trained without the planting is given, the planted spikes are looked for in it, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -21,31 +21,36 @@ from jaxtyping import Bool, Float, Float64, Int64
 
 from sae_placebo.core.errors import NotEstimable, SpecError
 from sae_placebo.core.lazy import torch
+from sae_placebo.lab.scores.matching import code_matrix
 from sae_placebo.lab.spikes.keys import TokenKeys
 from sae_placebo.lab.spikes.outcomes import DETECTED, OUTCOMES, OutcomeRules, Thresholds
 from sae_placebo.lab.spikes.plant import Planting
-from sae_placebo.saes import SAE
+from sae_placebo.saes import SAE, Codes
 from sae_placebo.stats.proportions import wilson
 
 _CHUNK_TOKENS = 1 << 14
+_COUNTS = ("n_tokens", "latent", "n_latents")
+"""Fields of `RecoveredDirections` that are whole numbers."""
 
 
 @dataclass(frozen=True)
 class RecoveredDirections:
-    """What one SAE makes of some directions, planted or not; arrays over them.
+    """What one SAE makes of the directions of spikes, planted or not; arrays over spikes.
+
+    F1 and recall are NaN for a spike that is active on no held-out token.
 
     Attributes:
-        outcome: One of `OUTCOMES`; empty where too few tokens were there to judge.
-        n_tokens: Held-out tokens on which each is active.
-        cosine: Largest cosine of a decoder row; for a circle, of its projection on the plane.
-        latent: The latent that counts for it: among those past the cosine threshold the one with the
-            largest F1, else the one with the largest cosine.
-        f1: F1 of that latent as a detector, its threshold from other tokens; NaN without a token.
-        firing_f1: The same with the threshold 0.
-        precision: Of firing at all; NaN where it never fires.
-        recall: Of firing at all.
-        best_f1: Largest F1 of any latent's firing at all, whatever its direction.
-        n_latents: Latents past the cosine threshold that are as precise as `share` asks.
+        outcome: One of `OUTCOMES`; empty where the spike is active on too few tokens to judge.
+        n_tokens: Number of held-out tokens on which the spike is active.
+        cosine: Largest cosine of a decoder row; for a circle, the length of its projection on the plane.
+        latent: The latent that is scored: among those past the cosine threshold the one with the largest F1,
+            else the one with the largest cosine.
+        f1: F1 of that latent as a detector, with thresholds chosen on other tokens.
+        firing_f1: F1 of that latent as a detector with the threshold 0.
+        precision: Share of that latent's firings that are on the spike's tokens; NaN where it never fires.
+        recall: Share of the spike's tokens on which that latent fires.
+        best_f1: Largest F1, with the threshold 0, over all latents whatever their direction.
+        n_latents: Number of latents past the cosine threshold whose precision is at least `Thresholds.share`.
     """
 
     outcome: tuple[str, ...]
@@ -61,29 +66,30 @@ class RecoveredDirections:
 
     @property
     def judged(self) -> Bool[np.ndarray, " spike"]:
-        """Whether each was active on enough tokens."""
-        return np.array([bool(one) for one in self.outcome], dtype=bool)
+        """Whether each spike was active on enough tokens to be judged."""
+        return np.array([bool(outcome) for outcome in self.outcome], dtype=bool)
 
     @property
     def detected(self) -> Bool[np.ndarray, " spike"]:
-        """Whether each was detected."""
-        return np.array([one == DETECTED for one in self.outcome], dtype=bool)
+        """Whether each spike was detected."""
+        return np.array([outcome == DETECTED for outcome in self.outcome], dtype=bool)
 
     def counts(self) -> dict[str, int]:
-        """Return how many have each outcome, those not judged under an empty name."""
+        """Return how many spikes have each outcome; those not judged are counted under an empty name."""
         return {name: self.outcome.count(name) for name in (*OUTCOMES, "")}
 
 
 @dataclass(frozen=True)
 class Recovered:
-    """What came back of a plan, beside its nulls.
+    """What an SAE recovered of planted spikes, and its nulls.
 
     Attributes:
-        plan: What was planted.
-        found: Of the spikes.
-        null: Of the decoys, the decoys of a spike side by side.
-        decoys: How many there are of each spike.
-        without: Of the spikes, from an SAE trained without them, on the same planted tokens; None: not asked.
+        plan: The planted spikes.
+        found: What the SAE makes of the spikes.
+        null: What the SAE makes of the decoys; those of one spike follow each other.
+        decoys: Number of decoys of each spike.
+        without: What an SAE that was trained without the spikes makes of them, on the same planted tokens;
+            None where no such SAE was given.
     """
 
     plan: Planting
@@ -93,20 +99,14 @@ class Recovered:
     without: RecoveredDirections | None = None
 
     def null_share(self) -> tuple[float, float, float, int]:
-        """Return the share of decoys that count as detected, its interval, and how many were judged.
-
-        Raises:
-            NotEstimable: no decoy was active on enough tokens.
-        """
-        hits, n = int(self.null.detected.sum()), int(self.null.judged.sum())
-        low, high = wilson(hits, n)
-        return hits / n, low, high, n
+        """Return `share_detected` of the decoys."""
+        return share_detected(self.null)
 
     def table(self) -> list[dict[str, Any]]:
-        """Return one row per spike, ready for JSON; what cannot be told is null."""
+        """Return one row per spike, in types that JSON has; a number that does not exist is None."""
         rows = []
         for i, spike in enumerate(self.plan.spikes):
-            mine = slice(i * self.decoys, (i + 1) * self.decoys)
+            decoys = slice(i * self.decoys, (i + 1) * self.decoys)
             row: dict[str, Any] = {
                 "name": spike.name,
                 "frequency": spike.frequency,
@@ -118,11 +118,11 @@ class Recovered:
                 "firing_f1": _number(self.found.firing_f1[i]),
                 "best_f1": _number(self.found.best_f1[i]),
                 "n_latents": int(self.found.n_latents[i]),
-                "null_cosine": _mean(self.null.cosine[mine]),
-                "null_f1": _mean(self.null.f1[mine]),
-                "null_best_f1": _mean(self.null.best_f1[mine]),
-                "null_detected": int(self.null.detected[mine].sum()),
-                "null_judged": int(self.null.judged[mine].sum()),
+                "null_cosine": _mean(self.null.cosine[decoys]),
+                "null_f1": _mean(self.null.f1[decoys]),
+                "null_best_f1": _mean(self.null.best_f1[decoys]),
+                "null_detected": int(self.null.detected[decoys].sum()),
+                "null_judged": int(self.null.judged[decoys].sum()),
             }
             if self.without is not None:
                 row["without_outcome"] = self.without.outcome[i] or None
@@ -143,20 +143,20 @@ def recovered(
     covariance: Float64[np.ndarray, "d_in d_in"] | None = None,
     without: SAE | None = None,
 ) -> Recovered:
-    """Return what `sae` made of a plan, on held-out tokens that hold it.
+    """Return what an SAE recovered of planted spikes, scored on held-out tokens that have them.
 
     Args:
-        sae: Trained on activations with the plan in them, in the activations' units.
-        x: Held-out activations with the plan in them.
-        plan: What was planted; its dictionary is what decoder rows are held against.
-        keys: What names the held-out tokens.
-        thresholds: Where outcomes end.
-        decoys: Unplanted directions per spike.
-        covariance: Needed where a direction is drawn from it.
-        without: An SAE trained without the planting.
+        sae: An SAE trained on activations with the spikes planted, in the activations' units.
+        x: Held-out activations with the spikes planted.
+        plan: The planted spikes; decoder rows are compared with its dictionary.
+        keys: Keys of the held-out tokens.
+        thresholds: Thresholds between outcomes; None takes the defaults.
+        decoys: Number of decoys per spike.
+        covariance: The activations' covariance, which is needed where a direction is drawn from it.
+        without: An SAE trained without the spikes, for a second null.
 
     Raises:
-        SpecError: `x` and `keys` are of different tokens, by their number.
+        SpecError: `x` and `keys` have different numbers of tokens.
     """
     if len(x) != len(keys):
         raise SpecError(f"{len(x)} activations and the keys of {len(keys)} tokens were given")
@@ -180,8 +180,13 @@ def decoy_plan(
 ) -> Planting:
     """Return a plan of spikes of the same law as those of `plan`, to be looked for and not planted.
 
-    Directions, tokens and amplitudes are drawn under other names; relations to other spikes and to tokens
-    are dropped, the frequency kept.
+    Directions, tokens and amplitudes are drawn under other names. Frequencies are kept; relations to other
+    spikes and to token ids are dropped.
+
+    Args:
+        plan: The planted spikes.
+        each: Number of decoys of each spike.
+        covariance: The activations' covariance, which is needed where a direction is drawn from it.
     """
     alone = {
         "parent": None,
@@ -200,16 +205,9 @@ def decoy_plan(
 
 
 def codes_on(sae: SAE, x: Float[torch.Tensor, "token d_in"]) -> Any:
-    """Return the codes of tokens: a scipy CSC matrix [token, latent], zeros not stored."""
-    from scipy import sparse
-
-    parts = []
-    for part in torch.split(x, _CHUNK_TOKENS):
-        codes = sae.encode(part)
-        shape = (codes.n_tokens, sae.d_sae)
-        stored = (codes.values.numpy(), codes.latents.numpy(), codes.offsets.numpy())
-        parts.append(sparse.csr_matrix(stored, shape=shape))
-    return sparse.vstack(parts).tocsc()
+    """Return an SAE's codes of tokens as a scipy CSC matrix [token, latent], zeros not stored."""
+    codes = Codes.concatenate([sae.encode(part) for part in torch.split(x, _CHUNK_TOKENS)])
+    return code_matrix(codes).astype(np.float32).tocsc()
 
 
 def look(
@@ -223,10 +221,10 @@ def look(
 
     Args:
         sae: The SAE.
-        codes: As `codes_on` gives it.
-        plan: Directions, and who is whose parent.
-        active: On which tokens each spike is active, as `Planting.active` gives it.
-        thresholds: Where outcomes end.
+        codes: The SAE's codes of held-out tokens, from `codes_on`.
+        plan: The spikes with their directions and parents.
+        active: For each spike, whether it is active on each token, from `Planting.active`.
+        thresholds: Thresholds between outcomes.
     """
     from scipy import sparse
 
@@ -236,9 +234,9 @@ def look(
     together = np.zeros((0, sae.d_sae)) if on is None else np.asarray((on @ ones).todense())
     per_latent = np.asarray(ones.sum(0), dtype=np.float64).ravel()
     cosines = _cosines(sae, plan)
-    judge = OutcomeRules(codes, per_latent, thresholds)
-    scored = [
-        judge.one(
+    rules = OutcomeRules(codes, per_latent, thresholds)
+    rows = [
+        rules.one(
             cosines[i],
             together[i].astype(np.float64),
             active[i],
@@ -247,44 +245,31 @@ def look(
         )
         for i, spike in enumerate(plan.spikes)
     ]
-    names = (
-        "n_tokens",
-        "cosine",
-        "latent",
-        "f1",
-        "firing_f1",
-        "precision",
-        "recall",
-        "best_f1",
-        "n_latents",
-    )
-    whole = {"n_tokens", "latent", "n_latents"}
-    columns = {
-        name: np.array(
-            [one[name] for one in scored], dtype=np.int64 if name in whole else np.float64
-        )
-        for name in names
-    }
-    return RecoveredDirections(outcome=tuple(one["outcome"] for one in scored), **columns)
+    columns: dict[str, Any] = {"outcome": tuple(row["outcome"] for row in rows)}
+    for name in (field.name for field in fields(RecoveredDirections)[1:]):
+        dtype = np.int64 if name in _COUNTS else np.float64
+        columns[name] = np.array([row[name] for row in rows], dtype=dtype)
+    return RecoveredDirections(**columns)
 
 
 def _cosines(sae: SAE, plan: Planting) -> Float64[np.ndarray, "spike latent"]:
-    """Return cosines of decoder rows to directions; to planes, the length of the projection."""
+    """Return cosines of decoder rows to directions; for planes, the lengths of their projections."""
     decoder = torch.nn.functional.normalize(sae.params["W_dec"].detach().float(), dim=1)
     along = (plan.dictionary @ decoder.t()).numpy().astype(np.float64)
-    found = [
+    cosines = [
         along[rows[0]] if len(rows) == 1 else np.linalg.norm(along[list(rows)], axis=0)
         for rows in plan.rows
     ]
-    return np.stack(found) if found else np.zeros((0, sae.d_sae))
+    return np.stack(cosines) if cosines else np.zeros((0, sae.d_sae))
 
 
 def _children(
     plan: Planting, active: Sequence[Bool[np.ndarray, " token"]], index: int
 ) -> Bool[np.ndarray, " token"] | None:
+    """Return whether a child of a spike is active, by token; None where the spike has no child."""
     name = plan.spikes[index].name
-    mine = [on for spike, on in zip(plan.spikes, active, strict=True) if spike.parent == name]
-    return np.logical_or.reduce(mine) if mine else None
+    children = [on for spike, on in zip(plan.spikes, active, strict=True) if spike.parent == name]
+    return np.logical_or.reduce(children) if children else None
 
 
 def _number(value: float) -> float | None:
@@ -292,15 +277,15 @@ def _number(value: float) -> float | None:
 
 
 def _mean(values: Float64[np.ndarray, " decoy"]) -> float | None:
-    good = values[np.isfinite(values)]
-    return float(good.mean()) if len(good) else None
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else None
 
 
 def share_detected(found: RecoveredDirections) -> tuple[float, float, float, int]:
-    """Return the share of judged spikes that were detected, its interval, and how many were judged.
+    """Return the share of judged spikes that were detected, the ends of its 95% interval, and their number.
 
     Raises:
-        NotEstimable: none was judged.
+        NotEstimable: no spike was active on enough tokens to be judged.
     """
     n = int(found.judged.sum())
     if not n:

@@ -1,19 +1,19 @@
-"""Spikes planted in a model's residual stream before the hookpoint, so that later blocks process them.
+"""Spikes are planted in a model's residual stream before the hookpoint, so that later blocks process them.
 
-What an SAE is trained on is then what the model makes of a spike, and the truth is measured: read the same
-rows with and without, and the difference at the SAE's hookpoint is what the spike became. With several
-spikes at once the differences are shared out by least squares on the planted codes; where spikes do not
-meet on a token this is the mean difference per unit planted.
+An SAE is then trained on what the model makes of a spike, and the truth is measured: the same rows are read
+with the spikes and without, and the difference at the SAE's hookpoint is what the spikes became. Several
+spikes are told apart by least squares on the planted codes; where no two spikes meet on a token, this is the
+mean difference per unit planted.
 
-The direction that is found is the linear part. `Became.cosine` says how much of the difference it is, and
-`Became.spilled` how much of it lies on tokens without any spike, carried there by attention.
+The direction that least squares gives is the linear part of the difference. `Became.cosine` says how much of
+the difference points along it, and `Became.spilled` how much lies on tokens without any spike, where
+attention carried it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int, Int64
@@ -31,13 +31,13 @@ from sae_placebo.models.reading import Reader, replaced
 
 @dataclass(frozen=True)
 class Upstream:
-    """A plan, and where in the model it is planted.
+    """A plan of spikes, and where in the model it is planted; it is called to read activations.
 
     Attributes:
         reader: Reads the SAE's hookpoint.
-        plan: In the units of the activations at `hookpoint`.
-        hookpoint: Where spikes are added, at or before what the reader reads.
-        block_rows: Rows of a block.
+        plan: The spikes, in units of the activations at `hookpoint`.
+        hookpoint: Name of the hookpoint where spikes are added, at or before those that the reader reads.
+        block_rows: Number of rows in a block.
     """
 
     reader: Reader
@@ -48,13 +48,17 @@ class Upstream:
     def __call__(
         self, rows: Rows, order: Int[np.ndarray, " row"]
     ) -> Iterator[tuple[ActivationBlock, TokenKeys]]:
-        """Yield the activations of rows with the spikes planted, and what names their tokens.
+        """Yield the activations of rows with the spikes planted, and the keys of their tokens.
 
-        Spikes are planted on usable tokens only: not on the first of a row, and not on padding.
+        Spikes are planted on usable tokens only: not on the first token of a row, and not on padding.
+
+        Args:
+            rows: The text.
+            order: Indices of the rows, in the order of reading.
 
         Raises:
-            SpecError: the reader reads before the place of planting, so nothing would arrive.
-            ModelError: as `Reader.read`.
+            SpecError: `hookpoint` is not in the residual stream, or lies behind one that the reader reads.
+            ModelError: the reader fails; see `Reader.read`.
         """
         self._check()
         for first in range(0, len(order), self.block_rows):
@@ -63,7 +67,13 @@ class Upstream:
     def block(
         self, rows: Rows, chosen: Int[np.ndarray, " row"], planted: bool
     ) -> tuple[ActivationBlock, TokenKeys]:
-        """Return the activations of some rows, with the spikes or without."""
+        """Return the activations of rows and the keys of their tokens.
+
+        Args:
+            rows: The text.
+            chosen: Indices of the rows that are read.
+            planted: Whether the spikes are planted.
+        """
         usable = rows.usable()[chosen]
         row, position = np.nonzero(usable)
         places = np.stack([chosen[row], position], axis=1).astype(np.int64)
@@ -78,8 +88,8 @@ class Upstream:
         mask = torch.from_numpy(usable)
         for start in range(0, len(chosen), FORWARD_ROWS):
             part = slice(start, start + FORWARD_ROWS)
-            found = self._read(ids[part], None if delta is None else delta[part])
-            for name, x in found.items():
+            read = self._read(ids[part], None if delta is None else delta[part])
+            for name, x in read.items():
                 parts[name].append(x.cpu().float()[mask[part]])
         block = ActivationBlock(
             token_ids=ids[mask],
@@ -98,14 +108,14 @@ class Upstream:
 
     def _check(self) -> None:
         order = ("resid_pre", "attn_out", "mlp_out", "resid_post")
-        here = parse_hookpoint(self.hookpoint)
-        if here.site not in ("resid_pre", "resid_post"):
+        place = parse_hookpoint(self.hookpoint)
+        if place.site not in ("resid_pre", "resid_post"):
             raise SpecError(
                 f"spikes are planted in the residual stream, not at {self.hookpoint!r}: give a "
                 "resid_pre or resid_post"
             )
         for read in self.reader.hookpoints:
-            if (read.layer, order.index(read.site)) < (here.layer, order.index(here.site)):
+            if (read.layer, order.index(read.site)) < (place.layer, order.index(place.site)):
                 raise SpecError(
                     f"{read.name} lies before {self.hookpoint}, where spikes would be planted: "
                     "plant earlier or read later"
@@ -117,16 +127,16 @@ class Became:
     """What a model made of planted spikes at a later hookpoint; arrays over rows of the plan's dictionary.
 
     Attributes:
-        plan: The plan with the directions that arrived, unit rows, to hold decoder rows against; its
+        plan: The plan with the directions that arrived, rows of length 1, to compare decoder rows with; its
             `scale` is still that of the place of planting.
         gain: Length that arrives per unit planted.
-        cosine: Mean cosine, over tokens where the spike is active alone, of the difference with the
-            direction that arrived (its negative where a circle's code is negative). 1: the model left it
-            one direction. NaN where it is never alone.
-        kept: Cosine of the direction that arrived with the planted one.
-        n_tokens: Tokens on which each is active.
+        cosine: Mean cosine of the difference with the direction that arrived (with its negative where a
+            circle's code is negative), over tokens where the spike is active alone. 1 says that the spike is
+            still one direction. NaN where the spike is never alone.
+        kept: Cosine of the direction that arrived with the planted one; NaN where the widths differ.
+        n_tokens: Number of tokens on which the spike is active.
         spilled: Share of the squared difference that lies on tokens without any spike.
-        explained: Share of it, on tokens with a spike, that the linear part explains.
+        explained: Share of the squared difference on tokens with a spike that the linear part explains.
     """
 
     plan: Planting
@@ -141,19 +151,19 @@ class Became:
 def became(
     upstream: Upstream, rows: Rows, order: Int[np.ndarray, " row"], hookpoint: str
 ) -> Became:
-    """Return what spikes planted upstream are at a hookpoint, from rows read with and without.
+    """Return what spikes planted upstream become at a hookpoint, from rows read with them and without.
 
-    Held in memory: second moments of the codes, their products with the differences, and a block.
+    The codes and differences of all tokens with a spike are held in memory.
 
     Args:
-        upstream: The plan and its place.
+        upstream: The plan and where it is planted.
         rows: The text.
-        order: Rows to read twice.
-        hookpoint: One that the reader reads, by its canonical name.
+        order: Indices of the rows that are read, each twice.
+        hookpoint: Canonical name of a hookpoint that the reader reads.
 
     Raises:
         NotEstimable: a spike is active on no token of these rows.
-        SpecError: as `Upstream`.
+        SpecError: the place of planting is refused; see `Upstream`.
     """
     upstream._check()
     n = len(upstream.plan.dictionary)
@@ -170,8 +180,7 @@ def became(
         gram += codes[on].T @ codes[on]
         products += codes[on].T @ difference[on]
         kept.append((codes[on].astype(np.float32), difference[on].astype(np.float32)))
-    codes = np.concatenate([one for one, _ in kept])
-    difference = np.concatenate([one for _, one in kept])
+    codes, difference = (np.concatenate(parts) for parts in zip(*kept, strict=True))
     counts = (codes != 0).sum(0)
     if not counts.all():
         raise NotEstimable(
@@ -197,6 +206,7 @@ def became(
 def _difference(
     upstream: Upstream, rows: Rows, chosen: Int[np.ndarray, " row"], hookpoint: str
 ) -> tuple[Float64[np.ndarray, "token feature"], Float64[np.ndarray, "token d_in"]]:
+    """Return the planted codes of rows, and the difference that the spikes make at the hookpoint."""
     with_spikes, keys = upstream.block(rows, chosen, planted=True)
     without, _ = upstream.block(rows, chosen, planted=False)
     difference = with_spikes.activations[hookpoint] - without.activations[hookpoint]
@@ -208,13 +218,13 @@ def _alone(
     difference: Float32[np.ndarray, "token d_in"],
     unit: Float64[np.ndarray, "feature d_in"],
 ) -> Float64[np.ndarray, " feature"]:
-    """Return the mean cosine of the difference with each direction, where it is active alone."""
+    """Return the mean cosine of the difference with each direction, over tokens where it is active alone."""
     alone = (codes != 0).sum(1) == 1
-    found: Any = np.full(len(unit), np.nan)
+    cosines = np.full(len(unit), np.nan)
     lengths = np.linalg.norm(difference, axis=1)
     for i, direction in enumerate(unit):
-        here = alone & (codes[:, i] != 0) & (lengths > 0)
-        if here.any():
-            along = difference[here] @ direction * np.sign(codes[here, i]) / lengths[here]
-            found[i] = along.mean()
-    return np.asarray(found, dtype=np.float64)
+        tokens = alone & (codes[:, i] != 0) & (lengths > 0)
+        if tokens.any():
+            along = difference[tokens] @ direction * np.sign(codes[tokens, i]) / lengths[tokens]
+            cosines[i] = along.mean()
+    return cosines

@@ -1,4 +1,4 @@
-"""Models whose truth is known, to test on them what says which structure a model uses."""
+"""Worlds are models whose truth is known; measures of what a model uses are tested on them."""
 
 from __future__ import annotations
 

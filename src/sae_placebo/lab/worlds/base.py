@@ -1,4 +1,4 @@
-"""Models whose truth is known: what a world is, and how its truth is measured.
+"""A world is a model whose truth is known, and its truth is measured here.
 
 A world is an ordinary Hugging Face causal language model together with the variables that its tokens
 carry. What the model does with a variable is never assumed from how it was trained: `truth` measures it
@@ -29,14 +29,13 @@ _ROWS_AT_ONCE = 64
 
 @dataclass(frozen=True, eq=False)
 class Swap:
-    """How another value is given to one variable, and to no other: by one other input token.
+    """How one variable, and no other, gets another value: one input token is replaced by another.
 
     Attributes:
-        alternatives: [token, alternative] of each token of the vocabulary: the tokens that differ from
-            it in this variable alone; -1 where there are fewer.
-        sources: [row, pos] which position of the held-out row holds the token that decides the
-            variable's value at each token (itself, the one before, the last marker); -1 where no token
-            does.
+        alternatives: For each token of the vocabulary, the tokens that differ from it in this variable
+            alone; -1 fills the places of tokens that have fewer.
+        sources: For each held-out token, the position in its row of the token that decides the variable's
+            value there (itself, the one before, or the last marker); -1 where no token does.
     """
 
     alternatives: Int64[np.ndarray, "token alternative"]
@@ -48,14 +47,15 @@ class Variable:
     """Something that has a value at every token, and that the model may use or not.
 
     Attributes:
-        name: Of the variable.
-        values: At the held-out tokens, 0 to n_values - 1.
-        train_values: At the training tokens.
-        n_values: How many there are, "none" among them where a variable may have no value.
-        role: What the target makes of it: `used`; `passenger`, nothing; `conditional`, used where
-            `active`; `duplicate`, one of two carriers of a value of which either suffices.
-        active: Where in the held-out rows it matters; None: everywhere.
-        whole: Of a duplicate: name of the variable that it carries together with the other.
+        name: Name of the variable.
+        values: Values at the held-out tokens, 0 to n_values - 1.
+        train_values: Values at the training tokens.
+        n_values: Number of values; "none" is one of them where a token may lack the variable.
+        role: What the target makes of the variable: `used`; `passenger`, which is not used; `conditional`,
+            which is used where `active`; or `duplicate`, one of two carriers of a value, either of which
+            suffices.
+        active: Whether the variable matters at each held-out token; None where it matters at all of them.
+        whole: For a duplicate, the name of the variable that both carriers carry.
     """
 
     name: str
@@ -72,15 +72,15 @@ class World:
     """A model whose truth is known.
 
     Attributes:
-        name: For people.
-        model: A causal language model of Hugging Face: float32, in eval mode, no gradients.
-        rows: Token ids of held-out rows, all of one length, no padding.
+        name: Name that people read; nothing depends on it.
+        model: A causal language model of Hugging Face, in float32, in eval mode and without gradients.
+        rows: Token ids of held-out rows, all of one length and without padding.
         train_rows: Token ids of other rows, to train SAEs on.
-        variables: What the tokens carry.
-        hookpoints: The places worth looking at, by depth.
-        swaps: By name of a variable: how it is given another value. A variable without one has no
-            truth by interchange.
-        numbers: What is known of the model's training, such as `excess_nats`.
+        variables: The variables that the tokens carry.
+        hookpoints: Names of the hookpoints at which the world is studied, by depth.
+        swaps: How a variable gets another value, by its name. A variable without a swap has no truth by
+            interchange.
+        numbers: What is known of how well the model computes its rule, such as `excess_nats`.
     """
 
     name: str
@@ -96,7 +96,7 @@ class World:
         """Return the variable of that name.
 
         Raises:
-            NotEstimable: there is none; the nearest name is given.
+            NotEstimable: there is no such variable; the message has the nearest name.
         """
         for variable in self.variables:
             if variable.name == name:
@@ -112,17 +112,18 @@ class WorldTruth:
     """What the model loses at a site when one variable has another value there.
 
     Attributes:
-        hookpoint: The site.
+        hookpoint: Name of the site's hookpoint.
         variable: Name of the variable.
-        effect_nats: KL(unedited || edited) in nats for each swapped token: the sum over the predictions
-            at that token and at the window behind it, averaged over tokens.
-        interval: Of the effect, 95%, over rows.
-        full_swap_nats: The same where the whole activation is another row's, at the same position.
-        share_of_full_swap: The effect as a share of that; above 1 where the other row often has the
-            variable's value, too.
-        share_interval: Of the share, 95%, over rows.
-        n: Tokens swapped.
-        n_rows: Rows that they come from.
+        effect_nats: KL(unedited || edited) in nats per swapped token: the sum over the predictions at that
+            token and at the tokens of the window behind it, averaged over swapped tokens.
+        interval: 95% interval of the effect, over rows.
+        full_swap_nats: The effect, in nats per swapped token, of putting another row's whole activation at
+            the same position in the place of the token's.
+        share_of_full_swap: The effect as a share of `full_swap_nats`. It can exceed 1 where the other row
+            often has the variable's value, too.
+        share_interval: 95% interval of the share, over rows.
+        n: Number of swapped tokens.
+        n_rows: Number of rows that the swapped tokens come from.
     """
 
     hookpoint: str
@@ -138,7 +139,14 @@ class WorldTruth:
 
 @dataclass(frozen=True, eq=False)
 class _Draws:
-    """Tokens to swap, and by what: one entry each."""
+    """Tokens at which a variable is swapped, one entry per draw.
+
+    Attributes:
+        rows: Row of each token.
+        positions: Position of each token in its row.
+        sources: Position of the token that decides the variable's value there.
+        tokens: Id of the token that replaces the deciding one.
+    """
 
     rows: Int64[np.ndarray, " draw"]
     positions: Int64[np.ndarray, " draw"]
@@ -172,18 +180,18 @@ def truth(
 
     Args:
         world: The model and its variables.
-        hookpoint: Where the activation is edited.
+        hookpoint: Name of the hookpoint where the activation is edited.
         variable: Name of the variable.
-        where: At which tokens: those where the variable is active (all, if it is everywhere), the
-            others, or both.
-        window: Later tokens whose predictions count.
-        per_row: Tokens drawn from each held-out row.
-        seed: Names the draw.
+        where: Which tokens are swapped: those where the variable is `active` (all tokens, if it has no
+            `active`), those where it is `inactive`, or tokens `everywhere`.
+        window: Number of later tokens whose predictions count.
+        per_row: Largest number of tokens drawn from each held-out row.
+        seed: Seed of the draw and of the bootstrap.
 
     Raises:
-        NotEstimable: no such variable, no way to swap it alone, or fewer than 10 rows with a token to
-            swap.
-        SpecError: an unknown hookpoint, or one past the last layer.
+        NotEstimable: there is no such variable, no input token changes it alone, or fewer than 10 rows have a
+            token to swap.
+        SpecError: the hookpoint is unknown or past the last layer.
     """
     draws = _draws(world, world.variable(variable), where, per_row, seed)
     below = Downstream(world.model, hookpoint)
@@ -195,6 +203,7 @@ def truth(
 
 
 def _draws(world: World, variable: Variable, where: Where, per_row: int, seed: int) -> _Draws:
+    """Return tokens of held-out rows at which the variable can be swapped; see `truth`."""
     swap = world.swaps.get(variable.name)
     if swap is None:
         raise NotEstimable(
@@ -233,7 +242,7 @@ def _swapped(
     part: Int64[np.ndarray, " draw"],
     window: int,
 ) -> tuple[Float[np.ndarray, " draw"], Float[np.ndarray, " draw"]]:
-    """Return the divergence of each draw: the variable swapped, and the whole activation."""
+    """Return the divergences of draws, with the variable swapped and with the whole activation swapped."""
     each = torch.arange(len(part))
     ids = torch.from_numpy(world.rows[draws.rows[part]])
     positions = torch.from_numpy(draws.positions[part])
@@ -251,8 +260,7 @@ def _swapped(
         if replacement is not None:
             delta = torch.zeros_like(site)
             delta[each, positions] = (replacement - site)[each, positions]
-        found = below.logits(ids, entering, delta)
-        return found[each[:, None], seen]
+        return below.logits(ids, entering, delta)[each[:, None], seen]
 
     with torch.no_grad():
         clean = logits(None).float().log_softmax(-1)
@@ -271,7 +279,16 @@ def summarize(
     full: Float[np.ndarray, " draw"],
     seed: int,
 ) -> WorldTruth:
-    """Return means, with intervals from a bootstrap of rows."""
+    """Return the means of swaps' effects, with 95% intervals from a bootstrap of rows.
+
+    Args:
+        hookpoint: Name of the site's hookpoint.
+        variable: Name of the variable.
+        rows: Row of each swapped token.
+        effects: Divergence in nats where the variable is swapped.
+        full: Divergence in nats where the whole activation is swapped.
+        seed: Seed of the bootstrap.
+    """
     present, index = np.unique(rows, return_inverse=True)
     sums = np.stack([np.bincount(index, x) for x in (effects, full, np.ones_like(full))])
     random = numpy_generator(seed, "world", "truth", "bootstrap")

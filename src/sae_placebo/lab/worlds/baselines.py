@@ -1,6 +1,7 @@
-"""What else could say which directions a model uses: simpler statistics, scored beside the verdicts.
+"""Simpler statistics could also say which directions a model uses; worlds score them beside the verdicts.
 
-Each is a number per direction, the higher the more used. None of them has an edit of finite size in it.
+Each gives one number per direction, and a higher number says more use. None of them edits an activation by a
+finite amount.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ BASELINES = (
 
 @dataclass(frozen=True, eq=False)
 class Baselines:
-    """Simpler statistics of some directions; the higher, the more used.
+    """Simpler statistics of directions; a higher number says more use.
 
     Attributes:
-        values: [direction] of each by name; NaN for directions that no token read holds.
-        reasons: Why all of one are NaN, by name.
+        values: Values of each statistic, by its name; NaN for a direction that none of the read tokens holds.
+        reasons: Why a statistic is NaN for all directions, by its name.
     """
 
     values: dict[str, Float64[np.ndarray, " direction"]]
@@ -51,24 +52,28 @@ class Baselines:
 def baselines(
     subject: Subject, directions: Directions, seed: int, spec: ScreenSpec | None = None
 ) -> Baselines:
-    """Return the baselines of directions.
+    """Return the simpler statistics of directions.
 
-    - firing rate: share of tokens that hold the direction.
-    - variance: mean over tokens of the amount's square.
-    - logit lens: |W_U d|, the final norm's gains taken in (nostalgebraist 2020).
-    - gradient x activation: |mean| over the tokens that hold it of a (g . d), with g the gradient of log
-      probabilities of drawn labels; and the mean of |a (g . d)|.
-    - attribution patching: mean |(a' - a) (g . d)|, a' what another token that holds it has (Nanda 2023;
-      Syed et al. 2023, arXiv 2310.10348). Differs: the metric is the log probability of drawn labels.
-    - Fisher screen: `use.screen`, mean of (a g . d)^2, without its nulls.
-    - weight readers: of all matrices that read the site, the largest norm of W d in standard deviations
-      above random directions (`circuits.weights`).
+    In these definitions, d is the direction, a is how much of it a token holds, and g is the gradient of the
+    log probability of a label drawn from the model. Means are over the tokens that hold the direction, unless
+    something else is said.
+
+    - firing rate: the share of tokens that hold the direction.
+    - variance: the mean of a^2 over all tokens.
+    - logit lens: |W_U d|, with the gains of the final norm in W_U (nostalgebraist 2020).
+    - gradient x activation: |mean of a (g . d)|; and, between bars, the mean of |a (g . d)|.
+    - attribution patching: the mean of |(a' - a) (g . d)|, where a' is how much another token that holds the
+      direction has (Nanda 2023; Syed et al. 2023, arXiv 2310.10348). Differs: the metric is the log
+      probability of drawn labels.
+    - Fisher screen: the mean of (a g . d)^2 as in `causal.use.screen`, without its nulls.
+    - weight readers: the largest norm of W d over all matrices W that read the site, in standard deviations
+      above random directions (`causal.circuits.weights`).
 
     Args:
         subject: The model and its held-out tokens.
-        directions: Asked about.
-        seed: Names all draws.
-        spec: Tokens and labels of the gradients; None: the defaults.
+        directions: The directions.
+        seed: Seed of all draws.
+        spec: Numbers of tokens and labels of the gradients; None takes the defaults.
     """
     values = {
         "firing rate": directions.n_active / directions.amounts.shape[0],
@@ -78,8 +83,8 @@ def baselines(
     reasons: dict[str, str] = {}
     try:
         values["logit lens"] = _logit_lens(subject, directions)
-        found = weight_capability(subject, directions, seed)
-        readers = np.where(np.isfinite(found.above_random), found.above_random, -np.inf).max(1)
+        above = weight_capability(subject, directions, seed).above_random
+        readers = np.where(np.isfinite(above), above, -np.inf).max(1)
         values["weight readers"] = np.where(np.isfinite(readers), readers, np.nan)
     except ModelError as refusal:
         for name in ("logit lens", "weight readers"):
@@ -103,34 +108,35 @@ def _logit_lens(subject: Subject, directions: Directions) -> Float64[np.ndarray,
 def _gradients(
     subject: Subject, directions: Directions, seed: int, spec: ScreenSpec
 ) -> dict[str, Float64[np.ndarray, " direction"]]:
-    """Return everything that one reading of the gradients gives."""
+    """Return the four statistics that need gradients, which are computed once for all of them."""
     sums = _ScoreSums(directions, seed)
     tally = ScreenTally(subject, directions, spec, seed)
     rows = drawn_rows(subject, spec.tokens, seed)
-    for found in sampled_gradients(subject, rows, spec.samples, seed):
-        tally.add(found)
-        sums.add(found)
+    for gradients in sampled_gradients(subject, rows, spec.samples, seed):
+        tally.add(gradients)
+        sums.add(gradients)
     screened = tally.finish()
     return sums.finish() | {"Fisher screen": screened.phi}
 
 
 class _ScoreSums:
-    """Sums over tokens and samples of first-order effects, by direction."""
+    """Sums of first-order effects over tokens and drawn labels, by direction."""
 
     def __init__(self, directions: Directions, seed: int) -> None:
         self.directions = directions
-        # by way of columns, so that both have one order of entries
+        # by way of columns, so that both matrices have the same order of entries
         self.amounts = directions.by_direction.tocsr()
         self.other = _others(directions, seed)
         n = len(directions)
         self.signed, self.size, self.swapped, self.n = (np.zeros(n) for _ in range(4))
 
-    def add(self, found: Gradients) -> None:
+    def add(self, gradients: Gradients) -> None:
+        """Add the effects at some tokens."""
         n = len(self.directions)
-        amounts, other = self.amounts[found.tokens], self.other[found.tokens]
-        cells = np.repeat(np.arange(len(found.tokens)), np.diff(amounts.indptr))
+        amounts, other = self.amounts[gradients.tokens], self.other[gradients.tokens]
+        cells = np.repeat(np.arange(len(gradients.tokens)), np.diff(amounts.indptr))
         columns = amounts.indices.astype(np.int64)
-        for gradient in found.sampled.cpu().numpy():
+        for gradient in gradients.sampled.cpu().numpy():
             slope = along(gradient, self.directions.vectors, cells, columns).astype(np.float64)
             removed, resampled = slope * amounts.data, slope * (other.data - amounts.data)
             self.signed += np.bincount(columns, removed, minlength=n)
@@ -139,6 +145,7 @@ class _ScoreSums:
             self.n += np.bincount(columns, minlength=n)
 
     def finish(self) -> dict[str, Float64[np.ndarray, " direction"]]:
+        """Return the mean effects, by the name of the statistic."""
         with np.errstate(invalid="ignore"):
             return {
                 "gradient x activation": np.abs(self.signed) / self.n,
@@ -148,7 +155,7 @@ class _ScoreSums:
 
 
 def _others(directions: Directions, seed: int) -> Any:
-    """Return the amounts with those of each direction in another order: CSR of the same pattern."""
+    """Return the amounts as CSR of the same pattern, with each direction's amounts moved to other tokens."""
     by = directions.by_direction.copy()
     random = numpy_generator(seed, "baselines", "other amounts")
     for start, stop in zip(by.indptr[:-1], by.indptr[1:], strict=True):

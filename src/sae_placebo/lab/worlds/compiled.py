@@ -1,4 +1,4 @@
-"""Worlds from compiled programs: what the model computes, and from what, stands in its weights.
+"""Compiled worlds are models made from programs, so their weights say what they compute, and from what.
 
 A RASP program compiled by Tracr becomes an ordinary GPT-2 of Hugging Face, without norms. Rotation and
 compression hide the coordinates that Tracr names, so that an SAE has to find them.
@@ -37,22 +37,23 @@ from sae_placebo.models.hookpoints import parse_hookpoint
 _AGREE = 5e-4
 """Largest difference from Tracr's own residual stream of a model that is not compressed with loss.
 
-Rotated, the steps of the MLPs are differences of sums some 100 wide, which single precision knows to about
-1e-4."""
+With rotation, the steps of the MLPs are differences of sums of size 100, which single precision resolves to
+about 1e-4."""
 _FEWEST_KEPT = 0.95
-"""Share of tokens whose output a compression with loss has to keep."""
+"""Least share of tokens whose output a compression with loss has to keep."""
 _GAP = 1e-3
-"""Numbers nearer to each other are one value: attention leaks about 1e-5."""
+"""Numbers that differ by less count as one value, since attention leaks about 1e-5."""
 
 
 @dataclass(frozen=True, eq=False)
 class Access:
-    """What a layer's weights read and write, by variable; `one` is the constant.
+    """What a layer's weights read and write, by variable; the variable `one` is a constant.
 
     Attributes:
-        reads: `q.H`, `k.H`, `v.H` of head H where its scores or values have non-zero weights on the
-            variable, and `mlp`. That weights read a variable does not say that its value matters.
-        writes: `head.H` and `mlp`.
+        reads: The parts with non-zero weights on a variable: `q.H` and `k.H` are the scores and `v.H` the
+            values of head H, and `mlp` is the MLP. That weights read a variable does not say that its value
+            matters.
+        writes: The parts that write a variable: `head.H` and `mlp`.
     """
 
     reads: Mapping[str, tuple[str, ...]]
@@ -64,14 +65,14 @@ class CompiledWorld(World):
     """A compiled program, its variables, and where they are.
 
     Attributes:
-        directions: By variable: what each of its values adds to the residual stream; zeros where a
-            value is "none".
-        value_names: By variable: the program's name of each value.
+        directions: What each value of a variable adds to the residual stream, by the variable's name; the
+            value "none" adds zeros.
+        value_names: The program's names of a variable's values, by the variable's name.
         access: What each layer reads and writes.
-        embedded: Variables that the embedding writes.
-        output: The variable that the unembedding reads.
+        embedded: Names of the variables that the embedding writes.
+        output: Name of the variable that the unembedding reads.
         classes: The program's output that each token id stands for in the logits.
-        tokens: The token behind each id in the rows.
+        tokens: The token that each id stands for in the rows.
     """
 
     directions: Mapping[str, Float[torch.Tensor, "_ d"]]
@@ -83,11 +84,13 @@ class CompiledWorld(World):
     tokens: tuple[str, ...]
 
     def is_present(self, variable: str, hookpoint: str) -> bool:
-        """Return whether something has written the variable by there.
+        """Return whether the variable has been written by the time the model reaches a hookpoint.
+
+        At the output of an attention or MLP layer this says whether that layer itself writes it.
 
         Raises:
-            NotEstimable: no such variable.
-            SpecError: an unknown hookpoint.
+            NotEstimable: there is no such variable.
+            SpecError: the hookpoint is unknown.
         """
         if variable not in self.directions:
             raise NotEstimable(unknown_name("variable", variable, self.directions))
@@ -100,12 +103,12 @@ class CompiledWorld(World):
 
 
 def reads(world: CompiledWorld, layer: int) -> Mapping[str, tuple[str, ...]]:
-    """Return the parts of a layer with non-zero weights on each variable; see `Access`."""
+    """Return the parts of a layer that have non-zero weights on each variable, by its name; see `Access`."""
     return world.access[layer].reads
 
 
 def writes(world: CompiledWorld, layer: int) -> Mapping[str, tuple[str, ...]]:
-    """Return the parts of a layer that write each variable; see `Access`."""
+    """Return the parts of a layer that write each variable, by its name; see `Access`."""
     return world.access[layer].writes
 
 
@@ -122,31 +125,33 @@ def compiled(
 ) -> CompiledWorld:
     """Return a compiled program as a world; there are 8 training rows to each held-out one.
 
-    A compiled program answers with certainty, and then a divergence is zero or without bound. So the
-    logits are those of a soft answer: `sharpness` for the output and 0 for any other value; where the
-    output is a number x, the value v has -4 sharpness ((x - v) / range)^2, up to a constant.
+    A compiled program answers with certainty, so that a divergence would be zero or infinite. The logits are
+    therefore those of a soft answer: `sharpness` for the output, 0 for any other value. Where the output is
+    a number x, the value v has the logit -4 sharpness ((x - v) / range)^2, up to a constant.
 
-    Rotation is exact, since there are no norms. Compression keeps the span of all activations, after
-    attention as well, and of the differences of each variable's values. The span of activations alone
-    would not do: `is_a` is a linear function of `tokens` there, so that no edit changes one of them
-    alone, and neither would be the one that is used. `numbers` has both ranks.
+    Rotation is exact, since there are no norms. Compression keeps the span of all activations, those after
+    attention included, and of the differences between each variable's values. The span of activations alone
+    would not do: `is_a` is a linear function of `tokens` there, so that no edit could change one of them
+    alone, and one could not say which of them is used. `numbers` has both ranks.
 
     Args:
-        program: One of `PROGRAMS`.
-        seed: Names rows, rotation and projection.
-        rotate: Multiply all that reads and writes the residual stream by a random orthogonal matrix.
-        compress: Leave out what no activation and no edit reaches.
-        compress_to: Dimensions of a random projection below that rank, in which the model reads by
-            least squares over the activations: without loss on the rows down to the rank of the
-            activations, with loss below. None: no projection.
-        length: Tokens of a row behind the starting one.
-        sharpness: How much the output's logit stands out.
-        n_rows: Held-out rows.
+        program: Name of the program, one of `PROGRAMS`.
+        seed: Seed of rows, rotation and projection.
+        rotate: Whether all that reads and writes the residual stream is multiplied by a random orthogonal
+            matrix.
+        compress: Whether directions are left out that no activation and no edit reaches.
+        compress_to: Number of dimensions of a random projection below that rank, in which the model reads by
+            least squares over the activations. On the rows this is without loss down to the rank of the
+            activations, and with loss below. None projects nothing.
+        length: Number of tokens in a row behind the starting one.
+        sharpness: Logit of the output above the others.
+        n_rows: Number of held-out rows.
 
     Raises:
         MissingExtra: Tracr is not installed.
-        SpecError: no such program, or `compress_to` changes more than 5% of the outputs.
-        ModelError: the model does not do what Tracr's own does.
+        SpecError: there is no such program, `compress_to` is out of range, or it changes more than 5% of the
+            outputs.
+        ModelError: the model does not compute what Tracr's own model computes.
     """
     chosen = PROGRAMS[program]
     source = assemble(chosen, length)
@@ -190,7 +195,7 @@ def compiled(
 def _rows(
     source: Assembled, program: Program, random: np.random.Generator, n: int, length: int
 ) -> Int64[np.ndarray, "row pos"]:
-    """Return rows of tokens drawn alike and apart, each behind the starting one."""
+    """Return rows of independent, uniform tokens, each row behind the starting token."""
     letters = np.array([source.tokens.index(token) for token in program.vocabulary], np.int64)
     drawn = letters[random.integers(len(letters), size=(n, length))]
     start = np.full((n, 1), source.tokens.index(BOS), np.int64)
@@ -200,18 +205,18 @@ def _rows(
 def _values(
     source: Assembled, name: str, final: Float[np.ndarray, "row pos dim"]
 ) -> VariableValues:
-    """Return the values of a variable, read from the last stream: nothing is overwritten."""
+    """Return the values of a variable, read from the last stream, since nothing is ever overwritten."""
     dims = source.dims[name]
-    found = final[..., dims]
+    coordinates = final[..., dims]
     if source.is_number(name):
-        numbers = np.unique(found)
+        numbers = np.unique(coordinates)
         starts = np.flatnonzero(np.diff(numbers, prepend=-np.inf) > _GAP)
         means = np.add.reduceat(numbers, starts) / np.diff(np.append(starts, len(numbers)))
-        values = np.searchsorted(numbers[starts], found[..., 0], side="right") - 1
+        values = np.searchsorted(numbers[starts], coordinates[..., 0], side="right") - 1
         levels = np.zeros((len(means), final.shape[-1]))
         levels[:, dims[0]] = means
         return VariableValues(values, levels, tuple(f"{mean:.4g}" for mean in means))
-    best = np.where(found.max(-1) > 0.5, found.argmax(-1), len(dims))
+    best = np.where(coordinates.max(-1) > 0.5, coordinates.argmax(-1), len(dims))
     present, values = np.unique(best, return_inverse=True)
     levels = np.zeros((len(present), final.shape[-1]))
     one_hot = present[present < len(dims)]
@@ -221,18 +226,18 @@ def _values(
     return VariableValues(values.reshape(best.shape).astype(np.int64), levels, names)
 
 
-def _variable(name: str, found: VariableValues, needed: bool, n_rows: int) -> Variable:
+def _variable(name: str, values: VariableValues, needed: bool, n_rows: int) -> Variable:
     return Variable(
         name=name,
-        values=found.values[:n_rows],
-        train_values=found.values[n_rows:],
-        n_values=len(found.names),
+        values=values.values[:n_rows],
+        train_values=values.values[n_rows:],
+        n_values=len(values.names),
         role="used" if needed else "passenger",
     )
 
 
 def _access(source: Assembled, layer: LayerWeights) -> Access:
-    """Return what non-zero weights read and write."""
+    """Return what a layer reads and writes with non-zero weights."""
     readers: dict[str, list[str]] = {name: [] for name in source.dims}
     writers: dict[str, list[str]] = {name: [] for name in source.dims}
     live = layer.mlp_out.any(1)
@@ -253,7 +258,7 @@ def _access(source: Assembled, layer: LayerWeights) -> Access:
     return Access(*kept)
 
 
-# --- is it the program ------------------------------------------------------------------------------
+# --- whether the model computes the program ----------------------------------------------------------
 
 
 def _checked(
@@ -264,15 +269,15 @@ def _checked(
     trace: Float[np.ndarray, "site row pos dim"],
     output: Int64[np.ndarray, "row pos"],
 ) -> dict[str, float]:
-    """Return how far the model is from Tracr's own on all rows.
+    """Return how far the model is from Tracr's own on all rows, as `numbers` of the world.
 
     Raises:
-        ModelError: it should be the same and is not.
+        ModelError: the model should be exact and is not.
         SpecError: too many outputs are lost.
     """
     with torch.no_grad():
-        found = model(input_ids=torch.from_numpy(ids), output_hidden_states=True)
-    streams = torch.stack(found.hidden_states).double().numpy() @ basis.read
+        run = model(input_ids=torch.from_numpy(ids), output_hidden_states=True)
+    streams = torch.stack(run.hidden_states).double().numpy() @ basis.read
     error = float(np.abs(streams - trace[::2]).max())
     dims = source.dims[source.output]
     coordinates = trace[-1][..., dims]
@@ -281,7 +286,7 @@ def _checked(
     else:
         wanted, defined = coordinates.argmax(-1), coordinates.max(-1) > 0.5
     defined[:, 0] = False
-    kept = float((found.logits.argmax(-1).numpy() == wanted)[defined].mean())
+    kept = float((run.logits.argmax(-1).numpy() == wanted)[defined].mean())
     if basis.is_exact and (error > _AGREE or kept < 1):
         raise ModelError(
             f"the compiled model is {error:.2g} off Tracr's residual stream and gives its output at "

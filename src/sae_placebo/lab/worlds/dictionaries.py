@@ -1,4 +1,4 @@
-"""What SAEs find in a world: its activations, an SAE of them, and what each latent stands for."""
+"""SAEs are trained on a world's activations, and their latents are labeled by what they stand for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ROWS_AT_ONCE = 64
 def activations(
     world: World, hookpoint: str, rows: Int64[np.ndarray, "row pos"]
 ) -> Float[torch.Tensor, "row pos d_in"]:
-    """Return the model's activations at a hookpoint, of rows of token ids."""
+    """Return the activations of a world's model at a hookpoint, for rows of token ids."""
     reader = Reader(world.model, [hookpoint])
     name = reader.names[0]
     ids = torch.from_numpy(rows)
@@ -39,15 +39,15 @@ def train_sae(
     training: TrainingSpec | None = None,
     epochs: int = 4,
 ) -> SAE:
-    """Return an SAE of a world's training rows, in model units.
+    """Train an SAE on a world's training rows, and return it in the model's units.
 
     Args:
-        world: The model.
-        hookpoint: What is read.
-        seed: Names the start and the order of tokens.
-        spec: The architecture; None is TopK with 256 latents, 8 active.
-        training: How it is trained; None is the package's own settings with batches of 512.
-        epochs: Passes over the training rows.
+        world: The model and its training rows.
+        hookpoint: Name of the hookpoint whose activations are read.
+        seed: Seed of the initial weights and of the order of tokens.
+        spec: Settings of the SAE; None takes TopK with 256 latents, 8 of them active.
+        training: How the SAE is trained; None takes the package's defaults with batches of 512.
+        epochs: Number of passes over the training rows.
     """
     x = activations(world, hookpoint, world.train_rows).flatten(0, 1)
     scaling = Scaling.of(x)
@@ -71,12 +71,13 @@ def train_sae(
 
 @dataclass(frozen=True)
 class LatentLabel:
-    """What a latent stands for.
+    """What a latent stands for: a value of a variable, or nothing.
 
     Attributes:
-        variable: Name of the variable; None where the latent stands for none.
-        value: Its value; None likewise.
-        correlation: Of the latent's code with the best variable = value; NaN where it never fires.
+        variable: Name of the variable; None where the latent stands for nothing.
+        value: Value of the variable; None where the latent stands for nothing.
+        correlation: Largest correlation of the latent's code with a value's occurrence; NaN where the latent
+            never fires.
     """
 
     variable: str | None
@@ -85,7 +86,7 @@ class LatentLabel:
 
     @property
     def name(self) -> str:
-        """For example `a=3`, or `none`."""
+        """The label in words, such as `a=3` or `none`."""
         return "none" if self.variable is None else f"{self.variable}={self.value}"
 
 
@@ -96,18 +97,18 @@ def label_latents(
     threshold: float = 0.5,
     variables: Sequence[str] | None = None,
 ) -> tuple[LatentLabel, ...]:
-    """Return what each latent stands for: the variable = value that its code goes up with most.
+    """Return what each latent stands for: the value of a variable with which its code correlates most.
 
-    The correlation is signed: codes are at least 0, and a latent stands for what it fires on. Of a
-    variable that matters at some tokens only, the value at these tokens is tried besides the value
-    anywhere, and has the same label.
+    The correlation is signed: codes are at least 0, and a latent stands for what it fires on. For a variable
+    that matters at some tokens only, the value at these tokens is tried as well as the value at any token;
+    both have the same label.
 
     Args:
         world: The model and its variables.
-        codes: scipy CSR [token, latent] of the held-out tokens.
-        places: Row and position of each token; None: all held-out tokens, row after row.
-        threshold: A latent whose best correlation is below stands for none.
-        variables: Names of those that are tried; None: all.
+        codes: Codes of held-out tokens, as scipy CSR [token, latent].
+        places: Row and position of each token; None means all held-out tokens, row after row.
+        threshold: A latent whose largest correlation is below this stands for nothing.
+        variables: Names of the variables that are tried; None tries all.
     """
     names = [v.name for v in world.variables] if variables is None else list(variables)
     if places is None:
@@ -123,14 +124,11 @@ def label_latents(
         for value in range(variable.n_values):
             keys += [(variable.name, value)] * len(masks)
             columns += [(values == value) & mask for mask in masks]
-    found = _correlations(codes, np.stack(columns, axis=1).astype(np.float64))
-    best = found.argmax(axis=1)
+    correlations = _correlations(codes, np.stack(columns, axis=1).astype(np.float64))
     labels = []
-    for high, (variable, value) in zip(found.max(axis=1), (keys[i] for i in best), strict=True):
-        if high >= threshold:
-            labels.append(LatentLabel(variable, value, float(high)))
-        else:
-            labels.append(LatentLabel(None, None, float(high) if np.isfinite(high) else np.nan))
+    for best, high in zip(correlations.argmax(axis=1), correlations.max(axis=1), strict=True):
+        label: tuple[str | None, int | None] = keys[best] if high >= threshold else (None, None)
+        labels.append(LatentLabel(*label, float(high) if np.isfinite(high) else np.nan))
     return tuple(labels)
 
 

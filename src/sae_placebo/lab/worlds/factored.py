@@ -1,4 +1,4 @@
-"""A world of factored tokens: a small Llama trained until it follows the rule of its grammar."""
+"""A factored world is a small Llama trained until it follows the rule of its grammar."""
 
 from __future__ import annotations
 
@@ -21,35 +21,34 @@ _FIRST_STD = 0.08
 def factored(spec: FactoredSpec | None = None, seed: int = 0) -> World:
     """Return a world whose tokens are sums of factors, and whose model follows a known rule.
 
-    A token is (a, b, c, kind); its embedding is the frozen sum of one random direction each. What comes
-    next depends on a_t, on a_{t-1}, and on c at the last marker: `kind` says which tokens are markers,
-    and at others c does not matter. b matters nowhere (see `b_weight`), with larger norm than the rest.
-    With `duplicates` a has two carriers, of which either suffices, since some tokens lack one.
+    A token is (a, b, c, kind); its embedding is frozen, the sum of one random direction for each of the four.
+    The next token depends on a_t, on a_{t-1}, and on c at the last marker: `kind` says which tokens are
+    markers, and at other tokens c does not matter. b matters nowhere (see `b_weight`), though its directions
+    are longer than the others. With `duplicates`, a has two carriers; either suffices, since some tokens lack
+    one.
 
-    Rows are independent draws of tokens, the same whatever the rule is; the model is trained, on fresh
-    rows, on the exact distribution that the rule gives at every position (`grammar.FactoredSpec`), not
-    on tokens drawn from it, so nothing but the optimizer stands between it and the rule. Its output
-    head is, like its embedding, a sum over factors.
+    Rows are independent draws of tokens, the same whatever the rule is. The model is trained, on fresh rows,
+    on the exact distribution that the rule gives at every position (`grammar.FactoredSpec`), not on tokens
+    drawn from it, so that only the optimizer can keep it from the rule. Its output head is, like its
+    embedding, a sum over factors.
 
-    Variables: a, b, c (active at markers), marker, a_previous and c_last (the value at the last marker:
-    n_c where there is none yet); with duplicates a_first and a_second, the carriers (n_a where absent;
-    active where both are there). `numbers` of the world holds `excess_nats`, the mean divergence of the
-    rule from the model on held-out rows; `entropy_nats`, the rule's own; and the same divergence of a
-    model that knows a's frequencies alone, `ignorance_nats`.
+    The variables are a, b, c (active at markers), marker, a_previous, and c_last (the value of c at the last
+    marker, or n_c where there is none yet). With duplicates there are also the carriers a_first and a_second
+    (n_a where a token lacks the carrier; active where it has both). The world's `numbers` are `excess_nats`,
+    the mean divergence of the rule from the model on held-out rows; `entropy_nats`, the rule's entropy; and
+    `ignorance_nats`, the divergence of the rule from a model that knows only how frequent each a is.
 
     Args:
-        spec: Settings; None: the defaults. `grammar.PRESETS` has others by name.
-        seed: Names directions, rule, rows, and the model's start and training rows.
+        spec: Settings of the world; None takes the defaults. `grammar.PRESETS` has others by name.
+        seed: Seed of directions, rule and rows, and of the model's initial weights and training rows.
 
     Raises:
-        ModelError: the model is not within `margin_nats` of the rule after `steps`.
+        ModelError: the model is not within `margin_nats` of the rule after `steps` steps.
     """
     spec = spec or FactoredSpec()
     grammar = Grammar(spec, seed)
-    rows, train_rows = (
-        grammar.rows(spec.held_out_rows, "held out"),
-        grammar.rows(spec.train_rows, "SAE"),
-    )
+    rows = grammar.rows(spec.held_out_rows, "held out")
+    train_rows = grammar.rows(spec.train_rows, "SAE")
     model = _new_model(grammar)
     heads = _train(model, grammar)
     _set_head(model, grammar, heads)
@@ -102,7 +101,7 @@ def _new_model(grammar: Grammar) -> Any:
 
 
 def _train(model: Any, grammar: Grammar) -> torch.Tensor:
-    """Train the model on the rule, in place; return the head's rows by factor, one below the other."""
+    """Train the model on the rule, in place, and return the head's rows, factor after factor."""
     spec = grammar.spec
     random = generator(grammar.seed, "world", "start", "head")
     heads = _FIRST_STD * torch.randn(sum(spec.sizes), spec.d_model, generator=random)
@@ -126,7 +125,7 @@ def _train(model: Any, grammar: Grammar) -> torch.Tensor:
 
 
 def _share(step: int, steps: int) -> float:
-    """Return the share of the peak step size: a linear rise, then half a cosine to zero."""
+    """Return the share of the peak step size, which rises linearly and falls to zero by half a cosine."""
     rise = max(1, round(_WARMUP * steps))
     if step < rise:
         return (step + 1) / rise
@@ -138,21 +137,21 @@ def _loss(
     target: Float[torch.Tensor, "row pos a"],
     spec: FactoredSpec,
 ) -> Float[torch.Tensor, ""]:
-    """Return the cross entropy of the whole vocabulary, as the sum over factors that it is.
+    """Return the cross entropy over the whole vocabulary, computed as a sum over factors.
 
-    A token's logit is the sum of those of its factors, so the model's distribution is a product, as the
-    rule's is.
+    A token's logit is the sum of its factors' logits, so the model's distribution is a product over factors,
+    as the rule's is.
     """
     a, *others = torch.split(logits, list(spec.sizes), dim=-1)
     total = -(target * a.log_softmax(-1)).sum(-1)
-    for found in others:
-        total = total - found.log_softmax(-1).mean(-1)
+    for factor in others:
+        total = total - factor.log_softmax(-1).mean(-1)
     mean: torch.Tensor = total.mean()
     return mean
 
 
 def _set_head(model: Any, grammar: Grammar, heads: torch.Tensor) -> None:
-    """Write the head over the vocabulary: each token's row is the sum of its factors' rows."""
+    """Write the model's head: the row of each token of the vocabulary is the sum of its factors' rows."""
     starts = np.cumsum([0, *grammar.spec.sizes[:-1]])
     rows = torch.from_numpy(grammar.factors + starts)
     with torch.no_grad():
@@ -160,7 +159,7 @@ def _set_head(model: Any, grammar: Grammar, heads: torch.Tensor) -> None:
 
 
 def _numbers(model: Any, grammar: Grammar, rows: Int64[np.ndarray, "row pos"]) -> dict[str, float]:
-    """Return how far the whole model is from the rule on rows, in nats per token."""
+    """Return `numbers` of the world: how far the model is from the rule on rows, in nats per token."""
     spec = grammar.spec
     target = grammar.target(rows).double()
     others = math.log(spec.n_vocabulary / spec.n_a)
@@ -171,9 +170,9 @@ def _numbers(model: Any, grammar: Grammar, rows: Int64[np.ndarray, "row pos"]) -
         for ids, wanted in zip(
             torch.split(torch.from_numpy(rows), 64), torch.split(target, 64), strict=True
         ):
-            found = model(input_ids=ids, use_cache=False).logits.log_softmax(-1)
-            # a is the slowest factor of a token's id: one run of the vocabulary for each value
-            by_a = found.unflatten(-1, (spec.n_a, -1)).double().mean(-1)
+            log_p = model(input_ids=ids, use_cache=False).logits.log_softmax(-1)
+            # a is the slowest factor of a token's id: each value has one run of the vocabulary
+            by_a = log_p.unflatten(-1, (spec.n_a, -1)).double().mean(-1)
             cross.append(-(wanted * by_a).sum(-1))
     return {
         "excess_nats": float(torch.cat(cross).mean()) - entropy - others,

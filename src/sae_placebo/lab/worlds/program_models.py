@@ -1,4 +1,4 @@
-"""The GPT-2 that carries a compiled program, in a residual stream of its own choice."""
+"""A compiled program becomes a GPT-2, whose residual stream has a basis other than Tracr's."""
 
 from __future__ import annotations
 
@@ -15,12 +15,18 @@ from sae_placebo.core.spec import numpy_generator
 from sae_placebo.lab.worlds.programs import BOS, PAD, Assembled
 
 _NO_CLASS = -20.0
-"""Logit of token ids that stand for no output."""
+"""Logit of a token id that stands for no output of the program."""
 
 
 @dataclass(frozen=True, eq=False)
 class VariableValues:
-    """The values of a variable that occur: which where, what each adds to Tracr's stream, its name."""
+    """The values of a variable that occur.
+
+    Attributes:
+        values: Index of the variable's value at each token.
+        levels: What each value adds to Tracr's residual stream.
+        names: The program's name of each value.
+    """
 
     values: Int64[np.ndarray, "row pos"]
     levels: Float[np.ndarray, "value dim"]
@@ -29,7 +35,15 @@ class VariableValues:
 
 @dataclass(frozen=True, eq=False)
 class Basis:
-    """How Tracr's stream is carried by the model's: x = stream @ write, stream = x @ read."""
+    """How the model's residual stream x carries Tracr's: x = stream @ write, and stream = x @ read.
+
+    Attributes:
+        write: Maps Tracr's stream to the model's.
+        read: Maps the model's stream to Tracr's.
+        rank: Number of dimensions that activations and edits span.
+        activation_rank: Number of dimensions that activations span.
+        is_exact: Whether reading is without loss on the rows.
+    """
 
     write: Float[np.ndarray, "dim d"]
     read: Float[np.ndarray, "d dim"]
@@ -45,17 +59,17 @@ def residual_basis(
     how: tuple[bool, bool, int | None],
     seed: int,
 ) -> Basis:
-    """Return how the stream is carried.
+    """Return the basis in which a model carries Tracr's residual stream; see `compiled`.
 
     Args:
         source: The compiled program.
-        trace: Tracr's stream at every site.
-        table: The variables' values.
-        how: Whether to rotate, whether to compress, and to how many dimensions to project.
-        seed: Names rotation and projection.
+        trace: Tracr's residual stream at every site.
+        table: Values of the variables, by name.
+        how: Whether to rotate, whether to compress, and the number of dimensions to project to or None.
+        seed: Seed of rotation and projection.
 
     Raises:
-        SpecError: a projection to more dimensions than there are, or to none.
+        SpecError: the number of dimensions to project to is below 1 or above the rank.
     """
     rotate, compress, compress_to = how
     dim = trace.shape[-1]
@@ -87,7 +101,7 @@ def residual_basis(
 
 
 def _span(x: Float[np.ndarray, "row dim"]) -> Float[np.ndarray, "dim rank"]:
-    """Return an orthonormal basis of the rows, but for what the leaks of attention reach."""
+    """Return an orthonormal basis of the rows, without directions that only leaks of attention reach."""
     _, sizes, right = np.linalg.svd(x, full_matrices=False)
     return np.ascontiguousarray(right[sizes > 1e-8 * sizes[0]].T)
 
@@ -95,7 +109,16 @@ def _span(x: Float[np.ndarray, "row dim"]) -> Float[np.ndarray, "dim rank"]:
 def unembedding(
     source: Assembled, output: VariableValues, sharpness: float
 ) -> tuple[Float[np.ndarray, "dim token"], tuple[str, ...]]:
-    """Return the unembedding in Tracr's basis and the class of each token id; see `compiled`."""
+    """Return the unembedding in Tracr's basis, and the program's output that each token id stands for.
+
+    Args:
+        source: The compiled program.
+        output: Values of the output variable.
+        sharpness: Logit of the output above the others; see `compiled`.
+
+    Raises:
+        ModelError: the program has no constant coordinate.
+    """
     dims = source.dims[source.output]
     if "one" not in source.dims:
         raise ModelError("the program has no constant coordinate: an attention head adds one.")
@@ -115,7 +138,13 @@ def unembedding(
 
 
 def as_gpt2(source: Assembled, basis: Basis, head: Float[np.ndarray, "dim token"]) -> Any:
-    """Return a GPT-2 with the program's weights and identities for norms."""
+    """Return a GPT-2 with a program's weights, and with identities in the place of norms.
+
+    Args:
+        source: The compiled program.
+        basis: The basis of the model's residual stream.
+        head: The unembedding in Tracr's basis.
+    """
     n_heads, _, key = source.layers[0].query.shape
     width = basis.write.shape[1]
     inner = max(layer.mlp_in.shape[1] for layer in source.layers)
@@ -148,7 +177,7 @@ def as_gpt2(source: Assembled, basis: Basis, head: Float[np.ndarray, "dim token"
     size = width // n_heads
     for block, layer in zip(stack.h, source.layers, strict=True):
         block.ln_1, block.ln_2 = torch.nn.Identity(), torch.nn.Identity()
-        # GPT-2 divides scores by the root of its own head's size
+        # GPT-2 divides scores by the root of its head size, Tracr by the root of its key size
         queries = layer.query * np.sqrt(size / key)
         state |= {
             block.attn.c_attn.weight: basis.read

@@ -1,7 +1,7 @@
-"""Small RASP programs that a causal transformer can run, and the weights that Tracr compiles them to.
+"""Tracr compiles small RASP programs, which a causal transformer can run, to weights.
 
-Tracr gives every variable of a program coordinates of its own in the residual stream, written once and
-never overwritten, so which head or MLP reads or writes a variable stands in the weights.
+It gives every variable of a program its own coordinates in the residual stream. They are written once and
+never overwritten, so the weights show which head or MLP reads or writes a variable.
 Source: Lindner et al., "Tracr: Compiled Transformers as a Laboratory for Interpretability" (2023).
 """
 
@@ -22,18 +22,19 @@ from sae_placebo.core.spec import Registry
 BOS = "compiler_bos"
 """The token that Tracr's models expect first in every row."""
 PAD = "compiler_pad"
+"""The token that pads rows in Tracr's models."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """A RASP program and what it is fed.
+    """A RASP program and the tokens that it reads.
 
     Attributes:
-        build: Gives the output expression, whose parts all have names of their own; takes Tracr's
-            `rasp` module.
-        vocabulary: Tokens, but for the one that starts a row.
-        ignored: Variables that weights read and whose value changes nothing.
+        build: A function of Tracr's `rasp` module that returns the output expression; all parts of the
+            expression must be named.
+        vocabulary: All tokens but the one that starts a row.
         summary: What the output is, in one sentence.
+        ignored: Names of variables that weights read though their values change nothing.
     """
 
     build: Callable[[Any], Any]
@@ -47,7 +48,10 @@ PROGRAMS: Registry[Program] = Registry("compiled program")
 
 @dataclass(frozen=True, eq=False)
 class LayerWeights:
-    """One layer in Tracr's basis; no biases, scores not yet divided by the root of the key size."""
+    """Weights of one layer in Tracr's basis.
+
+    There are no biases, and scores are not yet divided by the root of the key size.
+    """
 
     query: Float[np.ndarray, "head dim key"]
     key: Float[np.ndarray, "head dim key"]
@@ -62,15 +66,15 @@ class Assembled:
     """A compiled program: its weights in a basis with names, and Tracr's own forward pass.
 
     Attributes:
-        dims: Coordinates of each variable; `one` is a constant.
-        labels: Of each coordinate, `variable:value`, or the name alone where it holds a number.
-        tokens: The token behind each id.
-        wte: Of tokens.
-        wpe: Of positions; the first is the row's start and has none.
-        layers: In order.
-        output: The variable that is the program's output.
-        trace: Tracr's forward pass: the residual stream after the embedding, and after each attention
-            and MLP in turn.
+        dims: Coordinates of each variable, by its name; the variable `one` is a constant.
+        labels: Name of each coordinate: `variable:value`, or the variable alone where it holds a number.
+        tokens: The token that each id stands for.
+        wte: Embeddings of tokens.
+        wpe: Embeddings of positions; the first position is the row's start and has none.
+        layers: Weights of the layers, in order.
+        output: Name of the variable that is the program's output.
+        trace: A function of rows that runs Tracr's forward pass and returns the residual stream after the
+            embedding, and after each attention and each MLP in turn.
     """
 
     dims: dict[str, Int64[np.ndarray, " _"]]
@@ -83,12 +87,12 @@ class Assembled:
     trace: Callable[[Int64[np.ndarray, "row pos"]], Float[np.ndarray, "site row pos dim"]]
 
     def is_number(self, variable: str) -> bool:
-        """Return whether the variable is one coordinate that holds its value, not one per value."""
+        """Return whether the variable is a number in one coordinate, rather than one coordinate per value."""
         return ":" not in self.labels[self.dims[variable][0]]
 
 
 def tracr_module(name: str) -> Any:
-    """Return one of Tracr's modules.
+    """Return one of Tracr's modules, by its name inside Tracr.
 
     Raises:
         MissingExtra: Tracr is not installed.
@@ -118,15 +122,15 @@ def assemble(program: Program, length: int) -> Assembled:
         causal=True,
         compiler_bos=BOS,
         compiler_pad=PAD,
-        # Steps are 1/exactness wide and must fit between 1/length and 1/(length + 1), which counts are
-        # read from: Tracr's own 100 is too flat from length 7 on.
+        # Steps are 1/exactness wide and must fit between 1/length and 1/(length + 1), from which counts are
+        # read: Tracr's default of 100 is too flat from length 7 on.
         mlp_exactness=max(100, int(2.5 * length * (length + 1))),
     )
-    found = [_clean(label) for label in model.residual_labels]
-    if len(set(found)) != len(found):
+    cleaned = [_clean(label) for label in model.residual_labels]
+    if len(set(cleaned)) != len(cleaned):
         raise ModelError("two variables of a RASP program have one name: give each its own.")
-    order = np.array(sorted(range(len(found)), key=lambda i: _sort_key(found[i])))
-    labels = tuple(found[i] for i in order)
+    order = np.array(sorted(range(len(cleaned)), key=lambda i: _sort_key(cleaned[i])))
+    labels = tuple(cleaned[i] for i in order)
     params = {k: {a: np.array(b) for a, b in v.items()} for k, v in model.params.items()}
     encoding = model.input_encoder.encoding_map
     return Assembled(
@@ -142,6 +146,7 @@ def assemble(program: Program, length: int) -> Assembled:
 
 
 def _clean(label: str) -> str:
+    """Return a coordinate's label without the running numbers that Tracr adds to names."""
     name, colon, value = label.partition(":")
     return re.sub(r"_\d+(?=_|$)", "", name) + colon + value
 
@@ -163,16 +168,18 @@ def _dims(labels: tuple[str, ...]) -> dict[str, Int64[np.ndarray, " _"]]:
 def _layers(
     params: dict[str, dict[str, np.ndarray]], config: Any, order: np.ndarray
 ) -> tuple[LayerWeights, ...]:
+    """Return the weights of Tracr's layers with the coordinates in `order`."""
+
     def split(name: str) -> np.ndarray:
         w = params[name]["w"][order]
         heads: np.ndarray = w.reshape(len(order), config.num_heads, config.key_size)
         return heads.transpose(1, 0, 2)
 
-    found = []
+    layers = []
     for i in range(config.num_layers):
         at = f"transformer/layer_{i}"
         out = params[f"{at}/attn/linear"]["w"][:, order]
-        found.append(
+        layers.append(
             LayerWeights(
                 query=split(f"{at}/attn/query"),
                 key=split(f"{at}/attn/key"),
@@ -184,15 +191,15 @@ def _layers(
         )
     if any(np.any(p["b"]) for p in params.values() if "b" in p):
         raise ModelError("Tracr compiled a program to weights with biases, which are not expected.")
-    return tuple(found)
+    return tuple(layers)
 
 
 def _tracer(
     model: Any, order: np.ndarray
 ) -> Callable[[Int64[np.ndarray, "row pos"]], Float[np.ndarray, "site row pos dim"]]:
     def trace(rows: Int64[np.ndarray, "row pos"]) -> Float[np.ndarray, "site row pos dim"]:
-        found = model.forward(model.params, rows.astype(np.int32)).transformer_output
-        streams = np.stack([np.array(x) for x in (found.input_embeddings, *found.residuals)])
+        output = model.forward(model.params, rows.astype(np.int32)).transformer_output
+        streams = np.stack([np.array(x) for x in (output.input_embeddings, *output.residuals)])
         return np.ascontiguousarray(streams[..., order])
 
     return trace

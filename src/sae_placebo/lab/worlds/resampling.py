@@ -1,4 +1,4 @@
-"""What a compiled model does with a variable at a site, by giving the variable other values there."""
+"""The truth of a compiled world is measured by giving one variable other values at a site."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from sae_placebo.lab.worlds.base import WorldTruth, summarize
 from sae_placebo.lab.worlds.compiled import CompiledWorld
 
 SMALLEST_SHARE = 0.01
-"""Share of a full swap from which on a variable counts as used."""
+"""Least share of a full swap at which a variable counts as used."""
 
 
 @dataclass(frozen=True)
 class CompiledTruth:
-    """What the predictions lose when one variable takes the value it has elsewhere.
+    """What the predictions lose when one variable takes the value that it has at another token.
 
     Attributes:
-        within: The value is another row's at the same position.
-        across: The value is another row's at another position. A variable that depends on the position
-            alone never changes within.
-        start: The value is that of a row's start, which no other token has. A program that only tells
-            tokens from the start notices this swap and no other: whether it uses the variable's values
-            is then a matter of words.
+        within: The loss where the value is another row's at the same position.
+        across: The loss where the value is another row's at another position. A variable that depends only
+            on the position never changes in a swap `within`.
+        start: The loss where the value is that of a row's start, which no other token has. A program that
+            only tells tokens from the start notices this swap and no other, and whether it uses the variable
+            is then a matter of definition.
     """
 
     within: WorldTruth
@@ -38,23 +38,30 @@ class CompiledTruth:
 
     @property
     def share(self) -> float:
-        """The larger share of a full swap with a token; NaN, of nothing over nothing, is left out."""
+        """The larger share of a full swap, of `within` and `across`; a NaN (0 of 0) is left out."""
         return float(np.fmax(self.within.share_of_full_swap, self.across.share_of_full_swap))
 
     @property
     def effect_nats(self) -> float:
-        """The larger effect, in nats for each swapped token."""
+        """The larger effect of `within` and `across`, in nats per swapped token."""
         return max(self.within.effect_nats, self.across.effect_nats)
 
     @property
     def is_used(self) -> bool:
-        """Whether later computation uses the variable: the larger share is at least 1%."""
+        """Whether later computation uses the variable: whether `share` is at least 1%."""
         return self.share >= SMALLEST_SHARE
 
 
 @dataclass(frozen=True, eq=False)
 class Donors:
-    """Tokens but the start of a row, and the tokens of other rows whose values they are given."""
+    """Tokens, none of which starts a row, and the tokens of other rows whose values they get.
+
+    Attributes:
+        rows: Row of each token.
+        positions: Position of each token in its row.
+        donor_rows: Row of each token's donor.
+        donor_positions: Position of each token's donor in its row.
+    """
 
     rows: Int64[np.ndarray, " draw"]
     positions: Int64[np.ndarray, " draw"]
@@ -70,9 +77,10 @@ def draw_donors(world: CompiledWorld, place: Place, n: int, seed: int = 0) -> Do
 
     Args:
         world: The world.
-        place: Donors are `within` the same position, `across` from it at another one, or at the `start`.
-        n: How many.
-        seed: Names the draw.
+        place: Where the donor is: at the same position (`within`), at another one (`across`), or at the
+            row's `start`.
+        n: Number of tokens.
+        seed: Seed of the draw.
     """
     random = numpy_generator(seed, "world", "compiled", "donors", place)
     n_rows, length = world.rows.shape[0], world.rows.shape[1] - 1
@@ -99,27 +107,27 @@ def variable_edits(
 def variable_truth(
     world: CompiledWorld, hookpoint: str, variable: str, *, n: int = 512, seed: int = 0
 ) -> CompiledTruth:
-    """Return what later computation does with a variable that is in the residual stream at a site.
+    """Return what the model loses when a variable in the residual stream has another value at one token.
 
-    The part of the activation that carries the variable takes the value that it has at another token,
-    and nothing else changes, whether or not such an activation occurs: that is what a program that
-    reads the variable would notice. Effects are summed over all later tokens of the row.
+    The part of the activation that carries the variable takes the value that it has at another token. Nothing
+    else changes, whether or not such an activation ever occurs, since that is what a program that reads the
+    variable would notice. Effects are summed over that token and all later ones of the row.
 
     Args:
         world: A compiled world.
-        hookpoint: Where the activation is edited.
+        hookpoint: Name of the hookpoint where the activation is edited.
         variable: Name of the variable.
-        n: Tokens edited, for each kind of donor.
-        seed: Names the draw.
+        n: Number of tokens that are edited, for each kind of donor.
+        seed: Seed of the draws and of the bootstrap.
 
     Raises:
-        NotEstimable: no such variable, or nothing has written it by there.
-        SpecError: an unknown hookpoint, or one past the last layer.
+        NotEstimable: there is no such variable, or it is not yet written at the hookpoint.
+        SpecError: the hookpoint is unknown or past the last layer.
     """
     below = Downstream(world.model, hookpoint)
     if not world.is_present(variable, hookpoint):
         raise NotEstimable(f"nothing has written {variable!r} by {hookpoint}")
-    found = []
+    truths = []
     for place in get_args(Place):
         donors = draw_donors(world, place, n, seed)
         site, _ = below.read_rows(torch.from_numpy(world.rows))
@@ -128,14 +136,21 @@ def variable_truth(
             effects_of_edits(world, below, donors, edits)
             for edits in (variable_edits(world, variable, donors), full)
         )
-        found.append(summarize(hookpoint, variable, donors.rows, effects, whole, seed))
-    return CompiledTruth(*found)
+        truths.append(summarize(hookpoint, variable, donors.rows, effects, whole, seed))
+    return CompiledTruth(*truths)
 
 
 def effects_of_edits(
     world: CompiledWorld, below: Downstream, donors: Donors, edits: Float[torch.Tensor, "draw d"]
 ) -> Float[np.ndarray, " draw"]:
-    """Return KL(unedited || edited) in nats of each edit of one token, summed over its row."""
+    """Return KL(unedited || edited) in nats of each edit, summed over the tokens of its row.
+
+    Args:
+        world: A compiled world.
+        below: The model from the edited hookpoint on.
+        donors: The edited tokens.
+        edits: What is added to the residual stream at each edited token.
+    """
     ids = torch.from_numpy(world.rows[donors.rows])
     site, entering = below.read_rows(ids)
     delta = torch.zeros_like(site)
@@ -143,5 +158,5 @@ def effects_of_edits(
     with torch.no_grad():
         clean = below.logits(ids, entering).float().log_softmax(-1)
         costs = kl(clean.flatten(0, 1), below.logits(ids, entering, delta).flatten(0, 1)[None])
-    found: np.ndarray = costs.view(ids.shape).sum(1).double().numpy()
-    return found
+    effects: np.ndarray = costs.view(ids.shape).sum(1).double().numpy()
+    return effects

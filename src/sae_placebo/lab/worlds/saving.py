@@ -1,10 +1,10 @@
-"""Worlds in folders: built by one call, written, and read again with the same bits.
+"""Worlds are built and written to folders by one call, and read again with the same bits.
 
 A folder holds `world.json` (names, roles, hookpoints, numbers), `world.safetensors` (rows and variables) and
 `model/`. The model of a factored world is saved as any Hugging Face model is, and loads as one. That of a
-compiled world is a GPT-2 whose norms are identities, which no config can say: an ordinary load would
-give it norms with random gains. So it has no `config.json`, which ordinary loaders ask for, but
-`gpt2.json`: the config and the names of the modules that are identities.
+compiled world is a GPT-2 whose norms are identities, which no config can express: an ordinary load would
+give it norms with random gains. So it has no `config.json`, which ordinary loaders need, but `gpt2.json`,
+with the config and the names of the modules that are identities.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _FACTS, _ARRAYS, _MODEL = "world.json", "world.safetensors", "model"
 _CONFIG, _WEIGHTS = "gpt2.json", "weights.safetensors"
 _TWINS = ("uses", "passes")
 _OF_VARIABLES = ("values", "train_values", "active")
-"""What is an array of a variable; all else of it is said in words."""
+"""Fields of a `Variable` that are arrays; the others are written to `world.json`."""
 
 
 # --- building ----------------------------------------------------------------------------------------
@@ -55,19 +55,19 @@ def write_worlds(
     """Build the worlds of a kind, write them, and return their folders.
 
     Args:
-        kind: One of `KINDS`.
-        folder: Where to; it must not exist, or be empty. Twins are two worlds in the folders `uses`
-            and `passes` inside.
-        seed: Names all draws.
-        preset: Settings of a factored world or of twins, one of `PRESETS`; None: `default`.
-        program: What a compiled world computes, one of `PROGRAMS`.
-        progress: Where it is shown.
+        kind: Kind of world, one of `KINDS`.
+        folder: Where worlds are written; it must not exist, or be empty. Twins are two worlds, in the folders
+            `uses` and `passes` inside.
+        seed: Seed of all draws.
+        preset: Name of the settings of a factored world or of twins, one of `PRESETS`; None takes `default`.
+        program: Name of the program that a compiled world computes, one of `PROGRAMS`.
+        progress: Shows how many worlds are built.
 
     Raises:
-        SpecError: an unknown kind, preset or program, or one that the kind does not take.
-        StoreError: the folder is taken or cannot be written.
-        ModelError: the model does not do what it should; nothing is written.
-        MissingExtra: a compiled world without Tracr.
+        SpecError: the kind, preset or program is unknown, or the kind takes no preset or program.
+        StoreError: the folder is not empty or cannot be written.
+        ModelError: the model does not compute what it should; nothing is written.
+        MissingExtra: the world is compiled, and Tracr is not installed.
     """
     _check(kind, preset, program)
     try:
@@ -87,7 +87,7 @@ def write_worlds(
 
 
 def _check(kind: str, preset: str | None, program: str | None) -> None:
-    """Refuse what cannot be built before anything is."""
+    """Refuse what cannot be built, before anything is built."""
     if kind not in KINDS:
         raise SpecError(unknown_name("kind of world", kind, KINDS))
     if kind == "compiled":
@@ -103,7 +103,7 @@ def _check(kind: str, preset: str | None, program: str | None) -> None:
 
 
 def _built(kind: str, seed: int, preset: str | None, program: str | None) -> dict[str, World]:
-    """Return worlds by the folder that each gets inside the one asked for."""
+    """Return worlds by the name of the folder that each gets inside the given one."""
     if kind == "compiled":
         assert program is not None
         return {"": compiled(program, seed)}
@@ -117,7 +117,9 @@ def _built(kind: str, seed: int, preset: str | None, program: str | None) -> dic
 
 
 def save_world(world: World, folder: Path) -> None:
-    """Write a world into a folder; `world.json` comes last, so that half a world is none.
+    """Write a world into a folder.
+
+    `world.json` is written last, and a folder without it holds no world.
 
     Raises:
         StoreError: the folder cannot be written.
@@ -137,6 +139,7 @@ def save_world(world: World, folder: Path) -> None:
 
 
 def _arrays(world: World) -> Iterator[tuple[str, Shaped[np.ndarray, "..."]]]:
+    """Yield the arrays of a world by the names that they have in its file."""
     yield "rows", world.rows
     yield "train_rows", world.train_rows
     for variable in world.variables:
@@ -152,7 +155,7 @@ def _arrays(world: World) -> Iterator[tuple[str, Shaped[np.ndarray, "..."]]]:
 
 
 def _facts(world: World) -> dict[str, Any]:
-    """Return what is no array, for JSON; pairs keep the order that mappings have."""
+    """Return all of a world that is no array, for JSON; lists of pairs keep the order of mappings."""
     facts: dict[str, Any] = {
         "format": _FORMAT,
         "kind": "factored",
@@ -203,14 +206,14 @@ def _save_model(model: Any, folder: Path, is_program: bool) -> None:
 
 
 def load_world(folder: Path | str) -> World:
-    """Return the world in a folder, with the bits that it was written with.
+    """Return the world in a folder, with the bits with which it was written.
 
     Args:
-        folder: As `save_world` wrote it; of twins, one of the two.
+        folder: A folder that `save_world` wrote; for twins, the folder of one of the two.
 
     Raises:
-        StoreError: it holds no world, or one that is damaged or of another format.
-        ModelError: a factored world's model cannot be loaded.
+        StoreError: the folder holds no world, or one that is damaged or of another format.
+        ModelError: the model of a factored world cannot be loaded.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -240,6 +243,7 @@ def load_world(folder: Path | str) -> World:
 def _assembled(
     folder: Path, facts: dict[str, Any], arrays: dict[str, Shaped[np.ndarray, "..."]]
 ) -> World:
+    """Return the world that the contents of its files describe."""
     is_program = facts["kind"] == "compiled"
     model = _load_program(folder / _MODEL) if is_program else load_model(folder / _MODEL)
     common: dict[str, Any] = {
@@ -247,7 +251,7 @@ def _assembled(
         "model": model,
         "rows": arrays["rows"],
         "train_rows": arrays["train_rows"],
-        "variables": tuple(_variable(one, arrays) for one in facts["variables"]),
+        "variables": tuple(_variable(variable, arrays) for variable in facts["variables"]),
         "hookpoints": tuple(facts["hookpoints"]),
         "swaps": {
             name: Swap(arrays[f"alternatives.{name}"], arrays[f"sources.{name}"])
@@ -276,20 +280,20 @@ def _tuples(pairs: list[Any]) -> dict[str, tuple[str, ...]]:
 
 
 def _variable(facts: dict[str, Any], arrays: dict[str, Shaped[np.ndarray, "..."]]) -> Variable:
-    found: dict[str, Any] = {part: arrays.get(f"{part}.{facts['name']}") for part in _OF_VARIABLES}
-    if found["values"] is None or found["train_values"] is None:
+    parts: dict[str, Any] = {part: arrays.get(f"{part}.{facts['name']}") for part in _OF_VARIABLES}
+    if parts["values"] is None or parts["train_values"] is None:
         raise KeyError(f"values of {facts['name']}")
-    return Variable(**facts, **found)
+    return Variable(**facts, **parts)
 
 
 def _load_program(folder: Path) -> Any:
     """Return a GPT-2 some of whose modules are identities."""
     from safetensors.torch import load_file
 
-    said = read_json(folder / _CONFIG)
+    facts = read_json(folder / _CONFIG)
     with torch.random.fork_rng(devices=[]):
-        model: Any = transformers.GPT2LMHeadModel(transformers.GPT2Config(**said["config"]))
-    for name in said["identities"]:
+        model: Any = transformers.GPT2LMHeadModel(transformers.GPT2Config(**facts["config"]))
+    for name in facts["identities"]:
         model.set_submodule(name, torch.nn.Identity())
     model.load_state_dict(load_file(folder / _WEIGHTS))
     model.requires_grad_(False)

@@ -1,7 +1,7 @@
-"""How well verdicts of use, and simpler statistics, agree with what a world's model does.
+"""Verdicts of use and simpler statistics are scored by how well they agree with what a world's model does.
 
-Truth is a matter of the site: a variable counts as used where swapping it costs a share of a full swap
-there, whatever the model was trained for, since deep in a model most variables have been read already.
+The truth depends on the site: a variable counts as used where swapping it there costs a share of a full swap,
+whatever the model was trained for, since deep in a model most variables have been read already.
 """
 
 from __future__ import annotations
@@ -32,19 +32,21 @@ from sae_placebo.stats.proportions import wilson
 from sae_placebo.stats.ranking import auroc
 
 USED_SHARE = 0.01
-"""A variable is truly used at a site where swapping it surely costs this share of a full swap."""
+"""A variable is truly used at a site if a swap surely costs this share of a full swap, or more."""
 PASSENGER_SHARE = 0.005
-"""It is truly a passenger where it surely costs less than this; between them it is neither."""
+"""A variable is truly a passenger if a swap surely costs less than this; between the two it is neither."""
 CARRIED = 0.5
-"""A latent has the truth of its variable where it holds at least this share of what the value adds to the
-activation. What holds less may be dispensable though the variable is not."""
+"""A latent has the truth of its variable if it holds at least this share of what the value adds to the
+activation. A latent that holds less may be dispensable though the variable is not."""
 IS_USED, IS_PASSENGER, IS_NEITHER = 1, 0, -1
+"""The truth of a unit."""
 OURS = ("effect / null", "effect", "effect or beside", "1 - p")
-"""Names of our statistics: the cost of ablating a direction over that of null directions, which does not
-depend on how much of it tokens hold; the cost itself; the larger of that and of its removal among others;
-and the rank among null directions."""
+"""Names of our statistics. `effect` is the cost of ablating a direction, and `effect / null` is the cost over
+that of null directions, which does not depend on how much of the direction tokens hold. `effect or beside` is
+the larger of `effect` and of the cost of removing the direction among others that are removed at random, and
+`1 - p` is the rank of the cost among null directions."""
 STATISTICS = (*OURS, *BASELINES)
-"""Names of all statistics: the higher, the more used."""
+"""Names of all statistics; a higher value says more use."""
 _RESAMPLES = 1000
 
 
@@ -55,7 +57,7 @@ _RESAMPLES = 1000
 class SiteTruth:
     """What swapping a variable costs at one site, as a share of a full swap, with its 95% interval.
 
-    `high` takes in the swap with a row's start, of a compiled world; see `CompiledTruth`.
+    In a compiled world, `high` is not below the upper end for a swap with a row's start; see `CompiledTruth`.
     """
 
     variable: str
@@ -72,34 +74,34 @@ class SiteTruth:
 
 
 def site_truths(world: World, hookpoint: str, seed: int) -> dict[str, SiteTruth]:
-    """Return the truth of every variable that has one at a site, by name.
+    """Return the truth of every variable that has one at a site, by the variable's name.
 
-    A duplicate has that of the whole that it carries: either carrier suffices, so that swapping one
-    alone says little, and a model that lost both would notice. Of a compiled world, the larger of both
-    kinds of swap with a token counts; what is noticed only when it takes the value of a row's start is
-    no passenger either.
+    A duplicate has the truth of the variable that it carries: either carrier suffices, so that swapping one
+    of them says little, and a model that lost both would notice. In a compiled world the larger share of the
+    swaps within and across positions counts. A variable whose swap the model notices only where the value is
+    that of a row's start is no passenger either.
 
     Args:
         world: The model and its variables.
-        hookpoint: The site.
-        seed: Names the swaps.
+        hookpoint: Name of the site's hookpoint.
+        seed: Seed of the swaps.
     """
-    found = {}
+    truths = {}
     for variable in world.variables:
-        asked = variable.whole or variable.name
+        name = variable.whole or variable.name
         try:
             if isinstance(world, CompiledWorld):
-                both = variable_truth(world, hookpoint, asked, seed=seed)
+                both = variable_truth(world, hookpoint, name, seed=seed)
                 parts, most = [both.within, both.across], both.start.share_interval[1]
             else:
-                parts, most = [truth(world, hookpoint, asked, per_row=2, seed=seed)], 0.0
+                parts, most = [truth(world, hookpoint, name, per_row=2, seed=seed)], 0.0
         except NotEstimable:
             continue
         shares = np.array([[x.share_of_full_swap, *x.share_interval] for x in parts])
         share, low, high = np.fmax.reduce(shares, axis=0)
         high = np.fmax(high, most)
-        found[variable.name] = SiteTruth(variable.name, float(share), float(low), float(high))
-    return found
+        truths[variable.name] = SiteTruth(variable.name, float(share), float(low), float(high))
+    return truths
 
 
 # --- scores ------------------------------------------------------------------------------------------
@@ -107,7 +109,7 @@ def site_truths(world: World, hookpoint: str, seed: int) -> dict[str, SiteTruth]
 
 @dataclass(frozen=True)
 class ScoredValue:
-    """A number with its 95% interval and what it is of; NaN with a reason where there is none."""
+    """A number with its 95% interval and the count n behind it; NaN and a reason where there is no number."""
 
     value: float
     low: float
@@ -118,27 +120,30 @@ class ScoredValue:
 
 @dataclass(frozen=True, eq=False)
 class WorldScore:
-    """Verdicts and statistics of the directions of one site beside the truth.
+    """Verdicts and statistics of the directions at one site, with the truth of each.
 
-    Arrays are by unit: a direction that was asked about.
+    Arrays are over units; a unit is a direction whose use was judged.
 
     Attributes:
-        world, hookpoint: Which.
-        names, variables: What each unit stands for.
-        carried: Share of what the value adds to the activation that the unit holds.
-        labeled: `IS_USED` or `IS_PASSENGER` as the variable is at the site, or `IS_NEITHER` where its truth
-            is between or the unit stands for none.
-        kinds: The same, and `IS_NEITHER` also where the unit holds less than `CARRIED`.
-        truths: By variable.
-        verdict: Index into `causal.use.rule.USES`.
-        reason: Why it is undetermined, else empty.
-        statistics: By name, those of `STATISTICS`.
-        joint_share: What removing all units called not used at once costs, as a share of giving every token
-            another one's activation; NaN where there are none.
-        joint_limit: The share up to which that is negligible.
-        answer: All evidence.
-        spec: How use was asked about.
-        reasons: Why a statistic is missing.
+        world: Name of the world.
+        hookpoint: Name of the site's hookpoint.
+        names: The value that each unit stands for, as `variable=value`, or `none`.
+        variables: The variable that each unit stands for; empty where it stands for none.
+        carried: Share that the unit holds of what its value adds to the activation.
+        labeled: Truth of the unit's variable at the site: `IS_USED`, `IS_PASSENGER`, or `IS_NEITHER` where it
+            is between them or unknown, or where the unit stands for none.
+        kinds: Truth of the unit: that of its variable, but `IS_NEITHER` where the unit holds less than
+            `CARRIED`.
+        truths: Truth of each variable at the site, by its name.
+        verdict: Index of the verdict in `causal.use.rule.USES`.
+        reason: Why the verdict is undetermined, else empty.
+        statistics: Values of each of `STATISTICS`, by its name.
+        joint_share: What removing all units called not used at once costs, as a share of what giving every
+            token another one's activation costs; NaN where no unit is called not used.
+        joint_limit: The largest `joint_share` that is negligible.
+        answer: All evidence behind the verdicts.
+        spec: Settings of the verdicts.
+        reasons: Why a statistic is missing, by its name.
     """
 
     world: str
@@ -159,50 +164,62 @@ class WorldScore:
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     def separation(self, statistic: str, seed: int = 0) -> ScoredValue:
-        """Return how often a used unit's statistic is above a passenger's; the interval is over units."""
+        """Return the AUROC of a statistic: how often a used unit's is above a passenger's.
+
+        The interval is over units; see `scoring.separation`. Units without a finite value are left out.
+
+        Args:
+            statistic: Name of the statistic, one of `STATISTICS`.
+            seed: Seed of the bootstrap.
+        """
         values = self.statistics[statistic]
         known = np.isfinite(values)
         used, passenger = (values[known & (self.kinds == k)] for k in (IS_USED, IS_PASSENGER))
         return separation(used, passenger, seed)
 
     def judged(self, least_effect: float, negligible: float) -> WorldScore:
-        """Return the same with other limits of the verdicts; the set that survives removal stays.
+        """Return the score with verdicts by other limits; `joint_share` stays as it is.
 
-        Null directions were asked of what may reach `spec.least_effect`; so lower limits than that miss p.
+        Only directions that may reach `spec.least_effect` were compared with null directions. So with a limit
+        below that, some directions have no p-value.
+
+        Args:
+            least_effect: Takes the place of `spec.least_effect`.
+            negligible: Takes the place of `spec.negligible`.
         """
         limits = {"least_effect": least_effect, "negligible": negligible}
         spec = self.spec.model_copy(update=limits)
-        found = use_verdicts(self.answer.measured, spec)
-        return replace(self, verdict=found.verdict, reason=found.reason, spec=spec)
+        verdicts = use_verdicts(self.answer.measured, spec)
+        return replace(self, verdict=verdicts.verdict, reason=verdicts.reason, spec=spec)
 
     @property
     def false_not_used(self) -> tuple[int, int]:
-        """How many truly used units are called not used, and how many truly used ones there are."""
+        """Number of truly used units that are called not used, and number of truly used units."""
         return self._count(IS_USED, NOT_USED)
 
     @property
     def false_not_used_jointly(self) -> tuple[int, int]:
-        """The same, but none where removing all units called not used at once is negligible.
+        """`false_not_used`, but with 0 errors where removing all units called not used at once is negligible.
 
-        A variable may be split over units of which the model can do without some.
+        A variable may be split over units, some of which the model can do without.
         """
         wrong, n = self.false_not_used
         return (wrong if self.joint_share > self.joint_limit else 0), n
 
     @property
     def false_used(self) -> tuple[int, int]:
-        """How many true passengers are called used, and how many true passengers there are."""
+        """Number of true passengers that are called used, and number of true passengers."""
         return self._count(IS_PASSENGER, USED)
 
     @property
     def undetermined(self) -> tuple[int, int]:
-        """How many units of known truth get no verdict, and how many there are."""
+        """Number of units of known truth whose verdict is undetermined, and number of all those units."""
         known = self.kinds != IS_NEITHER
         return int((known & (self.verdict == UNDETERMINED)).sum()), int(known.sum())
 
     def _count(self, kind: int, verdict: int) -> tuple[int, int]:
-        here: Bool[np.ndarray, " unit"] = self.kinds == kind
-        return int((here & (self.verdict == verdict)).sum()), int(here.sum())
+        units: Bool[np.ndarray, " unit"] = self.kinds == kind
+        return int((units & (self.verdict == verdict)).sum()), int(units.sum())
 
 
 def score_world(
@@ -212,41 +229,41 @@ def score_world(
     spec: UseSpec | None = None,
     units: Literal["latents", "values"] = "latents",
 ) -> WorldScore:
-    """Return how verdicts and statistics of a site's directions agree with its truth.
+    """Judge the use of a site's directions, and return verdicts and statistics with the site's truth.
 
-    Asked about are all directions that enough documents hold.
+    All directions are judged that at least `spec.documents` rows hold.
 
     Args:
         world: The model and its variables.
-        hookpoint: The site.
-        seed: Names the SAE, the swaps and all draws.
-        spec: How use is asked about; None: the defaults.
-        units: `latents` of an SAE that is trained on the world, or the `values` of its variables
-            (`value_units`), which test the verdicts and leave the dictionary out.
+        hookpoint: Name of the site's hookpoint.
+        seed: Seed of the SAE, of the swaps and of all draws.
+        spec: Settings of the verdicts; None takes the defaults.
+        units: The directions: `latents` of an SAE that is trained on the world, or the `values` of its
+            variables (`value_units`), which test the verdicts without a dictionary.
 
     Raises:
-        NotEstimable: no direction is held by enough documents.
+        NotEstimable: no direction is held by enough rows.
     """
     spec = spec or UseSpec()
     subject = world_subject(world, hookpoint)
     if units == "latents":
-        asked = latent_units(world, subject, train_sae(world, hookpoint, seed))
+        judged = latent_units(world, subject, train_sae(world, hookpoint, seed))
     else:
-        asked = value_units(world, subject)
-    which = held_often(subject, asked.directions, spec.documents)
+        judged = value_units(world, subject)
+    which = held_often(subject, judged.directions, spec.documents)
     if not len(which):
         raise NotEstimable(f"no direction at {hookpoint} is held by {spec.documents} rows")
-    answer = ask(subject, asked.directions, which, spec, seed)
-    simple = baselines(subject, asked.directions, seed)
+    answer = ask(subject, judged.directions, which, spec, seed)
+    simple = baselines(subject, judged.directions, seed)
     truths = site_truths(world, hookpoint, seed)
-    variables = np.array(asked.variables, dtype=object)[which]
-    carried = asked.carried[which].astype(np.float64)
+    variables = np.array(judged.variables, dtype=object)[which]
+    carried = judged.carried[which].astype(np.float64)
     labeled = [truths[v].kind if v in truths else IS_NEITHER for v in variables]
     unused = which[answer.verdicts.verdict == NOT_USED]
     return WorldScore(
         world=world.name,
         hookpoint=hookpoint,
-        names=np.array(asked.names, dtype=object)[which],
+        names=np.array(judged.names, dtype=object)[which],
         variables=variables,
         carried=carried,
         labeled=np.array(labeled, dtype=np.int8),
@@ -255,7 +272,7 @@ def score_world(
         verdict=answer.verdicts.verdict,
         reason=answer.verdicts.reason,
         statistics=_ours(answer) | {name: x[which] for name, x in simple.values.items()},
-        joint_share=joint_share(subject, asked.directions, unused, seed),
+        joint_share=joint_share(subject, judged.directions, unused, seed),
         joint_limit=spec.joint.share,
         answer=answer,
         spec=spec,
@@ -264,9 +281,18 @@ def score_world(
 
 
 def joint_share(
-    subject: Subject, directions: Directions, which: Int64[np.ndarray, " some"], seed: int
+    subject: Subject, directions: Directions, which: Int64[np.ndarray, " chosen"], seed: int
 ) -> float:
-    """Return what removing directions at once from all tokens costs, as a share of full swaps there."""
+    """Return what removing directions from all tokens at once costs, as a share of full swaps.
+
+    A full swap gives every token another token's activation. Without directions the share is NaN.
+
+    Args:
+        subject: The model and its held-out tokens.
+        directions: All directions at the site.
+        which: Indices of the directions that are removed.
+        seed: Seed of the full swaps.
+    """
     if not len(which):
         return float("nan")
     rows = np.arange(len(subject.tokens.rows.lengths))
@@ -283,10 +309,16 @@ def joint_share(
 def separation(
     used: Float[np.ndarray, " used"], passenger: Float[np.ndarray, " passenger"], seed: int = 0
 ) -> ScoredValue:
-    """Return the AUROC of used units against passengers: how often the used one's number is larger.
+    """Return the AUROC of used units against passengers: how often the used unit's number is larger.
 
-    The interval is a bootstrap of both groups, each on its own. Units of one variable go together more
-    than that knows; worlds of other seeds are what tells.
+    The interval comes from a bootstrap of units, drawn from each group by itself. It takes units as
+    independent, though those of one variable are alike; the spread over worlds of other seeds is the better
+    measure.
+
+    Args:
+        used: The statistic of each used unit.
+        passenger: The statistic of each passenger.
+        seed: Seed of the bootstrap.
     """
     n = len(used) + len(passenger)
     if min(len(used), len(passenger)) < 2:
@@ -301,7 +333,7 @@ def separation(
 
 
 def rate(counted: tuple[int, int]) -> ScoredValue:
-    """Return a share with Wilson's 95% interval."""
+    """Return the share of a count with Wilson's 95% interval; `counted` is the count and the total."""
     wrong, n = counted
     if not n:
         return ScoredValue(float("nan"), float("nan"), float("nan"), 0, "there are none")
@@ -309,13 +341,13 @@ def rate(counted: tuple[int, int]) -> ScoredValue:
 
 
 def _ours(answer: Answer) -> dict[str, Float64[np.ndarray, " unit"]]:
-    at = answer.which
-    effect = answer.measured.effect.mean[at]
-    p = answer.measured.p[at]
+    """Return the statistics of `OURS`, by name."""
+    judged, evidence = answer.which, answer.measured
+    effect, p = evidence.effect.mean[judged], evidence.p[judged]
     return {
         "effect": effect,
-        "effect / null": np.nan_to_num(answer.measured.ratio[at]),
-        "effect or beside": np.fmax(effect, answer.measured.beside.mean[at]),
-        # what cannot be large enough to count was not held against null directions
+        "effect / null": np.nan_to_num(evidence.ratio[judged]),
+        "effect or beside": np.fmax(effect, evidence.beside.mean[judged]),
+        # a cost that cannot be large enough to count was not compared with null directions
         "1 - p": np.where(np.isfinite(p), 1 - p, 0.0),
     }

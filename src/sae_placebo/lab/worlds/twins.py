@@ -1,4 +1,4 @@
-"""Twins: two models of the same data, of which one uses a variable that the other passes along."""
+"""Twins are two models of the same data; one uses a variable that the other only carries along."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from sae_placebo.lab.worlds.grammar import FactoredSpec
 
 
 def twins(spec: FactoredSpec | None = None, seed: int = 0) -> tuple[World, World]:
-    """Return two factored worlds that differ in one thing: the first one's target depends on b, too.
+    """Return two factored worlds that differ in one thing: the target of the first one depends on b, too.
 
-    Rows, training rows, directions, the frozen embedding, the model's start and everything else of the
-    rule have the same bits in both: rows are independent draws of tokens, and no rule has a part in
-    them. A statistic of b at the embedding that is the same in both measures the data; what the model
-    makes of b is where they differ.
+    Rows, training rows, directions, the frozen embedding, the model's initial weights and everything else in
+    the rule have the same bits in both. Rows do not depend on the rule, since they are independent draws of
+    tokens. A statistic of b at the embedding that is the same in both worlds measures the data: the worlds
+    differ in what the model does with b.
 
     Args:
-        spec: Settings of both; `b_weight` is that of the first, and 1 where it is 0. The second has 0.
-        seed: Names both.
+        spec: Settings of both worlds; None takes the defaults. The first one has its `b_weight`, or 1 where
+            that is 0, and the second one has 0.
+        seed: Seed of both worlds.
 
     Raises:
         ModelError: one of the models is not within `margin_nats` of its rule.

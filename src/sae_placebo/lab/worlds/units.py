@@ -1,4 +1,4 @@
-"""What is asked about in a world: latents with the value that each stands for, or the values themselves."""
+"""The units whose use is judged in a world: latents, named by the values they stand for, or the values."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from sae_placebo.causal.use.base import Directions, Subject, latent_directions
 from sae_placebo.causal.use.downstream import Downstream
 from sae_placebo.core.lazy import torch
 from sae_placebo.data.rows import Rows
+from sae_placebo.lab.scores.matching import code_matrix
 from sae_placebo.lab.worlds.base import Variable, World
 from sae_placebo.lab.worlds.compiled import CompiledWorld
 from sae_placebo.lab.worlds.dictionaries import LatentLabel, activations, label_latents
 from sae_placebo.latents.base import Encoded, TokenTable
 
 _SHORT = 0.25
-"""Values shorter than this share of their variable's longest are left out: the commonest values are near
-the mean, and say little by being taken away."""
+"""A value is left out where its direction is shorter than this share of its variable's longest: the commonest
+values are near the mean, so that little changes when they are removed."""
 
 
 def world_subject(world: World, hookpoint: str) -> Subject:
-    """Return a world's model behind a hookpoint, with its held-out rows, each a document of its own."""
+    """Return a world's model from a hookpoint on, with its held-out rows; each row is one document."""
     n, length = world.rows.shape
     rows = Rows(
         world.rows.astype(np.int32),
@@ -39,13 +40,13 @@ def world_subject(world: World, hookpoint: str) -> Subject:
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """Directions with names: what each stands for.
+    """Directions at a hookpoint, and what each stands for.
 
     Attributes:
-        directions: At the hookpoint.
-        names: Of each, `variable=value`, or `none`.
-        variables: Of each; empty where it stands for none.
-        carried: Of each, the share of what its value adds to the activation that it holds.
+        directions: The directions, and how much of each every token holds.
+        names: Name of each direction: `variable=value`, or `none`.
+        variables: Name of the variable that each direction stands for; empty where it stands for none.
+        carried: Share that each direction holds of what its value adds to the activation.
     """
 
     directions: Directions
@@ -55,11 +56,18 @@ class Units:
 
 
 def latent_units(world: World, subject: Subject, sae: Any) -> Units:
-    """Return an SAE's latents, named by the variable's value that each stands for."""
-    codes = sae.encode(subject.activations)
-    sparse = _csr(codes, len(subject.tokens), sae.d_sae)
-    reading = Encoded(sae, subject.tokens, sparse, subject.activations)
-    labels = label_latents(world, sparse, subject.tokens.places)
+    """Return an SAE's latents as units, each named by the variable's value that it stands for.
+
+    Args:
+        world: The world.
+        subject: The world's model and held-out tokens, from `world_subject`.
+        sae: An SAE of the activations at the subject's hookpoint.
+    """
+    codes = code_matrix(sae.encode(subject.activations)).astype(np.float32)
+    codes.eliminate_zeros()
+    codes.sort_indices()
+    reading = Encoded(sae, subject.tokens, codes, subject.activations)
+    labels = label_latents(world, codes, subject.tokens.places)
     names = tuple(label.name for label in labels)
     directions = latent_directions(reading)
     carried = np.array([_carried(world, subject, directions, i, x) for i, x in enumerate(labels)])
@@ -69,7 +77,10 @@ def latent_units(world: World, subject: Subject, sae: Any) -> Units:
 def _carried(
     world: World, subject: Subject, directions: Directions, latent: int, label: LatentLabel
 ) -> float:
-    """Return the share of (mean activation with the value, less that without) that a latent holds."""
+    """Return the share of a label's contrast that a latent holds; NaN where the latent stands for none.
+
+    The contrast is the mean activation of tokens with the value less that of tokens without.
+    """
     if label.variable is None:
         return float("nan")
     rows, positions = subject.tokens.places.T
@@ -79,31 +90,36 @@ def _carried(
     contrast = has / has.sum() - ~has / (~has).sum()
     apart = contrast @ subject.activations.double().numpy()
     by = directions.by_direction
-    here = slice(by.indptr[latent], by.indptr[latent + 1])
-    amount = float(contrast[by.indices[here]] @ by.data[here].astype(np.float64))
+    held = slice(by.indptr[latent], by.indptr[latent + 1])
+    amount = float(contrast[by.indices[held]] @ by.data[held].astype(np.float64))
     along = float(directions.vectors[latent].astype(np.float64) @ apart)
     return amount * along / max(float(apart @ apart), 1e-30)
 
 
 def value_units(world: World, subject: Subject) -> Units:
-    """Return what each value of each variable adds to the activation at the site.
+    """Return the values of a world's variables as units: what each value adds to the activation at the site.
 
-    Of a compiled world that is known. Of another, it is read off the training rows: least squares of the
-    activation on all variables' values at once, a variable's mean left out; of duplicates the carriers, not
-    the whole. A token that has the value holds as much of it as the value is long, and others nothing.
+    In a compiled world this is known. In another world it is estimated from the training rows, by least
+    squares of the activation on the values of all variables at once, less each variable's mean. Of duplicates
+    the carriers enter and not the variable that they carry. A token that has the value holds as much of the
+    unit direction as the value's vector is long, and other tokens hold nothing.
+
+    Args:
+        world: The world.
+        subject: The world's model and held-out tokens, from `world_subject`.
     """
     from scipy.sparse import csr_matrix
 
     rows, positions = subject.tokens.places.T
     vectors, columns, names, variables = [], [], [], []
     for variable, levels in _levels(world, subject):
-        here = variable.values[rows, positions]
+        values = variable.values[rows, positions]
         lengths = np.linalg.norm(levels, axis=1)
         for value, level in enumerate(levels):
             length = float(lengths[value])
             if length > max(1e-6, _SHORT * float(lengths.max())):
                 vectors.append(level / length)
-                columns.append((here == value) * length)
+                columns.append((values == value) * length)
                 names.append(f"{variable.name}={value}")
                 variables.append(variable.name)
     amounts = csr_matrix(np.stack(columns, axis=1).astype(np.float32))
@@ -114,6 +130,7 @@ def value_units(world: World, subject: Subject) -> Units:
 def _levels(
     world: World, subject: Subject
 ) -> list[tuple[Variable, Float[np.ndarray, "value d_in"]]]:
+    """Return the variables with what each of their values adds to the activation; see `value_units`."""
     hookpoint = subject.downstream.hookpoint.name
     if isinstance(world, CompiledWorld):
         present = [v for v in world.variables if world.is_present(v.name, hookpoint)]
@@ -127,33 +144,22 @@ def _levels(
         for v in tried
     ]
     design = np.concatenate([block - block.mean(0) for block in blocks], axis=1)
-    # the smallest of all solutions: values of a variable are worth 0 together
+    # of all solutions the smallest, in which the values of a variable sum to 0
     gram = np.linalg.pinv(design.T @ design, hermitian=True, rcond=1e-9)
-    found = gram @ (design.T @ (x - x.mean(0)))
+    solution = gram @ (design.T @ (x - x.mean(0)))
     cuts = np.cumsum([v.n_values for v in tried])[:-1]
-    pairs = zip(tried, np.split(found, cuts), blocks, strict=True)
+    pairs = zip(tried, np.split(solution, cuts), blocks, strict=True)
     return [(v, levels - block.mean(0) @ levels) for v, levels, block in pairs]
-
-
-def _csr(codes: Any, n_tokens: int, d_sae: int) -> Any:
-    from scipy.sparse import csr_matrix
-
-    parts = (x.numpy() for x in (codes.values, codes.latents, codes.offsets))
-    values, latents, offsets = parts
-    found = csr_matrix((values.astype(np.float32), latents, offsets), shape=(n_tokens, d_sae))
-    found.eliminate_zeros()
-    found.sort_indices()
-    return found
 
 
 def held_often(
     subject: Subject, directions: Directions, n_documents: int
-) -> Int64[np.ndarray, " some"]:
-    """Return the directions that at least `n_documents` documents hold."""
+) -> Int64[np.ndarray, " chosen"]:
+    """Return the indices of the directions that tokens of at least `n_documents` documents hold."""
     by, documents = directions.by_direction, subject.tokens.documents
     counts = [
         len(np.unique(documents[by.indices[start:stop]]))
         for start, stop in zip(by.indptr[:-1], by.indptr[1:], strict=True)
     ]
-    some = (np.array(counts) >= n_documents) & directions.vectors.any(axis=1)
-    return np.flatnonzero(some).astype(np.int64)
+    often = (np.array(counts) >= n_documents) & directions.vectors.any(axis=1)
+    return np.flatnonzero(often).astype(np.int64)
