@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas, torch
@@ -70,7 +70,7 @@ class Around:
         embedding: W_E of the trained model; None where it has none.
         readouts: What the ladder reads of the tokens and of the placebo's activations; None where there
             are too few documents.
-        whole: [rung, fold] the ladder of the activations themselves; None with `readouts`.
+        whole: [rung, fold] the ladder of the activations themselves; None where `readouts` is None.
         domains: Recognizable contexts of the tokens.
         reasons: Why there is no `placebo`, `sibling`, `repeats` or `ladder`.
     """
@@ -134,7 +134,11 @@ def profile(
     rungs = dict(zip(climbed.rungs, climbed.r2, strict=True))
     in_placebo, in_sibling = _partners(reading, folds, around, spec, seed)
     advance(1)
-    columns, attribute = _columns(reading, folds, around, shown, evidence)
+    columns, attribute = statistics(
+        reading, evidence, folds, around.domains, around.unembedding, around.embedding
+    )
+    if around.repeats is not None:
+        columns |= induction(*around.repeats, folds)
     advance(1)
     columns |= climbed.solo | {"placebo_r": in_placebo.r, "seed_r": in_sibling.r}
     columns |= {f"r2_{name}": r2 for name, r2 in rungs.items() if f"r2_{name}" not in columns}
@@ -152,7 +156,7 @@ def profile(
     latents = latent_table(evidence, folds.weights)
     latents.insert(1, "class", np.array(CLASS_NAMES, dtype=object)[classes[:, 0]])
     latents["origin"] = np.array(ORIGINS, dtype=object)[origins.verdict[:, 0]]
-    latents["evidence"], latents["attribute"] = origins.evidence, attribute
+    latents["evidence"], latents["attribute"] = origins.evidence, np.array(attribute, dtype=object)
     for name in sorted(set(columns) - set(latents.columns)):
         latents[name] = columns[name][:, 0].astype(np.float64)
     latents["is_arbitrary"] = is_arbitrary(columns, shown.thresholds)[:, 0]
@@ -163,17 +167,12 @@ def profile(
         reading, folds, around.domains, candidates, around.embedding, seed, mlp
     )
     advance(1)
-    for name, partners in (("placebo", in_placebo), ("seed", in_sibling)):
-        latents[f"{name}_partner"], latents[f"{name}_null_r"] = partners.partner, partners.null
-        latents[f"has_{name}_partner"] = partners.column()
-        latents[f"null_has_{name}_partner"] = partners.null_has
-    shared = around.shared
-    latents["shared"] = np.nan if shared is None else shared.shared.astype(np.float64)
+    _add_partners(latents, in_placebo, in_sibling, around.shared)
     missing = not_estimable(columns, shown.thresholds)
     numbers = structure_metrics.numbers(
         classes, origins, climbed, in_placebo, in_sibling, judged, missing
     )
-    numbers |= structure_metrics.of_sharing(shared, 1 + folds.n_groups, in_sibling.reason)
+    numbers |= structure_metrics.of_sharing(around.shared, 1 + folds.n_groups, in_sibling.reason)
     tables = Profile(
         latents,
         *_measured(numbers, folds, weights, len(reading.tokens)),
@@ -182,6 +181,32 @@ def profile(
     )
     advance(1)
     return tables
+
+
+def statistics(
+    reading: Encoded,
+    evidence: Evidence,
+    folds: Folds,
+    domains: Domains,
+    unembedding: Float[torch.Tensor, "vocabulary d_in"] | None,
+    embedding: Float[np.ndarray, "vocabulary d_embed"] | None,
+) -> tuple[Columns, list[str | None]]:
+    """Return the statistics of each latent that need neither partner nor ladder, and its best attribute.
+
+    Args:
+        reading: The SAE on the held-out tokens.
+        evidence: What `token_evidence` returns for it, with the thresholds of the classes.
+        folds: Groups of documents.
+        domains: Recognizable contexts of the tokens.
+        unembedding: W_U of the arm's model; None where it has none.
+        embedding: W_E of the trained model; None where it has none.
+    """
+    spelled, names = attributes(reading, folds)
+    columns = token_statistics(evidence, folds.weights).columns
+    columns |= geometry(reading, folds) | ngrams(reading, folds) | positions(reading, folds)
+    columns |= spelled | outputs(reading, folds, unembedding)
+    columns |= subsets(reading, folds, domains, evidence.thresholds, embedding)
+    return columns | in_context(reading, folds, embedding), names
 
 
 def _climbed(
@@ -203,21 +228,6 @@ def _climbed(
     )
     known = {rung: around.reasons.get("placebo", why) for rung, why in climbed.reasons.items()}
     return dataclasses.replace(climbed, reasons=known)
-
-
-def _columns(
-    reading: Encoded, folds: Folds, around: Around, shown: MeasurementSpec, evidence: Evidence
-) -> tuple[Columns, Shaped[np.ndarray, " latent"]]:
-    """Return the statistics that need neither partner nor ladder, and each latent's best attribute."""
-    spelled, names = attributes(reading, folds)
-    columns = token_statistics(evidence, folds.weights).columns
-    columns |= geometry(reading, folds) | ngrams(reading, folds) | positions(reading, folds)
-    columns |= spelled | outputs(reading, folds, around.unembedding)
-    columns |= subsets(reading, folds, around.domains, shown.thresholds, around.embedding)
-    columns |= in_context(reading, folds, around.embedding)
-    if around.repeats is not None:
-        columns |= induction(*around.repeats, folds)
-    return columns, np.array(names, dtype=object)
 
 
 def _reasons(
@@ -253,6 +263,17 @@ class FoundPartners:
         if self.has is None:
             return np.full(len(self.null), np.nan)
         return np.where(np.isfinite(self.r[:, 0]), self.has[:, 0].astype(np.float64), np.nan)
+
+
+def _add_partners(
+    latents: Any, in_placebo: FoundPartners, in_sibling: FoundPartners, shared: Sharing | None
+) -> None:
+    """Write the partners, and what is shared with the sibling, into the table of latents."""
+    for name, partners in (("placebo", in_placebo), ("seed", in_sibling)):
+        latents[f"{name}_partner"], latents[f"{name}_null_r"] = partners.partner, partners.null
+        latents[f"has_{name}_partner"] = partners.column()
+        latents[f"null_has_{name}_partner"] = partners.null_has
+    latents["shared"] = np.nan if shared is None else shared.shared.astype(np.float64)
 
 
 def _partners(

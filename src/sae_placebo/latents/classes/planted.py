@@ -21,18 +21,12 @@ from sae_placebo.core.spec import Spec, numpy_generator
 from sae_placebo.data.rows import Rows
 from sae_placebo.latents.base import Columns, Encoded, Folds, TokenTable
 from sae_placebo.latents.classes.classification import CLASS_NAMES
-from sae_placebo.latents.columns.attributes import attributes
 from sae_placebo.latents.columns.domains import domains_of
-from sae_placebo.latents.columns.geometry import geometry
-from sae_placebo.latents.columns.in_context import in_context
-from sae_placebo.latents.columns.ngrams import ngrams
-from sae_placebo.latents.columns.outputs import outputs
-from sae_placebo.latents.columns.positions import positions
-from sae_placebo.latents.columns.subsets import subsets
 from sae_placebo.latents.ladder.ladder import ladder
 from sae_placebo.latents.ladder.token_features import LadderSpec
 from sae_placebo.latents.latent_blocks import on_every_fold
-from sae_placebo.latents.metrics.tokens import token_evidence, token_statistics
+from sae_placebo.latents.metrics.tokens import token_evidence
+from sae_placebo.latents.profile import statistics
 from sae_placebo.saes import SAE, parse_sae
 from sae_placebo.stats.proportions import wilson
 
@@ -52,7 +46,7 @@ class PlantedSpec(Spec):
     domains: int = Field(16, ge=12)
     per_class: int = Field(25, ge=1)
     miss: float = Field(0.05, ge=0, lt=1)
-    """Share of the tokens on which the class should be active on which a latent is silent."""
+    """How often a latent is silent where its class should be active, as a share of those tokens."""
     stray: float = Field(0.03, ge=0, lt=1)
     """Share of a latent's active tokens that are drawn from the whole text."""
     d_in: int = Field(256, ge=64)
@@ -141,15 +135,10 @@ def planted_columns(planted: Planted, folds: Folds) -> Columns:
 
     The others are those of `Planted.given`.
     """
-    reading = planted.reading
-    tokens = reading.tokens
-    columns = token_statistics(token_evidence(reading), folds.weights).columns
-    columns |= ngrams(reading, folds) | positions(reading, folds) | geometry(reading, folds)
-    columns |= outputs(reading, folds, planted.unembedding)
-    columns |= attributes(reading, folds)[0]
-    columns |= ladder(reading, folds, planted.embeddings, None, 0, LadderSpec()).solo
-    columns |= subsets(reading, folds, domains_of(tokens, 0), embeddings=planted.embeddings)
-    columns |= in_context(reading, folds, planted.embeddings)
+    reading, embeddings = planted.reading, planted.embeddings
+    evidence, domains = token_evidence(reading), domains_of(reading.tokens, 0)
+    columns, _ = statistics(reading, evidence, folds, domains, planted.unembedding, embeddings)
+    columns |= ladder(reading, folds, embeddings, None, 0, LadderSpec()).solo
     return columns | {name: on_every_fold(c, folds) for name, c in planted.given.items()}
 
 
@@ -250,12 +239,6 @@ def _artefact(scene: _Scene, i: int) -> Where:
     if kind == 1:
         return np.asarray(scene.along[:, i // 3 % 8] > 1.7)
     return np.asarray(scene.draw.random(len(scene.norm)) < 0.01)
-
-
-def _positional(scene: _Scene, i: int) -> Where:
-    first = 1 + scene.spec.context * int(scene.draw.integers(0, 12)) // 40
-    places = scene.tokens.positions
-    return np.asarray((places >= first) & (places < first + 2 + first // 6))
 
 
 def _n_gram(scene: _Scene, i: int) -> Where:
