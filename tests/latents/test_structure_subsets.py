@@ -11,11 +11,13 @@ from scipy.sparse import csc_matrix
 from sae_placebo.data.labels.base import Labels
 from sae_placebo.data.rows import Rows
 from sae_placebo.latents.base import Encoded, Folds, TokenTable
+from sae_placebo.latents.columns.bags import decayed_bags
+from sae_placebo.latents.columns.domain_tokens import auc_by_column
 from sae_placebo.latents.columns.domains import Domains, document_clusters, domains_of
 from sae_placebo.latents.columns.in_context import in_context
 from sae_placebo.latents.columns.mechanism import mechanism_predictions
 from sae_placebo.latents.columns.nonlinear import MLPSpec, nonlinear_aurocs
-from sae_placebo.latents.columns.subsets import auc_by_column, decayed_bags, subsets
+from sae_placebo.latents.columns.subsets import subsets
 from sae_placebo.saes import SAE, parse_sae
 from sae_placebo.stats.ranking import auroc
 

@@ -1,5 +1,5 @@
-"""What kind of latent it is, whether a placebo has it too, and what is left over.
+"""What kind of latent each latent is, whether a placebo has it too, and what of it is left unexplained.
 
-One file per statistic; each is a function of a `Reading` and of `Folds`, and none of them holds an
-array of token x latent: work grows with active entries.
+There is one file for each statistic. A statistic is a function of `Encoded` and `Folds`, and none of them
+holds an array of token x latent, so that the work grows with the number of active entries.
 """

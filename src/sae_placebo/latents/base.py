@@ -1,9 +1,9 @@
-"""What the statistics of latents read, and the documents that they are repeated on.
+"""What the statistics of latents read, and the groups of documents that they are repeated without.
 
-A statistic has a value per latent on all documents, and one for each group of documents left out (a
-**fold**): arrays are [latent, fold], fold 0 is the point estimate. A share of latents, or any other
-number made of them, then has one value per fold, and `Folds.replicates` makes bootstrap replicates of
-it, on the same documents as those of every other metric.
+A statistic has, for each latent, one value on all documents and one value for each group of documents that
+is left out (a **fold**). Arrays are [latent, fold], and fold 0 is the point estimate. A share of latents, or
+any other number made of them, then has one value per fold, and `Folds.replicates` makes bootstrap replicates
+of it on the same documents as those of every other metric.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ N_GROUPS = 20
 
 @dataclass(frozen=True, eq=False)
 class TokenTable:
-    """The held-out tokens that count, in reading order: what is known of them without a model.
+    """The held-out tokens that count, in reading order, and what is known of them without a model.
 
     Attributes:
-        rows: The rows that they come from; those of the arm, so rewritten where its text is.
-        places: [token, 2] row and position of each.
+        rows: The rows that the tokens come from. They are the arm's own: where the arm rewrites its text,
+            so are they.
+        places: [token, 2] row and position of each token.
         vocabulary: Text of each token id.
     """
 
@@ -48,17 +49,17 @@ class TokenTable:
 
     @functools.cached_property
     def previous(self) -> Int32[np.ndarray, " token"]:
-        """Id of the token before, which is there always: position 0 of a row is never read."""
+        """Id of the token before each token; there always is one, since position 0 is never read."""
         return self._at(-1)
 
     @functools.cached_property
     def following(self) -> Int32[np.ndarray, " token"]:
-        """Id of the token behind; -1 at the end of a row."""
+        """Id of the token after each token; -1 at the end of a row."""
         ends = self.places[:, 1] + 1 >= self.rows.lengths[self.places[:, 0]]
         width = self.rows.token_ids.shape[1]
         column = np.minimum(self.places[:, 1] + 1, width - 1)
-        found = self.rows.token_ids[self.places[:, 0], column]
-        return np.where(ends, -1, found).astype(np.int32)
+        ids = self.rows.token_ids[self.places[:, 0], column]
+        return np.where(ends, -1, ids).astype(np.int32)
 
     @property
     def positions(self) -> Int64[np.ndarray, " token"]:
@@ -74,7 +75,7 @@ class TokenTable:
 
     @property
     def n_documents(self) -> int:
-        """Documents held out; some may have no token that counts."""
+        """Number of held-out documents; some may have no token that counts."""
         return len(self.rows.names)
 
     @property
@@ -91,13 +92,13 @@ class TokenTable:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """One SAE on the held-out tokens.
+    """One SAE, the held-out tokens, and its codes on them.
 
     Attributes:
-        sae: In model units: `params` W_enc [d_in, d_sae], b_enc, W_dec [d_sae, d_in], b_dec.
-        tokens: What was read.
-        codes: Its codes, scipy CSR [token, d_sae], float32, above 0.
-        activations: What it encoded, in model units.
+        sae: The SAE in model units: `params` W_enc [d_in, d_sae], b_enc, W_dec [d_sae, d_in], b_dec.
+        tokens: The tokens that were read.
+        codes: The SAE's codes, scipy CSR [token, d_sae], float32; every entry is above 0.
+        activations: What the SAE encoded, in model units.
     """
 
     sae: SAE
@@ -107,23 +108,23 @@ class Encoded:
 
     @property
     def d_sae(self) -> int:
-        """Latents."""
+        """Number of latents."""
         return self.sae.d_sae
 
     @functools.cached_property
     def by_latent(self) -> Any:
-        """The codes as scipy CSC: `indptr`, `indices` (tokens, ascending) and `data` by latent."""
+        """The codes as scipy CSC; `indptr`, `indices` (tokens, ascending) and `data` are by latent."""
         return self.codes.tocsc()
 
 
 @dataclass(frozen=True, eq=False)
 class Placebo:
-    """The placebo that an SAE is held against: another model's activations at the same tokens.
+    """The placebo that an SAE is compared with: another model, and its SAE, at the same tokens.
 
     Attributes:
-        name: Arm, re-draw and SAE seed, for people.
-        activations: Of its model at the tokens of the reading, in model units.
-        codes: Of its SAE at these tokens, scipy CSR [token, d_sae].
+        name: Arm, re-draw and SAE seed, written for people.
+        activations: Activations of the placebo's model at the tokens of the `Encoded`, in model units.
+        codes: Codes of the placebo's SAE at these tokens, scipy CSR [token, d_sae].
     """
 
     name: str
@@ -133,12 +134,13 @@ class Placebo:
 
 @dataclass(frozen=True, eq=False)
 class Folds:
-    """Groups of documents that are left out in turn, and which documents a predictor is fitted on.
+    """Groups of documents that are left out in turn, and the purpose that each document serves.
 
     Attributes:
-        groups: [document] its group, 0 to n_groups - 1.
-        purposes: [document] 0 to fit on, 1 to choose penalties on, 2 to score on: two quarters, one
-            quarter, one quarter of the tokens, about. Statistics that fit nothing use all documents.
+        groups: [document] the group of each, 0 to n_groups - 1.
+        purposes: [document] 0 where predictors are fitted on the document, 1 where penalties are chosen on
+            it, 2 where it is scored. About half of the tokens are fitted on, a quarter is chosen on, and a
+            quarter is scored. Statistics that fit nothing use all documents.
     """
 
     groups: Int64[np.ndarray, " document"]
@@ -152,15 +154,24 @@ class Folds:
         seed: int,
         n_groups: int = N_GROUPS,
     ) -> Folds:
-        """Return folds with about equal numbers of tokens, the same ones for every arm of a trial."""
+        """Return folds with about equal numbers of tokens.
+
+        They are the same for every arm of a trial, since they depend on the arguments alone.
+
+        Args:
+            documents: Document of each token.
+            n_documents: Number of documents, those without a token included.
+            seed: The trial's; it decides the order in which documents are dealt out.
+            n_groups: Number of groups; there are fewer where there are fewer documents.
+        """
         tokens = np.bincount(documents, minlength=n_documents)
         order = numpy_generator(seed, "document groups").permutation(n_documents)
         order = order[np.argsort(-tokens[order], kind="stable")]
         groups = np.empty(n_documents, dtype=np.int64)
         purposes = np.empty(n_documents, dtype=np.int64)
         n = min(n_groups, n_documents)
-        # dealt out like cards, forth and back, so that sizes stay close; purposes go round within each
-        # group, from another start in each, so that every group has documents of every purpose
+        # documents are dealt out like cards, forth and back, so that sizes stay close; purposes go round
+        # within each group, from another start in each, so that every group has documents of every purpose
         deal = np.arange(n_documents)
         turn = deal % (2 * n)
         dealt = np.where(turn < n, turn, 2 * n - 1 - turn)
@@ -170,18 +181,18 @@ class Folds:
 
     @property
     def n_groups(self) -> int:
-        """Groups."""
+        """Number of groups."""
         return int(self.groups.max()) + 1
 
     @functools.cached_property
     def weights(self) -> Float[np.ndarray, "document fold"]:
-        """Multiplicity of each document in each fold: column 0 ones, column g + 1 without group g."""
+        """Multiplicity of each document in each fold; column 0 is ones, column g + 1 leaves out group g."""
         kept = np.ones((len(self.groups), 1 + self.n_groups))
         kept[np.arange(len(self.groups)), 1 + self.groups] = 0
         return kept
 
     def serving(self, purpose: int) -> Bool[np.ndarray, " document"]:
-        """Return which documents serve a purpose: 0 fit, 1 choose, 2 score."""
+        """Return which documents serve a purpose: 0 to fit, 1 to choose, 2 to score."""
         return np.asarray(self.purposes == purpose)
 
     def replicates(
@@ -189,16 +200,19 @@ class Folds:
         values: Float[np.ndarray, " fold"],
         document_weights: Float[np.ndarray, "document replicate"],
     ) -> Float[np.ndarray, " replicate"]:
-        """Return bootstrap replicates of a number known with each group left out, to first order.
+        """Return bootstrap replicates, to first order, of a number that is known without each group.
 
-        The change that leaving a group out makes says how far that group is from the rest; a replicate
-        adds these up by how much more often, or less, it drew the group's documents than expected, in
-        standard deviations of that number. So the replicates have the jackknife's variance, and go up
-        and down with those of every other metric. Column 0 of the weights is ones and gives
-        `values[0]`. Folds that are undefined (NaN) count as no change.
+        The change that leaving a group out makes says how far that group is from the rest. A replicate adds
+        these changes up, each times how much more often than expected it drew the group's documents, in
+        standard deviations of that count. So the replicates have the jackknife's variance, and they go up
+        and down with those of every other metric.
 
-        Source: the delete-a-group jackknife (Kott 2001), with its variance spread over the bootstrap's
-        documents to first order, which is ours.
+        Args:
+            values: The number on each fold. A fold on which it is undefined (NaN) counts as no change.
+            document_weights: Document multiplicities; column 0 is ones and gives `values[0]`.
+
+        Source: the delete-a-group jackknife (Kott 2001). Differs: its variance is spread over the
+        bootstrap's documents to first order, which is ours.
         """
         n = self.n_groups
         sizes = np.bincount(self.groups, minlength=n)
@@ -207,8 +221,8 @@ class Folds:
         owner[self.groups, np.arange(len(self.groups))] = 1 / np.sqrt(sizes[self.groups])
         drawn = owner @ (document_weights - 1)
         scale = 1 / np.sqrt(n * max(n - 1, 1))
-        found: Float[np.ndarray, " replicate"] = values[0] + scale * (change @ drawn)
-        return found
+        replicates: Float[np.ndarray, " replicate"] = values[0] + scale * (change @ drawn)
+        return replicates
 
 
 Columns = dict[str, Float[np.ndarray, "latent fold"]]

@@ -1,7 +1,7 @@
-"""Walking through codes latent by latent, and sums by latent and group of documents.
+"""Blocks of consecutive latents, and sums over their codes by latent and group of documents.
 
-Entries of the codes are many (96 million for 3 million tokens and k = 32), so what is computed for
-each of them is held for a block of latents at a time.
+The codes have many entries (96 million for 3 million tokens and k = 32), so what is computed for each entry
+is held for one block of latents at a time.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from jaxtyping import Float, Float32, Int64, Integer
 
 from sae_placebo.latents.base import Encoded, Folds
 
-# entries walked through at once, about: the largest arrays are this many 8-byte numbers
+# about how many entries a block has: its largest arrays are this many 8-byte numbers
 _ENTRIES = 1 << 20
-# latents at once, at most: they may be many where they fire rarely
+# how many latents a block has at most, which binds where they fire rarely
 _LATENTS = 1 << 12
 
 
@@ -26,10 +26,10 @@ class LatentBlock:
 
     Attributes:
         first: The first latent.
-        bounds: [latent + 1] where each one's entries begin, the last one's end behind.
-        owners: [entry] latent, counted from `first`.
-        tokens: [entry] token, ascending within a latent.
-        values: [entry] activation.
+        bounds: [latent + 1] where the entries of each latent begin; the last number is where they end.
+        owners: [entry] the entry's latent, counted from `first`.
+        tokens: [entry] the entry's token; tokens ascend within a latent.
+        values: [entry] the activation.
     """
 
     first: int
@@ -49,18 +49,24 @@ class LatentBlock:
         n_cells: int,
         weights: Float[np.ndarray, " entry"] | None = None,
     ) -> Float[np.ndarray, "latent cell"]:
-        """Return the sum of the weights by latent and cell; without weights, the number of entries."""
+        """Return the sum of the weights of the entries of each latent and cell.
+
+        Args:
+            cells: Cell of each entry, 0 to n_cells - 1, such as its group of documents.
+            n_cells: Number of cells.
+            weights: Weight of each entry; None counts entries.
+        """
         n = len(self.bounds) - 1
-        found = np.bincount(self.owners * n_cells + cells, weights, minlength=n * n_cells)
-        return found.astype(np.float64, copy=False).reshape(n, n_cells)
+        totals = np.bincount(self.owners * n_cells + cells, weights, minlength=n * n_cells)
+        return totals.astype(np.float64, copy=False).reshape(n, n_cells)
 
 
 def latent_blocks(
     reading: Encoded, entries: int = _ENTRIES, latents: int = _LATENTS
 ) -> Iterator[LatentBlock]:
-    """Return blocks of latents, in order, with at most so many latents and about so many entries.
+    """Yield all latents in order, in blocks of at most `latents` latents and about `entries` entries.
 
-    No latent is cut, so one with more entries than that is a block of its own.
+    No latent is cut, so that one with more entries than that is a block of its own.
     """
     codes = reading.by_latent
     bounds = codes.indptr.astype(np.int64)
@@ -81,19 +87,19 @@ def latent_blocks(
 
 
 def leave_out(by_group: Float[np.ndarray, "*shape group"]) -> Float[np.ndarray, "*shape fold"]:
-    """Return sums over all groups, and over all but each: the last axis becomes 1 + n_groups."""
+    """Return the sums over all groups, then over all groups but each: the last axis is 1 + n_groups."""
     total = by_group.sum(-1, keepdims=True)
     return np.concatenate([total, total - by_group], axis=-1)
 
 
 def token_groups(reading: Encoded, folds: Folds) -> Int64[np.ndarray, " token"]:
     """Return the group of documents of each token."""
-    found: Int64[np.ndarray, " token"] = folds.groups[reading.tokens.documents]
-    return found
+    groups: Int64[np.ndarray, " token"] = folds.groups[reading.tokens.documents]
+    return groups
 
 
 def on_every_fold(
     values: Float[np.ndarray, " latent"], folds: Folds
 ) -> Float[np.ndarray, "latent fold"]:
-    """Return a statistic that is not repeated without each group: its value, in every fold."""
+    """Return a statistic that is not computed again without each group, repeated in every fold."""
     return np.repeat(values.astype(np.float64)[:, None], 1 + folds.n_groups, axis=1)

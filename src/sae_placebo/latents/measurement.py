@@ -1,7 +1,7 @@
-"""One encoding pass over an arm's held-out activations, feeding every metric.
+"""One pass of an SAE over an arm's held-out activations, from which every metric is computed.
 
-The SAE is read in model units; what leaves this module are its codes and tables: measurements
-with their document replicates, and coverage.
+The SAE is read in model units. What leaves this module is its codes and its tables: the measurements with
+their document replicates, and the coverage of labels.
 """
 
 from __future__ import annotations
@@ -24,20 +24,22 @@ from sae_placebo.latents.metrics import measure as evaluate
 from sae_placebo.models.gaussian import GaussianNull
 from sae_placebo.saes import SAE, Codes
 
+COLUMNS = ("metric", "value", "unit", "null_value", "n", "reason")
+"""Columns of the table of measurements, here and in `profile`."""
 _CHUNK_TOKENS = 8_192
 
 
 class MeasurementSpec(Spec):
-    """What is measured, and what is kept to be shown.
+    """Settings of the measurement, and how much of it is kept to be shown.
 
     Attributes:
-        replicates: Resamples of the documents behind each interval.
-        thresholds: Where one class of latent ends and the next begins.
-        shown_per_class: Latents of each class, drawn at random, whose passages are kept.
-        passages: Top activating passages kept per shown latent, each from another document.
-        tokens_before: Tokens shown before the peak.
-        tokens_after: Tokens shown after the peak.
-        l0_tolerance: Largest difference to the trained arm's mean L0, relative to it, at which the
+        replicates: Number of resamples of the documents behind each interval.
+        thresholds: Where one class of latents ends and the next begins.
+        shown_per_class: How many latents of each class, drawn at random, have their passages kept.
+        passages: How many top activating passages of each shown latent are kept, each from another document.
+        tokens_before: How many tokens are shown before the peak.
+        tokens_after: How many tokens are shown after the peak.
+        l0_tolerance: Largest difference from the trained arm's mean L0, relative to it, at which the
             report calls an arm matched.
     """
 
@@ -55,8 +57,8 @@ class HeldOut:
     """The held-out tokens that no arm leaves out.
 
     Attributes:
-        rows: The rows they come from.
-        places: [token, 2] row and position, in reading order.
+        rows: The rows that the tokens come from.
+        places: [token, 2] row and position of each, in reading order.
         usable: [read] which of the tokens that were read are kept.
         vocabulary: Text of each token id.
         readability: How far each label can be read off tokens; None where tokens have no labels.
@@ -88,7 +90,7 @@ def held_out(
 
     Args:
         rows: Held-out rows; they were read in order.
-        outliers: One array per arm's model: which of the tokens that were read exceed its limit.
+        outliers: One array for each arm's model, of which tokens that were read exceed its limit.
         vocabulary: Text of each token id.
     """
     row, position = np.nonzero(rows.usable())
@@ -99,13 +101,13 @@ def held_out(
 
 @dataclass(frozen=True)
 class Measurement:
-    """Tables about one SAE.
+    """Tables about one SAE, and its codes.
 
     Attributes:
-        measurements: One row per metric: metric, value, unit, null_value, n, reason.
-        replicates: metric -> [replicate] values under resampled documents; 0 is the point estimate.
-        coverage: One row per label of the tokens; none without labels.
-        codes: What the SAE made of the tokens, scipy CSR [token, d_sae].
+        measurements: One row per metric, with the columns `COLUMNS`.
+        replicates: Values of each metric under resampled documents, [replicate]; 0 is the point estimate.
+        coverage: One row per label of the tokens; there are none without labels.
+        codes: The SAE's codes of the tokens, scipy CSR [token, d_sae].
     """
 
     measurements: Any
@@ -126,11 +128,12 @@ def measure(
     """Return everything measured about one SAE on the held-out tokens.
 
     Args:
-        sae: Folded, in model units.
-        activations: Of the tokens of `tokens`, in model units.
-        tokens: What the activations were read at.
+        sae: The SAE, folded, in model units.
+        activations: Activations at `tokens`, in model units.
+        tokens: The tokens that the activations were read at.
         lookup: Ids seen in training and the table E[x | token]; see `activations.TokenMeans`.
-        gaussian: What the same recipe reached on a covariance-matched Gaussian.
+        gaussian: What the same recipe reached on a Gaussian of the same covariance; None where it was not
+            trained there.
         weights: Document multiplicities; column 0 is ones.
         spec: Thresholds and amounts.
     """
@@ -141,16 +144,15 @@ def measure(
     if tokens.readability is not None and labels is not None:
         evidence = replace(evidence, truth=tokens.readability.truth(labels, tokens.places))
     rows, replicates = [], {}
-    for name, found in evaluate(evidence, weights).items():
+    for name, measured in evaluate(evidence, weights).items():
         value = None
-        if found.values is not None:
-            replicates[name] = found.values
-            value = float(found.values[0])
+        if measured.values is not None:
+            replicates[name] = measured.values
+            value = float(measured.values[0])
         unit, n = METRICS[name].unit, METRICS[name].n_tokens(evidence)
-        rows.append([name, value, unit, found.null_value, n, found.reason])
-    columns = ["metric", "value", "unit", "null_value", "n", "reason"]
+        rows.append([name, value, unit, measured.null_value, n, measured.reason])
     return Measurement(
-        measurements=pandas.DataFrame(rows, columns=columns),
+        measurements=pandas.DataFrame(rows, columns=list(COLUMNS)),
         replicates=replicates,
         coverage=coverage_table(evidence),
         codes=csr_matrix(
@@ -168,7 +170,16 @@ def gather(
     gaussian: GaussianNull | None,
     thresholds: ClassThresholds,
 ) -> Evidence:
-    """Encode and decode once, and return what the metrics read."""
+    """Return what the metrics read of one SAE, after encoding and decoding once.
+
+    Args:
+        sae: As in `measure`, like the four that follow.
+        activations: Activations at `tokens`, in model units.
+        tokens: The tokens that the activations were read at.
+        lookup: Ids seen in training and the table E[x | token].
+        gaussian: What the same recipe reached on a Gaussian of the same covariance.
+        thresholds: Where one class of latents ends and the next begins.
+    """
     n_documents = len(tokens.rows.names)
     ids = torch.from_numpy(tokens.token_ids.astype(np.int64))
     documents = torch.from_numpy(tokens.documents.astype(np.int64))

@@ -15,9 +15,16 @@ from sae_placebo.latents.measurement import MeasurementSpec
 
 
 def passages(reading: Encoded, latents: Any, spec: MeasurementSpec, seed: int) -> Any:
-    """Return the top activating passages of latents drawn at random within each class.
+    """Return the top activating passages of latents that are drawn at random within each class.
 
-    Columns: latent, rank, document, tokens, activations (null where the position is masked), peak.
+    Columns: latent, rank (0 is the strongest), document (its name), tokens (their texts), activations (one
+    for each token, null where the position is masked) and peak (place of the strongest among the tokens).
+
+    Args:
+        reading: The SAE and its tokens.
+        latents: Latent table with the columns latent, class and n_active; dead latents are not drawn.
+        spec: How many latents, passages and tokens there are.
+        seed: It names the draw.
     """
     draw = numpy_generator(seed, "shown latents")
     chosen: list[int] = []
@@ -29,7 +36,10 @@ def passages(reading: Encoded, latents: Any, spec: MeasurementSpec, seed: int) -
 
 
 def passages_of(reading: Encoded, chosen: Sequence[int], spec: MeasurementSpec) -> Any:
-    """Return the top activating passages of some latents, one per document; columns as `passages`."""
+    """Return the top activating passages of the chosen latents, with the columns of `passages`.
+
+    Each passage of a latent is from another document.
+    """
     tokens, by_latent = reading.tokens, reading.by_latent
     flat = np.full(tokens.rows.token_ids.shape, -1, dtype=np.int64)
     flat[tokens.places[:, 0], tokens.places[:, 1]] = np.arange(len(tokens.places))

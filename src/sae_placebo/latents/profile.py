@@ -1,8 +1,8 @@
-"""All that is said about the latents of one SAE: statistics, partners, ladder, class, verdict.
+"""All that is known about the latents of one SAE: statistics, partners, ladder, class and verdict.
 
-One pass of each statistic over the codes that `measurement` left; the numbers about the SAE that come
-of them have one value with each group of documents left out, and from these the same bootstrap replicates
-as every other metric.
+Each statistic passes once over the codes that `measurement` left. The numbers about the SAE that are made of
+the statistics have one value with each group of documents left out, and from these values bootstrap
+replicates are made on the same documents as those of every other metric.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas, torch
@@ -38,9 +38,10 @@ from sae_placebo.latents.columns.repeats import induction
 from sae_placebo.latents.columns.subsets import subsets
 from sae_placebo.latents.ladder.ladder import Ladder, ladder, no_ladder
 from sae_placebo.latents.ladder.predictors import Readouts
-from sae_placebo.latents.measurement import MeasurementSpec
+from sae_placebo.latents.measurement import COLUMNS, MeasurementSpec
 from sae_placebo.latents.metrics import Evidence, latent_table, token_statistics
 from sae_placebo.latents.metrics import structure as structure_metrics
+from sae_placebo.latents.metrics.tokens import token_evidence
 from sae_placebo.latents.origin.rule import ORIGINS, verdicts
 from sae_placebo.latents.partners.assignment import Sharing
 from sae_placebo.latents.partners.partners import (
@@ -53,23 +54,23 @@ from sae_placebo.latents.passages import passages
 from sae_placebo.latents.spec import StructureSpec
 
 PARTS = 5
-"""Parts of the work on one SAE that `profile` tells of."""
+"""Number of parts of the work on one SAE, each of which `profile` reports to `advance`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Around:
-    """What stands around an SAE that is profiled.
+    """What an SAE that is profiled is compared with, and what else is known of its model and tokens.
 
     Attributes:
-        placebo: What it is held against; None where there is none.
+        placebo: The placebo that the SAE is compared with; None where there is none.
         sibling: Codes of the SAE of another seed on the same tokens; None where there is none.
-        shared: What it has in common with that SAE by their directions; None where there is none.
-        repeats: Its codes on fresh and on repeated random blocks; None where no model was read.
+        shared: What the SAE has in common with its sibling by their directions; None where there is none.
+        repeats: The SAE's codes on fresh and on repeated random blocks; None where no model was read.
         unembedding: W_U of the arm's model; None where it has none.
         embedding: W_E of the trained model; None where it has none.
-        readouts: What the ladder reads of the tokens and of the placebo's activations; None: there are
-            too few documents.
-        whole: [rung, fold] the ladder of the activations themselves.
+        readouts: What the ladder reads of the tokens and of the placebo's activations; None where there
+            are too few documents.
+        whole: [rung, fold] the ladder of the activations themselves; None where `readouts` is None.
         domains: Recognizable contexts of the tokens.
         reasons: Why there is no `placebo`, `sibling`, `repeats` or `ladder`.
     """
@@ -91,10 +92,10 @@ class Profile:
     """Tables about the latents of one SAE.
 
     Attributes:
-        latents: One row per latent: its statistics, class, verdict and evidence.
-        measurements: One row per metric: metric, value, unit, null_value, n, reason.
-        replicates: metric -> [replicate] values under resampled documents; 0 is the point estimate.
-        passages: Top activating passages of latents drawn to be shown.
+        latents: One row per latent, with its statistics, class, verdict and evidence.
+        measurements: One row per metric, with the columns of `measurement.COLUMNS`.
+        replicates: Values of each metric under resampled documents, [replicate]; 0 is the point estimate.
+        passages: Top activating passages of the latents that were drawn to be shown.
         sensitivity: How many latents change class as a threshold moves.
     """
 
@@ -115,32 +116,36 @@ def profile(
     seed: int,
     advance: Advance = unheard,
 ) -> Profile:
-    """Return everything said about the latents of one SAE.
+    """Return all tables about the latents of one SAE.
 
     Args:
         reading: The SAE on the held-out tokens.
         folds: Groups of documents.
-        around: What it is held against.
+        around: What the SAE is compared with, and what else is known.
         weights: Document multiplicities; column 0 is ones.
         spec: What counts as a partner, and as explained.
         shown: Thresholds of the classes, and how many latents are shown.
         seed: The trial's.
-        advance: Told of each of `PARTS` parts of the work.
+        advance: Called with 1 after each of the `PARTS` parts of the work.
     """
-    evidence = _evidence(reading, shown)
+    evidence = token_evidence(reading, shown.thresholds)
     climbed = _climbed(reading, folds, around, spec, seed)
     advance(1)
     rungs = dict(zip(climbed.rungs, climbed.r2, strict=True))
     in_placebo, in_sibling = _partners(reading, folds, around, spec, seed)
     advance(1)
-    columns, attribute = _columns(reading, folds, around, shown, evidence)
+    columns, attribute = statistics(
+        reading, evidence, folds, around.domains, around.unembedding, around.embedding
+    )
+    if around.repeats is not None:
+        columns |= induction(*around.repeats, folds)
     advance(1)
     columns |= climbed.solo | {"placebo_r": in_placebo.r, "seed_r": in_sibling.r}
     columns |= {f"r2_{name}": r2 for name, r2 in rungs.items() if f"r2_{name}" not in columns}
     columns["r2_placebo"] = rungs["placebo_latents"]  # the whole ladder
     classes = decide(columns, shown.thresholds)
     judged = columns["n_active"] >= shown.thresholds.min_firings
-    found = verdicts(
+    origins = verdicts(
         judged,
         rungs,
         in_placebo.has,
@@ -150,47 +155,68 @@ def profile(
     )
     latents = latent_table(evidence, folds.weights)
     latents.insert(1, "class", np.array(CLASS_NAMES, dtype=object)[classes[:, 0]])
-    latents["origin"] = np.array(ORIGINS, dtype=object)[found.verdict[:, 0]]
-    latents["evidence"], latents["attribute"] = found.evidence, attribute
+    latents["origin"] = np.array(ORIGINS, dtype=object)[origins.verdict[:, 0]]
+    latents["evidence"], latents["attribute"] = origins.evidence, np.array(attribute, dtype=object)
     for name in sorted(set(columns) - set(latents.columns)):
         latents[name] = columns[name][:, 0].astype(np.float64)
     latents["is_arbitrary"] = is_arbitrary(columns, shown.thresholds)[:, 0]
     candidates = np.flatnonzero(np.isfinite(columns["domain_auc"][:, 0]))
-    # of the same domain as `domain_auc`
+    # the domain must be the one that `domain_auc` is about
     mlp = MLPSpec(precision=shown.thresholds.domain_precision)
     latents["mlp_auc"] = nonlinear_aurocs(
         reading, folds, around.domains, candidates, around.embedding, seed, mlp
     )
     advance(1)
-    for name, partners in (("placebo", in_placebo), ("seed", in_sibling)):
-        latents[f"{name}_partner"], latents[f"{name}_null_r"] = partners.partner, partners.null
-        latents[f"has_{name}_partner"] = partners.column()
-        latents[f"null_has_{name}_partner"] = partners.null_has
-    shared = around.shared
-    latents["shared"] = np.nan if shared is None else shared.shared.astype(np.float64)
+    _add_partners(latents, in_placebo, in_sibling, around.shared)
     missing = not_estimable(columns, shown.thresholds)
     numbers = structure_metrics.numbers(
-        classes, found, climbed, in_placebo, in_sibling, judged, missing
+        classes, origins, climbed, in_placebo, in_sibling, judged, missing
     )
-    numbers |= structure_metrics.of_sharing(shared, 1 + folds.n_groups, in_sibling.reason)
-    made = Profile(
+    numbers |= structure_metrics.of_sharing(around.shared, 1 + folds.n_groups, in_sibling.reason)
+    tables = Profile(
         latents,
         *_measured(numbers, folds, weights, len(reading.tokens)),
         passages(reading, latents, shown, seed),
         sensitivity(columns, shown.thresholds),
     )
     advance(1)
-    return made
+    return tables
+
+
+def statistics(
+    reading: Encoded,
+    evidence: Evidence,
+    folds: Folds,
+    domains: Domains,
+    unembedding: Float[torch.Tensor, "vocabulary d_in"] | None,
+    embedding: Float[np.ndarray, "vocabulary d_embed"] | None,
+) -> tuple[Columns, list[str | None]]:
+    """Return the statistics of each latent that need neither partner nor ladder, and its best attribute.
+
+    Args:
+        reading: The SAE on the held-out tokens.
+        evidence: What `token_evidence` returns for it, with the thresholds of the classes.
+        folds: Groups of documents.
+        domains: Recognizable contexts of the tokens.
+        unembedding: W_U of the arm's model; None where it has none.
+        embedding: W_E of the trained model; None where it has none.
+    """
+    spelled, names = attributes(reading, folds)
+    columns = token_statistics(evidence, folds.weights).columns
+    columns |= geometry(reading, folds) | ngrams(reading, folds) | positions(reading, folds)
+    columns |= spelled | outputs(reading, folds, unembedding)
+    columns |= subsets(reading, folds, domains, evidence.thresholds, embedding)
+    return columns | in_context(reading, folds, embedding), names
 
 
 def _climbed(
     reading: Encoded, folds: Folds, around: Around, spec: StructureSpec, seed: int
 ) -> Ladder:
-    """Return the ladder, with the reasons that are known of what it lacks."""
+    """Return the ladder, with the reasons for the rungs that it lacks."""
     if around.readouts is None or around.whole is None:
         reason = around.reasons.get("ladder", "no features were read off the tokens")
         return no_ladder(reading.d_sae, 1 + folds.n_groups, reason)
-    found = ladder(
+    climbed = ladder(
         reading,
         folds,
         None,
@@ -200,64 +226,28 @@ def _climbed(
         readouts=around.readouts,
         whole=around.whole,
     )
-    known = {rung: around.reasons.get("placebo", why) for rung, why in found.reasons.items()}
-    return dataclasses.replace(found, reasons=known)
-
-
-def _evidence(reading: Encoded, shown: MeasurementSpec) -> Evidence:
-    """Return what the token statistics read; nothing about reconstruction."""
-    tokens, codes = reading.tokens, reading.codes
-    nothing = np.zeros(tokens.n_documents)
-    return Evidence(
-        token_ids=tokens.ids,
-        documents=tokens.documents,
-        n_documents=tokens.n_documents,
-        offsets=codes.indptr.astype(np.int64),
-        latents=codes.indices,
-        values=codes.data,
-        d_sae=reading.d_sae,
-        vocabulary=tokens.vocabulary,
-        squared_error=nothing,
-        activation_sum=nothing[:, None],
-        activation_energy=nothing,
-        thresholds=shown.thresholds,
-    )
-
-
-def _columns(
-    reading: Encoded, folds: Folds, around: Around, shown: MeasurementSpec, evidence: Evidence
-) -> tuple[Columns, Shaped[np.ndarray, " latent"]]:
-    """Return the statistics that need neither partner nor ladder, and each latent's best attribute."""
-    spelled, names = attributes(reading, folds)
-    tokens = token_statistics(evidence, folds.weights).columns
-    found: Columns = {name: values.astype(np.float64) for name, values in tokens.items()}
-    found |= geometry(reading, folds) | ngrams(reading, folds) | positions(reading, folds)
-    found |= spelled | outputs(reading, folds, around.unembedding)
-    found |= subsets(reading, folds, around.domains, shown.thresholds, around.embedding)
-    found |= in_context(reading, folds, around.embedding)
-    if around.repeats is not None:
-        found |= induction(*around.repeats, folds)
-    return found, np.array(names, dtype=object)
+    known = {rung: around.reasons.get("placebo", why) for rung, why in climbed.reasons.items()}
+    return dataclasses.replace(climbed, reasons=known)
 
 
 def _reasons(
     around: Around, in_placebo: FoundPartners, in_sibling: FoundPartners
 ) -> dict[str, str]:
-    """Return why there are no partners to find; also where there is an SAE to look in."""
-    found = {"placebo": in_placebo.reason, "sibling": in_sibling.reason}
-    return dict(around.reasons) | {name: why for name, why in found.items() if why is not None}
+    """Return why there are no partners; a reason of the search itself goes before one of `around`."""
+    searched = {"placebo": in_placebo.reason, "sibling": in_sibling.reason}
+    return dict(around.reasons) | {name: why for name, why in searched.items() if why is not None}
 
 
 @dataclass(frozen=True, eq=False)
 class FoundPartners:
-    """Partners of an SAE's latents in one other SAE, or why there are none to find.
+    """Partners of an SAE's latents in one other SAE, or the reason why there are none.
 
     Attributes:
-        r: [latent, fold] correlation with the best partner; NaN where there is none.
-        has: [latent, fold] whether it is one; None where there is no other SAE.
-        partner: [latent] index of the partner, null where there is none.
-        null: [latent] best correlation with tokens moved in time.
-        null_has: [latent] whether that would be a partner; NaN where it cannot be told.
+        r: [latent, fold] correlation with the best candidate; NaN where there is none.
+        has: [latent, fold] whether the candidate is a partner; None where that cannot be decided.
+        partner: [latent] index of the candidate, null where there is none.
+        null: [latent] correlation with the best candidate when tokens are moved in time.
+        null_has: [latent] whether that candidate would count as a partner; NaN where that is unknown.
         reason: Why `has` is None.
     """
 
@@ -269,10 +259,21 @@ class FoundPartners:
     reason: str | None = None
 
     def column(self) -> Float[np.ndarray, " latent"]:
-        """Return 1 for latents with a partner, 0 for others, NaN where there is none to find."""
+        """Return 1 for latents with a partner and 0 for others, NaN where that is unknown."""
         if self.has is None:
             return np.full(len(self.null), np.nan)
         return np.where(np.isfinite(self.r[:, 0]), self.has[:, 0].astype(np.float64), np.nan)
+
+
+def _add_partners(
+    latents: Any, in_placebo: FoundPartners, in_sibling: FoundPartners, shared: Sharing | None
+) -> None:
+    """Write the partners, and what is shared with the sibling, into the table of latents."""
+    for name, partners in (("placebo", in_placebo), ("seed", in_sibling)):
+        latents[f"{name}_partner"], latents[f"{name}_null_r"] = partners.partner, partners.null
+        latents[f"has_{name}_partner"] = partners.column()
+        latents[f"null_has_{name}_partner"] = partners.null_has
+    latents["shared"] = np.nan if shared is None else shared.shared.astype(np.float64)
 
 
 def _partners(
@@ -281,16 +282,17 @@ def _partners(
     """Return the partners in the placebo SAE, and in the SAE of another seed."""
     placebo = None if around.placebo is None else around.placebo.codes
     others = {"placebo": placebo, "sibling": around.sibling}
-    one, other = (
-        _found(reading, folds, codes, spec, seed, around.reasons.get(name, "not given"))
+    in_placebo, in_sibling = (
+        _partners_in(reading, folds, codes, spec, seed, around.reasons.get(name, "not given"))
         for name, codes in others.items()
     )
-    return one, other
+    return in_placebo, in_sibling
 
 
-def _found(
+def _partners_in(
     reading: Encoded, folds: Folds, codes: Any | None, spec: StructureSpec, seed: int, reason: str
 ) -> FoundPartners:
+    """Return the partners among the latents of the SAE with these codes, or `reason` where it has none."""
     shape = (reading.d_sae, 1 + folds.n_groups)
     nothing = np.full(shape, np.nan)
     none = pandas.array([None] * shape[0], "Int64")
@@ -326,5 +328,4 @@ def _measured(
             value = float(number.values[0])
         reason = None if value is not None else number.reason or "undefined on these tokens"
         rows.append([name, value, declared.unit, number.null_value, n_tokens, reason])
-    columns = ["metric", "value", "unit", "null_value", "n", "reason"]
-    return pandas.DataFrame(rows, columns=columns), replicates
+    return pandas.DataFrame(rows, columns=list(COLUMNS)), replicates

@@ -1,4 +1,4 @@
-"""What is asked of every latent, beside what it fires on."""
+"""Settings of what is computed for every latent beside the tokens that it fires on."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from sae_placebo.latents.partners.partners import PartnerSpec
 
 
 class StructureSpec(Spec):
-    """How latents are held against placebos, and what counts as explained.
+    """Settings of how latents are compared with placebos, and of what counts as explained.
 
     Attributes:
-        placebo: Arm that latents are held against; none given: a re-draw of the weights that keeps the
-            embeddings, else any re-draw.
+        placebo: Arm that latents are compared with. Where none is given, it is a re-draw of the weights that
+            keeps the embeddings or, where there is none, any re-draw.
         partners: When two latents are partners.
-        assignment: When two latents of one model's SAEs are one by their directions.
+        assignment: When two latents of one model's SAEs are the same by their directions.
         ladder: How the rungs of the ladder are fitted.
         explained: Held-out R2 from which a latent counts as explained by a rung of the ladder.
-        repeat_rows: Rows of random repeated blocks that copying latents are looked for on.
+        repeat_rows: How many rows of random repeated blocks are read, to look for latents that copy.
         repeat_block: Tokens of a block; each row holds it twice.
-        decoy_rate: Share of placebo latents among what passes a score's threshold.
+        decoy_rate: Share of placebo latents that is allowed among what passes a score's threshold.
     """
 
     placebo: str | None = None
@@ -36,5 +36,5 @@ class StructureSpec(Spec):
 
     @property
     def repeats(self) -> tuple[int, int]:
-        """What decides the random repeated blocks: rows, and tokens of a block."""
+        """The two numbers that decide the random repeated blocks: rows, and tokens of a block."""
         return self.repeat_rows, self.repeat_block

@@ -1,26 +1,27 @@
-"""What kind of latent: a decision list, read from the top; the first class that holds is the answer.
+"""The class of each latent, by a decision list: a latent is in the first class whose rule it meets.
 
-The order is from what needs least of a model to what needs most, so that a latent is in the simplest
-class that describes it:
+The classes are in the order of what they need of a model, the least first, so that a latent is in the
+simplest class that describes it:
 
-1. How often it fires (`dead`, `ultra_rare`, `dense`): before anything can be said of what it fires on.
-2. `single_token`: one row of a table describes the latent completely. It stands before the artefacts
-   because a frequent token is itself a direction of high variance.
+1. How often it fires (`dead`, `ultra_rare`, `dense`). Nothing can be said of what a latent fires on before
+   this is known.
+2. `single_token`: one row of a table describes the latent completely. It comes before the artefacts because
+   a frequent token is itself a direction of high variance.
 3. `artefact`: directions that any cloud of activations has. They come before all that is only a
    tendency, since a principal component or the norm drifts with position, domain and groups of tokens.
-4. What can be read off the place or two tokens (`positional`, `n_gram`, `previous_token`). Position
-   stands first: the first token behind BOS also has a constant previous token. An n-gram needs both of
-   its tokens, a previous-token latent only one, so no latent meets both rules on R2.
+4. What can be read off the position or two tokens (`positional`, `n_gram`, `previous_token`). Position
+   comes first, since the first token after BOS also has a constant previous token. An n-gram needs both of
+   its tokens and a previous-token latent only one, so that no latent meets both rules on R2.
 5. One token whose context decides (`token_in_context`), then any few tokens (`token_family`), which
    takes what the stricter rules on few tokens have left.
-6. `induction`, `context` and `attribute`: what needs attention, a bag of tokens, or a parse. A copy is
-   shown by intervention, hence before the two that are shown by correlation; a bag is simpler than a parse.
-7. `output`: nothing so far tells what it fires on, but what it promotes does come next.
-8. `arbitrary_subset`: the negative finding within a domain, only after every positive one was tried.
-9. `model_made`: last, since it claims that all of the above and every placebo have failed.
+6. `induction`, `context` and `attribute`: these need attention, a bag of tokens, or a parse. A copy is shown
+   by intervention and so comes before the two that are shown by correlation. A bag is simpler than a parse.
+7. `output`: nothing so far describes what the latent fires on, but the tokens that it promotes come next.
+8. `arbitrary_subset`: a negative result within a domain, given only after every positive one was tried.
+9. `model_made`: it comes last, since it claims that all of the above and every placebo have failed.
 
-The classes are a description, not a verdict: nearly all of them are known or expected to occur in SAEs
-on random models too, and what counts is how their shares differ between arms.
+The classes are a description, not a verdict. Nearly all of them are known or expected to occur in SAEs on
+random models too, and what counts is how their shares differ between arms.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ class LatentClass:
     """One class of latents.
 
     Attributes:
-        name: How tables name it.
+        name: The class's name in tables.
         definition: Its rule in words.
-        on_random_models: Whether random models are known to have it.
+        on_random_models: Whether random models are known to have such latents, in words.
         needs: Sets of columns, any one of which is enough to decide the class.
-        unclaimed: Why planted latents of this class are not recovered at .9; empty where they are.
+        unclaimed: Why not .9 of planted latents of this class are recovered; empty where they are.
     """
 
     name: str
@@ -207,12 +208,12 @@ CLASS_NAMES: tuple[str, ...] = tuple(kind.name for kind in CLASSES)
 Array = Num[np.ndarray, "..."]
 Rule = Bool[np.ndarray, "..."]
 
-# nine activations out of ten are a mass of 0.9, in single precision too
+# with this allowance nine activations out of ten are a mass of 0.9 in single precision, too
 _ROUNDING = 1e-6
 
 
 class _RuleTable(dict[str, Any]):
-    """Columns by name; one that is missing is NaN everywhere, which satisfies no comparison."""
+    """Columns by name; a missing one is NaN everywhere, which satisfies no comparison."""
 
     def __missing__(self, name: str) -> Any:
         return np.float64(np.nan)
@@ -224,13 +225,12 @@ def decide(
     """Return each latent's class as an index into `CLASSES`.
 
     Args:
-        columns: `n_active` and whatever else is known of the columns that `CLASSES` names in
-            `needs`: arrays of one shape, latents, or latents by folds. A column that is not there,
-            or NaN, satisfies no rule.
+        columns: `n_active` and those that are known of the columns that `CLASSES` names in `needs`. The
+            arrays have one shape, [latent] or [latent, fold]. A missing column, or NaN, satisfies no rule.
         thresholds: Where the classes end.
 
-    Source: the definitions are those of Bricken et al. (2023), Sun et al. (2025) and Heap et al.
-        (2025) where `CLASSES` names them; the others, every threshold without a name, and the order
+    Source: the definitions are those of Bricken et al. (2023), Sun et al. (2025) and Heap et al. (2025)
+        where `CLASSES` names them. The others, the order, and every threshold for which no paper is named
         are ours.
     """
     table = _RuleTable(columns)
@@ -243,10 +243,10 @@ def decide(
     }
     # from the bottom of the list up, so that the first rule that holds is written last
     last = len(CLASSES) - 1
-    found = np.full(np.shape(table["n_active"]), last, dtype=np.int8)
+    classes = np.full(np.shape(table["n_active"]), last, dtype=np.int8)
     for index in reversed(range(last)):
-        np.copyto(found, np.int8(index), where=rules[CLASS_NAMES[index]])
-    return found
+        np.copyto(classes, np.int8(index), where=rules[CLASS_NAMES[index]])
+    return classes
 
 
 def _by_frequency(c: _RuleTable, t: ClassThresholds) -> dict[str, Any]:
@@ -260,17 +260,17 @@ def _by_frequency(c: _RuleTable, t: ClassThresholds) -> dict[str, Any]:
 def _by_tokens(c: _RuleTable, t: ClassThresholds) -> dict[str, Any]:
     mass, recall = t.mass - _ROUNDING, t.recall - _ROUNDING
     few = c["effective_tokens"] <= t.effective_tokens * (1 + _ROUNDING)
-    one = c["top_token_mass"] >= mass
+    on_one = c["top_token_mass"] >= mass
     in_context = np.fmax(c["context_gain"], c["r2_window"] - c["r2_token"]) >= t.gain_r2 - _ROUNDING
     covered = (c["ngram_cover"] >= t.ngram_cover - _ROUNDING) & (c["top_token_recall"] < recall)
     return {
-        "single_token": one & (c["top_token_recall"] >= recall),
+        "single_token": on_one & (c["top_token_recall"] >= recall),
         "n_gram": covered
         | (
             (c["r2_pair"] - c["r2_token"] >= t.gain_r2 - _ROUNDING)
             & (c["r2_pair"] - c["r2_previous"] >= t.gain_r2 - _ROUNDING)
         ),
-        "token_in_context": one & (c["top_token_recall"] < t.context_recall) & in_context,
+        "token_in_context": on_one & (c["top_token_recall"] < t.context_recall) & in_context,
         "token_family": (c["family_mass"] >= mass) | few,
     }
 
@@ -312,16 +312,18 @@ def _by_model(c: _RuleTable, t: ClassThresholds) -> dict[str, Any]:
 
 
 def is_arbitrary(columns: Mapping[str, Any], thresholds: ClassThresholds) -> Any:
-    """Return whether a latent marks a subset of a domain that nothing simple predicts.
+    """Return whether each latent marks a subset of a domain that nothing simple predicts.
 
-    Other SAE seeds are not asked, so that how often such latents are found again can be.
+    It does not depend on other SAE seeds, so that one can count how often such latents are found again.
     """
     table = _RuleTable(columns)
-    return (
-        (table["domain_precision"] >= thresholds.domain_precision - _ROUNDING)
-        & (table["domain_recall"] < thresholds.domain_recall)
-        & (table["domain_auc"] < thresholds.domain_auc)
-    )
+    return _marks_subset(table, thresholds) & (table["domain_auc"] < thresholds.domain_auc)
+
+
+def _marks_subset(c: _RuleTable, t: ClassThresholds) -> Any:
+    """Return whether each latent is within the limits on domain_precision and domain_recall."""
+    precise = c["domain_precision"] >= t.domain_precision - _ROUNDING
+    return precise & (c["domain_recall"] < t.domain_recall)
 
 
 def not_estimable(
@@ -330,13 +332,12 @@ def not_estimable(
     """Return the classes that cannot be decided for an SAE, each with the reason.
 
     A class can be decided where one of the sets of columns in its `needs` is known of at least one
-    latent. A class that cannot has no share, which is not a share of 0. Where no latent is within the
-    limits on domain_precision and domain_recall, none is on an arbitrary subset, whatever its AUC.
+    latent. A class that cannot be decided has no share, which is not the same as a share of 0. Where no
+    latent is within the limits on domain_precision and domain_recall, none is on an arbitrary subset,
+    whatever its AUC.
     """
-    table, limits = _RuleTable(columns), thresholds or ClassThresholds()
-    candidates = (table["domain_precision"] >= limits.domain_precision - _ROUNDING) & (
-        table["domain_recall"] < limits.domain_recall
-    )
+    table = _RuleTable(columns)
+    candidates = _marks_subset(table, thresholds or ClassThresholds())
     settled = {"domain_auc"} if not np.any(candidates) else set()
 
     def known(name: str) -> bool:
@@ -370,6 +371,6 @@ def classify(
         for name in names
         if name in table.columns
     }
-    found = decide(columns, thresholds or ClassThresholds())
-    class_names: Shaped[np.ndarray, " latent"] = np.array(CLASS_NAMES, dtype=object)[found]
-    return class_names
+    classes = decide(columns, thresholds or ClassThresholds())
+    names_of: Shaped[np.ndarray, " latent"] = np.array(CLASS_NAMES, dtype=object)[classes]
+    return names_of

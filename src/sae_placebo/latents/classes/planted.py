@@ -1,10 +1,10 @@
 """Latents that belong to a known class by construction, and how many of them the decision list finds.
 
-Text is drawn: stems in several forms, documents that each belong to one of several domains, pairs of
-tokens that recur. Latents are then written down as activations on that text, with errors on both sides,
-and the statistics are computed as for a real SAE. What only a model could tell (placebos, other SAE
-seeds, rows of repeated blocks) is drawn from what the class implies, and is given to the statistics'
-place: of these columns the confusion matrix tests the list, not the statistic.
+Text is drawn, with stems in several forms, documents that each belong to one of several domains, and pairs of
+tokens that recur. Latents are then written down as activations on that text, with errors of both kinds, and
+the statistics are computed as for a real SAE. Columns for which a model is needed (placebos, other SAE seeds,
+rows of repeated blocks) are drawn from what the class implies and take the place of the statistics. For these
+columns the confusion matrix tests the list, not the statistic.
 """
 
 from __future__ import annotations
@@ -21,19 +21,12 @@ from sae_placebo.core.spec import Spec, numpy_generator
 from sae_placebo.data.rows import Rows
 from sae_placebo.latents.base import Columns, Encoded, Folds, TokenTable
 from sae_placebo.latents.classes.classification import CLASS_NAMES
-from sae_placebo.latents.columns.attributes import attributes
 from sae_placebo.latents.columns.domains import domains_of
-from sae_placebo.latents.columns.geometry import geometry
-from sae_placebo.latents.columns.in_context import in_context
-from sae_placebo.latents.columns.ngrams import ngrams
-from sae_placebo.latents.columns.outputs import outputs
-from sae_placebo.latents.columns.positions import positions
-from sae_placebo.latents.columns.subsets import subsets
 from sae_placebo.latents.ladder.ladder import ladder
 from sae_placebo.latents.ladder.token_features import LadderSpec
 from sae_placebo.latents.latent_blocks import on_every_fold
-from sae_placebo.latents.metrics.base import Evidence
-from sae_placebo.latents.metrics.tokens import token_statistics
+from sae_placebo.latents.metrics.tokens import token_evidence
+from sae_placebo.latents.profile import statistics
 from sae_placebo.saes import SAE, parse_sae
 from sae_placebo.stats.proportions import wilson
 
@@ -41,11 +34,10 @@ _FORMS: tuple[tuple[str, float], ...] = (
     *(("{}", 0.55), (" {}", 0.2), ("{}s", 0.09), ("{}ing", 0.06)),
     *(("{}ed", 0.05), ("{}ly", 0.05)),
 )
-_Z95 = 1.959963984540054
 
 
 class PlantedSpec(Spec):
-    """What is drawn."""
+    """Settings of the text and of the latents that are drawn."""
 
     documents: int = Field(400, ge=16)
     rows_per_document: int = Field(4, ge=1)
@@ -54,9 +46,9 @@ class PlantedSpec(Spec):
     domains: int = Field(16, ge=12)
     per_class: int = Field(25, ge=1)
     miss: float = Field(0.05, ge=0, lt=1)
-    """Share of the tokens that the class asks for on which a latent stays silent."""
+    """How often a latent is silent where its class should be active, as a share of those tokens."""
     stray: float = Field(0.03, ge=0, lt=1)
-    """Share of a latent's active tokens that are anywhere."""
+    """Share of a latent's active tokens that are drawn from the whole text."""
     d_in: int = Field(256, ge=64)
     seed: int = 0
 
@@ -66,11 +58,11 @@ class Planted:
     """Latents of known classes on drawn text.
 
     Attributes:
-        reading: Codes and activations; encoder and decoder rows are those that the classes ask for.
+        reading: Codes and activations; encoder and decoder rows are such as the classes need.
         truth: [latent] index of the class in `CLASSES`.
         unembedding: W_U.
-        embeddings: W_E: which domains a token is frequent in, and its form, with noise.
-        given: Columns that no text or activation tells, one value per latent.
+        embeddings: W_E, which encodes the domains in which a token is frequent, and its form, with noise.
+        given: Columns that cannot be computed from text or activations, one value per latent.
     """
 
     reading: Encoded
@@ -82,7 +74,7 @@ class Planted:
 
 @dataclass(frozen=True, eq=False)
 class _Scene:
-    """What latents are planted on."""
+    """The text that latents are planted on, with what is known of each token by construction."""
 
     spec: PlantedSpec
     tokens: TokenTable
@@ -95,7 +87,7 @@ class _Scene:
     draw: np.random.Generator
 
     def frequent(self, ids: Int32[np.ndarray, " token"], low: int, high: int) -> int:
-        """Return an id that is neither among the `low` most frequent ones, nor beyond `high`."""
+        """Return a random id whose rank by frequency is at least `low` and below `high`."""
         order = np.argsort(-np.bincount(ids, minlength=len(self.tokens.vocabulary)), kind="stable")
         return int(order[self.draw.integers(low, high)])
 
@@ -104,7 +96,7 @@ Where = Bool[np.ndarray, " token"]
 
 
 def plant(spec: PlantedSpec) -> Planted:
-    """Return planted latents, `per_class` of each class, and of artefacts of each of three kinds."""
+    """Return planted latents, `per_class` of each class; artefacts are of three kinds in turn."""
     scene = _draw_text(spec)
     makers: dict[str, Callable[[_Scene, int], Where]] = {
         "dead": lambda s, i: np.zeros(len(s.tokens), dtype=bool),
@@ -132,48 +124,31 @@ def plant(spec: PlantedSpec) -> Planted:
     where, truth = [], []
     for index, name in enumerate(CLASS_NAMES):
         for i in range(spec.per_class):
-            found = makers[name](scene, i)
-            where.append(found if name in ("dead", "ultra_rare") else _with_errors(scene, found))
+            active = makers[name](scene, i)
+            where.append(active if name in ("dead", "ultra_rare") else _with_errors(scene, active))
             truth.append(index)
     return _planted(scene, where, np.array(truth, dtype=np.int8))
 
 
 def planted_columns(planted: Planted, folds: Folds) -> Columns:
-    """Return every column that `decide` reads: computed where text and weights tell it, else given."""
-    reading = planted.reading
-    tokens = reading.tokens
-    evidence = Evidence(
-        token_ids=tokens.ids,
-        documents=tokens.documents,
-        n_documents=tokens.n_documents,
-        offsets=reading.codes.indptr.astype(np.int64),
-        latents=reading.codes.indices,
-        values=reading.codes.data,
-        d_sae=reading.d_sae,
-        vocabulary=tokens.vocabulary,
-        squared_error=np.zeros(tokens.n_documents),
-        activation_sum=np.zeros((tokens.n_documents, 1)),
-        activation_energy=np.zeros(tokens.n_documents),
-    )
-    columns: Columns = {
-        name: values.astype(np.float64)
-        for name, values in token_statistics(evidence, folds.weights).columns.items()
-    }
-    columns |= ngrams(reading, folds) | positions(reading, folds) | geometry(reading, folds)
-    columns |= outputs(reading, folds, planted.unembedding)
-    columns |= attributes(reading, folds)[0]
-    columns |= ladder(reading, folds, planted.embeddings, None, 0, LadderSpec()).solo
-    columns |= subsets(reading, folds, domains_of(tokens, 0), embeddings=planted.embeddings)
-    columns |= in_context(reading, folds, planted.embeddings)
-    return columns | {name: on_every_fold(one, folds) for name, one in planted.given.items()}
+    """Return every column that `decide` reads, computed from text and weights where that is possible.
+
+    The others are those of `Planted.given`.
+    """
+    reading, embeddings = planted.reading, planted.embeddings
+    evidence, domains = token_evidence(reading), domains_of(reading.tokens, 0)
+    columns, _ = statistics(reading, evidence, folds, domains, planted.unembedding, embeddings)
+    columns |= ladder(reading, folds, embeddings, None, 0, LadderSpec()).solo
+    return columns | {name: on_every_fold(c, folds) for name, c in planted.given.items()}
 
 
 def confusion(
     truth: Int8[np.ndarray, " latent"], found: Int8[np.ndarray, " latent"]
 ) -> pandas.DataFrame:
-    """Return one row per pair of planted and found class, those that occur and the whole diagonal.
+    """Return one row for each pair of planted and found class that occurs or is on the diagonal.
 
-    Columns: planted, found, n (latents found so), n_planted, share, low and high (Wilson's 95% interval).
+    Columns: planted, found, n (latents of the planted class in the found class), n_planted, share (n of
+    n_planted), low and high (Wilson's 95% interval).
     """
     rows = []
     for true, name in enumerate(CLASS_NAMES):
@@ -206,7 +181,7 @@ def _draw_text(spec: PlantedSpec) -> _Scene:
     )
     form = draw.choice(len(_FORMS), (n_rows, spec.context), p=forms)
     ids = stem * len(_FORMS) + form
-    # some tokens are often followed by one that is their own
+    # a share of the tokens is followed by the token that is their follower
     follower = draw.permutation(spec.stems)
     for position in range(1, spec.context):
         follows = draw.random(n_rows) < 0.15
@@ -240,15 +215,15 @@ def _embeddings(
     forms = np.tile(np.eye(len(_FORMS)), (profile.shape[1], 1))
     rows = np.hstack([np.repeat(profile.T, len(_FORMS), axis=0), forms])
     wide = rows @ draw.standard_normal((rows.shape[1], 64)) / np.sqrt(rows.shape[1])
-    found: Float[np.ndarray, "vocabulary d_embed"] = wide + 0.3 * draw.standard_normal(wide.shape)
-    return found
+    noisy: Float[np.ndarray, "vocabulary d_embed"] = wide + 0.3 * draw.standard_normal(wide.shape)
+    return noisy
 
 
 def _some(scene: _Scene, where: Where, n: int) -> Where:
-    found = np.zeros(len(where), dtype=bool)
+    kept = np.zeros(len(where), dtype=bool)
     places = np.flatnonzero(where)
-    found[scene.draw.choice(places, min(n, len(places)), replace=False)] = True
-    return found
+    kept[scene.draw.choice(places, min(n, len(places)), replace=False)] = True
+    return kept
 
 
 def _with_errors(scene: _Scene, where: Where) -> Where:
@@ -266,18 +241,12 @@ def _artefact(scene: _Scene, i: int) -> Where:
     return np.asarray(scene.draw.random(len(scene.norm)) < 0.01)
 
 
-def _positional(scene: _Scene, i: int) -> Where:
-    first = 1 + scene.spec.context * int(scene.draw.integers(0, 12)) // 40
-    places = scene.tokens.positions
-    return np.asarray((places >= first) & (places < first + 2 + first // 6))
-
-
 def _n_gram(scene: _Scene, i: int) -> Where:
     pairs = scene.tokens.previous.astype(np.int64) * len(scene.tokens.vocabulary) + scene.tokens.ids
     names, counts = np.unique(pairs, return_counts=True)
     totals = np.bincount(scene.tokens.ids, minlength=len(scene.tokens.vocabulary))
     share = counts / totals[names % len(totals)]
-    # frequent pairs, of tokens that mostly come otherwise
+    # the pair is frequent, and its second token mostly comes after others
     rare = np.flatnonzero(share < 0.6)
     fits = rare[counts[rare] >= min(30, int(np.sort(counts[rare])[-20:][0]))]
     return np.asarray(pairs == names[scene.draw.choice(fits)])
@@ -290,7 +259,7 @@ def _token_in_context(scene: _Scene, i: int) -> Where:
 
 
 def _repeats(scene: _Scene, i: int) -> Where:
-    """Return a tenth of the tokens whose pair was in the row before."""
+    """Return a random three tenths of the tokens whose pair occurred earlier in the row."""
     places = scene.tokens.places[:, 0] * len(scene.tokens.vocabulary)
     pairs = (places + scene.tokens.previous) * len(scene.tokens.vocabulary) + scene.tokens.ids
     _, first = np.unique(pairs, return_index=True)
@@ -316,8 +285,8 @@ def _planted(scene: _Scene, where: Sequence[Where], truth: Int8[np.ndarray, " la
 
     spec, draw = scene.spec, scene.draw
     n, m = len(scene.tokens), len(where)
-    tokens = np.concatenate([np.flatnonzero(one) for one in where])
-    owners = np.repeat(np.arange(m), [int(one.sum()) for one in where])
+    tokens = np.concatenate([np.flatnonzero(active) for active in where])
+    owners = np.repeat(np.arange(m), [int(active.sum()) for active in where])
     values = draw.lognormal(0, 0.2, len(tokens)).astype(np.float32)
     codes = csc_matrix((values, (tokens, owners)), shape=(n, m)).tocsr()
     unembedding = draw.standard_normal((len(scene.tokens.vocabulary), spec.d_in))
@@ -333,7 +302,7 @@ def _planted(scene: _Scene, where: Sequence[Where], truth: Int8[np.ndarray, " la
     decoder /= np.linalg.norm(decoder, axis=1, keepdims=True)
     artefacts = np.flatnonzero(truth == CLASS_NAMES.index("artefact"))
     twins = artefacts[artefacts % spec.per_class % 3 == 2]
-    # every other one twins the one before; where their number is odd, the last one the first
+    # every second one is the mirror image of the one before it, and an odd last one that of the first
     decoder[twins[1::2]] = -decoder[twins[: len(twins) // 2 * 2 : 2]]
     if len(twins) % 2 and len(twins) > 1:
         decoder[twins[-1]] = -decoder[twins[0]]
@@ -370,7 +339,7 @@ def _sae(decoder: Float[np.ndarray, "latent d_in"]) -> SAE:
 def _given(
     truth: Int8[np.ndarray, " latent"], draw: np.random.Generator
 ) -> dict[str, Float[np.ndarray, " latent"]]:
-    """Return what only models tell, as the classes imply it; anything where they imply nothing."""
+    """Return the columns for which a model is needed, as the classes imply them; others are random."""
     n = len(truth)
 
     def of(*names: str) -> Bool[np.ndarray, " latent"]:

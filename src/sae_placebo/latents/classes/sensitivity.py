@@ -1,4 +1,4 @@
-"""How far the classes hang on where their thresholds are."""
+"""How far the classes depend on where their thresholds are."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def sensitivity(
 ) -> pandas.DataFrame:
     """Return how many latents change class when each threshold moves by 20%, down and up.
 
-    Columns: threshold, value (where it is), change (-0.2 or 0.2), moved_to (its new value: a count is
-    rounded away from where it was, and what would leave the allowed range stops at its end), n_latents
-    (that are not dead), n_moved, share_moved (of n_latents), most_moved ("from > to", the pair of
-    classes that most of them moved between; null where none moved) and reason (why there is no share).
+    Columns: threshold, value (its present value), change (-0.2 or 0.2), moved_to (its new value; counts are
+    rounded away from the present value, and the end of the allowed range is not passed), n_latents (those
+    that are not dead), n_moved, share_moved (of n_latents), most_moved ("from > to", the pair of classes
+    that most of them moved between; null where none moved) and reason (why there is no share).
 
-    All other thresholds stay. A threshold that no latent is near has a share of 0, and so has one
-    whose columns are missing: `classification.not_estimable` tells these apart.
+    All other thresholds stay where they are. A threshold that no latent is near has a share of 0, and so has
+    one whose columns are missing; `classification.not_estimable` distinguishes the two.
 
     Args:
-        columns: Those of `decide`, [latent] or [latent, fold]; of folds, the first is read.
-        thresholds: Where they are.
+        columns: Columns that `decide` reads, [latent] or [latent, fold]; only the first fold is read.
+        thresholds: The present thresholds.
     """
-    first = {name: one[:, 0] if np.ndim(one) == 2 else one for name, one in columns.items()}
+    first = {name: c[:, 0] if np.ndim(c) == 2 else c for name, c in columns.items()}
     before = decide(first, thresholds)
     alive = np.asarray(first["n_active"]) > 0
     n = int(alive.sum())
@@ -57,22 +57,24 @@ def sensitivity(
 
 
 def _moved(value: int | float, change: float, field: FieldInfo) -> int | float:
-    found: int | float = value * (1 + change)
+    """Return a threshold's value after a relative change, within the range of the field."""
+    moved: int | float = value * (1 + change)
     if isinstance(value, int):
-        found = int(np.floor(found)) if change < 0 else int(np.ceil(found))
+        moved = int(np.floor(moved)) if change < 0 else int(np.ceil(moved))
     for bound in field.metadata:
         least = getattr(bound, "ge", getattr(bound, "gt", None))
         most = getattr(bound, "le", getattr(bound, "lt", None))
         if least is not None:
-            found = max(found, least)
+            moved = max(moved, least)
         if most is not None:
-            found = min(found, most)
-    return found
+            moved = min(moved, most)
+    return moved
 
 
 def _most(before: Num[np.ndarray, " moved"], after: Num[np.ndarray, " moved"]) -> str:
+    """Return the pair of classes that most latents moved between, in words."""
     pairs, counts = np.unique(
         before.astype(np.int64) * len(CLASS_NAMES) + after, return_counts=True
     )
-    one, other = divmod(int(pairs[counts.argmax()]), len(CLASS_NAMES))
-    return f"{CLASS_NAMES[one]} > {CLASS_NAMES[other]}"
+    left, entered = divmod(int(pairs[counts.argmax()]), len(CLASS_NAMES))
+    return f"{CLASS_NAMES[left]} > {CLASS_NAMES[entered]}"

@@ -1,1 +1,1 @@
-"""What is said of each latent, one statistic a file."""
+"""Statistics of each latent, one statistic in each file."""

@@ -1,4 +1,4 @@
-"""How much of a latent one yes-or-no property of the current token tells: spelling, syntax."""
+"""How much of a latent is explained by one yes-or-no property of the current token: spelling or syntax."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from sae_placebo.latents.base import Columns, Encoded, Folds, TokenTable
 from sae_placebo.latents.latent_blocks import LatentBlock, latent_blocks, leave_out, token_groups
 
-# tokens that must have a property, and lack it: with fewer, some latent agrees with it by chance
+# how many tokens must have a property, and how many lack it: with fewer, a latent may agree by chance
 MIN_TOKENS = 100
 _BLOCK_LATENTS = 512
 
@@ -37,7 +37,7 @@ SPELLING: tuple[str, ...] = (
     "spelling.length_6_8",
     "spelling.length_9_or_more",
 )
-"""Properties that are read off a token's text, as `spelling` reads them."""
+"""Properties that `spelling` reads off a token's text."""
 
 _SPACES = " \tĠ▁"
 _NEWLINES = "\n\rĊ"
@@ -45,17 +45,17 @@ _SHORTEST_WITH_SUFFIX = 4
 
 
 def attributes(reading: Encoded, folds: Folds) -> tuple[Columns, list[str | None]]:
-    """Return the best binary attribute of the current token for each latent, and its name.
+    """Return how well the best binary attribute of the current token explains each latent, and its name.
 
     Columns:
-        attribute_r2: Largest share of the variance of a over tokens that is removed by the mean of a
-            with and without an attribute, which is corr(a, attribute)^2; 0 to 1. Attributes are those
-            of `SPELLING`, over all tokens, and each label of the text where it has labels, over the
-            tokens whose labels are known. One that fewer than 100 tokens have, or lack, is left out.
+        attribute_r2: The largest share of the variance of a over tokens that is removed by the mean of a
+            with and without one attribute, which is corr(a, attribute)^2; 0 to 1. The attributes are those
+            of `SPELLING`, over all tokens, and each label of the text where it has labels, over the tokens
+            whose labels are known. An attribute that fewer than 100 tokens have, or lack, is left out.
             Null 0: the largest of m = 83 independent squared correlations over n tokens is about
-            2 ln(m) / n, more for latents that fire a few times only. Each fold picks its own best
-            attribute. NaN where the latent never fires on a token whose attributes are known, or
-            always alike.
+            2 ln(m) / n, and more for latents that fire a few times only. Each fold picks its own best
+            attribute. NaN where the latent never fires on a token whose attributes are known, or is
+            equally active on all of them.
 
     The names are those of the best attribute on all documents; None where the value is NaN.
 
@@ -63,26 +63,26 @@ def attributes(reading: Encoded, folds: Folds) -> tuple[Columns, list[str | None
     Differs: theirs also tests the previous token and token ids, which are statistics of their own here.
     """
     table = _table(reading.tokens, token_groups(reading, folds), folds.n_groups)
-    found = np.full((reading.d_sae, 1 + folds.n_groups), np.nan)
+    r2 = np.full((reading.d_sae, 1 + folds.n_groups), np.nan)
     best = np.full(reading.d_sae, -1)
     for block in latent_blocks(reading, latents=_BLOCK_LATENTS):
         shares = _shares(block, table)
         undefined = np.isnan(shares)
         shares[undefined] = -1
         largest = shares.max(1, initial=-1)
-        found[block.latents] = np.where(largest >= 0, largest, np.nan)
+        r2[block.latents] = np.where(largest >= 0, largest, np.nan)
         first = shares[:, :, 0]
         best[block.latents] = np.where(largest[:, 0] >= 0, first.argmax(1), -1)
-    return {"attribute_r2": found}, [table.names[i] if i >= 0 else None for i in best]
+    return {"attribute_r2": r2}, [table.names[i] if i >= 0 else None for i in best]
 
 
 def spelling(
     vocabulary: Sequence[str], ids: Int64[np.ndarray, " type"]
 ) -> Bool[np.ndarray, "type attribute"]:
-    """Return which of `SPELLING` hold for each of the token ids.
+    """Return which properties of `SPELLING` each token id has.
 
-    Marks of white space at either end (also those that tokenizers write for it) do not count towards
-    case, length and suffix; a suffix needs a word of letters, four or longer.
+    White space at either end, and what tokenizers write for it, does not count towards case, length and
+    suffix. Only words of four letters or more have a suffix.
     """
     return np.array([_spelled(vocabulary[i]) for i in ids], dtype=bool).reshape(len(ids), -1)
 
@@ -117,18 +117,18 @@ def _spelled(text: str) -> list[bool]:
 
 @dataclass(frozen=True, eq=False)
 class _PropertyTable:
-    """Attributes of tokens; tokens that have the same ones, in the same group, are one pattern.
+    """Attributes of tokens; tokens of one group that have the same attributes share a pattern.
 
     Attributes:
-        names: [attribute] their names.
-        base: [attribute] 0 where an attribute is known of every token, 1 where of tokens with labels.
-        pattern: [token] its pattern.
-        known: [pattern] whether its labels are known.
-        group: [pattern] its group of documents.
-        matrix: CSR [pattern, column * n_groups + group], ones: columns are the two bases, then the
-            attributes.
-        counts: [column, fold] tokens.
-        usable: [attribute] whether tokens enough have it, and lack it.
+        names: [attribute] the name of each.
+        base: [attribute] 0 where the attribute is known of every token, 1 where of tokens with labels only.
+        pattern: [token] the pattern of each token.
+        known: [pattern] whether the labels of its tokens are known.
+        group: [pattern] the group of documents of its tokens.
+        matrix: CSR [pattern, column * n_groups + group] of ones; the columns are the two bases (all tokens,
+            tokens with labels), then the attributes.
+        counts: [column, fold] number of tokens.
+        usable: [attribute] whether enough tokens have it, and enough lack it.
     """
 
     names: tuple[str, ...]
@@ -185,10 +185,10 @@ def _patterns(
     words: Sequence[Any],
 ) -> tuple[Int64[np.ndarray, " pattern"], Int64[np.ndarray, " token"]]:
     """Return the first token of each distinct row of all the words, and each token's pattern."""
-    columns = np.concatenate([np.asarray(one, dtype=np.int64) for one in words], axis=1).T
+    columns = np.concatenate([np.asarray(part, dtype=np.int64) for part in words], axis=1).T
     pattern = np.zeros(columns.shape[1], dtype=np.int64)
     first = np.zeros(0, dtype=np.int64)
-    # column by column, so that numbers are sorted and not rows of bytes
+    # one column after the other, so that numbers are sorted and not rows of bytes
     for column in columns:
         values, place = np.unique(column, return_inverse=True)
         _, first, pattern = np.unique(

@@ -21,7 +21,7 @@ SCOPES = (
 )
 """Labels that hold for stretches of text rather than for single tokens."""
 LARGEST_SHARE = 0.4
-"""A context that holds more of the text than this marks nothing out: half of a precision of .8."""
+"""Share of the text above which a context is left out: it is half of a precision of .8."""
 _SMALLEST = 200
 _MOST_TYPES = 1024
 _ROUNDS = 30
@@ -32,11 +32,11 @@ _TRIED = 5
 
 @dataclass(frozen=True, eq=False)
 class Domains:
-    """Recognizable contexts.
+    """Recognizable contexts of the tokens.
 
     Attributes:
-        names: What each is called.
-        members: [token, domain] whether a token lies in it; a token may lie in several, or none.
+        names: Name of each domain.
+        members: [token, domain] whether the token lies in the domain; it may lie in several, or in none.
     """
 
     names: tuple[str, ...]
@@ -48,12 +48,18 @@ def domains_of(
 ) -> Domains:
     """Return the contexts of a text: scopes where its tokens are labeled, document clusters where not.
 
-    Clusters are there as soon as one document has no labels, as prose beside code has none, and are of all
-    documents. These are clustered several times, into 4, 8, 16 and 32, since how many kinds there are is
-    not known: a kind that is split, or put together with another, in one of them may be whole in the next.
+    There are clusters as soon as one document has no labels, as prose beside code has none, and then all
+    documents are clustered. They are clustered several times, into 4, 8, 16 and 32, since it is not known
+    how many kinds there are: a kind that is split in one clustering, or merged with another, may be whole
+    in the next.
 
-    Contexts of fewer than 200 tokens, or more than 40% of the text, are left out: in the one nothing
-    can be estimated, in the other a precision of .8 says little.
+    Contexts of fewer than 200 tokens are left out, since nothing can be estimated in them, and so are those
+    of more than 40% of the text, in which a precision of .8 says little.
+
+    Args:
+        tokens: The tokens that were read.
+        seed: It names the starts of the clusterings.
+        n_clusters: Number of clusters of each clustering.
     """
     labels, names, parts = tokens.labels, [], []
     labeled = np.zeros(tokens.n_documents, dtype=bool)
@@ -82,12 +88,12 @@ def domains_of(
 def document_clusters(
     tokens: TokenTable, seed: int, n_clusters: int
 ) -> Int64[np.ndarray, " document"]:
-    """Return the cluster of each document: k-means on unigram profiles.
+    """Return the cluster of each document, by k-means on unigram profiles.
 
-    A profile is the square root of the document's share of each of the 1,024 most frequent token ids,
-    so that squared distances are Hellinger's, reduced to 32 principal components. Starts are k-means++
-    (Arthur and Vassilvitskii 2007), the best of 5 draws each, from a named seed; Lloyd's rounds follow
-    until nothing changes, 30 at most, and the tightest of 4 such results is taken.
+    A profile is the square root of the document's share of each of the 1,024 most frequent token ids, so
+    that squared distances are Hellinger's, and is reduced to 32 principal components. The starts are those
+    of k-means++ (Arthur and Vassilvitskii 2007), each center the best of 5 draws from a named seed. Lloyd's
+    rounds follow until nothing changes, 30 at most, and the tightest of 4 such results is taken.
     """
     _, types = np.unique(tokens.ids, return_inverse=True)
     counts = np.bincount(types)
@@ -103,8 +109,8 @@ def document_clusters(
     rows = rows - rows.mean(0)
     rows = rows @ np.linalg.eigh(rows.T @ rows)[1][:, -_COMPONENTS:]
     n = min(n_clusters, len(rows))
-    found = [_lloyd(rows, _starts(rows, seed, n, i)) for i in range(_RESTARTS)]
-    return min(found, key=lambda one: one[1])[0]
+    results = [_lloyd(rows, _starts(rows, seed, n, i)) for i in range(_RESTARTS)]
+    return min(results, key=lambda result: result[1])[0]
 
 
 def _starts(
@@ -128,6 +134,7 @@ def _starts(
 def _lloyd(
     rows: Float[np.ndarray, "document type"], centers: Float[np.ndarray, "cluster type"]
 ) -> tuple[Int64[np.ndarray, " document"], float]:
+    """Return the cluster of each document, and the sum of squared distances to the centers."""
     owner = np.full(len(rows), -1, dtype=np.int64)
     centers = centers.copy()
     for _ in range(_ROUNDS):

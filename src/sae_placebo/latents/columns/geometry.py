@@ -1,7 +1,7 @@
-"""Latents that follow from the shape of the cloud of activations: its norms, its main directions.
+"""Latents that follow from the shape of the cloud of activations, its norms and its main directions.
 
-An SAE spends latents on the mean, the norm and the largest principal components of any cloud, that of
-a model with random weights included; such latents say little about what a model computes.
+An SAE spends latents on the mean, the norm and the largest principal components of any cloud, also of one
+that a model with random weights makes. Such latents say little about what a model computes.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from sae_placebo.latents.latent_blocks import (
 )
 
 N_COMPONENTS = 10
-# tokens that principal components are computed from, at most: taken at even steps
+# principal components are computed from at most so many tokens, at even steps
 _COMPONENT_TOKENS = 1 << 15
-# latents compared with latents at once, along each axis
+# side of the blocks in which latents are compared with latents
 _PAIRS = 1024
 
 
 def geometry(reading: Encoded, folds: Folds) -> Columns:
-    """Return how far each latent is owed to norm, principal components or an antipodal twin.
+    """Return how closely each latent follows the norm, a principal component or an antipodal twin.
 
     Columns, all without a unit:
-        norm_correlation: |corr(a, norm of x)| over all tokens, a = 0 where the latent is silent. 0 to
-            1; null about sqrt(2 / (pi n_tokens)), so 0. NaN where the latent never fires, or always
-            alike.
+        norm_correlation: |corr(a, norm of x)| over all tokens, with a = 0 where the latent is silent; 0 to
+            1. Its null is about sqrt(2 / (pi n_tokens)), so nearly 0. NaN where the latent never fires, or
+            is equally active everywhere.
         pc_cosine: max |cos(decoder row, principal component)| over the 10 largest components of the
-            centered held-out activations, from at most 32,768 tokens at even steps. 0 to 1; null, a
-            random direction: about 1.9 / sqrt(d_in). The same in every fold. NaN for a decoder row
-            of zeros.
+            centered held-out activations, which are computed from at most 32,768 tokens at even steps; 0
+            to 1. Its null, the value of a random direction, is about 1.9 / sqrt(d_in). It is the same in
+            every fold. NaN for a decoder row of zeros.
         antipodality: max over j of cos(enc_i, enc_j) cos(dec_i, dec_j), among living latents j for
-            which both cosines are below 0; 0 where there is none. 0 to 1; null, random directions
-            with encoder = decoder: about 2 ln(d_sae) / d_in. The same in every fold. NaN for dead
-            latents.
+            which both cosines are below 0; 0 where there is none; 0 to 1. Its null, the value among random
+            directions with encoder = decoder, is about 2 ln(d_sae) / d_in. It is the same in every fold.
+            NaN for dead latents.
 
     Source: antipodality, Sun et al. 2025 (arXiv 2506.15679), section 3. Differs: they take the largest
     product, whatever the signs, so that a duplicate scores as an antipode does; here both signs must
@@ -60,15 +60,16 @@ def geometry(reading: Encoded, folds: Folds) -> Columns:
 
 
 def _norm_correlation(reading: Encoded, folds: Folds) -> Float[np.ndarray, "latent fold"]:
+    """Return the absolute correlation of each latent with the norm of the activations."""
     groups = token_groups(reading, folds)
     n_groups = folds.n_groups
     norms = torch.linalg.vector_norm(reading.activations.float(), dim=1).cpu().numpy()
-    # only differences of norms matter, and small numbers lose fewer digits
+    # the mean changes no correlation, and small numbers lose fewer digits
     norms = norms.astype(np.float64) - norms.mean(dtype=np.float64)
     n = leave_out(np.bincount(groups, minlength=n_groups).astype(np.float64))
     first = leave_out(np.bincount(groups, norms, minlength=n_groups))
     second = leave_out(np.bincount(groups, norms * norms, minlength=n_groups))
-    found = np.full((reading.d_sae, 1 + n_groups), np.nan)
+    correlation = np.full((reading.d_sae, 1 + n_groups), np.nan)
     for block in latent_blocks(reading):
         cells, a = groups[block.tokens], block.values.astype(np.float64)
         total = leave_out(block.sums(cells, n_groups, a))
@@ -80,14 +81,17 @@ def _norm_correlation(reading: Encoded, folds: Folds) -> Float[np.ndarray, "late
             spread = (squares - total**2 / n) * (second - first**2 / n)
             ratio = np.abs(covariance) / np.sqrt(spread)
         defined = (count > 0) & (spread > 1e-12 * squares * second)
-        found[block.latents] = np.where(defined, np.minimum(ratio, 1), np.nan)
-    return found
+        correlation[block.latents] = np.where(defined, np.minimum(ratio, 1), np.nan)
+    return correlation
 
 
 def principal_components(
     x: Float[torch.Tensor, "token d_in"], n: int = N_COMPONENTS
 ) -> Float[torch.Tensor, "d_in component"]:
-    """Return the n largest principal components, unit columns; from 32,768 tokens at even steps."""
+    """Return the n largest principal components as unit columns, the largest one last.
+
+    They are computed from at most 32,768 tokens, at even steps.
+    """
     step = -(-len(x) // _COMPONENT_TOKENS)
     sample = x[::step].float()
     sample = sample - sample.mean(0)
@@ -102,8 +106,10 @@ def _principal_cosines(
     components = principal_components(x).to(decoder.device)
     length = torch.linalg.vector_norm(decoder, dim=1)
     largest = (decoder @ components).abs().amax(1) / length
-    found: Float[np.ndarray, " latent"] = torch.where(length > 0, largest, torch.nan).cpu().numpy()
-    return found.astype(np.float64)
+    cosines: Float[np.ndarray, " latent"] = (
+        torch.where(length > 0, largest, torch.nan).cpu().numpy()
+    )
+    return cosines.astype(np.float64)
 
 
 def _antipodality(
@@ -112,19 +118,19 @@ def _antipodality(
     alive: Bool[np.ndarray, " latent"],
 ) -> Float[np.ndarray, " latent"]:
     living: Int64[np.ndarray, " living"] = np.flatnonzero(alive)
-    rows = torch.from_numpy(living).to(decoder.device)
-    enc = torch.nn.functional.normalize(encoder[rows], dim=1)
-    dec = torch.nn.functional.normalize(decoder[rows], dim=1)
+    at = torch.from_numpy(living).to(decoder.device)
+    enc = torch.nn.functional.normalize(encoder[at], dim=1)
+    dec = torch.nn.functional.normalize(decoder[at], dim=1)
     best = torch.zeros(len(living), device=decoder.device)
-    # the product is symmetric, so each pair of blocks is looked at once
+    # the product is symmetric, so that each pair of blocks is needed once only
     for i in range(0, len(living), _PAIRS):
         for j in range(i, len(living), _PAIRS):
-            here, there = slice(i, i + _PAIRS), slice(j, j + _PAIRS)
-            # both below zero: the product of what is left of each once positive parts are cut
-            product = (enc[here] @ enc[there].t()).clamp_(max=0)
-            product.mul_((dec[here] @ dec[there].t()).clamp_(max=0))
-            best[here] = torch.maximum(best[here], product.amax(1))
-            best[there] = torch.maximum(best[there], product.amax(0))
-    found = np.full(len(alive), np.nan)
-    found[living] = best.clamp_(max=1).cpu().numpy()
-    return found
+            rows, columns = slice(i, i + _PAIRS), slice(j, j + _PAIRS)
+            # clamping leaves a product only where both cosines are below zero
+            product = (enc[rows] @ enc[columns].t()).clamp_(max=0)
+            product.mul_((dec[rows] @ dec[columns].t()).clamp_(max=0))
+            best[rows] = torch.maximum(best[rows], product.amax(1))
+            best[columns] = torch.maximum(best[columns], product.amax(0))
+    largest = np.full(len(alive), np.nan)
+    largest[living] = best.clamp_(max=1).cpu().numpy()
+    return largest

@@ -1,8 +1,8 @@
-"""Four predictions of how a random model would come to have latents on arbitrary subsets of contexts.
+"""Predictions of a proposal of how random models come to have latents on arbitrary subsets of contexts.
 
-The proposal: random attention returns roughly an average of the tokens before, so the activation is the
-current token's embedding plus such a bag; a random MLP cuts this mixture along random directions, and a
-latent along one of them fires in a domain, on a subset of it without a simple rule.
+The proposal is this. Random attention returns roughly an average of the tokens before, so that the activation
+is the current token's embedding plus such a bag. A random MLP cuts this mixture along random directions, and
+a latent along one of them fires within a domain, on a subset of it that no simple rule describes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sae_placebo.stats.proportions import wilson
 
 Outcome = Literal["holds", "fails", "undecided", "not estimable"]
 Found = tuple[float, float, float, str]
-"""Estimate, the ends of its interval, and what it is of."""
+"""An estimate, the ends of its interval, and in words what it was computed from."""
 _Z95 = 1.959963984540054
 _FEWEST_LATENTS = 10
 _FEWEST_CELLS = 5
@@ -31,17 +31,19 @@ _DRAWS = 2_000
 
 @dataclass(frozen=True)
 class Prediction:
-    """One prediction, and what was found.
+    """One prediction, and what was measured about it.
 
     Attributes:
-        name: How tables name it.
+        name: The prediction's name in tables.
         says: The prediction in words.
-        outcome: "holds" or "fails" where the interval leaves 0 out, "undecided" where it does not.
-        estimate: The difference, or rank correlation, that should be above 0; NaN where there is none.
-        low: Lower end of its 95% interval.
+        outcome: "holds" where the whole interval is above 0, "fails" where it is below 0, "undecided"
+            where the interval holds 0, "not estimable" where there is no estimate.
+        estimate: The difference, or rank correlation, that is above 0 if the prediction is right; NaN where
+            there is none.
+        low: Lower end of the estimate's 95% interval.
         high: Upper end.
-        n: What it was computed from, in words.
-        reason: Why it is not estimable, or what the interval leaves out.
+        n: What the estimate was computed from, in words.
+        reason: Why the outcome is "undecided" or "not estimable"; else empty.
     """
 
     name: str
@@ -78,37 +80,41 @@ def mechanism_predictions(
     models are drawn again. An outcome is about these SAEs.
 
     Args:
-        latents: Per latent: arm, class, is_arbitrary (`classification.is_arbitrary`, which does not ask
-            other seeds: the class itself does, so that its reproducibility is below the limit by
-            definition), seed_r, linear_auc (its `domain_auc`) and mlp_auc (`nonlinear_aurocs`), NaN where
-            unknown. Arms of which the mechanism is not claimed, such as the trained one, are left out
-            by the caller.
-        shares: Per arm and layer: arm, layer, n_arbitrary, n_latents, block_ratio (norm of what blocks
-            wrote over the norm of the embedding; NaN where unknown).
+        latents: One row per latent, with the columns arm, class, is_arbitrary, seed_r, linear_auc (the
+            latent's `domain_auc`) and mlp_auc (`nonlinear_aurocs`), which are NaN where unknown.
+            is_arbitrary is `classification.is_arbitrary`, which does not depend on other seeds. The class
+            `arbitrary_subset` itself does, so that its reproducibility is below the limit by definition.
+            The caller leaves out arms for which the mechanism is not proposed, such as the trained one.
+        shares: One row per arm and layer, with the columns arm, layer, n_arbitrary, n_latents and
+            block_ratio (norm of what blocks wrote over the norm of the embedding; NaN where unknown).
         ablated: Arms whose attention is ablated; none where the trial has none.
-        seed: Of the bootstrap.
-        thresholds: `seed_r` from which a latent counts as found again.
+        seed: It names the draws of the bootstrap.
+        thresholds: `seed_r` is the correlation from which a latent counts as found again.
     """
     limits = thresholds or ClassThresholds()
+    is_ablated = shares["arm"].isin(list(ablated))
+    attending, without = shares[~is_ablated], shares[is_ablated]
     tests: dict[str, Callable[[], Found]] = {
         "less_reproducible": lambda: _reproducible(latents, limits.seed_r),
-        "needs_attention": lambda: _attention(shares, ablated),
+        "needs_attention": lambda: _attention(attending, without),
         "needs_nonlinearity": lambda: _nonlinear(latents, seed),
-        "grows_with_depth": lambda: _depth(shares, ablated),
-        "grows_with_blocks": lambda: _blocks(shares, ablated),
+        "grows_with_depth": lambda: _depth(attending),
+        "grows_with_blocks": lambda: _blocks(attending),
     }
-    found = []
+    predictions = []
     for name, test in tests.items():
         try:
             estimate, low, high, n = test()
         except NotEstimable as error:
             nothing = (float("nan"),) * 3
-            found.append(Prediction(name, _SAYS[name], "not estimable", *nothing, "0", str(error)))
+            predictions.append(
+                Prediction(name, _SAYS[name], "not estimable", *nothing, "0", str(error))
+            )
             continue
         outcome: Outcome = "holds" if low > 0 else "fails" if high < 0 else "undecided"
         reason = "the interval holds 0" if outcome == "undecided" else ""
-        found.append(Prediction(name, _SAYS[name], outcome, estimate, low, high, n, reason))
-    return found
+        predictions.append(Prediction(name, _SAYS[name], outcome, estimate, low, high, n, reason))
+    return predictions
 
 
 def _reproducible(latents: pandas.DataFrame, limit: float) -> Found:
@@ -124,19 +130,17 @@ def _reproducible(latents: pandas.DataFrame, limit: float) -> Found:
     return (*_difference(int(single.sum()), len(single), int(subset.sum()), len(subset)), n)
 
 
-def _attention(shares: pandas.DataFrame, ablated: Sequence[str]) -> Found:
-    without = shares[shares["arm"].isin(list(ablated))]
+def _attention(attending: pandas.DataFrame, without: pandas.DataFrame) -> Found:
     if not len(without):
         raise NotEstimable("the trial has no arm whose attention is ablated")
-    rest = shares[~shares["arm"].isin(list(ablated))]
     # the same layers on both sides
-    rest = rest[rest["layer"].isin(without["layer"])]
-    return _of_counts(rest, without, "with attention", "without")
+    attending = attending[attending["layer"].isin(without["layer"])]
+    return _of_counts(attending, without, "with attention", "without")
 
 
 def _nonlinear(latents: pandas.DataFrame, seed: int) -> Found:
-    some = latents[latents["is_arbitrary"].astype(bool)]
-    gain = (some["mlp_auc"] - some["linear_auc"]).dropna().to_numpy(dtype=np.float64)
+    subset = latents[latents["is_arbitrary"].astype(bool)]
+    gain = (subset["mlp_auc"] - subset["linear_auc"]).dropna().to_numpy(dtype=np.float64)
     if len(gain) < _FEWEST_LATENTS:
         raise NotEstimable(
             f"{len(gain)} arbitrary subsets have both AUCs; {_FEWEST_LATENTS} are needed"
@@ -146,17 +150,17 @@ def _nonlinear(latents: pandas.DataFrame, seed: int) -> Found:
     return float(gain.mean()), *percentile_interval(means), f"{len(gain)} arbitrary subsets"
 
 
-def _depth(shares: pandas.DataFrame, ablated: Sequence[str]) -> Found:
-    rest = shares[~shares["arm"].isin(list(ablated))]
-    if rest["layer"].nunique() < 2:
+def _depth(attending: pandas.DataFrame) -> Found:
+    layer = attending["layer"]
+    if layer.nunique() < 2:
         raise NotEstimable("the trial reads one layer; two are needed")
-    deep = rest[rest["layer"] == rest["layer"].max()]
-    shallow = rest[rest["layer"] == rest["layer"].min()]
+    deep, shallow = attending[layer == layer.max()], attending[layer == layer.min()]
     return _of_counts(deep, shallow, "in the deepest layer", "in the shallowest")
 
 
-def _of_counts(one: pandas.DataFrame, other: pandas.DataFrame, name: str, rest: str) -> Found:
-    counts = [int(part[c].sum()) for part in (one, other) for c in ("n_arbitrary", "n_latents")]
+def _of_counts(more: pandas.DataFrame, fewer: pandas.DataFrame, name: str, rest: str) -> Found:
+    """Return how much larger the share of arbitrary subsets is where more are predicted."""
+    counts = [int(part[c].sum()) for part in (more, fewer) for c in ("n_arbitrary", "n_latents")]
     if not counts[1] or not counts[3]:
         raise NotEstimable("one side of the comparison has no latents")
     if not counts[0] and not counts[2]:
@@ -174,20 +178,24 @@ def _difference(n: int, total: int, other: int, other_total: int) -> tuple[float
     return p - q, low, high
 
 
-def _blocks(shares: pandas.DataFrame, ablated: Sequence[str]) -> Found:
-    """Return Spearman's correlation over cells, with the interval of Fisher's z (Bonett and Wright 2000)."""
+def _blocks(attending: pandas.DataFrame) -> Found:
+    """Return Spearman's correlation over pairs of arm and layer of the share and the ratio of the blocks.
+
+    Its interval is that of Fisher's z (Bonett and Wright 2000).
+    """
     from scipy.stats import spearmanr
 
-    rest = shares[~shares["arm"].isin(list(ablated)) & shares["block_ratio"].notna()]
-    if len(rest) < _FEWEST_CELLS:
+    cells = attending[attending["block_ratio"].notna()]
+    if len(cells) < _FEWEST_CELLS:
         raise NotEstimable(
-            f"{len(rest)} pairs of arm and layer have a ratio; {_FEWEST_CELLS} are needed"
+            f"{len(cells)} pairs of arm and layer have a ratio; {_FEWEST_CELLS} are needed"
         )
-    share = (rest["n_arbitrary"] / rest["n_latents"]).to_numpy(dtype=np.float64)
-    ratio = rest["block_ratio"].to_numpy(dtype=np.float64)
+    share = (cells["n_arbitrary"] / cells["n_latents"]).to_numpy(dtype=np.float64)
+    ratio = cells["block_ratio"].to_numpy(dtype=np.float64)
     if not np.ptp(share) or not np.ptp(ratio):
         raise NotEstimable("the share, or the ratio, is the same in every arm and layer")
     r = float(spearmanr(share, ratio).statistic)
-    z, width = np.arctanh(np.clip(r, -0.999, 0.999)), np.sqrt((1 + r * r / 2) / (len(rest) - 3))
-    low, high = np.tanh([z - _Z95 * width, z + _Z95 * width])
-    return r, float(low), float(high), f"{len(rest)} pairs of arm and layer"
+    z = np.arctanh(np.clip(r, -0.999, 0.999))
+    half = _Z95 * np.sqrt((1 + r * r / 2) / (len(cells) - 3))
+    low, high = np.tanh([z - half, z + half])
+    return r, float(low), float(high), f"{len(cells)} pairs of arm and layer"

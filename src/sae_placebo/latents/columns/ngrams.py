@@ -9,9 +9,10 @@ from jaxtyping import Float, Int, Int64
 
 from sae_placebo.latents.base import Columns, Encoded, Folds
 from sae_placebo.latents.latent_blocks import LatentBlock, latent_blocks, leave_out, token_groups
+from sae_placebo.latents.metrics.base import ratio
 
 N_COMMON = 5
-# pairs of which each fold picks its own five
+# each fold picks its own five pairs of so many
 _CANDIDATES = 16
 
 
@@ -20,16 +21,16 @@ def ngrams(reading: Encoded, folds: Folds) -> Columns:
 
     Columns:
         ngram_cover: Share of the active positions whose pair (token before, current token) is one of
-            the latent's five most common pairs; 0 to 1. Null, firing at random: the share of the
-            text's own five most common pairs, some percent, and 5 / n_active for n_active below some
+            the latent's five most common pairs; 0 to 1. Its null, firing at random, is the share of the
+            text's own five most common pairs, a few percent, and 5 / n_active for n_active below a few
             dozens. Each fold picks its five among the sixteen that are most common on all documents.
             NaN where the latent never fires.
 
     Longer n-grams are not counted, because they cannot change the value: each n-gram ends with one
-    pair, so the five most common pairs cover at least what the five most common trigrams do, and the
-    best of n = 2 and n = 3 is n = 2. By the same token a latent of one frequent sequence has the
-    cover of its last pair. A latent of one token, whatever comes before, has a low value unless that
-    token follows few others; so token classes come first.
+    pair, so that the five most common pairs cover at least what the five most common trigrams do, and the
+    best of n = 2 and n = 3 is n = 2. For the same reason a latent of one frequent sequence has the cover
+    of its last pair. A latent of one token, whatever comes before, has a low value unless that token
+    follows few others, which is why the token classes come first.
 
     Source: n-gram units, Voita et al. 2023 (arXiv 2309.04827); five n-grams that cover 95% is the
     definition of this package.
@@ -38,14 +39,14 @@ def ngrams(reading: Encoded, folds: Folds) -> Columns:
     before, ids = reading.tokens.previous.astype(np.int64), reading.tokens.ids
     _, pairs = np.unique(before * len(reading.tokens.vocabulary) + ids, return_inverse=True)
     n_pairs = int(pairs.max(initial=0)) + 1
-    found = np.full((reading.d_sae, 1 + folds.n_groups), np.nan)
+    cover = np.full((reading.d_sae, 1 + folds.n_groups), np.nan)
     for block in latent_blocks(reading):
         names = pairs[block.tokens]
         counts = _common(_counts(block, names, n_pairs), names, groups[block.tokens], block, folds)
         covered = -np.partition(-leave_out(counts), N_COMMON - 1, axis=1)[:, :N_COMMON].sum(1)
         n = leave_out(block.sums(groups[block.tokens], folds.n_groups))
-        found[block.latents] = np.divide(covered, n, out=np.full(n.shape, np.nan), where=n > 0)
-    return {"ngram_cover": found}
+        cover[block.latents] = ratio(covered, n)
+    return {"ngram_cover": cover}
 
 
 def _counts(block: LatentBlock, names: Int64[np.ndarray, " entry"], n_pairs: int) -> Any:
@@ -54,7 +55,7 @@ def _counts(block: LatentBlock, names: Int64[np.ndarray, " entry"], n_pairs: int
 
     n = len(names)
     shape = (len(block.bounds) - 1, n)
-    # entries by latent, times pair of each entry: sums equal pairs without sorting them
+    # the product of entries by latent and pair of each entry sums equal pairs without sorting them
     entries = csr_matrix((np.ones(n, np.int32), np.arange(n), block.bounds), shape=shape)
     owner = csr_matrix((np.ones(n, np.int32), names, np.arange(n + 1)), shape=(n, n_pairs))
     return entries @ owner
@@ -69,28 +70,28 @@ def _common(
 ) -> Float[np.ndarray, "latent candidate group"]:
     """Return how often each latent fires on its most common pairs, by group of documents."""
     n_latents, n_pairs = counts.shape
-    found = np.zeros((n_latents, _CANDIDATES, folds.n_groups))
+    by_group = np.zeros((n_latents, _CANDIDATES, folds.n_groups))
     rank = np.full(n_pairs, -1, dtype=np.int64)
     for latent in range(n_latents):
         row = slice(counts.indptr[latent], counts.indptr[latent + 1])
-        some = most_common(counts.indices[row], counts.data[row], _CANDIDATES)
-        rank[some] = np.arange(len(some))
+        candidates = most_common(counts.indices[row], counts.data[row], _CANDIDATES)
+        rank[candidates] = np.arange(len(candidates))
         entries = slice(block.bounds[latent], block.bounds[latent + 1])
         place = rank[names[entries]]
         kept = place >= 0
         cells = place[kept] * folds.n_groups + groups[entries][kept]
         sums = np.bincount(cells, minlength=_CANDIDATES * folds.n_groups)
-        found[latent] = sums.reshape(_CANDIDATES, folds.n_groups)
-        rank[some] = -1
-    return found
+        by_group[latent] = sums.reshape(_CANDIDATES, folds.n_groups)
+        rank[candidates] = -1
+    return by_group
 
 
 def most_common(
     pairs: Int[np.ndarray, " pair"], counts: Int[np.ndarray, " pair"], n: int
 ) -> Int[np.ndarray, " kept"]:
-    """Return the n pairs of the largest counts; of equal counts those of the smallest index.
+    """Return the n pairs of the largest counts; of equal counts those of the smallest index are kept.
 
-    A partition alone would leave to the processor which of them are kept.
+    With a partition alone it would depend on the processor which of these are kept.
     """
     if len(pairs) <= n:
         return pairs

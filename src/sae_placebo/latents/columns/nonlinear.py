@@ -12,20 +12,20 @@ from pydantic import Field
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import Spec, generator, numpy_generator
 from sae_placebo.latents.base import Encoded, Folds
-from sae_placebo.latents.columns.domains import Domains
-from sae_placebo.latents.columns.subsets import (
+from sae_placebo.latents.columns.bags import token_vectors
+from sae_placebo.latents.columns.domain_tokens import (
     Scene,
     auc_by_column,
-    domain_of_each,
     entries_of,
     judged_on,
     scenes_of,
-    token_vectors,
 )
+from sae_placebo.latents.columns.domains import Domains
+from sae_placebo.latents.columns.subsets import domain_of_each
 
 
 class MLPSpec(Spec):
-    """The MLP: one hidden layer of ReLUs, an output per latent, fitted by Adam."""
+    """Settings of the MLP: it has one hidden layer of ReLUs and an output per latent; AdamW fits it."""
 
     hidden: int = Field(128, ge=1)
     steps: int = Field(400, ge=1)
@@ -33,9 +33,9 @@ class MLPSpec(Spec):
     learning_rate: float = Field(3e-3, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
     most_latents: int = Field(64, ge=1)
-    """Latents fitted at most, over all domains; drawn by a named seed where there are more."""
+    """How many latents are fitted at most, over all domains; where there are more, they are drawn."""
     precision: float = Field(0.8, gt=0, le=1)
-    """Of a latent in its domain: as `ClassThresholds.domain_precision`."""
+    """Precision that a latent's domain should have, as `ClassThresholds.domain_precision`."""
 
 
 def nonlinear_aurocs(
@@ -47,25 +47,25 @@ def nonlinear_aurocs(
     seed: int = 0,
     spec: MLPSpec | None = None,
 ) -> Float[np.ndarray, " latent"]:
-    """Return the AUC, inside its domain, of an MLP on (token, bag) for each of the latents given.
+    """Return the AUC with which an MLP on token and bag predicts each given latent inside its domain.
 
-    The tokens fitted on, those that it is scored on, and the bag are those of `subsets`, so that the value
-    can stand beside `domain_auc`. Latents of one domain share the hidden layer. NaN for latents not asked
-    about, or not drawn, and where too few active tokens are scored.
+    The tokens that are fitted on, those that are scored, and the bag are those of `subsets`, so that the
+    value can be compared with `domain_auc`. Latents of one domain share the hidden layer. The value is NaN
+    for latents that were not given or not drawn, and where too few active tokens are scored.
 
     Args:
         reading: The SAE and its tokens.
         folds: Which documents are fitted and scored on.
-        domains: Contexts.
-        latents: Those of which it is asked.
-        embeddings: W_E; fixed random vectors where there is none.
-        seed: Of weights, batches and the choice of latents.
+        domains: Recognizable contexts.
+        latents: The latents that are predicted.
+        embeddings: W_E; None for fixed random vectors.
+        seed: It names the draws of the weights, of the batches and of the latents.
         spec: Settings.
     """
     settings = spec or MLPSpec()
-    found = np.full(reading.d_sae, np.nan)
+    aucs = np.full(reading.d_sae, np.nan)
     if not domains.names or not len(latents):
-        return found
+        return aucs
     if len(latents) > settings.most_latents:
         draw = numpy_generator(seed, "latents for the MLP")
         latents = np.sort(draw.choice(latents, settings.most_latents, replace=False))
@@ -75,9 +75,9 @@ def nonlinear_aurocs(
     vectors = vectors / np.maximum(vectors.std(0), 1e-9)
     for domain, scene in scenes.items():
         if min(len(part) for part in scene.tokens):
-            some = latents[chosen[latents] == domain]
-            found[some] = _fit(reading, scene, some, vectors, seed, settings)
-    return found
+            inside = latents[chosen[latents] == domain]
+            aucs[inside] = _fit(reading, scene, inside, vectors, seed, settings)
+    return aucs
 
 
 def _fit(
@@ -88,6 +88,7 @@ def _fit(
     seed: int,
     spec: MLPSpec,
 ) -> Float[np.ndarray, " candidate"]:
+    """Return the AUC of an MLP that is fitted on the tokens of one scene for all latents at once."""
     ids = reading.tokens.ids
     x, held = (
         torch.from_numpy(np.hstack([vectors[ids[scene.tokens[part]]], scene.bags[part]]))
@@ -99,10 +100,10 @@ def _fit(
     weights = _trained(x, y, generator(seed, "MLP on token and bag"), spec)
     hidden = torch.addmm(weights[1], held, weights[0]).relu_()
     read = torch.nn.functional.linear(hidden, weights[2], weights[3]).numpy()
-    asked = judged_on(reading, scene, latents)
-    positives = asked.positives
+    judged = judged_on(reading, scene, latents)
+    positives = judged.positives
     return auc_by_column(
-        read[asked.negatives], read[positives], asked.taken, positives[1], len(latents)
+        read[judged.negatives], read[positives], judged.taken, positives[1], len(latents)
     )
 
 
@@ -114,10 +115,10 @@ def _trained(
 ) -> list[torch.Tensor]:
     """Return weights and biases of both layers after AdamW on the logistic loss, summed over latents.
 
-    The gradient is written out: for so small a layer, autograd takes as long as the products. Weights are
-    views of one vector, so that the optimizer takes one step for all.
+    The gradient is written out, since for so small a layer autograd takes as long as the products. Weights
+    are views of one vector, so that the optimizer takes one step for all.
     """
-    # rows of the second layer are latents: of few columns, products are slow
+    # rows of the second layer are latents: products are slow with matrices of few columns
     shapes = [(x.shape[1], spec.hidden), (spec.hidden,), (y.shape[1], spec.hidden), (y.shape[1],)]
     flat, slope = torch.zeros(2, sum(math.prod(shape) for shape in shapes))
     first, first_bias, second, second_bias = weights = _views(flat, shapes)
@@ -145,6 +146,7 @@ def _trained(
 def _views(
     flat: Float32[torch.Tensor, " number"], shapes: list[tuple[int, ...]]
 ) -> list[torch.Tensor]:
+    """Return consecutive parts of a vector as tensors of the given shapes."""
     ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
     parts = zip([0, *ends], ends, shapes, strict=False)
     return [flat[begin:end].view(shape) for begin, end, shape in parts]

@@ -1,4 +1,4 @@
-"""Latents that say what comes next: by the weights, and by what does come next."""
+"""Latents that promote tokens that come next, by the weights and by what does come next."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from sae_placebo.latents.latent_blocks import (
 )
 
 N_PROMOTED = 20
-# hits and expected hits that every latent starts with, so that a few lucky ones are no lift
+# hits and expected hits that every latent starts with, so that a few lucky hits are no lift
 PRIOR_HITS = 5.0
-# elements of [latent, vocabulary] held at once
+# how many elements of [latent, vocabulary] are held at once
 _TABLE = 1 << 23
 
 
@@ -31,36 +31,36 @@ def outputs(
     | Float[np.ndarray, "vocabulary d_in"]
     | None,
 ) -> Columns:
-    """Return how far each latent promotes a few tokens, and how much more often those come next.
+    """Return how strongly each latent promotes a few tokens, and how much more often these come next.
 
-    Columns, NaN for latents that never fire and where there is no unembedding:
-        unembedding_kurtosis: Plain kurtosis, E(c - Ec)^4 / Var(c)^2, over the vocabulary of the
-            cosines c of the decoder row with the rows of W_U. Null, a random direction: about 3, more
-            where rows of W_U are clustered. Above 10 is the limit for a unit that predicts tokens. The
-            same in every fold.
-        output_lift: (hits + 5) / (expected + 5). Hits are the active tokens whose next token is one of
-            the 20 with the largest W_U . d. Expected is the sum, over the same active tokens, of the
-            share of those 20 among the next tokens of all held-out tokens with the same current id,
-            whether or not the latent fires. A ratio; null 1. NaN where the expected number is 0.
+    Columns, which are NaN for latents that never fire and where there is no unembedding:
+        unembedding_kurtosis: Plain kurtosis, E(c - Ec)^4 / Var(c)^2, over the vocabulary, of the cosines c
+            of the decoder row with the rows of W_U. Its null, the value of a random direction, is about 3,
+            and more where rows of W_U are clustered. A unit that predicts tokens has more than 10. It is
+            the same in every fold.
+        output_lift: (hits + 5) / (expected + 5), a ratio with null 1. Hits are the active tokens whose next
+            token is one of the 20 with the largest W_U . d. Expected is the sum, over the same active
+            tokens, of the share of those 20 among the next tokens of all held-out tokens with the same
+            current id, whether or not the latent fires there. NaN where the expected number is 0.
 
-    Tokens at the end of a row have no next token and do not count. Rates of rare ids are not drawn
-    towards a common rate: a latent of one rare token would get a lift from that alone. They count the
-    token itself, so an id that occurs once expects what it gets and pulls the lift to 1; the five hits
-    do the same where little is expected (a lift of 1.5 then needs three hits or more). Shares are
-    those of all documents in every fold; hits and expectations are those of the fold.
+    Tokens at the end of a row have no next token and do not count. Rates of rare ids are not shrunk towards
+    a common rate, from which alone a latent of one rare token would get a lift. Rates count the token itself,
+    so that an id that occurs once expects what it gets and pulls the lift to 1; the five hits do the same
+    where little is expected (a lift of 1.5 then needs three hits or more). Shares are those of all documents
+    in every fold; hits and expectations are those of the fold.
 
-    A latent of some context moves the rates of any 20 tokens: with a random W_U, 2% of the latents of a
-    small model of code had a lift above 1.5, at a mean of 1.00. The placebo's share is the null that
-    counts.
+    A latent of any context changes the rates of any 20 tokens: with a random W_U, 2% of the latents of a
+    small model of code had a lift above 1.5, at a mean of 1.00. The null to compare with is the placebo's
+    share.
 
     Args:
         reading: The SAE and its tokens.
-        folds: Documents left out.
+        folds: Groups of documents that are left out.
         unembedding: W_U, with the final norm's gain multiplied in where there is one; rows beyond the
             vocabulary of the tokens are left out.
 
-    Source: kurtosis of cosines, Gurnee et al. 2024 (arXiv 2401.12181), above 10 a prediction neuron.
-    The lift matched on the current token is of this package.
+    Source: kurtosis of cosines, Gurnee et al. 2024 (arXiv 2401.12181), who call a neuron above 10 a
+    prediction neuron. The lift that is matched on the current token is of this package.
     """
     n_folds = 1 + folds.n_groups
     if unembedding is None:
@@ -78,7 +78,7 @@ def outputs(
 def _promoted(
     reading: Encoded, unembedding: Float[torch.Tensor, "vocabulary d_in"]
 ) -> tuple[Float[np.ndarray, " latent"], Int64[np.ndarray, "latent rank"]]:
-    """Return the kurtosis of each living latent's cosines with W_U, and the tokens it promotes."""
+    """Return the kurtosis of each living latent's cosines with W_U, and the tokens that it promotes."""
     decoder = reading.sae.params["W_dec"].detach().float()
     living = np.flatnonzero(np.diff(reading.by_latent.indptr))
     weights = unembedding.detach().to(decoder.device).float()
@@ -96,23 +96,24 @@ def _promoted(
         logits.sub_(logits.mean(1, keepdim=True)).square_()
         variance = logits.mean(1)
         fourth = logits.square_().mean(1)
-        found = torch.where(variance > 0, fourth / variance.square(), torch.nan)
-        kurtosis[part] = found.cpu().numpy()
+        ratio = torch.where(variance > 0, fourth / variance.square(), torch.nan)
+        kurtosis[part] = ratio.cpu().numpy()
     return kurtosis, promoted
 
 
 def _lift(
     reading: Encoded, folds: Folds, promoted: Int64[np.ndarray, "latent rank"]
 ) -> Float[np.ndarray, "latent fold"]:
+    """Return how much more often the promoted tokens come next than the current token alone implies."""
     following = reading.tokens.following.astype(np.int64)
     ids, types = np.unique(reading.tokens.ids, return_inverse=True)
     ends = following < 0
     n_vocabulary = len(reading.tokens.vocabulary)
-    # the column behind the last one is empty: there point the tokens that have no next one
+    # tokens that have no next one point to an empty column behind the last one
     types, nexts = np.where(ends, len(ids), types), np.where(ends, n_vocabulary, following)
     shares = _next_shares(types[~ends], nexts[~ends], (n_vocabulary, len(ids) + 1))
     groups = token_groups(reading, folds)
-    found = np.full((reading.d_sae, 1 + folds.n_groups), np.nan)
+    lift = np.full((reading.d_sae, 1 + folds.n_groups), np.nan)
     for block in latent_blocks(reading, latents=max(1, _TABLE // (n_vocabulary + 1))):
         hit, expected = _tables(block, promoted[block.latents], shares)
         owners, tokens = block.owners, block.tokens
@@ -120,10 +121,10 @@ def _lift(
         hits = leave_out(block.sums(cells, folds.n_groups, hit[owners, nexts[tokens]]))
         rates = expected[owners, types[tokens]]
         chance = leave_out(block.sums(cells, folds.n_groups, rates))
-        some = leave_out(block.sums(cells, folds.n_groups, (rates > 0).astype(np.float32))) > 0
-        lift = (hits + PRIOR_HITS) / (chance + PRIOR_HITS)
-        found[block.latents] = np.where(some, lift, np.nan)
-    return found
+        possible = leave_out(block.sums(cells, folds.n_groups, (rates > 0).astype(np.float32))) > 0
+        ratios = (hits + PRIOR_HITS) / (chance + PRIOR_HITS)
+        lift[block.latents] = np.where(possible, ratios, np.nan)
+    return lift
 
 
 def _next_shares(

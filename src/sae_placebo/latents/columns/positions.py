@@ -12,13 +12,14 @@ N_BINS = 16
 
 
 def positions(reading: Encoded, folds: Folds) -> Columns:
-    """Return what firing tells of the position, in bits.
+    """Return how much information about the position a latent's firing has, in bits.
 
     Columns:
-        position_bits: Mutual information of the bin of the position in the row (`position_bins`, 16 at
-            most) and a > 0, in bits; never more than the entropy of a > 0. Null 0: the expected value
-            of the plug-in estimate for an independent latent, about (bins - 1) / (2 n_tokens ln 2), is
-            taken off, so values just below 0 occur and are kept. NaN where the latent never fires.
+        position_bits: Mutual information, in bits, of a > 0 and the bin of the position in the row
+            (`position_bins`, 16 at most); it is never more than the entropy of a > 0. Null 0: the expected
+            value of the plug-in estimate for an independent latent, about (bins - 1) / (2 n_tokens ln 2),
+            is subtracted, so that values just below 0 occur, and are kept. NaN where the latent never
+            fires.
 
     Source: mutual information of a neuron's state and the position, Voita et al. 2023 (arXiv
     2309.04827). Differs: positions are binned, and the bias is corrected: each of the three entropies
@@ -32,12 +33,12 @@ def positions(reading: Encoded, folds: Folds) -> Columns:
     cells = bins * n_groups + groups
     by_cell = np.bincount(cells, minlength=n_bins * n_groups).astype(np.float64)
     there = leave_out(by_cell.reshape(n_bins, n_groups))
-    found = np.full((reading.d_sae, 1 + n_groups), np.nan)
+    bits = np.full((reading.d_sae, 1 + n_groups), np.nan)
     for block in latent_blocks(reading):
         counts = block.sums(cells[block.tokens], n_bins * n_groups)
         active = leave_out(counts.reshape(-1, n_bins, n_groups))
-        found[block.latents] = _information(active, there)
-    return {"position_bits": found}
+        bits[block.latents] = _information(active, there)
+    return {"position_bits": bits}
 
 
 def position_bins(
@@ -45,8 +46,8 @@ def position_bins(
 ) -> Int64[np.ndarray, " token"]:
     """Return the bin of each position: 0 to n_bins - 1 at most, narrow at the start of a row.
 
-    Edges are 1, 2, 3, ... rounded from a geometric series up to the last position; so single positions
-    at first, then bins of equal ratio. Short rows have fewer bins.
+    The edges are a geometric series up to the last position, rounded, so that the first bins are single
+    positions and later ones grow by an equal ratio. Short rows have fewer bins.
     """
     last = max(int(places.max(initial=1)), 1)
     edges = np.unique(np.round(np.geomspace(1, last + 1, n_bins + 1)).astype(np.int64))
@@ -76,5 +77,5 @@ def _entropy(
     with np.errstate(invalid="ignore", divide="ignore"):
         share = counts / n
         logs = np.log2(share, where=share > 0, out=np.zeros_like(share))
-    found: Float[np.ndarray, "latent fold"] = -(share * logs).sum(1)
-    return found
+    entropy: Float[np.ndarray, "latent fold"] = -(share * logs).sum(1)
+    return entropy

@@ -1,7 +1,7 @@
-"""Induction: latents that fire because a sequence of tokens has been there before.
+"""Induction: latents that fire because a sequence of tokens has occurred before.
 
-Tokens drawn at random have no structure but their repetition, so a latent that fires more on the
-second occurrence of a block has copied something from the first.
+Tokens that are drawn at random have no structure but their repetition, so that a latent that fires more on
+the second occurrence of a block has copied something from the first.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sae_placebo.core.spec import numpy_generator
 from sae_placebo.latents.base import Columns, Folds
 from sae_placebo.latents.latent_blocks import on_every_fold
 
-# pairs with activity that a mean difference over them needs
+# fewest pairs with activity over which a mean difference is given
 _PAIRS = 10
 
 
@@ -29,20 +29,20 @@ def repeat_rows(
     bos: int | None = None,
     repeated: bool = True,
 ) -> Int32[np.ndarray, "row pos"]:
-    """Return rows of a random block of tokens, twice in a row, behind BOS where there is one.
+    """Return rows that hold a random block of tokens twice, behind BOS where there is one.
 
     No token occurs twice in a block where there are enough usable ids, so that what follows a token is
     known once it has been seen.
 
     Args:
-        vocabulary_size: Ids of the model.
-        usable: Ids to draw from, each as likely: ordinary tokens, no BOS and no padding.
-        n_rows: Rows.
+        vocabulary_size: Number of ids of the model.
+        usable: Ids to draw from, each with equal probability: ordinary tokens, no BOS and no padding.
+        n_rows: Number of rows.
         block: Tokens in the block; a row has twice as many, and BOS.
         seed: The same seed gives the same rows.
         bos: Id in front of each row; None for none.
-        repeated: False puts another random block in the place of the first. Second blocks are the
-            same with both: what differs between them is the repetition alone, not the position.
+        repeated: False puts another random block in the place of the first. The second blocks are the same
+            either way, so that the repetition alone differs between the two, not the position.
 
     Raises:
         SpecError: A usable id, or BOS, is outside the vocabulary; or there are fewer than two ids.
@@ -90,30 +90,30 @@ def occurrences(
 def induction(codes_first: Any, codes_second: Any, folds: Folds) -> Columns:
     """Return how much more each latent fires when its token's block occurs for the second time.
 
-    Columns, the same in every fold, for random rows belong to no document:
-        induction_d: Cohen's d, (mean of a on second occurrences - mean on first ones) / pooled sd,
-            over all tokens, a = 0 where silent; the pooled variance is the mean of the two. In
-            standard deviations. Null 0, with a standard error of about sqrt(2 / n_tokens). A latent
-            that fires on a share p of second occurrences alone, always alike, has
-            sqrt(2 p / (1 - p)): 0.8 needs p = .24. NaN for latents silent in both.
-        induction_active_d: The same over the pairs in which it fires on either occurrence, so that
-            rare firing is no reason for a low value. Null 0: the two of a pair are exchangeable. NaN
-            where fewer than 10 pairs are left, or a is the same all over.
+    Columns, which are the same in every fold, since random rows belong to no document:
+        induction_d: Cohen's d, (mean of a on second occurrences - mean on first ones) / pooled sd, over all
+            tokens, with a = 0 where the latent is silent, in standard deviations. The pooled variance is
+            the mean of the two. Null 0, with a standard error of about sqrt(2 / n_tokens). A latent that
+            fires on a share p of second occurrences alone, always equally, has sqrt(2 p / (1 - p)), so
+            that 0.8 needs p = .24. NaN for latents that are silent on both.
+        induction_active_d: The same over the pairs of which the latent fires on either occurrence, so that
+            rare firing is no reason for a low value. Null 0, since the two of a pair are exchangeable. NaN
+            where there are fewer than 10 such pairs, or a does not vary over them.
 
-    First and second occurrences differ in position as well. To keep the position alike, give second
-    blocks of `repeat_rows(..., repeated=False)` as `codes_first`.
+    First and second occurrences differ in position as well. To keep the position the same, give the codes on
+    second blocks of `repeat_rows(..., repeated=False)` as `codes_first`.
 
     Args:
         codes_first: Codes on the first occurrences, scipy CSR [token, d_sae].
-        codes_second: On the second ones, of the same tokens in the same order.
-        folds: Says how many folds there are.
+        codes_second: Codes on the second occurrences, of the same tokens in the same order.
+        folds: They decide how many folds there are.
 
-    Source: repeated random tokens, Olsson et al. 2022 (arXiv 2209.11895), there for attention heads;
-    as an effect size by latent it is of this package.
+    Source: repeated random tokens, Olsson et al. 2022 (arXiv 2209.11895), who use them for attention heads.
+    The effect size by latent is of this package.
     """
     n = codes_first.shape[0]
-    lists = [_moments(codes_first), _moments(codes_second)]
-    (count_1, sum_1, square_1), (count_2, sum_2, square_2) = lists
+    count_1, sum_1, square_1 = _moments(codes_first)
+    count_2, sum_2, square_2 = _moments(codes_second)
     both = (codes_first > 0).multiply(codes_second > 0)
     pairs = count_1 + count_2 - np.asarray(both.sum(0), dtype=np.float64).ravel()
 
@@ -122,10 +122,10 @@ def induction(codes_first: Any, codes_second: Any, folds: Folds) -> Columns:
             spread_1 = (square_1 - sum_1**2 / size) / (size - 1)
             spread_2 = (square_2 - sum_2**2 / size) / (size - 1)
             pooled = (spread_1 + spread_2) / 2
-            found: Float[np.ndarray, " latent"] = (sum_2 - sum_1) / size / np.sqrt(pooled)
+            d: Float[np.ndarray, " latent"] = (sum_2 - sum_1) / size / np.sqrt(pooled)
         # what rounding leaves of a constant is no spread
         flat = pooled <= 1e-9 * (square_1 + square_2) / np.maximum(size, 1)
-        return np.where(flat | (size < 2), np.nan, found)
+        return np.where(flat | (size < 2), np.nan, d)
 
     overall = np.where(pairs > 0, effect(np.full(pairs.shape, float(n))), np.nan)
     active = np.where(pairs >= _PAIRS, effect(pairs), np.nan)
@@ -144,7 +144,7 @@ def _moments(
     values = codes.data.astype(np.float64)
 
     def sums(what: Float[np.ndarray, " entry"]) -> Float[np.ndarray, " latent"]:
-        # of no entries NumPy counts in integers
+        # where there are no entries, NumPy counts in integers
         return np.bincount(codes.indices, what, minlength=codes.shape[1]).astype(np.float64)
 
     return sums((values > 0).astype(np.float64)), sums(values), sums(values * values)

@@ -1,1 +1,1 @@
-"""How much of a latent each ever less simple predictor explains."""
+"""How much of a latent is explained by predictors of increasing complexity."""

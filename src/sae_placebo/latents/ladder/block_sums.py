@@ -1,4 +1,4 @@
-"""Tokens of one block of documents by the keys of lookup tables, and sums of features by key."""
+"""Tokens of a block of documents by their keys in lookup tables, and sums of features by key."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Keys:
     """The keys of one lookup table.
 
     Attributes:
-        of: Key of each token; `len(n) - 1` where the table has none and backs off.
-        n: Occurrences in the fitted documents, 0 for the last.
-        prior: Occurrences that what is backed off to is worth.
+        of: Key of each token; `len(n) - 1` where the table has none, and backs off to the shorter context.
+        n: Occurrences of each key in the fitted documents, 0 for the last.
+        prior: Number of occurrences that the prediction of the shorter context is worth.
     """
 
     of: Int64[np.ndarray, " token"]
@@ -46,14 +46,14 @@ class Keys:
 
     @functools.cached_property
     def rest(self) -> Float64[np.ndarray, " key"]:
-        """Weight of what is backed off to: prior / (n + prior)."""
+        """Weight of the shorter context's prediction, prior / (n + prior), for each key."""
         return np.asarray(self.prior / (self.n + self.prior))
 
     def sums(self, tokens: Int64[np.ndarray, " chosen"]) -> Any:
-        """Return the sparse matrix [key, chosen] that adds up by key, nothing for the last key."""
-        found = adder(self.of[tokens], len(self.n))
-        found.data[found.indptr[-2] :] = 0
-        return found
+        """Return the sparse matrix [key, chosen] that adds up by key; the last key has zeros only."""
+        matrix = adder(self.of[tokens], len(self.n))
+        matrix.data[matrix.indptr[-2] :] = 0
+        return matrix
 
 
 def adder(keys: Int64[np.ndarray, " chosen"], n_keys: int) -> Any:
@@ -69,9 +69,9 @@ class TokenBlock:
     """Tokens that are summed over together: those chosen on, or those of one scored group.
 
     Attributes:
-        tokens: Which of all tokens.
-        group: Of documents; -1 for those chosen on.
-        rows: Where they stand in the features, which are in the order of blocks.
+        tokens: Indices of the tokens.
+        group: Their group of documents; -1 for the tokens that are chosen on.
+        rows: Their rows in the features, which are in the order of blocks.
     """
 
     tokens: Int64[np.ndarray, " chosen"]
@@ -80,7 +80,7 @@ class TokenBlock:
 
 
 class LookupKeys(NamedTuple):
-    """Keys of all tokens in every lookup table."""
+    """Keys of all tokens in every lookup table, and the bin of each position."""
 
     words: Keys
     previous: Keys
@@ -91,19 +91,21 @@ class LookupKeys(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class BlockKeys:
-    """The tokens of a block by key: nothing of an SAE or a placebo.
+    """The tokens of a block by key, which depend on no SAE and no placebo.
 
     Attributes:
-        block: Whose tokens.
-        n: Tokens.
+        block: The block.
+        n: Number of tokens.
         share: Share of the table of pairs in each token's prediction, n / (n + prior).
-        word_at, pair_at, before_at: Which key each token has, of those that occur.
+        bins: Bin of each token's position.
+        word_at, pair_at, before_at: Index of each token's key among the keys that occur.
         word_keys, pair_keys, before_keys: The keys that occur.
-        by_word, by_share, by_pair, by_bin: [key, token] sums by key; `by_share` weighted by `share`.
-        word_bins, share_bins, pair_bins: [key, bin] tokens, the second weighted by `share`.
-        powers: [word] tokens, then weighted by `share` and by its square.
-        n_pair: Tokens by key of those that occur.
-        n_before: Tokens by key of the token before, of all keys.
+        by_word, by_share, by_pair, by_bin: [key, token] matrices that add up by key; the entries of
+            `by_share` are `share`, those of the others 1.
+        word_bins, share_bins, pair_bins: [key, bin] numbers of tokens, the second weighted by `share`.
+        powers: [word, 3] numbers of tokens, unweighted, weighted by `share` and by its square.
+        n_pair: Number of tokens of each pair that occurs.
+        n_before: Number of tokens of each key of the token before, of all keys.
     """
 
     block: TokenBlock
@@ -172,12 +174,12 @@ class BlockSums:
 
     Attributes:
         keys: The tokens by key.
-        parts: [chosen, part] the features side by side, views: of tokens, and of a placebo.
-        total: Sum over the tokens.
+        parts: [chosen, part] the features side by side, as views: those of tokens, then those of a placebo.
+        total: Sum of each feature over the tokens.
         gram: X'X.
-        by_word: [word, feature] sums, and beside them sums weighted by `BlockKeys.share`.
-        by_pair: [pair, feature].
-        by_bin: [bin, feature].
+        by_word: [word, feature] sums, and to their right the sums weighted by `BlockKeys.share`.
+        by_pair: [pair, feature] sums.
+        by_bin: [bin, feature] sums.
     """
 
     keys: BlockKeys
@@ -195,7 +197,7 @@ class BlockSums:
         parts: tuple[Float32[np.ndarray, "chosen _"], ...],
         known: BlockSums | None,
     ) -> BlockSums:
-        """Return the sums, those of the first part from `known`, if there are some."""
+        """Return the sums; those of the first part are taken from `known` where it is given."""
         new = parts if known is None else parts[1:]
         by_word, by_share, by_pair, by_bin = (
             [by @ x for x in new] for by in (keys.by_word, keys.by_share, keys.by_pair, keys.by_bin)
@@ -219,7 +221,7 @@ class BlockSums:
 
     @property
     def n_features(self) -> int:
-        """Number of columns."""
+        """Number of features."""
         return len(self.gram)
 
 
@@ -233,15 +235,20 @@ def gram_of(
     parts: tuple[Float32[np.ndarray, "chosen _"], ...],
     known: Float64[np.ndarray, "first first"] | None = None,
 ) -> Float64[np.ndarray, "feature feature"]:
-    """Return X'X of features side by side; `known` is that of the first part."""
+    """Return X'X of features side by side.
+
+    Args:
+        parts: The features.
+        known: X'X of the first part, where it has been computed already.
+    """
     edges = np.cumsum([0, *(x.shape[1] for x in parts)])
     total = np.zeros((edges[-1], edges[-1]))
-    for some in parts_of(len(parts[0]), _TOKENS_AT_ONCE):
+    for at in parts_of(len(parts[0]), _TOKENS_AT_ONCE):
         for i, a in enumerate(parts):
             for j, b in enumerate(parts[: i + 1]):
                 if i or known is None:
                     rows, columns = slice(*edges[i : i + 2]), slice(*edges[j : j + 2])
-                    total[rows, columns] += a[some].T @ b[some]
+                    total[rows, columns] += a[at].T @ b[at]
     if known is not None:
         total[: edges[1], : edges[1]] = known
     if len(parts) > 1:

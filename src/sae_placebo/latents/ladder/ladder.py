@@ -1,9 +1,9 @@
-"""The ladder: how much of a latent each ever less simple predictor explains on held-out documents.
+"""The ladder: how much of a latent predictors of increasing complexity explain on held-out documents.
 
-Rungs are nested: each has all predictors before it. Lookup tables and ridge readouts are fitted on one
-set of documents; the weight of each predictor, per latent and anew at each rung, and the ridge penalty
-are chosen on a second; R2 is taken on a third. What the last rungs leave is what nothing simpler, and no
-other model read linearly, accounts for.
+Rungs are nested: each has all predictors of the rungs before it. Lookup tables and ridge readouts are fitted
+on one set of documents. The weight of each predictor, per latent and anew at each rung, and the ridge penalty
+are chosen on a second set, and R2 is taken on a third. What the last rungs leave is accounted for neither by
+anything simpler nor by another model that is read linearly.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class Ladder:
 
     Attributes:
         rungs: Names of the rungs, from the constant upwards.
-        r2: Of each latent; fold g + 1 is without the scored documents of group g, nothing refitted.
-        whole: Of the activation vector, dimensions weighted by their variance.
-        solo: `r2_position`, `r2_token`, `r2_previous`, `r2_pair`, `r2_bag`: each alone, over the
-            constant; and `r2_window`, the rung "window".
+        r2: R2 of each latent; fold g + 1 is without the scored documents of group g, with nothing refitted.
+        whole: R2 of the activation vector, its dimensions weighted by their variance.
+        solo: `r2_position`, `r2_token`, `r2_previous`, `r2_pair` and `r2_bag` of each predictor alone, over
+            the constant; and `r2_window`, which is the rung "window".
         reasons: Why a rung cannot be estimated, by rung.
         features: What stands for a token in bags and windows.
     """
@@ -84,26 +84,27 @@ def ladder(
 ) -> Ladder:
     """Return R2 by rung of every latent, and of the activation vector as a whole.
 
-    R2 = 1 - SSE / SST, SST about the fitted documents' mean, not clipped: below 0 it is worse than a
-    constant. A rung's prediction is the mean plus a weighted sum of: what the position's bin, the
-    current token and the pair of tokens add (lookup tables, backed off to one another); one ridge
-    readout, jointly of all dense features up to the rung; for the last rung, the placebo latents most
-    correlated with it on the fitted documents. Weights are least squares on the documents to choose on
-    (`ridge.weigh`), per latent; the ridge penalty is chosen there per latent; a table's prior is fixed.
+    R2 = 1 - SSE / SST, with SST about the mean over the fitted documents. It is not clipped: below 0 a
+    prediction is worse than a constant. A rung's prediction is the mean plus a weighted sum of three things:
+    what the position's bin, the current token and the pair of tokens add (lookup tables, backed off to one
+    another); one ridge readout of all dense features up to the rung together; and, on the last rung, the
+    placebo latents that correlate most with the latent on the fitted documents. The weights are least squares
+    on the documents to choose on (`ridge.weigh`), and the ridge penalty is chosen there, both per latent. A
+    table's prior is fixed.
 
-    Deviations from a stagewise fit: the weights of lower rungs are chosen anew at each rung, and a
-    readout is fitted beside the table of tokens (whose mean is taken off its features), not to a
-    table's residuals, which are too small on the documents that the table was counted on.
+    Deviations from a stagewise fit: the weights of lower rungs are chosen anew at each rung, and a readout is
+    fitted beside the table of tokens (the token's mean is subtracted from its features), not to a table's
+    residuals, which are too small on the documents that the table was counted on.
 
     Args:
         reading: The SAE on the held-out tokens.
-        folds: Groups, and which documents serve what.
+        folds: Groups of documents, and the purpose that each document serves.
         embeddings: The trained model's W_E; None for fixed random rows by token.
         placebo: The other model at the same tokens; None for none.
-        seed: Of random rows and of the tokens on which placebo latents are looked for.
+        seed: It names the draw of the random rows.
         spec: Settings.
-        readouts: `Readouts.of(TokenFeatures.of(...), placebo.activations)`, where they are at hand.
-        whole: `whole_ladder` of the same activations and placebo, where it is at hand.
+        readouts: `Readouts.of(TokenFeatures.of(...), placebo.activations)`, where it is computed already.
+        whole: `whole_ladder` of the same activations and placebo, where it is computed already.
 
     Raises:
         NotEstimable: no documents to fit, choose or score on.
@@ -119,7 +120,7 @@ def ladder(
             codes = reading.by_latent[:, first : first + _LATENTS_AT_ONCE].tocsr()
         partners = _partners(codes, others, readouts.tokens, spec)
         parts.append(_climb(Latents(codes, readouts, partners, others), readouts, spec))
-    sse, sst, solo, living = (np.concatenate(found, axis=-2) for found in zip(*parts, strict=True))
+    sse, sst, solo, living = (np.concatenate(part, axis=-2) for part in zip(*parts, strict=True))
     r2 = _r2(sse, sst, living)
     alone = dict(zip(_SOLO, _r2(solo, sst, living), strict=True))
     alone["r2_window"] = r2[RUNGS.index("window")]
@@ -130,11 +131,11 @@ def ladder(
 
 
 def no_ladder(n_latents: int, n_folds: int, reason: str) -> Ladder:
-    """Return a ladder of which nothing is known, and why.
+    """Return a ladder whose values are all NaN, with the reason why.
 
     Args:
-        n_latents: Latents of the SAE.
-        n_folds: Folds, the whole among them.
+        n_latents: Number of latents of the SAE.
+        n_folds: Number of folds, the one with all documents included.
         reason: Why no rung can be estimated.
     """
     r2 = np.full((len(RUNGS), n_latents, n_folds), np.nan)
@@ -145,12 +146,12 @@ def no_ladder(n_latents: int, n_folds: int, reason: str) -> Ladder:
 def whole_ladder(
     values: Float[np.ndarray, "token target"], readouts: Readouts, placebo: Any, spec: LadderSpec
 ) -> Float64[np.ndarray, "rung fold"]:
-    """Return R2 by rung of a vector: 1 - total SSE / total SST over its dimensions.
+    """Return R2 by rung of a vector, which is 1 - total SSE / total SST over its dimensions.
 
     Args:
         values: The vectors at the tokens.
         readouts: Features of the same tokens, with the placebo's if there is one.
-        placebo: CSR [token, placebo latent], or None.
+        placebo: Codes of the placebo, CSR [token, placebo latent], or None.
         spec: Settings.
     """
     dense = np.asarray(values, dtype=np.float32)
@@ -163,7 +164,7 @@ def whole_ladder(
 def _partners(
     codes: Any, placebo: Any, tokens: TokenFeatures, spec: LadderSpec
 ) -> Int64[np.ndarray, "partner target"]:
-    """Return the placebo latents most correlated, in size, with each target on fitted tokens."""
+    """Return the placebo latents whose correlation with each target on fitted tokens is largest in size."""
     m = codes.shape[1]
     if placebo is None or not spec.partners:
         return np.zeros((0, m), dtype=np.int64)
@@ -173,7 +174,7 @@ def _partners(
     n, k = len(at), min(spec.partners, placebo.shape[1])
     scale = (1 / np.maximum(np.sqrt(_variance(b, n)), 1e-20)).astype(np.float32)
     mean = np.asarray(b.mean(axis=0)).ravel()
-    found = np.empty((k, m), dtype=np.int64)
+    partners = np.empty((k, m), dtype=np.int64)
     for first in range(0, m, 512):
         part = a[:, first : first + 512]
         products = part.T @ b
@@ -182,8 +183,8 @@ def _partners(
         # the scale of the target changes no order
         both *= scale
         np.abs(both, out=both)
-        found[:, first : first + 512] = np.argpartition(both, -k, axis=1)[:, -k:].T
-    return found
+        partners[:, first : first + 512] = np.argpartition(both, -k, axis=1)[:, -k:].T
+    return partners
 
 
 def _variance(codes: Any, n: int) -> Float64[np.ndarray, " other"]:
@@ -200,7 +201,10 @@ def _climb(
     Float64[np.ndarray, "solo target fold"],
     Bool[np.ndarray, "target fold"],
 ]:
-    """Return squared errors by rung, of the constant and of each predictor alone, and who lives."""
+    """Return sums of squared errors by rung, of the constant and of each predictor alone.
+
+    The last array says which targets are active often enough to have an R2.
+    """
     fitted = _fitted(targets, targets.moments(readouts.choose), readouts, spec)
     m, n_groups = len(targets.n_fitted), readouts.tokens.n_groups
     errors = np.zeros((len(fitted.names), m, 1 + n_groups))
@@ -209,7 +213,7 @@ def _climb(
         group = 1 + sums.keys.block.group
         active[:, group], errors[:, :, group] = targets.errors(sums, fitted)
     for values in (errors, active):
-        # of each group until here; now all of them, then all but one
+        # until here each value is of one group; from here it is of all groups, then of all but one
         values[..., 0] = values[..., 1:].sum(-1)
         values[..., 1:] = values[..., :1] - values[..., 1:]
     living = active >= spec.least_active
@@ -220,10 +224,10 @@ def _climb(
 def _fitted(
     targets: Latents | Vector, chosen: PieceProducts, readouts: Readouts, spec: LadderSpec
 ) -> Fitted:
-    """Return the fitted predictions; those of a placebo that is not there are left out."""
+    """Return the fitted predictions, without those of a placebo where there is none."""
     events = chosen.squares**2 / np.maximum(chosen.fourths, 1e-300)
     m, k = chosen.gram.shape[:2]
-    # once for all readouts
+    # the products are computed once for all readouts
     products = tuple(chosen.products(slice(0, m)))
     chosen = replace(chosen, products=lambda rows: [product[rows] for product in products])
     gram = chosen.with_room(len(READOUTS))
@@ -254,7 +258,7 @@ def _fitted(
             weights["r2_bag"] = weighed(k + i)
     weights["r2_position"], weights["r2_token"] = weighed(POSITION), weighed(TOKEN)
     weights["r2_previous"] = weighed(PREVIOUS)
-    # what pairs add to tokens, and tokens: the table of pairs
+    # the table of pairs predicts what tokens add plus what pairs add to them, as one piece
     both = np.eye(gram.shape[1])[[TOKEN, PAIR]].sum(0, keepdims=True)
     weights["r2_pair"] = weigh(gram, both, events)
     return Fitted((*RUNGS, *_SOLO), weights, tuple(fitted), k - N_LOOKUPS)
@@ -266,7 +270,7 @@ def _left(
     weights: Float64[np.ndarray, "target piece"],
     readouts: Sequence[tuple[slice, Any] | None],
 ) -> Float32[np.ndarray, "target feature"]:
-    """Return X'r of what a rung leaves over."""
+    """Return X'r, with r what a rung leaves of each target on the tokens to choose on."""
     of = weights.astype(np.float32)
     left: Float32[np.ndarray, "target feature"] = products[0].copy()
     for piece in (POSITION, TOKEN, PAIR):
@@ -283,5 +287,6 @@ def _r2(
     sst: Float64[np.ndarray, "target fold"],
     living: Bool[np.ndarray, "target fold"],
 ) -> Float64[np.ndarray, "what target fold"]:
+    """Return R2 from the sums of squared errors and of squares; NaN where either says too little."""
     usable = living & (sst > 0)
     return np.where(usable, 1 - sse / np.where(usable, sst, 1), np.nan)

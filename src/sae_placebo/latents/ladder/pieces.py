@@ -1,4 +1,4 @@
-"""The pieces that predictions are weighted sums of, and their inner products over the tokens of a block."""
+"""The pieces of which predictions are weighted sums, and their inner products over the tokens of a block."""
 
 from __future__ import annotations
 
@@ -10,20 +10,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
+from sae_placebo.latents.ladder.block_sums import parts_of
+
 TARGET, POSITION, TOKEN, PAIR, PREVIOUS = range(5)
 """Pieces: the target less its mean, then what each lookup adds to the mean. `PAIR` is what the table of
-pairs adds to that of tokens; partners come behind."""
+pairs adds to that of tokens. Partners come after these."""
 N_LOOKUPS = 5
 READ = (TARGET, POSITION, TOKEN, PAIR)
 """Pieces whose products with the features are known, in the order of `PieceProducts.products`."""
-
-
 LATENT_PARTNERS = "placebo_latents"
 """Name of the one prediction that has partners."""
-
-
 _AT_ONCE = 512
-"""Targets whose inner products are formed at a time."""
+"""Number of targets whose inner products are formed at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,10 +29,10 @@ class Fitted:
     """All predictions of all targets.
 
     Attributes:
-        names: Of predictions.
-        weights: Of each prediction that there is: of the pieces, then of the readouts.
+        names: Names of the predictions.
+        weights: For each prediction that there is, the weights of the pieces, then of the readouts.
         readouts: Columns and coefficients [target, part] of each readout; None where there is none.
-        n_partners: Pieces behind the lookups.
+        n_partners: Number of partners, whose pieces come after the lookups.
     """
 
     names: tuple[str, ...]
@@ -44,7 +42,7 @@ class Fitted:
 
     @functools.cached_property
     def mix(self) -> Float64[np.ndarray, "partner target"] | None:
-        """Weights of the partners, of which no more than their sum is needed where errors are taken."""
+        """Weights of the partners; where errors are taken, only their weighted sum is needed."""
         weights = self.weights.get(LATENT_PARTNERS)
         if weights is None or not self.n_partners:
             return None
@@ -52,31 +50,31 @@ class Fitted:
 
     @functools.cached_property
     def there(self) -> Bool[np.ndarray, " name"]:
-        """Which predictions there are."""
+        """Which of the names have a prediction."""
         return np.array([name in self.weights for name in self.names])
 
     @functools.cached_property
     def signed(self) -> Float64[np.ndarray, "target there piece"]:
-        """Weights of prediction less target, in the order of `names`, all partners as one piece."""
-        found = []
+        """Weights of prediction less target, in the order of `names`, with all partners as one piece."""
+        signed = []
         for name in self.names:
             if name in self.weights:
                 weights = self.weights[name]
                 parts = [weights[:, :N_LOOKUPS].copy(), weights[:, N_LOOKUPS + self.n_partners :]]
                 parts[0][:, TARGET] = -1
                 if self.mix is not None:
-                    one = float(name == LATENT_PARTNERS)
-                    parts.insert(1, np.full((len(weights), 1), one))
-                found.append(np.concatenate(parts, axis=1))
-        return np.stack(found, axis=1)
+                    weight = float(name == LATENT_PARTNERS)
+                    parts.insert(1, np.full((len(weights), 1), weight))
+                signed.append(np.concatenate(parts, axis=1))
+        return np.stack(signed, axis=1)
 
     def spread(
         self, errors: Float64[np.ndarray, "there target"]
     ) -> Float64[np.ndarray, "name target"]:
-        """Return errors by name, NaN where there is no such prediction."""
-        found = np.full((len(self.names), errors.shape[1]), np.nan)
-        found[self.there] = errors
-        return found
+        """Return the errors of all names, NaN where there is no prediction of that name."""
+        by_name = np.full((len(self.names), errors.shape[1]), np.nan)
+        by_name[self.there] = errors
+        return by_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,12 +82,13 @@ class PieceProducts:
     """Inner products over the tokens of a block.
 
     Attributes:
-        gram: Of the pieces with one another; those of `PREVIOUS` with itself and the target only.
-        products: Gives, of some targets, the products of the pieces in `READ`, then of the partners,
-            with the features, [target, feature] each.
+        gram: Inner products of the pieces with one another; those of `PREVIOUS` are with itself and with
+            the target only.
+        products: Function of a slice of targets that returns the products of the pieces in `READ`, then of
+            the partners, with the features, [target, feature] each.
         features: X'X.
-        squares, fourths: Sums of powers of the target as it is.
-        active: Tokens where it is not 0.
+        squares, fourths: Sums of powers of the target, without its mean subtracted.
+        active: Number of tokens where the target is not 0.
     """
 
     gram: Float64[np.ndarray, "target piece piece"]
@@ -100,20 +99,24 @@ class PieceProducts:
     active: Int64[np.ndarray, " target"]
 
     def with_room(self, n: int) -> Float64[np.ndarray, "target piece piece"]:
-        """Return the inner products of the pieces and, behind them, room for those of `n` readouts."""
+        """Return the inner products of the pieces, followed by room for those of `n` readouts."""
         m, k = self.gram.shape[:2]
-        found = np.zeros((m, k + n, k + n))
-        found[:, :k, :k] = self.gram
-        return found
+        gram = np.zeros((m, k + n, k + n))
+        gram[:, :k, :k] = self.gram
+        return gram
 
     def put(
         self,
         gram: Float64[np.ndarray, "target piece piece"],
         readouts: dict[int, tuple[slice, Float32[np.ndarray, "target part"]]],
     ) -> None:
-        """Write the inner products of readouts x'b with themselves and the pieces, by place behind these.
+        """Write the inner products of readouts x'b with themselves and with the pieces.
 
         Those of readouts with one another are left 0, since no prediction has two.
+
+        Args:
+            gram: What `with_room` returned; it is changed.
+            readouts: Columns and coefficients of each readout, by its place after the pieces.
         """
         k = self.gram.shape[1]
         read = [*READ, *range(N_LOOKUPS, k)]
@@ -121,8 +124,7 @@ class PieceProducts:
             i: np.ascontiguousarray(self.features[columns, columns], dtype=np.float32)
             for i, (columns, _) in readouts.items()
         }
-        for first in range(0, len(gram), _AT_ONCE):
-            rows = slice(first, min(first + _AT_ONCE, len(gram)))
+        for rows in parts_of(len(gram), _AT_ONCE):
             products = self.products(rows)
             for i, (columns, coefficients) in readouts.items():
                 b = coefficients[rows]
@@ -136,7 +138,12 @@ def partner_weights(
     partners: Int64[np.ndarray, "partner target"],
     mix: Float64[np.ndarray, "partner target"] | None,
 ) -> list[tuple[Int64[np.ndarray, "some target"], Float64[np.ndarray, "some target"]]]:
-    """Return which partners make up each piece and their weights: each its own, or `mix` of them all."""
+    """Return which partners make up each piece, with their weights.
+
+    Args:
+        partners: Partners of each target.
+        mix: Weights with which all partners make up one piece; None makes each partner a piece.
+    """
     if mix is not None:
         return [(partners, mix)]
     return [(at[None], np.ones((1, len(at)))) for at in partners]

@@ -1,7 +1,7 @@
 """What latents are predicted from linearly: features of tokens, and the activations of a placebo.
 
-Nothing here depends on an SAE, so that all SAEs read at the same tokens share it: `Readouts` per set of
-tokens and placebo model.
+Nothing here depends on an SAE, so that all SAEs that are read at the same tokens and compared with the same
+placebo model share one `Readouts`.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from sae_placebo.latents.ladder.token_features import (
 
 @dataclass(frozen=True, eq=False)
 class Readouts:
-    """Features that are read linearly, each column of mean 0 and variance 1 on the fitted tokens.
+    """Features that are read linearly, each column with mean 0 and variance 1 on the fitted tokens.
 
-    Columns: ones; the bag as it is; then, less the mean by current token (the table's, with its prior):
-    bag, window, activations of the placebo. With the table of the current token beside them, the latter
-    explain what that table does not (Frisch, Waugh and Lovell). All but those of the placebo are held
-    by the features of the tokens, once for all placebos.
+    The columns are ones; the bag as it is; then bag, window and activations of the placebo, from which the
+    mean by current token (the table's, with its prior) has been subtracted. Used with the table of the
+    current token, these explain what that table does not (Frisch, Waugh and Lovell). The features of the
+    tokens hold all columns but those of the placebo, once for all placebos.
 
     Attributes:
         tokens: The features of the tokens.
-        own: Columns of the placebo, rows as in `TokenFeatures.x`; None where there is none.
+        own: Columns of the placebo, with the rows of `TokenFeatures.x`; None where there is no placebo.
     """
 
     tokens: TokenFeatures
@@ -48,10 +48,10 @@ class Readouts:
         if activations is None:
             return cls(tokens, None)
         n_fit = len(tokens.fit)
-        own = _leading(activations, tokens.order, n_fit, tokens.spec.readout)
-        less_words(own, tokens.words, tokens.order, n_fit, 0)
-        scale_columns(own, n_fit, (slice(None),))
-        return cls(tokens, own)
+        columns = _leading(activations, tokens.order, n_fit, tokens.spec.readout)
+        less_words(columns, tokens.words, tokens.order, n_fit, 0)
+        scale_columns(columns, n_fit, (slice(None),))
+        return cls(tokens, columns)
 
     @property
     def bag_alone(self) -> slice:
@@ -60,7 +60,7 @@ class Readouts:
 
     @property
     def bag(self) -> slice:
-        """Columns of the bag."""
+        """Columns of the bag from which the mean by current token has been subtracted."""
         n_bag = n_bag_columns(self.tokens.spec)
         return slice(1 + n_bag, 1 + 2 * n_bag)
 
@@ -112,8 +112,8 @@ class Readouts:
         }
 
     def _at(self, rows: slice) -> tuple[Float32[np.ndarray, "chosen _"], ...]:
-        own = () if self.own is None else (self.own[rows],)
-        return self.tokens.x[rows], *own
+        placebo = () if self.own is None else (self.own[rows],)
+        return self.tokens.x[rows], *placebo
 
     def _sums(self, known: BlockSums) -> BlockSums:
         if self.own is None:
@@ -142,13 +142,16 @@ def _leading(
     n_fit: int,
     width: int,
 ) -> Float32[np.ndarray, "ordered part"]:
-    """Return a copy of activations in order; of more than `width` dimensions, leading components."""
+    """Return a copy of the activations in order, or their leading components where there are too many.
+
+    Components are computed on the fitted tokens, which come first in `order`.
+    """
     x = activations.detach().float().cpu().numpy()
-    found = np.empty((len(order), min(x.shape[1], width)), dtype=np.float32)
+    leading = np.empty((len(order), min(x.shape[1], width)), dtype=np.float32)
     if x.shape[1] <= width:
-        # clipping asks for no buffer of all that is copied
-        np.take(x, order, axis=0, out=found, mode="clip")
-        return found
+        # with mode "clip" NumPy needs no buffer of all that is copied
+        np.take(x, order, axis=0, out=leading, mode="clip")
+        return leading
     mean = sum(x[order[p]].sum(0, dtype=np.float64) for p in parts_of(n_fit, AT_ONCE)) / n_fit
     gram = np.zeros((x.shape[1], x.shape[1]))
     for part in parts_of(n_fit, AT_ONCE):
@@ -156,5 +159,5 @@ def _leading(
         gram += centered.T @ centered
     vectors = np.linalg.eigh(gram)[1][:, ::-1][:, :width].astype(np.float32)
     for part in parts_of(len(order), AT_ONCE):
-        found[part] = x[order[part]] @ vectors
-    return found
+        leading[part] = x[order[part]] @ vectors
+    return leading

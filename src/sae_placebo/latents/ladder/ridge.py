@@ -1,4 +1,4 @@
-"""Ridge readouts from sufficient statistics, and predictors weighed against each other."""
+"""Ridge readouts from sufficient statistics, and the weights with which predictors are added up."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ def readout(
     gram: Float64[np.ndarray, "feature feature"],
     penalties: Sequence[float],
 ) -> Float32[np.ndarray, "target part"]:
-    """Return each target's ridge coefficients, with the penalty that explains most where it is chosen.
+    """Return each target's ridge coefficients, with the penalty that explains most on the choosing tokens.
 
-    A penalty is better when the prediction z, times the best factor, takes more off what the rungs
-    before left over, r: (z'r)^2 / z'z, on the documents to choose on. Each target chooses for itself.
+    With r what the rungs before left over and z a prediction, a penalty is better the larger (z'r)^2 / z'z
+    is on the documents to choose on: what z, times the best factor, explains of r. Each target has a penalty
+    of its own.
 
     Args:
         reading: The columns and their eigenvectors.
         fitted: X'y on the fitted tokens, all columns.
         left: X'r on the tokens to choose on, all columns.
         gram: X'X on the tokens to choose on, all columns.
-        penalties: In units of the mean eigenvalue.
+        penalties: Penalties to choose from, in units of the mean eigenvalue.
     """
     columns, vectors = reading.columns, reading.vectors
-    # in the basis of the eigenvectors a penalty only divides
+    # in the basis of the eigenvectors a penalty is no more than a division
     y, r = fitted[:, columns] @ vectors, left[:, columns] @ vectors
     inner = (vectors.T @ gram[columns, columns] @ vectors).astype(np.float32)
     unit = max(float(reading.values.mean()), _TINY)
@@ -62,22 +63,23 @@ def weigh(
 ) -> Float64[np.ndarray, "target piece"]:
     """Return the weight of each piece in the least squares prediction of piece 0 from mixes of others.
 
-    Every mix's square is raised by 1 / events of itself, so that a latent seen a few times trusts no
-    predictor much; that of a lookup also by 1e-5 of the target's, so that what is too small to be told
-    from the rounding of sums gets no weight.
+    The sum of squares of every mix is raised by 1 / events of itself, so that no predictor of a latent that
+    fired a few times gets much weight. That of a lookup is also raised by 1e-5 of the target's, so that a
+    lookup that is as small as the rounding of sums gets no weight.
 
     Source: stacking (Wolpert 1992; Breiman 1996), without their constraint to weights of at least 0.
 
     Args:
-        gram: Inner products of the pieces, the target among them as piece 0.
-        mixes: Sums of pieces that are weighted as one.
-        events: About how many tokens each target was seen at; see `events`.
+        gram: Inner products of the pieces, of which the target is piece 0.
+        mixes: Each row is a sum of pieces that get one weight.
+        events: About how many tokens each target is active at: the square of its sum of squares over its sum
+            of fourth powers.
     """
     inner = mixes @ gram @ mixes.T
     right = (gram[:, 0] @ mixes.T)[..., None]
     n = mixes.shape[0]
     diagonal = np.maximum(np.einsum("mkk->mk", inner), 0)
-    # other pieces are in units of their own, or as large as their ridge penalty left them
+    # pieces that are no lookups are in units of their own, or as large as their ridge penalty left them
     faint = _FAINT * mixes[:, :N_LOOKUPS].any(axis=1)
     raised = diagonal / np.maximum(events, 1)[:, None] + faint * gram[:, :1, 0]
     # all pieces of a target that is constant are 0

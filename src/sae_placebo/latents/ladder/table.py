@@ -14,35 +14,25 @@ from sae_placebo.stats.replicates import ReplicateKey, Replicates, ReplicateTabl
 
 SUBJECTS = {"latents": "ladder_r2_", "activations": "activations_r2_"}
 COLUMNS = (
-    *(
-        "arm",
-        "model_seed",
-        "sae_seed",
-        "hookpoint",
-        "sae",
-        "subject",
-        "rung",
-        "value",
-        "low",
-        "high",
-    ),
-    *("gain", "gain_low", "gain_high", "n", "reason"),
+    *("arm", "model_seed", "sae_seed", "hookpoint", "sae", "subject", "rung"),
+    *("value", "low", "high", "gain", "gain_low", "gain_high", "n", "reason"),
 )
 
 
 def ladder_table(
     table: ReplicateTable, latents: Any, widths: Mapping[str, int], min_firings: int, level: float
 ) -> Any:
-    """Return one row per arm, place, subject and rung, the constant left out.
+    """Return one row per arm, hookpoint, SAE, subject and rung but the constant.
 
-    Rows are an arm's own values, over all its SAEs, so that their seeds are null.
+    A row is about all SAEs of an arm together, so that its seeds are null. Its `n` is the number of judged
+    latents, or of dimensions of the activations.
 
     Args:
         table: Every metric of every SAE under document weights.
-        latents: Every latent, for how many of them are judged.
-        widths: Dimensions of the activations, by hookpoint.
-        min_firings: Tokens on which a latent is judged.
-        level: Of the intervals.
+        latents: One row per latent, from which the judged ones are counted.
+        widths: Number of dimensions of the activations, by hookpoint.
+        min_firings: Active tokens from which a latent is judged.
+        level: Level of the intervals.
     """
     judged = latents[latents["n_active"] >= min_firings]
     counts = judged.groupby(["arm", "hookpoint", "sae"]).size().to_dict()
@@ -55,15 +45,16 @@ def ladder_table(
         for subject in SUBJECTS
         for row in _rungs(table, place, subject, level)
     ]
-    found = pandas.DataFrame(rows, columns=list(COLUMNS))
-    seeds = ("model_seed", "sae_seed", "n")
+    whole = ("model_seed", "sae_seed", "n")
     numbers = ("value", "low", "high", "gain", "gain_low", "gain_high")
-    return found.astype(dict.fromkeys(seeds, "Int64") | dict.fromkeys(numbers, "float64"))
+    types = dict.fromkeys(whole, "Int64") | dict.fromkeys(numbers, "float64")
+    return pandas.DataFrame(rows, columns=list(COLUMNS)).astype(types)
 
 
 def _rungs(
     table: ReplicateTable, place: tuple[str, str, str], subject: str, level: float
 ) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one arm, hookpoint, SAE and subject, with each rung's gain over the one before."""
     arm, hookpoint, sae = place
     before: Replicates | None = None
     for rung in RUNGS[1:]:
@@ -71,18 +62,18 @@ def _rungs(
         row |= {"arm": arm, "hookpoint": hookpoint, "sae": sae, "subject": subject, "rung": rung}
         n_documents = table.n_documents[hookpoint]
         try:
-            found = table[ReplicateKey(arm, hookpoint, sae, SUBJECTS[subject] + rung)]
+            r2 = table[ReplicateKey(arm, hookpoint, sae, SUBJECTS[subject] + rung)]
         except NotEstimable as refusal:
             yield row | {"reason": str(refusal)}
             continue
-        step = found.values if before is None else found.values - before.values
-        gain = dataclasses.replace(found, values=step)
-        row |= {"value": found.point, "gain": gain.point}
+        step = r2.values if before is None else r2.values - before.values
+        gain = dataclasses.replace(r2, values=step)
+        row |= {"value": r2.point, "gain": gain.point}
         try:
-            around, added = (arm_interval(one, n_documents, level) for one in (found, gain))
+            around, added = (arm_interval(number, n_documents, level) for number in (r2, gain))
             row |= {"low": around.low, "high": around.high}
             row |= {"gain_low": added.low, "gain_high": added.high}
         except NotEstimable as refusal:
             row["reason"] = str(refusal)
-        before = found
+        before = r2
         yield row

@@ -1,6 +1,6 @@
 """Features of tokens that need no model: keys of lookup tables, bags and windows of embedding rows.
 
-Nothing here depends on an SAE, so that all SAEs read at the same tokens share it.
+Nothing here depends on an SAE, so that all SAEs that are read at the same tokens share it.
 """
 
 from __future__ import annotations
@@ -34,20 +34,21 @@ class LadderSpec(Spec):
     """Settings of the ladder.
 
     Attributes:
-        prior: Occurrences that the shorter context's prediction is worth in a lookup table.
-        least_pair: Pairs of tokens seen less often in the fitted documents are backed off to the token.
-        position_bins: Bins of the position in the row, of about equal numbers of tokens.
-        decays: Of the bags of previous tokens, per token, between 0 and 1; each bag has `bag` dimensions.
-        bag: Leading principal components of the embedding rows that a bag adds up.
-        window: Leading principal components of the embedding row, for the current token, the one before,
-            and so on.
-        readout: Dimensions of the placebo's activations that are read: all of them, or, of more, the
-            leading principal components.
+        prior: How many occurrences the shorter context's prediction is worth in a lookup table.
+        least_pair: A pair of tokens that occurs less often in the fitted documents is backed off to the
+            token.
+        position_bins: Number of bins of the position in the row, of about equal numbers of tokens.
+        decays: Decay per token of each bag of previous tokens, between 0 and 1.
+        bag: How many leading principal components of the embedding rows a bag adds up.
+        window: How many leading principal components of its embedding row are read, for the current token,
+            the one before, and so on.
+        readout: How many dimensions of the placebo's activations are read. Where there are more, the leading
+            principal components are.
         penalties: Ridge penalties to choose from, in units of the mean eigenvalue.
-        partners: Placebo latents that a latent is predicted from; 0: none.
-        partner_tokens: Fitted tokens on which these are looked for, at most.
-        least_active: Active tokens in the fitted and in the scored documents below which a latent has no
-            R2: it would be a ratio of two noises.
+        partners: How many placebo latents a latent is predicted from; 0 for none.
+        partner_tokens: On how many fitted tokens these are searched for, at most.
+        least_active: Active tokens in the fitted and in the scored documents below which a latent has no R2,
+            since that would be a ratio of two noises.
     """
 
     prior: float = Field(default=1.0, gt=0)
@@ -67,21 +68,21 @@ class LadderSpec(Spec):
 
 @dataclass(frozen=True, eq=False)
 class TokenFeatures:
-    """What can be known of the tokens without a model: shared by all SAEs read at them.
+    """What is known of the tokens without a model, which all SAEs that are read at them share.
 
     Attributes:
-        words: Table of the current token.
-        previous: Table of the token before.
-        pairs: Table of both.
-        bins: Bin of each position.
-        n_bins: Bins.
-        x: The columns of `Readouts` that need no placebo. Rows are the fitted tokens, those chosen on,
-            then the scored by group, so that those of a block are a view.
+        words: Keys of the table of the current token.
+        previous: Keys of the table of the token before.
+        pairs: Keys of the table of both.
+        bins: Bin of each token's position.
+        n_bins: Number of bins.
+        x: The columns of `Readouts` that need no placebo. Rows are the fitted tokens, then those chosen on,
+            then the scored ones by group, so that the rows of a block are a view.
         fit: Fitted tokens.
         choose: Tokens to choose on.
         score: Scored tokens by group of documents.
-        n_groups: Groups of documents.
-        source: What stands for a token in bags and windows, for people.
+        n_groups: Number of groups of documents.
+        source: What stands for a token in bags and windows, in words for people.
         spec: Settings.
     """
 
@@ -110,10 +111,10 @@ class TokenFeatures:
         """Return the features of the tokens.
 
         Args:
-            tokens: What was read.
+            tokens: The tokens that were read.
             folds: Which documents are fitted, chosen and scored on.
             embeddings: Row of each token id, the trained model's W_E; None for fixed random rows.
-            seed: Of the random rows.
+            seed: It names the draw of the random rows.
             spec: Settings.
 
         Raises:
@@ -121,8 +122,8 @@ class TokenFeatures:
         """
         purposes = folds.purposes[tokens.documents]
         fit, choose, score = (np.flatnonzero(purposes == p) for p in (FIT, CHOOSE, SCORE))
-        for found, what in ((fit, "fit"), (choose, "choose penalties"), (score, "score")):
-            if not len(found):
+        for part, what in ((fit, "fit"), (choose, "choose penalties"), (score, "score")):
+            if not len(part):
                 raise NotEstimable(f"no document to {what} on: the ladder needs more documents")
         groups = folds.groups[tokens.documents[score]]
         blocks = _blocks(len(fit), choose, [(g, score[groups == g]) for g in np.unique(groups)])
@@ -142,7 +143,7 @@ class TokenFeatures:
         return cls(
             words=words,
             previous=Keys.among(before, fit, spec.prior),
-            # the current token first: pairs are then sorted by it
+            # pairs are sorted by the current token, since it comes first
             pairs=Keys.among(ids * width + before, fit, spec.prior, spec.least_pair),
             bins=np.searchsorted(edges, tokens.positions, side="right").astype(np.int64),
             n_bins=len(edges) + 1,
@@ -161,10 +162,10 @@ class TokenFeatures:
     @functools.cached_property
     def word_of_pair(self) -> Int64[np.ndarray, " key"]:
         """Key of the current token of each pair."""
-        found = np.full(len(self.pairs.n), len(self.words.n) - 1, dtype=np.int64)
-        found[self.pairs.of] = self.words.of
-        found[-1] = len(self.words.n) - 1
-        return found
+        words = np.full(len(self.pairs.n), len(self.words.n) - 1, dtype=np.int64)
+        words[self.pairs.of] = self.words.of
+        words[-1] = len(self.words.n) - 1
+        return words
 
     @functools.cached_property
     def order(self) -> Int64[np.ndarray, " ordered"]:
@@ -178,7 +179,7 @@ class TokenFeatures:
 
     @functools.cached_property
     def sums(self) -> tuple[BlockSums, ...]:
-        """Sums over each block, first those chosen on, of the features that need no placebo."""
+        """Sums of the features that need no placebo over each block, the one to choose on first."""
         tables = LookupKeys(self.words, self.previous, self.pairs, self.bins, self.n_bins)
         return tuple(
             BlockSums.of(BlockKeys.of(tables, block), (self.x[block.rows],), None)
@@ -189,7 +190,7 @@ class TokenFeatures:
 def _blocks(
     start: int, choose: Int64[np.ndarray, " chosen"], score: list[tuple[Any, Any]]
 ) -> list[TokenBlock]:
-    """Return the blocks, one behind the other in the features from row `start`."""
+    """Return the blocks, whose rows in the features follow one another from row `start`."""
     blocks = []
     for group, tokens in ((-1, choose), *score):
         blocks.append(TokenBlock(tokens, int(group), slice(start, start + len(tokens))))
@@ -198,7 +199,7 @@ def _blocks(
 
 
 def n_bag_columns(spec: LadderSpec) -> int:
-    """Return how many columns the bags have."""
+    """Return how many columns the bags have together."""
     return len(spec.decays) * spec.bag
 
 
@@ -209,7 +210,11 @@ def _token_rows(
     seed: int,
     spec: LadderSpec,
 ) -> tuple[Float32[np.ndarray, "id part"], str]:
-    """Return a row per token id, leading principal components first, and what the rows are."""
+    """Return a row for each token id, and in words what the rows are.
+
+    Rows of embeddings are centered and turned into principal components of the fitted tokens, the leading
+    ones first, and padded with zeros where there are too few.
+    """
     width = max(spec.bag, *spec.window)
     n_ids = int(tokens.rows.token_ids.max()) + 1
     if embeddings is None:
@@ -233,28 +238,28 @@ def _features(
     order: Int64[np.ndarray, " ordered"],
     spec: LadderSpec,
 ) -> Float32[np.ndarray, "ordered feature"]:
-    """Return ones, bags, bags once more, and windows, as they are, of the tokens in `order`."""
+    """Return ones, bags, bags once more, and windows, neither centered nor scaled, of tokens in `order`."""
     ids, row, n_bag = tokens.rows.token_ids, tokens.places[:, 0], n_bag_columns(spec)
-    found = np.empty((len(order), 1 + 2 * n_bag + sum(spec.window)), dtype=np.float32)
+    features = np.empty((len(order), 1 + 2 * n_bag + sum(spec.window)), dtype=np.float32)
     place = np.full(len(tokens), -1, dtype=np.int64)
     place[order] = np.arange(len(order))
     at_once = max(1, AT_ONCE // ids.shape[1])
     for first in range(0, len(ids), at_once):
         start, stop = np.searchsorted(row, [first, first + at_once])
-        here = np.flatnonzero(place[start:stop] >= 0)
-        at = place[start:stop][here]
+        used = np.flatnonzero(place[start:stop] >= 0)
+        at = place[start:stop][used]
         bags = _bags(rows[ids[first : first + at_once], : spec.bag], spec)
-        places = tokens.places[start:stop][here]
+        places = tokens.places[start:stop][used]
         part = bags[places[:, 0] - first, places[:, 1]]
         windows = _windows(ids, places, rows, spec)
-        found[at] = np.concatenate([np.ones((len(at), 1), "f4"), part, part, windows], axis=1)
-    return found
+        features[at] = np.concatenate([np.ones((len(at), 1), "f4"), part, part, windows], axis=1)
+    return features
 
 
 def _bags(
     rows: Float32[np.ndarray, "row position part"], spec: LadderSpec
 ) -> Float32[np.ndarray, "row position feature"]:
-    """Return decayed sums of the vectors of the tokens before, within the row, per decay."""
+    """Return decayed sums, for each decay, of the vectors of the tokens before within the row."""
     decays = np.asarray(spec.decays, dtype=np.float32)[:, None]
     bag = np.zeros((*rows.shape[:2], len(spec.decays), spec.bag), dtype=np.float32)
     for p in range(1, rows.shape[1]):
@@ -268,7 +273,7 @@ def _windows(
     rows: Float32[np.ndarray, "vocabulary part"],
     spec: LadderSpec,
 ) -> Float32[np.ndarray, "token feature"]:
-    """Return the vectors of the last tokens, 0 before the row began, one position after the other."""
+    """Return the vectors of the last tokens side by side; those before the row began are 0."""
     row, position = places.T
     parts = []
     for back, width in enumerate(spec.window):
@@ -285,7 +290,15 @@ def less_words(
     n_fit: int,
     first: int,
 ) -> None:
-    """Take off features, from column `first`, their mean by current token; the table's, with its prior."""
+    """Subtract from features, in place, their mean by current token, as the table with its prior has it.
+
+    Args:
+        x: Features.
+        words: Keys of the table of the current token.
+        order: Token of each row; the fitted ones come first.
+        n_fit: Number of fitted tokens.
+        first: Columns before this one are left as they are.
+    """
     n = (words.n + words.prior).astype(np.float32)[:, None]
     sums = words.sums(order[:n_fit]) @ x[:n_fit]
     table = ((sums + words.prior * _moment(x[:n_fit])) / n).astype(np.float32)
@@ -298,20 +311,21 @@ def less_words(
 def scale_columns(
     x: Float32[np.ndarray, "ordered part"], n_fit: int, together: tuple[slice, ...]
 ) -> None:
-    """Make columns of mean 0 and variance 1 on the fitted tokens; constant ones become 0.
+    """Give columns, in place, mean 0 and variance 1 on the fitted tokens; constant columns become 0.
 
     Args:
         x: Features.
-        n_fit: Fitted tokens, which are first.
-        together: Columns that tell from one another what is constant; others are left alone.
+        n_fit: Number of fitted tokens, which come first.
+        together: Groups of columns. A column is constant if its deviation is tiny beside the largest of its
+            group. Columns in no group are left as they are.
     """
     mean = _moment(x[:n_fit])
     deviation = np.sqrt(_moment(x[:n_fit], mean.astype(np.float32)))
     scale, shift = np.ones(x.shape[1]), np.zeros(x.shape[1])
     for columns in together:
-        here = deviation[columns]
-        usable = here > 1e-6 * max(float(here.max(initial=0.0)), 1e-30)
-        scale[columns] = np.where(usable, 1 / np.where(usable, here, 1), 0)
+        spread = deviation[columns]
+        usable = spread > 1e-6 * max(float(spread.max(initial=0.0)), 1e-30)
+        scale[columns] = np.where(usable, 1 / np.where(usable, spread, 1), 0)
         shift[columns] = mean[columns]
     scale32, shift32 = scale.astype(np.float32), shift.astype(np.float32)
     for part in parts_of(len(x), AT_ONCE):
@@ -322,12 +336,12 @@ def scale_columns(
 def _moment(
     x: Float32[np.ndarray, "chosen part"], about: Float32[np.ndarray, " part"] | None = None
 ) -> Float64[np.ndarray, " part"]:
-    """Return the mean of each column, or, about something, of the square of what is beyond it."""
+    """Return the mean of each column or, where `about` is given, of its squared difference from it."""
     total = np.zeros(x.shape[1])
     for part in parts_of(len(x), AT_ONCE):
-        some = x[part]
+        values = x[part]
         if about is not None:
-            some = some - about
-            some *= some
-        total += np.ones(len(some), dtype=np.float32) @ some
+            values = values - about
+            values *= values
+        total += np.ones(len(values), dtype=np.float32) @ values
     return total / len(x)

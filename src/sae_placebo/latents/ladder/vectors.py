@@ -1,4 +1,4 @@
-"""Dense vectors as what is predicted: their predictions are written down, a few tokens at a time."""
+"""Dense vectors as what is predicted; their predictions are written down, a few tokens at a time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
-from sae_placebo.latents.ladder.block_sums import BlockSums, Keys
+from sae_placebo.latents.ladder.block_sums import BlockSums, Keys, parts_of
 from sae_placebo.latents.ladder.pieces import (
     N_LOOKUPS,
     PREVIOUS,
@@ -25,10 +25,10 @@ _FITTED_AT_ONCE = 4_096
 
 
 class Vector:
-    """A dense vector's dimensions; gives the same numbers as `Latents` for the same values.
+    """The dimensions of a dense vector as targets, with the same numbers as `Latents` of the same values.
 
     Attributes:
-        n_fitted: Fitted tokens where each is not 0.
+        n_fitted: Number of fitted tokens where the dimension is not 0.
         fitted: X'y on the fitted tokens.
     """
 
@@ -44,23 +44,23 @@ class Vector:
         tokens = readouts.tokens
         n, m = len(tokens.fit), values.shape[1]
         total, self.n_fitted = np.zeros(m), np.zeros(m, dtype=np.int64)
-        parts = [slice(first, first + _FITTED_AT_ONCE) for first in range(0, n, _FITTED_AT_ONCE)]
+        parts = list(parts_of(n, _FITTED_AT_ONCE))
         for part in parts:
-            some = values[tokens.fit[part]]
-            total += some.sum(0, dtype=np.float64)
-            self.n_fitted += np.count_nonzero(some, axis=0)
+            y = values[tokens.fit[part]]
+            total += y.sum(0, dtype=np.float64)
+            self.n_fitted += np.count_nonzero(y, axis=0)
         self._mean = (total / n).astype(np.float32)
-        found = [np.zeros((m, x.shape[1]), dtype=np.float32) for x in readouts.fitted]
+        products = [np.zeros((m, x.shape[1]), dtype=np.float32) for x in readouts.fitted]
         for part in parts:
-            some = values[tokens.fit[part]]
-            some -= self._mean
-            for x, product in zip(readouts.fitted, found, strict=True):
-                product += some.T @ x[part]
-        self.fitted = np.concatenate(found, axis=1)
+            y = values[tokens.fit[part]]
+            y -= self._mean
+            for x, product in zip(readouts.fitted, products, strict=True):
+                product += y.T @ x[part]
+        self.fitted = np.concatenate(products, axis=1)
         in_bins = np.bincount(tokens.bins[tokens.fit], minlength=tokens.n_bins + 1)
         self._position = self._table(Keys(tokens.bins, in_bins, tokens.spec.prior))
         self._word, self._previous = self._table(tokens.words), self._table(tokens.previous)
-        # n / (n + prior) of what pairs are beyond their current token's prediction
+        # what pairs add is n / (n + prior) of what they are beyond their current token's prediction
         keys = tokens.pairs
         self._pair = self._table(keys)
         share = (keys.n / (keys.n + keys.prior)).astype(np.float32)[:, None]
@@ -79,16 +79,16 @@ class Vector:
         ones = np.ones(len(known), dtype=np.float32)
         # columns are all tokens, so that no fitted vectors are copied
         adder = csr_matrix((ones, (keys.of[known], known)), shape=(n, len(self._values)))
-        found: Float32[np.ndarray, "key target"] = adder @ self._values
-        found -= keys.n.astype(np.float32)[:, None] * self._mean
-        found /= (keys.n + keys.prior).astype(np.float32)[:, None]
-        return found
+        table: Float32[np.ndarray, "key target"] = adder @ self._values
+        table -= keys.n.astype(np.float32)[:, None] * self._mean
+        table /= (keys.n + keys.prior).astype(np.float32)[:, None]
+        return table
 
     def moments(self, sums: BlockSums) -> PieceProducts:
         """Return the inner products over a block."""
         m, n = self._values.shape[1], N_LOOKUPS + len(self._partners)
         gram, powers = np.zeros((m, n, n)), np.zeros((2, m))
-        own = [np.zeros((m, x.shape[1]), dtype=np.float32) for x in sums.parts]
+        of_target = [np.zeros((m, x.shape[1]), dtype=np.float32) for x in sums.parts]
         active = np.zeros(m, dtype=np.int64)
         for part, pieces in self._pieces(sums, None):
             ones = np.ones(len(pieces[0]), dtype=np.float32)
@@ -99,13 +99,13 @@ class Vector:
                         continue
                     gram[:, i, j] += ones @ np.multiply(piece, pieces[j], out=both)
                     gram[:, j, i] = gram[:, i, j]
-            for x, product in zip(sums.parts, own, strict=True):
+            for x, product in zip(sums.parts, of_target, strict=True):
                 product += pieces[TARGET].T @ x[part]
-            some = self._values[sums.keys.block.tokens[part]]
-            active += np.count_nonzero(some, axis=0)
-            some *= some
-            powers += np.stack([ones @ some, ones @ np.square(some)])
-        products = [np.concatenate(own, axis=1), *self._products(sums)]
+            y = self._values[sums.keys.block.tokens[part]]
+            active += np.count_nonzero(y, axis=0)
+            y *= y
+            powers += np.stack([ones @ y, ones @ np.square(y)])
+        products = [np.concatenate(of_target, axis=1), *self._products(sums)]
 
         def of(rows: slice) -> list[Float32[np.ndarray, "some feature"]]:
             return [product[rows] for product in products]
@@ -115,7 +115,7 @@ class Vector:
     def _products(self, sums: BlockSums) -> list[Float32[np.ndarray, "target feature"]]:
         """Return the products of position, token, pair and partners with the features."""
         keys, d = sums.keys, sums.n_features
-        found = [
+        products = [
             self._position[: len(sums.by_bin)].T @ sums.by_bin,
             self._word[keys.word_keys].T @ np.ascontiguousarray(sums.by_word[:, :d]),
             self._pair[keys.pair_keys].T @ sums.by_pair,
@@ -124,13 +124,18 @@ class Vector:
             codes = self._placebo[keys.block.tokens].T
             by_other = np.concatenate([codes @ x for x in sums.parts], axis=1)
             by_other -= self._placebo_mean[:, None] * sums.total
-            found += [by_other[at] for at in self._partners]
-        return found
+            products += [by_other[at] for at in self._partners]
+        return products
 
     def errors(
         self, sums: BlockSums, fitted: Fitted
     ) -> tuple[Int64[np.ndarray, " target"], Float64[np.ndarray, "name target"]]:
-        """Return active tokens of a block, and the sum of squared errors of each prediction there."""
+        """Return each target's active tokens in a block, and each prediction's squared errors there.
+
+        Args:
+            sums: Sums of the features over the block.
+            fitted: The predictions; the errors are sums over the tokens of the block.
+        """
         m = self._values.shape[1]
         active, errors = np.zeros(m, dtype=np.int64), np.zeros((int(fitted.there.sum()), m))
         signed = fitted.signed.astype(np.float32).transpose(1, 2, 0)
@@ -152,7 +157,7 @@ class Vector:
     def _pieces(
         self, sums: BlockSums, fitted: Fitted | None
     ) -> Iterator[tuple[slice, list[Float32[np.ndarray, "part target"]]]]:
-        """Yield the pieces a few tokens at a time; partners each, or, of what is fitted, their sum."""
+        """Yield the pieces of a few tokens at a time, with each partner or, once fitted, their sum."""
         tokens, all_tokens = self._readouts.tokens, sums.keys.block.tokens
         mixed = []
         if len(self._partners):
@@ -160,8 +165,7 @@ class Vector:
             for at, weights in partner_weights(self._partners, mix):
                 mean = (weights * self._placebo_mean[at]).sum(0).astype(np.float32)
                 mixed.append((mixer(at, weights, self._placebo.shape[1]), mean))
-        for first in range(0, len(all_tokens), _AT_ONCE):
-            part = slice(first, min(first + _AT_ONCE, len(all_tokens)))
+        for part in parts_of(len(all_tokens), _AT_ONCE):
             at = all_tokens[part]
             pieces = [
                 self._values[at] - self._mean,
@@ -180,12 +184,12 @@ def _read(
     sums: BlockSums, part: slice, columns: slice, coefficients: Float32[np.ndarray, "target column"]
 ) -> Float32[np.ndarray, "part target"]:
     """Return the prediction of a readout at some tokens of a block."""
-    found, first = np.float32(0), 0
+    prediction, first = np.float32(0), 0
     for x in sums.parts:
         # the readout's columns in these features
         start, stop = max(columns.start, first), min(columns.stop, first + x.shape[1])
         if start < stop:
             b = coefficients[:, start - columns.start : stop - columns.start]
-            found = found + x[part, start - first : stop - first] @ b.T
+            prediction = prediction + x[part, start - first : stop - first] @ b.T
         first += x.shape[1]
-    return np.asarray(found)
+    return np.asarray(prediction)

@@ -1,4 +1,4 @@
-"""What is measured about an SAE: evidence in, numbers with their nulls out."""
+"""What is measured about an SAE: functions from evidence to numbers with their nulls."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""What a metric reads, what it declares, and how all of them are evaluated at once.
+"""What a metric reads, what it declares, and how all metrics are evaluated at once.
 
-A metric turns the evidence about one SAE into one number per column of document weights. A weight
-is a multiplicity: 2 means that the document counts twice. Column 0 is all ones, so that value 0 is
-the point estimate; the other columns are bootstrap replicates, the same ones for every arm, so that
-differences between arms are paired.
+A metric turns the evidence about one SAE into one number for each column of document weights. A weight is a
+multiplicity: 2 means that the document counts twice. Column 0 is all ones, so that value 0 is the point
+estimate. The other columns are bootstrap replicates, which are the same for every arm, so that differences
+between arms are paired.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """Everything that the first metrics read about one SAE on the held-out tokens.
+    """Everything that the metrics in `METRICS` read about one SAE on the held-out tokens.
 
-    Masked positions are already gone: every token counts. Codes are compressed sparse rows over
-    tokens; the order of the latents within a token means nothing.
+    Masked positions have been removed, so that every token counts. Codes are compressed sparse rows over
+    tokens; the order of the latents within a token has no meaning.
 
     Attributes:
         token_ids: Token id at each position.
         documents: Document of each position, 0 to n_documents - 1, ascending.
-        n_documents: Documents held out; some may have no tokens left.
-        offsets: Where each token's codes begin in `latents` and `values`, and where the last end.
+        n_documents: Number of held-out documents; some may have no tokens left.
+        offsets: Where each token's codes begin in `latents` and `values`, and where the last ones end.
         latents: Index of each active latent.
-        values: Its activation, above 0.
-        d_sae: Latents in the SAE, active or not.
+        values: The latent's activation, above 0.
+        d_sae: Number of latents in the SAE, active or not.
         vocabulary: The string of each token id, for families and for people.
         squared_error: Sum over a document's tokens of |x - x_hat|^2.
         activation_sum: Sum over a document's tokens of x.
@@ -46,10 +46,10 @@ class Evidence:
         lookup_error: Sum over a document's tokens of |x - E[x | token]|^2, with the table E fitted
             on training tokens; None where no table was fitted.
         gaussian_null_ev: Explained variance that the same recipe reaches on a Gaussian with the
-            activations' mean and covariance; None where it was not trained.
-        gaussian_null_tokens: Tokens that it was scored on.
+            activations' mean and covariance; None where no SAE was trained there.
+        gaussian_null_tokens: Number of tokens on which that was scored.
         thresholds: Where the classes of latents end.
-        truth: What is known about the tokens; None where the text has no labels.
+        truth: Labels of the tokens; None where the text has no labels.
     """
 
     token_ids: Integer[np.ndarray, " token"]
@@ -98,25 +98,25 @@ class Evidence:
 
     @property
     def n_tokens(self) -> int:
-        """Held-out tokens, each of which counts."""
+        """Number of held-out tokens, each of which counts."""
         return len(self.token_ids)
 
     @property
     def document_tokens(self) -> Int64[np.ndarray, " document"]:
-        """Tokens of each document."""
+        """Number of tokens of each document."""
         return np.bincount(self.documents, minlength=self.n_documents).astype(np.int64)
 
     @property
     def code_tokens(self) -> Int32[np.ndarray, " active"]:
-        """Position of each code."""
+        """Token of each code."""
         return np.repeat(np.arange(self.n_tokens, dtype=np.int32), np.diff(self.offsets))
 
     def shared(
         self, name: str, weights: Num[np.ndarray, "document replicate"], compute: Callable[[], R]
     ) -> R:
-        """Return what `compute` returns, computed once for this name and these weights.
+        """Return what `compute` returns, which is computed once for this name and these weights.
 
-        It is kept as long as the evidence is.
+        The result is kept as long as the evidence.
         """
         key = (name, weights.shape[1], hashlib.sha256(weights.tobytes()).digest())
         if key not in self._kept:
@@ -132,18 +132,18 @@ Values = Callable[
 
 @dataclass(frozen=True, kw_only=True)
 class Declared:
-    """What a number about one SAE is, with what is needed to read it.
+    """What a number about one SAE is, with what is needed to interpret it.
 
     Attributes:
-        name: How tables name it.
-        unit: Unit, "share" for proportions, "1" for other pure numbers.
+        name: The number's name in tables.
+        unit: Its unit; "share" for proportions, "1" for other pure numbers.
         better: Whether higher or lower is better, or neither.
         null: The value where there is nothing to find, in words.
         definition: The formula in words.
         source: Paper and every deviation from it.
-        counts_latents: Whether it is a share of latents, and so moves in steps of one over d_sae.
-        reads: What of the model it depends on: `activations` at a hookpoint, which W_U cannot move
-            unless it is W_E, or `outputs`, where W_U counts too. It decides which cells of the
+        counts_latents: Whether it is a share of latents, and so changes in steps of one over d_sae.
+        reads: What of the model it depends on: `activations` at a hookpoint, which W_U cannot change
+            unless it is W_E, or `outputs`, which depend on W_U too. It decides which cells of the
             W_E x W_U factorial can differ.
     """
 
@@ -162,9 +162,11 @@ class Metric(Declared):
     """A number that is computed from the evidence about one SAE.
 
     Attributes:
-        compute: Values under each column of document weights; NaN where one is undefined.
-        null_number: The null as a number for one SAE, where there is such a number.
-        counted: How many tokens it and its null are of; None: all held-out tokens.
+        compute: Function that returns the values under each column of document weights; a value that is
+            undefined is NaN.
+        null_number: Function that returns the null as a number for one SAE, where there is such a number.
+        counted: Function that returns how many tokens the metric and its null are computed from; None where
+            that is all held-out tokens.
         grain: What one value is about.
     """
 
@@ -189,18 +191,18 @@ class Metric(Declared):
             )
         if evidence.n_tokens == 0:
             raise NotEstimable("no held-out token is left after masking")
-        found = self.compute(evidence, weights.astype(np.float64))
-        if not np.isfinite(found[0]):
+        values = self.compute(evidence, weights.astype(np.float64))
+        if not np.isfinite(values[0]):
             raise NotEstimable(f"{self.name} is undefined on these tokens")
-        found[~np.isfinite(found)] = np.nan
-        return found
+        values[~np.isfinite(values)] = np.nan
+        return values
 
     def null_value(self, evidence: Evidence) -> float | None:
-        """Return the null for this SAE as a number, or None where it is known in words alone."""
+        """Return the null for this SAE as a number, or None where it is known in words only."""
         return None if self.null_number is None else self.null_number(evidence)
 
     def n_tokens(self, evidence: Evidence) -> int:
-        """Return how many tokens the metric and its null are of, for this SAE."""
+        """Return how many tokens the metric and its null are computed from, for this SAE."""
         return evidence.n_tokens if self.counted is None else self.counted(evidence)
 
 
@@ -221,19 +223,24 @@ def measure(
     weights: Num[np.ndarray, "document replicate"],
     metrics: Mapping[str, Metric] | None = None,
 ) -> dict[str, Measured]:
-    """Return every metric of one SAE under every column of document weights, in one pass.
+    """Return every metric of one SAE under every column of document weights.
 
-    What cannot be estimated is there as well, with its reason.
+    A metric that cannot be estimated is returned as well, with its reason.
+
+    Args:
+        evidence: The evidence about the SAE.
+        weights: Document multiplicities; column 0 is ones.
+        metrics: The metrics by name; None for those of `METRICS`.
     """
-    found: dict[str, Measured] = {}
+    measured: dict[str, Measured] = {}
     for name, metric in (METRICS.entries if metrics is None else metrics).items():
         try:
-            found[name] = Measured(
+            measured[name] = Measured(
                 metric.values(evidence, weights), metric.null_value(evidence), None
             )
         except NotEstimable as refusal:
-            found[name] = Measured(None, None, str(refusal))
-    return found
+            measured[name] = Measured(None, None, str(refusal))
+    return measured
 
 
 def ratio(

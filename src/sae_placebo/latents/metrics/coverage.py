@@ -1,9 +1,9 @@
 """How well single latents detect what is known to be true of the text.
 
-For every label, the best latent and threshold are chosen on one half of the held-out documents and
-scored on the other, and the other way round; the counts of both are added. No document has a part in
-the choice that is scored on it. Choosing uses every document once, whatever the weights: a resample
-weighs the documents that are scored, so an interval is conditional on the choice.
+For every label, the best latent and threshold are chosen on one half of the held-out documents and scored on
+the other half, then the other way round, and the counts of both are added. No document has a part in the
+choice that is scored on it. The choice counts every document once, whatever the weights: a resample weights
+the documents that are scored, so that an interval is conditional on the choice.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sae_placebo.data.labels.truth import (
     count_outcomes,
     f1_scores,
 )
-from sae_placebo.latents.metrics.base import METRICS, Evidence, Metric, Values
+from sae_placebo.latents.metrics.base import METRICS, Evidence, Metric, Values, ratio
 
 BASELINES = ("lookup", "bigram", "window")
 COLUMNS = (
@@ -39,19 +39,19 @@ COLUMNS = (
     "n_tokens",
     "reason",
 )
-# a latent is judged with its strongest 1, 0.84, 0.71, ... 0.0012 of its activations
+# a latent is tried as a detector with the strongest 1, 0.84, 0.71, ... 0.0012 of its activations
 _SHARES: Float64[np.ndarray, " level"] = 2.0 ** (-np.arange(40) / 4)
 _LATENTS_AT_ONCE = 4_096
 
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """For every label the latent and threshold with the best F1 on some documents.
+    """For every label, the latent and threshold with the best F1 on the documents that are chosen on.
 
     Attributes:
-        latents: The latent; meaningless where `f1` is 0: none is ever active on the label.
-        thresholds: The latent says yes where it is above this, in the unit of the activations.
-        f1: Its F1 on the documents that it was chosen on: optimistic.
+        latents: The latent; it means nothing where `f1` is 0, since no latent is ever active on the label.
+        thresholds: Activation above which the latent predicts the label, in the unit of the activations.
+        f1: F1 on the documents that are chosen on, which is optimistic.
     """
 
     latents: Int64[np.ndarray, " label"]
@@ -61,12 +61,12 @@ class Choice:
 
 @dataclass(frozen=True, eq=False)
 class Coverage:
-    """What one SAE's latents say about the labels.
+    """How well one SAE's latents detect the labels.
 
     Attributes:
-        counts: True positives, false positives and false negatives of the latent that was chosen on
-            the half without the document.
-        whole: The choice on all documents, to be shown to people; no score comes from it.
+        counts: True positives, false positives and false negatives in each document of the latent that was
+            chosen on the half without the document.
+        whole: The choice on all documents, to be shown to people; no score is computed from it.
     """
 
     counts: Int64[np.ndarray, "label document three"]
@@ -75,7 +75,7 @@ class Coverage:
 
 @dataclass(frozen=True, eq=False)
 class _Codes:
-    """Codes on known tokens, by latent, each latent's strongest first."""
+    """Codes on known tokens, sorted by latent and within it by activation, the strongest first."""
 
     latents: Integer[np.ndarray, " active"]
     values: Float32[np.ndarray, " active"]
@@ -83,19 +83,19 @@ class _Codes:
     d_sae: int
 
     def where(self, tokens: Bool[np.ndarray, " token"]) -> _Codes:
-        """Return the codes on some tokens, in the same order."""
+        """Return the codes on the tokens that a mask selects, in the same order."""
         kept = tokens[self.tokens]
         return _Codes(self.latents[kept], self.values[kept], self.tokens[kept], self.d_sae)
 
     @property
     def starts(self) -> Int64[np.ndarray, " latent_plus_one"]:
-        """Where each latent's codes begin, and where the last end."""
+        """Where each latent's codes begin, and where the last ones end."""
         counts = np.bincount(self.latents, minlength=self.d_sae)
         return np.append(0, np.cumsum(counts)).astype(np.int64)
 
 
 def coverage(evidence: Evidence) -> Coverage:
-    """Return the choice of latents and how it scores on documents that it was not made on.
+    """Return the choice of latents and its counts on documents that it was not made on.
 
     Raises:
         NotEstimable: the text has no labels.
@@ -124,7 +124,7 @@ def _coverage(evidence: Evidence, truth: TokenLabels) -> Coverage:
 def _sorted_codes(evidence: Evidence) -> _Codes:
     tokens = evidence.code_tokens
     known = np.flatnonzero(_truth(evidence).known[tokens])
-    # bits of positive floats are ordered like the floats, so that one key holds both
+    # bits of positive floats are ordered like the floats, so that one key holds latent and value
     keys = evidence.latents[known].astype(np.int64) << 32
     keys -= evidence.values[known].view(np.int32)
     # equal values of a latent may come in any order: no threshold lies between them
@@ -135,11 +135,16 @@ def _sorted_codes(evidence: Evidence) -> _Codes:
 def choose(
     codes: _Codes, present: Bool[np.ndarray, "token label"], tokens: Bool[np.ndarray, " token"]
 ) -> Choice:
-    """Return for every label the latent and threshold with the best F1 on some tokens.
+    """Return, for every label, the latent and threshold with the best F1 on the given tokens.
 
-    Latents are compared at 40 thresholds each, which keep the strongest 2^(-i/4) of their
-    activations; the threshold of the best is then chosen among all its values. Of latents with the
-    same F1, the one with the strongest activation is taken, so that numbering does not matter.
+    Latents are compared at 40 thresholds each, which keep the strongest 2^(-i/4) of their activations. The
+    threshold of the best latent is then chosen among all its values. Of latents with the same F1, the one
+    with the strongest activation is taken, so that their order does not matter.
+
+    Args:
+        codes: Codes on known tokens.
+        present: Which labels each token has.
+        tokens: Which tokens are chosen on.
     """
     codes = codes.where(tokens)
     starts = codes.starts
@@ -181,7 +186,7 @@ def _best_f1(
             (ones, codes.tokens[part], offsets), shape=(len(offsets) - 1, len(present))
         )
         hits = (of_bin @ present).reshape(shape)
-        for level in range(1, n_levels):  # a lower threshold keeps what a higher one does
+        for level in range(1, n_levels):  # a lower threshold keeps all that a higher one keeps
             hits[:, level] += hits[:, level - 1]
             active[:, level] += active[:, level - 1]
         hits *= 2
@@ -191,10 +196,10 @@ def _best_f1(
 
 
 def _edges(codes: _Codes) -> Int64[np.ndarray, "latent level"]:
-    """Return where the codes begin that a threshold lets in and no higher one: highest threshold first.
+    """Return where the codes begin that pass one threshold and no higher one, the highest first.
 
-    The threshold at share s of n codes lets in those of rank 0 to below s n; of equal values all or
-    none, and none where some are beyond.
+    At share s of n codes, those of rank 0 to below s n pass. Codes of equal value pass together, and only
+    if all of them are within that rank.
     """
     starts = codes.starts
     kept = np.ceil(np.diff(starts)[:, None] * _SHARES[::-1]).astype(np.int64)
@@ -210,7 +215,7 @@ def _edges(codes: _Codes) -> Int64[np.ndarray, "latent level"]:
 def _score(
     choice: Choice, codes: _Codes, evidence: Evidence, tokens: Bool[np.ndarray, " token"]
 ) -> Int64[np.ndarray, "label document three"]:
-    """Return the outcomes of a choice on some tokens."""
+    """Return the counts of `Coverage` for a choice on the given tokens."""
     starts, present = codes.starts, _truth(evidence).present
     says = np.zeros((evidence.n_tokens, len(choice.latents)), dtype=bool)
     for label in np.flatnonzero(choice.f1 > 0):
@@ -223,19 +228,18 @@ def _score(
 
 
 def coverage_table(evidence: Evidence) -> pandas.DataFrame:
-    """Return one row per label, with the columns `COLUMNS`; none where the text has no labels.
+    """Return one row per label, with the columns `COLUMNS`; there are none where the text has no labels.
 
-    `f1` is scored on documents that had no part in the choice; `latent`, `threshold` and `fit_f1`
-    are the choice on all documents and its F1 on the same ones. `lookup_f1`, `bigram_f1` and
-    `window_f1` are predictors from tokens alone, `base_rate` is the share of known tokens with the
-    label. A label that cannot be scored has a reason in place of `f1`, `latent`, `threshold` and
-    `fit_f1`.
+    `f1` is scored on documents that had no part in the choice; `latent`, `threshold` and `fit_f1` are the
+    choice on all documents and its F1 on the same documents. `lookup_f1`, `bigram_f1` and `window_f1` are
+    the F1 of predictors that read tokens alone, and `base_rate` is the share of known tokens with the label.
+    A label that cannot be scored has a reason in place of `f1`, `latent`, `threshold` and `fit_f1`.
     """
     if evidence.truth is None:
         return pandas.DataFrame({name: [] for name in COLUMNS})
-    truth, found = evidence.truth, coverage(evidence)
+    truth, covered = evidence.truth, coverage(evidence)
     weights = np.ones((evidence.n_documents, 1))
-    scores = {"f1": f1_scores(found.counts, weights)[:, 0]} | {
+    scores = {"f1": f1_scores(covered.counts, weights)[:, 0]} | {
         f"{name}_f1": f1_scores(truth.baselines[name], weights)[:, 0] for name in BASELINES
     }
     n_tokens = int(truth.known.sum())
@@ -243,15 +247,15 @@ def coverage_table(evidence: Evidence) -> pandas.DataFrame:
     reasons = [_reason(group, int(n)) for group, n in zip(truth.groups, n_positive, strict=True)]
     scored = np.array([reason is None for reason in reasons], dtype=bool)
     scores["f1"] = np.where(scored, scores["f1"], np.nan)
-    usable = scored & (found.whole.f1 > 0)
-    latents = pandas.array(found.whole.latents, dtype="Int64")
+    usable = scored & (covered.whole.f1 > 0)
+    latents = pandas.array(covered.whole.latents, dtype="Int64")
     latents[~usable] = None
     columns = {
         "label": list(truth.names),
         "group": list(truth.groups),
         "latent": latents,
-        "threshold": np.where(usable, found.whole.thresholds, np.nan),
-        "fit_f1": np.where(scored, found.whole.f1, np.nan),
+        "threshold": np.where(usable, covered.whole.thresholds, np.nan),
+        "fit_f1": np.where(scored, covered.whole.f1, np.nan),
         "base_rate": n_positive / max(n_tokens, 1),
         "n_positive": n_positive,
         "n_tokens": np.full(len(reasons), n_tokens),
@@ -269,12 +273,9 @@ def _reason(group: str, n_positive: int) -> str | None:
 
 
 def _mean(scores: Float64[np.ndarray, "label replicate"]) -> Float64[np.ndarray, " replicate"]:
-    """Return the mean over the labels that occur in a replicate, NaN where none does."""
-    there = ~np.isnan(scores)
-    total = np.where(there, scores, 0).sum(0)
-    out = np.full(scores.shape[1], np.nan)
-    np.divide(total, there.sum(0), out=out, where=there.any(0))
-    return out
+    """Return the mean over the labels that occur in a replicate; NaN where no label does."""
+    occurs = ~np.isnan(scores)
+    return ratio(np.where(occurs, scores, 0).sum(0), occurs.sum(0, dtype=np.float64))
 
 
 def _of_group(group: str) -> Values:

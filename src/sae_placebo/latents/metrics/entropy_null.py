@@ -1,14 +1,14 @@
-"""The token entropy of a latent that fires at random positions: the null of token entropy.
+"""The token entropy of a latent that fires at random positions, which is the null of token entropy.
 
-The plug-in entropy of n draws is capped at log2 n and biased far below the entropy of the source,
-so a latent's token entropy means nothing without the value that n random positions would give.
-That value is the expectation over samples without replacement from the held-out positions,
+The plug-in entropy of n draws is at most log2 n and is biased far below the entropy of the source, so that a
+latent's token entropy means nothing without the value that n random positions would give. That value is the
+expectation over samples without replacement from the held-out positions,
 
     E[H_n] = log2 n - (1 / n) sum over tokens of E[k log2 k],
 
-with k the number of times that a token with K occurrences among N is drawn. It is computed, not
-simulated: k is taken as binomial(K, n / N), which keeps the thinning that sampling without
-replacement brings and ignores that the sample's size is fixed.
+with k the number of times that a token with K occurrences among N is drawn. It is computed, not simulated,
+with k as binomial(K, n / N). This keeps the thinning of sampling without replacement, and ignores that the
+sample's size is fixed.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ class EntropyNull:
 
     def at(self, n: Float[np.ndarray, "latent replicate"]) -> Float[np.ndarray, "latent replicate"]:
         """Return the null in bits for n positions, n not necessarily whole; NaN stays NaN."""
-        found = np.full(n.shape, np.nan)
+        null = np.full(n.shape, np.nan)
         wanted = np.log2(np.maximum(n, 1))
         for replicate, (sizes, bits) in enumerate(zip(self.log2_sizes, self.bits, strict=True)):
             if np.isfinite(sizes[0]):
-                found[:, replicate] = np.interp(wanted[:, replicate], sizes, bits)
-        np.minimum(found, wanted, out=found)  # n positions cannot have more than log2 n bits
-        found[np.isnan(n)] = np.nan
-        return found
+                null[:, replicate] = np.interp(wanted[:, replicate], sizes, bits)
+        np.minimum(null, wanted, out=null)  # n positions cannot have more than log2 n bits
+        null[np.isnan(n)] = np.nan
+        return null
 
 
 def entropy_null(counts: Num[np.ndarray, "type replicate"]) -> EntropyNull:
     """Return the null for tokens that occur `counts` times in each weighted set of documents."""
     whole = np.rint(counts).astype(np.int64)
     tokens = whole.sum(0)
-    # tokens that occur equally often contribute equally: one column for each number of occurrences
+    # tokens that occur equally often contribute equally, so that there is one term for each number
     distinct, index = np.unique(whole, return_inverse=True)
     replicates = whole.shape[1]
     column = index.reshape(whole.shape) * replicates + np.arange(replicates)
@@ -64,7 +64,7 @@ def entropy_null(counts: Num[np.ndarray, "type replicate"]) -> EntropyNull:
 def _expected_k_log2_k(
     occurrences: Num[np.ndarray, " distinct"], shares: Float[np.ndarray, " size"]
 ) -> Float[np.ndarray, "distinct size"]:
-    """Return E[k log2 k] for k binomial(occurrences, share), in bits."""
+    """Return E[k log2 k], in bits, where k is binomial(occurrences, share)."""
     total = occurrences[:, None].astype(np.float64)
     share = np.broadcast_to(shares, (len(total), len(shares)))
     mean = total * share

@@ -1,4 +1,4 @@
-"""How well the SAE reconstructs its activations, and how much of that is owed to nothing.
+"""How well the SAE reconstructs its activations, and how much of that a null reaches as well.
 
 Every score is a ratio of sums over all tokens, never a mean of ratios per token or per batch.
 """
@@ -17,8 +17,8 @@ def explained_variance(
 ) -> Float[np.ndarray, " replicate"]:
     """Return the share of the activations' variance that the reconstruction keeps.
 
-    1 is perfect, 0 as good as the mean; it can be negative. The mean is that of the weighted
-    tokens, so that a resample is measured about its own mean.
+    1 is perfect and 0 is as good as the mean; it can be negative. The mean is that of the weighted
+    tokens, so that the variance of a resample is about its own mean.
 
     Raises:
         NotEstimable: fewer than two tokens, or activations that do not vary.

@@ -1,4 +1,4 @@
-"""How many latents are active, how often, and how many never; and whether arms agree in it."""
+"""How many latents are active, how often, and how many never are; and whether arms agree in this."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from sae_placebo.latents.metrics.base import METRICS, Evidence, Metric, ratio
 
 
 def by_document(evidence: Evidence, what: Float[np.ndarray, " active"]) -> Any:
-    """Return the sum of what stands at a latent's codes in each document: CSR [latent, document]."""
+    """Return the sum over each latent's codes in each document, CSR [latent, document].
+
+    Args:
+        evidence: The evidence about the SAE.
+        what: The number that is summed, for each code.
+    """
     from scipy.sparse import coo_matrix
 
     documents = evidence.documents[evidence.code_tokens]
@@ -30,8 +35,8 @@ def firings(
 
     def compute() -> Float[np.ndarray, "latent replicate"]:
         counts = by_document(evidence, np.ones(len(evidence.latents)))
-        found: Float[np.ndarray, "latent replicate"] = counts @ weights
-        return found
+        weighted: Float[np.ndarray, "latent replicate"] = counts @ weights
+        return weighted
 
     return evidence.shared("firings", weights, compute)
 
@@ -57,45 +62,46 @@ def _l0(
 def _median_density(
     evidence: Evidence, weights: Float[np.ndarray, "document replicate"]
 ) -> Float[np.ndarray, " replicate"]:
-    found = densities(evidence, weights)
-    found = np.where(found > 0, found, np.nan)
-    alive = ~np.isnan(found).all(0)
+    density = densities(evidence, weights)
+    density = np.where(density > 0, density, np.nan)
+    alive = ~np.isnan(density).all(0)
     if not alive[0]:
         raise NotEstimable("every latent is dead")
-    medians = np.full(found.shape[1], np.nan)
-    medians[alive] = np.nanmedian(found[:, alive], axis=0)
+    medians = np.full(density.shape[1], np.nan)
+    medians[alive] = np.nanmedian(density[:, alive], axis=0)
     return medians
 
 
 def l0_matches(
     measurements: Any, targets: Mapping[str, float | None], trained: str, tolerance: float
 ) -> Any:
-    """Return how far each arm's L0 lies from the trained arm's, a row per arm, hookpoint and SAE.
+    """Return how far each arm's L0 is from the trained arm's, with a row per arm, hookpoint and SAE.
 
-    Arms are compared as they turned out on held-out tokens, not as they were asked for. The mean is
-    over all SAEs of an arm, of all seeds.
+    The L0 compared is the one measured on held-out tokens, not the one in the settings. It is the mean over
+    all SAEs of an arm, of all seeds.
 
     Args:
         measurements: A trial's table of that name.
-        targets: For each SAE label the L0 that its settings ask for; None where they ask for none.
+        targets: For each SAE label, the L0 in its settings; None where they have none.
         trained: Name of the arm to which the others are to be matched.
         tolerance: Largest relative difference at which an arm counts as matched.
 
     Returns:
-        A DataFrame: arm, hookpoint, sae, l0, l0_least, l0_most (of single SAEs), n_saes, n_tokens,
-        target, relative_to_target, relative_to_trained, tolerance, matched, reason (of nulls).
+        A DataFrame with the columns arm, hookpoint, sae, l0, l0_least and l0_most (of single SAEs), n_saes,
+        n_tokens, target, relative_to_target, relative_to_trained, tolerance, matched, and reason (why the
+        comparison is null).
     """
     rows = []
     values = measurements[measurements["metric"] == "l0"]
     means = values.groupby(["arm", "hookpoint", "sae"], sort=False)["value"].mean()
-    for (arm, hookpoint, sae), one in values.groupby(["arm", "hookpoint", "sae"], sort=False):
+    for (arm, hookpoint, sae), rows_of in values.groupby(["arm", "hookpoint", "sae"], sort=False):
         l0, usual = means[arm, hookpoint, sae], means.get((trained, hookpoint, sae), math.nan)
-        found, target = one["value"].dropna(), targets.get(sae)
+        known, target = rows_of["value"].dropna(), targets.get(sae)
         away, reason = _relative(l0, usual), None
         if away is None:
-            reasons = one["reason"].dropna().astype(str)
+            reasons = rows_of["reason"].dropna().astype(str)
             reason = "the trained arm has no active latents to compare with"
-            if not len(found):
+            if not len(known):
                 reason = reasons.iloc[0] if len(reasons) else "L0 was not measured"
         rows.append(
             {
@@ -103,10 +109,10 @@ def l0_matches(
                 "hookpoint": hookpoint,
                 "sae": sae,
                 "l0": float(l0),
-                "l0_least": found.min(),
-                "l0_most": found.max(),
-                "n_saes": len(found),
-                "n_tokens": int(one["n"].max()),
+                "l0_least": known.min(),
+                "l0_most": known.max(),
+                "n_saes": len(known),
+                "n_tokens": int(rows_of["n"].max()),
                 "target": target,
                 "relative_to_target": _relative(l0, target),
                 "relative_to_trained": away,
@@ -125,7 +131,7 @@ MATCHING = (
     *("arm", "hookpoint", "sae", "l0", "l0_least", "l0_most", "n_saes", "n_tokens"),
     *("target", "relative_to_target", "relative_to_trained", "tolerance", "matched", "reason"),
 )
-"""Columns of the table of matches."""
+"""Columns of the table that `l0_matches` returns."""
 
 
 def _relative(value: float, to: float | None) -> float | None:

@@ -1,4 +1,4 @@
-"""The numbers about one SAE that come of its latents' classes, verdicts, partners and ladder."""
+"""The numbers about one SAE that are made of its latents' classes, verdicts, partners and ladder."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from jaxtyping import Bool, Float, Int8
 
 from sae_placebo.latents.classes.classification import CLASSES
 from sae_placebo.latents.ladder.ladder import RUNGS, Ladder
-from sae_placebo.latents.metrics.base import Declared
+from sae_placebo.latents.metrics.base import Declared, ratio
 from sae_placebo.latents.origin.rule import ORIGINS, Verdicts
 from sae_placebo.latents.partners.assignment import Sharing
 
 
 class Number(NamedTuple):
-    """A number with each group of documents left out, its null, or the reason why there is none."""
+    """A number on each fold with its null, or the reason why there is no number."""
 
     values: Float[np.ndarray, " fold"] | None
     null_value: float | None = None
@@ -117,13 +117,15 @@ def _of_directions() -> Iterator[Declared]:
         )
 
 
-DECLARED: dict[str, Declared] = {one.name: one for one in (*_declared(), *_of_directions())}
-"""Every number of `numbers`, by name."""
+DECLARED: dict[str, Declared] = {
+    number.name: number for number in (*_declared(), *_of_directions())
+}
+"""What each number of `numbers` and of `of_sharing` is, by name."""
 
 
 def numbers(
     classes: Int8[np.ndarray, "latent fold"],
-    found: Verdicts,
+    verdicts: Verdicts,
     climbed: Ladder,
     in_placebo: Any,
     in_sibling: Any,
@@ -134,12 +136,12 @@ def numbers(
 
     Args:
         classes: Class of each latent.
-        found: Its verdict.
+        verdicts: Verdict on each latent.
         climbed: The ladder.
         in_placebo: Partners in the placebo SAE, a `latents.profile.FoundPartners`.
         in_sibling: Partners in the SAE of another seed.
-        judged: Whether it fires often enough to be judged.
-        missing: Why a class cannot be told apart here, by class.
+        judged: Whether the latent fires often enough to be judged.
+        missing: Why a class cannot be decided for this SAE, by class.
     """
     made: dict[str, Number] = {}
     for index, kind in enumerate(CLASSES):
@@ -148,14 +150,13 @@ def numbers(
         made[f"share_{kind.name}"] = Number(None if why else share, None, why)
     for index, verdict in enumerate(ORIGINS):
         why = in_placebo.reason if in_placebo.has is None else None
-        made[f"origin_{verdict}"] = Number(None if why else found.share(index), None, why)
+        made[f"origin_{verdict}"] = Number(None if why else verdicts.share(index), None, why)
     for name, partners in (("placebo", in_placebo), ("seed", in_sibling)):
         made[f"has_{name}_partner"] = _partner_share(partners)
     alive = judged & judged[:, :1]
     for rung, r2, whole in list(zip(climbed.rungs, climbed.r2, climbed.whole, strict=True))[1:]:
         known = alive & np.isfinite(r2)
-        with np.errstate(invalid="ignore"):
-            mean = np.where(known, r2, 0).sum(axis=0) / known.sum(axis=0)
+        mean = ratio(np.where(known, r2, 0).sum(axis=0), known.sum(axis=0, dtype=np.float64))
         why = climbed.reasons.get(rung)
         made[f"ladder_r2_{rung}"] = Number(
             None if why else mean, 0.0, why or "no latent fires often enough"
@@ -165,28 +166,29 @@ def numbers(
 
 
 def _partner_share(partners: Any) -> Number:
+    """Return the share of latents with a partner, and the mean of the null as its null."""
     if partners.has is None:
         return Number(None, None, partners.reason)
     fires = np.isfinite(partners.r)
-    with np.errstate(invalid="ignore"):
-        share = (partners.has & fires).sum(axis=0) / fires.sum(axis=0)
+    paired = (partners.has & fires).sum(axis=0, dtype=np.float64)
+    share = ratio(paired, fires.sum(axis=0, dtype=np.float64))
     known = partners.null_has[np.isfinite(partners.null_has)]
     return Number(share, float(known.mean()) if len(known) else None, "no latent fires")
 
 
 def of_sharing(shared: Sharing | None, n_folds: int, reason: str | None) -> dict[str, Number]:
-    """Return what two SAEs of one model share by their directions; no documents are in it.
+    """Return how much two SAEs of one model share by their directions, which depend on no documents.
 
     Args:
-        shared: Of the SAE and that of another seed; None where there is none.
-        n_folds: Values that every number has, all the same here.
-        reason: Why there is none.
+        shared: What the SAE and that of another seed share; None where there is no other.
+        n_folds: How many values every number has; they are all the same.
+        reason: Why there is no other.
     """
     if shared is None:
         return {name: Number(None, None, reason) for name in _BY_DIRECTION}
-    found = {
+    made = {
         "seed_pw_mcc": (shared.pw_mcc.value, shared.pw_mcc.null),
         "seed_mmcs": (shared.mmcs.value, shared.mmcs.null),
         "seed_shared": (shared.share, shared.null_share),
     }
-    return {name: Number(np.full(n_folds, value), null) for name, (value, null) in found.items()}
+    return {name: Number(np.full(n_folds, value), null) for name, (value, null) in made.items()}

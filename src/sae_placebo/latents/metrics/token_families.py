@@ -1,4 +1,4 @@
-"""Tokens that are one word to a reader: equal but for case, leading space and suffix."""
+"""Families of tokens: those that are equal but for case, leading space and suffix, one word to a reader."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ _SUFFIX = re.compile("(?:'s|’s|ing|edly|ed|es|s|ly)$")
 _DOUBLED = re.compile(r"([^\W\d_aeiou])\1$")
 _SHORTEST_STEM = 3
 PIECE = "\ufffd"
-"""What stands in the text of a token for bytes that are no character alone."""
+"""Character in the text of a token that stands for bytes that are not a whole character."""
 
 
 @lru_cache(maxsize=1 << 18)
 def fold(token: str) -> str:
     """Return the stem that names a token's family.
 
-    In order: (1) surrounding white space and the tokenizers' marks for it go, and WordPiece's ##;
-    (2) case is folded; (3) if what is left is letters (and an apostrophe) alone, one suffix of
-    's, ing, edly, ed, es, s, ly goes, where it leaves three letters or more and is not the second
-    s of ss; (4) if three letters or more remain, a final e goes, a doubled final consonant becomes
+    Four rules are applied in order. (1) Surrounding white space and the tokenizers' marks for it are removed,
+    and WordPiece's ##. (2) Case is folded. (3) If only letters (and an apostrophe) are left, one suffix of
+    's, ing, edly, ed, es, s, ly is removed, where it leaves three letters or more and is not the second
+    s of ss. (4) If more than three letters remain, a final e is removed, a doubled final consonant becomes
     one, and a final y becomes i. A token of white space alone is its own family.
 
-    The rules are English and crude: "news" falls in with "new", "ran" does not with "run". They
-    err on both sides alike in every arm.
+    The rules are English and crude: "news" is in the family of "new", and "ran" is not in that of "run".
+    They make the same errors in every arm.
 
     >>> fold(" Running") == fold("runs") == fold("Ġrun")
     True
@@ -52,10 +52,10 @@ def fold(token: str) -> str:
 def token_families(
     vocabulary: Sequence[str], token_ids: Int64[np.ndarray, " type"]
 ) -> Int64[np.ndarray, " type"]:
-    """Return the index of each token's family: equal numbers, one family.
+    """Return the index of each token's family; tokens of one family have the same number.
 
-    A token with a piece of a character in it is a family of its own: pieces look alike as text, and a
-    script whose characters take several tokens each would else be one family.
+    A token with a piece of a character in it is a family of its own, since all pieces have the same text, and
+    a script whose characters take several tokens each would otherwise be one family.
     """
     numbers: dict[str | int, int] = {}
     texts = [(int(token), vocabulary[token]) for token in token_ids]

@@ -1,4 +1,4 @@
-"""What an SAE's latents fire on, as one number per SAE: token entropies."""
+"""Over how many tokens an SAE's latents are spread, as one number per SAE: token entropies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sae_placebo.latents.metrics.base import METRICS, Evidence, Metric, ratio
 from sae_placebo.latents.metrics.sparsity import firings
 from sae_placebo.latents.metrics.tokens import token_entropies, token_null
 
-# below two effective positions the null is near 0 bits and a share of it means nothing
+# with fewer effective positions the null is near 0 bits, and a share of it means nothing
 _FEWEST_EFFECTIVE = 2.0
 
 
@@ -32,8 +32,8 @@ def _mean_over_judged(
 def _mean_token_entropy(
     evidence: Evidence, weights: Float[np.ndarray, "document replicate"]
 ) -> Float[np.ndarray, " replicate"]:
-    found = token_entropies(evidence, weights)
-    return _mean_over_judged(evidence, found.n_active, found.token_entropy_bits)
+    entropies = token_entropies(evidence, weights)
+    return _mean_over_judged(evidence, entropies.n_active, entropies.token_entropy_bits)
 
 
 def _null_entropy(evidence: Evidence) -> float | None:
@@ -45,10 +45,11 @@ def _null_entropy(evidence: Evidence) -> float | None:
 def _entropy_share(
     evidence: Evidence, weights: Float[np.ndarray, "document replicate"]
 ) -> Float[np.ndarray, " replicate"]:
-    found = token_entropies(evidence, weights)
-    null = np.where(found.n_effective >= _FEWEST_EFFECTIVE, found.token_entropy_null_bits, 0)
-    share = ratio(found.token_entropy_bits.astype(np.float64), null.astype(np.float64))
-    return _mean_over_judged(evidence, found.n_active, share)
+    entropies = token_entropies(evidence, weights)
+    enough = entropies.n_effective >= _FEWEST_EFFECTIVE
+    null = np.where(enough, entropies.token_entropy_null_bits, 0)
+    share = ratio(entropies.token_entropy_bits.astype(np.float64), null.astype(np.float64))
+    return _mean_over_judged(evidence, entropies.n_active, share)
 
 
 METRICS.add(

@@ -1,8 +1,8 @@
-"""Which tokens a latent fires on: one pass over its codes serves every token statistic.
+"""Which tokens a latent fires on: one pass over its codes gives every token statistic.
 
-Codes are summed once into the activation mass of each (latent, token, document). That is a sparse
-matrix [latent and token, document]; its product with the document weights gives the mass of every
-token in every bootstrap replicate, and all statistics follow from these masses.
+Codes are summed once into the activation mass of each latent, token id and document. These make a sparse
+matrix [latent and token, document]. Its product with the document weights is the mass of every token id in
+every bootstrap replicate, and all statistics follow from these masses.
 """
 
 from __future__ import annotations
@@ -13,38 +13,40 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64, Integer
 
+from sae_placebo.latents.base import Columns, Encoded
+from sae_placebo.latents.classes.thresholds import ClassThresholds
 from sae_placebo.latents.metrics.base import Evidence, ratio
 from sae_placebo.latents.metrics.entropy_null import entropy_null
 from sae_placebo.latents.metrics.sparsity import by_document, firings
 from sae_placebo.latents.metrics.token_families import token_families
 
-# the largest block of [latent and token, replicate] masses held at once, in elements
+# how many elements of [latent and token, replicate] masses are held at once
 _BLOCK = 8_000_000
 
 
 @dataclass(frozen=True)
 class TokenStatistics:
-    """What each latent fires on, under each column of document weights; NaN where it never does.
+    """What each latent fires on, under each column of document weights; NaN where it never fires.
 
     Attributes:
-        n_tokens: Tokens, by replicate.
-        n_active: Tokens on which the latent is active.
-        density: Their share.
+        n_tokens: Number of tokens, by replicate.
+        n_active: Number of tokens on which the latent is active.
+        density: Share of tokens on which the latent is active.
         token_entropy_bits: Entropy over token ids of the latent's activation mass,
-            H = - sum p_i log2 p_i with p_i the share of its total activation that falls on id i.
-        n_effective: 2 to the entropy of its activation over positions: the number of equally strong
+            H = - sum p_i log2 p_i with p_i the share of its total activation that is on id i.
+        n_effective: 2 to the entropy of the activation over positions: the number of equally strong
             activations that would be as spread out.
         token_entropy_null_bits: Expected token entropy of n_effective random positions.
         effective_tokens: 2 to the token entropy.
-        top_token: Token id with the largest mass; the lowest such id where several tie.
+        top_token: Token id with the largest mass; -1 where the latent never fires.
         top_token_mass: Share of the activation on that token.
         top_token_recall: Share of that token's occurrences on which the latent is active.
-        family_mass: Share of the activation on its heaviest family of tokens.
+        family_mass: Share of the activation on the family of tokens that has most of it.
 
-    Source: token entropy is that of Heap et al. 2025 (arXiv 2501.17727). Differs: they use a
-    latent's most activating examples only, which caps it at the logarithm of their number, and do
-    not state the logarithm's base; here every held-out activation counts, in bits. Recall and mass
-    are the definitions of this package.
+    Source: token entropy is that of Heap et al. 2025 (arXiv 2501.17727). Differs: they use a latent's most
+    activating examples only, which limits the entropy to the logarithm of their number, and do not state the
+    logarithm's base; here every held-out activation counts, in bits. Recall and mass are definitions of this
+    package.
     """
 
     n_tokens: Float[np.ndarray, " replicate"]
@@ -60,21 +62,15 @@ class TokenStatistics:
     family_mass: Float32[np.ndarray, "latent replicate"]
 
     @property
-    def columns(self) -> dict[str, Float[np.ndarray, "latent replicate"]]:
-        """What `classification.decide` reads."""
-        return {
-            "n_active": self.n_active,
-            "density": self.density,
-            "effective_tokens": self.effective_tokens,
-            "top_token_mass": self.top_token_mass,
-            "top_token_recall": self.top_token_recall,
-            "family_mass": self.family_mass,
-        }
+    def columns(self) -> Columns:
+        """The statistics that `classification.decide` reads, by name, in double precision."""
+        names = ("n_active", "density", "effective_tokens", "top_token_mass", "top_token_recall")
+        return {name: getattr(self, name).astype(np.float64) for name in (*names, "family_mass")}
 
 
 @dataclass(frozen=True)
 class TokenEntropies:
-    """The entropies of `TokenStatistics`, which take a part of the work."""
+    """The entropies of `TokenStatistics`, which can be computed without the other statistics."""
 
     n_active: Float[np.ndarray, "latent replicate"]
     token_entropy_bits: Float32[np.ndarray, "latent replicate"]
@@ -82,18 +78,43 @@ class TokenEntropies:
     token_entropy_null_bits: Float32[np.ndarray, "latent replicate"]
 
 
+def token_evidence(reading: Encoded, thresholds: ClassThresholds | None = None) -> Evidence:
+    """Return what the token statistics of an SAE read; its reconstruction errors are left at 0.
+
+    Args:
+        reading: The SAE and its codes on the held-out tokens.
+        thresholds: Where one class of latents ends and the next begins.
+    """
+    tokens, codes = reading.tokens, reading.codes
+    nothing = np.zeros(tokens.n_documents)
+    return Evidence(
+        token_ids=tokens.ids,
+        documents=tokens.documents,
+        n_documents=tokens.n_documents,
+        offsets=codes.indptr.astype(np.int64),
+        latents=codes.indices,
+        values=codes.data,
+        d_sae=reading.d_sae,
+        vocabulary=tokens.vocabulary,
+        squared_error=nothing,
+        activation_sum=nothing[:, None],
+        activation_energy=nothing,
+        thresholds=thresholds or ClassThresholds(),
+    )
+
+
 def token_entropies(
     evidence: Evidence, weights: Float[np.ndarray, "document replicate"]
 ) -> TokenEntropies:
     """Return the token entropies of every latent under each column of document weights.
 
-    The work is done once for each pair of evidence and weights.
+    They are computed once for each pair of evidence and weights.
     """
 
     def compute() -> TokenEntropies:
         n_effective, null = token_null(evidence, weights)
-        found = _filled(evidence, weights, entropy_alone=True)
-        return TokenEntropies(firings(evidence, weights), found.entropy, n_effective, null)
+        filled = _filled(evidence, weights, entropy_alone=True)
+        return TokenEntropies(firings(evidence, weights), filled.entropy, n_effective, null)
 
     return evidence.shared("token_entropies", weights, compute)
 
@@ -101,7 +122,7 @@ def token_entropies(
 def token_null(
     evidence: Evidence, weights: Float[np.ndarray, "document replicate"]
 ) -> tuple[Float32[np.ndarray, "latent replicate"], Float32[np.ndarray, "latent replicate"]]:
-    """Return `n_effective` and `token_entropy_null_bits`, which need no sum by token."""
+    """Return `n_effective` and `token_entropy_null_bits`, for which no sums by token are needed."""
 
     def compute() -> tuple[Any, Any]:
         n_effective = _effective_positions(evidence, weights)
@@ -116,7 +137,7 @@ def token_statistics(
 ) -> TokenStatistics:
     """Return the token statistics of every latent under each column of document weights.
 
-    The work is done once for each pair of evidence and weights.
+    They are computed once for each pair of evidence and weights.
     """
     return evidence.shared("token_statistics", weights, lambda: _compute(evidence, weights))
 
@@ -162,8 +183,8 @@ def _groups(evidence: Evidence) -> _Groups:
     order = np.lexsort((np.arange(len(families)), families))
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
-    # tokens in the order of type and document; by latent, the codes are then in that order, and no
-    # more than the tokens has to be sorted
+    # tokens are put in the order of type and document; each latent's codes are then in that order as well,
+    # and nothing but the tokens has to be sorted
     cell = place[seen.of_token] * evidence.n_documents + evidence.documents
     by_cell = np.argsort(cell, kind="stable")
     shape = (evidence.n_tokens, evidence.d_sae)
@@ -198,20 +219,20 @@ def _compute(
     n_tokens = evidence.document_tokens @ weights
     n_active = firings(evidence, weights)
     n_effective, null = token_null(evidence, weights)
-    found = _filled(evidence, weights)
+    filled = _filled(evidence, weights)
     silent = ~(n_active > 0)
     return TokenStatistics(
         n_tokens=n_tokens,
         n_active=n_active,
         density=ratio(n_active, np.broadcast_to(n_tokens, n_active.shape)),
-        token_entropy_bits=found.entropy,
+        token_entropy_bits=filled.entropy,
         n_effective=n_effective,
         token_entropy_null_bits=null,
-        effective_tokens=np.exp2(found.entropy),
-        top_token=np.where(silent, -1, _types(evidence).ids[found.top].astype(np.int64)),
-        top_token_mass=found.top_mass,
-        top_token_recall=found.recall,
-        family_mass=found.family_mass,
+        effective_tokens=np.exp2(filled.entropy),
+        top_token=np.where(silent, -1, _types(evidence).ids[filled.top].astype(np.int64)),
+        top_token_mass=filled.top_mass,
+        top_token_recall=filled.recall,
+        family_mass=filled.family_mass,
     )
 
 
@@ -220,9 +241,9 @@ def _filled(
     weights: Float[np.ndarray, "document replicate"],
     entropy_alone: bool = False,
 ) -> _FoundTokens:
-    """Return what the masses by token say, block by block of latents."""
+    """Return the statistics that follow from the masses by token, one block of latents after the other."""
     shape = (evidence.d_sae, weights.shape[1])
-    found = _FoundTokens(
+    filled = _FoundTokens(
         entropy=np.full(shape, np.nan, dtype=np.float32),
         top=np.full(shape, -1, dtype=np.int64),
         top_mass=np.full(shape, np.nan, dtype=np.float32),
@@ -230,7 +251,7 @@ def _filled(
         family_mass=np.full(shape, np.nan, dtype=np.float32),
     )
     if len(evidence.latents) == 0:
-        return found
+        return filled
     groups, type_counts = _groups(evidence), _types(evidence).counts @ weights
     firsts = np.flatnonzero(np.diff(groups.latents, prepend=-1))
     bounds = np.append(firsts, len(groups.latents))
@@ -238,9 +259,9 @@ def _filled(
     begin = 0
     while begin < len(firsts):
         end = max(begin + 1, int(np.searchsorted(bounds, bounds[begin] + most, "right")) - 1)
-        _fill(found, groups, bounds[begin : end + 1], weights, type_counts, entropy_alone)
+        _fill(filled, groups, bounds[begin : end + 1], weights, type_counts, entropy_alone)
         begin = end
-    return found
+    return filled
 
 
 @dataclass(frozen=True)
@@ -253,7 +274,7 @@ class _FoundTokens:
 
 
 def _fill(
-    found: _FoundTokens,
+    into: _FoundTokens,
     groups: _Groups,
     bounds: Int64[np.ndarray, " latents_plus_one"],
     weights: Float[np.ndarray, "document replicate"],
@@ -274,7 +295,7 @@ def _fill(
     logs *= share
     entropy = -_segment_sums(logs, starts)
     del logs
-    found.entropy[latents] = np.where(silent, np.nan, np.maximum(entropy, 0))
+    into.entropy[latents] = np.where(silent, np.nan, np.maximum(entropy, 0))
     if entropy_alone:
         return
     first_of_family = np.diff(groups.families[rows], prepend=-1) != 0
@@ -293,17 +314,17 @@ def _fill(
     top += starts[:-1, None]
     top_mass = np.take_along_axis(share, top, axis=0)
 
-    # recall needs the counts of the top tokens alone
+    # recall needs only the counts of the top tokens
     needed, place = np.unique(top, return_inverse=True)
     active = groups.counts[needed + rows.start] @ weights
     top_types = groups.types[rows][top]
     replicate = np.broadcast_to(np.arange(weights.shape[1]), top.shape)
     recall = ratio(active[place.reshape(top.shape), replicate], type_counts[top_types, replicate])
 
-    found.top[latents] = top_types
-    found.top_mass[latents] = np.where(silent, np.nan, np.minimum(top_mass, 1))
-    found.recall[latents] = np.where(silent, np.nan, recall)
-    found.family_mass[latents] = np.where(silent, np.nan, np.minimum(family_mass, 1))
+    into.top[latents] = top_types
+    into.top_mass[latents] = np.where(silent, np.nan, np.minimum(top_mass, 1))
+    into.recall[latents] = np.where(silent, np.nan, recall)
+    into.family_mass[latents] = np.where(silent, np.nan, np.minimum(family_mass, 1))
 
 
 def _segment_sums(
@@ -319,8 +340,8 @@ def _segment_sums(
         (np.ones(len(rows), dtype=np.float32), np.arange(len(rows)), bounds),
         shape=(len(bounds) - 1, len(rows)),
     )
-    found: Float32[np.ndarray, "segment replicate"] = ones @ rows
-    return found
+    sums: Float32[np.ndarray, "segment replicate"] = ones @ rows
+    return sums
 
 
 def _effective_positions(
@@ -330,13 +351,11 @@ def _effective_positions(
     values = evidence.values.astype(np.float64)
 
     def weighted(what: Float[np.ndarray, " active"]) -> Float[np.ndarray, "latent replicate"]:
-        found: Float[np.ndarray, "latent replicate"] = by_document(evidence, what) @ weights
-        return found
+        sums: Float[np.ndarray, "latent replicate"] = by_document(evidence, what) @ weights
+        return sums
 
     total = weighted(values)
-    some = total > 0
-    bits = np.full(total.shape, np.nan)
-    np.divide(weighted(values * np.log2(values)), total, out=bits, where=some)
-    np.subtract(np.log2(total, where=some, out=np.zeros(total.shape)), bits, out=bits)
+    bits = ratio(weighted(values * np.log2(values)), total)
+    np.subtract(np.log2(total, where=total > 0, out=np.zeros(total.shape)), bits, out=bits)
     np.exp2(np.maximum(bits, 0), out=bits)
     return bits

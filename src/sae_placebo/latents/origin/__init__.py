@@ -1,1 +1,1 @@
-"""Where a latent comes from: verdicts, and the decoys that they are held against."""
+"""Where a latent comes from: verdicts, and decoys to compare scores with."""

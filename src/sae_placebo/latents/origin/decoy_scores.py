@@ -1,4 +1,4 @@
-"""Which scores trained latents and decoys are compared by, and the table of what passes."""
+"""The scores by which trained latents are compared with decoys, and the table of what passes."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from sae_placebo.latents.origin.decoys import decoys
 
 
 class DecoyScore(NamedTuple):
-    """One score of a latent: larger is less like a placebo's, if anything is."""
+    """One score of a latent; a larger value should be less like a placebo's."""
 
     definition: str
     of: Callable[[Any], Float[np.ndarray, " latent"]]
 
 
 def _column(name: str) -> Callable[[Any], Float[np.ndarray, " latent"]]:
+    """Return the function from a latent table to a column of it, which is NaN where there is none."""
+
     def values(latents: Any) -> Float[np.ndarray, " latent"]:
         if name not in latents:
             return np.full(len(latents), np.nan)
-        found: Float[np.ndarray, " latent"] = latents[name].to_numpy(np.float64, na_value=np.nan)
-        return found
+        column: Float[np.ndarray, " latent"] = latents[name].to_numpy(np.float64, na_value=np.nan)
+        return column
 
     return values
 
@@ -32,8 +34,8 @@ def _column(name: str) -> Callable[[Any], Float[np.ndarray, " latent"]]:
 def _stable_unexplained(latents: Any) -> Float[np.ndarray, " latent"]:
     """Return the lesser of 1 - R2 of the ladder's token rungs and the correlation with a sibling."""
     left = 1 - np.clip(_column("r2_window")(latents), 0, 1)
-    found: Float[np.ndarray, " latent"] = np.minimum(left, _column("seed_r")(latents))
-    return found
+    lesser: Float[np.ndarray, " latent"] = np.minimum(left, _column("seed_r")(latents))
+    return lesser
 
 
 SCORES: Mapping[str, DecoyScore] = {
@@ -73,12 +75,13 @@ def decoy_table(
     """Return how many trained latents pass each score's threshold, by hookpoint and SAE.
 
     Args:
-        latents: All arms' latents; what fires too rarely to be judged has null scores and passes nowhere.
+        latents: All arms' latents. A latent that fires too rarely to be judged has null scores, and passes
+            no threshold.
         trained: The arm whose latents are targets.
         placebo: The arm whose latents are decoys; None where there is none.
-        why: Why there is none.
-        rate: Share of decoys among what passes.
-        seed: Names the draws of the intervals.
+        why: Why there is no placebo.
+        rate: Share of decoys that is allowed among what passes.
+        seed: It names the draws of the intervals.
     """
     rows: list[dict[str, Any]] = []
     for (hookpoint, sae), part in latents.groupby(["hookpoint", "sae"], sort=False):
@@ -86,24 +89,24 @@ def decoy_table(
         for name, score in SCORES.items():
             row: dict[str, Any] = {"hookpoint": hookpoint, "sae": sae, "arm": trained}
             row |= {"placebo": placebo, "score": name, "rate": rate, "n_targets": len(targets)}
-            scores = [score.of(one).astype(np.float64) for one in (targets, others)]
+            scores = [score.of(side).astype(np.float64) for side in (targets, others)]
             if not len(others):
                 rows.append(row | {"n_decoys": 0, "reason": why or "no placebo's latents"})
                 continue
-            if not all(np.isfinite(one).any() for one in scores):
-                reason = "the score cannot be had here, of the trained latents or of the decoys"
+            if not all(np.isfinite(values).any() for values in scores):
+                reason = "no trained latent, or no decoy, has this score"
                 rows.append(row | {"n_decoys": len(others), "reason": reason})
                 continue
-            seeds = [_sae_of(one) for one in (targets, others)]
-            found = decoys(scores[0], scores[1], rate, seeds[0], seeds[1], seed)
-            rows.append(row | {c: getattr(found, c) for c in COLUMNS if hasattr(found, c)})
+            seeds = [_sae_of(side) for side in (targets, others)]
+            passed = decoys(scores[0], scores[1], rate, seeds[0], seeds[1], seed)
+            rows.append(row | {c: getattr(passed, c) for c in COLUMNS if hasattr(passed, c)})
     return pandas.DataFrame(rows, columns=list(COLUMNS))
 
 
 def _sae_of(latents: Any) -> np.ndarray:
-    """Return a number for the SAE, model re-draw and seed, that each latent is of."""
+    """Return a number for each latent's SAE, one for each pair of model re-draw and SAE seed."""
     keys = [
         latents[name].astype("Int64").fillna(-1).to_numpy() for name in ("model_seed", "sae_seed")
     ]
-    found: np.ndarray = np.unique(np.stack(keys), axis=1, return_inverse=True)[1].reshape(-1)
-    return found
+    saes: np.ndarray = np.unique(np.stack(keys), axis=1, return_inverse=True)[1].reshape(-1)
+    return saes

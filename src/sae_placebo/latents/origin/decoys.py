@@ -1,8 +1,9 @@
-"""Latents of a placebo as decoys: the score from which few of those that pass are of their kind.
+"""Latents of a placebo as decoys: the threshold of a score above which few latents are like a placebo's.
 
-This is target-decoy estimation of the false discovery rate, as used for spectra of peptides. A trained
-SAE's latents are targets, a placebo's are decoys, and any score of a latent will do. If a decoy is as
-likely to reach a score as a target with nothing to it, decoys at a threshold count such targets.
+This is target-decoy estimation of the false discovery rate, as used for spectra of peptides. A trained SAE's
+latents are targets, a placebo's latents are decoys, and any score of a latent can be used. If a decoy is as
+likely to reach a score as a target in which nothing was learned, the decoys above a threshold estimate the
+number of such targets.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ _NO_SEEDS = "one SAE: the interval is over its latents alone"
 
 @dataclass(frozen=True)
 class Decoys:
-    """What passes when decoys are at most a given share of it.
+    """How many targets pass a threshold at which decoys are at most a given share of what passes.
 
     Attributes:
-        threshold: Score from which latents pass; None where no score will do.
-        rate: Share of decoys asked for.
+        threshold: Score from which latents pass; None where no score achieves the rate.
+        rate: Share of decoys that is allowed.
         achieved: Estimated share of decoys at the threshold.
-        passing: Targets that pass; None where no threshold will do.
+        passing: Number of targets that pass; None where there is no threshold.
         low: Lower bound of `passing`.
         high: Upper bound.
-        decoys_passing: Decoys at or above the threshold, as counted.
-        n_targets: Targets, those without a score among them.
-        n_decoys: Decoys, likewise.
+        decoys_passing: Number of decoys at or above the threshold, as counted.
+        n_targets: Number of targets, those without a score included.
+        n_decoys: Number of decoys, those without a score included.
         reason: Why there is no threshold; None where there is one.
         remark: What the interval leaves out; None where it leaves out nothing.
     """
@@ -66,32 +67,33 @@ def decoys(
 ) -> Decoys:
     """Return the lowest threshold at which decoys are at most `rate` of what passes, and how many pass.
 
-    At threshold t the estimate is (1 + decoys >= t) x (targets / decoys) over targets >= t. The 1 keeps
-    the bound valid where counts are small: without it the best of two identical groups is "found" half
-    of the time. Larger scores are better. NaN passes nowhere and still counts, so that an SAE with more
-    dead latents has fewer that pass, not more of those that are left.
+    At threshold t the estimate is (1 + number of decoys >= t) x (targets / decoys), divided by the number of
+    targets >= t. The 1 keeps the bound valid where counts are small: without it, the best of two identical
+    groups would pass half of the time. Larger scores are better. NaN passes no threshold and still counts,
+    so that in an SAE with more dead latents fewer pass, not more of those that are left.
 
-    **Conservative.** All targets are taken to be able to be false; if only a share pi of them are, the
-    rate achieved is about pi x `rate`. **Not conservative** where decoys score lower than a target
-    with nothing to it would, as where the placebo's activations are easier or its scores are of fewer
-    tokens: match them.
+    **Conservative.** The estimate allows all targets to be false; if only a share pi of them are, the rate
+    achieved is about pi x `rate`. **Not conservative** where decoys score lower than a target in which
+    nothing was learned, as where the placebo's activations are easier or its scores are of fewer tokens.
+    Such differences must be removed before scores are compared.
 
     The interval is a percentile one. A draw takes SAEs (n - 1 of n seeds with replacement, which is
-    unbiased; Rao and Wu 1988) and then latents within them, targets and decoys apart, and looks for the
-    threshold again; where it finds none, none pass. With few seeds it has few values to show.
+    unbiased; Rao and Wu 1988) and then latents within them, separately for targets and decoys, and searches
+    for the threshold again; where there is none, no target passes. With few seeds the interval has few
+    distinct values.
 
     Args:
-        target_scores: Of the trained SAE's latents.
-        decoy_scores: Of the placebo's.
-        rate: Share of decoys wanted.
-        target_seeds: SAE that each target is of; None: one.
-        decoy_seeds: SAE (and re-draw) that each decoy is of; None: one.
-        seed: Names the draws.
-        draws: Of the interval.
-        level: Of the interval.
+        target_scores: Scores of the trained SAE's latents.
+        decoy_scores: Scores of the placebo's latents.
+        rate: Share of decoys that is allowed.
+        target_seeds: SAE of each target; None where all are of one.
+        decoy_seeds: SAE (and re-draw) of each decoy; None where all are of one.
+        seed: It names the draws.
+        draws: Number of draws of the interval.
+        level: Level of the interval.
 
     Raises:
-        SpecError: the rate is no share, there is no target or decoy, or a seed is missing.
+        SpecError: the rate is not between 0 and 1, there is no target or decoy, or a seed is missing.
 
     Source: Elias and Gygi (2007); the 1 as in He et al. (2015) and Barber and Candes (2015).
     """
@@ -108,8 +110,8 @@ def decoys(
     random = numpy_generator(seed, "decoys", draws)
     shares = np.empty(draws)
     for i in range(draws):
-        one, other = (_drawn(group, random) for group in groups)
-        shares[i] = _search(one, other, rate)[2] / len(one)
+        targets, others = (_drawn(group, random) for group in groups)
+        shares[i] = _search(targets, others, rate)[2] / len(targets)
     low, high = np.quantile(shares, [(1 - level) / 2, (1 + level) / 2]) * n
     return Decoys(
         threshold=threshold,
@@ -129,12 +131,12 @@ def decoys(
 def _search(
     targets: Float[np.ndarray, " target"], others: Float[np.ndarray, " decoy"], rate: float
 ) -> tuple[float | None, float | None, int, float]:
-    """Return threshold, estimated share of decoys, targets that pass, and the least share anywhere."""
+    """Return threshold, share of decoys there, number of targets that pass, and least share of all."""
     scores = np.sort(targets[~np.isnan(targets)])[::-1]
     known = np.sort(others[~np.isnan(others)])
     if not len(scores):
         return None, None, 0, 1.0
-    # of equal scores all pass or none
+    # latents with equal scores pass together
     last = np.flatnonzero(np.append(scores[:-1] != scores[1:], True))
     above = len(known) - np.searchsorted(known, scores[last], side="left")
     shares = (1 + above) * (len(targets) / len(others)) / (last + 1)
@@ -149,17 +151,18 @@ def _search(
 def _groups(
     scores: Float[np.ndarray, " latent"], seeds: Integer[np.ndarray, " seed"] | None
 ) -> list[Float[np.ndarray, " some"]]:
+    """Return the scores of each SAE."""
     if seeds is None:
         return [scores]
     if len(seeds) != len(scores):
         raise SpecError(f"{len(scores)} scores with {len(seeds)} seeds: give one for each")
-    return [scores[seeds == one] for one in np.unique(seeds)]
+    return [scores[seeds == sae] for sae in np.unique(seeds)]
 
 
 def _drawn(
     groups: list[Float[np.ndarray, " some"]], random: np.random.Generator
 ) -> Float[np.ndarray, " latent"]:
-    """Return latents of a draw of SAEs, drawn again within each."""
+    """Return the scores of latents that are drawn within SAEs that are drawn."""
     chosen = groups
     if len(groups) > 1:
         chosen = [groups[i] for i in random.integers(0, len(groups), len(groups) - 1)]

@@ -1,13 +1,13 @@
 """Where a latent comes from: explained, not explained, or undetermined, each with its evidence.
 
-**Inherited**: held-out predictors that know tokens, positions, embeddings, or a placebo model explain at
-least the limit of its variance; or a placebo SAE has a partner of it. The evidence is the first rung of
-the ladder that reaches the limit.
-**Model-made**: no rung does, by more than two standard errors; no partner in the placebo; and the SAE of
-another seed has it too, so that it is not an accident of one training.
+**Explained**: predictors that read tokens, positions, embeddings or a placebo model explain at least the
+limit of the latent's held-out variance, or the placebo SAE has a partner of it. The evidence is the first
+rung of the ladder that reaches the limit.
+**Not explained**: every rung stays below the limit by more than two standard errors, the placebo SAE has no
+partner, and the SAE of another seed has one, so that the latent is not an accident of one training.
 **Undetermined**: everything else, with the reason.
 
-A verdict is about origin, not about use. "Model-made" means: not explained by what was tried.
+A verdict is about origin, not about use. "Not explained" means that nothing that was tried explains it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ EVIDENCE = {
     "placebo_readout": "the placebo model's activations",
     "placebo_latents": "the placebo SAE's latents",
 }
-"""Rungs of the ladder, in its order, and what each explains a latent by."""
+"""Rungs of the ladder in its order, each with what it reads, in words."""
 
 PARTNER = "a partner in the placebo SAE"
 _STANDARD_ERRORS = 2.0
@@ -37,11 +37,11 @@ _STANDARD_ERRORS = 2.0
 
 @dataclass(frozen=True, eq=False)
 class Verdicts:
-    """What is said of every latent.
+    """The verdict on every latent, with its evidence.
 
     Attributes:
         verdict: [latent, fold] index into `ORIGINS`.
-        evidence: [latent] what speaks for it, or why nothing can be said; of fold 0.
+        evidence: [latent] the evidence for the verdict of fold 0, or why it is undetermined.
     """
 
     verdict: Int8[np.ndarray, "latent fold"]
@@ -49,8 +49,8 @@ class Verdicts:
 
     def share(self, verdict: int) -> Float[np.ndarray, " fold"]:
         """Return the share of all latents with this verdict."""
-        found: Float[np.ndarray, " fold"] = (self.verdict == verdict).mean(axis=0)
-        return found
+        share: Float[np.ndarray, " fold"] = (self.verdict == verdict).mean(axis=0)
+        return share
 
 
 def verdicts(
@@ -64,12 +64,12 @@ def verdicts(
     """Return the verdict on every latent.
 
     Args:
-        judged: Whether it fires often enough to be judged.
-        rungs: Nested held-out R2 by rung, keys of `EVIDENCE`; NaN where one cannot be had.
-        in_placebo: Whether the placebo SAE has a partner of it; None: there is no placebo.
-        in_sibling: Whether the SAE of another seed has one; None: there is no such SAE.
-        explained: R2 from which a rung explains it.
-        reasons: Why there is no `placebo`, no `sibling`.
+        judged: Whether the latent fires often enough to be judged.
+        rungs: Held-out R2 of nested rungs, by the keys of `EVIDENCE`; NaN where it is not estimable.
+        in_placebo: Whether the placebo SAE has a partner of the latent; None where there is no placebo.
+        in_sibling: Whether the SAE of another seed has a partner; None where there is no such SAE.
+        explained: R2 from which a rung explains a latent.
+        reasons: Why there is no `placebo` and no `sibling`.
     """
     shape = judged.shape
     verdict = np.full(shape, UNDETERMINED, dtype=np.int8)
@@ -87,9 +87,9 @@ def verdicts(
     if in_placebo is None:
         evidence[open_[:, 0]] = reasons.get("placebo", "no placebo read the same tokens")
         return Verdicts(verdict, evidence)
-    found = open_ & in_placebo
-    verdict[found], evidence[found[:, 0]] = EXPLAINED, f"has {PARTNER}"
-    open_ &= ~found
+    paired = open_ & in_placebo
+    verdict[paired], evidence[paired[:, 0]] = EXPLAINED, f"has {PARTNER}"
+    open_ &= ~paired
     close = open_ & near
     evidence[close[:, 0]] = "a rung explains nearly enough of it, within two standard errors"
     open_ &= ~close
@@ -113,15 +113,15 @@ def last_known(
     rungs: dict[str, Float[np.ndarray, "latent fold"]],
 ) -> Float[np.ndarray, "latent fold"]:
     """Return the R2 of the last rung that is not NaN, by latent and fold; NaN where all are."""
-    found = np.full(next(iter(rungs.values())).shape, np.nan)
+    last = np.full(next(iter(rungs.values())).shape, np.nan)
     for name in EVIDENCE:
         if name in rungs:
-            found = np.where(np.isfinite(rungs[name]), rungs[name], found)
-    return found
+            last = np.where(np.isfinite(rungs[name]), rungs[name], last)
+    return last
 
 
 def jackknife_se(values: Float[np.ndarray, "latent fold"]) -> Float[np.ndarray, " latent"]:
-    """Return the standard error of each latent's value, from the groups left out; NaN counts as none.
+    """Return the standard error of each latent's value, from the groups left out; NaN folds are skipped.
 
     Source: the delete-a-group jackknife (Kott 2001): (G - 1) / G times the sum of squared differences.
     """
@@ -129,5 +129,5 @@ def jackknife_se(values: Float[np.ndarray, "latent fold"]) -> Float[np.ndarray, 
     n = np.isfinite(left).sum(axis=1)
     mean = np.nansum(left, axis=1) / np.maximum(n, 1)
     squares = np.nansum((left - mean[:, None]) ** 2, axis=1)
-    found: Float[np.ndarray, " latent"] = np.sqrt(squares * (n - 1).clip(0) / np.maximum(n, 1))
-    return found
+    error: Float[np.ndarray, " latent"] = np.sqrt(squares * (n - 1).clip(0) / np.maximum(n, 1))
+    return error

@@ -1,10 +1,10 @@
 """Whether two SAEs of one model have the same latents, by the directions of their rows.
 
-Only for SAEs that read the same activations, where directions share a basis. Two random dictionaries
-have a nearest row too, and nearer ones the more rows there are, so that every number here stands
-beside what random directions reach in as many dimensions with as many rows.
+The two must read the same activations, since only then do their directions share a basis. Rows of two random
+dictionaries have a nearest row too, which is nearer the more rows there are, so that every number here is
+given with what random directions reach in as many dimensions with as many rows.
 
-Beware of SAEs that start from the same bits: what never moved is then shared. Seeds must differ.
+The seeds of the two must differ: SAEs that start from the same bits share whatever training did not move.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class AssignmentSpec(Spec):
     """How rows are assigned one to one, and when a latent counts as shared."""
 
     cosine: float = Field(0.7, gt=0, le=1)
-    """Cosine that encoder and decoder need each (Paulo and Belrose 2025)."""
+    """Cosine that encoder and decoder rows must both reach (Paulo and Belrose 2025)."""
     optimal_up_to: int = Field(4096, ge=1)
-    """Latents up to which the assignment is the best one; above, nearest pairs first."""
+    """Number of latents up to which the best assignment is computed; with more, nearest pairs go first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +56,10 @@ class Assignment:
     method: str
 
     def turned(self, n: int) -> Assignment:
-        """Return the same pairs, as the other dictionary's `n` rows see them."""
+        """Return the same pairs with the sides exchanged, for the other dictionary's `n` rows."""
         partner, cosine = np.full(n, -1, np.int64), np.full(n, np.nan)
-        own = np.flatnonzero(self.partner >= 0)
-        partner[self.partner[own]], cosine[self.partner[own]] = own, self.cosine[own]
+        paired = np.flatnonzero(self.partner >= 0)
+        partner[self.partner[paired]], cosine[self.partner[paired]] = paired, self.cosine[paired]
         return Assignment(partner, cosine, self.method)
 
 
@@ -69,10 +69,10 @@ class MeanCosine:
 
     Attributes:
         value: Mean over latents.
-        low: Lower bound; latents are taken as drawn from very many, the two SAEs as given.
+        low: Lower bound of its interval, in which latents count as drawn and the two SAEs as given.
         high: Upper bound.
         null: The same number for random directions of as many dimensions and rows.
-        n: Latents.
+        n: Number of latents.
     """
 
     value: float
@@ -89,15 +89,16 @@ class Sharing:
     Attributes:
         encoder: Assignment by encoder rows.
         decoder: Assignment by decoder rows.
-        shared: [latent] same partner in both, and both cosines reach the threshold.
-        pw_mcc: Mean cosine of assigned decoder rows. Source: Song et al. (2025). Deviation: signed,
+        shared: [latent] whether the latent has the same partner in both, with both cosines at the threshold
+            or above.
+        pw_mcc: Mean cosine of assigned decoder rows. Source: Song et al. (2025). Deviation: it is signed,
             since a latent is active on one side only.
-        mmcs: Mean over latents of a of the largest cosine of decoder rows to any of b.
+        mmcs: Mean over latents of a of the largest cosine of their decoder row with any of b.
         share: Share of latents that are shared; its bounds are Wilson's.
         share_low: Lower bound.
         share_high: Upper bound.
-        null_share: Share among random directions with equal encoder and decoder: at least what
-            chance reaches.
+        null_share: Share among random directions with equal encoder and decoder, which is an upper bound of
+            what chance reaches.
     """
 
     encoder: Assignment
@@ -113,7 +114,7 @@ class Sharing:
 
 @dataclass(frozen=True)
 class ClassShare:
-    """Share of one class's latents that are shared, or the reason for having none."""
+    """The share of one class's latents that are shared, or the reason why it has no share."""
 
     name: str
     n: int
@@ -130,16 +131,16 @@ def sharing(
     spec: AssignmentSpec | None = None,
     seed: int = 0,
 ) -> Sharing:
-    """Return which latents of one SAE another one of the same activations has too.
+    """Return which latents of one SAE another SAE of the same activations has too.
 
-    All latents take part, dead ones as well: these have moved little from their random start, and have
-    no partner. `sharing_by_class` tells them apart.
+    All latents take part. Dead ones do as well: they have moved little from their random start, and have no
+    partner. `sharing_by_class` gives the share of each class.
 
     Args:
         a: Encoder and decoder of one SAE, a row per latent: `W_enc.T`, `W_dec`.
-        b: Those of the other.
-        spec: Threshold, and up to which size the assignment is the best one.
-        seed: Names the null's draw.
+        b: Encoder and decoder of the other SAE.
+        spec: Threshold, and the size up to which the assignment is the best one.
+        seed: It names the null's draw.
 
     Source: Paulo and Belrose (2025, arXiv 2501.16615), "shared". Deviation: above
     `optimal_up_to` rows pairs are taken nearest first instead of best in sum.
@@ -153,19 +154,18 @@ def sharing_of_both(
     spec: AssignmentSpec | None = None,
     seed: int = 0,
 ) -> tuple[Sharing, Sharing]:
-    """Return what `sharing` says of the one SAE and of the other, from one assignment for both."""
+    """Return what `sharing` returns for each of the two SAEs, from one assignment for both."""
     spec = spec or AssignmentSpec()
-    one = [unit_rows(rows) for rows in a]
-    other = [unit_rows(rows) for rows in b]
-    encoder, decoder = (assign(x, y, spec) for x, y in zip(one, other, strict=True))
-    (n, d), m = one[1].shape, len(other[1])
+    units = [(unit_rows(x), unit_rows(y)) for x, y in zip(a, b, strict=True)]
+    encoder, decoder = (assign(x, y, spec) for x, y in units)
+    x, y = units[1]
+    (n, d), m = x.shape, len(y)
     null = random_assignment(d, n, m, spec, seed)
-    found = _nearest(one[1], other[1], True)
+    nearest = _nearest(x, y, True)
+    back = encoder.turned(m), decoder.turned(m)
     return (
-        _sharing(encoder, decoder, found.best, expected_max_cosine(d, m), null, spec),
-        _sharing(
-            encoder.turned(m), decoder.turned(m), found.top, expected_max_cosine(d, n), null, spec
-        ),
+        _sharing(encoder, decoder, nearest.best, expected_max_cosine(d, m), null, spec),
+        _sharing(*back, nearest.top, expected_max_cosine(d, n), null, spec),
     )
 
 
@@ -197,23 +197,23 @@ def _sharing(
 def sharing_by_class(
     classes: Shaped[np.ndarray, " latent"], shared: Bool[np.ndarray, " latent"]
 ) -> list[ClassShare]:
-    """Return, per class in alphabetical order, how many of its latents are shared, with Wilson's interval.
+    """Return how many latents of each class are shared, with Wilson's interval; classes are sorted by name.
 
     Raises:
-        SpecError: the two are of different latents, by their number.
+        SpecError: the numbers of classes and of latents differ.
     """
     if len(classes) != len(shared):
         raise SpecError(f"{len(classes)} classes of {len(shared)} latents: give one for each")
-    found = []
+    shares = []
     for name in sorted({str(kind) for kind in classes}):
-        own = shared[np.asarray([str(kind) == name for kind in classes], dtype=bool)]
-        n, hits = len(own), int(own.sum())
+        members = shared[np.asarray([str(kind) == name for kind in classes], dtype=bool)]
+        n, hits = len(members), int(members.sum())
         try:
             low, high = wilson(hits, n)
-            found.append(ClassShare(name, n, hits, hits / n, low, high, None))
+            shares.append(ClassShare(name, n, hits, hits / n, low, high, None))
         except NotEstimable as why:
-            found.append(ClassShare(name, n, hits, None, None, None, str(why)))
-    return found
+            shares.append(ClassShare(name, n, hits, None, None, None, str(why)))
+    return shares
 
 
 def assign(
@@ -224,24 +224,24 @@ def assign(
 ) -> Assignment:
     """Return one-to-one partners of unit rows with a large sum of cosines.
 
-    Up to `optimal_up_to` rows the largest sum there is. Above, the nearest pair of all, then the nearest
-    of the rest, and so on, found in rounds of pairs that are each other's nearest; memory stays
-    at a block of cosines.
+    Up to `optimal_up_to` rows the sum is the largest possible. With more rows, the nearest pair of all is
+    taken, then the nearest pair of the rest, and so on. These are found in rounds of pairs that are each
+    other's nearest, and only a block of cosines is held in memory.
 
     Args:
         x: Rows of length 1.
         y: Rows of length 1.
-        spec: Where the one ends and the other begins.
-        signed: Whether opposite directions are apart; if not, the cosine's absolute value counts.
+        spec: Up to which size the assignment is the best one.
+        signed: Whether opposite directions count as far apart; if not, the cosine's absolute value is used.
     """
     spec = spec or AssignmentSpec()
     partner = np.full(len(x), -1, np.int64)
     cosine = np.full(len(x), np.nan)
     if max(len(x), len(y)) <= spec.optimal_up_to:
-        found = x @ y.T
-        found = found if signed else np.abs(found)
-        rows, columns = _optimal(found)
-        partner[rows], cosine[rows] = columns, found[rows, columns]
+        cosines = x @ y.T
+        cosines = cosines if signed else np.abs(cosines)
+        rows, columns = _optimal(cosines)
+        partner[rows], cosine[rows] = columns, cosines[rows, columns]
         return Assignment(partner, cosine, "optimal")
     left, right = np.arange(len(x)), np.arange(len(y))
     while len(left) and len(right):
@@ -258,9 +258,9 @@ def _optimal(
 ) -> tuple[Int64[np.ndarray, " pair"], Int64[np.ndarray, " pair"]]:
     """Return the assignment with the largest sum.
 
-    A price per column, and a number per row, taken off all its cosines changes no assignment's rank.
-    With the prices of an auction a row's best column is nearly the one that it gets, and the search
-    for the exact optimum takes a third of the time.
+    Subtracting one number from all cosines of a column, or of a row, changes the rank of no assignment. With
+    the prices of an auction subtracted, a row's best column is nearly always the one that it gets, and the
+    search for the exact optimum takes a third of the time.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -274,7 +274,7 @@ def _optimal(
 
 
 def _prices(cosines: Float32[np.ndarray, "row row"]) -> Float32[np.ndarray, " row"]:
-    """Return what columns cost after rows have bid for them, in ever smaller steps.
+    """Return the price of each column after rows have bid for the columns, in ever smaller steps.
 
     Source: the auction algorithm with scaled steps (Bertsekas 1988). Differs: each round ends with a few
     rows that have no column, since an exact search follows.
@@ -302,7 +302,7 @@ def _prices(cosines: Float32[np.ndarray, "row row"]) -> Float32[np.ndarray, " ro
 
 
 class _Nearest(NamedTuple):
-    """Each row's largest cosine and the column where, and each column's and the row where."""
+    """Each row's largest cosine (`best`) and its column, and each column's (`top`) and its row."""
 
     best: Float32[np.ndarray, " row"]
     to: Int64[np.ndarray, " row"]
@@ -313,18 +313,18 @@ class _Nearest(NamedTuple):
 def _nearest(
     x: Float32[np.ndarray, "row d_in"], y: Float32[np.ndarray, "column d_in"], signed: bool
 ) -> _Nearest:
-    """Return what is nearest, holding a block of cosines at a time."""
+    """Return the nearest column of each row and row of each column, from one block of cosines at a time."""
     best, to = np.empty(len(x), np.float32), np.empty(len(x), np.int64)
     top, back = np.full(len(y), -np.inf, np.float32), np.zeros(len(y), np.int64)
     size = max(1, _CHUNK_NUMBERS // len(y))
     for first in range(0, len(x), size):
-        found = x[first : first + size] @ y.T
-        found = found if signed else np.abs(found)
-        own = slice(first, first + len(found))
-        to[own] = found.argmax(axis=1)
-        best[own] = np.take_along_axis(found, to[own, None], axis=1)[:, 0]
-        at = found.argmax(axis=0)
-        value = found[at, np.arange(len(y))]
+        cosines = x[first : first + size] @ y.T
+        cosines = cosines if signed else np.abs(cosines)
+        rows = slice(first, first + len(cosines))
+        to[rows] = cosines.argmax(axis=1)
+        best[rows] = np.take_along_axis(cosines, to[rows, None], axis=1)[:, 0]
+        at = cosines.argmax(axis=0)
+        value = cosines[at, np.arange(len(y))]
         back = np.where(value > top, at + first, back)
         top = np.maximum(top, value)
     return _Nearest(best, to, top, back)
@@ -335,13 +335,13 @@ def max_cosine(
     y: Float32[np.ndarray, "other d_in"],
     signed: bool = True,
 ) -> Float32[np.ndarray, " latent"]:
-    """Return each unit row's largest cosine to a row of `y`; the mean is MMCS."""
+    """Return the largest cosine of each unit row with a row of `y`; the mean of these is MMCS."""
     return _nearest(x, y, signed).best
 
 
 @dataclass(frozen=True)
 class RandomAssignment:
-    """What random directions reach.
+    """What random directions reach when they are assigned one to one.
 
     Attributes:
         mean: Mean cosine of assigned rows.
@@ -357,16 +357,16 @@ def random_assignment(
 ) -> RandomAssignment:
     """Return what n and m random unit vectors in d dimensions reach when assigned one to one.
 
-    By the same method as the rows that it is held against. Small ones are drawn until there are 2,000
-    pairs, so that the mean's standard error stays below .01 above a few dimensions. Kept in memory by
-    its arguments.
+    They are assigned by the same method as the rows that they are the null of. Where n or m is small,
+    vectors are drawn until there are 2,000 pairs, so that above a few dimensions the mean's standard error
+    stays below .01. Results are kept in memory by their arguments.
 
     Raises:
         SpecError: a size is below 1.
     """
     if min(d, n, m) < 1:
         raise SpecError(f"random directions need sizes of 1 or more; found d={d}, n={n}, m={m}")
-    with _DRAWING:  # two threads that ask for the same one draw it once
+    with _DRAWING:  # two threads that need the same result draw it once
         return _drawn(d, n, m, spec or AssignmentSpec(), seed, signed)
 
 
@@ -375,25 +375,23 @@ def _drawn(
     d: int, n: int, m: int, spec: AssignmentSpec, seed: int, signed: bool
 ) -> RandomAssignment:
     random = numpy_generator(seed, "random assignment", d, n, m)
-    found = []
+    draws = []
     for _ in range(max(1, math.ceil(2000 / min(n, m)))):
         x, y = (unit_rows(random.standard_normal((k, d), np.float32)) for k in (n, m))
-        found.append(assign(x, y, spec, signed).cosine)
-    cosines = np.concatenate(found)
+        draws.append(assign(x, y, spec, signed).cosine)
+    cosines = np.concatenate(draws)
     cosines = cosines[np.isfinite(cosines)]
     return RandomAssignment(float(cosines.mean()), float(np.mean(cosines >= spec.cosine)))
 
 
 def unit_rows(rows: Float[np.ndarray, "latent d_in"]) -> Float32[np.ndarray, "latent d_in"]:
-    """Return rows of length 1; a row of zeros stays one, with cosine 0 to everything."""
+    """Return the rows scaled to length 1; a row of zeros stays as it is, with cosine 0 to all others."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    found: Float32[np.ndarray, "latent d_in"] = (rows / np.maximum(lengths, 1e-12)).astype(
-        np.float32
-    )
-    return found
+    return np.asarray(rows / np.maximum(lengths, 1e-12), dtype=np.float32)
 
 
 def _mean(values: Float[np.ndarray, " latent"], null: float) -> MeanCosine:
+    """Return the mean of the finite values, with its interval."""
     known = values[np.isfinite(values)].astype(np.float64)
     if len(known) < 2:
         raise NotEstimable(f"{len(known)} assigned latents have no spread: two are needed")

@@ -1,11 +1,11 @@
-"""Compiled loops behind partners: products of two SAEs' codes, one latent at a time; see `partners`.
+"""Compiled loops for `partners`: products of two SAEs' codes, one latent at a time.
 
-Only entries where both are active are touched. Sums are added token by token, in double precision and
-in the order of SciPy's sparse product, so that both give the same bits.
+Only entries where both are active are read. Sums are added token by token, in double precision and in the
+order of SciPy's sparse product, so that both give the same bits.
 
-A latent's tokens lie far apart, so that each row of b would be waited for; rows are asked for a few
-tokens ahead, which is worth a factor of three. Indices are unsigned: numba checks signed ones for
-being negative in every product.
+A latent's tokens lie far apart in memory, so that the processor would wait for each row of b. Rows are
+prefetched a few tokens ahead, which makes the loops three times as fast. Indices are unsigned, since numba
+tests in every product whether a signed index is negative.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from numba.extending import intrinsic
 from sae_placebo.saes.jit import EXACT
 
 AHEAD = 8
-"""Tokens ahead of the one in work whose rows are asked for."""
+"""How many tokens ahead rows are prefetched."""
 _LINE = 16
-"""Numbers of 4 bytes in a line of cache."""
+"""How many numbers of 4 bytes a line of cache holds."""
 
 
 def _generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -32,17 +32,17 @@ def _generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     number = ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [place.type, number, number, number])
     prefetch = builder.module.declare_intrinsic("llvm.prefetch", [place.type], kind)
-    # to read, to keep, data
+    # the three numbers mean: to read, to keep in all levels, data
     builder.call(prefetch, [place, number(0), number(3), number(1)])
     return context.get_dummy_value()
 
 
 def _typed(context: Any, array: Any, index: Any) -> Any:
-    """Ask for the line of cache that holds an entry; nothing is read."""
+    """Prefetch the line of cache that holds an entry; nothing is read."""
     return types.void(array, index), _generate
 
 
-# numba keeps the function itself beside compiled code, so without a checker of types around it
+# numba stores the function itself with compiled code, so that no checker of types may be wrapped around it
 _ask_for = intrinsic(inspect.unwrap(_typed))
 
 
@@ -55,11 +55,13 @@ def best_by_latent(
     Args:
         columns: (indptr, tokens, values) of a by latent.
         rows: (indptr, latents, values) of b by token.
-        place: [token] the row of b that stands beside each token of a.
-        moments: (sums of a, means of b, infinite where b's latent is constant; 1 / sd of b, not 0).
-        first: First latent.
-        stop: Past the last one.
-        out: (partner, score); -1 and -inf where a's latent is silent or b has no candidate.
+        place: [token] the row of b that is paired with each token of a.
+        moments: (sums of a, means of b, 1 / sd of b); where b's latent is constant, its mean is infinite
+            and 1 / sd is not 0.
+        first: The first latent.
+        stop: One past the last latent.
+        out: (partner, score), which are written; -1 and -inf where a's latent is silent or b has no
+            candidate.
     """
     a_start, a_token, a_value = columns
     b_start, b_latent, b_value = rows
@@ -84,9 +86,9 @@ def best_by_latent(
                 total[b_latent[q]] += value * b_value[q]
         best, at, level = -np.inf, -1, a_sum[i]
         for j in range(total.shape[0]):
-            found = (total[j] - level * b_mean[j]) * b_scale[j]
-            if found > best:
-                best, at = found, j
+            candidate = (total[j] - level * b_mean[j]) * b_scale[j]
+            if candidate > best:
+                best, at = candidate, j
         partner[i], score[i] = at, best
 
 
@@ -94,7 +96,7 @@ def best_by_latent(
 def pair_by_group(
     columns: Any, rows: Any, partner: Any, group: Any, first: int, stop: int, out: Any
 ) -> None:
-    """Write, for each latent of a and its partner, sums of products and of joint firings by group."""
+    """Add, for each latent of a and its partner, products and joint firings by group to `out`."""
     a_start, a_token, a_value = columns
     b_start, b_latent, b_value = rows
     products, joint = out
@@ -118,7 +120,7 @@ def pair_by_group(
 
 @EXACT
 def sums_by_group(indptr: Any, latents: Any, values: Any, group: Any, out: Any) -> None:
-    """Add up, by group and latent, activations, their squares and firings: `out` [3, group, latent]."""
+    """Add activations, their squares and firings by group and latent to `out`, [3, group, latent]."""
     sums, squares, firings = out[0], out[1], out[2]
     for t in range(group.shape[0]):
         g = group[t]

@@ -1,13 +1,13 @@
 """Whether another SAE has the same latent: the best partner by activation on the same tokens.
 
-Decoder rows of two models live in unrelated bases, so that a cosine between them says nothing; what two
-latents do on the same tokens can always be compared. Work grows with pairs of latents active on the
-same token, about tokens x L0 x L0, and no array of latent x latent is held: each latent of a is
-compared with all of b in one row of memory.
+Decoder rows of two models are in unrelated bases, so that a cosine between them says nothing, while the
+activations of two latents on the same tokens can always be compared. The work grows with the pairs of latents
+that are active on the same token, about tokens x L0 x L0. No array of latent x latent is held: each latent of
+a is compared with all of b in one row of memory.
 
-A best partner is a maximum over thousands of candidates, and is large for that reason alone. Beside it
-stand what the same codes reach when one side is moved in time, and what the same firing rates reach
-when firing is independent.
+A best partner is a maximum over thousands of candidates, and is large for that reason alone. It is therefore
+given with two nulls: what the same codes reach when one side is moved in time, and what the same firing rates
+reach when latents fire independently.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ class PartnerSpec(Spec):
     """When a latent counts as having a partner, and what its null is."""
 
     threshold: float = Field(0.5, gt=0, le=1)
-    """Correlation that a partner needs at least: a quarter of the variance in common."""
+    """Least correlation of a partner; .5 is a quarter of the variance in common."""
     null_quantile: float = Field(0.95, gt=0, lt=1)
-    """Quantile of the null, among latents of similar firing rate, that it needs as well."""
+    """Quantile of the null among latents of similar firing rate, which a partner must reach as well."""
     strata: int = Field(10, ge=1)
-    """Groups of latents by firing rate, of equal size; fewer where latents are few."""
+    """Number of groups of latents by firing rate, of equal size; there are fewer where latents are few."""
     latents_per_stratum: int = Field(40, ge=1)
-    """Below this a quantile of the null is not worth having; strata are merged."""
+    """Fewest latents in a group; with fewer, a quantile of the null would be too uncertain."""
     shift: Literal["within_documents", "stream"] = "within_documents"
-    """How b's tokens are moved for the null: rotated within each document by a random offset, which
-    keeps what the document is about in step; or the whole stream by at least the longest document,
-    which does not."""
+    """How b's tokens are moved for the null. `within_documents` rotates each document by a random offset, so
+    that both sides still read the same document; `stream` rotates all tokens by at least the length of the
+    longest document, so that they do not."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,17 +47,17 @@ class Partners:
     """The best partner of every latent of a among the latents of b.
 
     Attributes:
-        partner: [latent] latent of b; -1 where a's latent never fires (or none of b's does).
+        partner: [latent] the latent of b; -1 where a's latent never fires (or none of b's does).
         correlation: [latent, fold] Pearson correlation of activations over all tokens with that partner,
             which is chosen on all documents and not again in each fold; NaN without a partner.
-        jaccard: [latent, fold] tokens on which both fire / on which either does.
+        jaccard: [latent, fold] number of tokens on which both fire, divided by that on which either does.
         f1: [latent, fold] 2 x both / (firings of a + firings of b).
         f1_null: [latent] F1 of independent firing at these two rates, 2 p q / (p + q).
-        shifted: [latent] correlation with the best partner when b is moved in time: the null.
+        shifted: [latent] the null: correlation with the best partner when b is moved in time.
         by_rate: [latent] expected correlation of *firing* with the best of b's latents if all of
             these fired independently of a's, at their own rates.
-        n_active: [latent] tokens on which a's latent fires.
-        n_tokens: Tokens.
+        n_active: [latent] number of tokens on which a's latent fires.
+        n_tokens: Number of tokens.
         reason: Why `shifted` is NaN; None where it is not.
     """
 
@@ -74,7 +74,7 @@ class Partners:
 
     @property
     def columns(self) -> Columns:
-        """What varies with documents, by name."""
+        """The statistics that have a value on each fold, by name."""
         return {
             "partner_correlation": self.correlation,
             "partner_jaccard": self.jaccard,
@@ -82,7 +82,7 @@ class Partners:
         }
 
     def null_share(self, threshold: float) -> float:
-        """Return the share of latents that fire whose null reaches `threshold`.
+        """Return the share, among latents that fire, of those whose null reaches `threshold`.
 
         Raises:
             NotEstimable: there is no null, or no latent fires.
@@ -102,28 +102,29 @@ def best_partners(
     seed: int = 0,
     threads: int = 1,
 ) -> Partners:
-    """Return the best partner of each latent of `a` in `b`, and the nulls beside it.
+    """Return the best partner of each latent of `a` in `b`, with its nulls.
 
-    Dead latents of b are no candidates. Among candidates that never fire together with a's latent the
-    correlation is a little below 0, and the largest of those is taken. Ties go to the first.
+    Dead latents of b are no candidates. Candidates that never fire together with a's latent have a
+    correlation a little below 0, and where there are no others, the largest of these is taken. Ties go to the
+    first latent.
 
-    Memory: the codes, `a` again by latent, 24 bytes x (latents of a and b) x groups, and one number
-    per latent of b and thread; without compiled loops, blocks of 32 MB.
+    Memory holds the codes, `a` again by latent, 24 bytes x (latents of a and b) x groups, and one number per
+    latent of b and thread; without compiled loops, it also holds blocks of 32 MB.
 
     Args:
-        a: Codes, scipy CSR or CSC [token, latent]; CSC, such as `Reading.by_latent`, saves a sort.
+        a: Codes, scipy CSR or CSC [token, latent]; CSC, such as `Encoded.by_latent`, saves a sort.
         b: Codes of the other SAE on the same tokens, scipy CSR.
         documents: Document of each token, ascending.
         folds: Groups of documents.
         spec: How b is moved for the null.
-        seed: Names the null's draw.
-        threads: Threads of the compiled loops; the result does not depend on them.
+        seed: It names the null's draw.
+        threads: Number of threads of the compiled loops; the result does not depend on it.
 
     Raises:
-        SpecError: the two are of different tokens, by their number, or documents are not in order.
+        SpecError: the numbers of tokens differ, or documents are not in order.
 
     Source: the measure is that of Bricken et al. (2023), "universality": the largest Pearson
-    correlation over tokens. Deviations: exact over all tokens, with folds and both nulls.
+    correlation over tokens. Deviations: it is exact over all tokens, and has folds and both nulls.
     """
     if not a.shape[0] == b.shape[0] == len(documents):
         raise SpecError(
@@ -137,15 +138,14 @@ def best_partners(
     partner = products.best(np.arange(len(documents)))[0]
     shifted, reason = np.full(a.shape[1], np.nan), None
     try:
-        found, score = products.best(moved(documents, spec.shift, seed))
+        null_partner, score = products.best(moved(documents, spec.shift, seed))
         scale = products.scale_a
-        ok = (found >= 0) & (scale > 0)
+        ok = (null_partner >= 0) & (scale > 0)
         shifted[ok] = score[ok] * scale[ok] / len(documents)
     except NotEstimable as why:
         reason = str(why)
     both = products.pairs(partner)
-    one, other = products.sums_a, products.sums_b[:, :, partner]
-    sums = np.stack([one[0], one[1], one[2], other[0], other[1], other[2], both[0].T, both[1].T])
+    sums = np.stack([*products.sums_a, *products.sums_b[:, :, partner], *(part.T for part in both)])
     whole = sums.sum(axis=1, keepdims=True)
     n = np.concatenate([[n_group.sum()], n_group.sum() - n_group])
     # [sum, fold, latent]
@@ -157,7 +157,7 @@ def best_partners(
     rates = whole[[2, 5], 0] / len(documents)
     with np.errstate(invalid="ignore"):
         f1_null = np.where(silent, np.nan, 2 * rates[0] * rates[1] / (rates[0] + rates[1]))
-    n_active = np.rint(one[2].sum(axis=0)).astype(np.int64)
+    n_active = np.rint(products.sums_a[2].sum(axis=0)).astype(np.int64)
     return Partners(
         partner=partner,
         correlation=np.ascontiguousarray(correlation.T),
@@ -175,11 +175,17 @@ def best_partners(
 def _agreement(
     v: Float[np.ndarray, "sum fold latent"], n: Float[np.ndarray, "fold one"]
 ) -> tuple[Float[np.ndarray, "fold latent"], ...]:
-    """Return correlation, Jaccard and F1 from sums of a, of b and of products; 0/0 is NaN."""
+    """Return correlation, Jaccard and F1, with NaN for 0/0.
+
+    Args:
+        v: Sums of a, of its squares and of its firings, the same of b, and sums of the products of a and b
+            and of their joint firings.
+        n: Number of tokens of each fold.
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
         cov = v[6] - v[0] * v[3] / n
         spread = (v[1] - v[0] ** 2 / n) * (v[4] - v[3] ** 2 / n)
-        # what is constant but for rounding has no correlation
+        # a latent that is constant but for rounding has no correlation
         spread = np.where(spread > 1e-20 * v[1] * v[4], spread, np.nan)
         correlation = np.clip(cov / np.sqrt(spread), -1.0, 1.0)
         return correlation, v[7] / (v[2] + v[5] - v[7]), 2 * v[7] / (v[2] + v[5])
@@ -188,8 +194,8 @@ def _agreement(
 def thresholds(partners: Partners, spec: PartnerSpec | None = None) -> Float[np.ndarray, " latent"]:
     """Return the correlation from which each latent counts as having a partner; NaN where it never fires.
 
-    The larger of `spec.threshold` and the null's quantile among latents of similar firing rate: rare
-    latents coincide by chance more strongly than frequent ones.
+    It is the larger of `spec.threshold` and the null's quantile among latents of similar firing rate, since
+    rare latents correlate more strongly by chance than frequent ones.
 
     Raises:
         NotEstimable: there is no null to take a quantile of.
@@ -199,12 +205,12 @@ def thresholds(partners: Partners, spec: PartnerSpec | None = None) -> Float[np.
     if not len(known):
         raise NotEstimable(partners.reason or "no latent fires, so none has a partner")
     n = max(1, min(spec.strata, len(known) // spec.latents_per_stratum))
-    found = np.full(len(partners.partner), np.nan)
+    least = np.full(len(partners.partner), np.nan)
     order = known[np.argsort(partners.n_active[known], kind="stable")]
     for stratum in np.array_split(order, n):
         quantile = np.quantile(partners.shifted[stratum], spec.null_quantile, method="higher")
-        found[stratum] = max(spec.threshold, float(quantile))
-    return found
+        least[stratum] = max(spec.threshold, float(quantile))
+    return least
 
 
 def has_partner(
@@ -225,7 +231,7 @@ def has_partner(
 def null_has_partner(
     partners: Partners, spec: PartnerSpec | None = None
 ) -> Float[np.ndarray, " latent"]:
-    """Return the same for the partners found after moving b in time: its mean is the null share.
+    """Return what `has_partner` returns for partners after b is moved in time; its mean is the null share.
 
     Raises:
         NotEstimable: there is no null; see `Partners.reason`.
@@ -238,7 +244,7 @@ def null_has_partner(
 def moved(
     documents: Integer[np.ndarray, " token"], shift: str, seed: int
 ) -> Int64[np.ndarray, " token"]:
-    """Return which token of b stands beside each token of a in the null.
+    """Return which token of b is paired with each token of a in the null.
 
     Raises:
         SpecError: documents are not in order.
@@ -267,8 +273,8 @@ def moved(
     )
     owner = np.repeat(np.arange(len(lengths)), lengths)
     place = np.arange(n) - starts[owner]
-    found: Int64[np.ndarray, " token"] = starts[owner] + (place + offsets[owner]) % lengths[owner]
-    return found
+    rotated: Int64[np.ndarray, " token"] = starts[owner] + (place + offsets[owner]) % lengths[owner]
+    return rotated
 
 
 def independent_best(
@@ -276,19 +282,19 @@ def independent_best(
 ) -> Float[np.ndarray, " latent"]:
     """Return the expected best correlation of firing if b's latents fire independently of a's.
 
-    With one latent firing on n of T tokens and another on m, the tokens in common are about
+    If one latent fires on n of T tokens and another on m, the number of tokens in common is about
     Binomial(min(n, m), max(n, m) / T), and the correlation of the two is (common - n m / T) over the
-    root of n (1 - n/T) m (1 - m/T). The best of all m is the integral of 1 - product of their
-    distribution functions. Counts are taken at 12 sizes of n, and log-linear in between, and 24 of m.
-    NaN where n is 0 or all T.
+    root of n (1 - n/T) m (1 - m/T). The expected best over all m is the integral of 1 - the product of their
+    distribution functions. It is computed at 12 sizes of n, interpolated linearly in log n, and at 24 sizes
+    of m. NaN where n is 0 or T.
 
     Deviation: activations count as 0 or 1. A rare latent of b that fires strongly where a does can
     correlate more in activation than in firing.
     """
-    found: Float[np.ndarray, " latent"] = np.full(len(n_a), np.nan)
+    expected: Float[np.ndarray, " latent"] = np.full(len(n_a), np.nan)
     fires, others = (n_a > 0) & (n_a < n_tokens), n_b[(n_b > 0) & (n_b < n_tokens)]
     if not fires.any() or not len(others):
-        return found
+        return expected
     from scipy.special import bdtr
 
     sizes = np.unique(np.geomspace(n_a[fires].min(), n_a[fires].max(), 12))
@@ -306,6 +312,6 @@ def independent_best(
     at_most = np.where(common < trials, bdtr(np.minimum(common, trials), trials, share), 1.0)
     with np.errstate(divide="ignore"):
         none_above = np.exp((np.log(at_most) * weight[weight > 0]).sum(axis=2))
-    expected = np.trapezoid(1 - none_above, x[:, 0, 0], axis=0)
-    found[fires] = np.interp(np.log(n_a[fires]), np.log(sizes), expected)
-    return found
+    at_sizes = np.trapezoid(1 - none_above, x[:, 0, 0], axis=0)
+    expected[fires] = np.interp(np.log(n_a[fires]), np.log(sizes), at_sizes)
+    return expected

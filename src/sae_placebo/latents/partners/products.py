@@ -1,4 +1,4 @@
-"""Sums of products of two SAEs' codes, of work that grows with pairs active on the same token."""
+"""Sums of products of two SAEs' codes; the work grows with the pairs that are active on the same token."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from jaxtyping import Float, Int32, Int64, Integer
 from sae_placebo.saes.fast import available
 
 _BLOCK_NUMBERS = 1 << 22
-"""Products held at a time where they are not compiled: 32 MB."""
+"""How many products are held at a time where loops are not compiled: 32 MB."""
 _DENSE = 4
-"""Entries of all partners, in those of a, above which partners' columns are not worth gathering."""
+"""With more than this many times the entries of a in the partners' columns, these are not gathered."""
 
 
 class Products:
@@ -24,9 +24,9 @@ class Products:
     Args:
         a: Codes [token, latent], CSR or CSC.
         b: Codes [token, latent], CSR.
-        group: [token] group of documents.
-        n_groups: Groups.
-        threads: Threads of the compiled loops.
+        group: [token] group of documents of each token.
+        n_groups: Number of groups.
+        threads: Number of threads of the compiled loops.
     """
 
     def __init__(
@@ -45,16 +45,16 @@ class Products:
         self.a_sum = a_sum
         self.scale_a = _one_over_sd(a_sum, a_square, n)
         scale = _one_over_sd(b_sum, b_square, n)
-        # a constant latent has no correlation: an infinite mean makes it the last candidate of all
+        # a constant latent has no correlation; an infinite mean makes it the last candidate of all
         self.b_mean = np.where(scale > 0, b_sum / max(n, 1), np.inf)
         self.b_scale = np.where(scale > 0, scale, 1.0)
 
     def best(
         self, place: Int64[np.ndarray, " token"]
     ) -> tuple[Int32[np.ndarray, " latent"], Float[np.ndarray, " latent"]]:
-        """Return each latent's partner when row `place[t]` of b stands beside token t, and its score.
+        """Return each latent's partner, and its score, when token t is paired with row `place[t]` of b.
 
-        The score times `scale_a` / tokens is the correlation.
+        The score times `scale_a` / number of tokens is the correlation.
         """
         n = self.by_latent.shape[1]
         partner, score = np.full(n, -1, np.int32), np.full(n, -np.inf)
@@ -84,7 +84,7 @@ class Products:
     def pairs(
         self, partner: Int32[np.ndarray, " latent"]
     ) -> tuple[Float[np.ndarray, "latent group"], Float[np.ndarray, "latent group"]]:
-        """Return sums of products with the partner, and tokens on which both fire, by group."""
+        """Return sums of products with the partner, and numbers of tokens on which both fire, by group."""
         n = self.by_latent.shape[1]
         products, joint = np.zeros((n, self.n_groups)), np.zeros((n, self.n_groups))
         entries = np.cumsum(np.bincount(self.b.indices, minlength=self.b.shape[1])[partner] + 1)
@@ -95,16 +95,16 @@ class Products:
             self._in_ranges(lambda i, j: pair_by_group(*given, i, j, (products, joint)))
             return products, joint
         columns = self.b.tocsc().astype(np.float64)
-        # a block's partners may be dense ones: blocks are of as many entries, not of as many latents
+        # partners may be dense, so that blocks have equal numbers of entries, not of latents
         cuts = np.searchsorted(entries, np.arange(_BLOCK_NUMBERS, entries[-1], _BLOCK_NUMBERS))
         for first, stop in itertools.pairwise(np.unique([0, *cuts, n])):
-            own = self.by_latent[:, first:stop].astype(np.float64)
-            found = own.multiply(columns[:, partner[first:stop]]).tocsc()
-            found.sort_indices()
-            latent = np.repeat(np.arange(stop - first), np.diff(found.indptr))
-            index = latent * self.n_groups + self.group[found.indices]
+            block = self.by_latent[:, first:stop].astype(np.float64)
+            both = block.multiply(columns[:, partner[first:stop]]).tocsc()
+            both.sort_indices()
+            latent = np.repeat(np.arange(stop - first), np.diff(both.indptr))
+            index = latent * self.n_groups + self.group[both.indices]
             shape, length = (stop - first, self.n_groups), (stop - first) * self.n_groups
-            products[first:stop] = np.bincount(index, found.data, length).reshape(shape)
+            products[first:stop] = np.bincount(index, both.data, length).reshape(shape)
             joint[first:stop] = np.bincount(index, minlength=length).reshape(shape)
         products[partner < 0], joint[partner < 0] = 0, 0
         return products, joint
@@ -133,7 +133,7 @@ class Products:
             work(0, n)
             return
         with ThreadPoolExecutor(self.threads) as pool:
-            # short ranges, since latents differ in how often they fire
+            # ranges are short, since latents differ in how often they fire
             ranges = _ranges(n, -(-n // (16 * self.threads)))
             list(pool.map(lambda ends: work(*ends), ranges))
 
@@ -143,8 +143,8 @@ def _grouped(
 ) -> Float[np.ndarray, "three group latent"]:
     """Return sums, sums of squares and counts of entries by group and latent."""
     value = values.astype(np.float64)
-    found = [np.bincount(index, w, groups * d) for w in (value, value * value, None)]
-    return np.stack(found).astype(np.float64).reshape(3, groups, d)
+    sums = [np.bincount(index, w, groups * d) for w in (value, value * value, None)]
+    return np.stack(sums).astype(np.float64).reshape(3, groups, d)
 
 
 def _one_over_sd(
