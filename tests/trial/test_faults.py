@@ -98,9 +98,17 @@ def test_what_fails_is_told_kept_apart_and_tried_again(
             raise ModelError("it has no such place")
         return behind(asked, hookpoint)
 
+    built, arm_model = list[str](), questions.arm_model
+
+    def counted(artefacts: Any, one: Any) -> Any:
+        built.append(one.label)
+        return arm_model(artefacts, one)
+
+    monkeypatch.setattr(questions, "arm_model", counted)
     monkeypatch.setattr(questions._Asked, "behind", once)
     monkeypatch.setattr(uses, "examine", raises(NotEstimable("no latent fires")))
     again = sp.run(table, store)
+    assert built == ["trained"]  # once for use and for audits
     told = {one["hookpoint"]: one for one in again.record["use"]}
     assert "refused" not in told["resid_post.1"]
     assert told["mlp_out.1"]["refused"] == "no latent fires"
