@@ -95,6 +95,26 @@ def bare_axis(low: float, high: float) -> dict[str, Any]:
     }
 
 
+def cumulative(data: list[dict[str, Any]], height: int, x: str, y: str) -> Figure:
+    """Return a figure of lines that are percentages over 0 to 1, with a legend above them.
+
+    Args:
+        data: Traces, a line each.
+        height: Height without the legend, in pixels.
+        x: Title of the horizontal axis.
+        y: Title of the vertical axis.
+    """
+    legend = 20 * len(data)
+    layout = layout_of(
+        height + legend,
+        {"l": 48, "r": 10, "t": legend + 8, "b": 48},
+        xaxis={"title": {"text": x}, "range": [0, 1], "fixedrange": True},
+        yaxis={"title": {"text": y}, "range": [0, 102], "fixedrange": True},
+    )
+    layout["legend"] |= {"orientation": "v", "traceorder": "normal"}
+    return {"data": data, "layout": layout}
+
+
 def error_bars(
     values: Sequence[float],
     lows: Sequence[float | None],
@@ -181,17 +201,8 @@ def shares(
         data.append(
             _share_trace(arm, points, [tops[k] - (i + 1.2) * step for k in kinds], styles[arm])
         )
-    notes = [
-        note(
-            f"<b>{label(kind.replace('_', ' '))}</b>",
-            **{"xref": "x", "x": 0, "xanchor": "left", "xshift": 3},
-            **{"yref": "y", "y": top - 0.3 * step},
-        )
-        for kind, top in tops.items()
-    ]
     named = len(arms) > _NAMED
-    if named:
-        notes += _row_names(arms, tops, step)
+    notes = [*_class_names(tops, step), *(_row_names(arms, tops, step) if named else [])]
     legend = 0 if named else sum(20 if len(arm) <= 40 else 36 for arm in arms)
     layout = layout_of(
         int(len(classes) * (24 + 17 * len(arms)) + 64 + legend),
@@ -217,6 +228,15 @@ def shares(
     )
     layout["legend"] |= {"orientation": "v", "traceorder": "normal"}
     return {"data": data, "layout": layout}
+
+
+def _class_names(tops: Mapping[str, int], step: float) -> list[dict[str, Any]]:
+    """Return the name of each class, above its row."""
+    place = {"xref": "x", "x": 0, "xanchor": "left", "xshift": 3, "yref": "y"}
+    return [
+        note(f"<b>{label(kind.replace('_', ' '))}</b>", **place, y=top - 0.3 * step)
+        for kind, top in tops.items()
+    ]
 
 
 def _row_names(arms: Sequence[str], tops: Mapping[str, int], step: float) -> list[dict[str, Any]]:

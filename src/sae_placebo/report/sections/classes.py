@@ -48,7 +48,7 @@ def arm_shares(view: View, place: Place, prefix: str) -> ArmShares:
         place: Hookpoint and SAE.
         prefix: Beginning of the metrics' names; what follows it is the kind.
     """
-    found: ArmShares = {}
+    recorded: ArmShares = {}
     for row in records(at(view.tables.effects, place)):
         metric = str(row["metric"])
         if not metric.startswith(prefix):
@@ -56,27 +56,27 @@ def arm_shares(view: View, place: Place, prefix: str) -> ArmShares:
         for side in ("arm", "control"):
             at_kind = str(row[side]), metric.removeprefix(prefix)
             value, (low, high) = finite(row[f"{side}_value"]), bounds(row, f"{side}_")
-            known = found.get(at_kind)
+            known = recorded.get(at_kind)
             if known is not None and (value is None or known["value"] is not None):
                 continue
-            found[at_kind] = {
+            recorded[at_kind] = {
                 "value": value,
                 "low": low,
                 "high": high,
                 "reason": None if low is not None else str(row["reason"] or "no reason recorded"),
                 "n": sample(row),
             }
-    return found
+    return recorded
 
 
 def share_figure(view: View, known: ArmShares, arms: Sequence[str], kinds: Sequence[str]) -> Figure:
     """Return a figure with a row per kind and, in it, each arm's share in percent."""
     dots: dict[str, dict[str, Dot]] = {}
     for arm in arms:
-        found = {kind: known[arm, kind] for kind in kinds if (arm, kind) in known}
+        of_arm = {kind: known[arm, kind] for kind in kinds if (arm, kind) in known}
         dots[arm] = {
             kind: Dot(*_in_percent(share), f"n = {share['n']}")
-            for kind, share in found.items()
+            for kind, share in of_arm.items()
             if share["value"] is not None
         }
     return shares(list(kinds), dots, {arm: view.styles[arm] for arm in arms}, view.level)

@@ -58,7 +58,7 @@ def contrasts(view: View) -> list[Contrast]:
 
     The rows of a contrast are in the table's order, but for shares of classes, which come last.
     """
-    found: list[Contrast] = []
+    every: list[Contrast] = []
     for place in view.tables.places:
         rows = [scaled(row) for row in records(at(view.tables.effects, place))]
         pairs = list(dict.fromkeys((str(row["arm"]), str(row["control"])) for row in rows))
@@ -66,8 +66,8 @@ def contrasts(view: View) -> list[Contrast]:
         for arm, control in pairs:
             chosen = [r for r in rows if (r["arm"], r["control"]) == (arm, control)]
             chosen.sort(key=lambda row: str(row["metric"]).startswith("share_"))
-            found.append(Contrast(arm, control, *place, tuple(chosen)))
-    return found
+            every.append(Contrast(arm, control, *place, tuple(chosen)))
+    return every
 
 
 def bounds(row: Row, prefix: str = "") -> tuple[float | None, float | None]:

@@ -141,11 +141,11 @@ def _whisker(y: float, step: Rung) -> dict[str, Any]:
     }
 
 
-def _texts(name: str, said: str, y: float) -> list[dict[str, Any]]:
+def _texts(name: str, value: str, y: float) -> list[dict[str, Any]]:
     place = {"xref": "paper", "yref": "y", "y": y + 0.22, "font": {"size": 11}}
     return [
         note(label(name), x=0, xanchor="left", **place),
-        note(f"<b>{label(said)}</b>", x=1, xanchor="right", **place),
+        note(f"<b>{label(value)}</b>", x=1, xanchor="right", **place),
     ]
 
 
@@ -168,25 +168,22 @@ def waterfall(
     reached = 0.0
     for i, step in enumerate(steps):
         y = float(len(steps) - i)
-        name = WORDS[step.rung]
         if step.value is None:
-            notes += _texts(name, f"none: {step.reason}"[:34], y)
+            notes += _texts(WORDS[step.rung], f"none: {step.reason}"[:34], y)
             continue
         # means of rungs may be over latents that only some rungs have, so that bars start where the
         # last one ended
         gain = step.value - reached if step.gain is None else step.gain
-        said = _words(_estimate(gain, step.gain_low, step.gain_high, step, signed=True))
-        whole = _words(_estimate(step.value, step.low, step.high, step))
-        hover = f"<b>{label(name)}</b><br>adds {label(said)}<br>R² so far {label(whole)}"
-        hover += f"<br>{label(step.n)}"
+        adds = _words(_estimate(gain, step.gain_low, step.gain_high, step, signed=True))
+        hover = _hover(step, adds)
         data += [_bar(y, reached, step.value, style.color, hover), _whisker(y, step)]
-        notes += _texts(name, said, y)
+        notes += _texts(WORDS[step.rung], adds, y)
         reached = step.value
     last = next((step for step in reversed(steps) if step.value is not None), None)
     if last is not None:
-        said = _words(_left(last))
-        data.append(_bar(0.0, reached, 1.0, MUTED, f"<b>{label(rest)}</b><br>{label(said)}"))
-        notes += _texts(rest, said, 0.0)
+        left = _words(_left(last))
+        data.append(_bar(0.0, reached, 1.0, MUTED, f"<b>{label(rest)}</b><br>{label(left)}"))
+        notes += _texts(rest, left, 0.0)
     layout = layout_of(
         _ROW_PX * (len(steps) + 1) + 52,
         {"l": 4, "r": 4, "t": 4, "b": 44},
@@ -205,6 +202,13 @@ def waterfall(
         yaxis=bare_axis(-0.5, len(steps) + 0.5),
     )
     return {"data": data, "layout": layout}
+
+
+def _hover(step: Rung, adds: str) -> str:
+    """Return the markup that a rung's bar shows under the pointer."""
+    so_far = _words(_estimate(step.value, step.low, step.high, step))
+    lines = [f"adds {label(adds)}", f"R² so far {label(so_far)}", label(step.n)]
+    return "<br>".join([f"<b>{label(WORDS[step.rung])}</b>", *lines])
 
 
 def _words(estimate: Estimate) -> str:

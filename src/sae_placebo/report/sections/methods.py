@@ -8,7 +8,14 @@ from sae_placebo.core.lazy import pandas
 from sae_placebo.report.dots import BaselineLine, DotRow, dot_rows
 from sae_placebo.report.palette import MUTED, ArmStyle
 from sae_placebo.report.plots import Figure
-from sae_placebo.report.sections.base import SECTIONS, Content, Section, View, add_figure
+from sae_placebo.report.sections.base import (
+    SECTIONS,
+    Content,
+    Section,
+    View,
+    add_figure,
+    by_arm,
+)
 from sae_placebo.report.sections.contrasts import effect_dot, effect_row, side_estimate
 from sae_placebo.report.sections.values import values_at
 from sae_placebo.report.tables import Place
@@ -165,18 +172,18 @@ def build(view: View) -> Content:
             saved |= add_figure(figures, f"marginal-{len(figures)}", saved["figure"])
             marginal.append(saved)
     blocks = []
-    for hookpoint, here in table.groupby("hookpoint", sort=False):
-        headline = here["distortion"].dropna()
-        shown = here
-        if len(headline):
-            first = float(headline.iloc[0])
-            shown = here[here["distortion"].isna() | (here["distortion"] == first)]
+    for hookpoint, rows in table.groupby("hookpoint", sort=False):
+        distortions, left = rows["distortion"].dropna(), "the stated share"
+        if len(distortions):
+            # codes are compared at the first distortion; one without any is shown all the same
+            first = float(distortions.iloc[0])
+            rows = rows[rows["distortion"].isna() | (rows["distortion"] == first)]
+            left = f"{100 * first:g}%"
         arms = []
-        for arm in [arm for arm in view.arms if arm in set(shown["arm"])]:
-            by_method = _arm(view, arm, shown[shown["arm"] == arm])
-            by_method |= add_figure(figures, f"methods-{len(figures)}", by_method["figure"])
-            arms.append(by_method)
-        left = f"{100 * float(headline.iloc[0]):g}%" if len(headline) else "the stated share"
+        for arm, of_arm in by_arm(view, rows).items():
+            methods = _arm(view, arm, of_arm)
+            methods |= add_figure(figures, f"methods-{len(figures)}", methods["figure"])
+            arms.append(methods)
         blocks.append({"hookpoint": str(hookpoint), "left": left, "arms": arms})
     return Content({"marginal": marginal, "blocks": blocks}, figures)
 

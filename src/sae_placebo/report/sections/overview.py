@@ -34,9 +34,9 @@ def overview(
     """
     shown: list[dict[str, Any]] = []
     for place in view.tables.places if are_many(contrasts) else []:
-        here = [c for c in contrasts if (c.hookpoint, c.sae) == place]
+        at_place = [c for c in contrasts if (c.hookpoint, c.sae) == place]
         for metric in ordered(values_at(view, place).metrics, [*MAIN[:-1], *_CLASSES]):
-            rows = [(c, row) for c in here for row in c.rows if row["metric"] == metric]
+            rows = [(c, row) for c in at_place for row in c.rows if row["metric"] == metric]
             dots = [effect_dot(view, _name(view, c), row) for c, row in rows]
             known = [dot for dot in dots if dot is not None]
             if not known:

@@ -10,7 +10,7 @@ from jaxtyping import Float64
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
 from sae_placebo.report.palette import MUTED
-from sae_placebo.report.plots import Figure, folded, layout_of
+from sae_placebo.report.plots import Figure, cumulative, folded
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View, add_figure
 from sae_placebo.report.sections.use_rows import ALONE
 from sae_placebo.report.sections.values import values_at
@@ -118,19 +118,7 @@ def _figure(view: View, groups: dict[tuple[str, str], Any]) -> Figure | None:
     if len(null):
         line = {"color": MUTED, "dash": "dot", "width": 1.8}
         data.append(_line("null: moved in time", _above(null), line))
-    legend = 20 * len(data)
-    layout = layout_of(
-        300 + legend,
-        {"l": 48, "r": 10, "t": legend + 8, "b": 48},
-        xaxis={
-            "title": {"text": "correlation with the best partner, at least"},
-            "range": [0, 1],
-            "fixedrange": True,
-        },
-        yaxis={"title": {"text": "latents (%)"}, "range": [0, 102], "fixedrange": True},
-    )
-    layout["legend"] |= {"orientation": "v", "traceorder": "normal"}
-    return {"data": data, "layout": layout}
+    return cumulative(data, 300, "correlation with the best partner, at least", "latents (%)")
 
 
 def _line(name: str, shares: list[float], line: dict[str, Any]) -> dict[str, Any]:

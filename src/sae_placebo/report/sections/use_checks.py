@@ -8,7 +8,15 @@ import numpy as np
 
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.report.palette import MUTED, ArmStyle
-from sae_placebo.report.plots import Figure, error_bars, folded, label, layout_of, note
+from sae_placebo.report.plots import (
+    Figure,
+    cumulative,
+    error_bars,
+    folded,
+    label,
+    layout_of,
+    note,
+)
 from sae_placebo.report.sections.base import View, arm_of, by_arm
 from sae_placebo.report.sections.use_rows import of_full_swap, p_value, part, percent, recorded
 from sae_placebo.report.tables import Place, at, known_values, records
@@ -90,19 +98,7 @@ def _distribution(lines: list[tuple[str, ArmStyle, Any]]) -> Figure:
                 "hovertemplate": "%{y}% have p of %{x} or less<extra></extra>",
             }
         )
-    legend = 20 * len(data)
-    layout = layout_of(
-        280 + legend,
-        {"l": 48, "r": 10, "t": legend + 8, "b": 48},
-        xaxis={
-            "title": {"text": "p-value of a pseudo-latent, at most"},
-            "range": [0, 1],
-            "fixedrange": True,
-        },
-        yaxis={"title": {"text": "directions (%)"}, "range": [0, 102], "fixedrange": True},
-    )
-    layout["legend"] |= {"orientation": "v", "traceorder": "normal"}
-    return {"data": data, "layout": layout}
+    return cumulative(data, 280, "p-value of a pseudo-latent, at most", "directions (%)")
 
 
 # --- what the SAE misses ---------------------------------------------------------------------
