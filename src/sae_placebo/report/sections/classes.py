@@ -75,9 +75,7 @@ def share_figure(view: View, known: ArmShares, arms: Sequence[str], kinds: Seque
     for arm in arms:
         of_arm = {kind: known[arm, kind] for kind in kinds if (arm, kind) in known}
         dots[arm] = {
-            kind: Dot(*_in_percent(share), f"n = {share['n']}")
-            for kind, share in of_arm.items()
-            if share["value"] is not None
+            kind: _dot(share) for kind, share in of_arm.items() if share["value"] is not None
         }
     return shares(list(kinds), dots, {arm: view.styles[arm] for arm in arms}, view.level)
 
@@ -91,6 +89,11 @@ def share_cell(share: Mapping[str, Any] | None, n: str = "latents not counted") 
     reason = share["reason"] or "not estimable"
     decimals = 1 if low is None else None
     return estimated(value, low, high, share["n"], reason, decimals=decimals, unit="%")
+
+
+def _dot(share: Mapping[str, Any]) -> Dot:
+    value, low, high = _in_percent(share)
+    return Dot(value, low, high, f"n = {share['n']}")
 
 
 def _in_percent(share: Mapping[str, Any]) -> list[Any]:

@@ -153,7 +153,7 @@ def build(view: View) -> Content:
     passages = _passages_by_latent(view) if len(joined) else {}
     totals = latents.groupby(["arm", "class"]).size().to_dict() if len(latents) else {}
     kinds = in_class_order(joined["class"].unique())
-    groups = []
+    groups: list[dict[str, Any]] = []
     # a page with very many arms has room for one latent of each
     shown = SHOWN_PER_CLASS if len(view.arms) <= _MANY_ARMS else 1
     for kind in kinds:

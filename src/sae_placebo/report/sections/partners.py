@@ -110,8 +110,8 @@ def _figure(view: View, groups: dict[tuple[str, str], Any]) -> Figure | None:
         known = known_values(rows["correlation"])
         if len(known):
             name = f"{arm}, {COMPARISONS.get(comparison, comparison)}"
-            line = {"color": view.styles[arm].color, "dash": _DASHES.get(comparison, "dashdot")}
-            data.append(_line(name, _above(known), {**line, "width": 2}))
+            look = {"color": view.styles[arm].color, "dash": _DASHES.get(comparison, "dashdot")}
+            data.append(_line(name, _above(known), {**look, "width": 2}))
     if not data:
         return None
     null = np.concatenate([known_values(rows["null_correlation"]) for rows in groups.values()])

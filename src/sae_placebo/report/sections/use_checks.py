@@ -146,10 +146,10 @@ def _missed(row: dict[str, Any]) -> dict[str, Any]:
 def _missed_points(arm: str, rows: list[dict[str, Any]], style: ArmStyle) -> dict[str, Any]:
     """Return one arm's error directions as points, filled where they cost more than their nulls."""
     known = [r for r in rows if finite(r["effect"]) is not None and finite(r["variance"])]
-    ends = [
+    y, low, high = (
         [100 * float(r["effect"] if finite(r[name]) is None else r[name]) for r in known]
         for name in ("effect", "effect_low", "effect_high")
-    ]
+    )
     beats = [(finite(r["p"]) or 1.0) <= 0.05 for r in known]
     symbols = [
         style.marker if beat else f"{style.marker.removesuffix('-open')}-open" for beat in beats
@@ -159,13 +159,13 @@ def _missed_points(arm: str, rows: list[dict[str, Any]], style: ArmStyle) -> dic
         "mode": "markers",
         "showlegend": False,
         "x": [round(100 * float(r["variance"]), 4) for r in known],
-        "y": [round(y, 6) for y in ends[0]],
+        "y": [round(effect, 6) for effect in y],
         "text": [
             f"{label(arm)}, direction {count(float(r['index']) + 1)}: p {number(finite(r['p']), 2)}"
             for r in known
         ],
         "hovertemplate": "%{text}, %{y}%<extra></extra>",
-        "error_y": error_bars(*ends, decimals=6, color=style.color, thickness=1.6, width=3),
+        "error_y": error_bars(y, low, high, 6, color=style.color, thickness=1.6, width=3),
         "marker": {"size": 9, "symbol": symbols, "color": style.color},
     }
 
