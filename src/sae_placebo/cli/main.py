@@ -66,7 +66,10 @@ def init(
 
 @app.command()
 def check(trial: TrialFile, store: StoreFolder = Path("runs"), overrides: Overrides = None) -> None:
-    """Resolve a trial file and print it, or say what is wrong and where; the store's disk is asked."""
+    """Resolve a trial file and print it, or say what is wrong and where.
+
+    Whether this machine's memory and the store's disk can hold the trial is checked as well.
+    """
     from sae_placebo.models.specs import is_hub_id
     from sae_placebo.trial.sizes import check_sizes
     from sae_placebo.trial.spec import load_trial
@@ -77,8 +80,8 @@ def check(trial: TrialFile, store: StoreFolder = Path("runs"), overrides: Overri
     typer.echo(json.dumps(resolved, indent=2, ensure_ascii=False))
     if is_hub_id(spec.model):
         sys.stderr.write(
-            f"note: {spec.model.id!r} is no folder here, so it is taken as a hub id; whether the hub has "
-            "it is not asked\n"
+            f"note: {spec.model.id!r} is no folder here, so it is taken for a model's id on the hub; "
+            "whether the hub has it was not checked\n"
         )
 
 
@@ -91,7 +94,7 @@ def plan(
         bool, typer.Option(help="Time a few batches on this machine to estimate minutes.")
     ] = True,
 ) -> None:
-    """Print the stages, which are done, and what the rest will cost."""
+    """Print the stages, say which of them are done, and estimate what the rest will cost."""
     from sae_placebo.trial.costs import plan_table
 
     typer.echo(
@@ -218,7 +221,11 @@ def world(
 
 
 def main() -> None:
-    """Run the command line; what a user can mend is one sentence and exit code 1."""
+    """Run the command line.
+
+    An error that the user can mend is printed as one sentence, and the exit code is 1; with `--debug`,
+    it is raised with its traceback.
+    """
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
@@ -230,7 +237,7 @@ def main() -> None:
         sys.stderr.write(f"error: {in_one_line(str(error))}\n")
         raise SystemExit(1) from None
     except SystemExit as stop:
-        if stop.code in (130, 143):  # what an interrupt and SIGTERM have become on their way here
+        if stop.code in (130, 143):  # an interrupt and SIGTERM have been turned into these codes
             sys.stderr.write("stopped; run the same command again to go on\n")
         raise
 

@@ -1,4 +1,4 @@
-"""`sae-placebo toy`: activations whose features are known, from the command line."""
+"""The commands of `sae-placebo toy`, which train SAEs on activations whose features are known."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from sae_placebo.core.progress import for_terminal
 
 
 def named_folder(name: str | Path) -> Path:
-    """Return the folder that an option names, which may not be empty."""
+    """Return the folder that an option names.
+
+    Raises:
+        StoreError: the name is empty.
+    """
     from sae_placebo.trial.result_folders import store_folder
 
     return store_folder(name)
@@ -51,7 +55,7 @@ def compose(
         int | None, typer.Option(min=1, help="Processes of one thread; else one per core.")
     ] = None,
 ) -> None:
-    """Draw where SAEs learn combinations and where features; go on where the last run stopped."""
+    """Draw where SAEs learn combinations of features and where features; a stopped run is continued."""
     from sae_placebo.lab.experiments.phase import phase_spec, run_phase
     from sae_placebo.lab.experiments.phase_drawing import draw_phase
     from sae_placebo.lab.experiments.sweeps import parse_axes, parse_settings
@@ -70,7 +74,7 @@ def compose(
 
 @toy.command()
 def generators() -> None:
-    """List the generators, each with a line."""
+    """List the kinds of generator, with a line on each."""
     from sae_placebo.lab import GENERATORS
 
     width = max(map(len, GENERATORS))
@@ -95,7 +99,7 @@ def train(
     seeds: Annotated[int, typer.Option(min=1, help="SAEs that are trained.")] = 3,
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 3_000,
 ) -> None:
-    """Train SAEs on a generator and print their scores beside chance and what is possible."""
+    """Train SAEs on a generator and print their scores, what chance gives, and what is possible."""
     from sae_placebo.lab.experiments.base import LabTraining
     from sae_placebo.lab.experiments.scoreboard import in_lines, sae_for, scoreboard
     from sae_placebo.lab.experiments.sweeps import generator_of, parse_settings

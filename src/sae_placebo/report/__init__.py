@@ -1,4 +1,4 @@
-"""The report of a trial: one folder that opens from disk, made from tables alone."""
+"""The report of a trial is one page that opens from disk, made from the trial's tables alone."""
 
 from __future__ import annotations
 

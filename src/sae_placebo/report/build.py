@@ -1,8 +1,8 @@
-"""From a trial's tables to one page that opens from disk and loads nothing.
+"""The report is one page, made from a trial's tables, that opens from disk and loads nothing.
 
-Text from the data is escaped by the templates; numbers for the plots travel as JSON that no HTML
-parser can leave; and a content security policy names the page's scripts by hash, so that nothing
-else on it can run.
+Templates escape text from the data; the plots' numbers are JSON in which no character can end its
+element; and a content security policy names the page's scripts by hash, so that nothing else on the
+page can run.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _ESCAPES = {
 
 
 def build_report(trial_folder: Path, out: Path | None = None) -> Path:
-    """Return the path of the page written for a trial: `index.html` in its report folder.
+    """Write a trial's report, and return the path of its page: `index.html` in the report folder.
 
-    The page needs nothing beside it. The same tables give the same bytes.
+    The page needs no other file. The same tables give the same bytes.
 
     Args:
-        trial_folder: Holds `trial.json` and the four tables; what is missing is said on the page.
+        trial_folder: Folder with `trial.json` and the tables; the page says which of them are missing.
         out: Report folder; `report` in the trial folder where none is given.
 
     Raises:
@@ -74,7 +74,7 @@ def _refusal(folder: Path, error: OSError) -> str:
 
 
 def render(tables: Tables) -> str:
-    """Return the whole page as text."""
+    """Return a trial's whole report as the text of one HTML page."""
     view = View.of(tables)
     parts = [(section, section.build(view)) for section in SECTIONS.entries.values()]
     figures = {key: figure for _, part in parts for key, figure in part.figures.items()}
@@ -107,9 +107,9 @@ def render_section(section: Section, view: View) -> str:
 
 
 def embed_json(value: Any) -> str:
-    """Return `value` as JSON that holds no character which could end a script element.
+    """Return `value` as JSON without any character that could end the script element around it.
 
-    JSON has no infinity and no "not a number": they become null, which figures draw as a gap.
+    JSON has neither infinity nor "not a number": both become null, which figures draw as a gap.
     """
     text = json.dumps(_with_gaps(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character, escaped in _ESCAPES.items():
@@ -120,9 +120,9 @@ def embed_json(value: Any) -> str:
 def _with_gaps(value: Any) -> Any:
     """Return `value` with None in place of every number, at any depth, that is not finite."""
     if isinstance(value, Mapping):
-        return {key: _with_gaps(one) for key, one in value.items()}
+        return {key: _with_gaps(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_with_gaps(one) for one in value]
+        return [_with_gaps(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -150,7 +150,10 @@ def _breakable(text: Any) -> Any:
 
 
 def _finalized(value: Any) -> Any:
-    """Return what a template writes without control characters; what is markup has passed before."""
+    """Return what a template is about to write, without control characters.
+
+    Markup is left as it is: its texts have been through this function when it was rendered.
+    """
     plain = isinstance(value, str) and not hasattr(value, "__html__")
     return without_controls(value) if plain else value
 
@@ -166,34 +169,35 @@ def _render(environment: Any, section: Section, part: Content, view: View) -> An
     html = environment.get_template(f"{section.name}.html").render(
         **part.values, view=view, level=view.level, absent=absent(section, view.tables)
     )
-    # what a template has rendered is escaped already
+    # the template has escaped its values; the page's template must not escape them again
     return Markup(html)
 
 
 def absent(section: Section, tables: Tables) -> list[str]:
-    """Return, in words, which of a section's tables are missing or empty."""
-    said = []
+    """Return a sentence for each of a section's tables that is missing or empty."""
+    sentences = []
     for name in section.reads:
         table = getattr(tables, name)
         file = "trial.json" if name == "trial" else f"{name}.parquet"
         if file in tables.missing:
-            said.append(f"{file} is not in the trial folder.")
+            sentences.append(f"{file} is not in the trial folder.")
         elif not len(table):
-            said.append(f"{file} is empty.")
-    return said
+            sentences.append(f"{file} is empty.")
+    return sentences
 
 
 def _scripts(with_plots: bool) -> list[str]:
-    own = (_HERE / "assets" / "report.js").read_text(encoding="utf-8")
+    """Return the text of the page's scripts: the report's, and plotly's before it if there are plots."""
+    script = (_HERE / "assets" / "report.js").read_text(encoding="utf-8")
     if not with_plots:
-        return [own]
+        return [script]
     from plotly.offline import get_plotlyjs
 
-    return [get_plotlyjs(), own]
+    return [get_plotlyjs(), script]
 
 
 def _policy(scripts: list[str]) -> str:
-    """Return the content security policy: these scripts, inline styles, embedded pictures."""
+    """Return a content security policy that allows these scripts, inline styles and embedded pictures."""
     digests = [
         base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts
     ]

@@ -1,4 +1,4 @@
-"""Figures with a named row per arm or contrast, for when there are too many for a legend, and curves."""
+"""Figures with a named row per arm or contrast, where a legend would be too long, and dose curves."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from sae_placebo.report.palette import MUTED, ArmStyle
-from sae_placebo.report.plots import Figure, label, layout_of, note
-from sae_placebo.report.wording import interval, number, shorten
+from sae_placebo.report.plots import (
+    Figure,
+    aa_bands,
+    bare_axis,
+    error_bars,
+    label,
+    layout_of,
+    note,
+)
+from sae_placebo.report.wording import bounded, number, shorten
 
 _ROW_PX = 30
 _LETTERS = 56
@@ -17,7 +25,19 @@ _LETTERS = 56
 
 @dataclass(frozen=True)
 class DotRow:
-    """One value with its interval, its own A/A band where there is one, and a name."""
+    """One value with its interval and, where there is one, its A/A interval.
+
+    Attributes:
+        name: Of the row.
+        style: Of the arm.
+        value: In the unit of the axis, as all of these numbers are.
+        low: Lower bound of its interval; None where it has none.
+        high: Upper bound of its interval; None where it has none.
+        decimals: Of the numbers that are written.
+        n: What the value was computed over, in words.
+        band: Bounds of the A/A interval; None where there is none.
+        faint: Whether the value is no larger than its A/A interval; its point is then gray.
+    """
 
     name: str
     style: ArmStyle
@@ -28,12 +48,11 @@ class DotRow:
     n: str
     band: tuple[float, float] | None = None
     faint: bool = False
-    """Drawn gray: no larger than its A/A interval."""
 
 
 @dataclass(frozen=True)
 class BaselineLine:
-    """A value that holds for all rows, such as a baseline."""
+    """A value that all rows are compared with; `dash` is plotly's name of the line's pattern."""
 
     name: str
     value: float
@@ -47,13 +66,13 @@ def dot_rows(
     floor: float | None = None,
     signed: bool = False,
 ) -> Figure:
-    """Return one row per value: its name and number above, point and interval below.
+    """Return a figure with a row per value: name and number above, point and interval below.
 
     Args:
         rows: From the top down.
         axis: Title of the axis.
         lines: Vertical lines through all rows, named in the legend.
-        floor: Value that the axis always shows; None: the rows decide.
+        floor: Value that the axis always shows; where None, the rows alone decide what it shows.
         signed: Whether values are differences, written with their sign.
     """
     heights = [float(len(rows) - 1 - i) for i in range(len(rows))]
@@ -63,7 +82,8 @@ def dot_rows(
     low, high = min(shown), max(shown)
     room = 0.04 * ((high - low) or 1.0)
     legend = 26 if lines or any(row.band for row in rows) else 0
-    data = [_bands(rows, heights)] if any(row.band for row in rows) else []
+    bands = [(*r.band, y - 0.14) for r, y in zip(rows, heights, strict=True) if r.band]
+    data = [aa_bands(bands, 6, width=9, showlegend=True)] if bands else []
     data += [_line(line, len(rows)) for line in lines]
     data += [_point(row, y, signed) for row, y in zip(rows, heights, strict=True)]
     notes = [mark for row, y in zip(rows, heights, strict=True) for mark in _names(row, y, signed)]
@@ -79,23 +99,14 @@ def dot_rows(
             "zerolinecolor": MUTED,
             "zerolinewidth": 2,
         },
-        yaxis={
-            "range": [-0.6, len(rows) - 0.2],
-            "fixedrange": True,
-            "showticklabels": False,
-            "showgrid": False,
-            "zeroline": False,
-        },
+        yaxis=bare_axis(-0.6, len(rows) - 0.2),
     )
     return {"data": data, "layout": layout}
 
 
 def _names(row: DotRow, y: float, signed: bool) -> list[dict[str, Any]]:
-    value = number(row.value, row.decimals, signed=signed)
-    if row.low is not None and row.high is not None:
-        value += f" {interval(row.low, row.high, row.decimals, signed=signed)}"
-    else:
-        value += " (no interval)"
+    """Return a row's name and, at the other end, its number with its interval."""
+    value = bounded(row.value, row.low, row.high, row.decimals, signed, " (no interval)")
     place = {"xref": "paper", "yref": "y", "y": y + 0.26, "font": {"size": 11}}
     letters = max(12, _LETTERS - len(value))
     strong = label(value) if row.faint else f"<b>{label(value)}</b>"
@@ -107,50 +118,25 @@ def _names(row: DotRow, y: float, signed: bool) -> list[dict[str, Any]]:
 
 def _point(row: DotRow, y: float, signed: bool) -> dict[str, Any]:
     color = MUTED if row.faint else row.style.color
-    text = [f"<b>{label(row.name)}</b>", label(number(row.value, row.decimals, signed=signed))]
-    if row.low is not None and row.high is not None:
-        text[-1] += " " + label(interval(row.low, row.high, row.decimals, signed=signed))
-    bars = {
-        "type": "data",
-        "array": [0 if row.high is None else round(row.high - row.value, 6)],
-        "arrayminus": [0 if row.low is None else round(row.value - row.low, 6)],
-        "visible": row.low is not None,
-    }
+    value = bounded(row.value, row.low, row.high, row.decimals, signed)
+    look = {"color": row.style.color, "thickness": 2, "width": 3}
     return {
         "type": "scatter",
         "mode": "markers",
         "showlegend": False,
         "x": [round(row.value, 6)],
         "y": [y - 0.14],
-        "text": ["<br>".join([*text, label(row.n)])],
+        "text": [f"<b>{label(row.name)}</b><br>{label(value)}<br>{label(row.n)}"],
         "hovertemplate": "%{text}<extra></extra>",
-        "error_x": {**bars, "color": row.style.color, "thickness": 2, "width": 3},
+        "error_x": error_bars(
+            [row.value], [row.low], [row.high], 6, visible=row.low is not None, **look
+        ),
         "marker": {
             "size": 8,
             "symbol": row.style.marker,
             "color": color,
             "line": {"color": row.style.color, "width": 1.5},
         },
-    }
-
-
-def _bands(rows: Sequence[DotRow], heights: Sequence[float]) -> dict[str, Any]:
-    x: list[float | None] = []
-    y: list[float | None] = []
-    for row, height in zip(rows, heights, strict=True):
-        if row.band:
-            x += [round(row.band[0], 6), round(row.band[1], 6), None]
-            y += [height - 0.14, height - 0.14, None]
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": "A/A interval",
-        "showlegend": True,
-        "x": x,
-        "y": y,
-        "line": {"color": MUTED, "width": 9},
-        "opacity": 0.38,
-        "hoverinfo": "skip",
     }
 
 
@@ -169,7 +155,18 @@ def _line(line: BaselineLine, n_rows: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Curve:
-    """One metric along the doses; None where a bound is not known."""
+    """One metric along the doses: a point per arm.
+
+    Attributes:
+        name: Of the curve.
+        style: Its look.
+        x: Dose of each point.
+        y: Value of each point.
+        low: Lower bound of each; None where there is none.
+        high: Upper bound of each; None where there is none.
+        arms: Name of each point's arm.
+        n: What each value was computed over, in words.
+    """
 
     name: str
     style: ArmStyle
@@ -182,11 +179,16 @@ class Curve:
 
 
 def dose_curve(curves: Sequence[Curve], axis: str, unit: str) -> Figure:
-    """Return one small plot of a metric against the dose, with intervals."""
+    """Return a small plot of one metric against the dose, with intervals.
+
+    Args:
+        curves: Lines; a legend names them where there are several.
+        axis: Title of the axis of doses.
+        unit: Title of the axis of values.
+    """
     data = []
     for curve in curves:
-        up = [0 if h is None else h - y for h, y in zip(curve.high, curve.y, strict=True)]
-        down = [0 if w is None else y - w for w, y in zip(curve.low, curve.y, strict=True)]
+        look = {"thickness": 1.6, "width": 3, "color": curve.style.color}
         data.append(
             {
                 "type": "scatter",
@@ -200,14 +202,7 @@ def dose_curve(curves: Sequence[Curve], axis: str, unit: str) -> Figure:
                     for arm, y, n in zip(curve.arms, curve.y, curve.n, strict=True)
                 ],
                 "hovertemplate": "%{text}<extra></extra>",
-                "error_y": {
-                    "type": "data",
-                    "array": [round(v, 6) for v in up],
-                    "arrayminus": [round(v, 6) for v in down],
-                    "thickness": 1.6,
-                    "width": 3,
-                    "color": curve.style.color,
-                },
+                "error_y": error_bars(curve.y, curve.low, curve.high, 6, **look),
                 "line": {"color": curve.style.color, "width": 2},
                 "marker": {"size": 7, "symbol": curve.style.marker, "color": curve.style.color},
             }

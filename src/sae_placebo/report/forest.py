@@ -1,4 +1,4 @@
-"""Forest plots: one contrast's effects, a row each, every row on its own scale about its null."""
+"""Forest plots show one contrast's effects, a row each, every row on its own scale about its null."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 from sae_placebo.core.escaping import visible
 from sae_placebo.report.palette import MUTED, ArmStyle
-from sae_placebo.report.plots import Figure, label, layout_of, note
+from sae_placebo.report.plots import Figure, aa_bands, bare_axis, label, layout_of, note
 from sae_placebo.report.wording import (
+    bounded,
     decimals_for,
     difference_unit,
     interval,
@@ -21,7 +22,7 @@ from sae_placebo.report.wording import (
 )
 
 _ROW_PX = 50
-# of a phone 390 px wide: the plot's width, and that of a letter in a row's name and value
+# on a phone that is 390 px wide: the plot's width, and that of a letter of a row's name and value
 _WIDTH_PX, _NAME_PX, _VALUE_PX = 350, 6.4, 7.2
 _TITLE_LETTERS = 44
 _REACH = 1.44
@@ -30,7 +31,24 @@ _REACH = 1.44
 
 @dataclass(frozen=True)
 class ForestRow:
-    """One effect with its own axis; numbers are in the metric's unit, None where missing."""
+    """One effect with its own axis; numbers are in the metric's unit, and None where they are missing.
+
+    Attributes:
+        metric: Name of the metric.
+        unit: Its unit.
+        null: Effect where there is nothing; the middle of the axis.
+        effect: The first arm's value minus the second's.
+        low: Lower bound of the effect's interval.
+        high: Upper bound of the effect's interval.
+        aa_effect: Effect between two re-draws of one control.
+        aa_low: Lower bound of that effect's interval.
+        aa_high: Upper bound of that effect's interval.
+        decimals: Of the effect and its bounds.
+        aa_decimals: Of the A/A effect and its bounds.
+        n: What the effect was computed over, in words.
+        reason: Why there is no effect or no interval.
+        within_aa: Whether the effect is no larger than its A/A interval, and so no finding.
+    """
 
     metric: str
     unit: str
@@ -46,20 +64,26 @@ class ForestRow:
     n: str
     reason: str
     within_aa: bool = False
-    """Whether the effect is no larger than its A/A interval, and so no finding."""
 
 
 Mark = tuple[ForestRow, float, float]
-"""A row, half the width of its scale, and its height in the plot."""
+"""A row of the plot, half the width of its scale, and its height in the plot."""
 
 
 def forest(
     rows: Sequence[ForestRow], arm: str, control: str, style: ArmStyle, level: str
 ) -> Figure:
-    """Return one contrast's effects, a row each, every row on its own scale about its null.
+    """Return a figure of one contrast's effects, a row each, every row on its own scale about its null.
 
     The null is one line through all rows. Each row's ends carry the value that they stand for, so
     that rows in different units share the picture and no axis.
+
+    Args:
+        rows: From the top down.
+        arm: The contrast's first arm.
+        control: The contrast's second arm.
+        style: Look of the points.
+        level: How an interval is called, such as "95% interval".
     """
     # a name that is too long for its side of the plot stands in the heading and the axis title
     first = label(arm) if len(arm) <= 16 else "first arm"
@@ -95,21 +119,9 @@ def forest(
             {"l": 2, "r": 2, "t": 44, "b": 16 + 16 * len(title)},
             shapes=shapes,
             annotations=notes,
-            xaxis={
-                "range": [-_REACH, _REACH],
-                "fixedrange": True,
-                "showgrid": False,
-                "zeroline": False,
-                "showticklabels": False,
-                "title": {"text": "<br>".join(title), "standoff": 4, "font": {"size": 12}},
-            },
-            yaxis={
-                "range": [-0.9, len(rows) - 0.28],
-                "fixedrange": True,
-                "showgrid": False,
-                "zeroline": False,
-                "showticklabels": False,
-            },
+            xaxis=bare_axis(-_REACH, _REACH)
+            | {"title": {"text": "<br>".join(title), "standoff": 4, "font": {"size": 12}}},
+            yaxis=bare_axis(-0.9, len(rows) - 0.28),
         ),
     }
 
@@ -121,14 +133,14 @@ def _title(arm: str, control: str) -> list[str]:
 
 
 def _span(row: ForestRow) -> float:
-    """Half the width of the row's scale: the farthest mark from the null."""
+    """Return half the width of a row's scale: how far its farthest mark is from its null."""
     marks = (row.effect, row.low, row.high, row.aa_effect, row.aa_low, row.aa_high)
     far = max((abs(m - row.null) for m in marks if m is not None), default=0.0)
     return far if far > 0 else 1.0
 
 
 def _null_line(y: float) -> dict[str, Any]:
-    """Return a row's piece of the null line: below the row's text, which it would cross."""
+    """Return a row's piece of the null line, which ends below the row's text so as not to cross it."""
     line = {"color": MUTED, "width": 1.5, "dash": "dash"}
     ends = {"xref": "x", "x0": 0, "x1": 0, "yref": "y", "y0": y - 0.44, "y1": y + 0.14}
     return {"type": "line", "layer": "below", "line": line} | ends
@@ -141,17 +153,12 @@ def _track(y: float) -> dict[str, Any]:
 
 
 def _row_notes(row: ForestRow, span: float, y: float) -> list[dict[str, Any]]:
+    """Return a row's texts: its name and effect above, the values of its scale's ends below."""
     unit = unit_text(row.unit)
-    places = row.decimals
-    value = number(row.effect, places, signed=True)
-    if row.effect is None:
-        value = "not estimable"
-    elif row.low is not None and row.high is not None:
-        value += f" {interval(row.low, row.high, places, signed=True)}"
-    else:
-        value += " (no interval)"
-    if unit == "%" and row.effect is not None:
-        value += " pp"
+    value = "not estimable"
+    if row.effect is not None:
+        value = bounded(row.effect, row.low, row.high, row.decimals, True, " (no interval)")
+        value += " pp" if unit == "%" else ""
     name = short_metric_title(row.metric, row.unit)
     letters = int((_WIDTH_PX - _VALUE_PX * len(value)) / _NAME_PX)
     if unit not in ("", "%") and len(name) + len(unit) + 2 <= letters:
@@ -179,7 +186,7 @@ def _row_notes(row: ForestRow, span: float, y: float) -> list[dict[str, Any]]:
 
 
 def _points(marks: Sequence[Mark], style: ArmStyle, name: str, fill: str | None) -> dict[str, Any]:
-    """Return the effects as points; without `fill` they are hollow and have no bars."""
+    """Return effects as points with their intervals; without `fill` they are hollow and have none."""
     shown = [mark for mark in marks if mark[0].effect is not None]
     up, down, hover, x = [], [], [], []
     for row, span, _ in shown:
@@ -210,40 +217,25 @@ def _points(marks: Sequence[Mark], style: ArmStyle, name: str, fill: str | None)
 def _forest_hover(row: ForestRow) -> str:
     places = row.decimals
     unit = difference_unit(row.unit)
-    lines = [f"<b>{label(row.metric)}</b>"]
     value = f"{number(row.effect, places, signed=True)} {unit}".strip()
     if row.low is not None and row.high is not None:
         value += f", {interval(row.low, row.high, places, signed=True)}"
     else:
         value += f", no interval: {shorten(row.reason, 60)}"
-    lines += [label(value), label(f"null {number(row.null, places)}"), label(row.n)]
+    lines = [f"<b>{label(row.metric)}</b>", label(value)]
+    lines += [label(f"null {number(row.null, places)}"), label(row.n)]
     if row.aa_effect is not None:
-        places = row.aa_decimals
-        aa = f"A/A {number(row.aa_effect, places, signed=True)}"
-        if row.aa_low is not None and row.aa_high is not None:
-            aa += f" {interval(row.aa_low, row.aa_high, places, signed=True)}"
-        lines.append(label(aa))
+        aa = bounded(row.aa_effect, row.aa_low, row.aa_high, row.aa_decimals, signed=True)
+        lines.append(label(f"A/A {aa}"))
     if row.within_aa:
         lines.append("within A/A: no finding")
     return "<br>".join(lines)
 
 
 def _aa_marks(marks: Sequence[Mark]) -> dict[str, Any]:
-    x: list[float | None] = []
-    y: list[float | None] = []
-    for row, span, height in marks:
-        if row.aa_low is None or row.aa_high is None:
-            continue
-        ends = [(bound - row.null) / span for bound in (row.aa_low, row.aa_high)]
-        x += [round(ends[0], 5), round(ends[1], 5), None]
-        y += [height - 0.12, height - 0.12, None]
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": "A/A interval",
-        "x": x,
-        "y": y,
-        "line": {"color": MUTED, "width": 11},
-        "opacity": 0.38,
-        "hoverinfo": "skip",
-    }
+    bands = [
+        ((row.aa_low - row.null) / span, (row.aa_high - row.null) / span, height - 0.12)
+        for row, span, height in marks
+        if row.aa_low is not None and row.aa_high is not None
+    ]
+    return aa_bands(bands, 5, width=11)

@@ -1,6 +1,7 @@
-"""Every term of the report with its definition, unit, null and source: one list, for page and document.
+"""Every term of the report with its definition, unit, null and source.
 
-`docs/concepts/glossary.md` is what `markdown` makes of it; the section "Definitions" shows it for one trial.
+It is one list for two readers: `docs/concepts/glossary.md` is what `markdown` makes of it, and the
+section "Definitions" shows it for one trial.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from sae_placebo.report.words import Term
 
 
 class Group(NamedTuple):
-    """Terms of one kind.
+    """The terms of one kind, such as the metrics.
 
     Attributes:
         kind: Part of each term's anchor, `term-<kind>-<name>`.
-        title: Heading.
+        title: Heading of the group.
         terms: In the order in which they are read.
     """
 
@@ -38,12 +39,13 @@ _PAGES = (
     ("bits_saved", "structure"),
     ("sae_bits", "description-length"),
 )
-"""Page that says more about the metrics whose names begin so."""
+"""The beginning of metrics' names, and the page of docs/concepts that says more about them."""
+_DESCRIBED = ("definition", "unit", "null", "source")
 _MISSING = "not recorded"
 
 
 def _classes() -> tuple[Term, ...]:
-    """Return the classes of latents, in the order in which their rules are tried."""
+    """Return the classes of latents as terms, in the order in which their rules are tried."""
     return tuple(
         Term(
             kind.name,
@@ -58,29 +60,26 @@ def _classes() -> tuple[Term, ...]:
 
 
 def _metrics(described: Mapping[str, Mapping[str, Any]]) -> tuple[Term, ...]:
-    """Return the metrics, as they describe themselves.
+    """Return the metrics as terms.
 
     Args:
-        described: By name: unit, null, definition and source.
+        described: By name of the metric: its unit, null, definition and source.
     """
     return tuple(
         Term(
             name=name,
-            definition=str(one.get("definition") or _MISSING),
-            unit=str(one.get("unit") or _MISSING),
-            null=str(one.get("null") or _MISSING),
-            source=str(one.get("source") or _MISSING),
             page=next((page for start, page in _PAGES if name.startswith(start)), ""),
+            **{key: str(metric.get(key) or _MISSING) for key in _DESCRIBED},
         )
-        for name, one in described.items()
+        for name, metric in described.items()
     )
 
 
 def glossary(metrics: Mapping[str, Mapping[str, Any]]) -> tuple[Group, ...]:
-    """Return every term by kind.
+    """Return every term, in groups by kind.
 
     Args:
-        metrics: What every metric says of itself, as `trial.json` records it.
+        metrics: By name: each metric's unit, null, definition and source, as `trial.json` records them.
     """
     return (
         Group("word", "Words", words.WORDS),
@@ -95,7 +94,7 @@ def glossary(metrics: Mapping[str, Mapping[str, Any]]) -> tuple[Group, ...]:
 
 
 def markdown(groups: Iterable[Group]) -> str:
-    """Return the terms as the text of a page of docs/concepts."""
+    """Return the terms as the text of `docs/concepts/glossary.md`: a table per group."""
     lines = [
         "# Glossary",
         "",

@@ -1,7 +1,7 @@
-"""One color and one marker per arm, the same in every plot and beside every name.
+"""Every arm has one color and one marker, the same in every plot and beside every name.
 
-Up to five controls have a color each. Beyond that a color each would be a rainbow that nobody can
-keep in mind: the color then says what is changed, and the marker which control it is.
+Up to five controls have a color each. More colors would be a rainbow that nobody can keep in mind:
+beyond five, the color says what a control changes, and the marker which control it is.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from sae_placebo.stats.designs import ArmParts
 
-# Okabe and Ito's palette, told apart with the common color-vision deficiencies; yellow left out,
-# since it vanishes on white.
+# Okabe and Ito's palette, whose colors people with the common color-vision deficiencies can tell
+# apart; its yellow is left out, since it vanishes on white.
 _TRAINED = "#0072B2"
 _PLACEBOS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _SHAPES = ("diamond", "square", "triangle-up", "triangle-down", "cross", "x", "star")
@@ -31,7 +31,13 @@ CHANGED = (
 
 @dataclass(frozen=True)
 class ArmStyle:
-    """How an arm looks; `index` names its CSS class `arm-<index>`, which is its color."""
+    """How an arm looks.
+
+    Attributes:
+        index: Number in the CSS class `arm-<index>`, which gives the arm's name its color.
+        color: The same color, in plots.
+        marker: Plotly's name of the marker.
+    """
 
     index: int
     color: str
@@ -39,14 +45,20 @@ class ArmStyle:
 
 
 def many(arms: Sequence[str], trained: str | None) -> bool:
-    """Whether there are more controls than colors."""
+    """Return whether there are more controls than colors."""
     return len([arm for arm in arms if arm != trained]) > len(_PLACEBOS)
 
 
 def arm_styles(
     arms: Sequence[str], trained: str | None, parts: Mapping[str, ArmParts] | None = None
 ) -> dict[str, ArmStyle]:
-    """Return each arm's look; the trained arm always has the same one."""
+    """Return each arm's look; that of the trained arm is the same in every trial.
+
+    Args:
+        arms: In the report's order, which is that of the colors.
+        trained: The arm without a control; None where there is none.
+        parts: What each arm changes, which its color says where there are more controls than colors.
+    """
     styles: dict[str, ArmStyle] = {}
     grouped = many(arms, trained)
     used = [0] * len(_PLACEBOS)
@@ -62,7 +74,7 @@ def arm_styles(
 
 
 def changed(parts: ArmParts | None) -> int:
-    """Return which of `CHANGED` an arm changes."""
+    """Return the index in `CHANGED` of what an arm changes; 0 where that is not recorded."""
     if parts is None:
         return 0
     if parts.dictionary is not None:

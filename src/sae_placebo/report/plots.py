@@ -1,7 +1,7 @@
-"""Figures as plain plotly dictionaries: small, the same for the same input, and without imports.
+"""The report's figures are plain plotly dictionaries: small, and the same for the same input.
 
-Plotly reads part of HTML in every label, so that every text from the data passes `label`, and
-none is ever put into a template.
+Plotly itself is not imported to make them. It reads part of HTML in every label, so that every text
+from the data passes `label`, and none is ever put into one of plotly's text templates.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Figure = dict[str, Any]
 
 @dataclass(frozen=True)
 class Dot:
-    """A value with its interval, in the unit of the plot's axis."""
+    """A value with its interval, in the unit of the plot's axis; a missing bound is None."""
 
     value: float
     low: float | None
@@ -30,7 +30,15 @@ class Dot:
 
 @dataclass(frozen=True)
 class Panel:
-    """One arm's distribution: shares of latents per bin, in percent, and the null's."""
+    """One arm's distribution of token entropy over its latents.
+
+    Attributes:
+        arm: Name of the arm.
+        shares: Share of the arm's latents in each bin, in percent.
+        null_shares: The same of the null: as many random positions as each latent has active ones.
+        median: Median in bits; None where no latent has an entropy.
+        n: Latents that have an entropy.
+    """
 
     arm: str
     shares: Sequence[float]
@@ -50,7 +58,13 @@ def folded(text: str, width: int) -> str:
 
 
 def layout_of(height: int, margin: Mapping[str, int], **rest: Any) -> dict[str, Any]:
-    """Return what every figure's layout shares, with `rest` on top."""
+    """Return a figure's layout: what all figures share, and `rest`, which takes precedence.
+
+    Args:
+        height: In pixels; the width is that of the page.
+        margin: In pixels: `l`, `r`, `t` and `b`.
+        **rest: Further entries of plotly's layout.
+    """
     return {
         "height": height,
         "autosize": True,
@@ -70,8 +84,89 @@ def note(text: str, **place: Any) -> dict[str, Any]:
     return {"text": text, "showarrow": False, **place}
 
 
+def bare_axis(low: float, high: float) -> dict[str, Any]:
+    """Return an axis from `low` to `high` that shows no ticks and no grid, and cannot be zoomed."""
+    return {
+        "range": [low, high],
+        "fixedrange": True,
+        "showticklabels": False,
+        "showgrid": False,
+        "zeroline": False,
+    }
+
+
+def cumulative(data: list[dict[str, Any]], height: int, x: str, y: str) -> Figure:
+    """Return a figure of lines that are percentages over 0 to 1, with a legend above them.
+
+    Args:
+        data: Traces, a line each.
+        height: Height without the legend, in pixels.
+        x: Title of the horizontal axis.
+        y: Title of the vertical axis.
+    """
+    legend = 20 * len(data)
+    layout = layout_of(
+        height + legend,
+        {"l": 48, "r": 10, "t": legend + 8, "b": 48},
+        xaxis={"title": {"text": x}, "range": [0, 1], "fixedrange": True},
+        yaxis={"title": {"text": y}, "range": [0, 102], "fixedrange": True},
+    )
+    layout["legend"] |= {"orientation": "v", "traceorder": "normal"}
+    return {"data": data, "layout": layout}
+
+
+def error_bars(
+    values: Sequence[float],
+    lows: Sequence[float | None],
+    highs: Sequence[float | None],
+    decimals: int,
+    **look: Any,
+) -> dict[str, Any]:
+    """Return the bars of several points from their bounds; a bound that is None has no bar.
+
+    Args:
+        values: Where the points are.
+        lows: Lower bound of each.
+        highs: Upper bound of each.
+        decimals: Decimals to which the lengths of bars are rounded.
+        **look: Further entries, such as `color`, `thickness` and `width`.
+    """
+    up = [0 if h is None else round(h - v, decimals) for v, h in zip(values, highs, strict=True)]
+    down = [0 if w is None else round(v - w, decimals) for v, w in zip(values, lows, strict=True)]
+    return {"type": "data", "array": up, "arrayminus": down, **look}
+
+
+def aa_bands(
+    bands: Sequence[tuple[float, float, float]], decimals: int, width: int, **rest: Any
+) -> dict[str, Any]:
+    """Return A/A intervals as thick gray lines, all in one trace.
+
+    Args:
+        bands: Lower bound, upper bound and height in the plot of each.
+        decimals: Decimals to which the bounds are rounded.
+        width: Of a line, in pixels.
+        **rest: Further entries of the trace.
+    """
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for low, high, height in bands:
+        x += [round(low, decimals), round(high, decimals), None]
+        y += [height, height, None]
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": "A/A interval",
+        **rest,
+        "x": x,
+        "y": y,
+        "line": {"color": MUTED, "width": width},
+        "opacity": 0.38,
+        "hoverinfo": "skip",
+    }
+
+
 _NAMED = 6
-"""Arms above which rows carry their names, since no legend of that length can be kept in mind."""
+"""Number of arms above which rows carry their names: nobody keeps a legend of that length in mind."""
 _PANEL_PX = 150
 _NAME_PX = 150
 
@@ -85,7 +180,14 @@ def shares(
     styles: Mapping[str, ArmStyle],
     level: str,
 ) -> Figure:
-    """Return each class's share of latents in percent, one point with its interval per arm."""
+    """Return a figure with a row per class and, in it, a point with its interval per arm.
+
+    Args:
+        classes: Rows, from the top down.
+        dots: By arm and class: the share of latents in percent.
+        styles: By arm.
+        level: How an interval is called, such as "95% interval".
+    """
     arms = list(dots)
     step = 1.0 / (len(arms) + 1.4)
     tops = {kind: len(classes) - i for i, kind in enumerate(classes)}
@@ -99,17 +201,8 @@ def shares(
         data.append(
             _share_trace(arm, points, [tops[k] - (i + 1.2) * step for k in kinds], styles[arm])
         )
-    notes = [
-        note(
-            f"<b>{label(kind.replace('_', ' '))}</b>",
-            **{"xref": "x", "x": 0, "xanchor": "left", "xshift": 3},
-            **{"yref": "y", "y": top - 0.3 * step},
-        )
-        for kind, top in tops.items()
-    ]
     named = len(arms) > _NAMED
-    if named:
-        notes += _row_names(arms, tops, step)
+    notes = [*_class_names(tops, step), *(_row_names(arms, tops, step) if named else [])]
     legend = 0 if named else sum(20 if len(arm) <= 40 else 36 for arm in arms)
     layout = layout_of(
         int(len(classes) * (24 + 17 * len(arms)) + 64 + legend),
@@ -137,8 +230,17 @@ def shares(
     return {"data": data, "layout": layout}
 
 
+def _class_names(tops: Mapping[str, int], step: float) -> list[dict[str, Any]]:
+    """Return the name of each class, above its row."""
+    place = {"xref": "x", "x": 0, "xanchor": "left", "xshift": 3, "yref": "y"}
+    return [
+        note(f"<b>{label(kind.replace('_', ' '))}</b>", **place, y=top - 0.3 * step)
+        for kind, top in tops.items()
+    ]
+
+
 def _row_names(arms: Sequence[str], tops: Mapping[str, int], step: float) -> list[dict[str, Any]]:
-    """Return each row's arm, left of the axis."""
+    """Return the name of each row's arm, left of the axis."""
     place = {"xref": "paper", "x": 0, "xanchor": "right", "xshift": -4, "yref": "y"}
     return [
         note(label(shorten(visible(arm), 24)), y=round(top - (i + 1.2) * step, 4), **place)
@@ -159,14 +261,15 @@ def _share_trace(
         "y": [round(y, 4) for y in heights],
         "text": [label(f"{arm}: {number(p.value)}%, {p.n}") for p in points],
         "hovertemplate": "%{text}<extra></extra>",
-        "error_x": {
-            "type": "data",
-            "array": [0 if p.high is None else round(p.high - p.value, 4) for p in points],
-            "arrayminus": [0 if p.low is None else round(p.value - p.low, 4) for p in points],
-            "color": style.color,
-            "thickness": 2,
-            "width": 3,
-        },
+        "error_x": error_bars(
+            [p.value for p in points],
+            [p.low for p in points],
+            [p.high for p in points],
+            4,
+            color=style.color,
+            thickness=2,
+            width=3,
+        ),
         "marker": {"size": 8, "symbol": style.marker, "color": style.color},
     }
 
@@ -177,7 +280,13 @@ def _share_trace(
 def entropy_panels(
     edges: Sequence[float], panels: Sequence[Panel], styles: Mapping[str, ArmStyle]
 ) -> Figure:
-    """Return one histogram per arm over the same bits, the random-position null outlined on each."""
+    """Return one histogram per arm, all over the same bins, with the null as an outline on each.
+
+    Args:
+        edges: Of the bins, in bits, evenly spaced; one more than there are bins.
+        panels: From the top down.
+        styles: By arm.
+    """
     total = len(panels)
     height = _PANEL_PX if total <= _NAMED else _PANEL_PX - 40
     # room for a panel's name, the same in pixels however many there are

@@ -1,4 +1,4 @@
-"""The files of a trial folder, read; a table that is not there is empty, with its columns."""
+"""The tables of a trial's folder, as the report reads them: one that is not there is empty."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float64
+
 from sae_placebo.core.errors import StoreError
 from sae_placebo.core.lazy import pandas
-from sae_placebo.core.trial_files import (
-    RECORD,
-    check_table,
-    is_recorded,
-    read_result,
-)
+from sae_placebo.core.trial_files import RECORD, check_table, is_recorded, read_result
 from sae_placebo.stats.designs import ArmParts
+
+Place = tuple[str, str]
+"""A hookpoint and the name of an SAE."""
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "effects": (
@@ -56,55 +57,24 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         *("high", "gain", "gain_low", "gain_high", "n", "reason"),
     ),
     "sensitivity": (
-        *(
-            "arm",
-            "control_kind",
-            "model_seed",
-            "sae_seed",
-            "hookpoint",
-            "sae",
-            "threshold",
-            "value",
-        ),
-        *("change", "moved_to", "n_latents", "n_moved", "share_moved", "most_moved", "reason"),
+        *("arm", "control_kind", "model_seed", "sae_seed", "hookpoint", "sae", "threshold"),
+        *("value", "change", "moved_to", "n_latents", "n_moved", "share_moved", "most_moved"),
+        "reason",
     ),
     "methods": (
-        *(
-            "arm",
-            "control_kind",
-            "model_seed",
-            "hookpoint",
-            "method",
-            "reading",
-            "n_atoms",
-            "sparsity",
-        ),
-        *("explained_variance", "ev_low", "ev_high", "lookup_relative_ev", "native_ev"),
-        *(
-            "native_sparsity",
-            "pursuit_ev",
-            "pursuit_nonnegative_ev",
-            "pursuit_tokens",
-            "distortion",
-        ),
+        *("arm", "control_kind", "model_seed", "hookpoint", "method", "reading", "n_atoms"),
+        *("sparsity", "explained_variance", "ev_low", "ev_high", "lookup_relative_ev"),
+        *("native_ev", "native_sparsity", "pursuit_ev", "pursuit_nonnegative_ev"),
+        *("pursuit_tokens", "distortion"),
         *("reached_distortion", "bits", "bits_low", "bits_high", "bits_indices", "bits_values"),
         *("bits_residual", "bits_dictionary", "bits_with_dictionary", "bits_atoms", "coder_ratio"),
         *("probe_auc", "probe_selectivity", "probe_accuracy", "probe_auc_1", "probe_selectivity_1"),
         *("probe_accuracy_1", "probe_labels", "probe_reason", "n_tokens", "n_documents", "reason"),
     ),
     "decoys": (
-        *(
-            "hookpoint",
-            "sae",
-            "arm",
-            "placebo",
-            "score",
-            "threshold",
-            "rate",
-            "achieved",
-            "passing",
-        ),
-        *("low", "high", "share", "decoys_passing", "n_targets", "n_decoys", "reason", "remark"),
+        *("hookpoint", "sae", "arm", "placebo", "score", "threshold", "rate", "achieved"),
+        *("passing", "low", "high", "share", "decoys_passing", "n_targets", "n_decoys"),
+        *("reason", "remark"),
     ),
     "partners": (
         *("arm", "model_seed", "sae_seed", "hookpoint", "sae", "latent", "class", "comparison"),
@@ -154,21 +124,12 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     ),
 }
 OPTIONAL = (
-    *(
-        "coverage",
-        "interactions",
-        "matching",
-        "ladder",
-        "sensitivity",
-        "methods",
-        "decoys",
-        "partners",
-    ),
-    "mechanism",
+    *("coverage", "interactions", "matching", "ladder", "sensitivity", "methods", "decoys"),
+    *("partners", "mechanism"),
     *("use", "readers", "writers", "directions", "patched", "use_passages", "audits"),
 )
-"""Tables that only some trials have: those of labeled text, those with a factorial, and those run
-since there are such tables."""
+"""Tables that only some trials have: those of labeled text, those with a factorial, and those that
+were run since there are such tables."""
 
 
 def _empty(name: str) -> pandas.DataFrame:
@@ -177,11 +138,11 @@ def _empty(name: str) -> pandas.DataFrame:
 
 @dataclass(frozen=True)
 class Tables:
-    """What one trial left behind.
+    """What one trial left behind: its record, and one table per name in `COLUMNS`.
 
     Attributes:
-        trial: The content of `trial.json`; empty when there is none.
-        missing: File names that the folder does not hold, those that every trial has.
+        trial: The content of `trial.json`; empty where there is none.
+        missing: Names of files that every trial writes and that this folder does not hold.
     """
 
     trial: dict[str, Any]
@@ -209,13 +170,13 @@ class Tables:
 
     @property
     def name(self) -> str:
-        """The trial's name, or a stand-in."""
+        """The trial's name; "unnamed trial" where none is recorded."""
         return str(self.trial.get("name") or "unnamed trial")
 
     @property
     def arms(self) -> list[str]:
-        """Every arm, the trained one first, then in the trial's order, then as met in tables."""
-        named = list(_mapping(self.trial.get("arms")))
+        """Every arm, the trained one first, the others by the trial's order and then by the tables'."""
+        named = list(mapping(self.trial.get("arms")))
         for table in (self.latents, self.passages, self.measurements, self.effects, self.coverage):
             named += [str(arm) for arm in table["arm"].dropna().unique()]
         named += [str(arm) for arm in self.effects["control"].dropna().unique()]
@@ -223,7 +184,11 @@ class Tables:
         return sorted(arms, key=lambda arm: arm != self.trained(arms))
 
     def trained(self, arms: list[str] | None = None) -> str | None:
-        """The arm to which no control is applied; None when there is none."""
+        """Return the arm to which no control is applied; None where there is none.
+
+        Args:
+            arms: Arms to choose from; every arm where None.
+        """
         arms = self.arms if arms is None else arms
         parts = self.parts
         for arm in arms:
@@ -233,38 +198,36 @@ class Tables:
 
     @property
     def parts(self) -> dict[str, ArmParts]:
-        """What each arm that the trial describes changes: the model, the data, the dictionary."""
-        found = {}
-        for arm, described in _mapping(self.trial.get("arms")).items():
-            facts = _mapping(described)
+        """What each arm changes of the model, the data and the dictionary, if the trial describes it."""
+        parts = {}
+        for arm, described in mapping(self.trial.get("arms")).items():
+            facts = mapping(described)
             control = facts.get("control")
             if control is None:
                 continue
             if control == "none" or (isinstance(control, Mapping) and not control.get("kind")):
                 control = None  # no control: the trained arm
-            found[str(arm)] = ArmParts.of(control, facts.get("data"), facts.get("dictionary"))
-        return found
+            parts[str(arm)] = ArmParts.of(control, facts.get("data"), facts.get("dictionary"))
+        return parts
 
     @property
-    def places(self) -> list[tuple[str, str]]:
-        """Every (hookpoint, SAE) pair, in the order met."""
-        pairs: list[tuple[str, str]] = []
-        for table in (self.effects, self.latents, self.measurements, self.passages):
-            unique = table[["hookpoint", "sae"]].dropna().drop_duplicates()
-            pairs += [(str(h), str(s)) for h, s in unique.itertuples(index=False)]
-        return list(dict.fromkeys(pairs))
+    def places(self) -> list[Place]:
+        """Every hookpoint with each of its SAEs, in the order in which the tables name them."""
+        tables = (self.effects, self.latents, self.measurements, self.passages)
+        return list(dict.fromkeys(place for table in tables for place in places(table)))
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def mapping(value: Any) -> Mapping[str, Any]:
+    """Return `value` if it is a mapping, else an empty one."""
     return value if isinstance(value, Mapping) else {}
 
 
 def read_tables(trial_folder: Path) -> Tables:
-    """Return the tables in `trial_folder`; what is missing is empty and named in `missing`.
+    """Return the tables of a trial's folder; those that are missing are empty and named in `missing`.
 
     Raises:
-        StoreError: the folder does not exist, or a file in it cannot be read or lacks a column
-            without which its rows cannot be placed.
+        StoreError: the folder does not exist, or a file in it cannot be read, is not what the trial
+            wrote, or lacks a column without which its rows belong to no arm, hookpoint or SAE.
     """
     if not trial_folder.is_dir():
         raise StoreError(f"{trial_folder} is not a folder. Give the folder that holds trial.json.")
@@ -281,6 +244,7 @@ def read_tables(trial_folder: Path) -> Tables:
 def _read_table(
     folder: Path, name: str, trial: Mapping[str, Any], missing: list[str]
 ) -> pandas.DataFrame:
+    """Return one table; adds its file to `missing` where every trial has it and this one does not."""
     path = folder / f"{name}.parquet"
     columns = list(COLUMNS[name])
     recorded = is_recorded(name, trial)
@@ -291,10 +255,10 @@ def _read_table(
         table = pandas.read_parquet(check_table(folder, name, trial))
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} cannot be read as parquet: {error}") from None
-    places = [c for c in ("arm", "hookpoint", "sae") if c in columns]
-    needed = [c for c in places if c not in table.columns]
-    if needed and len(table):
-        raise StoreError(f"{path} has no column {needed[0]!r}. Run the trial again.")
+    placing = [column for column in ("arm", "hookpoint", "sae") if column in columns]
+    lacking = [column for column in placing if column not in table.columns]
+    if lacking and len(table):
+        raise StoreError(f"{path} has no column {lacking[0]!r}. Run the trial again.")
     return table.reindex(columns=columns)
 
 
@@ -309,6 +273,30 @@ def _plain(column: pandas.Series) -> list[Any]:
     return [value if ok else None for value, ok in zip(column.tolist(), present, strict=True)]
 
 
-def at(table: pandas.DataFrame, place: tuple[str, str]) -> pandas.DataFrame:
-    """Return the rows of one (hookpoint, SAE) pair."""
+def values(column: pandas.Series) -> Float64[np.ndarray, " row"]:
+    """Return a column as floats; what is missing or is no number is NaN."""
+    numbers = pandas.to_numeric(column, errors="coerce")
+    return np.asarray(numbers.to_numpy(dtype=np.float64, na_value=np.nan))
+
+
+def known_values(column: pandas.Series) -> Float64[np.ndarray, " known"]:
+    """Return the finite numbers of a column, in its order."""
+    numbers = values(column)
+    return np.asarray(numbers[np.isfinite(numbers)])
+
+
+def places(table: pandas.DataFrame) -> list[Place]:
+    """Return every hookpoint and SAE that a table has rows of, in the table's order."""
+    pairs = table[["hookpoint", "sae"]].dropna().drop_duplicates()
+    return [(str(hookpoint), str(sae)) for hookpoint, sae in pairs.itertuples(index=False)]
+
+
+def at(table: pandas.DataFrame, place: Place) -> pandas.DataFrame:
+    """Return the rows of one hookpoint and SAE."""
     return table[(table["hookpoint"] == place[0]) & (table["sae"] == place[1])]
+
+
+def here(table: pandas.DataFrame, place: Place, arm: str) -> pandas.DataFrame:
+    """Return the rows of one arm at one hookpoint and SAE."""
+    rows = at(table, place)
+    return rows[rows["arm"] == arm]

@@ -1,9 +1,9 @@
-"""How numbers and names are written: one rounding rule, one form of estimate, real minus signs."""
+"""How the report writes numbers and names: one rounding rule, one form of estimate, true minus signs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +23,23 @@ _WORDS = {
     "gaussian": "Gaussian",
 }
 _UNIT_WORDS = {"bits", "nats", "tokens", "seconds"}
-# what `stats.effects.effects` takes unless it is told otherwise
+# the level that `stats.effects.effects` takes where none is given
 _CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number as shown: never without its n and its interval, or the reason for having none."""
+    """A number as it is shown, which always has its n, and its interval or the reason for having none.
+
+    Attributes:
+        value: The number with its unit, or an en dash.
+        interval: The interval in brackets; None where there is none.
+        reason: Why there is no interval, or a remark on the number; None where neither is needed.
+        n: What the number was computed over, in words.
+
+    Raises:
+        ValueError: there is neither an interval nor a reason, or `n` is empty.
+    """
 
     value: str
     interval: str | None
@@ -51,7 +61,10 @@ def finite(value: Any) -> float | None:
 
 
 def decimals_for(*values: float | None) -> int:
-    """Return how many decimals show the spread of `values` with two digits; 0 to 6."""
+    """Return how many decimals, 0 to 6, show the spread of `values` with two digits.
+
+    Where they do not differ, or there is one value alone, a tenth of the largest one is the spread.
+    """
     known = [v for v in values if v is not None and math.isfinite(v)]
     width = max(known) - min(known) if known else 0.0
     size = width if width > 0 else max((abs(v) for v in known), default=0.0) / 10
@@ -61,9 +74,9 @@ def decimals_for(*values: float | None) -> int:
 
 
 def fitting(value: float | None, low: float | None, high: float | None) -> int:
-    """Return the decimals for an estimate with its interval: about three digits, 4 at most.
+    """Return the decimals of an estimate with its interval: about three digits, 4 decimals at most.
 
-    There are more where fewer would print a bound that is not 0 as 0 and so hide on which side of
+    There are up to 6 where fewer would print a bound that is not 0 as 0, and so hide on which side of
     0 the interval lies.
     """
     value, low, high = finite(value), finite(low), finite(high)
@@ -83,7 +96,13 @@ def fitting(value: float | None, low: float | None, high: float | None) -> int:
 
 
 def number(value: float | None, decimals: int | None = None, signed: bool = False) -> str:
-    """Return `value` rounded, with thousands separators and a true minus; an en dash for no number."""
+    """Return `value` rounded, with thousands separators and a true minus; an en dash where it is no number.
+
+    Args:
+        value: The number.
+        decimals: Decimals to show; `decimals_for(value)` where None.
+        signed: Whether a positive number has a plus sign. Zero never has a sign.
+    """
     if value is None or not math.isfinite(value):
         return "–"
     places = decimals_for(value) if decimals is None else decimals
@@ -107,26 +126,81 @@ def counted(value: Any, noun: str) -> str:
 def interval(
     low: float | None, high: float | None, decimals: int, signed: bool = False, unit: str = ""
 ) -> str:
-    """Return "[low, high]", or words where the interval is a point; `unit` follows each bound."""
+    """Return "[low, high]", or words where both bounds are the same; `unit` follows each bound."""
     if low is not None and low == high:
         return "(no variation)"
     return f"[{number(low, decimals, signed)}{unit}, {number(high, decimals, signed)}{unit}]"
 
 
+def bounded(
+    value: float | None,
+    low: float | None,
+    high: float | None,
+    decimals: int,
+    signed: bool = False,
+    otherwise: str = "",
+) -> str:
+    """Return a number with its interval behind it; `otherwise` stands there where it has none."""
+    text = number(value, decimals, signed)
+    if low is None or high is None:
+        return text + otherwise
+    return f"{text} {interval(low, high, decimals, signed)}"
+
+
+def estimated(
+    value: float | None,
+    low: float | None,
+    high: float | None,
+    n: str,
+    reason: str,
+    *,
+    decimals: int | None = None,
+    unit: str = "",
+    signed: bool = False,
+) -> Estimate:
+    """Return a number as it is shown: with its interval, or else with the reason for having none.
+
+    Args:
+        value: The number; None where it could not be estimated.
+        low: Lower bound of its interval; None where it has none.
+        high: Upper bound of its interval; None where it has none.
+        n: What it was computed over, in words.
+        reason: Why there is no number or no interval; it is not shown where there are both.
+        decimals: Decimals of the number and its bounds; None for as many as fit the interval.
+        unit: Text that follows the number and each bound, such as "%".
+        signed: Whether it is a difference, which is written with its sign.
+    """
+    if value is None:
+        return Estimate("–", None, reason, n)
+    places = fitting(value, low, high) if decimals is None else decimals
+    shown = number(value, places, signed) + unit
+    if low is None or high is None:
+        return Estimate(shown, None, reason, n)
+    return Estimate(shown, interval(low, high, places, signed, unit), None, n)
+
+
+def enumerated(names: Sequence[str]) -> str:
+    """Return names as an English list: "a", "a and b", "a, b and c"."""
+    return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1]
+
+
 def unit_text(unit: Any) -> str:
-    """Return the unit as written after a number; empty for pure numbers."""
+    """Return a unit as it is written after a number; a pure number has none."""
     text = str(unit or "").strip()
     return "" if text.lower() in _UNITLESS else text
 
 
 def difference_unit(unit: Any) -> str:
-    """Return the unit of a difference: percent differ by percentage points."""
+    """Return the unit of a difference; that of two percentages is percentage points."""
     text = unit_text(unit)
     return "percentage points" if text == "%" else text
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """Return `text` in lines of at most `width` characters, broken after "_", "-" or a space."""
+    """Return `text` in lines of at most `width` characters, broken after "_", "-" or a space.
+
+    A line is cut at `width` where its only break would leave less than a third of it.
+    """
     lines, rest = [], text
     while len(rest) > width:
         cut = max(rest.rfind(mark, 0, width) for mark in "_- ") + 1
@@ -137,14 +211,14 @@ def wrapped(text: str, width: int) -> list[str]:
 
 
 def title(name: Any) -> str:
-    """Return an identifier as words: `ev_above_null` becomes "EV above null"."""
+    """Return an identifier in words: `ev_above_null` becomes "EV above null"."""
     words = [_WORDS.get(word, word) for word in str(name).replace("_", " ").split()]
     text = " ".join(words)
     return text[:1].upper() + text[1:]
 
 
 def metric_title(name: Any, unit: Any = None) -> str:
-    """Return a metric's name as words, without a trailing unit that `unit` says anyway."""
+    """Return a metric's name in words, without a trailing unit that `unit` says anyway."""
     words = str(name).split("_")
     if words[0] == "share" and len(words) > 1:
         return f"Share of {' '.join(words[1:])} latents"
@@ -154,7 +228,7 @@ def metric_title(name: Any, unit: Any = None) -> str:
 
 
 def short_metric_title(name: Any, unit: Any = None) -> str:
-    """Return `metric_title` for where space is short."""
+    """Return a shorter `metric_title`, for plots, where space is short."""
     if str(name).startswith("share_"):
         return f"Share: {str(name)[6:].replace('_', ' ')}"
     text = metric_title(name, unit)
@@ -167,14 +241,14 @@ def shorten(text: str, limit: int) -> str:
 
 
 def control_kind(control: Any) -> str:
-    """Return the kind named in an arm's control."""
+    """Return the kind that an arm's control names; "none" where there is no control."""
     if isinstance(control, Mapping):
         return str(control.get("kind") or "none")
     return str(control or "none")
 
 
 def token_label(token: Any) -> str:
-    """Return a token as a name: like `visible`, with outer spaces drawn as middle dots."""
+    """Return a token as a name: as `visible` shows it, with outer spaces as middle dots."""
     text = visible(token)
     body = text.strip(" ")
     if not body:
@@ -185,16 +259,17 @@ def token_label(token: Any) -> str:
 
 
 def confidence_level(spec: Any) -> float:
-    """Return the level of the intervals: 0.95, or what the trial's settings name."""
+    """Return the level of the intervals, as a share: what the trial's settings name, or 0.95."""
     return _find(spec, ("confidence", "confidence_level")) or _CONFIDENCE
 
 
 def confidence(spec: Any) -> str:
-    """Return "95% interval", or with the level that the trial's settings name."""
+    """Return how an interval is called, such as "95% interval", by the level in the trial's settings."""
     return f"{100 * confidence_level(spec):g}% interval"
 
 
 def _find(value: Any, keys: tuple[str, ...]) -> float | None:
+    """Return the first level from 0.5 to 1 that settings hold under one of `keys`, at any depth."""
     if not isinstance(value, Mapping):
         return None
     for key in keys:

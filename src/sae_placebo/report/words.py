@@ -1,7 +1,7 @@
-"""Terms that no registry within the report's reach describes, in words: one entry each.
+"""The terms that no registry within the report's reach describes, one entry each.
 
 Classes of latents and metrics are described where they are computed. Scores and methods are too, but in
-modules that the report may not import; a test holds their definitions here equal to those.
+modules that the report may not import; a test compares their definitions here with those.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 
 class Term(NamedTuple):
-    """One term: what it is, in which unit, what it is where there is nothing to find, and who says so.
+    """One term, with what a reader needs to understand a number of that name.
 
     Attributes:
-        name: As tables and pages write it.
-        definition: One or two sentences.
-        unit: Empty where it is no number.
+        name: The name, as tables and pages write it.
+        definition: What it is, in one or two sentences.
+        unit: Unit of the number; empty where it is no number.
         null: Value where there is nothing to find, in words; empty where it is no number.
-        source: Paper or module, with deviations.
+        source: The paper or module that defines it, with deviations.
         page: Page of docs/concepts that says more, without its ending.
     """
 
@@ -29,7 +29,6 @@ class Term(NamedTuple):
     page: str = ""
 
 
-_OURS = "This package."
 _R2 = "share of variance"
 _NO_BETTER = "0: no better than the mean"
 

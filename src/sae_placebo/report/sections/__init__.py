@@ -1,4 +1,4 @@
-"""The report's sections, in the order of the page; one file and one template each."""
+"""The report's sections, imported in the order of the page; each is one file and one template."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What the A/A comparisons say together: how many leave the null out, and how many would by chance.
+"""How many of a trial's A/A intervals leave the null out, and how many would by chance.
 
-The A/A interval of a control is the same under every contrast against it, so it is counted once.
+The A/A interval of a control is the same under every contrast with it, and is counted once.
 """
 
 from __future__ import annotations
@@ -9,14 +9,22 @@ from dataclasses import dataclass, field
 
 from sae_placebo.report.sections.base import View
 from sae_placebo.report.sections.contrasts import bounds, contrasts, covers_null, null_of
-from sae_placebo.report.wording import confidence_level, finite, metric_title, number
+from sae_placebo.report.wording import confidence_level, enumerated, finite, metric_title, number
 
 _FEW_DF = 2
 
 
 @dataclass
 class KindTally:
-    """The A/A intervals of all controls of one kind."""
+    """The A/A intervals of all controls of one kind.
+
+    Attributes:
+        kind: Kind of control.
+        controls: Names of the arms, in the order in which they were counted.
+        total: Number of intervals.
+        points: How many of them have no width and are at the null, since nothing varied.
+        outside: How many of them leave the null out.
+    """
 
     kind: str
     controls: dict[str, None] = field(default_factory=dict)
@@ -25,21 +33,21 @@ class KindTally:
     outside: int = 0
 
     def expected(self, chance: float) -> float:
-        """Return how many leave the null out by chance: the level times those of some width."""
+        """Return how many leave the null out by chance: the share `chance` of those of some width."""
         return chance * (self.total - self.points)
 
 
 @dataclass(frozen=True)
 class AAIntervals:
-    """The distinct A/A intervals of a trial.
+    """The distinct A/A intervals of a trial, counted.
 
     Attributes:
-        total: Intervals, each control's once per metric, hookpoint and SAE.
-        points: Of these, the ones of no width at the null: nothing varied.
-        outside: Control -> names of the metrics whose A/A interval leaves the null out.
-        kinds: The same by kind of control.
-        chance: Share that leaves the null out by chance alone.
+        total: Number of intervals: one per control, metric, hookpoint and SAE.
+        points: How many of them have no width and are at the null, since nothing varied.
+        outside: By control, the names of the metrics whose A/A interval leaves the null out.
+        chance: Share of intervals that leaves the null out by chance alone.
         few: Sentences on intervals whose variance rests on very few re-draws.
+        kinds: The counts by kind of control.
     """
 
     total: int
@@ -51,12 +59,12 @@ class AAIntervals:
 
     @property
     def n_outside(self) -> int:
-        """How many leave the null out."""
+        """Number of intervals that leave the null out."""
         return sum(map(len, self.outside.values()))
 
     @property
     def expected(self) -> str:
-        """How many are expected to leave the null out by chance, in words."""
+        """Number of intervals that are expected to leave the null out by chance, in words."""
         expected = self.chance * (self.total - self.points)
         return f"about {round(expected)}" if expected >= 0.5 else "fewer than one"
 
@@ -96,7 +104,7 @@ def tally(view: View) -> AAIntervals:
 
 
 def _kind(view: View, control: str) -> str:
-    """Return the kinds of an arm's controls, joined; its name where they are not described."""
+    """Return the kinds of an arm's controls, joined by "+"; its name where they are not described."""
     parts = view.parts.get(control)
     if parts is None:
         return control
@@ -106,10 +114,11 @@ def _kind(view: View, control: str) -> str:
     return " + ".join(kind for kind in kinds if kind)
 
 
-def by_kind(found: AAIntervals) -> list[dict[str, str]]:
-    """Return the tally per kind of control and of all together, as rows."""
-    every = KindTally("all together", {}, found.total, found.points, found.n_outside)
-    rows = [*found.kinds, every] if len(found.kinds) > 1 else [every]
+def by_kind(intervals: AAIntervals) -> list[dict[str, str]]:
+    """Return the rows of a table: the counts of each kind of control, and of all together."""
+    kinds, n_outside = intervals.kinds, intervals.n_outside
+    every = KindTally("all together", {}, intervals.total, intervals.points, n_outside)
+    rows = [*kinds, every] if len(kinds) > 1 else [every]
     return [
         {
             "kind": row.kind,
@@ -117,66 +126,74 @@ def by_kind(found: AAIntervals) -> list[dict[str, str]]:
             "total": str(row.total),
             "points": str(row.points),
             "outside": str(row.outside),
-            "expected": number(row.expected(found.chance), 1),
+            "expected": number(row.expected(intervals.chance), 1),
         }
         for row in rows
-        if found.total
+        if intervals.total
     ]
 
 
-def sentences(found: AAIntervals) -> list[str]:
-    """Return the tally in words; nothing where there is no A/A interval."""
-    if not found.total:
+def sentences(intervals: AAIntervals) -> list[str]:
+    """Return the counts in sentences; nothing where there is no A/A interval."""
+    total, points, n_outside = intervals.total, intervals.points, intervals.n_outside
+    if not total:
         return []
-    many = "is 1 A/A interval" if found.total == 1 else f"are {found.total} A/A intervals"
-    said = f"There {many} (one per metric and re-drawn control); "
-    said += "none leaves 0 out. " if not found.outside else f"{found.n_outside} "
-    if found.outside:
-        names = [f"{_joined(metrics)} in {arm}" for arm, metrics in found.outside.items()]
-        verb = "leaves" if found.n_outside == 1 else "leave"
-        said += f"{verb} 0 out: {'; '.join(names)}. "
-    width = found.total - found.points
-    if found.points:
-        said += (
-            f"{found.points} {'has' if found.points == 1 else 'have'} no width, since nothing "
-            f"varied; of the other {width}, {found.expected} would by chance "
-            f"({100 * found.chance:g}% of them). "
+    many = "is 1 A/A interval" if total == 1 else f"are {total} A/A intervals"
+    text = f"There {many} (one per metric and re-drawn control); "
+    if intervals.outside:
+        names = [
+            f"{enumerated([_within_sentence(metric) for metric in metrics])} in {arm}"
+            for arm, metrics in intervals.outside.items()
+        ]
+        verb = "leaves" if n_outside == 1 else "leave"
+        text += f"{n_outside} {verb} 0 out: {'; '.join(names)}. "
+    else:
+        text += "none leaves 0 out. "
+    share = f"({100 * intervals.chance:g}% of them)"
+    if points:
+        text += (
+            f"{points} {'has' if points == 1 else 'have'} no width, since nothing varied; "
+            f"of the other {total - points}, {intervals.expected} would by chance {share}. "
         )
     else:
-        said += f"By chance {found.expected} would ({100 * found.chance:g}% of them). "
-    said += "The metrics are correlated, so this count is a look and not a test."
-    return [said, *found.few]
+        text += f"By chance {intervals.expected} would {share}. "
+    text += "The metrics are correlated, so this count is a look and not a test."
+    return [text, *intervals.few]
 
 
-def in_short(found: AAIntervals) -> str:
-    """Return the tally as one limit of the report."""
-    few = f" {' '.join(found.few)}" if found.few else ""
+def in_short(intervals: AAIntervals) -> str:
+    """Return the counts as one of the report's limits."""
+    n_outside = intervals.n_outside
+    few = f" {' '.join(intervals.few)}" if intervals.few else ""
     return (
-        f"Of {found.total} A/A intervals, where nothing but the random draw differs, "
-        f"{found.n_outside or 'none'} {'leaves' if found.n_outside < 2 else 'leave'} 0 out; "
-        f"{found.expected} would by chance.{few}"
+        f"Of {intervals.total} A/A intervals, where nothing but the random draw differs, "
+        f"{n_outside or 'none'} {'leaves' if n_outside < 2 else 'leave'} 0 out; "
+        f"{intervals.expected} would by chance.{few}"
     )
 
 
-def _joined(names: list[str]) -> str:
-    texts = [name if name[:2].isupper() else name[:1].lower() + name[1:] for name in names]
-    return ", ".join(texts[:-1]) + (" and " if len(texts) > 1 else "") + texts[-1]
+def _within_sentence(name: str) -> str:
+    """Return a title as it is written within a sentence: without its capital, but for abbreviations."""
+    return name if name[:2].isupper() else name[:1].lower() + name[1:]
 
 
 def _redraws(view: View) -> dict[str, int]:
-    """Return how many re-draws each arm has, as the effects table says."""
-    found: dict[str, int] = {}
+    """Return how many re-draws each arm but the trained one has, by the effects table."""
+    redraws: dict[str, int] = {}
     table = view.tables.effects
     for side, column in (("arm", "n_arm_models"), ("control", "n_control_models")):
         for arm, n in table[[side, column]].dropna().itertuples(index=False):
             known = finite(int(n))
             if arm != view.trained and known is not None:
-                found[str(arm)] = max(found.get(str(arm), 0), int(known))
-    return found
+                redraws[str(arm)] = max(redraws.get(str(arm), 0), int(known))
+    return redraws
 
 
 def _few_redraws(view: View, controls: list[str]) -> tuple[str, ...]:
-    """Return what rests on one or two degrees of freedom, controls alike in one sentence."""
+    """Return a sentence for the controls whose A/A variance rests on one or two degrees of freedom.
+
+    Controls with the same number of them, from the same source, are in one sentence.
+    """
     redraws = _redraws(view)
     alike: dict[tuple[str, int], list[str]] = {}
     for control in controls:
@@ -187,17 +204,13 @@ def _few_redraws(view: View, controls: list[str]) -> tuple[str, ...]:
             alike.setdefault((f"borrowed from {source} re-draws", sum(others)), []).append(control)
         elif n > 2:
             alike.setdefault(("taken from its own re-draws", n - 2), []).append(control)
-    said = []
+    few = []
     for (source, df), names in alike.items():
         if df <= _FEW_DF:
             freedom = "one degree of freedom" if df == 1 else f"{df} degrees of freedom"
-            said.append(
-                f"The variance between re-draws behind the A/A intervals of {_plain(names)} is "
+            few.append(
+                f"The variance between re-draws behind the A/A intervals of {enumerated(names)} is "
                 f"{source} and has {freedom}: such an interval can be far too wide or far too "
                 "narrow."
             )
-    return tuple(said)
-
-
-def _plain(names: list[str]) -> str:
-    return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1]
+    return tuple(few)

@@ -1,4 +1,4 @@
-"""What was compared: the arms and the few facts needed to read the findings."""
+"""The section on what was compared: the arms, and the few facts that a reader of the findings needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from sae_placebo.report.sections.diagnostics import telling
 from sae_placebo.report.sections.recorded import (
     arm_facts,
     arm_records,
-    mapping,
     names_of,
     outliers_of,
     picked,
@@ -22,9 +21,11 @@ from sae_placebo.report.sections.recorded import (
     splits_of,
     text_of,
 )
+from sae_placebo.report.tables import mapping
 from sae_placebo.report.wording import control_kind, count, counted, finite
 
-# controls in plain words; a kind that is not here is shown by its own name and settings
+# what a control changes and how; between the two stands what is excepted. A kind that is not here is
+# shown by its own name and settings.
 CONTROLS_IN_WORDS = {
     "redraw": ("every tensor", " re-drawn as Gaussian noise of its own mean and variance"),
     "init": ("every tensor", " drawn fresh by the architecture's own initializer"),
@@ -52,14 +53,15 @@ _NOTES = ("tied", "tied_embeddings", "tying", "notes")
 
 
 def kept_groups(view: View, arm: str) -> tuple[str, ...] | None:
-    """Return what an arm keeps of the trained weights, as groups; None when not recorded."""
-    found = picked(arm_records(view.tables.trial, arm), _KEPT)
-    if isinstance(found, Mapping):
-        return tuple(dict.fromkeys(str(group) for group in found.values()))
-    return None if found is None else tuple(names_of(found))
+    """Return the groups of tensors that an arm keeps as trained; None where they are not recorded."""
+    kept = picked(arm_records(view.tables.trial, arm), _KEPT)
+    if isinstance(kept, Mapping):
+        return tuple(dict.fromkeys(str(group) for group in kept.values()))
+    return None if kept is None else tuple(names_of(kept))
 
 
 def _kept_in_words(view: View, arm: str, notes: Sequence[str]) -> str:
+    """Return what an arm keeps as trained; `notes` say which groups are one tensor in this model."""
     if arm == view.trained or _has_the_trained_model(view, arm):
         return "everything"
     groups = kept_groups(view, arm)
@@ -67,9 +69,9 @@ def _kept_in_words(view: View, arm: str, notes: Sequence[str]) -> str:
         return "not recorded"
     tied: dict[str, list[str]] = {}
     kept = mapping(picked(arm_records(view.tables.trial, arm), _KEPT))
-    for found in filter(None, map(_TIED.fullmatch, notes)):
-        group = str(kept.get(found["name"], ""))
-        others = [role for role in found["roles"].split(" and ") if role != group]
+    for tie in filter(None, map(_TIED.fullmatch, notes)):
+        group = str(kept.get(tie["name"], ""))
+        others = [role for role in tie["roles"].split(" and ") if role != group]
         tied.setdefault(group, []).extend(others)
     shown = []
     for group in groups:
@@ -102,13 +104,13 @@ def _arm_row(view: View, arm: str) -> dict[str, Any]:
 
 
 def _has_the_trained_model(view: View, arm: str) -> bool:
-    """Whether only the data or the dictionary are controlled."""
+    """Return whether an arm's model is the trained one, so that its data or dictionary is controlled."""
     parts = view.parts.get(arm)
     return parts is not None and parts.kind == "trained"
 
 
 def _control_in_words(view: View, arm: str, facts: Mapping[str, Any]) -> str:
-    """Return what is done to the model, the data and the dictionary."""
+    """Return in words what an arm's controls do to the model, the data and the dictionary."""
     words = [_model_in_words(view, arm, facts.get("control"))]
     for slot in ("data", "dictionary"):
         if facts.get(slot):
@@ -136,7 +138,7 @@ def _model_in_words(view: View, arm: str, control: Any) -> str:
 
 
 def _key_facts(view: View) -> list[str]:
-    """Return the facts in one line: model, place, SAEs, text, and what was left out."""
+    """Return the facts of one line: hookpoints, SAEs, seeds, text, and what was left out of it."""
     trial = view.tables.trial
     spec = mapping(trial.get("spec"))
     facts = []
@@ -167,12 +169,12 @@ def _key_facts(view: View) -> list[str]:
 
 
 def _sae_kind(kind: str) -> str:
-    """Return an SAE's kind as it is usually written."""
+    """Return an SAE's kind, as papers write it."""
     return _SAE_KINDS.get(kind, text_of(kind))
 
 
 def _left_out(view: View) -> str:
-    """Return how many held-out tokens no arm is measured on, by the masking rule."""
+    """Return how many held-out tokens the rule on outlying norms leaves out of every arm's numbers."""
     masks = mapping(mapping(view.tables.trial.get("masks")).get("heldout"))
     counts = [(str(k), n) for k, v in masks.items() if (n := finite(v)) is not None]
     union = [(k, n) for k, n in counts if "any arm" in k]
@@ -184,33 +186,32 @@ def _left_out(view: View) -> str:
 
 
 def _left_out_of_training(view: View) -> str:
-    """Return which models were trained on fewer of the tokens, and how many were left out."""
-    masks = mapping(mapping(view.tables.trial.get("masks")).get("train"))
-    found = outliers_of(masks)
-    many = len({hookpoint for hookpoint, _, _ in found}) > 1
+    """Return how many training tokens were left out, for each model where any were."""
+    outliers = outliers_of(mapping(mapping(view.tables.trial.get("masks")).get("train")))
+    many_places = len({hookpoint for hookpoint, _, _ in outliers}) > 1
     parts = [
         f"{count(n)} of the tokens left out in {visible(model)}"
-        + (f" at {visible(hookpoint)}" if many else "")
-        for hookpoint, model, n in found
+        + (f" at {visible(hookpoint)}" if many_places else "")
+        for hookpoint, model, n in outliers
         if n > 0
     ]
     return f", {', '.join(parts)} for outlying norm" if parts else ""
 
 
 def _counted(view: View) -> dict[str, Any]:
-    """Return how many arms control the model, and how many the data or dictionary alone."""
+    """Return how many arms control the model, and how many the data or the dictionary alone."""
     controls = [arm for arm in view.arms if arm != view.trained]
     others = [arm for arm in controls if _has_the_trained_model(view, arm)]
     parts = [view.parts[arm] for arm in others]
     return {
         "n_placebos": len(controls) - len(others),
-        "n_data": len([one for one in parts if one.data is not None]),
-        "n_dictionary": len([one for one in parts if one.data is None]),
+        "n_data": len([part for part in parts if part.data is not None]),
+        "n_dictionary": len([part for part in parts if part.data is None]),
     }
 
 
 def _changed(view: View) -> list[dict[str, Any]]:
-    """Return what each color stands for, where arms share them."""
+    """Return what each color stands for, where several arms share one; else nothing."""
     if not many(view.arms, view.trained):
         return []
     used = {view.styles[arm].index for arm in view.arms if arm != view.trained}

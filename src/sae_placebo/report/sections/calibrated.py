@@ -1,4 +1,4 @@
-"""Whether the intervals of each metric can be trusted: how A/A trials on a small model came out."""
+"""The section that says whether each metric's intervals can be trusted, by A/A trials of a small model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PERCENT = 100.0
 
 
 def measured() -> dict[str, dict[str, Any]]:
-    """Return what A/A trials found, by metric; nothing where they were not run."""
+    """Return how often A/A trials left zero out, by metric; nothing where they were not run."""
     if not FILE.exists():
         return {}
     rows: list[dict[str, Any]] = json.loads(FILE.read_text(encoding="utf-8"))
@@ -36,20 +36,20 @@ def _row(metric: str, known: dict[str, Any] | None) -> dict[str, Any]:
     if share is None:
         reason = str(known["reason"] or "nothing varied")
         return {"metric": metric, "share": None, "said": f"cannot be told: {reason}"}
-    about = None if se is None else f"standard error {number(_PERCENT * se, 1)}%"
-    said = WORDS.get(str(known["verdict"]), str(known["verdict"]))
-    cell = Estimate(f"{number(_PERCENT * share, 1)}%", None, about, n)
+    error = None if se is None else f"standard error {number(_PERCENT * se, 1)}%"
+    words = WORDS.get(str(known["verdict"]), str(known["verdict"]))
+    cell = Estimate(f"{number(_PERCENT * share, 1)}%", None, error, n)
     alarm = known["verdict"] == "too narrow"
-    return {"metric": metric, "share": cell, "said": said, "alarm": alarm}
+    return {"metric": metric, "share": cell, "said": words, "alarm": alarm}
 
 
 def build(view: View) -> Content:
-    """Return a row per metric of this trial."""
-    found = measured()
+    """Return a row per metric of this trial, and the metrics whose intervals are too narrow."""
+    by_metric = measured()
     metrics = dict.fromkeys(str(row["metric"]) for row in records(view.tables.effects))
-    rows = [_row(metric, found.get(metric)) for metric in metrics]
+    rows = [_row(metric, by_metric.get(metric)) for metric in metrics]
     untrusted = [row["metric"] for row in rows if row.get("alarm")]
-    return Content({"rows": rows if found else [], "untrusted": untrusted}, {})
+    return Content({"rows": rows if by_metric else [], "untrusted": untrusted}, {})
 
 
 SECTIONS.add(Section("calibrated", "Can the intervals be trusted?", ("effects",), build))

@@ -1,77 +1,125 @@
-"""How many latents of each class an arm has."""
+"""The section that says how many latents of each class every arm has."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from sae_placebo.latents.classes.classification import CLASS_NAMES, CLASSES
 from sae_placebo.report.plots import Dot, Figure, shares
-from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
+from sae_placebo.report.sections.base import (
+    SECTIONS,
+    Content,
+    Section,
+    View,
+    add_figure,
+    arm_of,
+)
 from sae_placebo.report.sections.contrasts import bounds, sample
-from sae_placebo.report.tables import at, records
-from sae_placebo.report.wording import Estimate, finite, fitting, interval, number
+from sae_placebo.report.tables import Place, at, records
+from sae_placebo.report.wording import Estimate, estimated, finite, number
 
-_KNOWN = ("dead", "ultra_rare", "dense", "single_token", "token_family", "other")
 _MANY = 6
-"""Arms above which they are the table's rows, so that it needs no scrolling."""
+"""Number of arms above which they are the table's rows, so that it needs no scrolling."""
 STARRED = ("single_token", "arbitrary_subset")
 """The classes that Bricken et al. (2023) saw in a model with random weights."""
 _SMALL = 0.01
 """Share that a class must reach in some arm to be drawn; the table holds the others too."""
 _FEW = 8
-"""Classes up to which all are drawn, whatever their shares."""
+"""Number of classes up to which all are drawn, whatever their shares."""
 _COUNTED = "counted on these latents"
 _NO_EFFECTS = "share_ effects missing: counted from the latents table"
 
-
-def class_names() -> tuple[str, ...]:
-    """Return the classes in the order in which the decision list tries them."""
-    try:
-        from sae_placebo.latents.classes.classification import CLASS_NAMES
-    except ImportError:
-        return _KNOWN
-    return tuple(CLASS_NAMES)
+ArmShares = dict[tuple[str, str], dict[str, Any]]
+"""A share by arm and kind: its value, low, high, the reason for having no interval, and its n in words."""
 
 
-def arm_shares(
-    view: View, place: tuple[str, str], prefix: str
-) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return (arm, what stands behind the prefix) -> value, bounds, reason and n, each value once."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+def in_class_order(kinds: Iterable[str]) -> list[str]:
+    """Return classes in the order in which the decision list tries them, unknown ones last by name."""
+    given = set(kinds)
+    return [*(kind for kind in CLASS_NAMES if kind in given), *sorted(given - set(CLASS_NAMES))]
+
+
+def arm_shares(view: View, place: Place, prefix: str) -> ArmShares:
+    """Return each arm's shares at one place, as the effects table holds them on either side.
+
+    Args:
+        view: Of the trial.
+        place: Hookpoint and SAE.
+        prefix: Beginning of the metrics' names; what follows it is the kind.
+    """
+    recorded: ArmShares = {}
     for row in records(at(view.tables.effects, place)):
         metric = str(row["metric"])
         if not metric.startswith(prefix):
             continue
-        for side, name in (("arm", str(row["arm"])), ("control", str(row["control"]))):
+        for side in ("arm", "control"):
+            at_kind = str(row[side]), metric.removeprefix(prefix)
             value, (low, high) = finite(row[f"{side}_value"]), bounds(row, f"{side}_")
-            known = found.get((name, metric[len(prefix) :]))
+            known = recorded.get(at_kind)
             if known is not None and (value is None or known["value"] is not None):
                 continue
-            found[name, metric[len(prefix) :]] = {
+            recorded[at_kind] = {
                 "value": value,
                 "low": low,
                 "high": high,
                 "reason": None if low is not None else str(row["reason"] or "no reason recorded"),
                 "n": sample(row),
             }
-    return found
+    return recorded
 
 
-def _known(view: View, place: tuple[str, str]) -> tuple[dict[tuple[str, str], Any], dict[str, int]]:
-    """Return what is known of every arm and class, and the latents of each arm."""
+def share_figure(view: View, known: ArmShares, arms: Sequence[str], kinds: Sequence[str]) -> Figure:
+    """Return a figure with a row per kind and, in it, each arm's share in percent."""
+    dots: dict[str, dict[str, Dot]] = {}
+    for arm in arms:
+        of_arm = {kind: known[arm, kind] for kind in kinds if (arm, kind) in known}
+        dots[arm] = {
+            kind: _dot(share) for kind, share in of_arm.items() if share["value"] is not None
+        }
+    return shares(list(kinds), dots, {arm: view.styles[arm] for arm in arms}, view.level)
+
+
+def share_cell(share: Mapping[str, Any] | None, n: str = "latents not counted") -> Estimate:
+    """Return a share in percent, as it is shown; `n` is that of a share that is not recorded."""
+    if share is None:
+        # a kind that no latent of the arm is of has no row in a count
+        return Estimate("–", None, "not recorded", n)
+    value, low, high = _in_percent(share)
+    reason = share["reason"] or "not estimable"
+    decimals = 1 if low is None else None
+    return estimated(value, low, high, share["n"], reason, decimals=decimals, unit="%")
+
+
+def _dot(share: Mapping[str, Any]) -> Dot:
+    value, low, high = _in_percent(share)
+    return Dot(value, low, high, f"n = {share['n']}")
+
+
+def _in_percent(share: Mapping[str, Any]) -> list[Any]:
+    return [None if share[k] is None else 100 * share[k] for k in ("value", "low", "high")]
+
+
+def _known(view: View, place: Place) -> tuple[ArmShares, dict[str, int]]:
+    """Return the share of every arm and class, and how many latents each arm has.
+
+    A share that the effects table lacks is counted from the table of latents.
+    """
     latents = at(view.tables.latents, place)
     counts = latents.groupby(["arm", "class"]).size().to_dict() if len(latents) else {}
-    totals = latents.groupby("arm").size().to_dict() if len(latents) else {}
+    sizes = latents.groupby("arm").size().to_dict() if len(latents) else {}
     known = arm_shares(view, place, "share_")
     for (arm, kind), n in counts.items():
-        counted = {
-            "value": n / totals[arm],
-            "low": None,
-            "high": None,
-            "reason": _NO_EFFECTS,
-            "n": "",
-        }
-        known.setdefault((str(arm), str(kind)), counted)
-    return known, {str(arm): int(n) for arm, n in totals.items()}
+        counted = {"value": n / sizes[arm], "low": None, "high": None, "reason": _NO_EFFECTS}
+        known.setdefault((str(arm), str(kind)), counted | {"n": ""})
+    totals = {str(arm): int(n) for arm, n in sizes.items()}
+    for (arm, _), share in known.items():
+        share["n"] = "; ".join(filter(None, (_latents(totals.get(arm)), share["n"])))
+    return known, totals
+
+
+def _latents(total: int | None) -> str:
+    return f"{total:,} latents" if total else "latents not counted"
 
 
 def build(view: View) -> Content:
@@ -82,39 +130,25 @@ def build(view: View) -> Content:
         known, totals = _known(view, place)
         if not known:
             continue
-        kinds = [k for k in class_names() if any(kind == k for _, kind in known)]
-        kinds += sorted({kind for _, kind in known} - set(kinds))
+        kinds = in_class_order(kind for _, kind in known)
         arms = [arm for arm in view.arms if any(a == arm for a, _ in known)]
         drawn = _drawn(kinds, known)
-        dots = {
-            arm: {
-                k: _dot(known[arm, k], totals.get(arm))
-                for k in drawn
-                if known.get((arm, k), {}).get("value") is not None
-            }
-            for arm in arms
+        figure = share_figure(view, known, arms, drawn)
+        cells = {
+            kind: [share_cell(known.get((a, kind)), _latents(totals.get(a))) for a in arms]
+            for kind in kinds
         }
-        key = f"classes-{len(figures)}"
-        figures[key] = shares(drawn, dots, {a: view.styles[a] for a in arms}, view.level)
         blocks.append(
             {
                 "hookpoint": place[0],
                 "sae": place[1],
-                "figure": key,
-                "height": figures[key]["layout"]["height"],
-                "arms": [
-                    {"name": a, "index": view.styles[a].index, "n": totals.get(a)} for a in arms
-                ],
+                **add_figure(figures, f"classes-{len(figures)}", figure),
+                "arms": [arm_of(view, arm) | {"n": totals.get(arm)} for arm in arms],
                 "turned": len(arms) > _MANY,
                 "kinds": kinds,
                 "small": [kind for kind in kinds if kind not in drawn],
                 "rows": [
-                    {
-                        "kind": kind,
-                        "drawn": kind in drawn,
-                        "cells": [_cell(known.get((a, kind)), totals.get(a)) for a in arms],
-                    }
-                    for kind in kinds
+                    {"kind": kind, "drawn": kind in drawn, "cells": cells[kind]} for kind in kinds
                 ],
                 "starred": _starred(known, arms, totals, view),
                 "sensitivity": _sensitivity(view, place),
@@ -130,27 +164,20 @@ def build(view: View) -> Content:
 
 
 def unclaimed() -> dict[str, str]:
-    """Return why planted latents of a class are not recovered, for the classes where they are not."""
-    try:
-        from sae_placebo.latents.classes.classification import CLASSES
-    except ImportError:
-        return {}
+    """Return, for each class whose planted latents are not recovered, why they are not."""
     return {kind.name: kind.unclaimed for kind in CLASSES if not kind.claimed}
 
 
-def _drawn(kinds: list[str], known: dict[tuple[str, str], Any]) -> list[str]:
+def _drawn(kinds: list[str], known: ArmShares) -> list[str]:
+    """Return the classes to draw: all if they are few, else the starred ones and those of some size."""
     if len(kinds) <= _FEW:
         return kinds
-    return [
-        kind
-        for kind in kinds
-        if kind in STARRED
-        or any((one["value"] or 0) >= _SMALL for (_, k), one in known.items() if k == kind)
-    ]
+    large = {kind for (_, kind), share in known.items() if (share["value"] or 0) >= _SMALL}
+    return [kind for kind in kinds if kind in STARRED or kind in large]
 
 
 def _starred(
-    known: dict[tuple[str, str], Any], arms: list[str], totals: dict[str, int], view: View
+    known: ArmShares, arms: list[str], totals: dict[str, int], view: View
 ) -> list[dict[str, Any]]:
     """Return the starred classes by arm, as counts and shares; nothing where neither is known."""
     if not any(kind == STARRED[1] for _, kind in known):
@@ -159,43 +186,37 @@ def _starred(
     for arm in arms:
         cells = []
         for kind in STARRED:
-            found, total = known.get((arm, kind)), totals.get(arm)
-            number_of = (
-                found["value"] * total if found and found["value"] is not None and total else None
-            )
-            cells.append(
-                {
-                    "share": _cell(found, total),
-                    "count": None if number_of is None else f"{round(number_of):,} of {total:,}",
-                }
-            )
-        rows.append({"name": arm, "index": view.styles[arm].index, "cells": cells})
+            share, total = known.get((arm, kind)), totals.get(arm)
+            counted = None
+            if share and share["value"] is not None and total:
+                counted = f"{round(share['value'] * total):,} of {total:,}"
+            cells.append({"share": share_cell(share, _latents(total)), "count": counted})
+        rows.append(arm_of(view, arm) | {"cells": cells})
     return rows
 
 
-def _sensitivity(view: View, place: tuple[str, str]) -> dict[str, Any] | None:
-    """Return the latents that change class when a threshold moves, over all arms; most first."""
-    table = getattr(view.tables, "sensitivity", None)
-    if table is None or not len(table):
+def _sensitivity(view: View, place: Place) -> dict[str, Any] | None:
+    """Return how many latents change class when a threshold moves, over all arms; most first."""
+    table = view.tables.sensitivity
+    if not len(table):
         return None
-    table = at(table, place)
     moved: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in records(table):
-        side = "up" if (finite(row["change"]) or 0) > 0 else "down"
-        one = moved.setdefault(str(row["threshold"]), {}).setdefault(
-            side, {"moved": 0, "n": 0, "to": row["moved_to"], "most": {}, "reason": None}
+    for row in records(at(table, place)):
+        direction = "up" if (finite(row["change"]) or 0) > 0 else "down"
+        side = moved.setdefault(str(row["threshold"]), {}).setdefault(
+            direction, {"moved": 0, "n": 0, "most": {}, "reason": None}
         )
         count = int(finite(row["n_moved"]) or 0)
-        one["reason"] = row.get("reason") or one["reason"]
-        one["moved"] += count
-        one["n"] += int(finite(row["n_latents"]) or 0)
+        side["reason"] = row.get("reason") or side["reason"]
+        side["moved"] += count
+        side["n"] += int(finite(row["n_latents"]) or 0)
         if row["most_moved"]:
-            one["most"][row["most_moved"]] = one["most"].get(row["most_moved"], 0) + count
+            side["most"][row["most_moved"]] = side["most"].get(row["most_moved"], 0) + count
     rows: list[dict[str, Any]] = [
         {
             "threshold": name,
-            "most": max((one["moved"] for one in sides.values()), default=0),
-            "cells": [_moved(sides.get(side)) for side in ("down", "up")],
+            "most": max((side["moved"] for side in sides.values()), default=0),
+            "cells": [_moved(sides.get(direction)) for direction in ("down", "up")],
         }
         for name, sides in moved.items()
     ]
@@ -207,6 +228,7 @@ def _sensitivity(view: View, place: tuple[str, str]) -> dict[str, Any] | None:
 
 
 def _moved(side: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the share of latents that one move of a threshold moves, and where most of them go."""
     if side is None or not side["n"]:
         return {"share": Estimate("–", None, "no latents", "0 latents"), "most": None}
     if side["reason"] and not side["moved"]:
@@ -219,41 +241,6 @@ def _moved(side: dict[str, Any] | None) -> dict[str, Any]:
         "share": Estimate(value, None, _COUNTED, n),
         "most": most.replace("_", " ").replace(" > ", " → ") if most else None,
     }
-
-
-def _n(total: Any, sample_text: str) -> str:
-    latents = f"{int(total):,} latents" if total else "latents not counted"
-    return f"{latents}; {sample_text}" if sample_text else latents
-
-
-def _dot(found: dict[str, Any], total: Any) -> Dot:
-    low, high = found["low"], found["high"]
-    return Dot(
-        100 * found["value"],
-        None if low is None else 100 * low,
-        None if high is None else 100 * high,
-        f"n = {_n(total, found['n'])}",
-    )
-
-
-def _cell(found: dict[str, Any] | None, total: Any) -> Estimate:
-    if found is None:
-        # a class that no latent of the arm is in has no row in a count
-        return Estimate("–", None, "not recorded", _n(total, ""))
-    low, high = found["low"], found["high"]
-    if found["value"] is None:
-        return Estimate("–", None, found["reason"] or "not estimable", _n(total, found["n"]))
-    if low is None:
-        return Estimate(
-            f"{number(100 * found['value'], 1)}%", None, found["reason"], _n(total, found["n"])
-        )
-    places = fitting(100 * found["value"], 100 * low, 100 * high)
-    return Estimate(
-        f"{number(100 * found['value'], places)}%",
-        interval(100 * low, 100 * high, places, unit="%"),
-        None,
-        _n(total, found["n"]),
-    )
 
 
 SECTIONS.add(Section("classes", "Class shares per arm", ("effects", "latents"), build))

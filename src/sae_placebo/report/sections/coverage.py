@@ -1,4 +1,4 @@
-"""Coverage of labels: how well single latents detect what is known to be true of each token."""
+"""The section on coverage: how well single latents detect what is known of each token, its labels."""
 
 from __future__ import annotations
 
@@ -10,15 +10,10 @@ import numpy as np
 from sae_placebo.core.lazy import pandas
 from sae_placebo.report.dots import BaselineLine, DotRow, dot_rows
 from sae_placebo.report.plots import Figure
-from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
-from sae_placebo.report.sections.contrasts import (
-    aa_estimate,
-    effect_estimate,
-    side_estimate,
-    within_aa,
-)
-from sae_placebo.report.sections.values import ArmValues, Place, values_at
-from sae_placebo.report.tables import at
+from sae_placebo.report.sections.base import SECTIONS, Content, Section, View, add_figure
+from sae_placebo.report.sections.contrasts import effect_row
+from sae_placebo.report.sections.values import ArmValues, values_at
+from sae_placebo.report.tables import at, known_values
 from sae_placebo.report.wording import Estimate, count, finite, fitting, number
 
 BASELINES = {"lookup": "dot", "bigram": "dash", "window": "longdash"}
@@ -32,27 +27,14 @@ GROUPS = {
     "rare": "Too rare in the held-out text to be scored.",
 }
 SHOWN = 12
-"""Context-only labels in the open table."""
+"""Labels known from longer context alone that the open table shows; the folded one has all labels."""
 
 
-def _group(view: View, place: Place, name: str, values: ArmValues, labels: Any) -> dict[str, Any]:
-    """Return one group's arms, effects, baselines and figure rows."""
+def _group(view: View, name: str, values: ArmValues, labels: Any) -> dict[str, Any]:
+    """Return what the template shows of one group of labels, and its figure."""
     metric = f"coverage_{name}"
     arms = [arm for arm in view.arms if values.value(arm, metric) is not None]
     baselines = _baselines(view, labels, name)
-    effects = []
-    for (pair, found), row in values.rows.items():
-        if found == metric and pair[0] == view.trained:
-            effects.append(
-                {
-                    "arm": pair[1],
-                    "index": view.index(pair[1]),
-                    "effect": effect_estimate(row),
-                    "control": side_estimate(row, "control"),
-                    "aa": aa_estimate(row),
-                    "within_aa": bool(within_aa(row)),
-                }
-            )
     return {
         "name": name,
         "meaning": GROUPS.get(name, ""),
@@ -60,7 +42,11 @@ def _group(view: View, place: Place, name: str, values: ArmValues, labels: Any) 
         "arms": arms,
         "trained": values.estimate(view.trained, metric),
         "baselines": [{"name": key, "value": number(value, 3)} for key, value in baselines.items()],
-        "effects": effects,
+        "effects": [
+            effect_row(view, row)
+            for ((arm, _), of_row), row in values.rows.items()
+            if of_row == metric and arm == view.trained
+        ],
         "figure": _figure(view, arms, metric, values, baselines),
     }
 
@@ -68,6 +54,7 @@ def _group(view: View, place: Place, name: str, values: ArmValues, labels: Any) 
 def _figure(
     view: View, arms: list[str], metric: str, values: ArmValues, baselines: Mapping[str, float]
 ) -> Figure | None:
+    """Return a group's arms as rows, with a line per baseline; None where no arm has a value."""
     rows = []
     for arm in arms:
         value, (low, high) = values.value(arm, metric), values.bounds(arm, metric)
@@ -84,40 +71,37 @@ def _figure(
 
 def _baselines(view: View, labels: Any, group: str) -> dict[str, float]:
     """Return each predictor's mean F1 over a group's labels, on the trial's own text."""
-    own = labels[labels["group"] == group]
-    if view.trained in set(own["arm"]):
-        own = own[own["arm"] == view.trained]
-    own = own.drop_duplicates("label")
-    means = {name: _mean(own[f"{name}_f1"]) for name in BASELINES}
-    return {name: value for name, value in means.items() if value is not None}
-
-
-def _mean(column: Any) -> float | None:
-    known = pandas.to_numeric(column, errors="coerce").dropna()
-    return float(known.mean()) if len(known) else None
+    rows = labels[labels["group"] == group]
+    if view.trained in set(rows["arm"]):
+        rows = rows[rows["arm"] == view.trained]
+    rows = rows.drop_duplicates("label")
+    scores = {name: known_values(rows[f"{name}_f1"]) for name in BASELINES}
+    return {name: float(known.mean()) for name, known in scores.items() if len(known)}
 
 
 def _labels(view: View, table: Any) -> list[dict[str, Any]]:
     """Return a row per label, groups in order, the best trained latents first."""
     scores = table.assign(f1=pandas.to_numeric(table["f1"], errors="coerce"))
     means = scores.groupby(["label", "arm"])["f1"].agg(["mean", "count"])
-    found: list[dict[str, Any]] = []
+    shown: list[dict[str, Any]] = []
     for label, rows in scores.groupby("label", sort=True):
         of_label = means.loc[label]
         known = {str(arm): float(v) for arm, v in of_label["mean"].items() if np.isfinite(v)}
         controls = {arm: v for arm, v in known.items() if arm != view.trained}
         best = max(controls, key=lambda arm: controls[arm]) if controls else None
-        own = rows[rows["arm"] == view.trained]
-        first = (own if len(own) else rows).iloc[0]
+        of_trained = rows[rows["arm"] == view.trained]
+        first = (of_trained if len(of_trained) else rows).iloc[0]
         trained = known.get(view.trained or "")
         n_saes = int(of_label["count"].get(view.trained, 0))
         reasons = [str(r) for r in rows["reason"].dropna().unique()]
-        found.append(
+        best_value = None if best is None else controls[best]
+        excess = None if trained is None or best_value is None else trained - best_value
+        shown.append(
             {
                 "label": str(label),
                 "group": str(first["group"]),
                 "trained": trained,
-                "best_value": None if best is None else controls[best],
+                "best_value": best_value,
                 "value": Estimate(
                     number(trained, 3),
                     None,
@@ -126,22 +110,22 @@ def _labels(view: View, table: Any) -> list[dict[str, Any]]:
                 ),
                 "best": best,
                 "best_index": view.index(best),
-                "best_f1": number(None if best is None else controls[best], 3),
-                "excess": number(_excess(trained, best, controls), 3, signed=True),
+                "best_f1": number(best_value, 3),
+                "excess": number(excess, 3, signed=True),
                 **{name: number(_known(first[f"{name}_f1"]), 3) for name in BASELINES},
                 "base_rate": number(_known(first["base_rate"]), 4),
                 "n_positive": _whole(first["n_positive"]),
             }
         )
     order = list(GROUPS)
-    found.sort(
+    shown.sort(
         key=lambda row: (
             order.index(row["group"]) if row["group"] in order else len(order),
             -(row["trained"] if row["trained"] is not None else -1.0),
             row["label"],
         )
     )
-    return found
+    return shown
 
 
 def _known(value: Any) -> float | None:
@@ -149,16 +133,12 @@ def _known(value: Any) -> float | None:
 
 
 def _whole(value: Any) -> str:
-    """Return a count out of a table, where a missing one is no number."""
+    """Return a count from a table as text; an en dash where the table lacks it."""
     return count(None if pandas.isna(value) else int(value))
 
 
-def _excess(trained: float | None, best: str | None, controls: Mapping[str, float]) -> float | None:
-    return None if trained is None or best is None else trained - controls[best]
-
-
 def build(view: View) -> Content:
-    """Return, per place and label group, arms and effects as a figure and tables, then the labels."""
+    """Return, per place and group of labels, a figure and tables of arms and effects, then the labels."""
     figures: dict[str, Figure] = {}
     blocks = []
     for place in view.tables.places:
@@ -166,13 +146,10 @@ def build(view: View) -> Content:
         labels = at(view.tables.coverage, place)
         groups = []
         for name in GROUPS:
-            found = _group(view, place, name, values, labels)
-            figure = found.pop("figure")
-            if figure is not None:
-                found["key"] = f"coverage-{len(figures)}"
-                found["height"] = figure["layout"]["height"]
-                figures[found["key"]] = figure
-                groups.append(found)
+            group = _group(view, name, values, labels)
+            if group["figure"] is not None:
+                group |= add_figure(figures, f"coverage-{len(figures)}", group["figure"])
+                groups.append(group)
         rows = _labels(view, labels) if len(labels) else []
         if groups or rows:
             context = [row for row in rows if row["group"] == "context"]

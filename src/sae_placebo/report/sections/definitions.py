@@ -1,20 +1,19 @@
-"""Every term that the report uses: what it is, its unit, its null, where it comes from.
+"""The section that defines every term of the report: what it is, its unit, its null and its source.
 
-Each has an anchor, `term-<kind>-<name>`, that the tables of the other sections link to; so have names
-that a table holds and nothing describes.
+Each has an anchor, `term-<kind>-<name>`, to which the tables of the other sections link. So has every
+name that a table holds and nothing describes.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 from sae_placebo.report.glossary import Group, glossary
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
 from sae_placebo.report.sections.terms import metric_terms
+from sae_placebo.report.tables import mapping
 from sae_placebo.report.wording import control_kind
 
 _OF_SAES = "sae"
-"""How the table of methods names an SAE, which has a word of its own."""
+"""What the table of methods calls an SAE, which is no method but a word of the report."""
 
 
 def build(view: View) -> Content:
@@ -25,6 +24,7 @@ def build(view: View) -> Content:
     known = {term["name"] for term in metrics}
     groups = {group.kind: group for group in glossary({})}
     controls = _controls(view)
+    spec = mapping(view.tables.trial.get("spec"))
     groups["control"] = groups["control"]._replace(
         terms=tuple(term for term in groups["control"].terms if term.name in controls)
     )
@@ -35,31 +35,29 @@ def build(view: View) -> Content:
         "undefined": sorted(str(m) for m in used - known),
         "groups": [group for group in groups.values() if group.terms],
         "unknown": _unknown(view, groups),
-        "thresholds": _thresholds(view),
+        "thresholds": mapping(mapping(spec.get("measurement")).get("thresholds")),
     }
     return Content(values, {})
 
 
 def _controls(view: View) -> set[str]:
     """Return the kinds of all controls of the trial."""
-    arms = view.tables.trial.get("arms")
     return {
         control_kind(described[slot])
-        for described in (arms.values() if isinstance(arms, dict) else ())
-        if isinstance(described, dict)
+        for described in map(mapping, mapping(view.tables.trial.get("arms")).values())
         for slot in ("control", "data", "dictionary")
         if described.get(slot)
     }
 
 
 def _unknown(view: View, groups: dict[str, Group]) -> list[tuple[str, str]]:
-    """Return kind and name of what the tables hold and no group describes."""
+    """Return the kind and name of every class, score and method that is in the tables and undescribed."""
     held = {
         "class": {*view.tables.latents["class"], *view.tables.partners["class"]},
         "score": set(view.tables.decoys["score"]),
         "method": set(view.tables.methods["method"]) - {_OF_SAES},
     }
-    # classes are also known by the shares that arms are compared by
+    # the names of effects on shares also name classes
     held["class"] |= {
         str(name).removeprefix("share_")
         for name in view.tables.effects["metric"].dropna()
@@ -68,16 +66,9 @@ def _unknown(view: View, groups: dict[str, Group]) -> list[tuple[str, str]]:
     return [
         (kind, name)
         for kind, names in held.items()
-        for name in sorted(str(one) for one in names if isinstance(one, str))
+        for name in sorted(name for name in names if isinstance(name, str))
         if name not in {term.name for term in groups[kind].terms}
     ]
-
-
-def _thresholds(view: View) -> dict[str, Any]:
-    spec = view.tables.trial.get("spec")
-    measurement = spec.get("measurement") if isinstance(spec, dict) else None
-    found = measurement.get("thresholds") if isinstance(measurement, dict) else None
-    return found if isinstance(found, dict) else {}
 
 
 SECTIONS.add(Section("definitions", "Definitions", ("trial",), build))

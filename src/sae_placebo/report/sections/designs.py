@@ -1,18 +1,18 @@
-"""Embeddings x blocks: what a real W_E does, on real blocks and on random ones."""
+"""The section on embeddings x blocks: what a real W_E does, on real blocks and on random ones."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
-from sae_placebo.report.sections.contrasts import aa_estimate
-from sae_placebo.report.sections.factorial import grids, missing_arms, named_row
-from sae_placebo.report.sections.values import Place, values_at
+from sae_placebo.report.sections.base import SECTIONS, Content, Section, View, arm_of
+from sae_placebo.report.sections.factorial import grids, named_row, shown_design
+from sae_placebo.report.sections.values import values_at
+from sae_placebo.report.tables import Place, at
 from sae_placebo.report.wording import count, number
 from sae_placebo.stats.designs import Design
 
 TITLE = "What a real W_E buys on random blocks"
-# for the page of a trial that has nothing of the kind
+# what the page of a trial without such arms tells the reader to add
 TO_ADD = (
     'redraw = {control = "redraw"}',
     'redraw_keep_embeddings = {control = "redraw", keep = ["embeddings", "unembedding"]}',
@@ -23,14 +23,11 @@ TO_ADD = (
 def _place(view: View, design: Design, place: Place) -> dict[str, Any]:
     values = values_at(view, place)
     pair = (design.cells[2].arm, design.cells[3].arm)
-    rows = named_row(view, pair, values)
-    for row in rows:
-        row["aa"] = aa_estimate(row["row"])
     return {
         "hookpoint": place[0],
         "sae": place[1],
-        "named": rows,
-        "pair": [{"name": arm, "index": view.index(arm)} for arm in pair if arm],
+        "named": named_row(view, pair, values),
+        "pair": [arm_of(view, arm) for arm in pair if arm],
         "grids": grids(view, design, place, values),
         "alive": _alive(view, design, place),
     }
@@ -38,9 +35,8 @@ def _place(view: View, design: Design, place: Place) -> dict[str, Any]:
 
 def _alive(view: View, design: Design, place: Place) -> dict[str, Any] | None:
     """Return each class's share of the alive latents, per cell of the design."""
-    table = view.tables.latents
-    here = table[(table["hookpoint"] == place[0]) & (table["sae"] == place[1])]
-    alive = here[here["class"] != "dead"]
+    latents = at(view.tables.latents, place)
+    alive = latents[latents["class"] != "dead"]
     arms = [cell.arm for cell in design.cells if cell.arm is not None]
     counts = alive.groupby(["arm", "class"]).size().to_dict() if len(alive) else {}
     totals = {arm: sum(n for (a, _), n in counts.items() if a == arm) for arm in arms}
@@ -49,7 +45,7 @@ def _alive(view: View, design: Design, place: Place) -> dict[str, Any] | None:
     if len(arms) < 2:
         return None
     return {
-        "arms": [{"name": a, "index": view.index(a), "n": count(totals[a])} for a in arms],
+        "arms": [arm_of(view, arm) | {"n": count(totals[arm])} for arm in arms],
         "rows": [
             {
                 "kind": str(kind).replace("_", " "),
@@ -63,19 +59,11 @@ def _alive(view: View, design: Design, place: Place) -> dict[str, Any] | None:
 
 
 def build(view: View) -> Content:
-    """Return, per hookpoint and SAE, the named contrast and a 2x2 per metric."""
+    """Return, per hookpoint and SAE, the named contrast and a 2 x 2 per metric."""
     shown = []
     for design in view.designs("embeddings_x_blocks"):
         places = [_place(view, design, place) for place in view.tables.places]
-        shown.append(
-            {
-                "note": design.note,
-                "factors": [factor.name for factor in design.factors],
-                "levels": [factor.levels for factor in design.factors],
-                "missing": missing_arms(design),
-                "places": [place for place in places if place["grids"]],
-            }
-        )
+        shown.append(shown_design(design, places) | {"note": design.note})
     values = {
         "designs": shown,
         "to_add": TO_ADD,

@@ -1,4 +1,4 @@
-"""Each arm's diagnostics card: how the activations themselves differ, before any SAE."""
+"""Each arm's diagnostics card says how its activations differ from other arms', before any SAE."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sae_placebo.report.sections.base import View
-from sae_placebo.report.sections.recorded import arm_facts, arm_records, mapping
+from sae_placebo.report.sections.recorded import arm_facts, arm_records
+from sae_placebo.report.tables import mapping
 from sae_placebo.report.wording import Estimate, count, counted, finite, number, title
 
-# what the card's keys stand for; a key that is not here is shown by its own name
+# the card's keys in words; a key that is not here is shown by its own name
 DIAGNOSTICS = {
     "residual_norm": "Residual norm",
     "block_to_embedding_ratio": "Block output / embedding",
@@ -24,7 +25,7 @@ DIAGNOSTICS = {
     "attention_entropy_nats": "Attention entropy (nats)",
     "outlier_share": "Norm outliers",
 }
-# the two that say most about what kind of placebo an arm is
+# the two diagnostics that say most about what kind of placebo an arm is, each by all of its names
 TELLING = (("token_r2", "r2_on_current_token"), ("participation_ratio",))
 _IN_A_SENTENCE = {
     "token_r2": "the current token alone explains a share (R²) of",
@@ -37,7 +38,7 @@ _PURE = ("share", "ratio", "share of variance")
 
 
 def rows_of(view: View) -> list[dict[str, Any]]:
-    """Return a row per arm, re-draw and hookpoint: where it was read, and the card."""
+    """Return a row per arm, re-draw and hookpoint: which they are, the card, and its n in words."""
     rows: list[dict[str, Any]] = []
     for arm in view.arms:
         seeds = list(arm_facts(view.tables.trial, arm).get("model_seeds") or [])
@@ -45,15 +46,15 @@ def rows_of(view: View) -> list[dict[str, Any]]:
             seed = record.get("model_seed", seeds[i] if i < len(seeds) else None)
             # a model that is given has no seed, whatever its recipe was called with
             seed = None if arm == view.trained else seed
-            found = mapping(next((record[k] for k in _CARD_NAMES if record.get(k)), None))
-            for place, card in _by_place(found):
+            every = mapping(next((record[k] for k in _CARD_NAMES if record.get(k)), None))
+            for place, card in _by_place(every):
                 where = {"arm": arm, "index": view.styles[arm].index, "seed": seed, "place": place}
-                rows.append({**where, "card": card, "n": _card_n(card, found)})
+                rows.append({**where, "card": card, "n": _card_n(card, every)})
     return rows
 
 
 def cards(view: View) -> dict[str, Any]:
-    """Return the diagnostics as one table, with the n of every column in a sentence."""
+    """Return the diagnostics as one table: a column each, and a sentence with the n of every column."""
     rows = rows_of(view)
     keys = list(dict.fromkeys(k for row in rows for k in row["card"] if not _is_count(k)))
     for row in rows:
@@ -68,7 +69,7 @@ def cards(view: View) -> dict[str, Any]:
 
 
 def _n_per_column(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return which n belongs to which column, columns of one n together."""
+    """Return which n belongs to which columns, in words."""
     shared: dict[str, list[str]] = {}
     for i, column in enumerate(columns):
         known = [row["cells"][i].n for row in rows if row["cells"][i].value != "–"]
@@ -79,7 +80,7 @@ def _n_per_column(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> 
 
 
 def telling(view: View) -> dict[str, Any] | None:
-    """Return the two most telling diagnostics of every arm at the first hookpoint, in words."""
+    """Return the two most telling diagnostics of every arm, at the first hookpoint, for a sentence."""
     rows = rows_of(view)
     places = list(dict.fromkeys(row["place"] for row in rows))
     parts = []
@@ -106,14 +107,14 @@ def telling(view: View) -> dict[str, Any] | None:
 
 
 def _in_short(view: View, values: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
-    """Return the range of each arm; of all controls together where a sentence cannot hold them."""
-    controls = {arm: found for arm, found in values.items() if arm != view.trained}
+    """Return the range of each arm's values, or one range of all controls where these are many."""
+    controls = {arm: of_arm for arm, of_arm in values.items() if arm != view.trained}
     groups: list[tuple[str, Sequence[float]]] = list(values.items())
     if len(controls) > _IN_A_LINE:
-        groups = [(arm, found) for arm, found in groups if arm == view.trained]
-        every = [value for found in controls.values() for value in found]
+        groups = [(arm, of_arm) for arm, of_arm in groups if arm == view.trained]
+        every = [value for of_arm in controls.values() for value in of_arm]
         groups.append((f"the {len(controls)} other arms", every))
-    return [{"arm": name, "range": _range(found)} for name, found in groups]
+    return [{"arm": name, "range": _range(of_group)} for name, of_group in groups]
 
 
 def _range(values: Sequence[float]) -> str:
@@ -126,6 +127,7 @@ def _is_count(key: str) -> bool:
 
 
 def _by_place(card: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the card of each hookpoint; entries that belong to no hookpoint are in every one."""
     nested = {k: v for k, v in card.items() if isinstance(v, Mapping) and "value" not in v}
     plain = {k: v for k, v in card.items() if k not in nested}
     if not nested:
@@ -134,6 +136,7 @@ def _by_place(card: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _card_n(card: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
+    """Return over how many tokens a hookpoint's card was computed: as it says, or the whole card."""
     for source in (card, whole):
         for key in ("n_tokens", "n"):
             if finite(source.get(key)) is not None:
@@ -157,14 +160,12 @@ def _column(key: str, values: Sequence[Any]) -> str:
 
 def _cell(value: Any, n: str) -> Estimate:
     known = _number_of(value)
-    own = finite(mapping(value).get("n"))
-    n = n if own is None else counted(own, "token")
+    tokens = finite(mapping(value).get("n"))
+    n = n if tokens is None else counted(tokens, "token")
     if known is not None:
         return Estimate(number(known, _three_digits(known)), None, _NO_INTERVAL, n)
     if isinstance(value, Sequence) and not isinstance(value, str):
         layers = ", ".join(number(finite(v), 2) for v in value)
         return Estimate(layers, None, _NO_INTERVAL, n)
-    reason = str(
-        mapping(value).get("reason") or (value if isinstance(value, str) else "not measured")
-    )
-    return Estimate("–", None, reason, n)
+    missing = value if isinstance(value, str) else "not measured"
+    return Estimate("–", None, str(mapping(value).get("reason") or missing), n)

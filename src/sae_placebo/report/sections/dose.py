@@ -1,4 +1,4 @@
-"""How many blocks must be re-drawn: each metric along the arms that re-draw ever more last blocks."""
+"""The section on how many blocks must be re-drawn: each metric along arms that re-draw ever more of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from sae_placebo.report.dots import Curve, dose_curve
 from sae_placebo.report.plots import Figure
-from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
+from sae_placebo.report.sections.base import SECTIONS, Content, Section, View, add_figure
 from sae_placebo.report.sections.values import ArmValues, main_metrics, values_at
 from sae_placebo.report.wording import Estimate, metric_title, number
 from sae_placebo.stats.designs import Design
@@ -20,11 +20,16 @@ TO_ADD = (
     'cascade_2 = {control = "cascade", last = 2}',
 )
 _EXACT = 8
-"""Doses up to which all orders are tried."""
+"""Number of doses up to which all orders of their values are tried."""
 
 
 def rank_correlation(doses: Sequence[float], values: Sequence[float]) -> float | None:
-    """Return Spearman's rank correlation; None for fewer than three doses or equal values."""
+    """Return Spearman's rank correlation; None with fewer than three doses, or where all values are equal.
+
+    Args:
+        doses: Distinct doses.
+        values: The value at each dose; equal ones share the mean of their ranks.
+    """
     if len(doses) < 3 or len(set(values)) < 2:
         return None
     x, y = _ranks(doses), _ranks(values)
@@ -42,12 +47,15 @@ def _ranks(values: Sequence[float]) -> list[float]:
 
 
 def orders_as_extreme(doses: Sequence[float], values: Sequence[float]) -> tuple[int, int] | None:
-    """Return how many orders of the values correlate as strongly, and how many orders there are."""
-    found = rank_correlation(doses, values)
-    if found is None or len(values) > _EXACT:
+    """Return how many orders of the values correlate as strongly, and how many orders there are.
+
+    None is returned where there is no correlation, or where there are too many orders to try them all.
+    """
+    rho = rank_correlation(doses, values)
+    if rho is None or len(values) > _EXACT:
         return None
     orders = [rank_correlation(doses, order) or 0.0 for order in itertools.permutations(values)]
-    return sum(abs(order) >= abs(found) - 1e-9 for order in orders), len(orders)
+    return sum(abs(order) >= abs(rho) - 1e-9 for order in orders), len(orders)
 
 
 def _monotone(doses: Sequence[float], values: Sequence[float]) -> Estimate | None:
@@ -55,27 +63,27 @@ def _monotone(doses: Sequence[float], values: Sequence[float]) -> Estimate | Non
     if rho is None:
         return None
     extreme = orders_as_extreme(doses, values)
-    said = "null 0, no interval"
+    remark = "null 0, no interval"
     if extreme:
-        said += f"; {extreme[0]:,} of {extreme[1]:,} orders are as monotone"
-    return Estimate(number(rho, 2, signed=True), None, said, f"{len(doses)} doses")
+        remark += f"; {extreme[0]:,} of {extreme[1]:,} orders are as monotone"
+    return Estimate(number(rho, 2, signed=True), None, remark, f"{len(doses)} doses")
 
 
 def _panel(
-    view: View, design: Design, metric: str, values: ArmValues, key: str
+    view: View, design: Design, metric: str, values: ArmValues
 ) -> tuple[dict[str, Any], Figure] | None:
-    arms = [cell for cell in design.cells if values.value(cell.arm, metric) is not None]
-    if len(arms) < 2:
+    """Return what the template shows of one metric, and its curve; None with fewer than two values."""
+    cells = [cell for cell in design.cells if values.value(cell.arm, metric) is not None]
+    if len(cells) < 2:
         return None
-    doses = [float(cell.levels[0]) for cell in arms]
-    points = [values.value(cell.arm, metric) or 0.0 for cell in arms]
-    ends = [values.bounds(cell.arm, metric) for cell in arms]
-    estimates = [values.estimate(cell.arm, metric) for cell in arms]
-    names = [str(cell.arm) for cell in arms]
-    style = view.styles[names[-1]]
+    doses = [float(cell.levels[0]) for cell in cells]
+    points = [values.value(cell.arm, metric) or 0.0 for cell in cells]
+    ends = [values.bounds(cell.arm, metric) for cell in cells]
+    estimates = [values.estimate(cell.arm, metric) for cell in cells]
+    names = [str(cell.arm) for cell in cells]
     curve = Curve(
         name="cascade",
-        style=style,
+        style=view.styles[names[-1]],
         x=doses,
         y=points,
         low=[low for low, _ in ends],
@@ -87,12 +95,8 @@ def _panel(
     panel = {
         "metric": metric_title(metric, unit),
         "id": metric,
-        "figure": key,
-        "height": 230,
         "rank": _monotone(doses, points),
-        "cells": [
-            {"dose": cell.levels[0], "value": e} for cell, e in zip(arms, estimates, strict=True)
-        ],
+        "cells": {cell.levels[0]: e for cell, e in zip(cells, estimates, strict=True)},
     }
     return panel, dose_curve([curve], AXIS, unit)
 
@@ -106,10 +110,10 @@ def build(view: View) -> Content:
             values = values_at(view, place)
             panels = []
             for metric in main_metrics(values):
-                found = _panel(view, design, metric, values, f"dose-{len(figures)}")
-                if found is not None:
-                    panels.append(found[0])
-                    figures[found[0]["figure"]] = found[1]
+                drawn = _panel(view, design, metric, values)
+                if drawn is not None:
+                    panel, figure = drawn
+                    panels.append(panel | add_figure(figures, f"dose-{len(figures)}", figure))
             if panels:
                 doses = [cell.levels[0] for cell in design.cells]
                 shown.append(
@@ -131,8 +135,8 @@ def build(view: View) -> Content:
 
 
 def _row(panel: dict[str, Any], doses: Sequence[str]) -> dict[str, Any]:
-    by_dose = {cell["dose"]: cell["value"] for cell in panel["cells"]}
-    cells = [by_dose.get(dose) or Estimate("–", None, "not measured", "0") for dose in doses]
+    missing = Estimate("–", None, "not measured", "0")
+    cells = [panel["cells"].get(dose) or missing for dose in doses]
     return {"metric": panel["metric"], "rank": panel["rank"], "cells": cells}
 
 

@@ -1,4 +1,4 @@
-"""Every effect: a forest plot per contrast, and the table behind it."""
+"""The section that shows every effect: per contrast, a forest plot and the table of its numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from sae_placebo.report.forest import ForestRow, forest
 from sae_placebo.report.plots import Figure
 from sae_placebo.report.sections.aa import by_kind, sentences, tally
-from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
+from sae_placebo.report.sections.base import SECTIONS, Content, Section, View, add_figure
 from sae_placebo.report.sections.contrasts import (
     NO_REASON,
     Contrast,
@@ -17,9 +17,9 @@ from sae_placebo.report.sections.contrasts import (
     contrasts,
     decimals,
     effect_estimate,
-    in_percent,
     null_of,
     sample,
+    scaled,
     side_estimate,
     within_aa,
 )
@@ -73,18 +73,10 @@ def _table_row(row: Row) -> dict[str, Any]:
     }
 
 
-def _in_percent(row: dict[str, Any]) -> dict[str, Any]:
-    if not in_percent(row["metric"], row["unit"]):
-        return row
-    known = {k: 100 * v for k in ("value", "null_value") if (v := finite(row[k])) is not None}
-    return {**row, **known, "unit": "%"}
-
-
 def _single_saes(view: View) -> list[dict[str, Any]]:
-    """Return the value of every metric for every SAE, before any comparison."""
+    """Return the value of every metric for every single SAE, before any comparison."""
     table = view.tables.measurements
-    table = table[table["latent"].isna()]
-    rows = [_in_percent(row) for row in records(table)]
+    rows = [scaled(row) for row in records(table[table["latent"].isna()])]
     spread: dict[tuple[Any, ...], list[float]] = {}
     for row in rows:
         known = finite(row["value"])
@@ -118,10 +110,10 @@ def _single_saes(view: View) -> list[dict[str, Any]]:
 
 
 def _shown(contrast: Contrast, view: View, figures: dict[str, Figure]) -> dict[str, Any]:
-    key = f"forest-{len(figures)}"
+    """Return what the template shows of a contrast; adds its forest plot to `figures`."""
     rows = [_forest_row(row) for row in contrast.rows]
     style = view.styles[contrast.control]
-    figures[key] = forest(rows, contrast.arm, contrast.control, style, view.level)
+    figure = forest(rows, contrast.arm, contrast.control, style, view.level)
     names = dict.fromkeys(str(r["aa_control"]) for r in contrast.rows if r["aa_control"])
     return {
         "arm": contrast.arm,
@@ -130,8 +122,7 @@ def _shown(contrast: Contrast, view: View, figures: dict[str, Figure]) -> dict[s
         "sae": contrast.sae,
         "arm_index": view.styles[contrast.arm].index,
         "control_index": style.index,
-        "figure": key,
-        "height": figures[key]["layout"]["height"],
+        **add_figure(figures, f"forest-{len(figures)}", figure),
         "rows": [_table_row(row) for row in contrast.rows],
         "aa_controls": list(names),
     }
@@ -140,15 +131,15 @@ def _shown(contrast: Contrast, view: View, figures: dict[str, Figure]) -> dict[s
 def build(view: View) -> Content:
     """Return a forest and a table per contrast, and the values of single SAEs."""
     figures: dict[str, Figure] = {}
-    every, found = contrasts(view), tally(view)
+    every, aa = contrasts(view), tally(view)
     shown = [_shown(contrast, view, figures) for contrast in every]
     values = {
         "contrasts": shown,
         "folded": are_many(every),
         "overview": overview(view, every, figures),
-        "aa": sentences(found),
-        "aa_kinds": by_kind(found),
-        "aa_level": f"{100 * found.chance:g}%",
+        "aa": sentences(aa),
+        "aa_kinds": by_kind(aa),
+        "aa_level": f"{100 * aa.chance:g}%",
         "single": _single_saes(view),
         "n_places": len(view.tables.places),
     }

@@ -1,4 +1,4 @@
-"""How spread over tokens the latents of each arm are, beside random positions."""
+"""The section on token entropy: over how many tokens each arm's latents are spread, and random ones."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ import numpy as np
 
 from sae_placebo.core.lazy import pandas
 from sae_placebo.report.plots import Figure, Panel, entropy_panels
-from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
-from sae_placebo.report.tables import at
+from sae_placebo.report.sections.base import (
+    SECTIONS,
+    Content,
+    Section,
+    View,
+    add_figure,
+    by_arm,
+)
+from sae_placebo.report.tables import at, values
 from sae_placebo.report.wording import Estimate, count, counted, number
 
 _VALUE, _NULL = "token_entropy_bits", "token_entropy_null_bits"
@@ -18,16 +25,15 @@ _SEEDS = ["model_seed", "sae_seed"]
 
 
 def _edges(usable: pandas.DataFrame) -> list[float]:
-    """Return bins of a half bit (a quarter where all is narrow) that hold every value."""
+    """Return edges of bins that hold every value: half a bit wide, a quarter where all is below 4 bits."""
     top = float(np.nanmax(usable[[_VALUE, _NULL]].to_numpy(dtype=float)))
     width = 0.5 if top > 4 else 0.25
     return [round(width * i, 4) for i in range(max(4, math.floor(top / width) + 1) + 1)]
 
 
 def _percent(column: pandas.Series, edges: list[float]) -> list[float]:
-    values = column.dropna().to_numpy(dtype=float)
-    found = np.histogram(values, bins=np.asarray(edges))[0]
-    return [float(share) for share in 100 * found / max(1, found.sum())]
+    counts = np.histogram(column.dropna().to_numpy(dtype=float), bins=np.asarray(edges))[0]
+    return [float(share) for share in 100 * counts / max(1, counts.sum())]
 
 
 def _median(column: pandas.Series) -> float | None:
@@ -45,11 +51,12 @@ def _estimate(usable: pandas.DataFrame, column: str) -> Estimate:
     return Estimate(value, f"{ends}, {len(medians)} SAEs", None, n)
 
 
-def _row(arm: str, index: int, own: pandas.DataFrame) -> dict[str, Any]:
-    usable = own[own[_VALUE].notna()]
-    left_out = own[own[_VALUE].isna()]["class"].fillna("unclassified").value_counts().sort_index()
-    values = usable[_VALUE].to_numpy(dtype=float)
-    quarters = np.quantile(values, [0.25, 0.75]) if len(values) else None
+def _row(arm: str, index: int, latents: pandas.DataFrame) -> dict[str, Any]:
+    """Return one arm's row of the table: how many latents have an entropy, and which have none."""
+    usable, others = latents[latents[_VALUE].notna()], latents[latents[_VALUE].isna()]
+    left_out = others["class"].fillna("unclassified").value_counts().sort_index()
+    bits = usable[_VALUE].to_numpy(dtype=float)
+    quarters = np.quantile(bits, [0.25, 0.75]) if len(bits) else None
     return {
         "arm": arm,
         "index": index,
@@ -81,25 +88,24 @@ def build(view: View) -> Content:
     blocks = []
     for place in view.tables.places:
         latents = at(view.tables.latents, place)
-        bits = {k: latents[k].to_numpy(dtype=np.float64, na_value=np.nan) for k in (_VALUE, _NULL)}
-        latents = latents.assign(**bits)
-        usable = latents[latents[_VALUE].notna()]
         if not len(latents):
             continue
-        own = {arm: latents[latents["arm"] == arm] for arm in view.arms}
-        own = {arm: table for arm, table in own.items() if len(table)}
-        block: dict[str, Any] = {
-            "hookpoint": place[0],
-            "sae": place[1],
-            "figure": None,
-            "rows": [_row(arm, view.styles[arm].index, table) for arm, table in own.items()],
-        }
+        latents = latents.assign(**{name: values(latents[name]) for name in (_VALUE, _NULL)})
+        arms = by_arm(view, latents)
+        usable = latents[latents[_VALUE].notna()]
+        figure = None
         if len(usable):
-            edges, key = _edges(usable), f"entropy-{len(figures)}"
-            panels = [_panel(a, t[t[_VALUE].notna()], edges) for a, t in own.items()]
-            figures[key] = entropy_panels(edges, panels, view.styles)
-            block |= {"figure": key, "height": figures[key]["layout"]["height"]}
-        blocks.append(block)
+            edges = _edges(usable)
+            panels = [_panel(arm, usable[usable["arm"] == arm], edges) for arm in arms]
+            figure = entropy_panels(edges, panels, view.styles)
+        blocks.append(
+            {
+                "hookpoint": place[0],
+                "sae": place[1],
+                **add_figure(figures, f"entropy-{len(figures)}", figure),
+                "rows": [_row(arm, view.index(arm), rows) for arm, rows in arms.items()],
+            }
+        )
     return Content({"blocks": blocks, "n_places": len(view.tables.places)}, figures)
 
 

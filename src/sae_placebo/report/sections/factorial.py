@@ -1,4 +1,4 @@
-"""A 2x2 of arms as a small table per metric: cells, margins as effects, and the interaction."""
+"""A 2 x 2 of arms is shown as a small table per metric: cells, effects at its margins, interaction."""
 
 from __future__ import annotations
 
@@ -9,30 +9,40 @@ from sae_placebo.report.sections.base import View
 from sae_placebo.report.sections.contrasts import (
     NO_REASON,
     Row,
+    aa_estimate,
     bounds,
     covers_null,
     effect_estimate,
-    in_percent,
     null_of,
+    scaled,
     within_aa,
 )
-from sae_placebo.report.sections.values import ArmValues, Place, main_metrics
-from sae_placebo.report.tables import at, records
+from sae_placebo.report.sections.values import ArmValues, main_metrics
+from sae_placebo.report.tables import Place, at, records
 from sae_placebo.report.wording import (
     Estimate,
     counted,
     difference_unit,
+    estimated,
     finite,
-    fitting,
-    interval,
     metric_title,
     number,
 )
 from sae_placebo.stats.designs import Design
 
 
+def shown_design(design: Design, places: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the template shows of a design, at the places that have a 2 x 2 of any metric."""
+    return {
+        "factors": [factor.name for factor in design.factors],
+        "levels": [factor.levels for factor in design.factors],
+        "missing": missing_arms(design),
+        "places": [place for place in places if place["grids"]],
+    }
+
+
 def missing_arms(design: Design) -> list[dict[str, str]]:
-    """Return what to add to the trial file to fill in the cells that have no arm."""
+    """Return, for each cell that has no arm, what to add to the trial file to fill it in."""
     return [{"cell": " and ".join(_cell_words(design, c)), "add": c.add} for c in design.lacking]
 
 
@@ -42,15 +52,22 @@ def _cell_words(design: Design, cell: Any) -> list[str]:
 
 
 def grids(view: View, design: Design, place: Place, values: ArmValues) -> list[dict[str, Any]]:
-    """Return a 2x2 per metric for which at least two of the cells have a value."""
-    found = []
+    """Return a 2 x 2 for each main metric of which at least two of the cells have a value.
+
+    Args:
+        view: Of the trial.
+        design: The four cells.
+        place: Hookpoint and SAE.
+        values: The effects table's values at that place.
+    """
+    shown = []
     interactions = _interactions(view, design, place)
     for metric in main_metrics(values):
         arms = [cell.arm for cell in design.cells]
         if sum(values.value(arm, metric) is not None for arm in arms) < 2:
             continue
         unit = values.unit(metric)
-        found.append(
+        shown.append(
             {
                 "metric": metric_title(metric, unit),
                 "id": metric,
@@ -62,7 +79,7 @@ def grids(view: View, design: Design, place: Place, values: ArmValues) -> list[d
                 "says": _says(design, interactions.get(metric)),
             }
         )
-    return found
+    return shown
 
 
 def _rows(view: View, design: Design, metric: str, values: ArmValues) -> list[dict[str, Any]]:
@@ -88,7 +105,7 @@ def _rows(view: View, design: Design, metric: str, values: ArmValues) -> list[di
 
 
 def _effect(values: ArmValues, arm: str | None, control: str | None, metric: str) -> dict[str, Any]:
-    """Return the effect arm - control, and whether it is within A/A."""
+    """Return the effect, arm minus control, and whether it is no larger than its A/A interval."""
     row = values.rows.get(((arm or "", control or ""), metric))
     if row is None:
         reason = "no such arm"
@@ -99,23 +116,15 @@ def _effect(values: ArmValues, arm: str | None, control: str | None, metric: str
 
 
 def _interactions(view: View, design: Design, place: Place) -> dict[str, Row]:
+    """Return the interaction of a design's four arms, by metric."""
     rows = records(at(view.tables.interactions, place))
-    of_design = [row for row in rows if _same(row, design)]
-    return {str(row["metric"]): _scaled(row) for row in of_design}
+    return {str(row["metric"]): scaled(row) for row in rows if _is_of(row, design)}
 
 
-def _same(row: Mapping[str, Any], design: Design) -> bool:
+def _is_of(row: Mapping[str, Any], design: Design) -> bool:
     cells = row.get("cells")
     names = [] if cells is None or isinstance(cells, str) else [str(name) for name in cells]
     return design.quad is not None and names == list(design.quad)
-
-
-def _scaled(row: Row) -> Row:
-    if not in_percent(row["metric"], row["unit"]):
-        return row
-    sizes = ("effect", "low", "high", "se", "null")
-    percent = {k: 100 * v for k in sizes if (v := finite(row.get(k))) is not None}
-    return {**row, **percent, "unit": "%"}
 
 
 def _interaction(design: Design, metric: str, row: Row | None) -> Estimate:
@@ -123,8 +132,6 @@ def _interaction(design: Design, metric: str, row: Row | None) -> Estimate:
         lacks = "one of the four arms is lacking"
         why = lacks if design.quad is None else "interactions.parquet has no such row"
         return Estimate("–", None, why, "0")
-    low, high = bounds(row)
-    places = fitting(finite(row.get("effect")), low, high)
     models = row.get("n_models")
     models = [] if models is None or isinstance(models, str) else list(models)
     n = (
@@ -132,12 +139,8 @@ def _interaction(design: Design, metric: str, row: Row | None) -> Estimate:
         f"{counted(row.get('n_sae_seeds'), 'SAE seed')}, "
         f"models {', '.join(number(finite(int(n)), 0) for n in models) or 'not recorded'}"
     )
-    return Estimate(
-        number(finite(row.get("effect")), places, signed=True),
-        None if low is None else interval(low, high, places, signed=True),
-        None if low is not None else str(row.get("reason") or NO_REASON),
-        n,
-    )
+    reason = str(row.get("reason") or NO_REASON)
+    return estimated(finite(row.get("effect")), *bounds(row), n, reason, signed=True)
 
 
 def _says(design: Design, row: Row | None) -> str:
@@ -159,14 +162,20 @@ def _says(design: Design, row: Row | None) -> str:
 
 
 def named_row(view: View, pair: Sequence[str | None], values: ArmValues) -> list[dict[str, Any]]:
-    """Return one contrast's main metrics as a table."""
+    """Return the rows of a table of one contrast's main metrics.
+
+    Args:
+        view: Of the trial.
+        pair: The contrast's arms, None where the design lacks one.
+        values: The effects table's values at one place.
+    """
     arm, control = pair
-    found = []
+    shown = []
     for metric in main_metrics(values):
         row = values.rows.get(((arm or "", control or ""), metric))
         if row is None:
             continue
-        found.append(
+        shown.append(
             {
                 "metric": metric_title(metric, row["unit"]),
                 "id": metric,
@@ -175,7 +184,7 @@ def named_row(view: View, pair: Sequence[str | None], values: ArmValues) -> list
                 "within_aa": bool(within_aa(row)),
                 "covers": covers_null(row),
                 "values": [values.estimate(side, metric) for side in (arm, control)],
-                "row": row,
+                "aa": aa_estimate(row),
             }
         )
-    return found
+    return shown

@@ -1,9 +1,10 @@
-"""The few effects that matter most, each as one sentence with its interval, n and null."""
+"""The section with the few effects that matter most, each in one sentence with its interval, n and null."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from sae_placebo.latents.classes.classification import CLASSES
 from sae_placebo.report.sections.arms import kept_groups
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
 from sae_placebo.report.sections.contrasts import (
@@ -24,7 +25,7 @@ from sae_placebo.report.sections.contrasts import (
 )
 from sae_placebo.report.sections.overview import MANY
 from sae_placebo.report.sections.recorded import arm_facts
-from sae_placebo.report.sections.terms import class_terms, metric_terms
+from sae_placebo.report.sections.terms import metric_terms
 from sae_placebo.report.wording import (
     Estimate,
     control_kind,
@@ -35,7 +36,7 @@ from sae_placebo.report.wording import (
 )
 from sae_placebo.stats.failed_fits import FailedFits, failed_fits
 
-# one line per question; names first, then fragments that a renamed metric would still hold
+# one entry per question; names first, then fragments that the name of such a metric would hold
 WANTED = (
     (
         "mean_token_entropy_bits",
@@ -64,7 +65,7 @@ _FALLBACK = (("explained_variance",), ("fvu",), ("variance",))
 
 
 def verdict(row: Row) -> tuple[str, str]:
-    """Return a verdict's kind (a CSS class) and its words."""
+    """Return an effect's verdict: its kind, which is a CSS class, and its words."""
     effect, covered = finite(row.get("effect")), covers_null(row)
     if effect is None:
         return "unknown", "Not estimable"
@@ -77,7 +78,13 @@ def verdict(row: Row) -> tuple[str, str]:
 
 
 def sentence(row: Row, contrast: Contrast, level: str) -> str:
-    """Return the effect in one sentence, as careful as its interval is wide."""
+    """Return an effect in one sentence, which says no more than its interval allows.
+
+    Args:
+        row: Of the effects table, as it is shown.
+        contrast: Of which the row is.
+        level: How the interval is called, such as "95% interval".
+    """
     unit = row["unit"]
     kind, _ = verdict(row)
     effect = effect_estimate(row)
@@ -99,20 +106,9 @@ def sentence(row: Row, contrast: Contrast, level: str) -> str:
 
 
 def _card(row: Row, contrast: Contrast, view: View, failed: FailedFits) -> dict[str, Any]:
+    """Return what the template shows of an effect; of one whose SAE failed to train, that it is not read."""
     kind, words = verdict(row)
-    unread = failed.unread(row)
-    if unread:
-        left_out = {
-            "kind": "unknown",
-            "verdict": "Not read",
-            "sentence": f"{contrast.arm} minus {contrast.control} is not read: {unread}.",
-            "effect": Estimate("–", None, f"not read: {unread}", sample(row)),
-            "unit": "",
-            "cautions": [],
-        }
-    else:
-        left_out = {}
-    return {
+    card: dict[str, Any] = {
         "kind": kind,
         "verdict": words,
         "sentence": sentence(row, contrast, view.level),
@@ -129,33 +125,46 @@ def _card(row: Row, contrast: Contrast, view: View, failed: FailedFits) -> dict[
         "sample": sample(row),
         "metric_null": own_null(row, view),
         "null": number(null_of(row), 0),
-        **left_out,
     }
+    unread = failed.unread(row)
+    if unread:
+        card |= {
+            "kind": "unknown",
+            "verdict": "Not read",
+            "sentence": f"{contrast.arm} minus {contrast.control} is not read: {unread}.",
+            "effect": Estimate("–", None, f"not read: {unread}", sample(row)),
+            "unit": "",
+            "cautions": [],
+        }
+    return card
 
 
 def cautions(row: Row) -> list[str]:
-    """Return what the A/A comparison says against an effect; nothing where it says nothing."""
-    said = []
+    """Return a sentence for each doubt that the A/A comparison casts on an effect."""
+    doubts = []
     if within_aa(row):
-        said.append(
+        doubts.append(
             "Within A/A: the effect is no larger than its A/A interval, where nothing differs but "
             "the random draw. By this report's rule it is no finding."
         )
     if narrower_than_aa(row):
-        said.append(
+        doubts.append(
             "The interval is less than a third as wide as the A/A interval: the re-draws behind "
             "it are few, or agreed by luck, and it may be too narrow."
         )
     if covers_null(row, "aa_") is False:
-        said.append(
+        doubts.append(
             "The A/A comparison, where nothing differs but the random draw, leaves the null out "
             "as well: read this effect with care."
         )
-    return said
+    return doubts
 
 
 def own_null(row: Row, view: View) -> str:
-    """Return the metric's own null: its numbers alone where the metric's text stands above."""
+    """Return the null that a row records for its metric, in words.
+
+    What the metric's general description says already is left out; the numbers of this row remain.
+    """
     text = str(row.get("metric_null") or "not recorded")
     general = _recorded(view, str(row["metric"])).get("null", "")
     if not general or not text.startswith(general):
@@ -171,30 +180,32 @@ def _recorded(view: View, metric: str) -> dict[str, str]:
 
 
 def meaning(row: Row, view: View) -> list[str]:
-    """Return what a metric means, its null, and what to expect of a placebo where that is known.
+    """Return sentences on what a metric means, its null, and what to expect of a placebo, if known.
 
-    All from what the trial recorded of the metric, and from the rule of the class that it counts.
+    They come from what the trial recorded of the metric, and from the class that it counts.
     """
     metric = str(row["metric"])
     term = _recorded(view, metric)
-    said = [IN_PLAIN_WORDS.get(metric) or _full_stop(term.get("definition", ""))]
+    sentences = [IN_PLAIN_WORDS.get(metric) or _full_stop(term.get("definition", ""))]
     if term.get("null", "not recorded") != "not recorded":
         none, _, rest = term["null"].partition(":")
         if none.strip().lower() == "none" and rest:
-            said.append(f"It has no null of its own: {rest.strip().rstrip('.')}.")
+            sentences.append(f"It has no null of its own: {rest.strip().rstrip('.')}.")
         else:
-            said.append(f"Its own null: {term['null'].rstrip('.')}.")
-    known = {f"share_{kind['name']}": kind["on_random"] for kind in class_terms()}
+            sentences.append(f"Its own null: {term['null'].rstrip('.')}.")
+    # what others reported of random models, which is never an answer about this trial
+    reported = {f"share_{kind.name}": kind.on_random_models for kind in CLASSES}
     expected = {
         "higher": "Higher is better, so a placebo would be expected to score lower.",
         "lower": "Lower is better, so a placebo would be expected to score higher.",
     }
-    if metric in known:
-        said.append(f"Reported elsewhere on random models: {known[metric].rstrip('.')}.")
+    if metric in reported:
+        report = reported[metric].removeprefix("Yes: ").rstrip(".")
+        sentences.append(f"Reported elsewhere on random models: {report}.")
     else:
         neither = "Neither direction is better, and none is expected of a placebo."
-        said.append(expected.get(str(row["better"]), neither))
-    return [text for text in said if text]
+        sentences.append(expected.get(str(row["better"]), neither))
+    return [text for text in sentences if text]
 
 
 def _full_stop(text: str) -> str:
@@ -202,10 +213,13 @@ def _full_stop(text: str) -> str:
 
 
 def question(contrast: Contrast, view: View) -> str:
-    """Return what a contrast asks, where the arms' records say so; else nothing."""
+    """Return the question that a contrast with a re-draw answers; empty where the records do not say.
+
+    It follows from the groups of tensors that the two arms keep as trained.
+    """
     parts = [view.parts.get(name) for name in (contrast.arm, contrast.control)]
-    if any(one is not None and not one.model_only for one in parts):
-        # what is asked of the model is not what such a contrast shows
+    if any(part is not None and not part.model_only for part in parts):
+        # a control of the data or the dictionary changes more than the model, which the question is about
         return ""
     kinds = [
         control_kind(arm_facts(view.tables.trial, name).get("control"))
@@ -271,22 +285,21 @@ def build(view: View) -> Content:
 
 
 def _fit(place: tuple[str, str], leading: list[Contrast]) -> dict[str, Any] | None:
-    """Return how well the SAEs of each arm at one place fit, and whether the arms differ in it."""
-    here = [c for c in leading if (c.hookpoint, c.sae) == place]
-    found = fits(here)
-    if len(found) < 2:
+    """Return how much variance the SAEs of each arm explain at one place, and whether arms differ in it."""
+    at_place = [c for c in leading if (c.hookpoint, c.sae) == place]
+    explained = fits(at_place)
+    if len(explained) < 2:
         return None
-    rows = [row for c in here for row in c.rows if row["metric"] == "explained_variance"]
-    unequal = any(covers_null(row) is False for row in rows)
+    rows = [row for c in at_place for row in c.rows if row["metric"] == "explained_variance"]
     return {
-        "arms": [{"arm": arm, "estimate": estimate} for arm, estimate in found],
-        "sample": " or ".join(dict.fromkeys(estimate.n for _, estimate in found)),
-        "unequal": unequal,
+        "arms": [{"arm": arm, "estimate": estimate} for arm, estimate in explained],
+        "sample": " or ".join(dict.fromkeys(estimate.n for _, estimate in explained)),
+        "unequal": any(covers_null(row) is False for row in rows),
     }
 
 
 def _questions(every: list[Contrast], view: View) -> list[dict[str, Any]]:
-    found = {(c.arm, c.control): question(c, view) for c in every}
+    questions = {(c.arm, c.control): question(c, view) for c in every}
     return [
         {
             "arm": arm,
@@ -295,7 +308,7 @@ def _questions(every: list[Contrast], view: View) -> list[dict[str, Any]]:
             "control_index": view.styles[control].index,
             "asks": asks,
         }
-        for (arm, control), asks in found.items()
+        for (arm, control), asks in questions.items()
         if asks
     ]
 

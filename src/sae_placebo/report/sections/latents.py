@@ -1,4 +1,4 @@
-"""Latents of every arm, drawn at random within each class, side by side with their passages."""
+"""The section that shows latents of every arm side by side, drawn at random within each class."""
 
 from __future__ import annotations
 
@@ -11,29 +11,33 @@ from sae_placebo.core.escaping import visible
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.spec import numpy_generator
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
-from sae_placebo.report.sections.classes import class_names
+from sae_placebo.report.sections.classes import in_class_order
 from sae_placebo.report.tables import records
 from sae_placebo.report.wording import count, finite, number, title, token_label
 
 SHOWN_PER_CLASS = 3
-"""Latents shown per class and arm."""
+"""Latents that are shown per class and arm."""
 SHOWN_PASSAGES = 5
+"""Passages that are shown of a latent, all but the first ones folded."""
+_MANY_ARMS = 6
 _OPEN_PASSAGES = 2
 _BEFORE, _AFTER = 24, 12
 _STEPS = 9
 _KEY = ["arm", "model_seed", "sae_seed", "hookpoint", "sae", "latent"]
 
 Key = tuple[Any, ...]
+"""What names a latent: the values of the columns `_KEY`."""
 Piece = tuple[str, int, bool]
+"""A piece of a passage: its text, its step of color from 0 to 9, and whether the peak is in it."""
 
 
 def clip(tokens: list[str], activations: list[Any], peak: int) -> tuple[int, int]:
-    """Return the bounds of the window that is shown around the peak."""
+    """Return the first token that is shown around the peak, and the one behind the last."""
     return max(0, peak - _BEFORE), min(len(tokens), peak + _AFTER + 1)
 
 
 def _pieces(tokens: list[str], strengths: list[float], peak: int, top: float) -> list[Piece]:
-    """Return the text as (text, step of color, is the peak); quiet tokens are joined."""
+    """Return a passage in pieces, a token each; neighbors on which the latent is silent are one piece."""
     pieces: list[Piece] = []
     for i, (token, strength) in enumerate(zip(tokens, strengths, strict=True)):
         step = min(_STEPS, math.ceil(_STEPS * strength / top)) if strength > 0 and top > 0 else 0
@@ -46,17 +50,17 @@ def _pieces(tokens: list[str], strengths: list[float], peak: int, top: float) ->
 
 
 def passage_shown(row: dict[str, Any], top: float) -> dict[str, Any]:
-    """Return one passage as templates show it; colors go up to an activation of `top`."""
+    """Return one passage as templates show it; an activation of `top` has the strongest color."""
     tokens = [str(t) for t in row["tokens"]] if row["tokens"] is not None else []
     raw = list(row["activations"]) if row["activations"] is not None else []
-    values = [finite(v) or 0.0 for v in raw][: len(tokens)]
+    values = [_known(v) for v in raw][: len(tokens)]
     values += [0.0] * (len(tokens) - len(values))
-    peak = row["peak"] if row["peak"] is not None and 0 <= row["peak"] < len(tokens) else 0
-    first, last = clip(tokens, values, int(peak))
-    strongest = values[int(peak)] if values else 0.0
+    peak = int(row["peak"]) if row["peak"] is not None and 0 <= row["peak"] < len(tokens) else 0
+    first, last = clip(tokens, values, peak)
+    strongest = values[peak] if values else 0.0
     return {
         "document": visible(row["document"] or "unnamed document"),
-        "pieces": _pieces(tokens[first:last], values[first:last], int(peak) - first, top),
+        "pieces": _pieces(tokens[first:last], values[first:last], peak - first, top),
         "cut_before": first > 0,
         "cut_after": last < len(tokens),
         "peak": number(strongest),
@@ -107,22 +111,18 @@ def _share(value: Any) -> str:
 
 
 def _joined(view: View) -> pandas.DataFrame:
-    """Return one row per latent that has passages, with its row of the latents table."""
+    """Return a row per latent that has passages: its row of the table of latents."""
     kept = view.tables.passages[_KEY].drop_duplicates()
     if not len(kept):
         return view.tables.latents.iloc[:0]
     described = view.tables.latents.drop_duplicates(_KEY)
-    # a seed that is missing (the trained model is drawn once) must still match itself
-    frames = [_comparable(kept), _comparable(described)]
-    joined = frames[0].merge(frames[1], on=_KEY, how="left")
+    joined = _comparable(kept).merge(_comparable(described), on=_KEY, how="left")
     joined["class"] = joined["class"].fillna("unclassified")
     return joined
 
 
-_MANY_ARMS = 6
-
-
 def _comparable(table: pandas.DataFrame) -> pandas.DataFrame:
+    """Return a table in which a missing seed, such as the trained model's, is -1 and equals itself."""
     seeds = {
         name: table[name].to_numpy(dtype=np.float64, na_value=-1.0)
         for name in ("model_seed", "sae_seed")
@@ -131,7 +131,7 @@ def _comparable(table: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def _drawn(table: pandas.DataFrame, shown: int, *names: str) -> pandas.DataFrame:
-    """Return at most `shown` rows, drawn by name, so that pages do not depend on order."""
+    """Return at most `shown` rows; the draw is seeded by `names`, not by the order of the rows."""
     table = table.sort_values(_KEY, kind="stable")
     if len(table) <= shown:
         return table
@@ -141,10 +141,10 @@ def _drawn(table: pandas.DataFrame, shown: int, *names: str) -> pandas.DataFrame
 
 def _passages_by_latent(view: View) -> dict[Key, list[dict[str, Any]]]:
     table = _comparable(view.tables.passages).sort_values("rank", kind="stable")
-    found: dict[Key, list[dict[str, Any]]] = {}
+    passages: dict[Key, list[dict[str, Any]]] = {}
     for row in records(table):
-        found.setdefault(tuple(row[k] for k in _KEY), []).append(row)
-    return found
+        passages.setdefault(tuple(row[k] for k in _KEY), []).append(row)
+    return passages
 
 
 def build(view: View) -> Content:
@@ -152,18 +152,16 @@ def build(view: View) -> Content:
     latents, joined = view.tables.latents, _joined(view)
     passages = _passages_by_latent(view) if len(joined) else {}
     totals = latents.groupby(["arm", "class"]).size().to_dict() if len(latents) else {}
-    known = set(joined["class"].unique()) if len(joined) else set()
-    kinds = [k for k in class_names() if k in known] + sorted(known - set(class_names()))
-    groups = []
+    kinds = in_class_order(joined["class"].unique())
+    groups: list[dict[str, Any]] = []
     # a page with very many arms has room for one latent of each
     shown = SHOWN_PER_CLASS if len(view.arms) <= _MANY_ARMS else 1
     for kind in kinds:
         columns = []
         for arm in view.arms:
-            own = joined[(joined["arm"] == arm) & (joined["class"] == kind)]
-            rows = records(_drawn(own, shown, arm, kind))
+            kept = joined[(joined["arm"] == arm) & (joined["class"] == kind)]
             cards = []
-            for row in rows:
+            for row in records(_drawn(kept, shown, arm, kind)):
                 key = tuple(row[k] for k in _KEY)
                 row["model_seed"] = None if row["model_seed"] == -1.0 else row["model_seed"]
                 cards.append(_card(row, passages.get(key, [])))
@@ -172,12 +170,12 @@ def build(view: View) -> Content:
                     "arm": arm,
                     "index": view.styles[arm].index,
                     "cards": cards,
-                    "kept": len(own),
+                    "kept": len(kept),
                     "total": totals.get((arm, kind), 0),
                 }
             )
         groups.append({"kind": kind, "title": title(kind), "columns": columns})
-    # classes that most arms have come first: only there is anything side by side
+    # classes that most arms have come first, since only they put latents side by side
     groups.sort(key=lambda group: -sum(bool(column["cards"]) for column in group["columns"]))
     values = {
         "groups": groups,

@@ -1,4 +1,4 @@
-"""What this report cannot say: the standing limits, and those of this trial."""
+"""The section on what the report cannot say: the limits of every report, and those of this trial."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sae_placebo.report.tables import records
 from sae_placebo.report.wording import counted, finite
 
 FEW = 5
-"""Seeds below which an interval over seeds is a rough guess."""
+"""Number of seeds below which an interval over seeds is a rough guess."""
 
 STANDING = (
     "A latent without a counterpart in a placebo is not thereby a feature: what a placebo also "
@@ -26,16 +26,17 @@ STANDING = (
 
 
 def _seed_limits(view: View, rows: list[dict[str, Any]]) -> list[str]:
-    said = []
+    """Return a sentence for each kind of seed or model of which the trial has few."""
+    sentences = []
     seeds = [v for row in rows if (v := finite(row["n_sae_seeds"])) is not None]
     if seeds and min(seeds) < FEW:
-        said.append(
+        sentences.append(
             f"{counted(min(seeds), 'SAE seed')}: how much SAEs vary from seed to seed is known "
             "roughly at best."
         )
     redraws = [v for row in rows if (v := finite(row["n_control_models"])) is not None]
     if redraws and min(redraws) < FEW:
-        said.append(
+        sentences.append(
             f"{counted(min(redraws), 'model re-draw')} per placebo: the interval says little about "
             "other draws of the same control."
         )
@@ -45,37 +46,38 @@ def _seed_limits(view: View, rows: list[dict[str, Any]]) -> list[str]:
         if row["arm"] == view.trained and (v := finite(row["n_arm_models"])) is not None
     ]
     if trained and max(trained) == 1:
-        said.append(
+        sentences.append(
             "There is one trained model. Nothing here says how the effects would vary over "
             "trainings of it."
         )
-    return said
+    return sentences
 
 
 def build(view: View) -> Content:
     """Return the limits as sentences, and the values that could not be estimated."""
     rows = records(view.tables.effects)
-    said = _seed_limits(view, rows)
+    sentences = _seed_limits(view, rows)
     hookpoints = list(dict.fromkeys(place[0] for place in view.tables.places))
     if len(hookpoints) == 1:
-        said.append(f"One hookpoint, {hookpoints[0]}: other layers may differ.")
+        sentences.append(f"One hookpoint, {hookpoints[0]}: other layers may differ.")
     if rows and all(finite(row["aa_effect"]) is None for row in rows):
-        said.append("There is no A/A comparison: nothing shows what chance alone does here.")
+        sentences.append("There is no A/A comparison: nothing shows what chance alone does here.")
     elif rows:
-        said.append(
+        sentences.append(
             "Each A/A interval comes from re-draws of one control and stands in for the chance "
             "variation of both arms; the trained arm was not re-trained."
         )
-    found = tally(view)
-    if found.total:
-        said.append(in_short(found))
+    aa = tally(view)
+    if aa.total:
+        sentences.append(in_short(aa))
     missing = list(view.tables.missing)
     if missing:
-        said.append(f"Not in the trial folder when this was written: {', '.join(missing)}.")
-    return Content({"standing": STANDING, "said": said, "gaps": _gaps(rows)}, {})
+        sentences.append(f"Not in the trial folder when this was written: {', '.join(missing)}.")
+    return Content({"standing": STANDING, "said": sentences, "gaps": _gaps(rows)}, {})
 
 
 def _gaps(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the metrics without an estimate or an interval: the reason, and the contrasts that lack it."""
     gaps: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if bounds(row)[0] is None:

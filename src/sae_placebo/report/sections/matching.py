@@ -1,4 +1,4 @@
-"""Were the arms matched: the L0 that each arm reached, beside the trained arm's."""
+"""The section that says whether the arms were matched: the L0 of each arm, and how far apart they are."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _PERCENT = 100.0
 
 
 def unmatched(tables: Tables) -> list[str]:
-    """Return the arms whose L0 is not the trained arm's, at any place, in the order of the table."""
-    found = [str(row["arm"]) for row in records(tables.matching) if row["matched"] is False]
-    return list(dict.fromkeys(found))
+    """Return the arms whose L0 does not match the trained arm's at some place, in the table's order."""
+    arms = [str(row["arm"]) for row in records(tables.matching) if row["matched"] is False]
+    return list(dict.fromkeys(arms))
 
 
 def _reached(row: dict[str, Any]) -> Estimate:
@@ -22,14 +22,14 @@ def _reached(row: dict[str, Any]) -> Estimate:
     value, least, most = (finite(row[name]) for name in ("l0", "l0_least", "l0_most"))
     if value is None:
         return Estimate("–", None, str(row["reason"] or "not measured"), n)
-    said = "one SAE, no range"
+    spread = "one SAE, no range"
     if least is not None and most is not None and (row["n_saes"] or 0) > 1:
-        said = f"single SAEs: {number(least, 2)} to {number(most, 2)}"
-    return Estimate(number(value, 2), None, said, n)
+        spread = f"single SAEs: {number(least, 2)} to {number(most, 2)}"
+    return Estimate(number(value, 2), None, spread, n)
 
 
 def _away(row: dict[str, Any], column: str, missing: str) -> Estimate:
-    """Return a relative difference in percent; it has no interval, since it is what it is."""
+    """Return a relative difference in percent; it is of these SAEs, and so has no interval."""
     value, n = finite(row[column]), f"{counted(row['n_saes'] or 0, 'SAE')}"
     if value is None:
         return Estimate("–", None, missing, n)
@@ -55,15 +55,15 @@ def _row(view: View, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def build(view: View) -> Content:
-    """Return a table per hookpoint and SAE, and which arms are off."""
+    """Return a table per hookpoint and SAE, and which arms are not matched."""
     places = []
     for place in view.tables.places:
-        found = records(at(view.tables.matching, place))
-        found.sort(key=lambda row: view.arms.index(row["arm"]) if row["arm"] in view.arms else 0)
-        if found:
-            rows = [_row(view, row) for row in found]
+        recorded = records(at(view.tables.matching, place))
+        recorded.sort(key=lambda row: view.arms.index(row["arm"]) if row["arm"] in view.arms else 0)
+        if recorded:
+            rows = [_row(view, row) for row in recorded]
             off = [row for row in rows if row["alarm"]]
-            tolerance = f"{_PERCENT * (finite(found[0]['tolerance']) or 0.0):g}%"
+            tolerance = f"{_PERCENT * (finite(recorded[0]['tolerance']) or 0.0):g}%"
             places.append(
                 {"name": ", ".join(place), "rows": rows, "off": off, "tolerance": tolerance}
             )

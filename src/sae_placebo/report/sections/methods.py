@@ -1,4 +1,4 @@
-"""Bits per token by method and arm, variance explained at the same sparsity, and marginal structure."""
+"""The section on simpler methods: bits per token and variance explained by each, and what an SAE saves."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from sae_placebo.core.lazy import pandas
 from sae_placebo.report.dots import BaselineLine, DotRow, dot_rows
 from sae_placebo.report.palette import MUTED, ArmStyle
 from sae_placebo.report.plots import Figure
-from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
-from sae_placebo.report.sections.contrasts import (
-    aa_estimate,
-    bounds,
-    decimals,
-    effect_estimate,
-    sample,
-    side_estimate,
-    within_aa,
+from sae_placebo.report.sections.base import (
+    SECTIONS,
+    Content,
+    Section,
+    View,
+    add_figure,
+    by_arm,
 )
-from sae_placebo.report.sections.values import Place, values_at
-from sae_placebo.report.wording import Estimate, counted, finite, fitting, interval, number, title
+from sae_placebo.report.sections.contrasts import effect_dot, effect_row, side_estimate
+from sae_placebo.report.sections.values import values_at
+from sae_placebo.report.tables import Place
+from sae_placebo.report.wording import Estimate, counted, estimated, fitting, number, title
 
 METRIC = "bits_saved"
 TITLES = {
@@ -45,17 +45,14 @@ _SIMPLE = ArmStyle(0, MUTED, "circle")
 
 
 def _table(view: View) -> pandas.DataFrame:
-    """Return the table of methods with the columns that are read, numbers as such."""
-    found = getattr(view.tables, "methods", None)
-    if found is None or not len(found) or not {"arm", "hookpoint", "method"} <= set(found.columns):
-        return pandas.DataFrame(columns=list(_COLUMNS))
-    table = found.reindex(columns=list(_COLUMNS))
+    """Return the columns of the table of methods that this section reads, with each method's name."""
+    table = view.tables.methods[list(_COLUMNS)]
     numbers = {name: pandas.to_numeric(table[name], errors="coerce") for name in _NUMBERS}
     return table.assign(**numbers, name=[_name(row) for row in table.itertuples()])
 
 
 def _name(row: Any) -> str:
-    """Return a method as people call it; an SAE by its recipe, so that its seeds are averaged."""
+    """Return the name of a method in words; an SAE's is its recipe's, so that its seeds are averaged."""
     if pandas.isna(row.reading):
         return TITLES.get(str(row.method), title(row.method))
     return f"SAE {str(row.reading).rpartition('/')[0] or row.reading}"
@@ -67,36 +64,36 @@ def _mean(rows: pandas.DataFrame, column: str) -> float | None:
 
 
 def _sample(rows: pandas.DataFrame) -> str:
-    """Return what a row of means was computed over."""
+    """Return what a row of means was computed over, in words."""
     tokens, documents = _mean(rows, "n_tokens"), _mean(rows, "n_documents")
     fits = counted(len(rows), "fit")
     return f"{counted(tokens, 'token')}, {counted(documents, 'document')}, {fits}"
 
 
 def _estimate(rows: pandas.DataFrame, names: tuple[str, str, str]) -> Estimate:
-    """Return the mean over seeds; the interval's bounds are the mean bounds, over documents."""
+    """Return the mean over seeds; its interval, over documents, has the means of the seeds' bounds.
+
+    Args:
+        rows: Of one method and arm, a row per seed.
+        names: Columns of the value and its bounds.
+    """
     value, low, high = (_mean(rows, name) for name in names)
+    missing = "no interval: fewer than two documents were scored"
     reasons = [str(reason) for reason in rows["reason"].dropna().unique()]
-    reason = reasons[0] if reasons else "no interval: fewer than two documents were scored"
-    if value is None:
-        return Estimate("–", None, reasons[0] if reasons else "not measured", _sample(rows))
-    places = fitting(value, low, high)
-    if low is None or high is None:
-        return Estimate(number(value, places), None, reason, _sample(rows))
-    return Estimate(number(value, places), interval(low, high, places), None, _sample(rows))
+    reasons.append("not measured" if value is None else missing)
+    return estimated(value, low, high, _sample(rows), reasons[0])
 
 
 def _arm(view: View, arm: str, table: pandas.DataFrame) -> dict[str, Any]:
     """Return one arm's methods, the shortest code first, and their figure."""
-    found = []
+    methods = []
     for name, rows in table.groupby("name", sort=True):
-        bits = _mean(rows, "bits")
-        found.append(
+        methods.append(
             {
                 "name": str(name),
                 "id": str(rows["method"].iloc[0]),
                 "is_sae": bool(rows["reading"].notna().any()),
-                "size": bits,
+                "size": _mean(rows, "bits"),
                 "bits": _estimate(rows, ("bits", "bits_low", "bits_high")),
                 "ev": _explained(rows),
                 **{part: number(_mean(rows, part), 1) for part in _PARTS},
@@ -108,12 +105,12 @@ def _arm(view: View, arm: str, table: pandas.DataFrame) -> dict[str, Any]:
                 "high": _mean(rows, "bits_high"),
             }
         )
-    found.sort(key=lambda row: (row["size"] is None, row["size"] or 0.0, row["name"]))
+    methods.sort(key=lambda row: (row["size"] is None, row["size"] or 0.0, row["name"]))
     return {
         "arm": arm,
         "index": view.index(arm),
-        "rows": found,
-        "figure": _figure(view, arm, found),
+        "rows": methods,
+        "figure": _figure(view, arm, methods),
     }
 
 
@@ -123,8 +120,9 @@ def _explained(rows: pandas.DataFrame) -> Estimate:
     return _estimate(rows, ("explained_variance", "ev_low", "ev_high"))
 
 
-def _figure(view: View, arm: str, found: list[dict[str, Any]]) -> Figure | None:
-    known = [row for row in found if row["size"] is not None]
+def _figure(view: View, arm: str, methods: list[dict[str, Any]]) -> Figure | None:
+    """Return the bits per token of an arm's methods, a row each; None where no method has any."""
+    known = [row for row in methods if row["size"] is not None]
     dots = [
         DotRow(
             name=row["name"],
@@ -145,39 +143,21 @@ def _figure(view: View, arm: str, found: list[dict[str, Any]]) -> Figure | None:
 
 
 def _marginal(view: View, place: Place) -> dict[str, Any] | None:
-    """Return bits saved by the SAE on the trained arm minus those on each control."""
-    values = values_at(view, place)
-    effects, dots = [], []
-    for (pair, metric), row in values.rows.items():
-        if metric != METRIC or pair[0] != view.trained:
-            continue
-        effects.append(
-            {
-                "arm": pair[1],
-                "index": view.index(pair[1]),
-                "effect": effect_estimate(row),
-                "trained": side_estimate(row, "arm"),
-                "control": side_estimate(row, "control"),
-                "aa": aa_estimate(row),
-                "within_aa": bool(within_aa(row)),
-            }
-        )
-        value = finite(row["effect"])
-        if value is not None:
-            (low, high), (aa_low, aa_high) = bounds(row), bounds(row, "aa_")
-            band = None if aa_low is None or aa_high is None else (aa_low, aa_high)
-            faint = bool(within_aa(row))
-            name, style = f"against {pair[1]}", view.styles[pair[1]]
-            dots.append(
-                DotRow(name, style, value, low, high, decimals(row), sample(row), band, faint)
-            )
-    if not effects:
+    """Return, for each control, the bits that the SAE saves on the trained arm minus those on it."""
+    rows = [
+        row
+        for ((arm, _), metric), row in values_at(view, place).rows.items()
+        if metric == METRIC and arm == view.trained
+    ]
+    if not rows:
         return None
+    dots = [effect_dot(view, f"against {row['control']}", row) for row in rows]
+    known = [dot for dot in dots if dot is not None]
     axis = "bits per token saved by the SAE, trained − control"
     return {
         "place": ", ".join(place),
-        "effects": effects,
-        "figure": dot_rows(dots, axis, floor=0.0, signed=True) if dots else None,
+        "effects": [effect_row(view, row) | {"trained": side_estimate(row, "arm")} for row in rows],
+        "figure": dot_rows(known, axis, floor=0.0, signed=True) if known else None,
     }
 
 
@@ -187,35 +167,25 @@ def build(view: View) -> Content:
     figures: dict[str, Figure] = {}
     marginal = []
     for place in view.tables.places:
-        found = _marginal(view, place)
-        if found is not None:
-            figure = found.pop("figure")
-            found |= _placed(figures, figure, "marginal")
-            marginal.append(found)
+        saved = _marginal(view, place)
+        if saved is not None:
+            saved |= add_figure(figures, f"marginal-{len(figures)}", saved["figure"])
+            marginal.append(saved)
     blocks = []
-    for hookpoint, here in table.groupby("hookpoint", sort=False):
-        headline = here["distortion"].dropna()
-        shown = here
-        if len(headline):
-            first = float(headline.iloc[0])
-            shown = here[here["distortion"].isna() | (here["distortion"] == first)]
+    for hookpoint, rows in table.groupby("hookpoint", sort=False):
+        distortions, left = rows["distortion"].dropna(), "the stated share"
+        if len(distortions):
+            # codes are compared at the first distortion; one without any is shown all the same
+            first = float(distortions.iloc[0])
+            rows = rows[rows["distortion"].isna() | (rows["distortion"] == first)]
+            left = f"{100 * first:g}%"
         arms = []
-        for arm in [arm for arm in view.arms if arm in set(shown["arm"])]:
-            one = _arm(view, arm, shown[shown["arm"] == arm])
-            one |= _placed(figures, one.pop("figure"), "methods")
-            arms.append(one)
-        left = f"{100 * float(headline.iloc[0]):g}%" if len(headline) else "the stated share"
+        for arm, of_arm in by_arm(view, rows).items():
+            methods = _arm(view, arm, of_arm)
+            methods |= add_figure(figures, f"methods-{len(figures)}", methods["figure"])
+            arms.append(methods)
         blocks.append({"hookpoint": str(hookpoint), "left": left, "arms": arms})
     return Content({"marginal": marginal, "blocks": blocks}, figures)
-
-
-def _placed(figures: dict[str, Figure], figure: Figure | None, kind: str) -> dict[str, Any]:
-    """Add a figure under a new name; returns what the template needs of it."""
-    if figure is None:
-        return {"figure": None}
-    key = f"{kind}-{len(figures)}"
-    figures[key] = figure
-    return {"figure": key, "height": figure["layout"]["height"]}
 
 
 SECTIONS.add(Section("methods", "Against simpler methods", (), build))

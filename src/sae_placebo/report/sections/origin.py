@@ -1,43 +1,27 @@
-"""Where latents come from: verdicts per arm, what speaks for them, and what decoys leave over."""
+"""The section that says where latents come from: verdicts per arm, the evidence for them, and decoys."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sae_placebo.report.plots import Dot, Figure, shares
-from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
-from sae_placebo.report.sections.classes import arm_shares
+from sae_placebo.report.plots import Figure
+from sae_placebo.report.sections.base import (
+    SECTIONS,
+    Content,
+    Section,
+    View,
+    add_figure,
+    arm_of,
+)
+from sae_placebo.report.sections.classes import arm_shares, share_cell, share_figure
 from sae_placebo.report.sections.use_rows import ORIGINS
-from sae_placebo.report.tables import at, records
-from sae_placebo.report.wording import Estimate, count, finite, fitting, interval, number
+from sae_placebo.report.tables import Place, at, records
+from sae_placebo.report.wording import Estimate, count, finite, interval, number
 
 _PREFIX = "origin_"
 
-_PERCENT = 100.0
 
-
-def _cell(found: dict[str, Any] | None) -> Estimate:
-    if found is None or found["value"] is None:
-        reason = "not recorded" if found is None else found["reason"]
-        return Estimate("–", None, reason, "" if found is None else found["n"])
-    value, low, high = (
-        None if found[name] is None else _PERCENT * found[name] for name in ("value", "low", "high")
-    )
-    if low is None or high is None:
-        return Estimate(f"{number(value, 1)}%", None, found["reason"], found["n"])
-    places = fitting(value, low, high)
-    around = interval(low, high, places, unit="%")
-    return Estimate(f"{number(value, places)}%", around, None, found["n"])
-
-
-def _dot(found: dict[str, Any]) -> Dot:
-    low, high = (
-        None if found[name] is None else _PERCENT * found[name] for name in ("low", "high")
-    )
-    return Dot(_PERCENT * found["value"], low, high, f"n = {found['n']}")
-
-
-def _evidence(view: View, place: tuple[str, str], arms: list[str]) -> list[dict[str, Any]]:
+def _evidence(view: View, place: Place, arms: list[str]) -> list[dict[str, Any]]:
     """Return, per verdict and evidence, how many of each arm's latents there are."""
     latents = at(view.tables.latents, place)
     latents = latents[latents["arm"].isin(arms) & latents["origin"].notna()]
@@ -54,29 +38,30 @@ def _evidence(view: View, place: tuple[str, str], arms: list[str]) -> list[dict[
             cells = []
             for arm in arms:
                 n = int(part.loc[evidence].get(arm, 0))
-                share = _PERCENT * n / int(sizes.get(arm, 0) or 1)
-                cells.append(f"{count(n)} ({number(share, 1)}%)" if arm in sizes else "–")
+                percent = 100 * n / int(sizes.get(arm, 0) or 1)
+                cells.append(f"{count(n)} ({number(percent, 1)}%)" if arm in sizes else "–")
             rows.append({"verdict": verdict, "evidence": str(evidence), "cells": cells})
     return rows
 
 
-def _decoys(view: View, place: tuple[str, str]) -> list[dict[str, Any]]:
+def _decoys(view: View, place: Place) -> list[dict[str, Any]]:
+    """Return, per score and threshold, how many trained latents pass for which no decoy accounts."""
     rows = []
     for row in records(at(view.tables.decoys, place)):
         targets = int(row["n_targets"] or 0)
         n = f"{count(targets)} trained latents, {count(int(row['n_decoys'] or 0))} decoys"
         passing, low, high = (finite(row[name]) for name in ("passing", "low", "high"))
         if passing is None:
-            said = Estimate("none", None, str(row["reason"] or "no reason recorded"), n)
+            shown = Estimate("none", None, str(row["reason"] or "no reason recorded"), n)
         else:
-            around = None if low is None or high is None else interval(low, high, 0)
-            said = Estimate(count(int(passing)), around, row["remark"], n)
+            bounds = None if low is None or high is None else interval(low, high, 0)
+            shown = Estimate(count(int(passing)), bounds, row["remark"], n)
         threshold = finite(row["threshold"])
         rows.append(
             {
                 "score": row["score"],
                 "threshold": "–" if threshold is None else number(threshold, 3),
-                "passing": said,
+                "passing": shown,
                 "decoys": "–" if passing is None else count(int(row["decoys_passing"] or 0)),
                 "rate": finite(row["rate"]) or 0.0,
                 "placebo": row["placebo"],
@@ -92,47 +77,29 @@ def build(view: View) -> Content:
     for place in view.tables.places:
         known = arm_shares(view, place, _PREFIX)
         arms = [arm for arm in view.arms if any(a == arm for a, _ in known)]
-        told = [
-            a for a in arms if any(known.get((a, v), {}).get("value") is not None for v in ORIGINS)
-        ]
+        with_value = {key for key, share in known.items() if share["value"] is not None}
+        judged = [arm for arm in arms if any((arm, verdict) in with_value for verdict in ORIGINS)]
         decoys = _decoys(view, place)
-        if not told and not decoys:
+        if not judged and not decoys:
             continue
-        dots = {
-            a: {
-                v: _dot(known[a, v])
-                for v in ORIGINS
-                if known.get((a, v), {}).get("value") is not None
-            }
-            for a in told
-        }
-        key = f"origin-{len(figures)}"
-        if told:
-            figures[key] = shares(
-                list(ORIGINS), dots, {a: view.styles[a] for a in told}, view.level
-            )
+        figure = share_figure(view, known, judged, ORIGINS) if judged else None
         blocks.append(
             {
                 "name": ", ".join(place),
-                "figure": key if told else None,
-                "height": figures[key]["layout"]["height"] if told else 0,
-                "arms": [{"name": a, "index": view.index(a)} for a in arms],
-                "told": [{"name": a, "index": view.index(a)} for a in told],
+                **add_figure(figures, f"origin-{len(figures)}", figure),
+                "arms": [arm_of(view, arm) for arm in arms],
+                "judged": [arm_of(view, arm) for arm in judged],
                 "rows": [
-                    {
-                        "name": a,
-                        "index": view.index(a),
-                        "cells": [_cell(known.get((a, v))) for v in ORIGINS],
-                    }
-                    for a in arms
+                    arm_of(view, arm)
+                    | {"cells": [share_cell(known.get((arm, verdict))) for verdict in ORIGINS]}
+                    for arm in arms
                 ],
-                "evidence": _evidence(view, place, told),
+                "evidence": _evidence(view, place, judged),
                 "decoys": decoys,
             }
         )
-    return Content(
-        {"blocks": blocks, "verdicts": ORIGINS, "n_places": len(view.tables.places)}, figures
-    )
+    values = {"blocks": blocks, "verdicts": ORIGINS, "n_places": len(view.tables.places)}
+    return Content(values, figures)
 
 
 SECTIONS.add(

@@ -1,4 +1,4 @@
-"""What `trial.json` says, read with care: any part of it may be missing or of another shape."""
+"""Parts of `trial.json`, read so that any of them may be missing or of another shape."""
 
 from __future__ import annotations
 
@@ -7,30 +7,23 @@ from typing import Any
 
 from sae_placebo.core.escaping import visible
 from sae_placebo.data.copies import COUNTED, warning
+from sae_placebo.report.tables import mapping
 from sae_placebo.report.wording import count, finite, title
 
 
-def mapping(value: Any) -> Mapping[str, Any]:
-    """Return `value` if it is a mapping, else an empty one."""
-    return value if isinstance(value, Mapping) else {}
-
-
 def arm_facts(trial: Mapping[str, Any], arm: str) -> Mapping[str, Any]:
-    """Return what the trial recorded about an arm; empty when nothing."""
+    """Return what the trial recorded about an arm; empty where it recorded nothing."""
     return mapping(mapping(trial.get("arms")).get(arm))
 
 
 def arm_records(trial: Mapping[str, Any], arm: str) -> list[dict[str, Any]]:
-    """Return one record per model of the arm, its recipe's keys lifted to the top."""
-    found = []
-    for record in arm_facts(trial, arm).get("records") or []:
-        known = mapping(record)
-        found.append({**mapping(known.get("recipe")), **known})
-    return found
+    """Return one record per model of an arm, with the keys of its recipe among its own."""
+    records = map(mapping, arm_facts(trial, arm).get("records") or [])
+    return [{**mapping(record.get("recipe")), **record} for record in records]
 
 
 def shared_of(trial: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return the arms that were not trained twice: which, the same as which, and why."""
+    """Return the arms that were not trained anew: which arm each is the same as, and why."""
     recorded = trial.get("shared")
     entries = [mapping(e) for e in recorded] if isinstance(recorded, list) else []
     return [
@@ -45,7 +38,7 @@ def shared_of(trial: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def picked(records: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Any:
-    """Return the first value that any record has under any of `keys`."""
+    """Return the first value that a record has under one of `keys`; None where none has any."""
     for record in records:
         for key in keys:
             if record.get(key) not in (None, ""):
@@ -54,7 +47,7 @@ def picked(records: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Any:
 
 
 def names_of(value: Any) -> list[str]:
-    """Return a list as texts; a mapping of names to reasons is listed with its reasons."""
+    """Return a recorded list as texts; a mapping of names to reasons is listed with its reasons."""
     if value is None or value == "":
         return []
     if isinstance(value, Mapping):
@@ -65,7 +58,7 @@ def names_of(value: Any) -> list[str]:
 
 
 def text_of(value: Any) -> str:
-    """Return a setting as short text; lists by comma, mappings as key = value."""
+    """Return a setting as short text: entries separated by commas, each key followed by its value."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -84,46 +77,45 @@ def text_of(value: Any) -> str:
 
 
 def splits_of(trial: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return each split of the text with its counts."""
+    """Return the counts of each split of the text, such as `train`, by its name."""
     text = mapping(trial.get("text"))
     others = ("splits", "skipped", "shared")
-    found = {k: v for k, v in text.items() if isinstance(v, Mapping) and k not in others}
-    found.update({k: mapping(v) for k, v in mapping(text.get("splits")).items()})
-    return found
+    splits = {k: v for k, v in text.items() if isinstance(v, Mapping) and k not in others}
+    return splits | {k: mapping(v) for k, v in mapping(text.get("splits")).items()}
 
 
 def repeated_of(trial: Mapping[str, Any]) -> str | None:
-    """Return the sentence about held-out text that is in the training text too; None where little is."""
+    """Return a sentence on held-out text that is in the training text too; None where there is little."""
     counts = {k: finite(v) for k, v in mapping(mapping(trial.get("text")).get("shared")).items()}
     known = {k: v for k, v in counts.items() if v is not None}
     return warning(known) if known.keys() >= COUNTED else None
 
 
 def outliers_of(masks: Mapping[str, Any]) -> list[tuple[str, str, float]]:
-    """Return (hookpoint, label of the model, tokens left out for their norm) of one split."""
-    found = []
+    """Return the hookpoint, the model's label and the tokens left out for their norm, of one split."""
+    outliers = []
     for key, value in masks.items():
-        parts, known = str(key).split(" ", 2), finite(value)
-        if len(parts) == 3 and parts[0] == "outlier_norm" and known is not None:
-            found.append((parts[1], parts[2], known))
-    return [entry for entry in found if not entry[1].startswith("any arm")]
+        parts, n = str(key).split(" ", 2), finite(value)
+        if len(parts) == 3 and parts[0] == "outlier_norm" and n is not None:
+            outliers.append((parts[1], parts[2], n))
+    return [entry for entry in outliers if not entry[1].startswith("any arm")]
 
 
 def environments_of(trial: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the distinct environments that artefacts were made under, each as one flat mapping."""
+    """Return the distinct environments in which artefacts were made, each as one flat mapping."""
     recorded = trial.get("environments")
-    found: list[dict[str, Any]] = []
+    environments: list[dict[str, Any]] = []
     for entry in recorded if isinstance(recorded, list) else []:
         flat: dict[str, Any] = {}
         for key, value in mapping(entry).items():
             flat.update(value if isinstance(value, Mapping) else {key: value})
-        if flat and flat not in found:
-            found.append(flat)
-    return found
+        if flat and flat not in environments:
+            environments.append(flat)
+    return environments
 
 
 def saes_of(spec: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return each SAE's settings by name."""
+    """Return each SAE's settings by its name; the name of a trial's only SAE may be empty."""
     saes = spec.get("saes") or spec.get("sae")
     if not isinstance(saes, Mapping) or not saes:
         return {}

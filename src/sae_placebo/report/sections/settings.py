@@ -1,4 +1,4 @@
-"""How it was done: the diagnostics card of each arm, and every setting as run."""
+"""The section on how the trial was done: the diagnostics card of each arm, and every setting as run."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from sae_placebo.report.sections.base import SECTIONS, Content, Section, View
 from sae_placebo.report.sections.diagnostics import cards
 from sae_placebo.report.sections.recorded import (
     environments_of,
-    mapping,
     saes_of,
     shared_of,
     splits_of,
     text_of,
 )
+from sae_placebo.report.tables import mapping
 from sae_placebo.report.wording import finite, title
 
 
 def _facts(view: View) -> list[dict[str, str]]:
+    """Return the name and text of every setting and fact that the trial recorded."""
     trial = view.tables.trial
     spec = mapping(trial.get("spec"))
     text = {**mapping(spec.get("text")), **mapping(trial.get("text"))}
@@ -55,13 +56,13 @@ def _facts(view: View) -> list[dict[str, str]]:
 
 
 def _by_split(value: Any) -> dict[str, Mapping[str, Any]]:
-    masks = mapping(value)
-    found = {str(k): v for k, v in masks.items() if isinstance(v, Mapping)}
-    return dict(sorted(found.items(), key=lambda split: split[0] != "train"))
+    """Return the recorded masks by split, training text first; nothing where they are not by split."""
+    splits = {str(k): v for k, v in mapping(value).items() if isinstance(v, Mapping)}
+    return dict(sorted(splits.items(), key=lambda split: split[0] != "train"))
 
 
 def _masks(value: Any) -> dict[str, Any] | None:
-    """Return what was masked as rows, with a column per split, and the rule in words."""
+    """Return the masked tokens as rows with a column per split, and the rules in words."""
     splits = _by_split(value)
     if not splits:
         return None
@@ -79,7 +80,7 @@ def _masks(value: Any) -> dict[str, Any] | None:
 
 
 def _mask_rank(key: str) -> int:
-    """Return where a mask stands: what any model leaves out first, outliers last."""
+    """Return the rank of a mask in the table: what every model leaves out first, norm outliers last."""
     if key.startswith("outlier_norm"):
         return 3
     return {"position_0": 0, "padding": 1}.get(key, 2)
@@ -96,14 +97,13 @@ def _mask_name(key: str) -> str:
 
 
 def _precision(value: Any) -> Any:
-    """Return how exact the float32 products were, as one sentence where all of it is recorded."""
-    found = mapping(value)
-    errors = [finite(found.get(key)) for key in ("fast_error", "default_error", "bound")]
-    fast, default, bound = errors
-    if fast is None or default is None or bound is None or "fast" not in found:
+    """Return how exact float32 products were, as a sentence; as recorded where a part of it is missing."""
+    facts = mapping(value)
+    fast, default, bound = (finite(facts.get(k)) for k in ("fast_error", "default_error", "bound"))
+    if fast is None or default is None or bound is None or "fast" not in facts:
         return value
-    used = "was used" if found["fast"] else "was not used"
-    unit = f" ({text_of(found['unit'])})" if found.get("unit") else ""
+    used = "was used" if facts["fast"] else "was not used"
+    unit = f" ({text_of(facts['unit'])})" if facts.get("unit") else ""
     return (
         f"float32; the fast product {used}: its error is {_power(fast)} against {_power(default)} "
         f"of the default, limit {_power(bound).replace('.0e', 'e')}{unit}"
@@ -111,27 +111,27 @@ def _precision(value: Any) -> Any:
 
 
 def _power(value: float) -> str:
-    """Return a small number as in 4.0e-7."""
+    """Return a small number as text, such as 4.0e-7."""
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa}e{int(exponent)}"
 
 
 def _environments(view: View) -> list[tuple[str, Any]]:
-    found = environments_of(view.tables.trial)
-    if len(found) == 1:
-        return [("Environment of the artefacts", found[0])]
-    return [(f"Environment {i} of {len(found)}", each) for i, each in enumerate(found, 1)]
+    every = environments_of(view.tables.trial)
+    if len(every) == 1:
+        return [("Environment of the artefacts", every[0])]
+    return [(f"Environment {i} of {len(every)}", each) for i, each in enumerate(every, 1)]
 
 
 def _mixed_environments(view: View) -> dict[str, Any] | None:
-    """Return how many environments the artefacts come from and where these differ, if several."""
-    found = environments_of(view.tables.trial)
-    if len(found) < 2:
+    """Return in how many environments artefacts were made and where they differ; None if in one."""
+    every = environments_of(view.tables.trial)
+    if len(every) < 2:
         return None
-    keys = dict.fromkeys(key for each in found for key in each)
-    differ = {k: dict.fromkeys(text_of(each.get(k)) for each in found) for k in keys}
+    keys = dict.fromkeys(key for each in every for key in each)
+    differ = {k: dict.fromkeys(text_of(each.get(k)) for each in every) for k in keys}
     parts = [f"{visible(k)} ({' or '.join(v)})" for k, v in differ.items() if len(v) > 1]
-    return {"n": len(found), "differ": ", ".join(parts)}
+    return {"n": len(every), "differ": ", ".join(parts)}
 
 
 def _rounded(value: Any) -> Any:
@@ -142,7 +142,7 @@ def _rounded(value: Any) -> Any:
 
 
 def build(view: View) -> Content:
-    """Return the diagnostics and the settings."""
+    """Return the diagnostics of every arm, what was masked, and the settings."""
     spec = view.tables.trial.get("spec")
     values = {
         "facts": _facts(view),

@@ -1,4 +1,4 @@
-"""Metrics and classes of latents as described: by the trial's record, and by the decision list."""
+"""Descriptions of metrics, as a trial recorded them beside its numbers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ _METRIC_KEYS = ("unit", "better", "null", "definition", "source")
 
 
 def metric_terms(recorded: Any) -> list[dict[str, Any]]:
-    """Return each metric's own description, as the trial recorded it beside its numbers.
+    """Return the metrics' descriptions; what one lacks is "not recorded".
 
     Args:
-        recorded: `metrics` of trial.json: name to unit, better, null, definition, source.
+        recorded: `metrics` of trial.json: by name, the unit, better, null, definition, source and reads.
     """
     if not isinstance(recorded, dict):
         return []
@@ -31,20 +31,3 @@ def _words(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(str(word) for word in value) or "neither"
     return str(value or "")
-
-
-def class_terms() -> list[dict[str, str]]:
-    """Return the classes of latents with their rules, in the order in which they are tried."""
-    try:
-        from sae_placebo.latents.classes.classification import CLASSES
-    except ImportError:
-        return []
-    return [
-        {
-            "name": kind.name,
-            "definition": kind.definition,
-            # what others reported, never an answer about this trial
-            "on_random": kind.on_random_models.removeprefix("Yes: "),
-        }
-        for kind in CLASSES
-    ]

@@ -1,4 +1,4 @@
-"""Whether the test of use holds its level, and what the model uses that the SAE misses."""
+"""Whether the test of use keeps its level, and what the model uses that the SAE leaves out."""
 
 from __future__ import annotations
 
@@ -8,31 +8,29 @@ import numpy as np
 
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.report.palette import MUTED, ArmStyle
-from sae_placebo.report.plots import Figure, folded, label, layout_of, note
-from sae_placebo.report.sections.base import View
-from sae_placebo.report.sections.use_rows import (
-    Place,
-    arm_of,
-    arms_in,
-    here,
-    of_full_swap,
-    p_value,
-    part,
-    percent,
-    recorded,
-    values,
+from sae_placebo.report.plots import (
+    Figure,
+    cumulative,
+    error_bars,
+    folded,
+    label,
+    layout_of,
+    note,
 )
-from sae_placebo.report.tables import at, records
+from sae_placebo.report.sections.base import View, arm_of, by_arm
+from sae_placebo.report.sections.use_rows import of_full_swap, p_value, part, percent, recorded
+from sae_placebo.report.tables import Place, at, known_values, records
 from sae_placebo.report.wording import Estimate, count, counted, finite, number
 from sae_placebo.stats.proportions import wilson
 
 _FEWEST = 3
+"""Pseudo-latents that an arm must have for the distribution of their p-values to be drawn."""
 
 
 def build(view: View, place: Place) -> tuple[dict[str, Any], dict[str, Figure | None]]:
     """Return what the template shows of one hookpoint and SAE, and its figures by name."""
-    told = [one for one in recorded(view, place) if not one.get("refused")]
-    uniform, distribution = _pseudo(view, place, told)
+    tested = [record for record in recorded(view, place) if not record.get("refused")]
+    uniform, distribution = _pseudo(view, place, tested)
     missed, effects = _errors(view, place)
     shown = {"pseudo": uniform, "errors": missed}
     return shown, {"pseudo": distribution, "errors": effects}
@@ -42,39 +40,40 @@ def build(view: View, place: Place) -> tuple[dict[str, Any], dict[str, Figure | 
 
 
 def _pseudo(
-    view: View, place: Place, told: list[dict[str, Any]]
+    view: View, place: Place, tested: list[dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], Figure | None]:
+    """Return how the p-values of pseudo-latents are distributed, by arm, as a table and a figure."""
     rows = []
-    for one in told:
-        found = part(one, "pseudo")
-        n, below = finite(found.get("n")), finite(found.get("below_5_percent"))
+    for record in tested:
+        pseudo = part(record, "pseudo")
+        n, below = finite(pseudo.get("n")), finite(pseudo.get("below_5_percent"))
         if not n or below is None:
             continue
         hits = round(below * n)
         low, high = wilson(hits, int(n))
-        ks = finite(found.get("ks_p"))
-        said = counted(n, "direction")
+        ks, directions = finite(pseudo.get("ks_p")), counted(n, "direction")
         rows.append(
-            arm_of(view, str(one["arm"]))
+            arm_of(view, str(record["arm"]))
             | {
                 "share": percent((hits / n, low, high), f"{hits} of {count(n)}"),
-                "ks": Estimate(number(ks, 2), None, "Kolmogorov-Smirnov p, no interval", said),
+                "ks": Estimate(
+                    number(ks, 2), None, "Kolmogorov-Smirnov p, no interval", directions
+                ),
                 "off": low > 0.05,
                 "uneven": ks is not None and ks < 0.05,
             }
         )
     table = at(view.tables.directions, place)
-    table = table[table["kind"] == "pseudo"]
-    lines = []
-    for arm in arms_in(view, table):
-        p = values(here(table, place, arm)["p"])
-        p = np.sort(p[np.isfinite(p)])
-        if len(p) >= _FEWEST:
-            lines.append((arm, view.styles[arm], p))
+    p_values = {
+        arm: np.sort(known_values(of_arm["p"]))
+        for arm, of_arm in by_arm(view, table[table["kind"] == "pseudo"]).items()
+    }
+    lines = [(arm, view.styles[arm], p) for arm, p in p_values.items() if len(p) >= _FEWEST]
     return rows, _distribution(lines) if lines else None
 
 
 def _distribution(lines: list[tuple[str, ArmStyle, Any]]) -> Figure:
+    """Return the distribution of p-values of each arm, from its look and sorted p-values."""
     data: list[dict[str, Any]] = [
         {
             "type": "scatter",
@@ -99,36 +98,23 @@ def _distribution(lines: list[tuple[str, ArmStyle, Any]]) -> Figure:
                 "hovertemplate": "%{y}% have p of %{x} or less<extra></extra>",
             }
         )
-    legend = 20 * len(data)
-    layout = layout_of(
-        280 + legend,
-        {"l": 48, "r": 10, "t": legend + 8, "b": 48},
-        xaxis={
-            "title": {"text": "p-value of a pseudo-latent, at most"},
-            "range": [0, 1],
-            "fixedrange": True,
-        },
-        yaxis={"title": {"text": "directions (%)"}, "range": [0, 102], "fixedrange": True},
-    )
-    layout["legend"] |= {"orientation": "v", "traceorder": "normal"}
-    return {"data": data, "layout": layout}
+    return cumulative(data, 280, "p-value of a pseudo-latent, at most", "directions (%)")
 
 
 # --- what the SAE misses ---------------------------------------------------------------------
 
 
 def _errors(view: View, place: Place) -> tuple[list[dict[str, Any]], Figure | None]:
+    """Return the effects of error directions, by arm, as tables and a figure."""
     table = at(view.tables.directions, place)
-    table = table[table["kind"] == "error"]
     shown, data = [], []
-    for arm in arms_in(view, table):
-        own = here(table, place, arm).sort_values("index", kind="stable")
-        rows, style = records(own), view.styles[arm]
-        p = values(own["p"])
+    for arm, of_arm in by_arm(view, table[table["kind"] == "error"]).items():
+        rows, style = records(of_arm.sort_values("index", kind="stable")), view.styles[arm]
+        p = known_values(of_arm["p"])
         beat = int((p <= 0.05).sum())
         try:
-            bounds = wilson(beat, int(np.isfinite(p).sum()))
-            share = (beat / int(np.isfinite(p).sum()), *bounds)
+            bounds = wilson(beat, len(p))
+            share = (beat / len(p), *bounds)
         except NotEstimable:
             share = None
         shown.append(
@@ -143,12 +129,13 @@ def _errors(view: View, place: Place) -> tuple[list[dict[str, Any]], Figure | No
 
 
 def _missed(row: dict[str, Any]) -> dict[str, Any]:
+    """Return what the template shows of one error direction."""
     variance, documents = finite(row["variance"]), row["documents"]
     effect = of_full_swap(row["effect"], row["effect_low"], row["effect_high"], documents)
-    said = None if variance is None else number(100 * variance, 1) + "%"
+    share = "–" if variance is None else f"{number(100 * variance, 1)}%"
     return {
         "index": count((finite(row["index"]) or 0) + 1),
-        "variance": Estimate(said or "–", None, "of these tokens, as it is", effect.n),
+        "variance": Estimate(share, None, "of these tokens, as it is", effect.n),
         "effect": effect,
         "null": of_full_swap(row["null_effect"], n=row["null_firings"]),
         "at_nulls": of_full_swap(row["effect_at_nulls"], n=row["null_firings"]),
@@ -157,11 +144,12 @@ def _missed(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _missed_points(arm: str, rows: list[dict[str, Any]], style: ArmStyle) -> dict[str, Any]:
+    """Return one arm's error directions as points, filled where they cost more than their nulls."""
     known = [r for r in rows if finite(r["effect"]) is not None and finite(r["variance"])]
-    ends = [
+    y, low, high = (
         [100 * float(r["effect"] if finite(r[name]) is None else r[name]) for r in known]
         for name in ("effect", "effect_low", "effect_high")
-    ]
+    )
     beats = [(finite(r["p"]) or 1.0) <= 0.05 for r in known]
     symbols = [
         style.marker if beat else f"{style.marker.removesuffix('-open')}-open" for beat in beats
@@ -171,26 +159,19 @@ def _missed_points(arm: str, rows: list[dict[str, Any]], style: ArmStyle) -> dic
         "mode": "markers",
         "showlegend": False,
         "x": [round(100 * float(r["variance"]), 4) for r in known],
-        "y": [round(y, 6) for y in ends[0]],
+        "y": [round(effect, 6) for effect in y],
         "text": [
             f"{label(arm)}, direction {count(float(r['index']) + 1)}: p {number(finite(r['p']), 2)}"
             for r in known
         ],
         "hovertemplate": "%{text}, %{y}%<extra></extra>",
-        "error_y": {
-            "type": "data",
-            "array": [round(h - y, 6) for y, h in zip(ends[0], ends[2], strict=True)],
-            "arrayminus": [round(y - w, 6) for y, w in zip(ends[0], ends[1], strict=True)],
-            "color": style.color,
-            "thickness": 1.6,
-            "width": 3,
-        },
+        "error_y": error_bars(y, low, high, 6, color=style.color, thickness=1.6, width=3),
         "marker": {"size": 9, "symbol": symbols, "color": style.color},
     }
 
 
 def _legend(arm: str, style: ArmStyle) -> dict[str, Any]:
-    """Return an arm's entry in the legend, filled whatever its points are."""
+    """Return an arm's entry in the legend, whose marker is filled whatever the arm's points are."""
     return {
         "type": "scatter",
         "mode": "markers",

@@ -1,37 +1,37 @@
-"""What the verdicts of use hang on: the smallest effect of interest, and removing many at once."""
+"""How the verdicts of use depend on the smallest effect of interest, and what removing many at once costs."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from sae_placebo.report.palette import ArmStyle
-from sae_placebo.report.plots import Figure, folded, label, layout_of, note
-from sae_placebo.report.sections.base import View
+from sae_placebo.report.plots import Figure, error_bars, folded, label, layout_of, note
+from sae_placebo.report.sections.base import View, arm_of
 from sae_placebo.report.sections.use_rows import (
     USES,
-    Place,
-    arm_of,
     of_full_swap,
     part,
     percent,
     recorded,
+    use_limit,
 )
+from sae_placebo.report.tables import Place
 from sae_placebo.report.wording import Estimate, count, counted, finite, number
 from sae_placebo.stats.proportions import wilson
 
 _INK = "#5a6069"
-_FEWEST = 3
 Line = tuple[str, ArmStyle, list[float], list[tuple[float, float, float]], str]
-"""Arm, its look, places along the axis, values with bounds in percent, and the n of each point."""
+"""Arm, its look, places along the axis, shares with their bounds, and the n of each point in words."""
 
 
 def build(view: View, place: Place) -> tuple[dict[str, Any], dict[str, Figure | None]]:
     """Return what the template shows of one hookpoint and SAE, and its figures by name."""
-    told = [one for one in recorded(view, place) if not one.get("refused")]
-    moved, figures = _sensitivity(view, told)
-    removed, removal = _joint(view, told)
+    tested = [record for record in recorded(view, place) if not record.get("refused")]
+    moved, figures = _sensitivity(view, tested)
+    removed, removal = _joint(view, tested)
     return {"sensitivity": moved, "joint": removed}, figures | {"joint": removal}
 
 
@@ -39,18 +39,19 @@ def build(view: View, place: Place) -> tuple[dict[str, Any], dict[str, Figure | 
 
 
 def _sensitivity(
-    view: View, told: list[dict[str, Any]]
+    view: View, tested: list[dict[str, Any]]
 ) -> tuple[dict[str, Any] | None, dict[str, Figure | None]]:
+    """Return the shares of each verdict at every limit, as a table, and a figure per verdict."""
     curves = []
-    for one in told:
-        curve, n = part(one, "sensitivity"), finite(one.get("n_latents"))
+    for record in tested:
+        curve, n = part(record, "sensitivity"), finite(record.get("n_latents"))
         limits = curve.get("limits")
         if limits and n and all(len(curve.get(use) or ()) == len(limits) for use in USES):
-            curves.append((str(one["arm"]), curve, int(n)))
+            curves.append((str(record["arm"]), curve, int(n)))
     if not curves:
         return None, {}
     limits = [float(x) for x in curves[0][1]["limits"]]
-    curves = [one for one in curves if [float(x) for x in one[1]["limits"]] == limits]
+    curves = [entry for entry in curves if [float(x) for x in entry[1]["limits"]] == limits]
     rows = []
     for i, limit in enumerate(limits):
         cells = [
@@ -71,24 +72,19 @@ def _sensitivity(
             )
             for arm, curve, n in curves
         ]
-        figures[f"moved_{use}"] = _moved(use, lines, _least(view))
+        figures[f"moved_{use}"] = _moved(use, lines, use_limit(view, "least_effect"))
     return {"rows": rows, "arms": [arm_of(view, arm) for arm, _, _ in curves]}, figures
 
 
 def _bounds(share: Any, n: int) -> tuple[float, float, float]:
-    """Return an unweighted share of latents with Wilson's interval."""
+    """Return an unweighted share of latents with the bounds of Wilson's interval."""
     hits = round(float(share) * n)
     low, high = wilson(hits, n)
     return hits / n, low, high
 
 
-def _least(view: View) -> float | None:
-    spec = view.tables.trial.get("spec")
-    found = spec.get("use") if isinstance(spec, dict) else None
-    return finite(found.get("least_effect")) if isinstance(found, dict) else None
-
-
 def _moved(use: str, lines: list[Line], least: float | None) -> Figure:
+    """Return a figure of one verdict's share against the limit; a line marks the trial's own limit."""
     layout = layout_of(
         270 + 20 * len(lines),
         {"l": 46, "r": 8, "t": 40 + 20 * len(lines), "b": 62},
@@ -119,13 +115,14 @@ def _moved(use: str, lines: list[Line], least: float | None) -> Figure:
 # --- removing many at once -------------------------------------------------------------------
 
 
-def _joint(view: View, told: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, Figure | None]:
-    rows, lines, notes, limits = [], [], [], []
-    for one in told:
-        arm, joint, worst = str(one["arm"]), part(one, "joint"), part(one, "worst")
+def _joint(view: View, tested: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, Figure | None]:
+    """Return what removing many latents at once costs, by arm, as a table and a figure."""
+    rows, lines, stars, limits = [], [], [], []
+    for record in tested:
+        arm, joint, worst = str(record["arm"]), part(record, "joint"), part(record, "worst")
         full, limit = finite(joint.get("full_nats")), finite(joint.get("limit_nats"))
         if not joint or not full or limit is None:
-            reason = str(part(one, "reasons").get("joint") or "not measured")
+            reason = str(part(record, "reasons").get("joint") or "not measured")
             rows.append(arm_of(view, arm) | {"missing": reason})
             continue
         limits.append(100 * limit / full)
@@ -135,32 +132,44 @@ def _joint(view: View, told: list[dict[str, Any]]) -> tuple[dict[str, Any] | Non
         survive = int(finite(joint.get("survive")) or 0)
         at_star = dict(points).get(float(survive))
         if at_star:
-            notes.append((survive, at_star[0], view.styles[arm]))
+            stars.append((survive, at_star[0], view.styles[arm]))
         rows.append(_joint_row(view, arm, joint, worst, full, n))
     if not rows:
         return None, None
     shown = {"rows": rows, "points": [_joint_points(view, line) for line in lines]}
-    return shown, _removal(lines, notes, limits) if lines else None
+    return shown, _removal(lines, stars, limits) if lines else None
 
 
-def _points(joint: dict[str, Any], full: float) -> list[tuple[float, tuple[float, float, float]]]:
-    """Return how many are removed at once and what that costs, with bounds, as shares of a full swap."""
+def _points(
+    joint: Mapping[str, Any], full: float
+) -> list[tuple[float, tuple[float, float, float]]]:
+    """Return how many are removed at once, and the cost with its bounds as shares of a full swap."""
     columns = [joint.get(name) or [] for name in ("sizes", "cost", "low", "high")]
-    found = []
+    points = []
     for size, *costs in zip(*columns, strict=False):
         known = [finite(x) for x in costs]
         if size and known[0] is not None:
             cost, low, high = (known[0] if x is None else x for x in known)
-            found.append((float(size), (cost / full, low / full, high / full)))
-    return found
+            points.append((float(size), (cost / full, low / full, high / full)))
+    return points
 
 
 def _joint_row(
-    view: View, arm: str, joint: dict[str, Any], worst: dict[str, Any], full: float, n: str
+    view: View, arm: str, joint: Mapping[str, Any], worst: Mapping[str, Any], full: float, n: str
 ) -> dict[str, Any]:
+    """Return one arm's row: how many can go at once, what that costs, and what the worst masks cost.
+
+    Args:
+        view: Of the trial.
+        arm: Name of the arm.
+        joint: What was recorded of the joint removal.
+        worst: What was recorded of the worst masks; empty where none were sought.
+        full: Cost of a full swap, in nats.
+        n: What the costs were computed over, in words.
+    """
     known = dict(_points(joint, full)).get(float(joint.get("survive") or 0))
     share = finite((worst.get("shares") or [None])[-1])
-    said = "not tried" if not worst else f"{count(worst.get('n_tokens'))} tokens"
+    tokens = "not tried" if not worst else f"{count(worst.get('n_tokens'))} tokens"
     left = "–" if not worst else count(worst.get("survive"))
     verdict = "within the limit" if worst.get("holds") else "still above the limit"
     return arm_of(view, arm) | {
@@ -174,7 +183,7 @@ def _joint_row(
             "–" if share is None else f"{number(100 * share, 2)}%",
             None,
             f"a maximum found: {verdict}" if share is not None else "no worst masks were sought",
-            said,
+            tokens,
         ),
         "left": left,
     }
@@ -194,13 +203,21 @@ def _joint_points(view: View, line: Line) -> dict[str, Any]:
 
 
 def _documents(n: str) -> float | None:
-    found = n.split(" ", 1)[0].replace(",", "")
-    return float(found) if found.isdigit() else None
+    """Return the number of documents with which an n in words begins."""
+    digits = n.split(" ", 1)[0].replace(",", "")
+    return float(digits) if digits.isdigit() else None
 
 
 def _removal(
     lines: list[Line], stars: list[tuple[int, float, ArmStyle]], limits: list[float]
 ) -> Figure:
+    """Return a figure of the cost of removing ever more latents at once.
+
+    Args:
+        lines: A curve per arm.
+        stars: Per arm, the most that can go at once, its cost, and the arm's look.
+        limits: Per arm, the cost that is within the limit, in percent of a full swap.
+    """
     limit = max(limits)
     data = [_curve(line, least=limit / 1000) for line in lines]
     ends = [x for _, _, sizes, _, _ in lines for x in sizes]
@@ -247,29 +264,22 @@ def _removal(
 
 
 def _curve(line: Line, least: float = 0.0) -> dict[str, Any]:
-    """Return one arm's curve with its intervals; nothing is drawn below `least`, in percent."""
-    arm, style, x, found, n = line
-    points = [tuple(max(100 * v, least) for v in one) for one in found]
+    """Return one arm's curve with its intervals, in percent; what is below `least` is drawn there."""
+    arm, style, x, shares, n = line
+    points = [tuple(max(100 * v, least) for v in bounded_share) for bounded_share in shares]
+    values, lows, highs = ([point[i] for point in points] for i in range(3))
     return {
         "type": "scatter",
         "mode": "lines+markers",
         "name": folded(arm, 34),
         "showlegend": True,
         "x": [round(v, 6) for v in x],
-        "y": [round(y, 6) for y, _, _ in points],
+        "y": [round(y, 6) for y in values],
         "text": [
-            label(f"{arm}: {number(y, 2)}% at {v:.2g}, {n}")
-            for v, (y, _, _) in zip(x, points, strict=True)
+            label(f"{arm}: {number(y, 2)}% at {v:.2g}, {n}") for v, y in zip(x, values, strict=True)
         ],
         "hovertemplate": "%{text}<extra></extra>",
-        "error_y": {
-            "type": "data",
-            "array": [round(high - y, 6) for y, _, high in points],
-            "arrayminus": [round(y - low, 6) for y, low, _ in points],
-            "color": style.color,
-            "thickness": 1.2,
-            "width": 2,
-        },
+        "error_y": error_bars(values, lows, highs, 6, color=style.color, thickness=1.2, width=2),
         "line": {"color": style.color, "width": 2},
         "marker": {"size": 6, "symbol": style.marker, "color": style.color},
     }

@@ -1,4 +1,4 @@
-"""How often the test of use is wrong where the answer is known, shown beside the verdicts."""
+"""How often the test of use is wrong on worlds, where the answer is known; the page shows it."""
 
 from __future__ import annotations
 
@@ -13,42 +13,45 @@ from sae_placebo.report.wording import Estimate, count, number
 from sae_placebo.stats.proportions import wilson
 
 FALSE_NOT_USED, FALSE_USED, LEAST_AUROC = 0.01, 0.05, 0.95
-"""What the test is meant to keep to."""
+"""Limits that the test is meant to keep: the shares of two errors, and the AUROC of its effects."""
 
 
 @functools.cache
 def _record() -> dict[str, Any]:
     """Return what `benchmarks/worlds.py draw` wrote."""
     text = files("sae_placebo.report").joinpath("on_worlds.json").read_text(encoding="utf-8")
-    found: dict[str, Any] = json.loads(text)
-    return found
+    recorded: dict[str, Any] = json.loads(text)
+    return recorded
 
 
 def record() -> list[dict[str, Any]]:
-    """Return a row per kind of world and site, with marks where the test falls short."""
-    return [_row(one) for one in _record()["rows"]]
+    """Return a row per kind of world and site, with marks where the test does not keep its limits."""
+    return [_row(row) for row in _record()["rows"]]
 
 
-def _row(one: dict[str, Any]) -> dict[str, Any]:
-    auroc, n = one["auroc"], one["worlds"]
-    said = f"{n} of {one['of']} worlds" if n != one["of"] else f"{n} worlds"
-    score = Estimate("–", None, "no world has both kinds there", said)
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    auroc, n_worlds = row["auroc"], row["worlds"]
+    n = f"{n_worlds} of {row['of']} worlds" if n_worlds != row["of"] else f"{n_worlds} worlds"
+    score = Estimate("–", None, "no world has both kinds there", n)
     if auroc is not None:
         short = ", below .95" if auroc < LEAST_AUROC else ""
-        score = Estimate(number(auroc, 3), None, f"lowest {number(one['lowest'], 2)}{short}", said)
-    name, _, best = one["baseline"].rpartition(" ")
-    baseline = Estimate(best or "–", None, name or "none has a value", said)
+        score = Estimate(number(auroc, 3), None, f"lowest {number(row['lowest'], 2)}{short}", n)
+    name, _, best = row["baseline"].rpartition(" ")
+    baseline = Estimate(best or "–", None, name or "none has a value", n)
     limits = {"false_not_used": FALSE_NOT_USED, "slivers": FALSE_NOT_USED, "false_used": FALSE_USED}
-    shares = {key: _share(one[key], most) for key, most in (limits | {"undetermined": 1.0}).items()}
-    return {"name": one["name"], "auroc": score, "baseline": baseline, **shares}
+    shares = {key: _share(row[key], most) for key, most in (limits | {"undetermined": 1.0}).items()}
+    return {"name": row["name"], "auroc": score, "baseline": baseline, **shares}
 
 
 def _share(counted: list[int], most: float) -> Estimate:
-    """Return a share, of hits and of how many, as shown; beside one above `most` it says so."""
+    """Return a share in percent, as it is shown, with a remark where it is above a limit.
+
+    Args:
+        counted: How many there are of a kind, and of how many.
+        most: The limit, as a share.
+    """
     hits, n = counted
     if not n:
         return Estimate("–", None, "there are none", "0")
-    found = percent((hits / n, *wilson(hits, n)), f"{hits} of {count(n)}")
-    if hits / n <= most:
-        return found
-    return replace(found, reason=f"more than {100 * most:g}%")
+    shown = percent((hits / n, *wilson(hits, n)), f"{hits} of {count(n)}")
+    return shown if hits / n <= most else replace(shown, reason=f"more than {100 * most:g}%")
