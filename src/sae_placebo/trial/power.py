@@ -30,7 +30,8 @@ import numpy as np
 from sae_placebo.core.errors import NotEstimable, SpecError
 from sae_placebo.core.spec import Spec, numpy_generator
 from sae_placebo.stats.effects import Component, between, interval
-from sae_placebo.trial.results import CONFIDENCE, Trial
+from sae_placebo.trial.record import CONFIDENCE
+from sae_placebo.trial.results import Trial
 from sae_placebo.trial.variances import DEFAULTS, TrialSize, Variances, measured
 
 DRAWS = 500
