@@ -1,4 +1,4 @@
-"""Where an SAE misleads: audits, each with its null, one file each."""
+"""Where an SAE misleads. Each audit is one file, which asks one question and gives its null."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ NAMES = (
     *("pushes", "along", "split", "flags", "shrinkage"),
     *("geometry", "meta", "families", "information", "hedging"),
 )
-"""Modules that hold audits, in the order in which they are made and shown."""
+"""The modules that hold audits, in the order in which audits are made and shown."""
