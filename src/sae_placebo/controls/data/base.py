@@ -2,7 +2,7 @@
 
 A data control leaves the model alone. It rewrites the rows of tokens, or (`of_activations`) has the
 activations replaced while the text stays. Each declares what it preserves and what it destroys, in the
-words of `DATA_INVARIANTS`; the contract tests hold it to both.
+words of `DATA_INVARIANTS`, and the contract tests check both.
 
 The first position of a row is never rewritten: it is BOS, or, without BOS, a token that the model reads
 and that no measurement uses. Padding, row lengths and documents stay as they are.
