@@ -87,10 +87,8 @@ class _Comparison:
     rows: list[dict[str, Any]] = field(default_factory=list)
     bits: dict[Coded, DocumentBits] = field(default_factory=dict)
 
-    def add(
-        self, dictionary: Dictionary, split: ChosenAndScored, reading: str | None
-    ) -> dict[str, Any]:
-        """Add the rows of one dictionary, and return the columns that they share."""
+    def add(self, dictionary: Dictionary, split: ChosenAndScored, reading: str | None) -> None:
+        """Add the rows of one dictionary, one at each distortion, and its bits by document."""
         codes = split.score_codes(self.k)
         shared = {
             **self._row(dictionary.name, reading, None),
@@ -108,7 +106,6 @@ class _Comparison:
             documents = self._documents(bits.adjusted)
             self.bits[Coded(dictionary.name, reading, distortion)] = documents
             self.rows.append({**shared, **_bits_row(bits, documents, of_dictionary)})
-        return shared
 
     def refuse(self, method: str, reason: str, reading: str | None = None) -> None:
         """Add the row of a method that could not be fitted."""
