@@ -15,13 +15,13 @@ from sae_placebo.trial.power import (
     Simulated,
     TrialSize,
     Variances,
-    _decomposed,
     answer,
     measured,
     power_table,
     simulate,
 )
 from sae_placebo.trial.results import Trial
+from sae_placebo.trial.variances import _decomposed
 from synthetic_trial import HOOKPOINT, SAE, Settings, seal_trial, write_trial
 
 NONE = Variances(documents=0.0, redraws=0.0, saes=0.0, latents=0.0, said="nothing")

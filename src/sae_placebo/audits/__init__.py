@@ -1,4 +1,4 @@
-"""Where an SAE misleads: audits, each with its null, one file each."""
+"""Where an SAE misleads. Each audit is one file, which asks one question and gives its null."""
 
 from __future__ import annotations
 

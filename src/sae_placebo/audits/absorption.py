@@ -1,7 +1,7 @@
-"""The latents that stand for a label, and what others take over from them.
+"""The latents that stand for a label, and how much of the label other latents take over from them.
 
-A latent's share of a probe's projection is its code times decoder norm times the cosine of its decoder row
-to the probe, so that the length of decoder rows plays no part.
+A latent's part of the projection on a probe is its code, times the norm of its decoder row, times the cosine
+of that row to the probe. So the length of decoder rows plays no part.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from sae_placebo.audits.probes import MIN_POSITIVE, best_f1, f1_of
 from sae_placebo.stats.fits import fit_logistic
 
 JUMP = 0.03
-"""F1 that another latent must add to be one of the family."""
+"""Gain in F1 above which another latent joins the family."""
 FULL_COSINE, FULL_SHARE = 0.025, 0.4
+"""Least cosine to the probe, and least share of x's projection on it, of a latent that absorbs in full."""
 PART_COSINE, MOST_ABSORBERS = 0.1, 3
+"""Least cosine to the probe of the latents that absorb in part, and the most of them at a token."""
 MOST_LATENTS = 8
+"""The most latents in a family."""
 _RIDGE = 1e-3
 VERSIONS = ("single", "family")
 RATES = tuple(f"{measure}_{version}" for measure in ("full", "fraction") for version in VERSIONS)
@@ -31,9 +34,9 @@ class Family:
     """The latents that stand for one label.
 
     Attributes:
-        latents: The best first, then each that adds more than `JUMP` to F1.
-        first: F1 of the best latent alone on tokens that it was not chosen on.
-        whole: The same of all of them in one logistic probe.
+        latents: The best latent, then each that adds more than `JUMP` to F1, in the order of choice.
+        first: F1 of the best latent alone, on tokens that it was not chosen on; NaN without a latent.
+        whole: F1 of a logistic probe on all of them, on the same tokens; NaN without a latent.
     """
 
     latents: Int64[np.ndarray, " member"]
@@ -42,10 +45,13 @@ class Family:
 
 
 class Chooser:
-    """Chooses latents for a label, one at a time, on given codes."""
+    """Chooses the latents that stand for a label, one at a time.
+
+    Args:
+        codes: Codes times decoder norms, scipy CSR [token, latent], on which latents are chosen.
+    """
 
     def __init__(self, codes: Any) -> None:
-        """Prepare codes [token, latent] times decoder norms, CSR."""
         self.by_latent = codes.tocsc()
         self.turned = codes.T.tocsr()
         n = codes.shape[0]
@@ -59,15 +65,16 @@ class Chooser:
     def family(
         self, yes: Bool[np.ndarray, " token"], held: Any, truth: Bool[np.ndarray, " scored"]
     ) -> Family:
-        """Return the latents of a label.
+        """Return the latents that stand for a label.
 
-        The next latent is the one on which the logistic loss falls fastest; it is kept if it raises F1
-        by more than `JUMP` on the tokens that it is chosen on. F1 is then read on others.
+        The next latent is the one along whose code the logistic loss of the latents so far falls fastest.
+        It is kept if it raises F1 by more than `JUMP` on the tokens that it is chosen on. The F1 that is
+        returned is that of other tokens.
 
         Args:
-            yes: Whether the label holds, on the tokens of this chooser.
-            held: Codes that F1 is read on, CSR.
-            truth: Whether the label holds there.
+            yes: Whether the label holds, at the tokens that latents are chosen on.
+            held: Codes at the tokens that F1 is computed on, scipy CSR [scored, latent].
+            truth: Whether the label holds at those tokens.
         """
         from scipy.special import expit
 
@@ -107,23 +114,24 @@ def absorbed(
     hits: Bool[np.ndarray, " token"],
     family: Int64[np.ndarray, " member"],
 ) -> dict[str, Float64[np.ndarray, " token"]]:
-    """Return how much of a label is absorbed at each token where the probe found it; 0 elsewhere.
+    """Return how much of a label is absorbed at each token where the probe finds it; 0 at other tokens.
 
-    The main latents are the best one alone (`single`) or the whole family (`family`).
+    The main latents are the best one alone (names that end in `single`) or the whole family (names that
+    end in `family`). There are two measures.
 
     - full: 1 where all main latents are silent, and the other latent with the largest projection on the
       probe has a cosine of at least `FULL_COSINE` to it and carries at least `FULL_SHARE` of the
       projection of x.
-    - fraction: the projection of the at most `MOST_ABSORBERS` other latents with the largest ones, of a
-      cosine of at least `PART_COSINE`, over that plus the main latents'; 0 where the main latents carry
-      all of the projection of x.
+    - fraction: Of the other latents with a cosine of at least `PART_COSINE`, those with the largest
+      projections, at most `MOST_ABSORBERS`, are added up. The fraction is this sum over itself plus the
+      projection of the main latents. It is 0 where the main latents carry all of the projection of x.
 
     Args:
-        codes: Codes times decoder norms, CSR [token, latent].
-        cosines: Of each decoder row to the probe's direction.
-        along: Projection of x - b_dec on the unit probe.
-        hits: Tokens where the label holds and the probe says so.
-        family: Main latents, best first.
+        codes: Codes times decoder norms, scipy CSR [token, latent].
+        cosines: Cosine of each decoder row to the probe's direction.
+        along: Projection of x - b_dec on the probe's unit direction.
+        hits: Which tokens have the label and are found by the probe.
+        family: The main latents, the best first.
 
     Source: SAEBench (Karvonen et al. 2025), after Chanin et al. 2024 (arXiv 2409.14507).
     """
@@ -144,13 +152,13 @@ def absorbed(
 
 @dataclass(frozen=True, eq=False)
 class _Active:
-    """Active latents at some tokens, rows ascending.
+    """The active pairs of token and latent at the tokens of interest, which are numbered as rows.
 
     Attributes:
-        rows: Which token each is at.
-        parts: Its projection on the probe.
-        cosines: Its decoder row's cosine to the probe.
-        along: [row] projection of x.
+        rows: The row of each pair, ascending.
+        parts: The latent's part of the projection on the probe.
+        cosines: The cosine of the latent's decoder row to the probe.
+        along: The projection of each row's x - b_dec on the probe.
     """
 
     rows: Int64[np.ndarray, " active"]
@@ -160,8 +168,8 @@ class _Active:
 
     def largest(
         self, kept: Bool[np.ndarray, " active"], n: int
-    ) -> tuple[Int64[np.ndarray, " some"], Int64[np.ndarray, " some"]]:
-        """Return the places of each row's n largest parts among those kept, and their rows."""
+    ) -> tuple[Int64[np.ndarray, " largest"], Int64[np.ndarray, " largest"]]:
+        """Return which pairs have each row's n largest parts among those kept, and the rows of these."""
         places = np.flatnonzero(kept)
         places = places[np.lexsort((-self.parts[places], self.rows[places]))]
         rows = self.rows[places]
@@ -173,7 +181,7 @@ class _Active:
 def _shares(
     active: _Active, main: Bool[np.ndarray, " active"]
 ) -> tuple[Float64[np.ndarray, " row"], Float64[np.ndarray, " row"]]:
-    """Return whether each row is absorbed in full, and in what fraction; see `absorbed`."""
+    """Return for each row whether it is absorbed in full (0 or 1) and in what fraction; see `absorbed`."""
     n, along = len(active.along), active.along
     silent = np.bincount(active.rows[main], minlength=n) == 0
     first, rows = active.largest(~main, 1)

@@ -1,7 +1,8 @@
-"""What the model loses along the way to a reconstruction, and on beyond it.
+"""What the model loses when an activation is moved towards its reconstruction, and on beyond it.
 
-A curve that stays low and then rises tells of a region in which the model does not mind; one that rises
-at once, before that of other pushes of the length, of an error along directions that it reads.
+A curve that stays low and then rises shows a region in which the model does not mind the change. One that
+rises at once, before the curve of other pushes of the same length, shows that the error lies along directions
+that the model reads.
 """
 
 from __future__ import annotations
@@ -27,18 +28,21 @@ from sae_placebo.core.lazy import torch
 
 NAME = "along"
 FAR = 2.0
-"""End of the curve, in lengths of the error."""
+"""Where the curve ends, in lengths of the error."""
 
 
 def lengths_of(steps: int) -> Float64[np.ndarray, " step"]:
-    """Return the lengths at which the curve is read, 0 left out, in lengths of the error."""
+    """Return where the curve is read, without 0, in lengths of the error."""
     return np.linspace(0, FAR, steps)[1:]
 
 
 def curves(
-    case: Case, tokens: Int64[np.ndarray, " some"]
-) -> tuple[Float64[np.ndarray, "some step"], Float64[np.ndarray, "some step"]]:
-    """Return the cost at each length, in nats: towards the reconstruction, and along covariance mixtures.
+    case: Case, tokens: Int64[np.ndarray, " token"]
+) -> tuple[Float64[np.ndarray, "token step"], Float64[np.ndarray, "token step"]]:
+    """Return what moving each token's activation costs the model, in nats, at each length.
+
+    The first curve moves it towards the reconstruction. The second, its null, moves it along covariance
+    mixtures, and is the mean over `spec.draws` of them.
 
     Raises:
         NotEstimable: the model cannot be run.
@@ -47,8 +51,8 @@ def curves(
     kinds = [("error", "")] + [("covariance", f"along {i}") for i in range(case.spec.draws)]
     ways = [pushes.draw(kind, tokens, name) for kind, name in kinds]
     edits = torch.stack([way * float(t) for way in ways for t in lengths], dim=1)
-    found = costs(case, tokens, edits).reshape(len(tokens), len(ways), len(lengths))
-    return found[:, 0], found[:, 1:].mean(1)
+    nats = costs(case, tokens, edits).reshape(len(tokens), len(ways), len(lengths))
+    return nats[:, 0], nats[:, 1:].mean(1)
 
 
 def width(
@@ -56,8 +60,9 @@ def width(
 ) -> Float64[np.ndarray, " replicate"]:
     """Return where each curve first reaches half of its value at the end, in lengths of the error.
 
-    Read between steps on the root of the cost, which is a straight line where the cost is quadratic: such
-    a curve has a width of 1.41 = FAR / sqrt(2).
+    Between two steps, the root of the cost is taken to be a straight line, as it is where the cost is
+    quadratic. A quadratic curve has a width of 1.41 = FAR / sqrt(2). The width of a curve that ends at 0 is
+    NaN.
     """
     roots = np.sqrt(np.concatenate([np.zeros((1, curve.shape[1])), np.maximum(curve, 0)]))
     places = np.concatenate([[0.0], lengths])
@@ -72,11 +77,11 @@ def width(
 
 def _widths(
     case: Case,
-    tokens: Int64[np.ndarray, " some"],
-    error: Float64[np.ndarray, "some step"],
-    mixture: Float64[np.ndarray, "some step"],
+    tokens: Int64[np.ndarray, " token"],
+    error: Float64[np.ndarray, "token step"],
+    mixture: Float64[np.ndarray, "token step"],
 ) -> list[Finding]:
-    """Return the width of the plateau beside that of mixtures, and their difference."""
+    """Return the width of the error's plateau, with that of mixtures as its null, and their difference."""
     documents, lengths = case.documents[tokens], lengths_of(case.spec.steps)
     n_steps, n, seed = len(lengths), len(tokens), case.seed
     if min(error.mean(0)[-1], mixture.mean(0)[-1]) <= FLOOR:
@@ -85,14 +90,14 @@ def _widths(
             Finding(NAME, name, math.nan, n=n, reason=reason)
             for name in ("plateau", "plateau_gain")
         ]
-    own = over_documents(lambda s: width(s, lengths), error.T, documents, seed)
-    other = over_documents(lambda s: width(s, lengths), mixture.T, documents, seed)
+    value = over_documents(lambda s: width(s, lengths), error.T, documents, seed)
+    null = over_documents(lambda s: width(s, lengths), mixture.T, documents, seed)
     both = np.concatenate([error.T, mixture.T])
     gain = over_documents(
         lambda s: width(s[:n_steps], lengths) - width(s[n_steps:], lengths), both, documents, seed
     )
     return [
-        Finding(NAME, "plateau", *own, n, *other),
+        Finding(NAME, "plateau", *value, n, *null),
         Finding(NAME, "plateau_gain", *gain, n, null=0.0),
     ]
 
@@ -100,18 +105,18 @@ def _widths(
 def _run(case: Case) -> Audited:
     runnable(case)
     tokens = chosen(case, max(case.spec.tokens // 2, 1), ordinary(case))
-    documents, seed = case.documents[tokens].astype(np.int64), case.seed
+    documents, seed = case.documents[tokens], case.seed
     error, mixture = curves(case, tokens)
-    found = [Finding(NAME, "curve", 0.0, 0.0, 0.0, len(tokens), 0.0, 0.0, 0.0, at=0.0)]
+    findings = [Finding(NAME, "curve", 0.0, 0.0, 0.0, len(tokens), 0.0, 0.0, 0.0, at=0.0)]
     for i, t in enumerate(lengths_of(case.spec.steps)):
-        own = mean_of(NAME, "curve", error[:, i], documents, seed)
+        cost = mean_of(NAME, "curve", error[:, i], documents, seed)
         null = mean_of(NAME, "curve", mixture[:, i], documents, seed)
         ratio = ratio_of(NAME, "curve_ratio", error[:, i], mixture[:, i], documents, seed)
-        found += [
-            replace(own, null=null.value, null_low=null.low, null_high=null.high, at=float(t)),
+        findings += [
+            replace(cost, null=null.value, null_low=null.low, null_high=null.high, at=float(t)),
             replace(ratio, at=float(t)),
         ]
-    return Audited(found + _widths(case, tokens, error, mixture))
+    return Audited(findings + _widths(case, tokens, error, mixture))
 
 
 _QUANTITIES = (

@@ -1,7 +1,8 @@
-"""What an audit of an SAE is: one question about where it misleads, with its null, in one file.
+"""What an audit of an SAE is: one question about where the SAE misleads, answered by numbers with nulls.
 
-An audit reads a `Case`, an SAE on held-out tokens with the model behind it, and returns findings. A
-finding is a number with its interval and, beside it, what the same number is where there is nothing to find.
+An audit reads a `Case`, which is an SAE on held-out tokens together with the model behind it, and returns
+findings. A finding is a number with its interval and its null: the value of the same number where there is
+nothing to find.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64, Integer
+from jaxtyping import Bool, Float, Float32, Float64, Int64, Integer
 
 from sae_placebo.audits.spec import AuditSpec as AuditSpec
 from sae_placebo.causal.use.base import Subject
@@ -26,6 +27,7 @@ from sae_placebo.latents.base import Encoded
 from sae_placebo.stats.bootstrap import percentile_interval, resampled_counts
 
 RESAMPLES = 1000
+"""Resamples of the documents behind an interval."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,17 +35,17 @@ class Case:
     """One SAE under audit.
 
     Attributes:
-        reading: The SAE on held-out tokens, in model units.
-        subject: The model behind its hookpoint, on the same tokens; None where it cannot be run, and
-            `no_subject` says why.
-        labels: What is known of the tokens; None where nothing is.
-        others: SAEs of the same activations, for what another dictionary can explain: by name, that is
-            its architecture and seed.
-        spec: How it is audited.
-        seed: Names all draws.
-        letters: Whether first letters may stand for labels: not where other arms of the trial have labels,
-            with which the numbers are to be compared.
-        track: Shows long work within an audit.
+        reading: The SAE's codes and the activations at the held-out tokens, in model units.
+        subject: The model behind the SAE's hookpoint, on the same tokens; None where it cannot be run.
+        labels: The labels of the tokens; None where there are none.
+        others: Other SAEs of the same activations by name (architecture and seed). They tell what another
+            dictionary can explain.
+        spec: The settings of the audits.
+        seed: The seed that all random draws are named by.
+        letters: Whether first letters may take the place of labels. They may not where other arms of the
+            trial have labels, since their numbers could not be compared with those of letters.
+        track: Shows the progress of long work within an audit.
+        no_subject: Why the model cannot be run, where `subject` is None.
     """
 
     reading: Encoded
@@ -56,34 +58,43 @@ class Case:
     track: Track = untracked
     no_subject: str = "the model cannot be run: audit an arm that has one"
 
+    @property
+    def x(self) -> Float32[torch.Tensor, "token d_in"]:
+        """The activations in single precision, on the CPU."""
+        return self.reading.activations.float().cpu()
+
+    @property
+    def b_dec(self) -> Float32[torch.Tensor, " d_in"]:
+        """The SAE's decoder bias in single precision, on the CPU."""
+        return self.reading.sae.params["b_dec"].detach().float().cpu()
+
     @functools.cached_property
     def reconstruction(self) -> Float32[torch.Tensor, "token d_in"]:
         """The SAE's reconstruction of every token."""
-        params, csr = self.reading.sae.params, self.reading.codes
-        rows = params["W_dec"].detach().float().cpu().numpy()
-        found = torch.from_numpy(np.ascontiguousarray(csr @ rows, dtype=np.float32))
-        return found + params["b_dec"].detach().float().cpu()
+        rows = self.reading.sae.params["W_dec"].detach().float().cpu().numpy()
+        codes = self.reading.codes
+        return torch.from_numpy(np.ascontiguousarray(codes @ rows, dtype=np.float32)) + self.b_dec
 
     @functools.cached_property
     def error(self) -> Float32[torch.Tensor, "token d_in"]:
         """The activations less their reconstruction."""
-        return self.reading.activations.float().cpu() - self.reconstruction
+        return self.x - self.reconstruction
 
-    @property
-    def documents(self) -> Integer[np.ndarray, " token"]:
-        """Document of each token."""
-        return self.reading.tokens.documents
+    @functools.cached_property
+    def documents(self) -> Int64[np.ndarray, " token"]:
+        """The document that each token lies in."""
+        return self.reading.tokens.documents.astype(np.int64)
 
     @property
     def n_tokens(self) -> int:
-        """Held-out tokens."""
+        """The number of held-out tokens."""
         return len(self.reading.tokens)
 
     def halves(self) -> tuple[Bool[np.ndarray, " token"], Bool[np.ndarray, " token"]]:
-        """Return tokens to fit on and tokens to score on: of different documents.
+        """Return which tokens to fit on and which to score on; the two lie in different documents.
 
         Raises:
-            NotEstimable: there are fewer than four documents.
+            NotEstimable: the tokens lie in fewer than four documents.
         """
         present = np.unique(self.documents)
         if len(present) < 4:
@@ -101,16 +112,16 @@ class Finding:
     """A number about one SAE, and the same number where there is nothing to find.
 
     Attributes:
-        audit: Which audit found it.
-        name: Of the number, unique within the audit.
-        value: NaN where it cannot be estimated; `reason` says why.
-        low, high: 95% interval; NaN where there is none.
-        n: What it is of, tokens unless `of` says else.
-        null: What the value is where there is nothing to find; NaN where that is known in words alone.
-        null_low, null_high: Range or interval of the null; NaN where it is exact.
-        at: Place on a curve; NaN where the finding is no point of one.
+        audit: Name of the audit that found it.
+        name: Name of the number, unique within the audit.
+        value: The number; NaN where it cannot be estimated.
+        low, high: Bounds of its 95% interval; NaN where there is no interval.
+        n: How many tokens, or other units named in `of`, the number is taken over.
+        null: The value where there is nothing to find; NaN where that is known in words alone.
+        null_low, null_high: Bounds of the null's range or interval; NaN where the null is exact.
+        at: The place on a curve that the number is a point of; NaN for other numbers.
         of: What `n` counts.
-        reason: Why there is no value.
+        reason: Why there is no value; empty where there is one.
     """
 
     audit: str
@@ -129,12 +140,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Audited:
-    """What one audit says of one SAE.
+    """The result of one audit of one SAE.
 
     Attributes:
-        findings: Numbers.
-        latents: Numbers by latent, [latent], by name; NaN where a latent has none.
-        tokens: Numbers by held-out token, [token], by name; NaN where a token has none.
+        findings: Numbers about the whole SAE.
+        latents: Columns [latent] by name, with a number for each latent; NaN where a latent has none.
+        tokens: Columns [token] by name, with a number for each held-out token; NaN where it has none.
     """
 
     findings: list[Finding]
@@ -144,16 +155,16 @@ class Audited:
 
 @dataclass(frozen=True)
 class Quantity:
-    """What one number of an audit is.
+    """The declaration of one number of an audit.
 
     Attributes:
-        name: As in `Finding`.
-        unit: "share", "nats", "1" for pure numbers, ...
-        better: Whether higher or lower is better, or neither.
+        name: The number's name, as in `Finding`.
+        unit: Its unit, such as "share" or "nats"; "1" for pure numbers.
+        better: Whether higher or lower values are better, or neither.
         null: The value where there is nothing to find, in words.
-        definition: The formula in words.
-        advice: What to do about a bad value, one sentence; shown in the report.
-        along: What `Finding.at` is, for points of a curve.
+        definition: The formula, in words.
+        advice: One sentence on what to do about a bad value; the report shows it.
+        along: What `Finding.at` measures where the numbers are points of a curve; empty for others.
     """
 
     name: str
@@ -170,12 +181,12 @@ class Audit:
     """One question about where an SAE misleads.
 
     Attributes:
-        name: Identifier.
-        title: Heading.
-        question: What it asks, one sentence.
-        source: Paper, and every deviation from it.
-        quantities: What its numbers are.
-        run: Case to findings; raises `NotEstimable` where it can say nothing.
+        name: Identifier in tables and settings.
+        title: Heading in the report.
+        question: The question, in one sentence.
+        source: The paper that it is taken from, and every deviation from it.
+        quantities: The declarations of its numbers.
+        run: A function from a case to findings, which raises `NotEstimable` where it can say nothing.
     """
 
     name: str
@@ -187,25 +198,31 @@ class Audit:
 
 
 AUDITS: Registry[Audit] = Registry("audit")
-"""Every audit, by name."""
+"""Every audit whose module has been imported, by name."""
 
 
 def audit(case: Case, names: tuple[str, ...] | None = None) -> dict[str, Audited]:
-    """Return what audits say of an SAE, by name; one that cannot be made says why in its findings."""
-    found = {}
+    """Return the results of audits of one SAE, by the audits' names.
+
+    An audit that cannot be made raises nothing: its findings have no values, and the reason instead.
+
+    Args:
+        case: The SAE.
+        names: The audits to make; all in `AUDITS` unless given.
+    """
+    results = {}
     for name in AUDITS.entries if names is None else names:
-        one = AUDITS[name]
         try:
-            found[name] = one.run(case)
+            results[name] = AUDITS[name].run(case)
         except (ModelError, NotEstimable) as refusal:
-            found[name] = refused(name, str(refusal))
-    return found
+            results[name] = refused(name, str(refusal))
+    return results
 
 
 def refused(name: str, reason: str) -> Audited:
-    """Return what an audit says that could not be made: none of its numbers, and why."""
+    """Return the result of an audit that could not be made: all its numbers, NaN, with the reason."""
     numbers = AUDITS[name].quantities
-    return Audited([Finding(name, one.name, math.nan, reason=reason) for one in numbers])
+    return Audited([Finding(name, number.name, math.nan, reason=reason) for number in numbers])
 
 
 def over_documents(
@@ -217,14 +234,15 @@ def over_documents(
     """Return a statistic of sums over tokens, with its 95% interval over documents.
 
     Args:
-        statistic: From the sums of each part, [part, replicate], to values: `lambda s: s[0] / s[1]` for a
-            ratio of means.
-        parts: What is summed, by token.
-        documents: Of each token.
-        seed: Names the bootstrap.
+        statistic: A function from the sums of each part [part, replicate] to values [replicate], such as
+            `lambda s: s[0] / s[1]` for a ratio of means.
+        parts: The numbers of each token that are summed.
+        documents: The document that each token lies in.
+        seed: The seed that the bootstrap is named by.
 
     Returns:
-        The value, and the bootstrap's 2.5% and 97.5% quantiles; NaN bounds of fewer than two documents.
+        The value, and the 2.5% and 97.5% quantiles over resamples of the documents. Both bounds are NaN
+        with fewer than two documents.
     """
     present, owner = np.unique(documents, return_inverse=True)
     sums = np.stack([np.bincount(owner, part.astype(np.float64), len(present)) for part in parts])
@@ -235,5 +253,5 @@ def over_documents(
     random = numpy_generator(seed, "audit", "bootstrap", n)
     weights = resampled_counts(random, n, RESAMPLES)
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = statistic(sums @ weights.T)
-    return value, *percentile_interval(found, leave_out_undefined=True)
+        replicates = statistic(sums @ weights.T)
+    return value, *percentile_interval(replicates, leave_out_undefined=True)

@@ -1,4 +1,4 @@
-"""Edits of activations: at which tokens, in which directions, and what they cost the model."""
+"""Edits of activations: the tokens that are edited, the directions of the edits, and what the model loses."""
 
 from __future__ import annotations
 
@@ -18,28 +18,22 @@ from sae_placebo.core.spec import generator, numpy_generator
 from sae_placebo.models.gaussian import SecondMoments, gaussian_draws
 
 KINDS = ("isotropic", "covariance", "mixture", "same_cosine")
-"""Random pushes as long as the error."""
-
-
+"""Kinds of random pushes, each as long as the error."""
 OUTLIER = 3.0
-"""Tokens with a norm above this many times the median are told apart; as in training."""
-
-
+"""Tokens whose norm is above this many times the median count as outliers, as in training."""
 FLOOR = 1e-9
-"""Nats per token below which a cost is rounding."""
-
-
-_IN_ROW = (8, 16)
-
-
+"""Nats per token below which a cost is nothing but rounding."""
 ROW_SHARE = 16
+"""Whole rows are edited at once in this share, one in so many, of the tokens that are edited alone."""
+_IN_ROW = (8, 16)
+"""The fewest and the most edited tokens that share a row."""
 
 
 def runnable(case: Case) -> Subject:
     """Return the model behind the hookpoint.
 
     Raises:
-        NotEstimable: it cannot be run.
+        NotEstimable: the model cannot be run.
     """
     if case.subject is None:
         raise NotEstimable(case.no_subject)
@@ -52,19 +46,19 @@ def ordinary(case: Case) -> Bool[np.ndarray, " token"]:
     return np.asarray(norms <= OUTLIER * np.median(norms))
 
 
-def chosen(case: Case, n: int, among: Bool[np.ndarray, " token"]) -> Int64[np.ndarray, " some"]:
-    """Return tokens at which the model is run, ascending: n of them, or as many as there are.
+def chosen(case: Case, n: int, among: Bool[np.ndarray, " token"]) -> Int64[np.ndarray, " chosen"]:
+    """Return the tokens at which the model is run, ascending.
 
-    8 to 16 tokens share a row, since reading a row costs as much as many edits. Rows are taken evenly
-    from all documents: each gives its next row when all others that have one have given theirs.
+    From 8 to 16 tokens share a row, since reading a row costs as much as many edits. Rows are taken evenly
+    from all documents: a document gives its next row when all others that have one left have given theirs.
 
     Args:
-        case: What is audited.
-        n: Tokens.
-        among: Those that may be taken.
+        case: The SAE under audit.
+        n: How many tokens are wanted; fewer are returned where there are fewer.
+        among: Which tokens may be taken.
 
     Raises:
-        NotEstimable: there is none.
+        NotEstimable: no token may be taken.
     """
     if not among.any():
         raise NotEstimable("no token is left to run the model at: hold out more documents")
@@ -93,33 +87,42 @@ def chosen(case: Case, n: int, among: Bool[np.ndarray, " token"]) -> Int64[np.nd
 
 
 def costs(
-    case: Case, tokens: Int64[np.ndarray, " some"], deltas: Float[torch.Tensor, "some edit d_in"]
-) -> Float64[np.ndarray, "some edit"]:
-    """Return KL(unedited || edited) of edits of single tokens, in nats.
+    case: Case, tokens: Int64[np.ndarray, " token"], deltas: Float[torch.Tensor, "token edit d_in"]
+) -> Float64[np.ndarray, "token edit"]:
+    """Return what edits of single tokens cost the model: KL(unedited || edited), in nats.
 
-    Summed over the predictions at the token and at the `window` next ones. The edits of a token share a
-    forward pass.
+    The divergence is summed over the predictions at the token and at those that follow it, up to
+    `spec.window`. All edits of a token share a forward pass.
+
+    Args:
+        case: The SAE under audit.
+        tokens: The tokens that are edited, one at a time.
+        deltas: What each edit adds to a token's activation, in model units.
 
     Raises:
         NotEstimable: the model cannot be run.
     """
     subject = runnable(case)
-    found = np.empty(deltas.shape[:2])
+    nats = np.empty(deltas.shape[:2])
     for row, part in subject.by_row(tokens):
         clean = subject.clean(row)
         for i in part:
             position = int(subject.tokens.places[tokens[i], 1])
             cost = subject.downstream.kl_of_edits(clean, position, deltas[i], case.spec.window)
-            found[i] = cost.double().cpu().numpy()
-    return found
+            nats[i] = cost.double().cpu().numpy()
+    return nats
 
 
 def row_costs(
     case: Case, rows: Int64[np.ndarray, " row"], kinds: tuple[str, ...]
 ) -> Iterator[tuple[int, Float64[np.ndarray, " edit"], int]]:
-    """Yield what editing all held-out tokens of a row at once costs: row, nats of each edit, predictions.
+    """Yield what it costs the model when all held-out tokens of a row are edited at once.
 
-    The first edit is the reconstruction, the others are pushes of the kinds.
+    The first edit puts reconstructions in place, the others make one push of each kind. Tokens of outlying
+    norm are left as they are.
+
+    Yields:
+        The row, the KL of each edit in nats, and the number of predictions that it is summed over.
 
     Raises:
         NotEstimable: the model cannot be run.
@@ -127,41 +130,44 @@ def row_costs(
     subject, pushes = runnable(case), Pushes(case)
     places = subject.tokens.places
     for row in rows:
-        here = np.flatnonzero((places[:, 0] == row) & pushes.ordinary)
-        where = torch.from_numpy(places[here, 1])
+        tokens = np.flatnonzero((places[:, 0] == row) & pushes.ordinary)
+        positions = torch.from_numpy(places[tokens, 1])
         clean = subject.clean(int(row))
-        start = int(where.min())
-        found = []
+        start = int(positions.min())
+        nats = []
         for kind in ("error", *kinds):
             delta = torch.zeros_like(clean.site, dtype=torch.float32)
-            delta[where] = pushes.draw(kind, here, f"row {row}").to(delta.device)
+            delta[positions] = pushes.draw(kind, tokens, f"row {row}").to(delta.device)
             with torch.no_grad():
                 logits = subject.downstream.logits(
                     clean.token_ids[None], clean.entering[None], delta[None]
                 )
                 cost = kl(clean.log_probs[start:], logits[:, start:]).sum()
-            found.append(float(cost))
-        yield int(row), np.array(found), len(clean.token_ids) - start
+            nats.append(float(cost))
+        yield int(row), np.array(nats), len(clean.token_ids) - start
 
 
 def covariance_pushes(
     covariance: Float[torch.Tensor, "d_in d_in"], n: int, random: torch.Generator
 ) -> Float[torch.Tensor, "push d_in"]:
-    """Return z1 - z2 of independent z ~ N(mu, Sigma), whose covariance is 2 Sigma; not scaled."""
+    """Return differences z1 - z2 of independent draws z ~ N(0, covariance), without scaling their length.
+
+    Their mean is 0 and their covariance twice the given one.
+    """
     draw = gaussian_draws(torch.zeros(len(covariance)), covariance)
     return draw(n, random) - draw(n, random)
 
 
 class Pushes:
-    """Draws pushes as long as the error of each token.
+    """Draws pushes: what is added to each token's activation, as long as the token's error.
 
     Args:
-        case: What is audited; the covariance is that of all its tokens without outlying norm.
+        case: The SAE under audit. The covariance of pushes is that of its tokens without outlying norm.
     """
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        self.x = case.reading.activations.float().cpu()
+        self.x = case.x
         self.ordinary = ordinary(case)
         self._pool = np.flatnonzero(self.ordinary)
         moments = SecondMoments(self.x[torch.from_numpy(self._pool)].mean(0))
@@ -170,14 +176,17 @@ class Pushes:
         self.covariance = moments.mean_and_covariance()[1]
 
     def draw(
-        self, kind: str, tokens: Int64[np.ndarray, " some"], name: str
-    ) -> Float[torch.Tensor, "some d_in"]:
-        """Return what a push of a kind adds to each token's activation.
+        self, kind: str, tokens: Int64[np.ndarray, " token"], name: str
+    ) -> Float[torch.Tensor, "token d_in"]:
+        """Return what a push adds to each token's activation, in model units.
 
         Args:
-            kind: "error" for the reconstruction less the activation, or one of `KINDS`.
-            tokens: Which.
-            name: Of the draw.
+            kind: "error" for the reconstruction less the activation. Of `KINDS`, "isotropic" is a direction
+                drawn evenly from the sphere; "covariance" lies along a difference of two Gaussian draws with
+                the activations' covariance; "mixture" lies along the difference of two other activations;
+                "same_cosine" changes length and cosine to x as the error does, and is random across x.
+            tokens: The tokens that are pushed.
+            name: Distinguishes several draws of one kind.
         """
         at = torch.from_numpy(tokens)
         error, x = -self.case.error[at], self.x[at]
@@ -207,18 +216,18 @@ class Pushes:
         return scaled
 
     def rescaled(
-        self, tokens: Int64[np.ndarray, " some"]
-    ) -> tuple[Float[torch.Tensor, "some d_in"], Float[torch.Tensor, "some d_in"]]:
-        """Return the pushes to x at the length of x_hat, and to x_hat at the length of x."""
-        x, found = self.x[tokens], self.case.reconstruction[tokens]
-        lengths, others = x.norm(dim=1, keepdim=True), found.norm(dim=1, keepdim=True)
-        at_length_of_other = x * (others / lengths.clamp_min(1e-30) - 1)
-        return at_length_of_other, found * (lengths / others.clamp_min(1e-30)) - x
+        self, tokens: Int64[np.ndarray, " token"]
+    ) -> tuple[Float[torch.Tensor, "token d_in"], Float[torch.Tensor, "token d_in"]]:
+        """Return the pushes from x to x at the length of x_hat, and to x_hat at the length of x."""
+        x, x_hat = self.x[tokens], self.case.reconstruction[tokens]
+        length, length_hat = x.norm(dim=1, keepdim=True), x_hat.norm(dim=1, keepdim=True)
+        at_length_of_other = x * (length_hat / length.clamp_min(1e-30) - 1)
+        return at_length_of_other, x_hat * (length / length_hat.clamp_min(1e-30)) - x
 
 
 def _unit(rows: Float[torch.Tensor, "row d_in"]) -> Float[torch.Tensor, "row d_in"]:
-    found: torch.Tensor = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-30)
-    return found
+    unit: torch.Tensor = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    return unit
 
 
 def ratio_of(
@@ -229,7 +238,16 @@ def ratio_of(
     documents: Int64[np.ndarray, " token"],
     seed: int,
 ) -> Finding:
-    """Return a ratio of means over tokens as a finding whose null is 1, with its interval over documents."""
+    """Return a ratio of two means over tokens as a finding whose null is 1.
+
+    Args:
+        audit: Name of the audit.
+        name: Name of the number.
+        top: The numerator's value at each token.
+        bottom: The denominator's value at each token; where it adds up to 0, the finding has no value.
+        documents: The document of each token, over which the interval is.
+        seed: The seed that the bootstrap is named by.
+    """
     n = len(top)
     if n == 0 or bottom.sum() <= 0:
         reason = "no tokens" if n == 0 else "the pushes cost the model nothing"
@@ -247,6 +265,6 @@ def mean_of(
     documents: Int64[np.ndarray, " token"],
     seed: int,
 ) -> Finding:
-    """Return a mean over tokens as a finding, with its interval over documents."""
-    found = ratio_of(audit, name, values, np.ones(len(values)), documents, seed)
-    return replace(found, null=math.nan)
+    """Return a mean over tokens as a finding without a null; see `ratio_of`."""
+    ratio = ratio_of(audit, name, values, np.ones(len(values)), documents, seed)
+    return replace(ratio, null=math.nan)

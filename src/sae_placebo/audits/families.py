@@ -1,4 +1,4 @@
-"""Absorption and split families: labels that the SAE spreads over latents, or that its main latents miss."""
+"""Absorption and split families: labels that are spread over latents, or that their main latents miss."""
 
 from __future__ import annotations
 
@@ -23,15 +23,8 @@ from sae_placebo.audits.absorption import (
     Family,
     absorbed,
 )
-from sae_placebo.audits.base import (
-    AUDITS,
-    Audit,
-    Audited,
-    Case,
-    Finding,
-    Quantity,
-    over_documents,
-)
+from sae_placebo.audits.base import AUDITS, Audit, Audited, Case, Finding, Quantity, over_documents
+from sae_placebo.audits.overlap import random_rows
 from sae_placebo.audits.probes import (
     Tasks,
     best_f1,
@@ -47,17 +40,19 @@ from sae_placebo.core.spec import numpy_generator
 from sae_placebo.stats.bootstrap import percentile_interval, resampled_units
 
 KINDS = ("label", "letter")
+"""Kinds of tasks: labels of the text, and first letters of tokens."""
 
 
 @dataclass(eq=False)
 class Answers:
-    """What was found for one set of tasks.
+    """The families of a set of tasks, and what is absorbed at each scored token.
 
     Attributes:
-        families: Of each task.
+        families: The family of each task.
         probe: F1 of each task's probe on x.
-        hits: [task, token] tokens where the label holds and the probe on x says so.
-        rates: By measure and version: [task, token] whether, or how much of it, was absorbed there.
+        hits: For each task [token], whether the label holds there and the probe on x says so.
+        rates: For each of `RATES` and each task [token], whether, or how much of, the label is absorbed
+            there.
     """
 
     families: list[Family] = field(default_factory=list)
@@ -69,7 +64,7 @@ class Answers:
 
 
 def run(case: Case) -> Audited:
-    """Return family sizes and absorption for labels and for first letters, each beside two nulls.
+    """Return family sizes and absorption for labels and for first letters, each with two nulls.
 
     Raises:
         NotEstimable: no latent is active, or neither kind of label can be probed.
@@ -96,12 +91,12 @@ def run(case: Case) -> Audited:
 def _of_kind(case: Case, directions: Directions, tasks: Tasks, kind: str) -> list[Finding]:
     random = numpy_generator(case.seed, "audit", "families", kind)
     (tasks, null), (fit, score) = with_null(case, tasks, random, "families", kind)
-    x = case.reading.activations.float().cpu().numpy()
-    bias = case.reading.sae.params["b_dec"].detach().float().cpu().numpy()
-    bench = LabelBench(x - bias, directions, fit, score)
+    bench = LabelBench(case.x.numpy() - case.b_dec.numpy(), directions, fit, score)
     real, moved = bench.answers(tasks), bench.answers(null)
     drawn = bench.of_directions(*random_tasks(bench.x, tasks, fit, random))
-    return _findings(case, kind, tasks, (real, moved, drawn), score)
+    findings = _rates(case, kind, (real, moved, drawn), score)
+    findings += _means(kind, (real, moved, drawn), case.seed)
+    return findings + _by_label(case, kind, tasks.names, (real, drawn), score)
 
 
 def random_tasks(
@@ -110,9 +105,11 @@ def random_tasks(
     fit: Int64[np.ndarray, " chosen"],
     random: np.random.Generator,
 ) -> tuple[Tasks, Float32[np.ndarray, "task d_in"]]:
-    """Return labels that hold where x lies far along random directions, as often as the given ones."""
-    rows = random.standard_normal((len(tasks.names), x.shape[1])).astype(np.float32)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    """Return labels that hold where x lies far along random directions, and these unit directions.
+
+    Each holds for as large a share of the tokens to fit on as the given label in its place.
+    """
+    rows = random_rows(len(tasks.names), x.shape[1], random)
     along = x @ rows.T
     rates = tasks.present[fit].mean(0)
     limits = [np.quantile(along[fit, i], 1 - rate) for i, rate in enumerate(rates)]
@@ -121,12 +118,12 @@ def random_tasks(
 
 @dataclass(frozen=True, eq=False)
 class LabelBench:
-    """Activations and codes on which labels are looked for.
+    """The activations and codes in which labels are looked for.
 
     Attributes:
-        x: [token, d_in], less b_dec.
+        x: Activations less b_dec.
         directions: Unit decoder rows, and codes times decoder norms.
-        fit: Tokens that probes and families are chosen on.
+        fit: Tokens that probes are fitted and families chosen on.
         score: Tokens that they are scored on.
     """
 
@@ -136,7 +133,7 @@ class LabelBench:
     score: Int64[np.ndarray, " scored"]
 
     def answers(self, tasks: Tasks) -> Answers:
-        """Return families and absorption, with a logistic probe on x for each task."""
+        """Return the families of tasks and what is absorbed, by a logistic probe on x for each task."""
         probes = fit_probes(self.x[self.fit], tasks.present[self.fit])
         lengths = np.linalg.norm(probes.weights, axis=1)
         unit = probes.weights / np.maximum(lengths, 1e-30)[:, None]
@@ -144,7 +141,7 @@ class LabelBench:
         return self._answers(tasks, unit, logits)
 
     def of_directions(self, tasks: Tasks, rows: Float32[np.ndarray, "task d_in"]) -> Answers:
-        """Return the same for labels that a direction defines: it is its own probe."""
+        """Return the same as `answers` for labels that unit directions define: each is its own probe."""
         return self._answers(tasks, rows, (self.x[self.fit] @ rows.T, self.x[self.score] @ rows.T))
 
     def _answers(
@@ -174,7 +171,10 @@ class LabelBench:
 
 
 def _mean_of_ratios(n: int) -> Callable[[Float64[np.ndarray, "part replicate"]], Any]:
-    """Return the mean over tasks of sum / sum, from the sums of n numerators, then n denominators."""
+    """Return a function from sums of n numerators and n denominators to the mean of their ratios.
+
+    Ratios whose denominator is 0 are left out; the mean is NaN where all are.
+    """
 
     def statistic(s: Float64[np.ndarray, "part replicate"]) -> Float64[np.ndarray, " replicate"]:
         there = s[n:] > 0
@@ -191,10 +191,10 @@ def _rate(
     case: Case,
     answers: Answers,
     name: str,
-    tasks: Int64[np.ndarray, " asked"],
+    tasks: Int64[np.ndarray, " task"],
     score: Int64[np.ndarray, " scored"],
 ) -> tuple[float, float, float]:
-    """Return the mean over some tasks of what is absorbed at their hits; NaN of none."""
+    """Return the mean over tasks of what is absorbed at their hits, and its interval; NaN without tasks."""
     if len(tasks) == 0:
         return math.nan, math.nan, math.nan
     parts = np.stack([part[task] for part in (answers.rates[name], answers.hits) for task in tasks])
@@ -203,94 +203,74 @@ def _rate(
     )
 
 
-def _findings(
+def _rates(
     case: Case,
     kind: str,
-    tasks: Tasks,
     answers: tuple[Answers, Answers, Answers],
     score: Int64[np.ndarray, " scored"],
 ) -> list[Finding]:
+    """Return the means over labels of each of `RATES`, with either null."""
     real, moved, drawn = answers
     # a value and its nulls are means over the same labels: those that a probe found in all of them
-    found_by = np.array([[hits.any() for hits in one.hits] for one in answers])
-    asked = np.flatnonzero(found_by.all(0) if found_by.all(0).any() else found_by[0])
-    n = int(sum(real.hits[task].sum() for task in asked))
-    out = []
-    for name in RATES:
-        value = _rate(case, real, name, asked, score)
-        for null, suffix in ((drawn, ""), (moved, "_permuted")):
-            beside = _rate(case, null, name, asked, score)
-            reason = "" if math.isfinite(value[0]) else "no probe found its label"
-            out.append(
-                Finding("families", f"{kind}_{name}{suffix}", *value, n, *beside, reason=reason)
-            )
-    sizes = [len(f.latents) for f in real.families]
+    found_by = np.array([[hits.any() for hits in each.hits] for each in answers])
+    tasks = np.flatnonzero(found_by.all(0) if found_by.all(0).any() else found_by[0])
+    n = int(sum(real.hits[task].sum() for task in tasks))
+    findings = []
+    for rate in RATES:
+        value = _rate(case, real, rate, tasks, score)
+        reason = "" if math.isfinite(value[0]) else "no probe found its label"
+        for answer, suffix in ((drawn, ""), (moved, "_permuted")):
+            name, null = f"{kind}_{rate}{suffix}", _rate(case, answer, rate, tasks, score)
+            findings.append(Finding("families", name, *value, n, *null, reason=reason))
+    return findings
+
+
+def _means(kind: str, answers: tuple[Answers, Answers, Answers], seed: int) -> list[Finding]:
+    """Return the mean size of families and their mean F1, with the null of each."""
+    real, moved, drawn = answers
+    families = (real.families, drawn.families)
     columns = {
-        "size": ([float(size) for size in sizes], [float(len(f.latents)) for f in drawn.families]),
-        "f1_best": ([f.first for f in real.families], [f.first for f in drawn.families]),
-        "f1_family": ([f.whole for f in real.families], [f.whole for f in drawn.families]),
+        "size": tuple([float(len(family.latents)) for family in side] for side in families),
+        "f1_best": tuple([family.first for family in side] for side in families),
+        "f1_family": tuple([family.whole for family in side] for side in families),
         "f1_probe": (real.probe, moved.probe),
     }
-    for name, (values, nulls) in columns.items():
-        own, other = np.array(values), np.array(nulls)
+    findings = []
+    for name, sides in columns.items():
+        values, nulls = (np.array(side) for side in sides)
         # the same labels on both sides
-        there = np.isfinite(own) & np.isfinite(other)
-        there = there if there.any() else np.isfinite(own)
-        found, low, high = _mean(own[there], case.seed)
-        out.append(
-            Finding(
-                "families",
-                f"{kind}_{name}",
-                found,
-                low,
-                high,
-                int(there.sum()),
-                *_mean(other[there], case.seed),
-                of="labels",
-                reason=""
-                if math.isfinite(found)
-                else "no latent is active more often with a label",
-            )
+        known = np.isfinite(values) & np.isfinite(nulls)
+        known = known if known.any() else np.isfinite(values)
+        mean, null, n = _mean(values[known], seed), _mean(nulls[known], seed), int(known.sum())
+        undefined = "no latent is active more often with a label"
+        reason = "" if math.isfinite(mean[0]) else undefined
+        findings.append(
+            Finding("families", f"{kind}_{name}", *mean, n, *null, of="labels", reason=reason)
         )
-    for i, label in enumerate(tasks.names):
-        hits = int(real.hits[i].sum())
-        out.append(
-            Finding(
-                "families",
-                f"{kind}_size/{label}",
-                float(sizes[i]),
-                n=hits,
-                null=float(len(drawn.families[i].latents)),
-            )
-        )
-        out.append(_one(case, real, drawn, i, f"{kind}_full_family/{label}", score))
-    return out
+    return findings
 
 
-def _one(
+def _by_label(
     case: Case,
-    real: Answers,
-    drawn: Answers,
-    task: int,
-    name: str,
+    kind: str,
+    labels: tuple[str, ...],
+    answers: tuple[Answers, Answers],
     score: Int64[np.ndarray, " scored"],
-) -> Finding:
-    found = []
-    for answers in (real, drawn):
-        parts = np.stack([answers.rates["full_family"][task], answers.hits[task]])
-        found.append(
-            over_documents(
-                _mean_of_ratios(1), parts.astype(float), case.documents[score], case.seed
-            )
-        )
-    n = int(real.hits[task].sum())
-    return Finding(
-        "families", name, *found[0], n, *found[1], reason="" if n else "the probe never found it"
-    )
+) -> list[Finding]:
+    """Return each label's family size and full absorption, with those of random directions as nulls."""
+    findings = []
+    for i, label in enumerate(labels):
+        n = int(answers[0].hits[i].sum())
+        size, null = (float(len(answer.families[i].latents)) for answer in answers)
+        findings.append(Finding("families", f"{kind}_size/{label}", size, n=n, null=null))
+        name, reason = f"{kind}_full_family/{label}", "" if n else "the probe never found it"
+        rates = [_rate(case, each, "full_family", np.array([i]), score) for each in answers]
+        findings.append(Finding("families", name, *rates[0], n, *rates[1], reason=reason))
+    return findings
 
 
 def _mean(values: Float64[np.ndarray, " label"], seed: int) -> tuple[float, float, float]:
-    """Return a mean over labels and its bootstrap interval over labels."""
+    """Return a mean over labels, those that are NaN left out, and its bootstrap interval over labels."""
     values = values[np.isfinite(values)]
     if len(values) == 0:
         return math.nan, math.nan, math.nan

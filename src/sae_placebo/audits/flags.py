@@ -1,7 +1,7 @@
-"""At which tokens not to trust a reconstruction, told without running the model.
+"""Flags: tokens at which a reconstruction is not to be trusted, known without running the model.
 
-What a reconstruction costs the model at a token is predicted from its error's length and what the code
-looks like. A flag is the probability that the token is among the tenth at which it costs most.
+What a reconstruction costs the model at a token is predicted from the length of the error and from the code.
+A flag is the probability that the token is in the tenth of the tokens at which the reconstruction costs most.
 """
 
 from __future__ import annotations
@@ -13,16 +13,8 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from sae_placebo.audits.base import (
-    AUDITS,
-    RESAMPLES,
-    Audit,
-    Audited,
-    Case,
-    Finding,
-    Quantity,
-)
-from sae_placebo.audits.edits import Pushes, chosen, costs, ordinary, ratio_of, runnable
+from sae_placebo.audits.base import AUDITS, RESAMPLES, Audit, Audited, Case, Finding, Quantity
+from sae_placebo.audits.edits import Pushes, chosen, costs, mean_of, ordinary, ratio_of, runnable
 from sae_placebo.audits.ridge import ridge
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.spec import numpy_generator
@@ -33,31 +25,33 @@ from sae_placebo.stats.ranking import auroc
 
 NAME = "flags"
 WORST = 0.1
-"""Share of tokens that a flag is about: those at which the reconstruction costs most."""
+"""Share of the tokens that count as the worst: those at which the reconstruction costs most."""
 COLUMNS = ("length", "relative length", "foretold length", "largest code", "L0", "rarity", "token")
+"""What is known of a token without running the model; see `known`."""
 _BINS = 5
 _SHRINK = 1.0
 
 
-def known(case: Case, fit: Int64[np.ndarray, " some"]) -> Float64[np.ndarray, "token column"]:
+def known(case: Case, fit: Int64[np.ndarray, " fitted"]) -> Float64[np.ndarray, "token column"]:
     """Return what is known of every token without running the model, in the order of `COLUMNS`.
 
-    log |e|; log |e| / |x|; log of the ridge prediction of |e|^2 from x, fitted on the given tokens; log of
-    the largest code times its decoder norm; log(1 + L0); mean of -log rate over the latents that fire;
-    -log rate of the token itself. Rates are those among all held-out tokens.
+    The columns are: log |e|; log |e| / |x|; log of the ridge prediction of |e|^2 from x; log of the largest
+    code times its decoder norm; log(1 + L0); mean of -log rate over the latents that fire; -log rate of the
+    token itself. Rates are shares of all held-out tokens. With too few tokens to fit the prediction on, its
+    column is log |e|.
 
     Args:
-        case: What is audited.
+        case: The SAE under audit.
         fit: Tokens that the prediction of |e|^2 is fitted on.
     """
-    x, error = case.reading.activations.float().cpu().numpy(), case.error.numpy()
+    x, error = case.x.numpy(), case.error.numpy()
     square = (error.astype(np.float64) ** 2).sum(1)
     lengths = np.log(np.linalg.norm(x, axis=1).astype(np.float64).clip(1e-30))
-    own = 0.5 * np.log(square.clip(1e-60))
-    foretold = own
+    length = 0.5 * np.log(square.clip(1e-60))
+    foretold = length
     try:
-        one = ridge(x[fit], square[fit, None], case.documents[fit].astype(np.int64), case.seed)
-        foretold = np.log(one(x)[:, 0].clip(1e-3 * max(float(square.mean()), 1e-60)))
+        predict = ridge(x[fit], square[fit, None], case.documents[fit], case.seed)
+        foretold = np.log(predict(x)[:, 0].clip(1e-3 * max(float(square.mean()), 1e-60)))
     except NotEstimable:
         # too few tokens for their width: the column says nothing that the length does not
         pass
@@ -74,16 +68,21 @@ def known(case: Case, fit: Int64[np.ndarray, " some"]) -> Float64[np.ndarray, "t
     ids = case.reading.tokens.ids
     token = -np.log(np.bincount(ids)[ids] / n)
     return np.stack(
-        [own, own - lengths, foretold, np.log(largest.clip(1e-30)), np.log1p(l0), rarity, token], axis=1
+        [length, length - lengths, foretold, np.log(largest.clip(1e-30)), np.log1p(l0), rarity, token],
+        axis=1,
     )  # fmt: skip
 
 
 def chance_of(
     columns: Float64[np.ndarray, "token column"], positive: Bool[np.ndarray, " token"]
 ) -> Callable[[Float64[np.ndarray, "token column"]], Float64[np.ndarray, " token"]]:
-    """Return a function from columns to the probability of being positive, fitted on tokens.
+    """Return a logistic regression: a function from columns to the probability of being positive.
 
-    Columns are standardized and cut at 5 standard deviations before the regression reads them.
+    Columns are standardized, and cut at 5 standard deviations, before the regression reads them.
+
+    Args:
+        columns: Columns of the tokens that it is fitted on.
+        positive: Which of these tokens are positive.
     """
     from scipy.special import expit
 
@@ -103,41 +102,47 @@ def chance_of(
 
 
 def crossed(
-    case: Case, tokens: Int64[np.ndarray, " some"], nats: Float64[np.ndarray, " some"]
-) -> tuple[Float64[np.ndarray, " token"], Float64[np.ndarray, " token"], Bool[np.ndarray, " some"]]:
+    case: Case, tokens: Int64[np.ndarray, " run"], nats: Float64[np.ndarray, " run"]
+) -> tuple[Float64[np.ndarray, " token"], Float64[np.ndarray, " token"], Bool[np.ndarray, " run"]]:
     """Return flags, flags from the error's length alone, and which tokens are truly among the worst.
 
-    Fitted on half of the documents for the tokens of the other, and the other way round: no token's flag
-    is fitted on its own document. The worst tenth is that of the half fitted on.
+    Flags are fitted on half of the documents for the tokens of the other half, and the other way round, so
+    no flag is fitted on its token's own document. A token is among the worst where it costs more than nine
+    in ten of the half that its flag is fitted on.
+
+    Args:
+        case: The SAE under audit.
+        tokens: Tokens at which the model was run.
+        nats: What the reconstruction costs at each of them.
 
     Raises:
-        NotEstimable: fewer than four documents, or a half with fewer than 10 tokens.
+        NotEstimable: there are fewer than four documents, or a half has fewer than 10 of the tokens.
     """
     flag, alone = np.full((2, case.n_tokens), math.nan)
     worst = np.zeros(len(tokens), dtype=bool)
     halves = case.halves()
     for fit, score in (halves, halves[::-1]):
-        here, there = fit[tokens], score[tokens]
-        if min(here.sum(), there.sum()) < 1 / WORST:
-            raise NotEstimable(f"{int(here.sum())} tokens in a half are too few: raise tokens")
-        limit = np.quantile(nats[here], 1 - WORST)
+        fitted, scored = fit[tokens], score[tokens]
+        if min(fitted.sum(), scored.sum()) < 1 / WORST:
+            raise NotEstimable(f"{int(fitted.sum())} tokens in a half are too few: raise tokens")
+        limit = np.quantile(nats[fitted], 1 - WORST)
         random = numpy_generator(case.seed, "audit", "flag tokens")
-        some = random.permutation(np.flatnonzero(fit))[: case.spec.ridge_tokens]
-        columns = known(case, np.sort(some).astype(np.int64))
-        positive = nats[here] > limit
-        flag[score] = chance_of(columns[tokens[here]], positive)(columns[score])
-        alone[score] = chance_of(columns[tokens[here], :1], positive)(columns[score, :1])
-        worst[there] = nats[there] > limit
+        predicted = random.permutation(np.flatnonzero(fit))[: case.spec.ridge_tokens]
+        columns = known(case, np.sort(predicted).astype(np.int64))
+        positive = nats[fitted] > limit
+        flag[score] = chance_of(columns[tokens[fitted]], positive)(columns[score])
+        alone[score] = chance_of(columns[tokens[fitted], :1], positive)(columns[score, :1])
+        worst[scored] = nats[scored] > limit
     return flag, alone, worst
 
 
 def _ranked(
     case: Case,
-    tokens: Int64[np.ndarray, " some"],
-    flags: tuple[Float64[np.ndarray, " some"], Float64[np.ndarray, " some"]],
-    worst: Bool[np.ndarray, " some"],
+    tokens: Int64[np.ndarray, " token"],
+    flags: tuple[Float64[np.ndarray, " token"], Float64[np.ndarray, " token"]],
+    worst: Bool[np.ndarray, " token"],
 ) -> list[Finding]:
-    """Return how well flags tell the worst tenth from the rest, beside the error's length alone."""
+    """Return how well flags rank the worst tokens first, with flags from the error's length as the null."""
     n = len(tokens)
     if not worst.any() or worst.all():
         reason = "no token costs more than the others"
@@ -148,83 +153,70 @@ def _ranked(
     drawn = resampled_counts(random, len(present), RESAMPLES)
     weights = np.concatenate([np.ones((n, 1)), drawn.T[owner]], axis=1)
     full, length = (auroc(flag, worst, weights) for flag in flags)
-    listed = []
+    findings = []
     for name, values, null in (
         ("auroc", full, 0.5),
         ("auroc_length", length, 0.5),
         ("auroc_gain", full - length, 0.0),
     ):
         bounds = percentile_interval(values[1:], leave_out_undefined=True)
-        listed.append(Finding(NAME, name, float(values[0]), *bounds, n, null))
-    only = listed[1]
-    listed[0] = replace(listed[0], null=only.value, null_low=only.low, null_high=only.high)
-    return listed
+        findings.append(Finding(NAME, name, float(values[0]), *bounds, n, null))
+    alone = findings[1]
+    findings[0] = replace(findings[0], null=alone.value, null_low=alone.low, null_high=alone.high)
+    return findings
 
 
 def _calibrated(
     case: Case,
-    tokens: Int64[np.ndarray, " some"],
-    flag: Float64[np.ndarray, " some"],
-    worst: Bool[np.ndarray, " some"],
+    tokens: Int64[np.ndarray, " token"],
+    flag: Float64[np.ndarray, " token"],
+    worst: Bool[np.ndarray, " token"],
 ) -> list[Finding]:
-    """Return the reliability curve, five points of equally many tokens, and the mean distance from it."""
-    documents, listed, n = case.documents[tokens].astype(np.int64), [], len(tokens)
+    """Return the reliability curve, five points of equally many tokens, and flags' mean distance from it."""
+    documents, findings, n = case.documents[tokens], [], len(tokens)
     random = numpy_generator(case.seed, "audit", "calibrated")
     fair = random.random((200, n)) < flag
     error, null = 0.0, np.zeros(len(fair))
     for part in np.array_split(np.argsort(flag, kind="stable"), _BINS):
         at, share = float(flag[part].mean()), worst[part].mean()
-        one = ratio_of(
-            NAME, "reliability", worst[part].astype(np.float64), np.ones(len(part)), documents[part],
-            case.seed,
-        )  # fmt: skip
+        point = mean_of(
+            NAME, "reliability", worst[part].astype(np.float64), documents[part], case.seed
+        )
         by_chance = fair[:, part].mean(1)
         low, high = percentile_interval(by_chance)
-        listed.append(replace(one, null=at, null_low=low, null_high=high, at=at))
+        findings.append(replace(point, null=at, null_low=low, null_high=high, at=at))
         error += abs(share - at) * len(part) / n
         null += np.abs(by_chance - at) * len(part) / n
-    low, high = percentile_interval(null)
-    listed.append(
-        Finding(
-            NAME, "calibration_error", float(error), n=n, null=float(null.mean()),
-            null_low=low, null_high=high,
-        )
-    )  # fmt: skip
-    return listed
+    nulls = float(null.mean()), *percentile_interval(null)
+    name, no_interval = "calibration_error", (math.nan, math.nan)
+    return [*findings, Finding(NAME, name, float(error), *no_interval, n, *nulls)]
 
 
 def _flagged(
     case: Case,
-    tokens: Int64[np.ndarray, " some"],
-    flag: Float64[np.ndarray, " some"],
-    nats: Float64[np.ndarray, " some"],
-    worst: Bool[np.ndarray, " some"],
+    tokens: Int64[np.ndarray, " token"],
+    flag: Float64[np.ndarray, " token"],
+    nats: Float64[np.ndarray, " token"],
+    worst: Bool[np.ndarray, " token"],
 ) -> list[Finding]:
-    """Return how often the most flagged tenth is rightly flagged, and its share of the whole cost."""
-    documents, n = case.documents[tokens].astype(np.int64), len(tokens)
+    """Return how often the most flagged tenth is rightly flagged, and its share of the whole cost.
+
+    The third finding is the share that the truly worst tenth bears, which is the most that flags could
+    reach.
+    """
+    documents, seed = case.documents[tokens], case.seed
     top = flag >= np.quantile(flag, 1 - WORST)
-    right = ratio_of(
-        NAME, "precision", worst[top].astype(np.float64), np.ones(int(top.sum())), documents[top],
-        case.seed,
-    )  # fmt: skip
-    share = ratio_of(NAME, "cost_flagged", nats * top, nats, documents, case.seed)
+    right = mean_of(NAME, "precision", worst[top].astype(np.float64), documents[top], seed)
     rate = float(worst.mean())
     spread = normal_quantile() * math.sqrt(rate * (1 - rate) / max(int(top.sum()), 1))
-    return [
-        replace(right, null=rate, null_low=max(rate - spread, 0.0), null_high=rate + spread),
-        replace(share, null=float(top.mean())),
-        _best_possible(case, nats, documents, n),
+    findings = [
+        replace(right, null=rate, null_low=max(rate - spread, 0.0), null_high=rate + spread)
     ]
-
-
-def _best_possible(
-    case: Case, nats: Float64[np.ndarray, " some"], documents: Int64[np.ndarray, " some"], n: int
-) -> Finding:
-    """Return the share of the whole cost that the truly worst tenth bears: what flags could reach."""
-    top = nats >= np.quantile(nats, 1 - WORST)
-    return replace(
-        ratio_of(NAME, "cost_worst", nats * top, nats, documents, case.seed), null=float(top.mean())
-    )
+    costly = nats >= np.quantile(nats, 1 - WORST)
+    for name, part in (("cost_flagged", top), ("cost_worst", costly)):
+        share = ratio_of(NAME, name, nats * part, nats, documents, seed)
+        findings.append(replace(share, null=float(part.mean())))
+    return findings
 
 
 def _run(case: Case) -> Audited:
@@ -233,11 +225,10 @@ def _run(case: Case) -> Audited:
     edits = Pushes(case).draw("error", tokens, "")[:, None]
     nats = costs(case, tokens, edits)[:, 0]
     flag, alone, worst = crossed(case, tokens, nats)
-    here = flag[tokens]
-    found = _ranked(case, tokens, (here, alone[tokens]), worst)
-    found += _calibrated(case, tokens, here, worst)
-    found += _flagged(case, tokens, here, nats, worst)
-    return Audited(found, tokens={"flag": flag})
+    findings = _ranked(case, tokens, (flag[tokens], alone[tokens]), worst)
+    findings += _calibrated(case, tokens, flag[tokens], worst)
+    findings += _flagged(case, tokens, flag[tokens], nats, worst)
+    return Audited(findings, tokens={"flag": flag})
 
 
 _QUANTITIES = (

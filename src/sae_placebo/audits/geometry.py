@@ -1,4 +1,4 @@
-"""Dead, dense and antipodal latents, overlap, interference: what weights and rates alone betray."""
+"""Dead, dense and antipodal latents, overlap and interference: what weights and firing rates alone show."""
 
 from __future__ import annotations
 
@@ -8,14 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from sae_placebo.audits.base import (
-    AUDITS,
-    Audit,
-    Audited,
-    Case,
-    Finding,
-    Quantity,
-)
+from sae_placebo.audits.base import AUDITS, Audit, Audited, Case, Finding, Quantity
 from sae_placebo.audits.interference import N_PAIRS, interference
 from sae_placebo.audits.overlap import DRAWS, overlap, projection
 from sae_placebo.causal.use.base import Directions, latent_directions
@@ -25,27 +18,31 @@ from sae_placebo.latents.columns.geometry import principal_components
 from sae_placebo.stats.proportions import wilson
 
 DENSE_RATE = 0.1
+"""Share of the tokens above which a latent that is active on them is dense."""
 ANTIPODAL = 0.5
-"""Antipodality of a pair: both cosines are below about -.7."""
+"""Antipodality above which two latents are a pair: both of their cosines are then below about -.7."""
 ALIGNED = 0.5
-"""Share of a decoder row within the largest principal components."""
+"""Share of a decoder row within the largest principal components, above which it is aligned with them."""
 PLACED = 0.1
-"""Share of the variance of firing that position tells."""
+"""Share of the variance of firing that position explains, above which a latent is one of position."""
 KINDS = ("antipodal", "pc", "position")
+"""Kinds of dense latents, in the order in which they are tried."""
 N_POSITIONS = 32
+"""Bins of positions in a row."""
 _BLOCK = 1024
 
 
 @dataclass(frozen=True, eq=False)
 class LatentGeometry:
-    """Geometry of one SAE's latents.
+    """Geometry of one SAE's latents. All but `rate` is NaN for latents that are dead.
 
     Attributes:
-        rate: [latent] share of tokens that it is active on.
-        antipodality: [latent] NaN where it is dead.
-        aligned: [latent] share of its decoder row within the largest principal components.
-        placed: [latent] share of the variance of its firing that position in the row tells.
-        overlap: [latent] mean |cos| of its decoder row to those of the other living latents.
+        rate: Share of the tokens that a latent is active on.
+        antipodality: Largest product, over other living latents, of the cosine between encoder columns and
+            that between decoder rows, where both are negative; 0 where there is no such latent.
+        aligned: Share of the squared decoder row within the largest principal components.
+        placed: Share of the variance of a latent's firing that its position in the row explains.
+        overlap: Mean |cos| of a decoder row to those of the other living latents.
     """
 
     rate: Float64[np.ndarray, " latent"]
@@ -55,7 +52,7 @@ class LatentGeometry:
     overlap: Float64[np.ndarray, " latent"]
 
     def kinds(self) -> dict[str, Bool[np.ndarray, " latent"]]:
-        """Return which latents are of each of `KINDS`, the first that holds, dense or not."""
+        """Return which latents, dense or not, are of each of `KINDS`; each is of the first that holds."""
         with np.errstate(invalid="ignore"):
             tests = (
                 self.antipodality > ANTIPODAL,
@@ -71,7 +68,7 @@ class LatentGeometry:
 
 
 def run(case: Case) -> Audited:
-    """Return dead and dense latents, overlap of decoder rows, and interference.
+    """Return the shares of dead and dense latents, the overlap of decoder rows, and interference.
 
     Raises:
         NotEstimable: fewer than two latents are active on held-out tokens.
@@ -83,9 +80,9 @@ def run(case: Case) -> Audited:
     shape = shape_of(case, directions)
     findings = _dead(directions) + _dense(shape) + overlap(shape.overlap, directions, case.seed)
     findings += projection(case, directions)
-    found, by_latent = interference(case, directions)
+    between, by_latent = interference(case, directions)
     return Audited(
-        findings + found,
+        findings + between,
         {
             "rate": shape.rate,
             "antipodality": shape.antipodality,
@@ -98,7 +95,7 @@ def run(case: Case) -> Audited:
 
 
 def shape_of(case: Case, directions: Directions) -> LatentGeometry:
-    """Return the geometry of each latent; lengths of rows play no part."""
+    """Return the geometry of each latent. The lengths of encoder and decoder rows play no part."""
     living = np.flatnonzero(directions.n_active)
     params = case.reading.sae.params
     encoder = torch.nn.functional.normalize(
@@ -107,11 +104,11 @@ def shape_of(case: Case, directions: Directions) -> LatentGeometry:
     decoder = torch.from_numpy(directions.vectors[living])
     twins, overlap = torch.zeros(len(living)), torch.zeros(len(living))
     for start in range(0, len(living), _BLOCK):
-        here = slice(start, start + _BLOCK)
-        cosines = decoder[here] @ decoder.t()
-        overlap[here] = (cosines.abs().sum(1) - 1).clamp_min(0) / (len(living) - 1)
-        product = (encoder[here] @ encoder.t()).clamp_(max=0).mul_(cosines.clamp_(max=0))
-        twins[here] = product.amax(1)
+        block = slice(start, start + _BLOCK)
+        cosines = decoder[block] @ decoder.t()
+        overlap[block] = (cosines.abs().sum(1) - 1).clamp_min(0) / (len(living) - 1)
+        product = (encoder[block] @ encoder.t()).clamp_(max=0).mul_(cosines.clamp_(max=0))
+        twins[block] = product.amax(1)
     components = principal_components(case.reading.activations).cpu()
     n = len(directions)
     out = {name: np.full(n, np.nan) for name in ("twins", "aligned", "overlap")}
@@ -128,7 +125,10 @@ def shape_of(case: Case, directions: Directions) -> LatentGeometry:
 
 
 def _placed(case: Case, directions: Directions) -> Float64[np.ndarray, " latent"]:
-    """Return eta^2 of firing by position, corrected for what `N_POSITIONS` bins explain by chance."""
+    """Return the share of the variance of each latent's firing (eta^2) that bins of position explain.
+
+    It is corrected for what so many bins explain by chance, so that it may be below 0.
+    """
     positions = case.reading.tokens.positions
     edges = np.unique(np.quantile(positions, np.linspace(0, 1, N_POSITIONS + 1)[1:-1]))
     # the first positions are the usual suspects, so each of them is a bin of its own
@@ -153,6 +153,7 @@ def _placed(case: Case, directions: Directions) -> Float64[np.ndarray, " latent"
 
 
 def _dead(directions: Directions) -> list[Finding]:
+    """Return the share of dead latents, and the rate above which a silent latent would have been seen."""
     n, counts = directions.amounts.shape[0], directions.n_active
     m, dead = len(counts), int((counts == 0).sum())
     once, twice = int((counts == 1).sum()), int((counts == 2).sum())
@@ -165,6 +166,7 @@ def _dead(directions: Directions) -> list[Finding]:
 
 
 def _dense(shape: LatentGeometry) -> list[Finding]:
+    """Return the share of dense latents, and which share of these is of each kind."""
     dense = shape.rate > DENSE_RATE
     sparse = (shape.rate > 0) & ~dense
     m, n = len(dense), int(dense.sum())

@@ -1,4 +1,4 @@
-"""Hedging: do latents change when others get room, into the directions that the others take?"""
+"""Hedging: whether latents change once new latents are added, in directions that the new ones take over."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from sae_placebo.stats.bootstrap import percentile_interval, resampled_units
 from sae_placebo.stats.proportions import wilson
 
 N_SUBSPACES = 50
+"""Random subspaces that make up the null."""
 _BATCH = 1_024
 
 
 @dataclass(frozen=True, eq=False)
 class Continued:
-    """What continued training made of the latents that there were before.
+    """Decoder rows of the old, living latents after training went on, with new latents and without.
 
     Attributes:
-        change: [latent, d_in] decoder rows beside new latents, less those of the control.
-        control: [latent, d_in] decoder rows of the control.
-        span: [d_in, new] an orthonormal basis of what the new latents' decoder rows span.
-        used: Share of the new latents that are active on the tokens of this training.
+        change: Decoder rows trained together with new latents, less those of the control.
+        control: Decoder rows of the control, which was trained on without new latents.
+        span: An orthonormal basis of the subspace that the new latents' decoder rows span.
+        used: Share of the new latents that are active, at the end, on tokens that were trained on.
     """
 
     change: Float32[np.ndarray, "latent d_in"]
@@ -43,10 +44,10 @@ class Continued:
 
 
 def run(case: Case) -> Audited:
-    """Return the hedging rate and the projection that it is made of.
+    """Return the hedging rate and the projection that it is computed from.
 
     Raises:
-        NotEstimable: the SAE is too small or too dead to be extended, or its settings refuse new latents.
+        NotEstimable: too few dimensions or living latents, or the SAE's settings refuse new latents.
     """
     sae = case.reading.sae
     living = np.flatnonzero(np.diff(case.reading.by_latent.indptr))
@@ -62,10 +63,18 @@ def run(case: Case) -> Audited:
 
 
 def continue_with(case: Case, n_new: int, living: Int64[np.ndarray, " living"]) -> Continued:
-    """Return what training on, with and without new random latents, makes of the living ones.
+    """Return the living latents after training has gone on, with and without new random latents.
 
-    Both go on with the SAE's own objective on the same batches of held-out activations, in the same
-    order; Adam starts afresh in both. Decoder norms are folded into codes first.
+    Both trainings take the SAE's own objective and the same batches of held-out activations, in the same
+    order; Adam starts afresh in both. Decoder norms are folded into the codes first.
+
+    Args:
+        case: The SAE under audit.
+        n_new: Latents that are added.
+        living: Latents that are active on held-out tokens.
+
+    Raises:
+        NotEstimable: the SAE's settings do not fit the new width.
     """
     tokens = sample(
         np.ones(case.n_tokens, dtype=bool), case.spec.hedging_tokens, case.seed, "hedging"
@@ -77,7 +86,7 @@ def continue_with(case: Case, n_new: int, living: Int64[np.ndarray, " living"]) 
     start = _in_units(case.reading.sae, mean, factor)
     wide = extended(start, n_new, living, case.seed)
     training = TrainingSpec(batch_tokens=_BATCH)
-    fits = [Fit(one, training, len(x), copied=False) for one in (start, wide)]
+    fits = [Fit(sae, training, len(x), copied=False) for sae in (start, wide)]
     random, workspace = numpy_generator(case.seed, "audit", "hedging", "order"), Workspace()
     order = torch.from_numpy(random.permutation(len(x)))
     with case.track("audit hedging", len(x), "tokens") as advance:
@@ -99,7 +108,7 @@ def continue_with(case: Case, n_new: int, living: Int64[np.ndarray, " living"]) 
 
 
 def _in_units(sae: SAE, mean: torch.Tensor, factor: float) -> SAE:
-    """Return the SAE for (x - mean) * factor, with decoder rows of length 1: the inverse of `SAE.fold`."""
+    """Return the SAE for (x - mean) * factor, with decoder rows of length 1; `SAE.fold` is the inverse."""
     params = {name: tensor.detach().float().cpu().clone() for name, tensor in sae.params.items()}
     lengths = params["W_dec"].norm(dim=1)
     lengths = torch.where(lengths > 0, lengths, torch.ones_like(lengths))
@@ -113,10 +122,17 @@ def _in_units(sae: SAE, mean: torch.Tensor, factor: float) -> SAE:
 
 
 def extended(sae: SAE, n_new: int, living: Int64[np.ndarray, " living"], seed: int) -> SAE:
-    """Return the SAE with random latents behind its own.
+    """Return the SAE with random latents added behind its own.
 
-    New encoder rows lie along new decoder rows; how long they are, and every other tensor of a latent,
-    is the median over living latents.
+    A new latent's decoder row is drawn evenly from the sphere, and its encoder column lies along it, as long
+    as living latents' columns reach along their rows in the median. Every other number of a new latent is
+    the median over the living latents, too.
+
+    Args:
+        sae: The SAE, with decoder rows of length 1.
+        n_new: Latents that are added.
+        living: Latents that medians are taken over.
+        seed: The seed that the random rows are named by.
 
     Raises:
         NotEstimable: the architecture's settings do not fit the new width.
@@ -149,6 +165,7 @@ def extended(sae: SAE, n_new: int, living: Int64[np.ndarray, " living"], seed: i
 def _measured(
     continued: Continued, seed: int, d_sae: int, living: Int64[np.ndarray, " living"]
 ) -> tuple[list[Finding], dict[str, Float64[np.ndarray, " latent"]]]:
+    """Return the findings, and for each latent the projection of its change less the mean of the null."""
     change, n = continued.change, len(living)
     d_in, n_new = continued.span.shape
     size = float(np.linalg.norm(continued.control, axis=1).mean())
@@ -161,56 +178,24 @@ def _measured(
     r, r0, draws = float(moved.mean()), float(lengths.mean()), lengths.mean(1)
     picks = resampled_units(random, n, 500)
     many, null = moved[picks].mean(1), lengths.mean(0)[picks].mean(1)
-    rates = _rate(many, null)
-    low, high = percentile_interval(rates)
-    r_low, r_high = percentile_interval(many)
-    null_low, null_high = percentile_interval(draws)
+    rate = float(_rate(np.array([r]), np.array([r0]))[0]), *percentile_interval(_rate(many, null))
     # what a random subspace in place of the new latents' would give
     by_chance = _rate(draws, np.full(N_SUBSPACES, r0))
+    chance = float(by_chance.mean()), 0.0, percentile_interval(by_chance)[1]
     changed = np.linalg.norm(change, axis=1)
     whole = float(changed.mean()) / size
-    share = math.nan if whole == 0 else r / whole
+    share, share_null = (r / whole, r0 / whole) if whole else (math.nan, math.nan)
     with np.errstate(invalid="ignore"):
         shares = many / (changed.astype(np.float64) / size)[picks].mean(1)
-    share_low, share_high = percentile_interval(shares)
-    used_low, used_high = wilson(round(continued.used * n_new), n_new)
+    shared, reason = percentile_interval(shares), "" if whole else "no latent changed"
+    projection, drawn = (r, *percentile_interval(many)), (r0, *percentile_interval(draws))
+    used = continued.used, *wilson(round(continued.used * n_new), n_new)
+    name, of = "hedging", "latents"
     findings = [
-        Finding(
-            "hedging",
-            "hedging",
-            float(_rate(np.array([r]), np.array([r0]))[0]),
-            low,
-            high,
-            n,
-            float(by_chance.mean()),
-            0.0,
-            percentile_interval(by_chance)[1],
-            of="latents",
-        ),
-        Finding(
-            "hedging", "projection", r, r_low, r_high, n, r0, null_low, null_high, of="latents"
-        ),
-        Finding(
-            "hedging",
-            "direction_share",
-            share,
-            share_low,
-            share_high,
-            n,
-            null=math.nan if whole == 0 else r0 / whole,
-            of="latents",
-            reason="" if whole else "no latent changed",
-        ),
-        Finding(
-            "hedging",
-            "new_used",
-            continued.used,
-            used_low,
-            used_high,
-            n_new,
-            0.0,
-            of="new latents",
-        ),
+        Finding(name, "hedging", *rate, n, *chance, of=of),
+        Finding(name, "projection", *projection, n, *drawn, of=of),
+        Finding(name, "direction_share", share, *shared, n, share_null, of=of, reason=reason),
+        Finding(name, "new_used", *used, n_new, 0.0, of="new latents"),
     ]
     by_latent = np.full(d_sae, np.nan)
     by_latent[living] = moved - lengths.mean(0)
@@ -220,7 +205,7 @@ def _measured(
 def _rate(
     r: Float64[np.ndarray, " replicate"], r0: Float64[np.ndarray, " replicate"]
 ) -> Float64[np.ndarray, " replicate"]:
-    """Return max(0, (r - r0) / (1 - r0))."""
+    """Return the hedging rate max(0, (r - r0) / (1 - r0)) of projections r and of their nulls r0."""
     return np.asarray(np.maximum(0.0, (r - r0) / np.maximum(1 - r0, 1e-30)))
 
 

@@ -1,4 +1,4 @@
-"""What can be read of labels off the error, off the reconstruction, and off the activation itself."""
+"""How well labels can be read off the error, off the reconstruction, and off the activation itself."""
 
 from __future__ import annotations
 
@@ -8,15 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
-from sae_placebo.audits.base import (
-    AUDITS,
-    Audit,
-    Audited,
-    Case,
-    Finding,
-    Quantity,
-    over_documents,
-)
+from sae_placebo.audits.base import AUDITS, Audit, Audited, Case, Finding, Quantity, over_documents
 from sae_placebo.audits.probes import (
     Tasks,
     areas,
@@ -30,13 +22,22 @@ from sae_placebo.core.spec import numpy_generator
 from sae_placebo.stats.quantiles import mean_half_width
 
 SOURCES = ("error", "reconstruction", "activation")
+"""What labels are read off."""
 _GROUPS = 20
+"""Groups of documents between which an AUROC varies."""
 _FEWEST_BITS = 0.002
 """Bits per token that must be readable off the activation for a share of them to mean something."""
 
 
 class _Scores:
-    """Held-out scores of probes for all tasks, from one source."""
+    """How well probes for all tasks, on one source, do on tokens that they were not fitted on.
+
+    Args:
+        logits: Answers of the probes.
+        present: Whether each label holds.
+        rate: Share of the fitted tokens with each label.
+        groups: The group of each token's document.
+    """
 
     def __init__(
         self,
@@ -61,16 +62,20 @@ class _Scores:
 def _accuracy(
     case: Case, scores: _Scores, tokens: Int64[np.ndarray, " chosen"]
 ) -> tuple[float, float, float]:
-    """Return the mean over labels of the accuracy at even odds: yes is said above a label's own rate."""
+    """Return the mean over labels of the accuracy at even odds, with its interval.
+
+    It is the mean of the accuracies where a label holds and where it does not. A probe says yes where it
+    gives the label more than the label's own rate.
+    """
     n_labels = scores.present.shape[1]
     yes, no = scores.present.T, ~scores.present.T
     parts = np.concatenate([scores.right.T & yes, scores.right.T & no, yes, no])
 
     def mean(s: Float64[np.ndarray, "part replicate"]) -> Float64[np.ndarray, " replicate"]:
-        right, asked = s[: 2 * n_labels], s[2 * n_labels :]
+        right, total = s[: 2 * n_labels], s[2 * n_labels :]
         # a label that no token of a replicate has, or all have, is left out of it
-        both = (asked[:n_labels] > 0) & (asked[n_labels:] > 0)
-        share = right / np.maximum(asked, 1)
+        both = (total[:n_labels] > 0) & (total[n_labels:] > 0)
+        share = right / np.maximum(total, 1)
         even = np.where(both, (share[:n_labels] + share[n_labels:]) / 2, 0)
         return np.asarray(even.sum(0) / np.where(both.any(0), both.sum(0), np.nan))
 
@@ -78,7 +83,7 @@ def _accuracy(
 
 
 def run(case: Case) -> Audited:
-    """Return how well each label is read off x, x_hat and x - x_hat, beside permuted labels.
+    """Return how well labels are read off x, x_hat and x - x_hat, with permuted labels as the null.
 
     Raises:
         NotEstimable: no label can be probed.
@@ -93,7 +98,7 @@ def run(case: Case) -> Audited:
     sources = {
         "error": case.error.numpy(),
         "reconstruction": case.reconstruction.numpy(),
-        "activation": case.reading.activations.float().cpu().numpy(),
+        "activation": case.x.numpy(),
     }
     (tasks, moved), (fit, score) = with_null(case, tasks, random, "information")
     real = _scored(case, sources, tasks, fit, score)
@@ -111,6 +116,7 @@ def _scored(
     fit: Int64[np.ndarray, " fitted"],
     score: Int64[np.ndarray, " chosen"],
 ) -> dict[str, _Scores]:
+    """Return the scores of probes for the tasks, one set of probes for each source."""
     present, truth = tasks.present[fit], tasks.present[score]
     rate = np.clip(present.mean(0), 1e-6, 1 - 1e-6)
     _, owner = np.unique(case.documents[score], return_inverse=True)
@@ -124,43 +130,26 @@ def _scored(
 def _levels(
     case: Case, source: str, real: _Scores, null: _Scores, tokens: Int64[np.ndarray, " chosen"]
 ) -> list[Finding]:
+    """Return the AUROC, accuracy and bits of one source's probes, with those of the null."""
     n = len(tokens)
     mean = float(np.nanmean(real.auroc))
     with np.errstate(invalid="ignore"):
-        by_group = np.array([np.nanmean(one) for one in real.groups if np.isfinite(one).any()])
-    half = mean_half_width(by_group) if len(by_group) > 2 else math.nan
-    bits, low, high = _mean_bits(case, real, tokens)
-    none, none_low, none_high = _mean_bits(case, null, tokens)
-    right, right_low, right_high = _accuracy(case, real, tokens)
-    chance, chance_low, chance_high = _accuracy(case, null, tokens)
+        groups = [np.nanmean(group) for group in real.groups if np.isfinite(group).any()]
+    half = mean_half_width(np.array(groups)) if len(groups) > 2 else math.nan
+    auroc = mean, mean - half, min(mean + half, 1.0)
+    bits, no_bits = (_mean_bits(case, scores, tokens) for scores in (real, null))
+    accuracy, chance = (_accuracy(case, scores, tokens) for scores in (real, null))
     return [
-        Finding(
-            "information",
-            f"auroc_{source}",
-            mean,
-            mean - half,
-            min(mean + half, 1.0),
-            n,
-            float(np.nanmean(null.auroc)),
-        ),
-        Finding(
-            "information",
-            f"accuracy_{source}",
-            right,
-            right_low,
-            right_high,
-            n,
-            chance,
-            chance_low,
-            chance_high,
-        ),
-        Finding("information", f"bits_{source}", bits, low, high, n, none, none_low, none_high),
+        Finding("information", f"auroc_{source}", *auroc, n, float(np.nanmean(null.auroc))),
+        Finding("information", f"accuracy_{source}", *accuracy, n, *chance),
+        Finding("information", f"bits_{source}", *bits, n, *no_bits),
     ]
 
 
 def _mean_bits(
     case: Case, scores: _Scores, tokens: Int64[np.ndarray, " chosen"]
 ) -> tuple[float, float, float]:
+    """Return the bits per token and label that probes are better than the labels' rates, with an interval."""
     parts = np.stack([scores.bits.mean(1), np.ones(len(tokens))])
     return over_documents(lambda s: s[0] / s[1], parts, case.documents[tokens], case.seed)
 
@@ -172,10 +161,13 @@ def _shares(
     tokens: Int64[np.ndarray, " chosen"],
     tasks: Tasks,
 ) -> list[Finding]:
-    """Return bits in the error, and bits lost by the reconstruction, over bits in the activation."""
+    """Return bits in the error, and bits lost by the reconstruction, over bits in the activation.
+
+    Both are given for all labels that can be read off the activation together, and for each of them.
+    """
     documents, n = case.documents[tokens], len(tokens)
-    told = real["activation"].bits.mean(0) > _FEWEST_BITS
-    if not told.any():
+    readable_labels = np.flatnonzero(real["activation"].bits.mean(0) > _FEWEST_BITS)
+    if not len(readable_labels):
         reason = f"no label can be read off the activations by {_FEWEST_BITS} bits per token"
         return [
             Finding("information", name, math.nan, reason=reason)
@@ -189,10 +181,8 @@ def _shares(
         return np.asarray(1 - s[1] / np.where(s[2] > 0, s[2], np.nan))
 
     out = []
-    chosen = [(None, np.flatnonzero(told))] + [
-        (tasks.names[i], np.array([i])) for i in np.flatnonzero(told)
-    ]
-    for label, columns in chosen:
+    single = [(f"/{tasks.names[i]}", np.array([i])) for i in readable_labels]
+    for suffix, columns in [("", readable_labels), *single]:
         parts = np.stack([real[source].bits[:, columns].sum(1) for source in SOURCES])
         # what permuted labels seem to say, over what is truly readable
         none = np.array([null[source].bits[:, columns].mean() for source in SOURCES])
@@ -200,8 +190,8 @@ def _shares(
         nulls = {"error_share": none[0] / readable, "lost_share": (none[2] - none[1]) / readable}
         for name, statistic in (("error_share", error), ("lost_share", lost)):
             value, low, high = over_documents(statistic, parts, documents, case.seed)
-            full = name if label is None else f"{name}/{label}"
-            out.append(Finding("information", full, value, low, high, n, float(nulls[name])))
+            null_value = float(nulls[name])
+            out.append(Finding("information", name + suffix, value, low, high, n, null_value))
     return out
 
 

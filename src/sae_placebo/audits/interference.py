@@ -1,4 +1,4 @@
-"""Interference: energy that the reconstruction has between latents, because they are active together."""
+"""Interference: energy of the reconstruction that lies between latents, since they are active together."""
 
 from __future__ import annotations
 
@@ -13,37 +13,36 @@ from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import numpy_generator
 
 N_PAIRS = 100
-"""Pairs that are active together on most tokens."""
+"""Pairs of latents that are looked at: those that are active together on the most tokens."""
 _BLOCK = 1024
 
 
 def interference(
     case: Case, directions: Directions
 ) -> tuple[list[Finding], Float64[np.ndarray, " latent"]]:
-    """Return how much of the reconstruction's energy is between latents, and each latent's part.
+    """Return how much of the reconstruction's energy lies between latents, and each latent's part.
 
-    Interference of two latents is d_i . d_j E[a_i a_j], with a the code times decoder norm. A latent's
-    part is the sum of its interferences over E a_i^2, on at most `ridge_tokens` tokens; NaN where it is
-    silent there.
+    The interference of two latents is d_i . d_j E[a_i a_j], with unit decoder rows d, and codes times decoder
+    norms a. A latent's part is the sum of its interferences over E a_i^2, on at most `ridge_tokens` tokens;
+    it is NaN where the latent is silent on all of them.
 
     Source: Costa and Tolooshams 2026; shares of energy and the null are ours.
     """
     amounts = directions.amounts
     n = amounts.shape[0]
     tokens = np.repeat(np.arange(n), np.diff(amounts.indptr))
-    own = np.bincount(tokens, amounts.data.astype(np.float64) ** 2, n)
-    bias = case.reading.sae.params["b_dec"].detach().float().cpu().numpy()
-    size = np.square(case.reconstruction.numpy() - bias).sum(1, dtype=np.float64)
+    alone = np.bincount(tokens, amounts.data.astype(np.float64) ** 2, n)
+    size = np.square(case.reconstruction.numpy() - case.b_dec.numpy()).sum(1, dtype=np.float64)
     value, low, high = over_documents(
         lambda s: 1 - s[0] / np.where(s[1] > 0, s[1], np.nan),
-        np.stack([own, size]),
+        np.stack([alone, size]),
         case.documents,
         case.seed,
     )
     # codes shuffled over tokens: E[a_i a_j] becomes E a_i E a_j, without a draw
     means = np.asarray(amounts.sum(0), dtype=np.float64).ravel() / n
     cross = float(np.square(means @ directions.vectors).sum() - np.square(means).sum())
-    null = cross / (cross + own.mean()) if own.any() else math.nan
+    null = cross / (cross + alone.mean()) if alone.any() else math.nan
     share = Finding("geometry", "interference_share", value, low, high, n, null)
     pairs, by_latent = _pairs(case, directions, means, float(size.mean()))
     return [share, pairs], by_latent
@@ -52,7 +51,7 @@ def interference(
 def _pairs(
     case: Case, directions: Directions, means: Float64[np.ndarray, " latent"], size: float
 ) -> tuple[Finding, Float64[np.ndarray, " latent"]]:
-    """Return the part of the most co-active pairs, and each latent's interference with all others."""
+    """Return the share of the energy that the most co-active pairs have, and each latent's interference."""
     random = numpy_generator(case.seed, "audit", "geometry", "pairs")
     n, m = directions.amounts.shape
     kept = np.sort(random.choice(n, min(n, case.spec.ridge_tokens), replace=False))
@@ -73,18 +72,14 @@ def _pairs(
         by_latent[start : start + _BLOCK] = np.bincount(block.row, values, len(cosines))
     energy = products.diagonal().astype(np.float64)
     by_latent = np.divide(by_latent, energy, out=np.full(m, np.nan), where=energy > 0)
+    name = "interference_pairs"
     if len(rows) == 0:
         reason = "no two latents are active on one token"
-        return Finding(
-            "geometry", "interference_pairs", math.nan, of="pairs", reason=reason
-        ), by_latent
+        return Finding("geometry", name, math.nan, of="pairs", reason=reason), by_latent
     best = np.lexsort((columns, rows, -count))[:N_PAIRS]
     i, j = rows[best].astype(np.int64), columns[best].astype(np.int64)
     value, low, high, null = _of_pairs(case, directions, (i, j), means, size)
-    return (
-        Finding("geometry", "interference_pairs", value, low, high, len(best), null, of="pairs"),
-        by_latent,
-    )
+    return Finding("geometry", name, value, low, high, len(best), null, of="pairs"), by_latent
 
 
 def _of_pairs(
@@ -94,6 +89,7 @@ def _of_pairs(
     means: Float64[np.ndarray, " latent"],
     size: float,
 ) -> tuple[float, float, float, float]:
+    """Return the share of energy between the latents of these pairs, its bounds, and its null."""
     i, j = pairs
     cosines = np.einsum("pd,pd->p", directions.vectors[i], directions.vectors[j]).astype(np.float64)
     columns, place = np.unique(np.concatenate([i, j]), return_inverse=True)

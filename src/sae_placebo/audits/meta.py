@@ -1,4 +1,4 @@
-"""An SAE of decoder rows: are latents made of fewer parts, beyond what the shape of their cloud gives?"""
+"""A meta-SAE, trained on decoder rows: whether latents share parts, more than any such cloud of rows does."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ from sae_placebo.core.spec import generator, numpy_generator
 from sae_placebo.stats.bootstrap import percentile_interval, resampled_counts
 
 WIDTH_RATIO = 21
-"""Rows per meta-latent."""
+"""Decoder rows for each meta-latent."""
 K = 4
-"""Meta-latents per row."""
+"""Meta-latents that are active for a row."""
 _BATCH = 256
 _LEARNING_RATE = 1e-3
 _FEWEST = 16
-"""Meta-latents with which `K` of them are few."""
+"""The fewest meta-latents of which `K` are a small part."""
 
 
 def meta_explained(
     rows: Float32[np.ndarray, "row d_in"], steps: int, seed: int, advance: Advance = unheard
 ) -> Float64[np.ndarray, "row two"]:
-    """Return each row's squared error and squared distance from the mean, under an SAE of these rows.
+    """Return each row's squared error under an SAE of these rows, and its squared distance from the mean.
 
-    A TopK SAE with a meta-latent per `WIDTH_RATIO` rows and `K` of them per row is trained on the rows
-    themselves, made unit and centered: 1 - sum of the first column / sum of the second is the share of
-    variance explained. It is scored on the rows that it was trained on, as published figures are.
+    A TopK SAE with one meta-latent for every `WIDTH_RATIO` rows, `K` of them active for each row, is trained
+    on the rows, which are made unit and centered first. The share of variance that it explains is 1 less the
+    sum of the first column over the sum of the second. It is scored on the rows that it was trained on, as
+    published figures are.
 
     Args:
         rows: Decoder rows of any length.
-        steps: Of `_BATCH` rows.
-        seed: Names the initial bits and the batches.
-        advance: Told of each step.
+        steps: Training steps, each on 256 rows.
+        seed: The seed that the initial weights and the batches are named by.
+        advance: Called with 1 after each step.
 
     Raises:
         NotEstimable: there are fewer than `_FEWEST` times `WIDTH_RATIO` rows.
@@ -65,21 +66,24 @@ def meta_explained(
 def _coded(
     x: torch.Tensor, encoder: torch.Tensor, bias: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the codes [row, K] of the chosen meta-latents, and which these are."""
     values, chosen = torch.addmm(bias, x, encoder).topk(K, dim=1)
     return values.relu(), chosen
 
 
 def _decoded(codes: torch.Tensor, chosen: torch.Tensor, decoder: torch.Tensor) -> torch.Tensor:
+    """Return the reconstructions [row, d_in]."""
     return torch.nn.functional.embedding_bag(chosen, decoder, per_sample_weights=codes, mode="sum")
 
 
 def _trained(
     x: Float32[torch.Tensor, "row d_in"], width: int, steps: int, seed: int, advance: Advance
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return encoder, bias and unit decoder rows of a TopK SAE of centered rows.
+    """Return encoder, bias and unit decoder rows of a TopK SAE that was trained on centered rows.
 
-    Adam at a rate of 1e-3, which falls to 0 over the last fifth of the steps. So few latents leave none
-    dead for want of a loss of their own, and a plain step is far cheaper than one made for wide SAEs.
+    It is trained by Adam at a rate of 1e-3, which falls to 0 over the last fifth of the steps. With so few
+    latents no auxiliary loss is needed against dead ones, and a plain step is far cheaper than one that is
+    made for wide SAEs.
     """
     random = generator(seed, "audit", "meta", "start")
     rows = torch.nn.functional.normalize(torch.randn(width, x.shape[1], generator=random), dim=1)
@@ -108,14 +112,15 @@ def _trained(
 
 
 def _share(parts: Float64[np.ndarray, "row two"]) -> float:
+    """Return the share of variance explained, from what `meta_explained` returns."""
     return float(1 - parts[:, 0].sum() / parts[:, 1].sum())
 
 
 def run(case: Case) -> Audited:
-    """Return what an SAE of living latents' decoder rows explains, beside two random clouds.
+    """Return what an SAE of the living latents' decoder rows explains, with two random clouds as nulls.
 
     Raises:
-        NotEstimable: too few latents live.
+        NotEstimable: too few latents are active on held-out tokens.
     """
     directions = latent_directions(case.reading)
     living = np.flatnonzero(directions.n_active)
@@ -127,25 +132,15 @@ def run(case: Case) -> Audited:
         isotropic = random.standard_normal(rows.shape).astype(np.float32)
         loose = _share(meta_explained(isotropic, steps, seed, advance))
     draws = resampled_counts(random, len(real), 1_000) @ real
-    many = 1 - draws[:, 0] / draws[:, 1]
-    low, high = percentile_interval(many)
-    value, n = _share(real), len(real)
-    room = 1 - matched
+    value, (low, high) = _share(real), percentile_interval(1 - draws[:, 0] / draws[:, 1])
+    n, room = len(real), 1 - matched
+    excess = (value - matched) / room, (low - matched) / room, (high - matched) / room
     by_latent = np.full(len(directions), math.nan)
     by_latent[living] = 1 - real[:, 0] / np.maximum(real[:, 1], 1e-30)
     findings = [
         Finding("meta", "fve", value, low, high, n, matched, of="latents"),
         Finding("meta", "fve_isotropic", value, low, high, n, loose, of="latents"),
-        Finding(
-            "meta",
-            "excess",
-            (value - matched) / room,
-            (low - matched) / room,
-            (high - matched) / room,
-            n,
-            0.0,
-            of="latents",
-        ),
+        Finding("meta", "excess", *excess, n, 0.0, of="latents"),
     ]
     return Audited(findings, {"meta_explained": by_latent})
 

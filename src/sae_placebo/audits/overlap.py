@@ -1,4 +1,4 @@
-"""Whether L0 is too low, by overlap: cosines of decoder rows, and projections of activations on them."""
+"""Overlap, which tells an L0 that is too low: cosines of decoder rows, and projections of activations."""
 
 from __future__ import annotations
 
@@ -16,29 +16,41 @@ from sae_placebo.stats.bootstrap import percentile_interval, resampled_counts
 from sae_placebo.stats.quantiles import mean_half_width
 
 DRAWS = 3
+"""Draws of matched rows that make up a null."""
 _BLOCK = 1024
 _PROJECTED = 2_048
 
 
 def random_overlap(d_in: int) -> float:
-    """Return E|cos| of two random directions, about sqrt(2 / (pi d_in)); exact."""
+    """Return the exact mean |cos| of two random directions in d_in dimensions.
+
+    It is about sqrt(2 / (pi d_in)).
+    """
     log = math.lgamma(d_in / 2) - math.lgamma((d_in + 1) / 2)
     return math.exp(log) / math.sqrt(math.pi)
+
+
+def random_rows(n: int, d_in: int, random: np.random.Generator) -> Float32[np.ndarray, "row d_in"]:
+    """Return n unit rows, drawn evenly from the sphere."""
+    rows = random.standard_normal((n, d_in)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows
 
 
 def matched_rows(
     rows: Float32[np.ndarray, "row d_in"], random: np.random.Generator
 ) -> Float32[np.ndarray, "row d_in"]:
-    """Return unit rows of a Gaussian with the rows' own mean and covariance."""
+    """Return Gaussian draws with the mean and covariance of the given rows, as many, at length 1."""
     center = rows.mean(0, dtype=np.float64)
     values, vectors = np.linalg.eigh(np.cov(rows.astype(np.float64), rowvar=False))
     draws = random.standard_normal(rows.shape) * np.sqrt(np.maximum(values, 0))
-    found = center + draws @ vectors.T
-    unit = found / np.linalg.norm(found, axis=1, keepdims=True)
+    matched = center + draws @ vectors.T
+    unit = matched / np.linalg.norm(matched, axis=1, keepdims=True)
     return np.asarray(unit, dtype=np.float32)
 
 
 def _mean_overlap(rows: Float32[np.ndarray, "row d_in"]) -> float:
+    """Return the mean |cos| of two different unit rows."""
     tensor, total = torch.from_numpy(rows), 0.0
     for start in range(0, len(rows), _BLOCK):
         total += float((tensor[start : start + _BLOCK] @ tensor.t()).abs().sum())
@@ -48,80 +60,56 @@ def _mean_overlap(rows: Float32[np.ndarray, "row d_in"]) -> float:
 def overlap(
     by_latent: Float64[np.ndarray, " latent"], directions: Directions, seed: int
 ) -> list[Finding]:
-    """Return c_dec, the mean |cos| of two living latents, beside isotropic and matched rows."""
+    """Return c_dec, the mean |cos| of two living latents, with isotropic and with matched rows as nulls.
+
+    Args:
+        by_latent: Mean |cos| of each latent to the other living ones.
+        directions: The latents.
+        seed: The seed that draws are named by.
+    """
     living = np.flatnonzero(directions.n_active)
     means = by_latent[living]
     # each pair counts in two latents' means
     half = 2 * mean_half_width(means) if len(means) > 2 else math.nan
     value = float(means.mean())
-    d_in = directions.vectors.shape[1]
+    mean = (value, value - half, value + half, len(living))
     random = numpy_generator(seed, "audit", "geometry", "rows")
     drawn = [_mean_overlap(matched_rows(directions.vectors[living], random)) for _ in range(DRAWS)]
+    isotropic = random_overlap(directions.vectors.shape[1])
+    matched = (float(np.mean(drawn)), min(drawn), max(drawn))
     return [
-        Finding(
-            "geometry",
-            "c_dec",
-            value,
-            value - half,
-            value + half,
-            len(living),
-            null=random_overlap(d_in),
-            of="latents",
-        ),
-        Finding(
-            "geometry",
-            "c_dec_matched",
-            value,
-            value - half,
-            value + half,
-            len(living),
-            null=float(np.mean(drawn)),
-            null_low=min(drawn),
-            null_high=max(drawn),
-            of="latents",
-        ),
+        Finding("geometry", "c_dec", *mean, isotropic, of="latents"),
+        Finding("geometry", "c_dec_matched", *mean, *matched, of="latents"),
     ]
 
 
 def projection(case: Case, directions: Directions) -> list[Finding]:
-    """Return s_n, relative to the size of activations, at numbers n of latents per token."""
+    """Return s_n, relative to the size of activations, at several numbers n of latents per token."""
     n, m, d_in = case.n_tokens, len(directions), directions.vectors.shape[1]
     random = numpy_generator(case.seed, "audit", "geometry", "projections")
     tokens = np.sort(random.choice(n, min(n, _PROJECTED), replace=False))
-    bias = case.reading.sae.params["b_dec"].detach().float().cpu()
-    x = case.reading.activations[torch.from_numpy(tokens)].float().cpu() - bias
+    x = case.reading.activations[torch.from_numpy(tokens)].float().cpu() - case.b_dec
     x = x / x.square().sum(1).mean().sqrt().clamp_min(1e-30)
-    rows = random.standard_normal((m, d_in)).astype(np.float32)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    rows = random_rows(m, d_in, random)
     l0 = max(1, round(directions.amounts.nnz / n))
     places = sorted({min(k, m // 2) for k in (l0, 2 * l0, 4 * l0, m // 2)} - {0})
-    found = _ranked(x, directions.vectors, places, random)
-    null = _ranked(x, rows, places, random)
+    values = _ranked(x, directions.vectors, places, random)
+    nulls = _ranked(x, rows, places, random)
     findings = []
-    for place, real, drawn in zip(places, found, null, strict=True):
-        null_low, null_high = percentile_interval(drawn)
-        findings.append(
-            Finding(
-                "geometry",
-                "s_n",
-                float(real.mean()),
-                *percentile_interval(real),
-                n=len(tokens),
-                null=float(drawn.mean()),
-                null_low=null_low,
-                null_high=null_high,
-                at=float(place),
-            )
-        )
+    for place, value, null in zip(places, values, nulls, strict=True):
+        real = float(value.mean()), *percentile_interval(value)
+        drawn = float(null.mean()), *percentile_interval(null)
+        findings.append(Finding("geometry", "s_n", *real, len(tokens), *drawn, float(place)))
     return findings
 
 
 def _ranked(
     x: Any, rows: Float32[np.ndarray, "row d_in"], places: list[int], random: np.random.Generator
 ) -> Float64[np.ndarray, "place replicate"]:
-    """Return the projection of rank place * tokens among all, in resamples of the tokens.
+    """Return the projection of rank place * tokens among all projections, in resamples of the tokens.
 
-    Tokens are resampled in 20 groups, so that few sorts are needed.
+    Tokens are resampled in 20 groups, so that few sorts are needed. The first of the replicates takes every
+    token once.
     """
     projected = (x @ torch.from_numpy(rows).t()).numpy()
     groups = np.array_split(random.permutation(len(projected)), min(20, len(projected)))

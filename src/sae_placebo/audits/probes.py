@@ -16,21 +16,22 @@ from sae_placebo.stats.fits import Logistic, fit_logistic
 from sae_placebo.stats.ranking import auroc
 
 MIN_POSITIVE = 50
-"""Tokens with, and tokens without a label that a probe needs, to fit on and to score on."""
+"""Tokens with a label, and tokens without it, that a probe needs, both to fit on and to score on."""
 MOST_LETTERS = 64
-"""First letters that are asked about, at most: some scripts have thousands."""
+"""The most first letters that are probed: some scripts have thousands."""
 _RIDGE = 1e-4
 _MARKS = " \tĠ▁\n\rĊ"
+"""White space, and the signs that tokenizers put in its place."""
 
 
 @dataclass(frozen=True, eq=False)
 class Tasks:
-    """Yes-or-no questions about tokens.
+    """Yes-or-no questions about tokens, each of which is whether a label holds.
 
     Attributes:
-        names: Of the labels.
-        present: Whether each label holds.
-        known: Where labels are known.
+        names: Names of the labels.
+        present: Whether each label holds at each token.
+        known: Tokens whose labels are known.
     """
 
     names: tuple[str, ...]
@@ -38,13 +39,17 @@ class Tasks:
     known: Bool[np.ndarray, " token"]
 
     def permuted(self, documents: np.ndarray, random: np.random.Generator) -> Tasks:
-        """Return the known labels moved to other documents; which tokens are known stays.
+        """Return the tasks with the known labels moved to other documents; `known` stays as it is.
 
-        Tokens whose labels are known are put behind each other, document by document in a random order,
-        and labels move on along them by about half of their number, from the start of one document to
-        that of another. Rates, and how labels follow each other, stay; what they have to do with the
-        tokens goes. Only tokens of a document that holds more than about half of all can keep a label of
-        their own document.
+        Tokens whose labels are known are lined up, document by document in a random order, and labels move
+        on along the line by about half of its length, from the start of one document to that of another.
+        The labels' rates, and how labels follow each other, stay as they are; what labels have to do with
+        the tokens is lost. Only a document that holds more than about half of the tokens can keep some of
+        its own labels.
+
+        Args:
+            documents: The document of each token.
+            random: The generator that the order of documents is drawn from.
 
         Raises:
             NotEstimable: labels are known in fewer than two documents.
@@ -56,23 +61,24 @@ class Tasks:
             raise NotEstimable(
                 f"labels are known in {len(order)} documents: labels change places among 2 or more"
             )
-        place = np.concatenate([known[owners == one] for one in order])
-        starts = np.cumsum([np.count_nonzero(owners == one) for one in order])[:-1]
+        parts = [known[owners == document] for document in order]
+        place = np.concatenate(parts)
+        starts = np.cumsum([len(part) for part in parts])[:-1]
         move = int(starts[np.argmin(np.abs(starts - len(place) / 2))])
         present = self.present.copy()
         present[place] = self.present[np.roll(place, -move)]
         return Tasks(self.names, present, self.known)
 
     def of(self, columns: Int64[np.ndarray, " chosen"]) -> Tasks:
-        """Return some of the tasks."""
+        """Return the tasks in these columns, in this order."""
         return Tasks(tuple(self.names[i] for i in columns), self.present[:, columns], self.known)
 
 
 def label_tasks(case: Case) -> Tasks:
-    """Return the labels with the most tokens, at most `spec.labels`.
+    """Return the labels of the text that can be probed: those with the most tokens, up to `spec.labels`.
 
     Raises:
-        NotEstimable: nothing is known of the tokens, or no label has tokens enough.
+        NotEstimable: the text has no labels, or none has enough tokens.
     """
     if case.labels is None:
         raise NotEstimable(NO_LABELS)
@@ -81,18 +87,18 @@ def label_tasks(case: Case) -> Tasks:
 
 
 def letter_tasks(case: Case) -> Tasks:
-    """Return first letters of tokens as labels, known for tokens that begin with a letter.
+    """Return first letters of tokens as labels, which are known for tokens that begin with a letter.
 
     Letters are those of any script. Marks of white space in front do not count, and neither does case.
 
     Raises:
-        NotEstimable: no letter begins tokens enough.
+        NotEstimable: no letter begins enough tokens.
     """
     return _chosen(first_letters(case.reading.tokens), case, "first letter")
 
 
 def first_letters(tokens: TokenTable) -> Tasks:
-    """Return which letter each token begins with, of the `MOST_LETTERS` that begin the most tokens."""
+    """Return which letter each token begins with, out of the `MOST_LETTERS` that begin the most tokens."""
     firsts = np.array([_letter(text) for text in tokens.vocabulary], dtype=np.int64)
     letters = firsts[tokens.ids]
     known = letters >= 0
@@ -109,7 +115,7 @@ def _letter(text: str) -> int:
 
 
 def _chosen(tasks: Tasks, case: Case, what: str) -> Tasks:
-    """Return the tasks that can be probed on both halves, the most frequent first."""
+    """Return the tasks that can be probed on both halves of the documents, the most frequent first."""
     usable = np.ones(len(tasks.names), dtype=bool)
     for half in case.halves():
         part = tasks.present[half & tasks.known]
@@ -128,16 +134,17 @@ def _chosen(tasks: Tasks, case: Case, what: str) -> Tasks:
 def with_null(
     case: Case, tasks: Tasks, random: np.random.Generator, *names: str
 ) -> tuple[tuple[Tasks, Tasks], tuple[Int64[np.ndarray, " fitted"], Int64[np.ndarray, " scored"]]]:
-    """Return tasks and their null, labels moved to other documents, and tokens to fit and to score on.
+    """Return tasks with their null, and the tokens to fit on with those to score on.
 
-    Both are asked at the same tokens, and hold the same labels: those that some of these tokens have and
-    some lack, where probes are fitted and where they are scored, as they are and moved.
+    The null is the same labels moved to other documents. Tasks and null are read at the same tokens and have
+    the same labels: those that some of the tokens have and others lack, among the tokens to fit on and among
+    those to score on, both as the labels are and as they were moved.
 
     Args:
-        case: What is audited.
-        tasks: Labels.
-        random: Draws the order of documents.
-        names: Of the draw of tokens.
+        case: The SAE under audit.
+        tasks: The labels.
+        random: The generator that the order of documents is drawn from.
+        names: Names that tell this draw of tokens from those of other audits.
 
     Raises:
         NotEstimable: there is no such label.
@@ -148,9 +155,9 @@ def with_null(
     )
     moved = tasks.permuted(case.documents, random)
     usable = np.ones(len(tasks.names), dtype=bool)
-    for one in (tasks, moved):
+    for labels in (tasks, moved):
         for part in (fit, score):
-            rate = one.present[part].mean(0)
+            rate = labels.present[part].mean(0)
             usable &= (rate > 0) & (rate < 1)
     if not usable.any():
         raise NotEstimable(
@@ -164,20 +171,27 @@ def with_null(
 def sample(
     tokens: Bool[np.ndarray, " token"], at_most: int, seed: int, *names: str
 ) -> Int64[np.ndarray, " chosen"]:
-    """Return some of the tokens that are marked, ascending."""
-    found = np.flatnonzero(tokens)
-    if len(found) > at_most:
+    """Return the marked tokens, ascending; where there are more than `at_most`, so many drawn at random.
+
+    Args:
+        tokens: Which tokens are marked.
+        at_most: The most tokens that are returned.
+        seed: The seed that the draw is named by.
+        names: Names that tell this draw from others of the seed.
+    """
+    marked = np.flatnonzero(tokens)
+    if len(marked) > at_most:
         random = numpy_generator(seed, "audit", "sample", *names)
-        found = np.sort(random.choice(found, at_most, replace=False))
-    return found.astype(np.int64)
+        marked = np.sort(random.choice(marked, at_most, replace=False))
+    return marked.astype(np.int64)
 
 
 def fit_probes(
     x: Float32[np.ndarray, "token d_in"], present: Bool[np.ndarray, "token task"]
 ) -> Logistic:
-    """Return logistic probes of all tasks, with a ridge of 1e-4 on whitened weights.
+    """Return logistic probes for all tasks, with a ridge of 1e-4 on the weights of whitened x.
 
-    Scaling x changes nothing, and neither does turning it.
+    Scaling x or rotating it therefore changes no answer of the probes.
     """
     return fit_logistic(x, present, _RIDGE, scaling="white")
 
@@ -185,7 +199,10 @@ def fit_probes(
 def best_f1(
     scores: Float[np.ndarray, " token"], present: Bool[np.ndarray, " token"]
 ) -> tuple[float, float]:
-    """Return the best F1 of "score > threshold" and that threshold; equal scores stay together."""
+    """Return the best F1 that "score > threshold" reaches, and that threshold.
+
+    Equal scores are never parted. Without a positive token F1 is 0 and the threshold infinite.
+    """
     positive = int(present.sum())
     if positive == 0:
         return 0.0, float("inf")
@@ -200,7 +217,7 @@ def best_f1(
 
 
 def f1_of(says: Bool[np.ndarray, " token"], present: Bool[np.ndarray, " token"]) -> float:
-    """Return F1 = 2 TP / (2 TP + FP + FN); 0 where the label never holds."""
+    """Return F1 = 2 TP / (2 TP + FP + FN); 0 where the label neither holds nor is said to hold."""
     both = int(says.sum()) + int(present.sum())
     return 2 * int((says & present).sum()) / both if both else 0.0
 
@@ -208,5 +225,5 @@ def f1_of(says: Bool[np.ndarray, " token"], present: Bool[np.ndarray, " token"])
 def areas(
     logits: Float[np.ndarray, "token task"], present: Bool[np.ndarray, "token task"]
 ) -> Float64[np.ndarray, " task"]:
-    """Return the AUROC of each task, ties counted half; NaN with one class alone."""
+    """Return the AUROC of each task; ties count half. It is NaN where a label always or never holds."""
     return np.array([auroc(logits[:, task], yes) for task, yes in enumerate(present.T)])

@@ -1,7 +1,8 @@
-"""What the model loses by an SAE's reconstruction, beside random pushes of the same length.
+"""What the model loses by an SAE's reconstruction, compared with random pushes of the same length.
 
-A reconstruction moves an activation by the length of its error. That the model's predictions suffer says
-little; that they suffer more than from another push as long says that the error lies where the model reads.
+A reconstruction moves an activation by the length of its error. That the model's predictions suffer from it
+says little. That they suffer more than from another push of this length says that the error lies where the
+model reads.
 """
 
 from __future__ import annotations
@@ -33,80 +34,65 @@ from sae_placebo.core.spec import numpy_generator
 
 NAME = "pushes"
 _QUANTILES = (0.1, 0.5, 0.9)
-
-# --- which tokens, and what edits of them cost ------------------------------------------------------
-
-
-# --- pushes ------------------------------------------------------------------------------------------
-
-
-# --- numbers -----------------------------------------------------------------------------------------
+_Costs = dict[str, Float64[np.ndarray, "token draw"]]
+"""What edits of each kind cost, in nats: `error`, `x_rescaled`, `rescaled`, and kinds of pushes."""
 
 
 def self_test(case: Case, kind: str) -> Finding:
-    """Return the ratio where the error itself is replaced by a push of a kind: 1, within its interval.
+    """Return the ratio where a random push takes the place of the error: 1, within its interval.
 
     Args:
-        case: What is audited.
-        kind: One of `KINDS`: what replaces the error, and what it is held against.
+        case: The SAE under audit.
+        kind: One of `KINDS`: the kind of that push, and of the pushes that it is compared with.
     """
     tokens = chosen(case, case.spec.tokens, ordinary(case))
-    found = _costs_by_kind(case, tokens, (kind,))
-    return _self_test(case, tokens, found, kind)
+    return _self_test(case, tokens, _costs_by_kind(case, tokens, (kind,)), kind)
 
 
-def _self_test(
-    case: Case,
-    tokens: Int64[np.ndarray, " some"],
-    found: dict[str, Float64[np.ndarray, "some draw"]],
-    kind: str,
-) -> Finding:
-    documents = case.documents[tokens].astype(np.int64)
-    against = found[kind][:, 1:].mean(1)
-    return ratio_of(NAME, f"self_test_{kind}", found[kind][:, 0], against, documents, case.seed)
+def _self_test(case: Case, tokens: Int64[np.ndarray, " token"], nats: _Costs, kind: str) -> Finding:
+    name, pushes = f"self_test_{kind}", nats[kind][:, 1:].mean(1)
+    return ratio_of(NAME, name, nats[kind][:, 0], pushes, case.documents[tokens], case.seed)
 
 
 def _costs_by_kind(
-    case: Case, tokens: Int64[np.ndarray, " some"], kinds: tuple[str, ...]
-) -> dict[str, Float64[np.ndarray, "some draw"]]:
-    """Return the cost of the reconstruction, of x and x_hat at each other's length, and of pushes.
+    case: Case, tokens: Int64[np.ndarray, " token"], kinds: tuple[str, ...]
+) -> _Costs:
+    """Return what the reconstruction costs, x and x_hat at each other's length, and pushes of each kind.
 
-    Each kind is drawn once more than asked: its first push stands for the error where nothing is to be found.
+    Each kind is drawn once more often than the settings say: its first push takes the place of the error in
+    the self-test.
     """
     pushes, draws = Pushes(case), case.spec.draws + 1
     shorter, longer = pushes.rescaled(tokens)
     edits = [pushes.draw("error", tokens, ""), shorter, longer]
     edits += [pushes.draw(kind, tokens, str(i)) for kind in kinds for i in range(draws)]
-    found = costs(case, tokens, torch.stack(edits, dim=1))
-    parts = {"error": found[:, :1], "x_rescaled": found[:, 1:2], "rescaled": found[:, 2:3]}
+    nats = costs(case, tokens, torch.stack(edits, dim=1))
+    parts = {"error": nats[:, :1], "x_rescaled": nats[:, 1:2], "rescaled": nats[:, 2:3]}
     return parts | {
-        kind: found[:, 3 + i * draws : 3 + (i + 1) * draws] for i, kind in enumerate(kinds)
+        kind: nats[:, 3 + i * draws : 3 + (i + 1) * draws] for i, kind in enumerate(kinds)
     }
 
 
 def _kind_findings(
-    case: Case,
-    tokens: Int64[np.ndarray, " some"],
-    found: dict[str, Float64[np.ndarray, "some draw"]],
-    kind: str,
+    case: Case, tokens: Int64[np.ndarray, " token"], nats: _Costs, kind: str
 ) -> list[Finding]:
-    """Return cost, ratio, its quantiles by token, and the self-test of one kind of push."""
-    documents, seed = case.documents[tokens].astype(np.int64), case.seed
-    error, against = found["error"][:, 0], found[kind][:, 1:].mean(1)
-    nothing = _self_test(case, tokens, found, kind)
-    ratio = ratio_of(NAME, f"ratio_{kind}", error, against, documents, seed)
-    listed = [
-        mean_of(NAME, f"cost_{kind}", against, documents, seed),
+    """Return the cost, the ratio, its quantiles over tokens, and the self-test of one kind of push."""
+    documents, seed = case.documents[tokens], case.seed
+    error, pushes = nats["error"][:, 0], nats[kind][:, 1:].mean(1)
+    nothing = _self_test(case, tokens, nats, kind)
+    ratio = ratio_of(NAME, f"ratio_{kind}", error, pushes, documents, seed)
+    findings = [
+        mean_of(NAME, f"cost_{kind}", pushes, documents, seed),
         replace(ratio, null_low=nothing.low, null_high=nothing.high),
         nothing,
     ]
-    costly = against > 0
+    costly = pushes > 0
     for q in _QUANTILES if costly.any() else ():
-        value, low, high = _quantile(error[costly] / against[costly], documents[costly], q, seed)
-        null = float(np.quantile(found[kind][costly, 0] / against[costly], q))
+        value, low, high = _quantile(error[costly] / pushes[costly], documents[costly], q, seed)
+        null = float(np.quantile(nats[kind][costly, 0] / pushes[costly], q))
         name, n = f"ratio_{kind}_by_token", int(costly.sum())
-        listed.append(Finding(NAME, name, value, low, high, n, null, at=q))
-    return listed
+        findings.append(Finding(NAME, name, value, low, high, n, null, at=q))
+    return findings
 
 
 def _quantile(
@@ -117,7 +103,7 @@ def _quantile(
 ) -> tuple[float, float, float]:
     """Return a quantile over tokens, and its 95% interval over documents.
 
-    By Woodruff's method: the interval of the share of tokens below the quantile, read back as values.
+    The interval is Woodruff's: that of the share of tokens below the quantile, read back as values.
     """
     value = float(np.quantile(values, q))
     parts = np.stack([(values <= value).astype(np.float64), np.ones(len(values))])
@@ -129,7 +115,7 @@ def _quantile(
 
 
 def _row_findings(case: Case) -> list[Finding]:
-    """Return the ratios where all tokens of a row are replaced at once."""
+    """Return the cost and the ratios where all tokens of a row are replaced at once."""
     count = max(case.spec.tokens // ROW_SHARE, 2)
     tokens = chosen(case, case.spec.tokens, ordinary(case))
     rows = np.unique(case.reading.tokens.places[tokens, 0])
@@ -141,12 +127,12 @@ def _row_findings(case: Case) -> list[Finding]:
         predictions.append(float(n))
         documents.append(int(case.reading.tokens.rows.documents[row]))
     table, owners = np.array(nats), np.array(documents, dtype=np.int64)
-    found = [ratio_of(NAME, "rows_cost", table[:, 0], np.array(predictions), owners, case.seed)]
+    cost = ratio_of(NAME, "rows_cost", table[:, 0], np.array(predictions), owners, case.seed)
+    findings = [replace(cost, null=0.0)]
     for i, kind in enumerate(KINDS):
         name = f"rows_ratio_{kind}"
-        found.append(ratio_of(NAME, name, table[:, 0], table[:, i + 1], owners, case.seed))
-    found[0] = replace(found[0], null=0.0)
-    return [replace(one, of="rows") for one in found]
+        findings.append(ratio_of(NAME, name, table[:, 0], table[:, i + 1], owners, case.seed))
+    return [replace(finding, of="rows") for finding in findings]
 
 
 def _outlier_finding(case: Case) -> Finding:
@@ -156,30 +142,29 @@ def _outlier_finding(case: Case) -> Finding:
         reason = f"no held-out token is longer than {OUTLIER:g} times the median"
         return Finding(NAME, name, math.nan, null=1.0, reason=reason)
     tokens = chosen(case, max(case.spec.tokens // 8, 1), outlying)
-    found = _costs_by_kind(case, tokens, ("isotropic",))
-    documents = case.documents[tokens].astype(np.int64)
-    against = found["isotropic"][:, 1:].mean(1)
-    return ratio_of(NAME, name, found["error"][:, 0], against, documents, case.seed)
+    nats = _costs_by_kind(case, tokens, ("isotropic",))
+    pushes = nats["isotropic"][:, 1:].mean(1)
+    return ratio_of(NAME, name, nats["error"][:, 0], pushes, case.documents[tokens], case.seed)
 
 
 def _run(case: Case) -> Audited:
     runnable(case)
     tokens = chosen(case, case.spec.tokens, ordinary(case))
-    found = _costs_by_kind(case, tokens, KINDS)
-    documents, seed = case.documents[tokens].astype(np.int64), case.seed
-    error = found["error"][:, 0]
+    nats = _costs_by_kind(case, tokens, KINDS)
+    documents, seed = case.documents[tokens], case.seed
+    error = nats["error"][:, 0]
     if error.mean() <= FLOOR:
         raise NotEstimable("the reconstruction costs the model nothing: there is no error to audit")
-    listed = [mean_of(NAME, "cost", error, documents, seed)]
+    findings = [mean_of(NAME, "cost", error, documents, seed)]
     for kind in KINDS:
-        listed += _kind_findings(case, tokens, found, kind)
-    norm = ratio_of(NAME, "norm_share", found["x_rescaled"][:, 0], error, documents, seed)
-    listed.append(replace(norm, null=0.0))
-    listed.append(ratio_of(NAME, "at_norm_of_x", found["rescaled"][:, 0], error, documents, seed))
-    listed += [_outlier_finding(case), *_row_findings(case)]
+        findings += _kind_findings(case, tokens, nats, kind)
+    norm = ratio_of(NAME, "norm_share", nats["x_rescaled"][:, 0], error, documents, seed)
+    findings.append(replace(norm, null=0.0))
+    findings.append(ratio_of(NAME, "at_norm_of_x", nats["rescaled"][:, 0], error, documents, seed))
+    findings += [_outlier_finding(case), *_row_findings(case)]
     column = np.full(case.n_tokens, math.nan)
     column[tokens] = error
-    return Audited(listed, tokens={"cost": column})
+    return Audited(findings, tokens={"cost": column})
 
 
 _KIND_WORDS = {
@@ -201,8 +186,7 @@ _KIND_ADVICE = {
 
 
 def _kind_quantities(kind: str) -> tuple[Quantity, ...]:
-    words, told = _KIND_WORDS[kind], kind.replace("_", " ")
-    push = f"pushes as long as the error, {words}"
+    name, push = kind.replace("_", " "), f"pushes as long as the error, {_KIND_WORDS[kind]}"
     cost = "KL(P || P'), summed over the token's prediction and the next ones in the window"
     return (
         Quantity(
@@ -215,12 +199,12 @@ def _kind_quantities(kind: str) -> tuple[Quantity, ...]:
         ),
         Quantity(
             f"ratio_{kind}_by_token", "1", "lower", "the same quantile where a further push is the error",
-            f"10%, 50% and 90% quantile over tokens of the ratio to {told} pushes at the same token.",
+            f"10%, 50% and 90% quantile over tokens of the ratio to {name} pushes at the same token.",
             "A high upper quantile with an ordinary median means a few tokens carry the cost: find them "
             "with the flags.", along="quantile over tokens"),
         Quantity(
             f"self_test_{kind}", "1", "neither", "1",
-            f"The ratio where a further {told} push replaces the error.",
+            f"The ratio where a further {name} push replaces the error.",
             "If 1 is outside its interval, there are too few tokens or documents: trust no ratio here.",
         ),
         Quantity(
@@ -234,7 +218,7 @@ def _kind_quantities(kind: str) -> tuple[Quantity, ...]:
 
 
 _FIRST = ("cost", *(f"ratio_{kind}" for kind in KINDS))
-"""Shown first: what it costs, and over the cost of every kind of push."""
+"""Numbers that are shown first: the cost, and its ratio to the cost of each kind of push."""
 _QUANTITIES = (
     Quantity(
         "cost", "nats per token", "lower", "that of the pushes beside it",

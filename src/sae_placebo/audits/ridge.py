@@ -12,15 +12,14 @@ from sae_placebo.core.spec import numpy_generator
 from sae_placebo.stats.fits import choose_ridge, solve_ridge
 
 PENALTIES = (1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4)
-"""Of ridge predictions, in mean squares of a column."""
-
-
+"""Penalties that are tried, in mean squares of a feature."""
 Moments = tuple[
     Float64[np.ndarray, " feature"],
     Float64[np.ndarray, " target"],
     Float64[np.ndarray, "feature feature"],
     Float64[np.ndarray, "feature target"],
 ]
+"""Means of features and of targets, the features' covariance, and their covariance with the targets."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +27,8 @@ class Ridge:
     """A linear prediction with an offset.
 
     Attributes:
-        slope: [feature, target].
-        offset: [target].
+        slope: The change of each target per unit of each feature.
+        offset: The prediction where all features are 0.
     """
 
     slope: Float64[np.ndarray, "feature target"]
@@ -38,7 +37,7 @@ class Ridge:
     def __call__(
         self, features: Float[np.ndarray, "token feature"]
     ) -> Float64[np.ndarray, "token target"]:
-        """Return the prediction."""
+        """Return the predicted targets of each token."""
         return np.asarray(features @ self.slope + self.offset, dtype=np.float64)
 
 
@@ -48,12 +47,19 @@ def ridge(
     documents: Int64[np.ndarray, " token"],
     seed: int,
 ) -> Ridge:
-    """Return the ridge prediction whose penalty does best on a quarter of the documents.
+    """Return the ridge prediction of targets from features.
 
-    Fitted again on all of them with that penalty.
+    The penalty is the one whose squared error is lowest on a quarter of the documents when the others are
+    fitted on. With it, the prediction is fitted again on all documents.
+
+    Args:
+        features: Features of each token.
+        targets: Targets of each token, which share one penalty.
+        documents: The document of each token.
+        seed: The seed that the quarter of the documents is named by.
 
     Raises:
-        NotEstimable: fewer than four documents, or fewer than five tokens for each feature.
+        NotEstimable: there are fewer than four documents, or fewer than five tokens for each feature.
     """
     n, d = features.shape
     present = numpy_generator(seed, "audit", "penalty").permutation(np.unique(documents))
@@ -86,7 +92,7 @@ def _moments(
 
 
 def _unit(moments: Moments) -> float:
-    """Return the mean square of a column, in which penalties are given."""
+    """Return the mean square of a centered feature, which is the unit of penalties."""
     gram = moments[2]
     return max(float(np.trace(gram)) / len(gram), 1e-30)
 

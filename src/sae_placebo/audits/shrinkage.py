@@ -1,7 +1,7 @@
 """Shrinkage: reconstructions, and single latents, that are systematically too short or too long.
 
-The length of the reconstruction says nothing about it: an unbiased reconstruction of variance share EV is
-sqrt(EV) times as long as what it stands for.
+The length of a reconstruction alone does not show it: an unbiased reconstruction that explains a share EV of
+the variance is sqrt(EV) times as long as the activation.
 """
 
 from __future__ import annotations
@@ -12,15 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64
 
-from sae_placebo.audits.base import (
-    AUDITS,
-    Audit,
-    Audited,
-    Case,
-    Finding,
-    Quantity,
-    over_documents,
-)
+from sae_placebo.audits.base import AUDITS, Audit, Audited, Case, Finding, Quantity, over_documents
+from sae_placebo.audits.overlap import random_rows
 from sae_placebo.causal.use.base import Directions, latent_directions
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.spec import numpy_generator
@@ -29,19 +22,21 @@ from sae_placebo.stats.proportions import wilson
 from sae_placebo.stats.quantiles import student_quantile
 
 N_STRENGTHS = 4
+"""Parts, equally many amounts in each, that a latent's amounts are sorted into by strength."""
 MIN_FIRINGS = 30
-"""Tokens on which a latent must be active for a scale of its own."""
+"""The fewest tokens on which a latent must be active to have a scale of its own."""
 _BLOCK = 1 << 18
 
 
 @dataclass(frozen=True, eq=False)
 class Scales:
-    """What each latent's amounts would have to be multiplied with.
+    """The factors that latents' amounts should be multiplied by to fit the activations best.
 
     Attributes:
-        scale: [latent] s_j; NaN with fewer than `MIN_FIRINGS` tokens.
-        half_width: [latent] of its 95% interval: jackknife over documents.
-        firings: [latent] tokens.
+        scale: The factor s_j of each latent; NaN with fewer than `MIN_FIRINGS` tokens.
+        half_width: Half the width of its 95% interval, by the jackknife over documents; NaN where it has
+            no scale, or is active in one document alone.
+        firings: Tokens that each latent is active on.
     """
 
     scale: Float64[np.ndarray, " latent"]
@@ -55,7 +50,7 @@ class Scales:
 
 
 def run(case: Case) -> Audited:
-    """Return gamma, the length ratio beside its unbiased value, and the scale of single latents.
+    """Return gamma, the length ratio with its unbiased value as the null, and the scale of single latents.
 
     Raises:
         NotEstimable: no latent is active on any held-out token.
@@ -71,24 +66,21 @@ def run(case: Case) -> Audited:
     scales = scales_of(directions, tokens, along, case.documents)
     # the null has the same amounts, tokens and errors, along directions that are nobody's
     random = numpy_generator(case.seed, "audit", "shrinkage", "directions")
-    rows = random.standard_normal(directions.vectors.shape).astype(np.float32)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    rows = random_rows(len(directions), directions.vectors.shape[1], random)
     aside = amounts * projections(error, rows, tokens, directions.amounts.indices)
     null = scales_of(directions, tokens, aside, case.documents)
     findings += _of_latents(scales, null, case.seed)
     findings += _by_strength(case, directions, tokens, along, aside)
-    return Audited(
-        findings,
-        {"scale": scales.scale, "scale_half_width": scales.half_width},
-    )
+    columns = {"scale": scales.scale, "scale_half_width": scales.half_width}
+    return Audited(findings, columns)
 
 
 def _gammas(case: Case) -> list[Finding]:
-    x, found = case.reading.activations.float().cpu().numpy(), case.reconstruction.numpy()
-    bias = case.reading.sae.params["b_dec"].detach().float().cpu().numpy()
-    results = []
-    for name, centers in (("mean", (x.mean(0), found.mean(0))), ("b_dec", (bias, bias))):
-        a, b = x - centers[0], found - centers[1]
+    """Return gamma with either center, and the ratio of lengths."""
+    x, x_hat, bias = case.x.numpy(), case.reconstruction.numpy(), case.b_dec.numpy()
+    n, findings = case.n_tokens, []
+    for name, centers in (("mean", (x.mean(0), x_hat.mean(0))), ("b_dec", (bias, bias))):
+        a, b = x - centers[0], x_hat - centers[1]
         parts = np.stack(
             [
                 np.einsum("td,td->t", b, b, dtype=np.float64),
@@ -97,37 +89,31 @@ def _gammas(case: Case) -> list[Finding]:
                 np.einsum("td,td->t", a - b, a - b, dtype=np.float64),
             ]
         )
-        value, low, high = over_documents(_gamma, parts, case.documents, case.seed)
-        n = case.n_tokens
-        results.append(
-            Finding("shrinkage", f"gamma_{name}", value, low, high, n, null=1.0)
-            if math.isfinite(value)
-            else Finding(
-                "shrinkage",
-                f"gamma_{name}",
-                math.nan,
-                n=n,
-                null=1.0,
-                reason="the reconstruction is the same at every token: it has no size to compare",
-            )
-        )
+        gamma, reason = over_documents(_gamma, parts, case.documents, case.seed), ""
+        if not math.isfinite(gamma[0]):
+            gamma = math.nan, math.nan, math.nan
+            reason = "the reconstruction is the same at every token: it has no size to compare"
+        findings.append(Finding("shrinkage", f"gamma_{name}", *gamma, n, 1.0, reason=reason))
         if name == "mean":
-            value, low, high = over_documents(_length, parts, case.documents, case.seed)
+            length = over_documents(_length, parts, case.documents, case.seed)
             unbiased = over_documents(_root_of_share, parts, case.documents, case.seed)
-            results.append(Finding("shrinkage", "length_ratio", value, low, high, n, *unbiased))
-    return results
+            findings.append(Finding("shrinkage", "length_ratio", *length, n, *unbiased))
+    return findings
 
 
 def _gamma(s: Float64[np.ndarray, "part replicate"]) -> Float64[np.ndarray, " replicate"]:
+    """Return E|x_hat|^2 / E[x . x_hat]."""
     ratio = s[0] / np.where(s[1] != 0, s[1], np.nan)
     return np.asarray(np.where(s[0] > 0, ratio, np.nan))
 
 
 def _length(s: Float64[np.ndarray, "part replicate"]) -> Float64[np.ndarray, " replicate"]:
+    """Return the root of E|x_hat|^2 / E|x|^2."""
     return np.asarray(np.sqrt(s[0] / np.where(s[2] > 0, s[2], np.nan)))
 
 
 def _root_of_share(s: Float64[np.ndarray, "part replicate"]) -> Float64[np.ndarray, " replicate"]:
+    """Return the root of the explained variance, which is the length ratio without a bias."""
     explained = 1 - s[3] / np.where(s[2] > 0, s[2], np.nan)
     return np.asarray(np.sqrt(np.maximum(explained, 0)))
 
@@ -138,7 +124,14 @@ def projections(
     tokens: Int64[np.ndarray, " active"],
     latents: np.ndarray,
 ) -> Float64[np.ndarray, " active"]:
-    """Return x_t . row_j at each active (token, latent), with tokens ascending."""
+    """Return the product of a token's vector with a latent's row at each active pair of the two.
+
+    Args:
+        x: A vector for each token.
+        rows: A row for each latent.
+        tokens: The token of each active pair, ascending.
+        latents: The latent of each active pair.
+    """
     out = np.empty(len(tokens))
     for start in range(0, len(tokens), _BLOCK):
         part = slice(start, start + _BLOCK)
@@ -152,13 +145,13 @@ def scales_of(
     along: Float64[np.ndarray, " active"],
     documents: np.ndarray,
 ) -> Scales:
-    """Return s_j = 1 + sum_t a_tj e_t.d_j / sum_t a_tj^2 and its interval over documents.
+    """Return s_j = 1 + sum_t a_tj e_t.d_j / sum_t a_tj^2 of each latent, and its interval over documents.
 
     Args:
         directions: Unit rows d_j and amounts a_tj (codes times decoder norms).
-        tokens: Token of each amount.
-        along: a_tj times e_t . d_j, of each amount.
-        documents: Of each token.
+        tokens: The token of each amount.
+        along: The amount a_tj times the error's projection e_t . d_j, for each amount.
+        documents: The document of each token.
     """
     latents, amounts = directions.amounts.indices, directions.amounts.data.astype(np.float64)
     n = directions.amounts.shape[1]
@@ -189,42 +182,25 @@ def scales_of(
 
 
 def _of_latents(scales: Scales, null: Scales, seed: int) -> list[Finding]:
+    """Return the median and spread of scales, and the shares of latents that are shrunk or overshoot."""
     known = scales.known
     names = ("scale_median", "scale_spread", "share_shrunk", "share_overshot")
     if len(known) == 0:
         reason = f"no latent is active on {MIN_FIRINGS} tokens of 2 documents: hold out more tokens"
         return [Finding("shrinkage", name, math.nan, of="latents", reason=reason) for name in names]
-    n = len(known)
+    n, values, nulls = len(known), scales.scale[known], null.scale[known]
     random = numpy_generator(seed, "audit", "shrinkage", "latents")
     draws = resampled_units(random, n, 400)
-    out = []
+    findings = []
     for name, statistic in (("scale_median", np.median), ("scale_spread", _quartile_range)):
-        many = statistic(scales.scale[known][draws], axis=1)
-        out.append(
-            Finding(
-                "shrinkage",
-                name,
-                float(statistic(scales.scale[known], axis=0)),
-                *percentile_interval(many),
-                n,
-                float(statistic(null.scale[known], axis=0)),
-                of="latents",
-            )
-        )
+        value, by_chance = (float(statistic(column, axis=0)) for column in (values, nulls))
+        bounds = percentile_interval(statistic(values[draws], axis=1))
+        findings.append(Finding("shrinkage", name, value, *bounds, n, by_chance, of="latents"))
     for name, sign in (("share_shrunk", 1), ("share_overshot", -1)):
-        hits = _beyond(scales, known, sign)
-        out.append(
-            Finding(
-                "shrinkage",
-                name,
-                hits / n,
-                *wilson(hits, n),
-                n,
-                _beyond(null, known, sign) / n,
-                of="latents",
-            )
-        )
-    return out
+        hits, by_chance = _beyond(scales, known, sign), _beyond(null, known, sign) / n
+        bounds = wilson(hits, n)
+        findings.append(Finding("shrinkage", name, hits / n, *bounds, n, by_chance, of="latents"))
+    return findings
 
 
 def _quartile_range(values: np.ndarray, axis: int) -> np.ndarray:
@@ -233,11 +209,12 @@ def _quartile_range(values: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _beyond(scales: Scales, known: Int64[np.ndarray, " known"], sign: int) -> int:
+    """Return how many latents' intervals lie above 1, or below 1 where the sign is -1."""
     return int((sign * (scales.scale[known] - 1) > scales.half_width[known]).sum())
 
 
 def strengths(directions: Directions) -> Int64[np.ndarray, " active"]:
-    """Return which fourth of its latent's active tokens each amount is in, 0 for the weakest."""
+    """Return which fourth of its latent's amounts, sorted by size, each amount is in; 0 is the weakest."""
     latents = directions.amounts.indices
     order = np.lexsort((directions.amounts.data, latents))
     counts = np.bincount(latents, minlength=directions.amounts.shape[1])
@@ -255,37 +232,26 @@ def _by_strength(
     along: Float64[np.ndarray, " active"],
     aside: Float64[np.ndarray, " active"],
 ) -> list[Finding]:
+    """Return the scale of all latents' amounts together, for each fourth of the strengths."""
     level, squares = strengths(directions), directions.amounts.data.astype(np.float64) ** 2
     n = case.n_tokens
 
     def scale(s: Float[np.ndarray, "part replicate"]) -> Float64[np.ndarray, " replicate"]:
         return np.asarray(1 + s[0] / np.where(s[1] > 0, s[1], np.nan))
 
-    out = []
+    name, of, findings = "scale_by_strength", "activations", []
     for part in range(N_STRENGTHS):
-        here = level == part
+        inside = level == part
         sums = [
-            np.bincount(tokens[here], values[here], n).astype(np.float64)
+            np.bincount(tokens[inside], values[inside], n).astype(np.float64)
             for values in (along, squares, aside)
         ]
-        value, low, high = over_documents(scale, np.stack(sums[:2]), case.documents, case.seed)
+        value = over_documents(scale, np.stack(sums[:2]), case.documents, case.seed)
         null = over_documents(scale, np.stack([sums[2], sums[1]]), case.documents, case.seed)
-        at = (part + 0.5) / N_STRENGTHS
-        out.append(
-            Finding(
-                "shrinkage",
-                "scale_by_strength",
-                value,
-                low,
-                high,
-                int(here.sum()),
-                *null,
-                at=at,
-                of="activations",
-                reason="" if math.isfinite(value) else "no activation is of this strength",
-            )
-        )
-    return out
+        at, count = (part + 0.5) / N_STRENGTHS, int(inside.sum())
+        reason = "" if math.isfinite(value[0]) else "no activation is of this strength"
+        findings.append(Finding("shrinkage", name, *value, count, *null, at, of, reason))
+    return findings
 
 
 _SCALE = (

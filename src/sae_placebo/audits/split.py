@@ -1,7 +1,7 @@
 """What an SAE's error is made of, and what each part of it costs the model.
 
-Part of an error is a wrong scale, part a missing offset, part a linear function of the activation, part
-what another SAE would have found. Each is repaired in another way; only the rest is news.
+One part of an error is a wrong scale, one a missing offset, one a linear function of the activation, and one
+is what another SAE would have found. Each of these is repaired in another way. Only the rest is news.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ from sae_placebo.core.spec import generator, numpy_generator
 
 NAME = "split"
 PARTS = ("shrinkage", "offset", "linear", "other", "rest")
-"""In the order in which they are taken off."""
+"""Parts of the error, in the order in which they are taken off it."""
 MAX_OTHERS = 2
+"""The most other SAEs that are tried."""
 _NOTHING = 1e-9
+"""Share of the error's square below which what is left of it is rounding."""
+_NO_OTHER = "no other SAE of these activations"
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,9 +33,9 @@ class ErrorParts:
     """Parts of the error at held-out tokens of documents that nothing was fitted on.
 
     Attributes:
-        tokens: Which.
-        parts: [part, token, d_in], in the order of `PARTS`; they add up to the error.
-        untrained: What a dictionary that learned nothing predicts in place of the other SAE.
+        tokens: The tokens, as indices of held-out tokens.
+        parts: The parts in the order of `PARTS`; they add up to the error.
+        untrained: What a dictionary that learned nothing predicts in the place of the other SAE.
         after_scale: The error without shrinkage and offset.
         raw: The ridge prediction of the whole error from x.
         other: Name of the other SAE; empty where there is none.
@@ -47,25 +50,23 @@ class ErrorParts:
 
 
 def split(case: Case) -> ErrorParts:
-    """Return the error in parts: each is fitted on what those before it leave, on half of the documents.
+    """Return the parts of the error, each fitted, on half of the documents, on what those before it leave.
 
-    Shrinkage is (s - 1)(x_hat - b_dec) of the best number s. The offset is a vector, fitted with another
-    such number. The linear part is a ridge prediction from x; the other SAE's a prediction from x and its
-    reconstruction, less nothing, since the linear part is off already. Of several others it is the one
-    that predicts most where it is fitted.
+    Shrinkage is (s - 1)(x_hat - b_dec) for the best number s. The offset is a vector, fitted together with
+    another such number. The linear part is a ridge prediction from x. The other SAE's part is a ridge
+    prediction from x and from its reconstruction; nothing linear in x is left for it, since the linear part
+    is off already. Of several other SAEs, it is the one that predicts most where it is fitted.
 
     Raises:
-        NotEstimable: too few documents or tokens.
+        NotEstimable: there are too few documents or tokens.
     """
-    fit, score = (_some(case, half) for half in case.halves())
-    x = case.reading.activations.float().cpu().numpy()
-    found, error = case.reconstruction.numpy(), case.error.numpy()
-    bias = case.reading.sae.params["b_dec"].detach().float().cpu().numpy()
-    documents = case.documents[fit].astype(np.int64)
+    fit, score = (_sample(case, half) for half in case.halves())
+    x, x_hat, error = case.x.numpy(), case.reconstruction.numpy(), case.error.numpy()
+    bias, documents = case.b_dec.numpy(), case.documents[fit]
 
     raw = ridge(x[fit], error[fit], documents, case.seed)
     left = {"fit": error[fit].astype(np.float64), "score": error[score].astype(np.float64)}
-    codes = {"fit": (found[fit] - bias).astype(np.float64), "score": found[score] - bias}
+    codes = {"fit": (x_hat[fit] - bias).astype(np.float64), "score": x_hat[score] - bias}
     parts = []
 
     def take(predicted: dict[str, Float64[np.ndarray, "token d_in"]]) -> None:
@@ -81,7 +82,7 @@ def split(case: Case) -> ErrorParts:
     after_scale = left["score"]
     linear = ridge(x[fit], left["fit"], documents, case.seed)
     take({"fit": linear(x[fit]), "score": linear(x[score])})
-    untrained = _beside(case, _untrained(case), left["fit"], fit, score)
+    untrained = _predicted(case, _untrained(case), left["fit"], fit, score)
     name, other = "", np.zeros_like(untrained)
     if case.others:
         name, other = _best_other(case, left["fit"], fit, score)
@@ -90,38 +91,39 @@ def split(case: Case) -> ErrorParts:
     return ErrorParts(score, np.stack(parts), untrained, after_scale, raw(x[score]), name)
 
 
-def _some(case: Case, half: Bool[np.ndarray, " token"]) -> Int64[np.ndarray, " some"]:
-    """Return tokens of a half, without outlying norms, at most as many as are fitted on."""
+def _sample(case: Case, half: Bool[np.ndarray, " token"]) -> Int64[np.ndarray, " chosen"]:
+    """Return tokens of a half, without outlying norms, at most `ridge_tokens` of them."""
     tokens = np.flatnonzero(half & ordinary(case))
     random = numpy_generator(case.seed, "audit", "ridge tokens")
     return np.sort(random.permutation(tokens)[: case.spec.ridge_tokens]).astype(np.int64)
 
 
 def _slope(x: Float64[np.ndarray, "token d_in"], y: Float64[np.ndarray, "token d_in"]) -> float:
+    """Return the number s for which s x fits y best; 0 where x is 0."""
     square = float((x * x).sum())
     return float((x * y).sum()) / square if square > 0 else 0.0
 
 
-def _beside(
+def _predicted(
     case: Case,
-    found: Float[np.ndarray, "all d_in"],
+    x_hat: Float[np.ndarray, "all d_in"],
     left: Float64[np.ndarray, "token d_in"],
     fit: Int64[np.ndarray, " token"],
     score: Int64[np.ndarray, " scored"],
 ) -> Float64[np.ndarray, "scored d_in"]:
-    """Return what a reconstruction, beside x, predicts of what is left."""
-    x = case.reading.activations.float().cpu().numpy()
-    fitted = np.concatenate([x[fit], found[fit]], axis=1)
-    one = ridge(fitted, left, case.documents[fit].astype(np.int64), case.seed)
-    return one(np.concatenate([x[score], found[score]], axis=1))
+    """Return what x and a reconstruction together predict, at other tokens, of what is left."""
+    x = case.x.numpy()
+    fitted, scored = (np.concatenate([x[part], x_hat[part]], axis=1) for part in (fit, score))
+    return ridge(fitted, left, case.documents[fit], case.seed)(scored)
 
 
 def _untrained(case: Case) -> Float[np.ndarray, "token d_in"]:
-    """Return what a random dictionary reconstructs: the largest projections, as many as the SAE's codes.
+    """Return what a random dictionary reconstructs from each token's largest projections on it.
 
-    A function of x as bent as an SAE, that learned nothing.
+    There are as many of them as the SAE has active latents per token. It is a function of x that is not
+    linear, as an SAE is, but that learned nothing.
     """
-    x = case.reading.activations.float().cpu()
+    x = case.x
     rows = torch.randn(
         4 * x.shape[1], x.shape[1], generator=generator(case.seed, "audit", "untrained")
     )
@@ -129,9 +131,9 @@ def _untrained(case: Case) -> Float[np.ndarray, "token d_in"]:
     k = max(round(case.reading.codes.nnz / max(case.n_tokens, 1)), 1)
     middle, parts = x.mean(0), []
     for start in range(0, len(x), 4_096):
-        some = x[start : start + 4_096]
-        largest = ((some - middle) @ rows.T).clamp_min(0).topk(min(k, len(rows)), dim=1)
-        kept = torch.zeros(len(some), len(rows)).scatter_(1, largest.indices, largest.values)
+        block = x[start : start + 4_096]
+        largest = ((block - middle) @ rows.T).clamp_min(0).topk(min(k, len(rows)), dim=1)
+        kept = torch.zeros(len(block), len(rows)).scatter_(1, largest.indices, largest.values)
         parts.append(kept @ rows)
     return np.asarray(torch.cat(parts).numpy())
 
@@ -145,40 +147,43 @@ def _best_other(
     """Return the other SAE that predicts most where it is fitted, and what it predicts elsewhere."""
     best, chosen_one = -math.inf, ("", np.zeros((len(score), left.shape[1])))
     for name in sorted(case.others)[:MAX_OTHERS]:
-        found = replace(case, reading=case.others[name]).reconstruction.numpy()
-        both = _beside(case, found, left, fit, np.concatenate([fit, score]))
+        x_hat = replace(case, reading=case.others[name]).reconstruction.numpy()
+        both = _predicted(case, x_hat, left, fit, np.concatenate([fit, score]))
         gain = -float(((left - both[: len(fit)]) ** 2).sum())
         if gain > best:
             best, chosen_one = gain, (name, both[len(fit) :])
     return chosen_one
 
 
-# --- numbers -----------------------------------------------------------------------------------------
-
-
 def _squares(rows: Float[np.ndarray, "token d_in"]) -> Float64[np.ndarray, " token"]:
+    """Return the squared length of each row."""
     return np.asarray((rows.astype(np.float64) ** 2).sum(1))
 
 
+def _of_null(finding: Finding, null: Finding) -> Finding:
+    """Return a finding with the value and interval of another one as its null."""
+    return replace(finding, null=null.value, null_low=null.low, null_high=null.high)
+
+
 def shares(case: Case, found: ErrorParts) -> list[Finding]:
-    """Return how much of the squared error each part takes off, in order."""
-    documents = case.documents[found.tokens].astype(np.int64)
+    """Return which share of the squared error each part takes off, in order."""
+    documents = case.documents[found.tokens]
     error = found.parts.sum(0)
-    whole, listed, left = _squares(error), [], error
+    whole, findings, left = _squares(error), [], error
     for name, part in zip(PARTS, found.parts, strict=True):
         if name == "other" and not found.other:
-            reason = "no other SAE of these activations"
-            listed.append(Finding(NAME, "share_other", math.nan, reason=reason))
+            findings.append(Finding(NAME, "share_other", math.nan, reason=_NO_OTHER))
             continue
         before, after = _squares(left), _squares(left - found.untrained)
         left = left - part
         gain = before - _squares(left)
-        one = replace(ratio_of(NAME, f"share_{name}", gain, whole, documents, case.seed), null=0.0)
+        share = ratio_of(NAME, f"share_{name}", gain, whole, documents, case.seed)
+        share = replace(share, null=0.0)
         if name == "other":
             null = ratio_of(NAME, "", before - after, whole, documents, case.seed)
-            one = replace(one, null=null.value, null_low=null.low, null_high=null.high)
-        listed.append(one)
-    return listed
+            share = _of_null(share, null)
+        findings.append(share)
+    return findings
 
 
 def explained(
@@ -188,7 +193,17 @@ def explained(
     targets: Float64[np.ndarray, "token d"],
     predicted: Float64[np.ndarray, "token d"],
 ) -> Finding:
-    """Return the share of variance that a prediction explains: 1 - residual over variance; null 0."""
+    """Return the share of the targets' variance that a prediction explains, as a finding whose null is 0.
+
+    It is 1 less the squared residual over the variance, and may be below 0.
+
+    Args:
+        name: Name of the number.
+        case: The SAE under audit.
+        tokens: The tokens that targets are of.
+        targets: What is predicted.
+        predicted: The prediction, fitted on other tokens.
+    """
     documents = case.documents[tokens]
     total, n = float(_squares(targets - targets.mean(0)).sum()), len(tokens)
     if total <= _NOTHING * max(float(_squares(case.error[tokens].numpy()).sum()), 1e-300):
@@ -201,39 +216,32 @@ def explained(
 def linearity(case: Case, found: ErrorParts) -> list[Finding]:
     """Return how far the error and its squared length are linear in x, and the FVU that this leaves."""
     tokens, seed = found.tokens, case.seed
-    error = case.error[tokens].numpy().astype(np.float64)
-    x = case.reading.activations.float().cpu().numpy()
-    listed = [explained("r2_error", case, tokens, error, found.raw)]
+    error, x = case.error[tokens].numpy().astype(np.float64), case.x.numpy()
+    linear = explained("r2_error", case, tokens, error, found.raw)
     after = explained("r2_after_scale", case, tokens, found.after_scale, found.parts[2])
     if _squares(found.after_scale).sum() <= _NOTHING * _squares(error).sum():
-        after = Finding(
-            NAME, after.name, math.nan, n=len(tokens), null=0.0,
-            reason="scale and offset explain all of the error",
-        )  # fmt: skip
-    listed.append(after)
-    fit = _some(case, case.halves()[0])
+        reason = "scale and offset explain all of the error"
+        after = Finding(NAME, after.name, math.nan, n=len(tokens), reason=reason)
+    fit = _sample(case, case.halves()[0])
     every = _squares(case.error.numpy())[:, None]
     norm = _squares(x)[:, None]
-    documents = case.documents[fit].astype(np.int64)
+    documents = case.documents[fit]
     from_x = ridge(x[fit], every[fit], documents, seed)(x[tokens])
     from_norm = ridge(norm[fit], every[fit], documents, seed)(norm[tokens])
     size = explained("r2_size", case, tokens, every[tokens], from_x)
-    null = explained("", case, tokens, every[tokens], from_norm)
-    listed.append(replace(size, null=null.value, null_low=null.low, null_high=null.high))
+    size_null = explained("", case, tokens, every[tokens], from_norm)
     variance = _squares(x[tokens] - x[tokens].mean(0))
-    owners = case.documents[tokens].astype(np.int64)
+    owners = case.documents[tokens]
     plain = ratio_of(NAME, "fvu", _squares(error), variance, owners, seed)
     nonlinear = ratio_of(NAME, "fvu_nl", _squares(error - found.raw), variance, owners, seed)
     # an error independent of x is in x_hat as well: the best scale then takes off f / (1 + f) of it, f the
     # FVU, and puts in a multiple of x, which is as large a share of what is left
-    listed[1] = replace(listed[1], null=plain.value / (1 + plain.value))
-    listed.append(plain)
-    listed.append(replace(nonlinear, null=plain.value, null_low=plain.low, null_high=plain.high))
-    return listed
+    after = replace(after, null=plain.value / (1 + plain.value))
+    return [linear, after, _of_null(size, size_null), plain, _of_null(nonlinear, plain)]
 
 
 def _cost_findings(case: Case, found: ErrorParts) -> list[Finding]:
-    """Return what each part costs: the fall of KL when it is added to what is repaired already.
+    """Return what each part costs: the fall of KL when it is taken off, after those before it and alone.
 
     The null of a part's share of the cost is its share of the squared error at the same tokens.
     """
@@ -248,27 +256,21 @@ def _cost_findings(case: Case, found: ErrorParts) -> list[Finding]:
     errors = [parts[k:].sum(0) for k in range(len(PARTS))]
     errors += [parts.sum(0) - part for part in parts[1:]]
     nats = costs(case, tokens, -torch.from_numpy(np.stack(errors, axis=1)).float())
-    documents, seed = case.documents[tokens].astype(np.int64), case.seed
+    documents, seed = case.documents[tokens], case.seed
     after = np.concatenate([nats[:, : len(PARTS)], np.zeros((len(tokens), 1))], axis=1)
     alone = np.concatenate([nats[:, 1:2], nats[:, len(PARTS) :]], axis=1)
     sizes = [float(_squares(error).sum()) for error in errors[: len(PARTS)]] + [0.0]
-    listed = [mean_of(NAME, "cost", after[:, 0], documents, seed)]
+    findings = [mean_of(NAME, "cost", after[:, 0], documents, seed)]
     for k, part in enumerate(PARTS):
-        if part == "other" and not found.other:
-            reason = "no other SAE of these activations"
-            listed += [
-                Finding(NAME, f"{what}_other", math.nan, reason=reason)
-                for what in ("cost", "alone")
-            ]
-            continue
         null = (sizes[k] - sizes[k + 1]) / sizes[0] if sizes[0] > 0 else math.nan
-        for what, fall in (
-            ("cost", after[:, k] - after[:, k + 1]),
-            ("alone", after[:, 0] - alone[:, k]),
-        ):
-            one = ratio_of(NAME, f"{what}_{part}", fall, after[:, 0], documents, seed)
-            listed.append(replace(one, null=null))
-    return listed
+        falls = {"cost": after[:, k] - after[:, k + 1], "alone": after[:, 0] - alone[:, k]}
+        for what, fall in falls.items():
+            if part == "other" and not found.other:
+                findings.append(Finding(NAME, f"{what}_other", math.nan, reason=_NO_OTHER))
+                continue
+            share = ratio_of(NAME, f"{what}_{part}", fall, after[:, 0], documents, seed)
+            findings.append(replace(share, null=null))
+    return findings
 
 
 def _run(case: Case) -> Audited:

@@ -1,4 +1,4 @@
-"""Existing methods beside SAEs: sparse codes, bits per token, probes, and marginal structure."""
+"""Existing methods that SAEs are compared with: sparse codes, bits per token, probes, marginal structure."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """What a method is: something simpler than an SAE that gives directions to write activations with.
 
-Every method is fitted on the same tokens of the same arm, and leaves a `Dictionary`: unit directions
-and a center. How an activation is then written with few of them is `pursuit`; what that costs in bits
-is `rate`.
+Every method is fitted on the same tokens of an arm and gives a `Dictionary`: unit directions and a center.
+Module `pursuit` writes an activation with few of the directions, and `rate` counts what that costs in bits.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from sae_placebo.core.spec import Distinct, Registry, Spec, numpy_generator
 class MethodsSpec(Spec):
     """Settings of the comparison with existing methods.
 
-    Tokens are drawn at random from the documents that serve each purpose; where there are fewer, all
-    of them are taken.
+    Tokens are drawn at random from the documents that serve each purpose. Where there are fewer than wanted,
+    all of them are taken.
     """
 
     k: int | None = Field(default=None, ge=1)
-    """Atoms per token; None: what the SAEs use on average, or d_in / 8 without an SAE."""
+    """Atoms per token; what the SAEs use on average unless given, or d_in / 8 without an SAE."""
     n_atoms: int = Field(default=1024, ge=2)
-    """Atoms of methods whose size is free; capped at d_sae, and at a fifth of the tokens for k-means."""
+    """Atoms of methods whose size is free; at most d_sae, and for k-means a fifth of the tokens."""
     nmf_atoms: int = Field(default=128, ge=2)
-    """Atoms of the non-negative dictionary: its fit is the slowest."""
+    """Atoms of the non-negative dictionary, which is the slowest to fit."""
     fit_tokens: int = Field(default=20_000, ge=100)
     """Tokens that dictionaries are fitted on."""
     ica_tokens: int = Field(default=6_000, ge=100)
@@ -40,39 +39,39 @@ class MethodsSpec(Spec):
     nmf_tokens: int = Field(default=3_000, ge=100)
     """Tokens that the non-negative dictionary is fitted on."""
     iterations: int = Field(default=20, ge=1)
-    """Iterations of ICA and of the non-negative dictionary; both stop before they have settled."""
+    """Iterations of ICA and of the non-negative dictionary; both stop before they have converged."""
     choose_tokens: int = Field(default=2_000, ge=50)
-    """Tokens that the coder's models are fitted on, and the probes."""
+    """Tokens that the coder's probabilities and the probes are fitted on."""
     score_tokens: int = Field(default=2_000, ge=50)
     """Tokens that are coded and scored."""
     sae_pursuit_tokens: int = Field(default=250, ge=0)
-    """Scored tokens on which SAE decoders are pursued, for their explained variance; 0: none."""
+    """Scored tokens that are written by pursuit on SAE decoders, for their explained variance; 0 for none."""
     coded_tokens: int = Field(default=128, ge=0)
-    """Scored tokens that are really written by the range coder, to check the lengths; 0: none."""
+    """Scored tokens that the range coder writes, to check the counted lengths; 0 for none."""
     distortions: Distinct[Annotated[float, Field(gt=0, lt=1)]] = (0.2, 0.05)
     """Shares of variance left unexplained at which bits are counted; the first is the headline."""
     shares_of_k: Distinct[Annotated[float, Field(gt=0, le=1)]] = (0.03125, 0.125, 0.5, 1.0)
-    """Of k: numbers of atoms that a code may use; the cheapest is chosen for each distortion."""
+    """Numbers of atoms that a code may use, as shares of k; the cheapest is chosen for each distortion."""
     coefficient_steps: Distinct[Annotated[float, Field(gt=0)]] = (1.0, 3.0)
-    """Steps of the coefficients' quantizer, in steps of the residual's where all of it is coded."""
+    """Steps of the coefficients' quantizer, in steps of the residual's where all its components are coded."""
     stream_tokens: int | None = Field(default=None, ge=1)
-    """Tokens that a dictionary's own bits are spread over; None: those of the documents to fit on."""
+    """Tokens that a dictionary's own bits are spread over; unless given, those of the documents to fit on."""
     n_labels: int = Field(default=20, ge=1)
-    """Labels probed at most, the most frequent ones."""
+    """The most labels that are probed; the most frequent ones are taken."""
 
 
 @dataclass(frozen=True, eq=False)
 class Dictionary:
-    """Directions of one method.
+    """The directions that one method writes activations with.
 
     Attributes:
-        name: Of the method.
-        directions: Unit rows.
-        center: Subtracted before coding and added afterwards.
-        entries: Numbers that a receiver must be sent to know the directions. 0 where a seed, or
-            nothing, tells them.
-        native: The method's own code of centered activations with at most k atoms; None: it has none
-            other than pursuit.
+        name: Name of the method.
+        directions: Rows of length 1, the atoms.
+        center: A vector that is subtracted before coding and added afterwards.
+        entries: How many numbers a receiver must be sent to know the directions; 0 where they follow from a
+            seed, or from nothing at all.
+        native: The method's own way to code centered activations with at most k atoms; None where it has
+            none, so that only pursuit can code with it.
     """
 
     name: str
@@ -87,13 +86,13 @@ class Material:
     """What every method is fitted on.
 
     Attributes:
-        activations: Of the documents to fit on, less `center`.
-        center: Mean activation of these documents.
-        token_ids: Token at each.
-        embeddings: Rows of W_E; None where the arm has none of this width.
-        n_atoms: Atoms for methods whose size is free.
-        seed: Names every draw.
-        spec: Settings.
+        activations: Activations at the tokens to fit on, less `center`.
+        center: Mean activation of these tokens.
+        token_ids: Token id of each.
+        embeddings: Rows of W_E; None where they are not known.
+        n_atoms: Atoms of methods whose size is free.
+        seed: The seed that every draw is named by.
+        spec: The settings.
     """
 
     activations: Float32[np.ndarray, "token d_in"]
@@ -105,7 +104,7 @@ class Material:
     spec: MethodsSpec
 
     def random(self, name: str) -> np.random.Generator:
-        """Return the generator of one method, the same one for every arm."""
+        """Return the random generator of one method, which is the same for every arm of this width."""
         return numpy_generator(self.seed, "methods", name, self.activations.shape[1])
 
     def random_state(self, name: str) -> int:
@@ -118,11 +117,11 @@ class Method:
     """A way to get a dictionary that is simpler than training an SAE.
 
     Attributes:
-        name: How tables name it.
-        title: For people.
+        name: The method's name in tables.
+        title: Its name in the report.
         definition: What its directions are, in words.
-        source: Paper or library, and every deviation.
-        fit: Material to dictionary; raises NotEstimable where it cannot.
+        source: The paper or library that it is taken from, and every deviation.
+        fit: A function from material to a dictionary, which raises `NotEstimable` where there is none.
     """
 
     name: str
@@ -133,6 +132,7 @@ class Method:
 
 
 METHODS: Registry[Method] = Registry("method")
+"""Every method that is no SAE, by name."""
 
 
 def unit_rows(
@@ -140,12 +140,16 @@ def unit_rows(
 ) -> Float32[np.ndarray, "atom d_in"]:
     """Return the rows scaled to length 1, without those of length 0.
 
+    Args:
+        rows: Rows of any length.
+        name: What an error calls the method that found them.
+
     Raises:
-        NotEstimable: none is left.
+        NotEstimable: all rows have length 0.
     """
     lengths = np.linalg.norm(rows, axis=1)
     kept = lengths > 1e-6 * max(float(lengths.max(initial=0.0)), 1e-30)
     if not kept.any():
         raise NotEstimable(f"{name} found no direction: all of its rows have length 0")
-    found: Float32[np.ndarray, "atom d_in"] = rows[kept] / lengths[kept, None]
-    return found.astype(np.float32)
+    unit: Float32[np.ndarray, "atom d_in"] = rows[kept] / lengths[kept, None]
+    return unit.astype(np.float32)

@@ -1,8 +1,8 @@
-"""Code lengths in bits under models that were fitted on other documents.
+"""Code lengths in bits, under probabilities that were fitted on other documents.
 
-A token is sent as: how many atoms it uses, which ones, their quantized coefficients, and the
-quantized residual. Every model here is a table of probabilities, and the length of a symbol is minus
-log2 of its probability; `coder` writes the same symbols under the same tables with a range coder.
+A token is sent in four parts: how many atoms it uses, which ones, their quantized coefficients, and the
+quantized residual. Every model in this module is a table of probabilities, and the length of a symbol is
+-log2 of its probability. Module `coder` writes the same symbols by the same tables with a range coder.
 """
 
 from __future__ import annotations
@@ -15,29 +15,31 @@ from jaxtyping import Float, Int64, Integer
 from sae_placebo.baselines.pursuit import AtomCodes
 
 LIMIT = 255
-"""Integers beyond are escaped: an escape symbol, a sign, and an Elias gamma code of the excess."""
+"""Largest absolute integer with a symbol of its own. Larger ones are sent as an escape symbol, a sign, and
+the Elias gamma code of the excess."""
 ESCAPE = 2 * LIMIT + 1
-"""Column of the escape symbol."""
+"""Column of the escape symbol in a table of probabilities."""
 _PRIOR = 4.0
 """Symbols that the parametric prior of a histogram counts for."""
 _FLOOR = 1e-3
-"""Share of the prior that is spread evenly, so that nothing is impossible."""
+"""Share of the prior that is spread evenly over symbols, so that none is impossible."""
 _SMOOTHING = (0.01, 0.05, 0.2, 0.5)
-"""Occurrences added to each atom's; the best one on half of the tokens to fit on is taken."""
+"""Occurrences that may be added to each atom's; the number that codes half of the tokens best is taken."""
 _CONTEXTS = 40
-"""Classes of scale, half an octave each; what is smaller or larger joins the last ones."""
+"""Classes of scale, half an octave each; the first and the last also take what is smaller or larger."""
 _LOWEST = -16
+"""The first class's scale, in half octaves."""
 
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """A code in integers: atoms in ascending order, those at 0 left out.
+    """A sparse code in integers. A token's atoms are in ascending order; those at 0 are left out.
 
     Attributes:
-        counts: Atoms of each token.
-        atoms: All tokens' atoms, one token behind the other.
-        levels: Their coefficients in steps, never 0.
-        n_atoms: Atoms in the dictionary.
+        counts: How many atoms each token uses.
+        atoms: The atoms of all tokens, one token after the other.
+        levels: The coefficient of each of these atoms, in steps of the quantizer; never 0.
+        n_atoms: How many atoms the dictionary has.
     """
 
     counts: Int64[np.ndarray, " token"]
@@ -47,18 +49,18 @@ class Quantized:
 
     @property
     def owners(self) -> Int64[np.ndarray, " entry"]:
-        """Token of each entry."""
+        """The token that each entry of `atoms` and `levels` belongs to."""
         return np.repeat(np.arange(len(self.counts)), self.counts)
 
     def first(self, n: int) -> Quantized:
-        """Return the first n tokens."""
+        """Return the code of the first n tokens."""
         end = int(self.counts[:n].sum())
         return Quantized(self.counts[:n], self.atoms[:end], self.levels[:end], self.n_atoms)
 
     def decode(
         self, directions: Float[np.ndarray, "atom d_in"], step: float
     ) -> Float[np.ndarray, "token d_in"]:
-        """Return what the receiver makes of it."""
+        """Return what the receiver rebuilds from the code, with coefficients of `step` times their level."""
         from scipy.sparse import csr_matrix
 
         if not self.n_atoms:
@@ -66,14 +68,13 @@ class Quantized:
         ends = np.concatenate([[0], np.cumsum(self.counts)])
         values = (self.levels * step).astype(np.float32)
         shape = (len(self.counts), self.n_atoms)
-        found: Float[np.ndarray, "token d_in"] = (
-            csr_matrix((values, self.atoms, ends), shape=shape) @ directions
-        )
-        return found
+        matrix = csr_matrix((values, self.atoms, ends), shape=shape)
+        decoded: Float[np.ndarray, "token d_in"] = matrix @ directions
+        return decoded
 
 
 def quantize(codes: AtomCodes, step: float) -> Quantized:
-    """Return the coefficients in whole steps, rounded; those that round to 0 are not sent."""
+    """Return the code with its coefficients rounded to whole steps; those that round to 0 are not sent."""
     levels = np.rint(codes.values / step).astype(np.int64)
     token, slot = np.nonzero(levels)
     atoms = codes.atoms[token, slot].astype(np.int64)
@@ -84,10 +85,10 @@ def quantize(codes: AtomCodes, step: float) -> Quantized:
 
 @dataclass(frozen=True, eq=False)
 class Histograms:
-    """Probabilities of integers, by context.
+    """Probabilities of integers in each context.
 
     Attributes:
-        table: [context, symbol] for -255 to 255 and, last, the escape.
+        table: Probabilities of the integers from -255 to 255 and, in the last column, of the escape.
     """
 
     table: Float[np.ndarray, "context symbol"]
@@ -100,12 +101,15 @@ class Histograms:
         n_contexts: int,
         zero: bool = True,
     ) -> Histograms:
-        """Return frequencies, shrunk towards a two-sided geometric of each context's mean size.
+        """Return the integers' frequencies, shrunk towards a two-sided geometric distribution.
+
+        The prior of a context has the mean absolute value of the integers there.
 
         Args:
-            symbols: Integers to learn from.
-            contexts: Context of each.
-            n_contexts: Contexts there are; those without a symbol keep the prior, at mean size 1.
+            symbols: The integers that frequencies are taken from.
+            contexts: The context of each.
+            n_contexts: How many contexts there are. One without any integer keeps the prior, with a mean
+                absolute value of 1.
             zero: Whether 0 can occur.
         """
         n = 2 * LIMIT + 2
@@ -126,53 +130,58 @@ class Histograms:
     def lengths(
         self, symbols: Integer[np.ndarray, " entry"], contexts: Integer[np.ndarray, " entry"]
     ) -> Float[np.ndarray, " entry"]:
-        """Return the bits of each integer."""
-        at = slots(symbols)
+        """Return the length of each integer in bits."""
+        columns = slots(symbols)
         with np.errstate(divide="ignore"):  # 0 where it cannot occur
-            bits = -np.log2(self.table)
-        found: Float[np.ndarray, " entry"] = bits[contexts, at]
-        escaped = at == ESCAPE
+            table = -np.log2(self.table)
+        bits: Float[np.ndarray, " entry"] = table[contexts, columns]
+        escaped = columns == ESCAPE
         if escaped.any():
             excess = np.abs(symbols[escaped]) - LIMIT
-            found[escaped] += 2 + 2 * np.floor(np.log2(excess))
-        return found
+            bits[escaped] += 2 + 2 * np.floor(np.log2(excess))
+        return bits
 
 
 def slots(symbols: Integer[np.ndarray, "*shape"]) -> Int64[np.ndarray, "*shape"]:
-    """Return the column of each integer in a histogram's table."""
-    out = np.abs(symbols) > LIMIT
-    found: Int64[np.ndarray, "*shape"] = np.where(
-        out, ESCAPE, np.clip(symbols, -LIMIT, LIMIT) + LIMIT
-    ).astype(np.int64)
-    return found
+    """Return the column of each integer in a table of probabilities."""
+    plain = np.clip(symbols, -LIMIT, LIMIT) + LIMIT
+    columns: Int64[np.ndarray, "*shape"] = np.where(np.abs(symbols) > LIMIT, ESCAPE, plain).astype(
+        np.int64
+    )
+    return columns
 
 
 def scale_context(scale: Float[np.ndarray, " item"]) -> Int64[np.ndarray, " item"]:
-    """Return the class of scale, in steps of the quantizer: half an octave each."""
+    """Return the class that each scale falls into, which is its context; classes are half an octave wide.
+
+    Args:
+        scale: Sizes in steps of the quantizer.
+    """
     octave = np.rint(2 * np.log2(np.maximum(scale, 1e-9))).astype(np.int64)
-    found: Int64[np.ndarray, " item"] = np.clip(octave - _LOWEST, 0, _CONTEXTS - 1)
-    return found
+    classes: Int64[np.ndarray, " item"] = np.clip(octave - _LOWEST, 0, _CONTEXTS - 1)
+    return classes
 
 
 @dataclass(frozen=True, eq=False)
 class IndexModel:
-    """Which atoms a token uses, given how many: atoms are drawn independently, on that condition.
+    """The probability of the set of atoms that a token uses, given how many it uses.
 
-    P(set given its size s) is the product of the atoms' odds over the sum of such products over all
-    sets of s atoms, so that no order of the atoms is paid for.
+    Atoms are taken to be drawn independently, under the condition that there are s of them. The probability
+    of a set is then the product of its atoms' odds over the sum of such products over all sets of s atoms.
+    So no bits are spent on an order of the atoms.
 
     Attributes:
-        log_odds: Natural log of each atom's odds.
+        log_odds: Natural logarithm of each atom's odds.
     """
 
     log_odds: Float[np.ndarray, " atom"]
 
     @classmethod
     def fit(cls, codes: Quantized) -> IndexModel:
-        """Return the odds of the atoms' smoothed frequencies.
+        """Return the model with the odds of the atoms' smoothed frequencies.
 
-        The smoothing is the one with the shortest code for every second token, with frequencies of
-        the others; the frequencies used in the end are of all.
+        The smoothing is the one that gives every second token the shortest code under the frequencies of
+        the others. The frequencies that are used in the end are those of all tokens.
         """
         if not codes.n_atoms:
             return cls(np.zeros(0))
@@ -189,7 +198,11 @@ class IndexModel:
         return cls(np.log(rate) - np.log1p(-rate))
 
     def suffix_sums(self, largest: int) -> Float[np.ndarray, "atom_plus_one size_plus_one"]:
-        """Return [j, r], the log of the sum over sets of r among atoms j and later, up to `largest`."""
+        """Return at [j, r] the log of the summed odds of all sets of r atoms among atom j and later ones.
+
+        Args:
+            largest: The largest r.
+        """
         sums = np.full((len(self.log_odds) + 1, largest + 1), -np.inf)
         sums[:, 0] = 0
         for j in range(len(self.log_odds) - 1, -1, -1):
@@ -197,7 +210,7 @@ class IndexModel:
         return sums
 
     def lengths(self, codes: Quantized) -> Float[np.ndarray, " token"]:
-        """Return the bits of each token's set of atoms, given its size."""
+        """Return the length in bits of each token's set of atoms, given its size."""
         if not codes.n_atoms:
             return np.zeros(len(codes.counts))
         largest = int(codes.counts.max(initial=0))
@@ -206,11 +219,11 @@ class IndexModel:
         # as in `suffix_sums`, of which the first row alone is needed
         for log_odds in self.log_odds[::-1]:
             sums[1:] = np.logaddexp(sums[1:], log_odds + sums[:-1])
-        own = np.bincount(
+        log_odds_of_set = np.bincount(
             codes.owners, weights=self.log_odds[codes.atoms], minlength=len(codes.counts)
         )
-        found: Float[np.ndarray, " token"] = (sums[codes.counts] - own) / np.log(2)
-        return found
+        bits: Float[np.ndarray, " token"] = (sums[codes.counts] - log_odds_of_set) / np.log(2)
+        return bits
 
 
 def _rates(
@@ -221,15 +234,15 @@ def _rates(
 
 @dataclass(frozen=True, eq=False)
 class CodeModel:
-    """All that sender and receiver agree on beforehand, but for directions.
+    """All that sender and receiver agree on beforehand, except for the directions.
 
     Attributes:
-        counts: Number of atoms of a token; one context.
-        index: Which atoms.
+        counts: Probabilities of the number of a token's atoms, in one context.
+        index: Probabilities of the set of atoms.
         value_context: Context of each atom's coefficient.
-        values: Coefficients in steps.
+        values: Probabilities of coefficients, in steps.
         residual_context: Context of each component of the residual.
-        residual: Components in steps.
+        residual: Probabilities of the residual's components, in steps.
     """
 
     counts: Histograms
@@ -241,10 +254,14 @@ class CodeModel:
 
     @classmethod
     def fit(cls, codes: Quantized, residual: Integer[np.ndarray, "token component"]) -> CodeModel:
-        """Return the models of the tokens to fit on.
+        """Return the model that is fitted on tokens.
 
-        A coefficient's context is its atom's mean size, shrunk towards that of all atoms by two
-        tokens; a component's is its own root mean square.
+        The context of a coefficient is the class of its atom's mean size, shrunk towards that of all atoms
+        by two tokens. The context of a component of the residual is the class of its root mean square.
+
+        Args:
+            codes: The tokens' sparse codes.
+            residual: The tokens' residuals in whole steps.
         """
         sizes = np.abs(codes.levels)
         seen = np.bincount(codes.atoms, minlength=codes.n_atoms)
@@ -266,7 +283,7 @@ class CodeModel:
     def lengths(
         self, codes: Quantized, residual: Integer[np.ndarray, "token component"]
     ) -> Float[np.ndarray, "part token"]:
-        """Return the bits of each token by part: indices with their number, values, residual."""
+        """Return the bits of each token in three parts: indices with their number, values, residual."""
         n = len(codes.counts)
         indices = self.counts.lengths(codes.counts, np.zeros(n, dtype=np.int64))
         values = self.values.lengths(codes.levels, self.value_context[codes.atoms])

@@ -1,4 +1,4 @@
-"""k-means: centroids as directions."""
+"""k-means, with centroids as directions."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from sae_placebo.core.errors import NotEstimable
 
 
 def fit_kmeans(material: Material) -> Dictionary:
-    """Return the centroids, less the center and at length 1.
+    """Return the dictionary of centroids, less the center and at length 1.
 
-    The native code is the nearest centroid alone, at the centroid's own length.
+    The native code of a token is the nearest centroid alone, at the centroid's own length.
 
     Raises:
         NotEstimable: there are fewer than ten tokens to fit on.

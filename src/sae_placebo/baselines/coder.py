@@ -1,7 +1,7 @@
-"""The symbols of `bits` written by a range coder, and read back.
+"""A range coder that writes the symbols of `bits`, and reads them back.
 
-The lengths that are reported are minus log2 of probabilities; a range coder reaches them but for the
-rounding of the probabilities to 24 bits and the last word. This module is the proof.
+The lengths that are reported are -log2 of probabilities. A range coder reaches them except for the rounding
+of probabilities to 24 bits and for the last word. This module is the proof.
 """
 
 from __future__ import annotations
@@ -24,10 +24,15 @@ from sae_placebo.baselines.bits import (
 from sae_placebo.core.errors import NotEstimable
 
 _SURE = 1e-7
-"""Probabilities are kept this far from 0 and 1: the coder's own resolution is 2^-24."""
+"""Distance that probabilities keep from 0 and 1, since the coder's own resolution is 2^-24."""
 
 
 def _stream() -> Any:
+    """Return constriction's module of stream codes.
+
+    Raises:
+        NotEstimable: constriction is not installed.
+    """
     try:
         import constriction
     except ImportError:
@@ -39,12 +44,12 @@ def _stream() -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Message:
-    """What is sent.
+    """A message that holds tokens.
 
     Attributes:
-        words: Of the range coder.
-        n_tokens: Tokens in it.
-        n_components: Components of the residual.
+        words: The words that the range coder wrote.
+        n_tokens: How many tokens the message holds.
+        n_components: How many components a token's residual has.
     """
 
     words: UInt32[np.ndarray, " word"]
@@ -53,14 +58,19 @@ class Message:
 
     @property
     def bits(self) -> int:
-        """Length."""
+        """The length of the message in bits."""
         return 32 * len(self.words)
 
 
 def encode(
     model: CodeModel, codes: Quantized, residual: Integer[np.ndarray, "token component"]
 ) -> Message:
-    """Return the tokens as a message.
+    """Return the message that holds these tokens.
+
+    Args:
+        model: The probabilities that sender and receiver share.
+        codes: The tokens' sparse codes.
+        residual: The tokens' residuals in whole steps.
 
     Raises:
         NotEstimable: constriction is not installed.
@@ -81,7 +91,7 @@ def encode(
 def decode(
     model: CodeModel, message: Message
 ) -> tuple[Quantized, Int64[np.ndarray, "token component"]]:
-    """Return the tokens that a message holds.
+    """Return the sparse codes and the residuals of the tokens that a message holds.
 
     Raises:
         NotEstimable: constriction is not installed.
@@ -101,9 +111,9 @@ def decode(
 def _inclusions(
     model: IndexModel, codes: Quantized
 ) -> tuple[Int64[np.ndarray, " decision"], Float[np.ndarray, " decision"]]:
-    """Return for each token and atom, in order, whether it is used and how likely that was.
+    """Return for each token and atom, in order, whether the atom is used and how likely that was.
 
-    Atoms behind a token's last one are left out: the receiver knows how many there are.
+    Atoms behind a token's last one are left out, since the receiver knows how many atoms there are.
     """
     n, n_atoms = len(codes.counts), codes.n_atoms
     used = np.zeros((n, n_atoms), dtype=np.int64)
@@ -115,9 +125,9 @@ def _inclusions(
 
 
 def _chances(model: IndexModel, largest: int) -> Float[np.ndarray, "atom size_plus_one"]:
-    """Return [j, r]: P(atom j is used | r of the atoms j and later are).
+    """Return at [j, r] the probability that atom j is used, given that r of atom j and later ones are.
 
-    Sender and receiver compute the whole table alike, so that its last bits agree.
+    Sender and receiver compute the whole table in the same way, so that its last bits agree.
     """
     sums = model.suffix_sums(largest)
     with np.errstate(invalid="ignore"):  # more atoms to come than there are
@@ -130,17 +140,18 @@ def _chances(model: IndexModel, largest: int) -> Float[np.ndarray, "atom size_pl
 def _read_atoms(
     coder: Any, stream: Any, model: IndexModel, counts: Int64[np.ndarray, " token"]
 ) -> Int64[np.ndarray, " entry"]:
+    """Return the atoms of all tokens, which have as many as `counts` says."""
     chances = _chances(model, int(counts.max(initial=0)))
-    found = []
+    atoms = []
     for count in counts:
         left, j = int(count), 0
         while left:
-            one = stream.model.Bernoulli(float(chances[j, left]), perfect=False)
-            if coder.decode(one):
-                found.append(j)
+            used = stream.model.Bernoulli(float(chances[j, left]), perfect=False)
+            if coder.decode(used):
+                atoms.append(j)
                 left -= 1
             j += 1
-    return np.array(found, dtype=np.int64)
+    return np.array(atoms, dtype=np.int64)
 
 
 def _write(
@@ -150,13 +161,14 @@ def _write(
     symbols: Int64[np.ndarray, " entry"],
     contexts: Int64[np.ndarray, " entry"],
 ) -> None:
-    """Write integers context by context, and what was escaped behind them."""
+    """Write integers context by context, each context followed by what was escaped in it."""
     for context in np.unique(contexts).tolist():
-        here = symbols[contexts == context]
-        at = slots(here).astype(np.int32)
-        coder.encode(at, stream.model.Categorical(_probabilities(model, context), perfect=False))
+        part = symbols[contexts == context]
+        columns = slots(part).astype(np.int32)
+        table = stream.model.Categorical(_probabilities(model, context), perfect=False)
+        coder.encode(columns, table)
         fair = stream.model.Uniform(2)
-        for symbol in here[at == ESCAPE]:
+        for symbol in part[columns == ESCAPE]:
             excess = abs(int(symbol)) - LIMIT
             # Elias gamma: as many zeros as there are digits behind the first, then the digits
             digits = [int(digit) for digit in f"{excess:b}"]
@@ -167,14 +179,15 @@ def _write(
 def _read(
     coder: Any, stream: Any, model: Histograms, contexts: Int64[np.ndarray, " entry"]
 ) -> Int64[np.ndarray, " entry"]:
-    found = np.zeros(len(contexts), dtype=np.int64)
+    """Return the integers that `_write` wrote in these contexts."""
+    integers = np.zeros(len(contexts), dtype=np.int64)
     fair = stream.model.Uniform(2)
     for context in np.unique(contexts).tolist():
-        there = np.flatnonzero(contexts == context)
+        places = np.flatnonzero(contexts == context)
         table = stream.model.Categorical(_probabilities(model, context), perfect=False)
-        at = coder.decode(table, len(there)).astype(np.int64)
-        symbols = at - LIMIT
-        for i in np.flatnonzero(at == ESCAPE):
+        columns = coder.decode(table, len(places)).astype(np.int64)
+        symbols = columns - LIMIT
+        for i in np.flatnonzero(columns == ESCAPE):
             sign = -1 if coder.decode(fair) else 1
             n_digits = 1
             while not coder.decode(fair):
@@ -183,10 +196,10 @@ def _read(
             for _ in range(n_digits - 1):
                 excess = 2 * excess + int(coder.decode(fair))
             symbols[i] = sign * (excess + LIMIT)
-        found[there] = symbols
-    return found
+        integers[places] = symbols
+    return integers
 
 
 def _probabilities(model: Histograms, context: int) -> Float[np.ndarray, " symbol"]:
-    found: Float[np.ndarray, " symbol"] = model.table[context].astype(np.float32)
-    return found
+    row: Float[np.ndarray, " symbol"] = model.table[context].astype(np.float32)
+    return row

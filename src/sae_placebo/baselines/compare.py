@@ -1,4 +1,4 @@
-"""Every method and every SAE of one arm, on the same tokens at the same sparsity and distortion."""
+"""The comparison of an arm's SAEs with simpler methods, on the same tokens, sparsity and distortions."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Float, Float32, Int64
 
 from sae_placebo.baselines.base import METHODS, Dictionary, Material, Method, MethodsSpec
 from sae_placebo.baselines.marginal import DocumentBits, ratio_interval
-from sae_placebo.baselines.probing import Probe, ProbeTasks, probe, probe_tasks
+from sae_placebo.baselines.probing import ProbeTasks, probe, probe_tasks
 from sae_placebo.baselines.pursuit import AtomCodes, pursue, pursue_nonnegative, refitted
 from sae_placebo.baselines.rate import (
     PARTS,
@@ -30,10 +30,11 @@ from sae_placebo.data.labels.truth import NO_LABELS
 from sae_placebo.latents.base import Encoded, Folds, TokenTable
 
 SAE_METHOD = "sae"
+"""The name that tables give to SAEs as a method."""
 
 
 class Coded(NamedTuple):
-    """What bits are looked up by: a method, which SAE (None for simpler methods), a distortion."""
+    """The key of bits: a method, the name of the SAE (None for simpler methods), and a distortion."""
 
     method: str
     reading: str | None
@@ -42,37 +43,41 @@ class Coded(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class MethodsResult:
-    """One arm at one hookpoint.
+    """The comparison for one arm at one hookpoint.
 
     Attributes:
-        table: A row per method or SAE and distortion; a method that could not be fitted has one row
-            with its reason.
-        bits: The same bits by document.
+        table: One row for each method or SAE at each distortion. A method that could not be fitted has one
+            row, with the reason.
+        bits: The bits of each document behind the bits of the table.
         k: Atoms per token at which methods were compared.
+        reason: Why there is no comparison at all; None where there is one.
     """
 
     table: pandas.DataFrame
     bits: Mapping[Coded, DocumentBits]
     k: int
     reason: str | None = None
-    """Why there is no comparison at all; None where there is one."""
 
     def simpler(self, distortion: float) -> dict[str, DocumentBits]:
-        """Return the bits of all methods that are no SAE at one distortion."""
+        """Return the bits of all methods that are no SAE, by name, at one distortion."""
         return {
-            key.method: found
-            for key, found in self.bits.items()
+            key.method: bits
+            for key, bits in self.bits.items()
             if key.reading is None and key.distortion == distortion
         }
 
     def of_sae(self, reading: str, distortion: float) -> DocumentBits:
-        """Return the bits of one SAE at one distortion."""
+        """Return the bits of the SAE called `reading` at one distortion.
+
+        Raises:
+            KeyError: they could not be counted.
+        """
         return self.bits[Coded(SAE_METHOD, reading, distortion)]
 
 
 @dataclass(eq=False)
 class _Comparison:
-    """What all methods of one arm share, and the rows found so far."""
+    """What all methods of one arm share, and the rows and bits so far."""
 
     sample: Sample
     k: int
@@ -82,10 +87,8 @@ class _Comparison:
     rows: list[dict[str, Any]] = field(default_factory=list)
     bits: dict[Coded, DocumentBits] = field(default_factory=dict)
 
-    def add(
-        self, dictionary: Dictionary, split: ChosenAndScored, reading: str | None
-    ) -> dict[str, Any]:
-        """Add the rows of one dictionary; returns what they share."""
+    def add(self, dictionary: Dictionary, split: ChosenAndScored, reading: str | None) -> None:
+        """Add the rows of one dictionary, one at each distortion, and its bits by document."""
         codes = split.score_codes(self.k)
         shared = {
             **self._row(dictionary.name, reading, None),
@@ -93,43 +96,40 @@ class _Comparison:
             **self._fidelity(dictionary, split.score, codes),
             **self._probes(split, codes),
         }
-        own = dictionary_bits(dictionary) / self.sample.stream_tokens
+        of_dictionary = dictionary_bits(dictionary) / self.sample.stream_tokens
         for distortion in self.spec.distortions:
             try:
-                found = token_bits(dictionary, split, self.k, distortion, self.spec)
+                bits = token_bits(dictionary, split, self.k, distortion, self.spec)
             except NotEstimable as refusal:
                 self.rows.append({**shared, "distortion": distortion, "reason": str(refusal)})
                 continue
-            documents = self._documents(found.adjusted)
+            documents = self._documents(bits.adjusted)
             self.bits[Coded(dictionary.name, reading, distortion)] = documents
-            self.rows.append({**shared, **_bits_row(found, documents, own)})
-        return shared
+            self.rows.append({**shared, **_bits_row(bits, documents, of_dictionary)})
 
     def refuse(self, method: str, reason: str, reading: str | None = None) -> None:
         """Add the row of a method that could not be fitted."""
         self.rows.append(self._row(method, reading, reason))
 
     def _row(self, method: str, reading: str | None, reason: str | None) -> dict[str, Any]:
-        there = np.unique(self.sample.documents)
         return {
             "method": method,
             "reading": reading,
             "n_tokens": len(self.sample.score),
-            "n_documents": len(there),
+            "n_documents": len(np.unique(self.sample.documents)),
             "reason": reason,
         }
 
     def _documents(self, values: Float[np.ndarray, " token"]) -> DocumentBits:
+        """Return the sums of values over each document, with the number of its tokens."""
         s = self.sample
-        ones = np.ones(len(values))
-        return DocumentBits(
-            by_document(values, s.documents, s.n_documents),
-            by_document(ones, s.documents, s.n_documents),
-        )
+        parts = (values, np.ones(len(values)))
+        return DocumentBits(*(by_document(part, s.documents, s.n_documents) for part in parts))
 
     def _fidelity(
         self, dictionary: Dictionary, x: Float32[np.ndarray, "token d_in"], codes: AtomCodes
     ) -> dict[str, float]:
+        """Return the columns of sparsity and explained variance."""
         if not len(dictionary.directions):  # no sparse code, so that nothing is explained by one
             return {"sparsity": 0.0}
         s = self.sample
@@ -146,23 +146,23 @@ class _Comparison:
         }
 
     def _probes(self, split: ChosenAndScored, codes: AtomCodes) -> dict[str, Any]:
+        """Return the columns of probes with 1 and with 5 atoms, or the reason why there are none."""
         if self.tasks is None or not codes.n_atoms:
             return {"probe_reason": self.why_no_probe or "it has no atoms to read"}
         fitted = split.choose_codes(self.k)
-        found: dict[str, Any] = {}
-        for k in (1, 5):
+        columns: dict[str, Any] = {}
+        for k, suffix in ((1, "_1"), (5, "")):
             try:
-                one: Probe = probe(fitted, codes, self.tasks, k)
+                means = probe(fitted, codes, self.tasks, k)
             except NotEstimable as refusal:
                 return {"probe_reason": str(refusal)}
-            end = "" if k == 5 else f"_{k}"
-            found |= {
-                f"probe_auc{end}": one.auc,
-                f"probe_selectivity{end}": one.selectivity,
-                f"probe_accuracy{end}": one.accuracy,
-                "probe_labels": one.n_labels,
+            columns |= {
+                f"probe_auc{suffix}": means.auc,
+                f"probe_selectivity{suffix}": means.selectivity,
+                f"probe_accuracy{suffix}": means.accuracy,
+                "probe_labels": means.n_labels,
             }
-        return found
+        return columns
 
 
 def compare_methods(
@@ -175,24 +175,24 @@ def compare_methods(
     spec: MethodsSpec | None = None,
     advance: Advance = unheard,
 ) -> MethodsResult:
-    """Return every method and every SAE of one arm at the same sparsity and distortions.
+    """Return how every method and every SAE of one arm do at the same sparsity and distortions.
 
-    Methods see the tokens of the documents to fit on; codes' probabilities and probes are fitted on those
-    to choose on; everything is scored on those to score on. The same seed and tokens give the same
-    samples for every arm, so that arms are paired.
+    Methods are fitted on documents to fit on, probabilities of codes and probes on documents to choose on,
+    and everything is scored on documents to score on. The same seed and tokens give the same samples for
+    every arm, so that arms are paired.
 
     Args:
-        activations: [token, d_in] at the held-out tokens, NumPy or torch.
-        tokens: What is known of them.
-        folds: Which documents serve what.
+        activations: Activations [token, d_in] at the held-out tokens, NumPy or torch.
+        tokens: The held-out tokens.
+        folds: Which purpose each document serves.
         saes: The arm's SAEs at these tokens, by name.
-        embeddings: Rows of the arm's W_E, NumPy or torch; None where there are none.
-        seed: Names the samples and every method's draws.
-        spec: Settings; None: the defaults.
-        advance: Told of each method and each SAE.
+        embeddings: Rows of the arm's W_E, NumPy or torch; None where they are not known.
+        seed: The seed that the samples and every method's draws are named by.
+        spec: The settings; the defaults unless given.
+        advance: Called with 1 after each method and each SAE.
 
     Raises:
-        NotEstimable: a purpose has fewer than 50 tokens, or activations do not vary.
+        NotEstimable: a purpose has fewer than 50 tokens, or the activations do not vary.
     """
     spec = spec or MethodsSpec()
     sample = draw_sample(as_numpy(activations), tokens, folds, seed, spec)
@@ -202,28 +202,28 @@ def compare_methods(
     table = None if embeddings is None else as_numpy(embeddings)
     ids = tokens.ids[sample.fit].astype(np.int64)
     material = Material(sample.x_fit, sample.center, ids, table, n_atoms, seed, spec)
-    found = _Comparison(sample, k, spec, tasks, why)
+    comparison = _Comparison(sample, k, spec, tasks, why)
     for name, method in METHODS.entries.items():
-        _add_method(found, name, method, material)
+        _add_method(comparison, name, method, material)
         advance(1)
-    for name, one in saes.items():
-        _add_sae(found, name, one)
+    for name, reading in saes.items():
+        _add_sae(comparison, name, reading)
         advance(1)
-    return MethodsResult(_frame(found.rows), found.bits, k)
+    return MethodsResult(methods_frame(comparison.rows), comparison.bits, k)
 
 
-def _add_method(found: _Comparison, name: str, method: Method, material: Material) -> None:
-    """Add a method that is no SAE, or why it could not be fitted."""
-    sample, k = found.sample, found.k
+def _add_method(comparison: _Comparison, name: str, method: Method, material: Material) -> None:
+    """Add the rows of a method that is no SAE, or the reason why it could not be fitted."""
+    sample, k = comparison.sample, comparison.k
     try:
         dictionary = method.fit(material)
         native = _native_ev(dictionary, sample, k)
     except NotEstimable as refusal:
-        found.refuse(name, str(refusal))
+        comparison.refuse(name, str(refusal))
         return
-    before = len(found.rows)
-    found.add(dictionary, _pursued(dictionary, sample, k), None)
-    for row in found.rows[before:]:
+    before = len(comparison.rows)
+    comparison.add(dictionary, _pursued(dictionary, sample, k), None)
+    for row in comparison.rows[before:]:
         row |= native
 
 
@@ -233,41 +233,43 @@ def explained(
     codes: AtomCodes,
     energy: Float[np.ndarray, " token"],
 ) -> tuple[float, Float[np.ndarray, " token"]]:
-    """Return the share of variance that a code explains, and each token's squared error."""
+    """Return the share of variance that a code explains, and each token's squared error.
+
+    Args:
+        dictionary: The directions.
+        x: Activations less the dictionary's center.
+        codes: Their code.
+        energy: Squared distance of each activation from their mean.
+    """
     left = x - codes.decode(dictionary.directions)
     error = np.einsum("td,td->t", left, left, dtype=np.float64)
     return 1 - float(error.sum()) / float(energy.sum()), error
 
 
 def _usual_k(saes: Mapping[str, Encoded], sample: Sample) -> int:
+    """Return the mean L0 of the SAEs on scored tokens; an eighth of d_in without an SAE."""
     if not saes:
         return max(1, int(sample.x_fit.shape[1]) // 8)
-    used = [np.diff(one.codes.indptr)[sample.score].mean() for one in saes.values()]
+    used = [np.diff(sae.codes.indptr)[sample.score].mean() for sae in saes.values()]
     return max(1, round(float(np.mean(used))))
 
 
 def _tasks(
     tokens: TokenTable, sample: Sample, seed: int, spec: MethodsSpec
 ) -> tuple[ProbeTasks | None, str | None]:
+    """Return the tasks of probes, or None and the reason why there are none."""
     labels = tokens.labels
     if labels is None:
         return None, NO_LABELS
-    places = [tokens.places[part] for part in (sample.choose, sample.score)]
-    held = tuple(labels.at(place) for place in places)
-    known = tuple(labels.known[place[:, 0], place[:, 1]] for place in places)
-    ids = tuple(tokens.ids[part].astype(np.int64) for part in (sample.choose, sample.score))
+    choose, score = tokens.places[sample.choose], tokens.places[sample.score]
+    held = labels.at(choose), labels.at(score)
+    known = labels.known[choose[:, 0], choose[:, 1]], labels.known[score[:, 0], score[:, 1]]
+    ids = tokens.ids.astype(np.int64)
+    token_ids = ids[sample.choose], ids[sample.score]
     try:
-        tasks = probe_tasks(
-            _pair(held), _pair(known), _pair(ids), labels.names, spec.n_labels, seed
-        )
+        return probe_tasks(held, known, token_ids, labels.names, spec.n_labels, seed), None
     except NotEstimable as refusal:
         return None, str(refusal)
-    return tasks, None
-
-
-def _pair(parts: tuple[Any, ...]) -> tuple[Any, Any]:
-    first, second = parts
-    return first, second
 
 
 def _pursued(dictionary: Dictionary, sample: Sample, k: int) -> ChosenAndScored:
@@ -278,6 +280,7 @@ def _pursued(dictionary: Dictionary, sample: Sample, k: int) -> ChosenAndScored:
 
 
 def _native_ev(dictionary: Dictionary, sample: Sample, k: int) -> dict[str, float]:
+    """Return the columns of the method's own code; none where it has no code of its own."""
     if dictionary.native is None:
         return {}
     codes = dictionary.native(sample.x_score, k)
@@ -285,18 +288,18 @@ def _native_ev(dictionary: Dictionary, sample: Sample, k: int) -> dict[str, floa
     return {"native_ev": ev, "native_sparsity": codes.sparsity}
 
 
-def _add_sae(found: _Comparison, name: str, one: Encoded) -> None:
-    """Add an SAE with the code of its own encoder; pursuit on its decoder is scored beside it.
+def _add_sae(comparison: _Comparison, name: str, reading: Encoded) -> None:
+    """Add the rows of an SAE, coded by its own encoder, with the score of pursuit on its decoder.
 
-    With fewer than k atoms, it is the largest of the encoder's, with refitted coefficients.
+    A code with fewer than k atoms takes the encoder's largest ones, with refitted coefficients.
     """
-    sample = found.sample
-    dictionary = sae_dictionary(one)
+    sample = comparison.sample
+    dictionary = sae_dictionary(reading)
     shift = sample.center - dictionary.center
-    lengths = np.linalg.norm(as_numpy(one.sae.params["W_dec"]), axis=1)
+    lengths = np.linalg.norm(as_numpy(reading.sae.params["W_dec"]), axis=1)
 
     def coded(tokens: Int64[np.ndarray, " token"]) -> AtomCodes:
-        codes = AtomCodes.of(one.codes[tokens].tocsr())
+        codes = AtomCodes.of(reading.codes[tokens].tocsr())
         return AtomCodes(codes.atoms, codes.values * lengths[codes.atoms], codes.n_atoms)
 
     choose, score = coded(sample.choose), coded(sample.score)
@@ -305,7 +308,7 @@ def _add_sae(found: _Comparison, name: str, one: Encoded) -> None:
     def code(codes: AtomCodes, x: Float32[np.ndarray, "token d_in"]) -> Callable[[int], AtomCodes]:
         def at(k: int) -> AtomCodes:
             # at k itself, all that the encoder gives, which may be more for some tokens
-            if k >= found.k:
+            if k >= comparison.k:
                 return codes.largest(widest)
             return refitted(codes.largest(k), x, dictionary.directions)
 
@@ -313,15 +316,15 @@ def _add_sae(found: _Comparison, name: str, one: Encoded) -> None:
 
     x_choose, x_score = sample.x_choose + shift, sample.x_score + shift
     split = ChosenAndScored(x_choose, x_score, code(choose, x_choose), code(score, x_score))
-    before = len(found.rows)
-    found.add(dictionary, split, name)
-    beside = _sae_pursuits(dictionary, split.score, found)
-    for row in found.rows[before:]:
-        row |= beside
+    before = len(comparison.rows)
+    comparison.add(dictionary, split, name)
+    pursuits = _sae_pursuits(dictionary, split.score, comparison)
+    for row in comparison.rows[before:]:
+        row |= pursuits
 
 
 def sae_dictionary(reading: Encoded) -> Dictionary:
-    """Return an SAE's decoder as a dictionary: unit rows, and its bias as the center."""
+    """Return an SAE's decoder as a dictionary, with unit rows and the decoder bias as the center."""
     decoder = as_numpy(reading.sae.params["W_dec"]).astype(np.float32)
     lengths = np.maximum(np.linalg.norm(decoder, axis=1, keepdims=True), 1e-12)
     center = reading.sae.params["b_dec"].detach().cpu().numpy().astype(np.float32)
@@ -329,17 +332,16 @@ def sae_dictionary(reading: Encoded) -> Dictionary:
 
 
 def _sae_pursuits(
-    dictionary: Dictionary, x: Float32[np.ndarray, "token d_in"], found: _Comparison
+    dictionary: Dictionary, x: Float32[np.ndarray, "token d_in"], comparison: _Comparison
 ) -> dict[str, float]:
     """Return what the decoder explains with k atoms where pursuit takes the encoder's place."""
-    n = min(found.spec.sae_pursuit_tokens, len(x))
+    n, k = min(comparison.spec.sae_pursuit_tokens, len(x)), comparison.k
     if n < 1:
         return {}
-    some: Bool[np.ndarray, " token"] = np.zeros(len(x), dtype=bool)
-    some[numpy_generator(0, "methods", "pursued").permutation(len(x))[:n]] = True
-    part, energy = x[some], found.sample.energy[some]
-    signed = pursue(part, dictionary.directions, found.k).at(found.k)
-    positive = pursue_nonnegative(part, dictionary.directions, found.k)
+    drawn = np.sort(numpy_generator(0, "methods", "pursued").permutation(len(x))[:n])
+    part, energy = x[drawn], comparison.sample.energy[drawn]
+    signed = pursue(part, dictionary.directions, k).at(k)
+    positive = pursue_nonnegative(part, dictionary.directions, k)
     return {
         "pursuit_ev": explained(dictionary, part, signed, energy)[0],
         "pursuit_nonnegative_ev": explained(dictionary, part, positive, energy)[0],
@@ -347,23 +349,21 @@ def _sae_pursuits(
     }
 
 
-def _bits_row(found: TokenBits, documents: DocumentBits, own: float) -> dict[str, Any]:
+def _bits_row(bits: TokenBits, documents: DocumentBits, of_dictionary: float) -> dict[str, Any]:
+    """Return the columns of bits at one distortion, all per token."""
     low, high = documents.interval
-    total = float(found.parts.sum(axis=0).mean())
+    total = float(bits.parts.sum(axis=0).mean())
     return {
-        "distortion": found.distortion,
-        "reached_distortion": found.reached,
+        "distortion": bits.distortion,
+        "reached_distortion": bits.reached,
         "bits": total,
         "bits_low": low,
         "bits_high": high,
-        **{
-            f"bits_{part}": float(bits.mean())
-            for part, bits in zip(PARTS, found.parts, strict=True)
-        },
-        "bits_dictionary": own,
-        "bits_with_dictionary": total + own,
-        "bits_atoms": found.n_atoms,
-        "coder_ratio": found.coder_ratio,
+        **{f"bits_{p}": float(part.mean()) for p, part in zip(PARTS, bits.parts, strict=True)},
+        "bits_dictionary": of_dictionary,
+        "bits_with_dictionary": total + of_dictionary,
+        "bits_atoms": bits.n_atoms,
+        "coder_ratio": bits.coder_ratio,
     }
 
 
@@ -378,10 +378,12 @@ COLUMNS = (
     *("probe_auc_1", "probe_selectivity_1", "probe_accuracy_1", "probe_labels", "probe_reason"),
     *("n_tokens", "n_documents", "reason"),
 )
+"""Columns of the table, in order."""
 _TEXT = ("method", "reading", "probe_reason", "reason")
 
 
-def _frame(rows: list[dict[str, Any]]) -> pandas.DataFrame:
+def methods_frame(rows: list[dict[str, Any]]) -> pandas.DataFrame:
+    """Return the table of these rows; columns that a row lacks are missing there."""
     table = pandas.DataFrame(rows, columns=list(COLUMNS))
     numbers = [name for name in COLUMNS if name not in _TEXT]
     return table.astype(dict.fromkeys(numbers, "float64"))

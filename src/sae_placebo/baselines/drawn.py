@@ -1,4 +1,4 @@
-"""Directions at random: uniform ones, and ones that follow the activations' covariance."""
+"""Random directions: uniform ones, and ones that follow the activations' covariance."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from sae_placebo.baselines.base import METHODS, Dictionary, Material, Method, un
 
 
 def _normal(material: Material, name: str) -> np.ndarray:
+    """Return a row of independent standard normal draws for each atom."""
     shape = (material.n_atoms, material.activations.shape[1])
     return material.random(name).standard_normal(shape, np.float32)
 
 
 def fit_random(material: Material) -> Dictionary:
-    """Return uniform directions, the same ones for every arm of this width."""
+    """Return the dictionary of uniform directions, which are the same for every arm of this width."""
     rows = unit_rows(_normal(material, "random"), "random")
     return Dictionary("random", rows, material.center, 0)
 
 
 def fit_covariance(material: Material) -> Dictionary:
-    """Return directions of draws from a Gaussian with the activations' covariance.
+    """Return the dictionary of directions of Gaussian draws with the activations' covariance.
 
-    The receiver is charged for the covariance; the draws come from a seed.
+    The receiver must be sent the covariance; the draws follow from a seed.
     """
     x = material.activations
     d_in = x.shape[1]

@@ -1,4 +1,4 @@
-"""Directions that nothing was fitted for: the coordinate axes, and the rows of W_E."""
+"""Directions that are given without any fit: the coordinate axes, and the rows of W_E."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from sae_placebo.core.errors import NotEstimable
 
 
 def fit_neurons(material: Material) -> Dictionary:
-    """Return the coordinate axes."""
+    """Return the dictionary of coordinate axes."""
     axes = np.eye(material.activations.shape[1], dtype=np.float32)
     return Dictionary("neurons", axes, material.center, 0)
 
 
 def fit_embeddings(material: Material) -> Dictionary:
-    """Return rows of W_E at length 1, of the tokens that are most frequent in the text to fit on.
+    """Return the dictionary of rows of W_E at length 1, of the tokens most frequent in the text to fit on.
 
     Raises:
         NotEstimable: W_E was not given, or its rows are not as wide as the activations.

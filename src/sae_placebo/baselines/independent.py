@@ -1,4 +1,4 @@
-"""ICA: directions whose values are as far from Gaussian as can be."""
+"""ICA, which finds directions along which activations are as far from Gaussian as can be."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _LEAST_SPREAD = 1e-6
 
 
 def fit_ica(material: Material) -> Dictionary:
-    """Return the columns of the mixing matrix, at length 1.
+    """Return the dictionary of the mixing matrix's columns, at length 1.
 
-    The native code is the k sources that contribute most, as the unmixing matrix gives them.
+    The native code consists of the k sources that contribute most, as the unmixing matrix gives them.
 
     Raises:
-        NotEstimable: FastICA broke off.
+        NotEstimable: FastICA failed on these activations.
     """
     from sklearn.decomposition import FastICA
     from sklearn.exceptions import ConvergenceWarning

@@ -1,4 +1,4 @@
-"""Marginal structure: bits that an SAE saves over what is simpler, beyond what it saves on a placebo."""
+"""Marginal structure: bits that an SAE saves over simpler methods, beyond what it saves on a placebo."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ class DocumentBits:
     """Bits of one dictionary at one distortion, by document.
 
     Attributes:
-        bits: Sum over a document's scored tokens, adjusted so that they add up under any weights to
-            the cost at the stated distortion; see `rate.TokenBits.adjusted`. Without the dictionary.
+        bits: Sum of the bits of each document's scored tokens, without those of the dictionary itself. They
+            are adjusted so that, under any weights of the documents, they add up to the cost at the stated
+            distortion; see `rate.TokenBits.adjusted`.
         tokens: Scored tokens of each document; 0 where it is not scored.
     """
 
@@ -28,25 +29,24 @@ class DocumentBits:
     def per_token(
         self, weights: Num[np.ndarray, "document replicate"]
     ) -> Float[np.ndarray, " replicate"]:
-        """Return bits per token under each column of document weights; NaN without a token."""
+        """Return bits per token under each column of document weights; NaN where no token has weight."""
         tokens = self.tokens @ weights
-        found = np.full(weights.shape[1], np.nan)
-        np.divide(self.bits @ weights, tokens, out=found, where=tokens > 0)
-        return found
+        bits = np.full(weights.shape[1], np.nan)
+        np.divide(self.bits @ weights, tokens, out=bits, where=tokens > 0)
+        return bits
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Bounds of the 95% interval over documents, Student's t of the linearized ratio.
-
-        NaN where fewer than two documents are scored.
-        """
+        """The bounds of the 95% interval of bits per token, over documents; see `ratio_interval`."""
         return ratio_interval(self.bits, self.tokens)
 
 
 def ratio_interval(
     numerator: Float[np.ndarray, " document"], denominator: Float[np.ndarray, " document"]
 ) -> tuple[float, float]:
-    """Return a 95% interval of a ratio of sums over documents that count at all.
+    """Return the bounds of the 95% interval of a ratio of sums over documents.
+
+    Documents whose denominator is 0 do not count. Both bounds are NaN where fewer than two count.
 
     Source: linearization (Cochran 1977, section 2.11) with Student's t.
     """
@@ -62,15 +62,15 @@ def ratio_interval(
 
 
 def best_simpler(simpler: Mapping[str, DocumentBits]) -> str:
-    """Return the method with the fewest bits per token on all scored documents.
+    """Return the name of the method with the fewest bits per token on all scored documents.
 
-    It is the best on the tokens that it is scored on, which favors it a little: what an SAE saves over
-    it is stated too low rather than too high.
+    It is chosen as the best on the very tokens that it is scored on, which favors it a little. So what an SAE
+    saves over it is stated too low rather than too high.
 
     Raises:
-        NotEstimable: there is none.
+        NotEstimable: there is no method.
     """
-    known = {name: found.bits.sum() / found.tokens.sum() for name, found in simpler.items()}
+    known = {name: one.bits.sum() / one.tokens.sum() for name, one in simpler.items()}
     if not known:
         raise NotEstimable("no simpler method could be fitted on this arm")
     return min(known, key=lambda name: known[name])
@@ -81,14 +81,14 @@ def bits_saved(
     simpler: Mapping[str, DocumentBits],
     weights: Num[np.ndarray, "document replicate"],
 ) -> Float[np.ndarray, " replicate"]:
-    """Return bits per token that an SAE saves over the best simpler method of the same arm.
+    """Return the bits per token that an SAE saves over the best simpler method of the same arm.
 
-    Below 0 where the simpler method is shorter. The method is chosen once, on all documents.
+    They are below 0 where the simpler method needs fewer bits. The method is chosen once, on all documents.
 
     Args:
-        sae: Of the SAE.
-        simpler: Of every other method at the same distortion, by name.
-        weights: Multiplicities of documents; column 0 ones.
+        sae: Bits of the SAE.
+        simpler: Bits of every other method at the same distortion, by name.
+        weights: How often each document counts; column 0 is ones.
 
     Raises:
         NotEstimable: there is no simpler method.
@@ -102,5 +102,5 @@ def marginal_structure(
     arm: Float[np.ndarray, " replicate"], placebo: Float[np.ndarray, " replicate"]
 ) -> Float[np.ndarray, " replicate"]:
     """Return bits saved on an arm minus bits saved on its placebo, under the same document weights."""
-    found: Float[np.ndarray, " replicate"] = arm - placebo
-    return found
+    structure: Float[np.ndarray, " replicate"] = arm - placebo
+    return structure

@@ -1,4 +1,4 @@
-"""A non-negative dictionary of activations that have signs."""
+"""Non-negative matrix factorization, as a dictionary for activations that have either sign."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from sae_placebo.baselines.base import METHODS, Dictionary, Material, Method, un
 
 
 def fit_nmf(material: Material) -> Dictionary:
-    """Return the parts that non-negative factorization finds in [relu(x), relu(-x)], put together.
+    """Return the dictionary of the parts that non-negative factorization finds in [relu(x), relu(-x)].
 
-    A part h of that doubled space stands for the direction h[:d] - h[d:].
+    A part h in that space of twice as many dimensions gives the direction h[:d_in] - h[d_in:].
 
     Raises:
         NotEstimable: all parts are zero.

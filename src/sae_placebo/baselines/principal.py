@@ -1,4 +1,4 @@
-"""PCA: as a dictionary of which few components are used, and as a dense code."""
+"""PCA, both as a dictionary of which few components are used and as a dense code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sae_placebo.baselines.base import METHODS, Dictionary, Material, Method
 
 
 def fit_pca(material: Material) -> Dictionary:
-    """Return the eigenvectors of the covariance, the largest variance first."""
+    """Return the dictionary of the covariance's eigenvectors, the one of the largest variance first."""
     x = material.activations.astype(np.float32)
     _, vectors = np.linalg.eigh((x.T @ x).astype(np.float64))
     rows = np.ascontiguousarray(vectors[:, ::-1].T, dtype=np.float32)
@@ -16,7 +16,7 @@ def fit_pca(material: Material) -> Dictionary:
 
 
 def fit_dense(material: Material) -> Dictionary:
-    """Return a dictionary without an atom: all that is coded is the residual, in its PCA basis."""
+    """Return a dictionary without atoms: all that is coded is the residual, in its principal components."""
     none = np.zeros((0, material.activations.shape[1]), dtype=np.float32)
     return Dictionary("pca_dense", none, material.center, 0)
 

@@ -1,4 +1,4 @@
-"""Sparse probes: how well a label is read off a few atoms, beside labels that mean nothing."""
+"""Sparse probes: how well a label is read off a few atoms, compared with labels that mean nothing."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ _RIDGE = 1e-3
 
 @dataclass(frozen=True)
 class Probe:
-    """Means over labels of one method's probes with k atoms.
+    """Means over labels of one method's probes, each of which reads k atoms.
 
     Attributes:
-        k: Atoms read.
-        auc: Mean area under the curve on documents that were not fitted on.
-        selectivity: `auc` less that of the control tasks.
-        accuracy: Mean share of tokens answered right, at even odds.
-        n_labels: Labels that could be probed.
+        k: Atoms that a probe reads.
+        auc: Mean area under the ROC curve, on documents that were not fitted on.
+        selectivity: `auc` less the mean area of the control tasks.
+        accuracy: Mean share of the tokens that are answered right, where a probe says yes from a
+            probability of one half on.
+        n_labels: Labels that the means are over.
     """
 
     k: int
@@ -40,14 +41,15 @@ class Probe:
 
 @dataclass(frozen=True, eq=False)
 class ProbeTasks:
-    """What is asked of each token: labels, and for each a control task.
+    """Yes-or-no tasks at each token: labels, and a control task for each label.
 
     Attributes:
-        names: Labels.
-        fit: [token, 2 label] labels, then control tasks, where probes are fitted.
-        score: The same where they are scored.
-        fit_known: Tokens whose labels are known.
-        score_known: The same where probes are scored.
+        names: Names of the labels.
+        fit: Answers at the tokens that probes are fitted on: one column for each label, then one for the
+            control task of each.
+        score: The same at the tokens that probes are scored on.
+        fit_known: Which tokens to fit on have known labels.
+        score_known: Which tokens to score on have known labels.
     """
 
     names: tuple[str, ...]
@@ -65,19 +67,27 @@ def probe_tasks(
     n_labels: int,
     seed: int,
 ) -> ProbeTasks:
-    """Return the most frequent labels, and one random answer per word type for each.
+    """Return the most frequent labels as tasks, with a control task of random answers for each.
 
-    A control task says yes for random token ids, until they make up the label's share of the tokens;
-    so it can be learned by remembering tokens, and by nothing else. Labels that hold for more
-    than half of the tokens are left out.
+    The answer of a control task is yes for token ids that are drawn at random until they make up the label's
+    share of the tokens. So it can be learned by remembering tokens, and in no other way. Labels that hold for
+    more than half of the tokens are left out.
+
+    Args:
+        labels: Whether each label holds, at the tokens to fit on and at those to score on.
+        known: Whether labels are known, at the same tokens.
+        token_ids: Token ids, at the same tokens.
+        names: Names of the labels.
+        n_labels: The most labels that are taken.
+        seed: The seed that control tasks are named by.
 
     Source: Hewitt and Liang 2019 (control tasks); that the share agrees is ours.
 
     Raises:
         NotEstimable: no label holds often enough, and fails often enough, in both sets.
     """
-    counts = [part[there].sum(axis=0) for part, there in zip(labels, known, strict=True)]
-    totals = [int(there.sum()) for there in known]
+    counts = [part[kept].sum(axis=0) for part, kept in zip(labels, known, strict=True)]
+    totals = [int(kept.sum()) for kept in known]
     usable = np.ones(len(names), dtype=bool)
     for count, total in zip(counts, totals, strict=True):
         usable &= (count >= _LEAST) & (total - count >= _LEAST) & (2 * count <= total)
@@ -86,7 +96,7 @@ def probe_tasks(
     order = np.argsort(-(counts[0] + counts[1]), kind="stable")
     chosen = np.array([i for i in order if usable[i]][:n_labels])
     ids, seen = np.unique(
-        np.concatenate([part[there] for part, there in zip(token_ids, known, strict=True)]),
+        np.concatenate([part[kept] for part, kept in zip(token_ids, known, strict=True)]),
         return_counts=True,
     )
     answers = np.zeros((int(max(part.max() for part in token_ids)) + 1, len(chosen)), dtype=bool)
@@ -104,10 +114,19 @@ def probe_tasks(
 
 
 def probe(fit: AtomCodes, score: AtomCodes, tasks: ProbeTasks, k: int) -> Probe:
-    """Return how well k atoms tell the labels, and how much of it is more than remembering tokens.
+    """Return how well k atoms predict the labels, and how much of that is more than remembering tokens.
 
-    For each task the k atoms with the largest difference of class means, in absolute value, are read
-    by logistic regression with a small ridge.
+    For each task, the k atoms with the largest absolute difference of class means are read by logistic
+    regression with a small ridge.
+
+    Args:
+        fit: Codes of the tokens that probes are fitted on.
+        score: Codes of the tokens that they are scored on.
+        tasks: The tasks.
+        k: Atoms that a probe reads.
+
+    Raises:
+        NotEstimable: the code uses no atom, or no control task has both answers where probes are scored.
 
     Source: the choice of atoms as in Kantamneni et al. 2025 (arXiv 2502.16681); selectivity as in Hewitt
     and Liang 2019, of areas under the curve instead of accuracies, since most labels are rare.
@@ -134,7 +153,7 @@ def probe(fit: AtomCodes, score: AtomCodes, tasks: ProbeTasks, k: int) -> Probe:
 
 
 def _atoms(x: Any, y: Bool[np.ndarray, "token task"], k: int) -> Int64[np.ndarray, "task k"]:
-    """Return the k atoms of each task with the largest difference of class means."""
+    """Return the k atoms of each task with the largest absolute difference of class means."""
     positive = y.sum(axis=0)
     # only atoms that are used at all: the dictionary may have very many
     used = np.unique(x.indices)
@@ -145,16 +164,14 @@ def _atoms(x: Any, y: Bool[np.ndarray, "token task"], k: int) -> Int64[np.ndarra
     k = min(k, len(used))
     if k < 1:
         raise NotEstimable("the code uses no atom at all: there is nothing to probe")
-    found: Int64[np.ndarray, "task k"] = used[np.argsort(-gap, axis=0, kind="stable")[:k].T].astype(
-        np.int64
-    )
-    return found
+    order = np.argsort(-gap, axis=0, kind="stable")[:k].T
+    atoms: Int64[np.ndarray, "task k"] = used[order].astype(np.int64)
+    return atoms
 
 
 def _columns(x: Any, atoms: Int64[np.ndarray, "task k"]) -> Float[np.ndarray, "task token k"]:
+    """Return the coefficients of each task's atoms at every token."""
     distinct, place = np.unique(atoms, return_inverse=True)
-    columns = np.asarray(x[:, distinct].todense(), dtype=np.float64)
-    found: Float[np.ndarray, "task token k"] = columns[:, place.reshape(atoms.shape)].transpose(
-        1, 0, 2
-    )
-    return found
+    dense = np.asarray(x[:, distinct].todense(), dtype=np.float64)
+    columns: Float[np.ndarray, "token task k"] = dense[:, place.reshape(atoms.shape)]
+    return columns.transpose(1, 0, 2)

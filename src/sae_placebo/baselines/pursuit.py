@@ -12,21 +12,21 @@ from jaxtyping import Float, Float32, Int32
 from sae_placebo.core.lazy import torch
 
 _CHUNK_NUMBERS = 1 << 20
-"""Numbers of a product, or of the bases of a chunk of tokens, held at a time: 4 MB."""
+"""Numbers that a chunk of tokens may take at a time, in products or in bases: 4 MB."""
 _NEARLY = 0.1
-"""Length below which rounding in the first pass of Gram-Schmidt matters."""
+"""Length of a remainder below which rounding in the first pass of Gram-Schmidt matters."""
 _IN_SPAN = 1e-3
-"""Length of what an atom adds to those before it below which it adds nothing."""
+"""Length of a unit atom's remainder below which the atom counts as a sum of those before it."""
 
 
 @dataclass(frozen=True, eq=False)
 class AtomCodes:
-    """Atoms and coefficients of each token; a slot whose value is 0 is not used.
+    """A sparse code: atoms and coefficients of each token. A slot whose value is 0 is not used.
 
     Attributes:
-        atoms: Index of the atom; of no meaning where the value is 0.
-        values: Coefficient of the unit direction, of either sign.
-        n_atoms: Atoms in the dictionary.
+        atoms: Index of the atom in each slot; without meaning where the value is 0.
+        values: Coefficient of the atom's unit direction, of either sign.
+        n_atoms: How many atoms the dictionary has.
     """
 
     atoms: Int32[np.ndarray, "token slot"]
@@ -35,7 +35,7 @@ class AtomCodes:
 
     @functools.cached_property
     def matrix(self) -> Any:
-        """The codes as scipy CSR [token, atom], without zeros."""
+        """The code as a scipy CSR matrix [token, atom], without zeros."""
         from scipy.sparse import csr_matrix
 
         used = self.values != 0
@@ -45,20 +45,20 @@ class AtomCodes:
 
     @property
     def sparsity(self) -> float:
-        """Atoms used per token."""
+        """The mean number of atoms that a token uses."""
         return float((self.values != 0).sum() / max(len(self.values), 1))
 
     def decode(
         self, directions: Float32[np.ndarray, "atom d_in"]
     ) -> Float32[np.ndarray, "token d_in"]:
-        """Return the sum of coefficients times directions."""
+        """Return the sum of coefficients times directions of each token."""
         if not len(directions):
             return np.zeros((len(self.atoms), directions.shape[1]), dtype=np.float32)
-        found: Float32[np.ndarray, "token d_in"] = self.matrix @ directions
-        return found
+        decoded: Float32[np.ndarray, "token d_in"] = self.matrix @ directions
+        return decoded
 
     def largest(self, k: int) -> AtomCodes:
-        """Return the k coefficients that are largest in absolute value, the rest dropped."""
+        """Return the code with each token's k largest coefficients, in absolute value, and no others."""
         if k >= self.values.shape[1]:
             return self
         kept = np.argpartition(-np.abs(self.values), k - 1, axis=1)[:, :k]
@@ -70,25 +70,26 @@ class AtomCodes:
 
     @classmethod
     def of(cls, matrix: Any) -> AtomCodes:
-        """Return the codes of a scipy CSR matrix [token, atom]."""
+        """Return the code that a scipy CSR matrix [token, atom] holds."""
         counts = np.diff(matrix.indptr)
         width = int(counts.max(initial=0))
         atoms = np.zeros((matrix.shape[0], width), dtype=np.int32)
         values = np.zeros((matrix.shape[0], width), dtype=np.float32)
-        there = np.arange(width) < counts[:, None]
-        atoms[there], values[there] = matrix.indices, matrix.data
+        used = np.arange(width) < counts[:, None]
+        atoms[used], values[used] = matrix.indices, matrix.data
         return cls(atoms, values, int(matrix.shape[1]))
 
 
 @dataclass(frozen=True, eq=False)
 class Path:
-    """Atoms in the order in which pursuit took them: the best code of every length on the way.
+    """The atoms of each token in the order in which pursuit took them, which give codes of every length.
 
     Attributes:
-        atoms: In the order taken.
-        along: Product of the token with each atom's new direction, at right angles to those before.
-        mix: The atoms in terms of these directions, upper triangular; None: they are the directions.
-        n_atoms: Atoms in the dictionary.
+        atoms: Atoms in the order in which they were taken.
+        along: Product of the token with what each atom added: a unit direction at right angles to the atoms
+            before it.
+        mix: The atoms as sums of these directions, upper triangular; None where they are the same.
+        n_atoms: How many atoms the dictionary has.
     """
 
     atoms: Int32[np.ndarray, "token step"]
@@ -110,14 +111,20 @@ class Path:
 def pursue(
     x: Float32[np.ndarray, "token d_in"], directions: Float32[np.ndarray, "atom d_in"], k: int
 ) -> Path:
-    """Return k steps of orthogonal matching pursuit, coefficients of either sign.
+    """Return k steps of orthogonal matching pursuit, with coefficients of either sign.
 
-    Each step takes the atom with the largest absolute product with what is left, and projects on all
-    atoms so far. Where the dictionary is orthonormal these are the k largest products, found at once.
-    An atom that adds no direction is taken with coefficient 0. Single precision throughout.
+    Each step takes the atom with the largest absolute product with what is left of the token, and projects
+    the token on all atoms so far. Where the dictionary is orthonormal, the atoms are those of the k largest
+    products, and all are found at once. An atom that adds no direction is taken with coefficient 0. All
+    arithmetic is in single precision.
 
-    Source: Pati, Rezaiifar and Krishnaprasad 1993; tokens in chunks, with a second pass of
-    Gram-Schmidt where the first one loses digits.
+    Args:
+        x: Activations less the dictionary's center.
+        directions: The dictionary's unit rows.
+        k: Steps; at most as many as there are atoms and dimensions.
+
+    Source: Pati, Rezaiifar and Krishnaprasad 1993. Differs: tokens are taken in chunks, and a second pass of
+    Gram-Schmidt follows where the first one loses digits.
     """
     n_atoms, d_in = directions.shape
     k = min(k, n_atoms, d_in)
@@ -144,7 +151,7 @@ def pursue(
 def _pursue(
     x: Float[torch.Tensor, "token d_in"], rows: Float[torch.Tensor, "atom d_in"], k: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return atoms, products and mix of one chunk; see `Path`."""
+    """Return the atoms, products and mix of one chunk of tokens; see `Path`."""
     n, d_in = x.shape
     basis = torch.zeros(n, k, d_in)
     mix = torch.eye(k).repeat(n, 1, 1)
@@ -175,14 +182,19 @@ def _pursue(
 def pursue_nonnegative(
     x: Float32[np.ndarray, "token d_in"], directions: Float32[np.ndarray, "atom d_in"], k: int
 ) -> AtomCodes:
-    """Return a code with at most k atoms and no coefficient below 0, as an SAE's are.
+    """Return a code with at most k atoms and without coefficients below 0, as an SAE's codes are.
 
-    Each step takes the atom with the largest product with what is left, if that is above 0, and adds
-    the product to its coefficient; an atom may be taken again. At the end, 30 sweeps of coordinate
-    descent find the best non-negative coefficients of the atoms taken.
+    Each step takes the atom with the largest product with what is left of the token, if that is above 0, and
+    adds the product to the atom's coefficient. An atom may be taken again. At the end, 30 sweeps of
+    coordinate descent find the best non-negative coefficients of the atoms that were taken.
 
-    Source: non-negative matching pursuit (Bruckstein, Elad and Zibulevsky 2008), refitted at the end
-    alone and not at every step.
+    Args:
+        x: Activations less the dictionary's center.
+        directions: The dictionary's unit rows.
+        k: The most atoms of a token.
+
+    Source: non-negative matching pursuit (Bruckstein, Elad and Zibulevsky 2008). Differs: coefficients are
+    refitted at the end alone and not at every step.
     """
     n_atoms, d_in = directions.shape
     k = min(k, n_atoms)
@@ -217,11 +229,11 @@ def refitted(
     x: Float32[np.ndarray, "token d_in"],
     directions: Float32[np.ndarray, "atom d_in"],
 ) -> AtomCodes:
-    """Return the same atoms with the coefficients of the least squared error, of either sign."""
+    """Return the code with the same atoms and the coefficients of the least squared error, of either sign."""
     width = codes.values.shape[1]
     size = max(1, _CHUNK_NUMBERS // max(1, width * directions.shape[1]))
     rows = torch.from_numpy(np.ascontiguousarray(directions))
-    found = np.zeros_like(codes.values)
+    values = np.zeros_like(codes.values)
     for first in range(0, len(x) if width else 0, size):
         part = slice(first, first + size)
         used = torch.from_numpy(codes.values[part] != 0)
@@ -230,12 +242,12 @@ def refitted(
         # slots that are not used keep 0; the ridge is for atoms that point the same way
         gram += torch.diag_embed((~used).float() + 1e-5)
         right = torch.bmm(chosen, torch.from_numpy(x[part])[:, :, None])
-        found[part] = torch.linalg.solve(gram, right)[:, :, 0].numpy()
-    return AtomCodes(codes.atoms, found, codes.n_atoms)
+        values[part] = torch.linalg.solve(gram, right)[:, :, 0].numpy()
+    return AtomCodes(codes.atoms, values, codes.n_atoms)
 
 
 def largest_products(products: Float32[np.ndarray, "token atom"], k: int) -> AtomCodes:
-    """Return the k products that are largest in absolute value as a code."""
+    """Return the code of each token's k largest products, in absolute value."""
     n, n_atoms = products.shape
     atoms = np.broadcast_to(np.arange(n_atoms, dtype=np.int32), (n, n_atoms))
     return AtomCodes(atoms, products.astype(np.float32), n_atoms).largest(k)

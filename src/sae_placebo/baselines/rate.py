@@ -1,9 +1,9 @@
-"""Bits per token of one dictionary at a stated distortion, by document.
+"""Bits per token of one dictionary at a stated distortion.
 
-The scheme, the same for every method:
+The scheme is the same for every method:
 
 1. A token, less the dictionary's center, is written with at most k' atoms. Their coefficients are
-   rounded to whole steps of one size; the receiver rebuilds a part of the token from them.
+   rounded to whole steps of one size, and the receiver rebuilds a part of the token from them.
 2. What is left, less its mean, is turned into the basis of its own principal components, rounded to
    whole steps of one size (away from 0 from .62 of a step on), and coded. So every method reaches every
    distortion, and one whose sparse code is poor pays for it in the residual.
@@ -12,8 +12,7 @@ The scheme, the same for every method:
    fewest bits on the documents to choose on, and every method has the same choice.
 4. All probabilities come from the documents to choose on; bits are counted on the documents to score on.
 
-The basis and the means are part of what a receiver must know, as the directions are; see
-`dictionary_bits`.
+A receiver must know the basis and the means, as well as the directions; see `dictionary_bits`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Float, Float32, Int64
 
 from sae_placebo.baselines.base import Dictionary, MethodsSpec
 from sae_placebo.baselines.bits import CodeModel, Quantized, quantize
@@ -31,23 +30,25 @@ from sae_placebo.baselines.pursuit import AtomCodes
 from sae_placebo.core.errors import NotEstimable
 
 BITS_PER_ENTRY = 16
+"""Bits for each number that a receiver must know of a dictionary."""
 _ROUND_UP = 0.38
-"""Added to the residual's size in steps before it is rounded down; .5 is plain rounding. With less,
+"""Added to a component's size in steps before it is rounded down; .5 would be plain rounding. With less,
 fewer small components cost bits: on Gaussians, .36 to .4 is shortest at shares left of .05 to .3."""
 _TRIED = 3
 """Ways to code that are tried before one is taken."""
 PARTS = ("indices", "values", "residual")
+"""Parts of a token's code; the first holds the number of atoms as well."""
 
 
 @dataclass(frozen=True, eq=False)
 class ChosenAndScored:
-    """Tokens to choose and to score on, in a method's hands.
+    """The tokens to choose and to score on, and how a method codes them.
 
     Attributes:
-        choose: Activations less the center.
-        score: The same, of other documents.
-        choose_codes: Code of `choose` with at most so many atoms.
-        score_codes: Code of `score`.
+        choose: Activations at the tokens to choose on, less the method's center.
+        score: Activations at the tokens to score on, which are of other documents, less the center.
+        choose_codes: A function from a number of atoms to the code of `choose` with at most so many.
+        score_codes: The same for `score`.
     """
 
     choose: Float32[np.ndarray, "chosen d_in"]
@@ -58,20 +59,20 @@ class ChosenAndScored:
 
 @dataclass(frozen=True, eq=False)
 class TokenBits:
-    """What one dictionary costs at one distortion.
+    """The bits that one dictionary needs at one distortion.
 
     Attributes:
-        parts: Bits of each scored token by part; see `PARTS`.
-        error: Squared error of each token as the receiver has it.
-        energy: Squared distance of each token from the mean of all.
-        slope: Bits saved by one unit of squared error more, at this point of the curve.
-        distortion: Share of variance that was asked for.
-        reached: Share that is left; below `distortion` only where the sparse code alone, without
-            any residual, does better.
-        n_atoms: Atoms that the code may use.
-        coefficient_step: Of the quantizer of coefficients, in activation units.
-        coder_ratio: Length of the range coder's message over the sum of lengths, on the tokens that
-            it wrote; NaN where none were.
+        parts: Bits of each scored token in each of `PARTS`.
+        error: Squared error of each token as the receiver rebuilds it.
+        energy: Squared distance of each token's activation from the mean of all.
+        slope: Bits that one more unit of squared error saves, at this point of the curve.
+        distortion: Share of the variance that was to be left.
+        reached: Share of the variance that is left; below `distortion` only where the sparse code alone,
+            without any residual, does better.
+        n_atoms: The most atoms that a token's code may use.
+        coefficient_step: Step of the quantizer of coefficients, in activation units.
+        coder_ratio: Length of the range coder's message over the sum of counted lengths, on the tokens that
+            it wrote; NaN where it wrote none.
     """
 
     parts: Float[np.ndarray, "part token"]
@@ -86,22 +87,21 @@ class TokenBits:
 
     @property
     def adjusted(self) -> Float[np.ndarray, " token"]:
-        """Bits of each token, with the error by which it misses its share of the distortion paid for.
+        """Bits of each token, with a charge for the error by which it misses its share of the distortion.
 
-        The sum over all tokens is unchanged, since together they miss nothing. Under other weights of
-        the documents it is, to first order, what the tokens would cost at the stated distortion.
+        The sum over all tokens is unchanged by this, since together they miss nothing. Under other weights
+        of the documents it is, to first order, what the tokens would cost at the stated distortion.
         """
-        found: Float[np.ndarray, " token"] = self.parts.sum(axis=0) + self.slope * (
-            self.error - self.reached * self.energy
-        )
-        return found
+        missed = self.error - self.reached * self.energy
+        bits: Float[np.ndarray, " token"] = self.parts.sum(axis=0) + self.slope * missed
+        return bits
 
 
 def dictionary_bits(dictionary: Dictionary) -> int:
-    """Return the bits of what a receiver must know of a dictionary.
+    """Return the bits of all that a receiver must know of a dictionary.
 
-    16 bits each for the numbers behind its directions, the residual's basis and the two means.
-    Probabilities are left out: they are a few thousand numbers for every method.
+    They are 16 bits for each number of its directions, of the residual's basis and of the two means.
+    Probabilities are left out, since they are a few thousand numbers for every method.
     """
     d_in = int(dictionary.directions.shape[1])
     return BITS_PER_ENTRY * (dictionary.entries + d_in * d_in + 2 * d_in)
@@ -110,7 +110,14 @@ def dictionary_bits(dictionary: Dictionary) -> int:
 def token_bits(
     dictionary: Dictionary, split: ChosenAndScored, k: int, distortion: float, spec: MethodsSpec
 ) -> TokenBits:
-    """Return the bits of each scored token at a share of variance left unexplained.
+    """Return the bits of each scored token at a share of variance that is left unexplained.
+
+    Args:
+        dictionary: The dictionary that tokens are written with.
+        split: The tokens and their codes.
+        k: Atoms per token at which methods are compared.
+        distortion: The share of variance that is left.
+        spec: The settings.
 
     Raises:
         NotEstimable: the scored activations do not vary.
@@ -141,8 +148,8 @@ def token_bits(
 
 
 def _squared(x: Float[np.ndarray, "token d_in"]) -> Float[np.ndarray, " token"]:
-    found: Float[np.ndarray, " token"] = np.einsum("td,td->t", x, x, dtype=np.float64)
-    return found
+    """Return the squared length of each row."""
+    return np.asarray(np.einsum("td,td->t", x, x, dtype=np.float64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,12 +163,13 @@ class _Coded:
 def _sparse(
     dictionary: Dictionary, x: Float32[np.ndarray, "token d_in"], codes: AtomCodes, step: float
 ) -> _Coded:
-    found = quantize(codes, step)
-    return _Coded(found, x - found.decode(dictionary.directions, step))
+    """Return the quantized code, and what it leaves of the tokens."""
+    quantized = quantize(codes, step)
+    return _Coded(quantized, x - quantized.decode(dictionary.directions, step))
 
 
 def _rotated(learn: _Coded, coded: _Coded) -> tuple[_Coded, _Coded]:
-    """Return both with what is left in the principal components of the first."""
+    """Return both with what is left of them turned into the principal components of the first."""
     mean = learn.left.mean(axis=0)
     _, basis = np.linalg.eigh(_covariance(learn.left - mean))
     return (
@@ -171,8 +179,8 @@ def _rotated(learn: _Coded, coded: _Coded) -> tuple[_Coded, _Coded]:
 
 
 def _covariance(x: Float32[np.ndarray, "token d_in"]) -> Float32[np.ndarray, "d_in d_in"]:
-    found: Float32[np.ndarray, "d_in d_in"] = (x.T @ x) / np.float32(len(x))
-    return found
+    """Return the covariance of rows whose mean is 0."""
+    return np.asarray((x.T @ x) / np.float32(len(x)))
 
 
 def _choose(
@@ -180,25 +188,26 @@ def _choose(
 ) -> tuple[int, float]:
     """Return the number of atoms and the coefficients' step that need the fewest bits.
 
-    The three that promise the fewest bits are tried: models of three quarters of these tokens
-    code the fourth. The promise: entropies of atoms and of coefficients at their frequencies, and for the
-    residual the rate of a Gaussian with its covariance by reverse water-filling.
+    The three pairs with the shortest estimates are tried: probabilities from three quarters of the tokens to
+    choose on code the fourth quarter. The estimate adds up the entropies of atoms and of coefficients at
+    their frequencies and, for the residual, the rate of a Gaussian with its covariance, by reverse
+    water-filling.
     """
     x = split.choose
     total = distortion * float(_squared(x - x.mean(axis=0)).mean())
     base = float(np.sqrt(12 * total / x.shape[1]))
     if not len(dictionary.directions):
         return 0, base
-    promises = []
+    estimates = []
     for k_used in sorted({max(1, round(k * share)) for share in spec.shares_of_k}):
         codes = split.choose_codes(k_used)
         for step in (base * steps for steps in spec.coefficient_steps):
-            found = _sparse(dictionary, x, codes, step)
-            values = np.linalg.eigvalsh(_covariance(found.left - found.left.mean(axis=0)))
+            coded = _sparse(dictionary, x, codes, step)
+            values = np.linalg.eigvalsh(_covariance(coded.left - coded.left.mean(axis=0)))
             rest = water_filling(values.astype(np.float64), total)
-            promises.append((_plain_entropy(found.codes) + rest, k_used, step))
+            estimates.append((_plain_entropy(coded.codes) + rest, k_used, step))
     tried = []
-    for _, k_used, step in sorted(promises)[:_TRIED]:
+    for _, k_used, step in sorted(estimates)[:_TRIED]:
         bits = _tried(dictionary, x, split.choose_codes(k_used), step, total)
         tried.append((bits, k_used, step))
     return min(tried)[1:]
@@ -211,9 +220,10 @@ def _tried(
     step: float,
     total: float,
 ) -> float:
-    """Return the bits per token of every fourth token under models of the others.
+    """Return the bits per token of every fourth token, under probabilities from the other tokens.
 
-    Not of other documents: with few of them, which one is left out would decide.
+    The two sets share their documents: if whole documents were left out, and there are few, it would depend
+    on which ones they are.
     """
     apart = np.arange(len(x)) % 4 == 0
     parts = [
@@ -231,7 +241,7 @@ def _tried(
 
 
 def _plain_entropy(codes: Quantized) -> float:
-    """Return bits per token of independent atoms and of coefficients at their frequencies."""
+    """Return the bits per token of independent atoms and of coefficients, at their own frequencies."""
     n = len(codes.counts)
     rate = np.bincount(codes.atoms, minlength=codes.n_atoms) / n
     inside = rate[(rate > 0) & (rate < 1)]
@@ -242,22 +252,29 @@ def _plain_entropy(codes: Quantized) -> float:
 
 
 def water_filling(variances: Float[np.ndarray, " component"], total: float) -> float:
-    """Return the bits that independent Gaussians need for a summed squared error of `total`.
+    """Return the bits that independent Gaussian components need for a summed squared error of `total`.
+
+    Args:
+        variances: The variance of each component.
+        total: The squared error that is allowed, summed over components.
 
     Source: reverse water-filling (Cover and Thomas, section 10.3.3).
     """
-    found = np.sort(np.maximum(variances, 0))
-    if found.sum() <= total:
+    ascending = np.sort(np.maximum(variances, 0))
+    if ascending.sum() <= total:
         return 0.0
     # with the level between two variances, the smaller ones are dropped whole
-    below = np.concatenate([[0], np.cumsum(found)[:-1]])
-    levels = (total - below) / np.arange(len(found), 0, -1)
-    level = levels[int(np.argmax(levels <= found))]
-    return float(0.5 * np.log2(np.maximum(found / level, 1)).sum())
+    below = np.concatenate([[0], np.cumsum(ascending)[:-1]])
+    levels = (total - below) / np.arange(len(ascending), 0, -1)
+    level = levels[int(np.argmax(levels <= ascending))]
+    return float(0.5 * np.log2(np.maximum(ascending / level, 1)).sum())
 
 
 def _step_for(left: Float32[np.ndarray, "token component"], error: float) -> float:
-    """Return the step whose rounding leaves `error`, or the largest sensible one where none does."""
+    """Return the step whose rounding leaves the squared error `error`.
+
+    Where even rounding everything to 0 leaves less, it is a step that does so.
+    """
     largest = 4 * float(np.abs(left).max(initial=1e-12)) + 1e-12
     if float(_squared(left).sum()) <= error:
         return largest
@@ -273,22 +290,19 @@ def _step_for(left: Float32[np.ndarray, "token component"], error: float) -> flo
 def _rounded(
     left: Float32[np.ndarray, "token component"], width: float
 ) -> Int64[np.ndarray, "token component"]:
-    found: Int64[np.ndarray, "token component"] = _whole(left / np.float32(width)).astype(np.int64)
-    return found
+    """Return the components in whole steps of this width."""
+    return _whole(left / np.float32(width)).astype(np.int64)
 
 
 def _whole(steps: Float32[np.ndarray, "token component"]) -> Float32[np.ndarray, "token component"]:
-    """Return whole numbers of steps, the sign kept."""
-    found: Float32[np.ndarray, "token component"] = np.copysign(
-        np.floor(np.abs(steps) + np.float32(_ROUND_UP)), steps
-    )
-    return found
+    """Return the steps rounded to whole numbers, by the rule of `_ROUND_UP`; signs are kept."""
+    return np.asarray(np.copysign(np.floor(np.abs(steps) + np.float32(_ROUND_UP)), steps))
 
 
 def _lengths(
     learn: _Coded, coded: _Coded, width: float
 ) -> tuple[Float[np.ndarray, "part token"], Float[np.ndarray, " token"]]:
-    """Return bits by part and squared error of each token, at one step of the residual."""
+    """Return the bits by part and the squared error of each token, at one step of the residual."""
     levels = _rounded(coded.left, width)
     model = CodeModel.fit(learn.codes, _rounded(learn.left, width))
     error = _squared(coded.left - (levels * width).astype(np.float32))
@@ -296,7 +310,7 @@ def _lengths(
 
 
 def _coder_ratio(learn: _Coded, coded: _Coded, width: float, n: int) -> float:
-    """Return the range coder's length over the sum of lengths, on the first n tokens."""
+    """Return the length of the range coder's message over the sum of lengths, on the first n tokens."""
     if n < 1:
         return float("nan")
     model = CodeModel.fit(learn.codes, _rounded(learn.left, width))
@@ -309,14 +323,7 @@ def _coder_ratio(learn: _Coded, coded: _Coded, width: float, n: int) -> float:
 
 
 def by_document(
-    values: Float[np.ndarray, " token"],
-    documents: Int64[np.ndarray, " token"],
-    n_documents: int,
-    kept: Bool[np.ndarray, " token"] | None = None,
+    values: Float[np.ndarray, " token"], documents: Int64[np.ndarray, " token"], n_documents: int
 ) -> Float[np.ndarray, " document"]:
-    """Return sums over each document's tokens."""
-    chosen = slice(None) if kept is None else kept
-    found: Float[np.ndarray, " document"] = np.bincount(
-        documents[chosen], weights=values[chosen], minlength=n_documents
-    )
-    return found
+    """Return the sum of values over each document's tokens."""
+    return np.bincount(documents, weights=values, minlength=n_documents)

@@ -1,4 +1,4 @@
-"""Bits that an SAE saves over simpler methods, as numbers that arms are compared by."""
+"""Bits that an SAE saves over simpler methods, as metrics by which arms are compared."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from sae_placebo.baselines.base import METHODS, MethodsSpec
-from sae_placebo.baselines.compare import COLUMNS, MethodsResult
+from sae_placebo.baselines.compare import MethodsResult, methods_frame
 from sae_placebo.baselines.marginal import best_simpler, bits_saved
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
@@ -38,16 +38,13 @@ DECLARED: dict[str, Declared] = {
         ),
     )
 }
-"""What `saved` measures, by name."""
+"""The declarations of the metrics that `saved` returns, by name."""
 
 
 def refused(reason: str) -> MethodsResult:
     """Return the result of a comparison that could not be made: every method with the reason."""
-    rows = [{"method": name, "reason": reason} for name in METHODS.entries]
-    table = pandas.DataFrame(rows).reindex(columns=list(COLUMNS))
-    texts = {"method", "reading", "probe_reason", "reason"}
-    numbers = dict.fromkeys([name for name in COLUMNS if name not in texts], "float64")
-    return MethodsResult(table.astype(numbers), {}, 0, reason)
+    rows: list[dict[str, Any]] = [{"method": name, "reason": reason} for name in METHODS.entries]
+    return MethodsResult(methods_frame(rows), {}, 0, reason)
 
 
 def saved(
@@ -56,13 +53,13 @@ def saved(
     weights: Float[np.ndarray, "document replicate"],
     spec: MethodsSpec,
 ) -> tuple[Any, dict[str, Float[np.ndarray, " replicate"]]]:
-    """Return the table of metrics of one SAE, and their values under the document weights.
+    """Return the table of metrics of one SAE, and their values under each column of document weights.
 
     Args:
-        found: Of the SAE's arm.
-        reading: The SAE's name there.
-        weights: Document multiplicities; column 0 is ones.
-        spec: Its first distortion is the headline.
+        found: The comparison for the SAE's arm.
+        reading: The SAE's name in it.
+        weights: How often each document counts; column 0 is ones.
+        spec: The settings, of which the first distortion is the headline.
     """
     distortion = spec.distortions[0]
     rows, replicates = [], {}

@@ -1,4 +1,4 @@
-"""Controls: what is done to the reference model in each arm. One file per kind."""
+"""Controls: what is done to the reference model in each arm. Each kind of control has a file of its own."""
 
 from __future__ import annotations
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from sae_placebo.core.errors import ModelError
 from sae_placebo.core.lazy import torch
-from sae_placebo.models.sites import base_model, decoder_layers, first_tensor, own_code, text_config
+from sae_placebo.models.forward_pass import base_model, own_code
+from sae_placebo.models.sites import decoder_layers, first_tensor, text_config
 
 _LEAK, _LEAK_OF_ENCODERS = 1e-4, 1e-6
 """Change of earlier positions, in standard deviations, from which on it is no rounding. Models of classes

@@ -16,16 +16,10 @@ from jaxtyping import Bool, Float, Int64
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.precision import ROUNDING_ENERGY
+from sae_placebo.models.forward_pass import Stopped, eager_attention, own_code, run_until_stopped
 from sae_placebo.models.hookpoints import Hookpoint, parse_hookpoint
 from sae_placebo.models.loading import Reader
-from sae_placebo.models.sites import (
-    Stopped,
-    attention_module,
-    decoder_layers,
-    eager_attention,
-    own_code,
-    run_until_stopped,
-)
+from sae_placebo.models.sites import attention_module, decoder_layers
 
 _ROWS = 8
 _ATTENTION_ROWS = 4

@@ -11,16 +11,9 @@ from jaxtyping import Float, Int64
 from sae_placebo.core.errors import ModelError
 from sae_placebo.core.lazy import torch
 from sae_placebo.models.forward_kernels import FastForms, fast_forms
+from sae_placebo.models.forward_pass import Stopped, own_code, run_until_stopped
 from sae_placebo.models.hookpoints import Hookpoint, parse_hookpoint
-from sae_placebo.models.sites import (
-    HookedModules,
-    Stopped,
-    decoder_layers,
-    own_code,
-    resolve,
-    run_until_stopped,
-    text_config,
-)
+from sae_placebo.models.sites import HookedModules, decoder_layers, resolve, text_config
 
 # error variance over variance up to which the faster forms count as equal in float32, and in less:
 # rounding that random blocks have amplified stays far below it, another formula far above

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import product
-from traceback import walk_tb
 from typing import Any
 
-from sae_placebo.core.errors import ModelError, PlaceboError
+from sae_placebo.core.errors import ModelError
 from sae_placebo.core.lazy import torch
+from sae_placebo.models.forward_pass import Stopped, own_code, run_until_stopped
 from sae_placebo.models.hookpoints import Hookpoint, check_layer
 
 
@@ -44,13 +44,6 @@ def decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
     return next(iter(found.values()))
 
 
-def base_model(model: torch.nn.Module) -> torch.nn.Module:
-    """Return the model without its output head."""
-    inner = getattr(model, "base_model", model)
-    assert isinstance(inner, torch.nn.Module)
-    return inner
-
-
 def _is_attention(name: str, module: torch.nn.Module) -> bool:
     kind = type(module).__name__
     plain = "Norm" in kind or "Dropout" in kind
@@ -60,10 +53,6 @@ def _is_attention(name: str, module: torch.nn.Module) -> bool:
 def attention_module(layer: torch.nn.Module) -> torch.nn.Module | None:
     """Return the layer's child that is called attention, or whose class is; None without one."""
     return next((m for name, m in layer.named_children() if _is_attention(name, m)), None)
-
-
-class Stopped(Exception):
-    """It is raised in a hook to end a forward pass."""
 
 
 def first_tensor(output: Any) -> torch.Tensor:
@@ -288,51 +277,6 @@ def _adds(
     return torch.allclose(again, value + step.expand_as(value), rtol=1e-3, atol=1e-3)
 
 
-def run_until_stopped(model: torch.nn.Module, token_ids: torch.Tensor) -> None:
-    """Run the model without its head on `token_ids` [row pos], until a hook raises `Stopped`."""
-    device = next(model.parameters()).device
-    try:
-        base_model(model)(input_ids=token_ids.to(device), use_cache=False)
-    except Stopped:
-        return
-
-
-@contextmanager
-def own_code(model: torch.nn.Module, source: str | None = None) -> Iterator[None]:
-    """Turn what the model's own code raises in a forward inside into one sentence.
-
-    Memory that is used up, a fault of the accelerator, and what functions of this package raise inside
-    the forward are no fault of the model, and stay as they are.
-
-    Args:
-        model: Is run inside.
-        source: What it is called in the sentence; its class by default.
-
-    Raises:
-        ModelError: the model's code failed; the error is its cause.
-    """
-    try:
-        yield
-    except (PlaceboError, Stopped, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
-        raise
-    except Exception as error:  # a model's code may raise every class there is
-        text = " ".join(str(error).split())
-        if "memory" in text or _raised_by_us(error):
-            raise
-        raise ModelError(
-            f"{source or type(model).__name__} cannot be run as its config.json describes it "
-            f"({type(error).__name__}: {text[:300]}); mend config.json or load another model."
-        ) from error
-
-
-def _raised_by_us(error: Exception) -> bool:
-    """Return whether it was a function of this package, such as a hook, that failed inside of the model."""
-    names = [str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(error.__traceback__)]
-    inside = next((i for i, name in enumerate(names) if name.startswith("torch.nn.")), len(names))
-    callers = [name for name in names[inside:] if not name.startswith("torch.")]
-    return bool(callers) and callers[-1].startswith("sae_placebo.")
-
-
 def _find_terms(
     model: torch.nn.Module, layer: torch.nn.Module, index: int
 ) -> tuple[StreamTerm, StreamTerm]:
@@ -414,16 +358,3 @@ def _fit_scales(change: torch.Tensor, pair: tuple[_Reading, _Reading]) -> tuple[
     terms = torch.stack([pair[0][1], pair[1][1]], dim=1)
     solution = torch.linalg.lstsq(terms, change[:, None], driver="gelsd").solution.flatten()
     return float(solution[0]), float(solution[1])
-
-
-@contextmanager
-def eager_attention(model: torch.nn.Module) -> Iterator[None]:
-    """Let attention compute its weights one by one inside, which it then returns."""
-    config: Any = model.config
-    before = config._attn_implementation
-    # by the config, which every layer reads: set_attn_implementation passes over some (Falcon)
-    config._attn_implementation = "eager"
-    try:
-        yield
-    finally:
-        config._attn_implementation = before

@@ -1,4 +1,4 @@
-"""A power calculation says which difference a design detects four times in five.
+"""The power of a trial: which difference a design detects four times in five.
 
 The effect is trained minus one drawn control, of a class's share of latents or another metric. Its
 error has four sources, and more of each thing shrinks one of them:
@@ -24,20 +24,18 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from jaxtyping import Float
-from pydantic import Field
 
-from sae_placebo.core.errors import NotEstimable, SpecError, unknown_name
+from sae_placebo.core.errors import NotEstimable, SpecError
 from sae_placebo.core.spec import Spec, numpy_generator
 from sae_placebo.stats.effects import Component, between, interval
-from sae_placebo.trial.results import CONFIDENCE, Trial
+from sae_placebo.trial.record import CONFIDENCE
+from sae_placebo.trial.results import Trial
+from sae_placebo.trial.variances import DEFAULTS, TrialSize, Variances, measured
 
 DRAWS = 500
 SEEDS = (2, 3, 4, 6)
-_COUNTED = "share_"  # so begin the metrics that are shares of latents
 _TOKENS, _WIDTHS = (1, 2, 4, 16), (1, 4, 16)
 _WHY_LESS = (
     "as the documents' part of the variance shrinks, the seeds' part weighs more, and an interval from "
@@ -47,72 +45,11 @@ _WHY_LESS = (
 _MOST = {"heldout_tokens": 10**12, "d_sae": 10**9, "sae_seeds": 100, "model_seeds": 100}
 
 
-class Variances(Spec):
-    """The variance that one unit of each source brings, in squared units of the metric.
-
-    Attributes:
-        documents: Variance of the effect over documents, times the number of documents.
-        redraws: Variance between re-draws of the control.
-        saes: Variance between SAE seeds that more latents do not lower.
-        latents: Variance between SAE seeds from counting latents, times d_sae; 0 for other metrics.
-        said: Words that say where the numbers come from.
-    """
-
-    documents: float = Field(ge=0)
-    redraws: float = Field(ge=0)
-    saes: float = Field(ge=0)
-    latents: float = Field(ge=0)
-    said: str
-
-
-DEFAULTS = Variances(
-    documents=1.3e-3,
-    redraws=1.2e-7,
-    saes=7.1e-6,
-    latents=1.2e-2,
-    said="no trial given: the largest variances of any class share in the demo, d_sae 1,024",
-)
-
-
-class TrialSize(Spec):
-    """The size of a trial: its documents, tokens, latents, seeds and document replicates."""
-
-    n_documents: int = Field(55, ge=2)
-    heldout_tokens: int = Field(50_000, ge=1)
-    d_sae: int = Field(1_024, ge=1)
-    sae_seeds: int = Field(2, ge=2)
-    model_seeds: int = Field(2, ge=2)
-    replicates: int = Field(200, ge=2)
-    counts_latents: bool = True
-
-    def with_tokens(self, tokens: int) -> TrialSize:
-        """Return the design with more or fewer documents of the same length.
-
-        Documents are whole, so their length is kept only from the design that was measured: other
-        numbers of tokens are derived from that one, never one from another.
-
-        Raises:
-            SpecError: two documents hold more tokens.
-        """
-        least = math.ceil(2 * self.heldout_tokens / self.n_documents)
-        if tokens < least:
-            raise SpecError(
-                f"heldout_tokens is {tokens:,}, and two documents hold {least:,}; an interval needs two "
-                "documents: hold out at least that many tokens"
-            )
-        documents = max(2, round(self.n_documents * tokens / self.heldout_tokens))
-        return self.model_copy(update={"heldout_tokens": tokens, "n_documents": documents})
-
-    def of(self, **changes: int) -> TrialSize:
-        """Return the design with other numbers of seeds or latents."""
-        return self.model_copy(update=changes)
-
-
 class Simulated(Spec):
     """Simulated trials of one design: the smallest true difference that each would detect.
 
     Attributes:
-        needed: For each trial, the interval's half-width less the estimate's error, ascending.
+        needed: For each trial, the interval's half-width less the estimate's error, in ascending order.
     """
 
     needed: tuple[float, ...]
@@ -129,7 +66,7 @@ class Simulated(Spec):
 def simulate(
     variances: Variances, design: TrialSize, draws: int = DRAWS, seed: int = 0
 ) -> Simulated:
-    """Return simulated trials of a design, normal errors, intervals as `stats.effects` makes them.
+    """Return simulated trials of a design: errors are normal, and intervals are those of `stats.effects`.
 
     The error and the interval's width do not depend on the true difference, so one set of trials
     gives the power at every difference.
@@ -158,120 +95,6 @@ def simulate(
     return Simulated(needed=tuple(np.sort(needed).tolist()))
 
 
-# --- what a finished trial says
-
-
-def measured(
-    trial: Trial, metric: str, control: str | None = None, place: tuple[str, str] | None = None
-) -> tuple[Variances, TrialSize]:
-    """Return the variances of a metric in a finished trial, and the trial's design.
-
-    The variance between SAE seeds is pooled over the models of the arms compared, that between
-    re-draws over the controls (what SAE seeds add to a re-draw's mean taken off, never below 0).
-    The documents' is what is left of an effect's squared standard error when the seeds' parts are
-    taken off, averaged over contrasts. A share never varies less than its steps of one latent.
-
-    Args:
-        trial: A finished trial.
-        metric: Its metric.
-        control: The control of interest; none given: every drawn control, pooled.
-        place: Hookpoint and SAE; none given: the first.
-
-    Raises:
-        SpecError: the trial has no such metric, control or place.
-        NotEstimable: one seed, or no contrast of the trained arm with a drawn control.
-    """
-    spec = trial.record["spec"]
-    hookpoint, sae = place or (spec["hookpoints"][0], next(iter(spec["saes"])))
-    table, drawn = _at(trial, metric, hookpoint, sae)
-    if control is not None:
-        _known("drawn control", control, set(drawn["control"]))
-        drawn = drawn[drawn["control"] == control]
-    d_sae, counts = int(spec["saes"][sae]["d_sae"]), metric.startswith(_COUNTED)
-    values = {arm: _values(table, arm) for arm in {*drawn["arm"], *drawn["control"]}}
-    found = _decomposed(drawn, values, 1 / d_sae if counts else 0.0)
-    share = float(np.mean([v.mean() for v in values.values()]))
-    # a share of 0 is one of fewer than one latent
-    latents = min(found["saes"] * d_sae, max(share * (1 - share), 1 / d_sae)) if counts else 0.0
-    row, against = drawn.iloc[0], " or ".join(drawn["control"])
-    variances = Variances(
-        documents=found["documents"] * int(row["n_documents"]),
-        redraws=found["redraws"],
-        saes=max(found["saes"] - latents / d_sae, 0.0),
-        latents=latents,
-        said=f"{metric}, {row['arm']} minus {against}, measured in trial {trial.record['name']!r} at "
-        f"{hookpoint}, {sae}",
-    )
-    measurement = spec.get("measurement", {})
-    design = TrialSize(
-        n_documents=int(row["n_documents"]),
-        heldout_tokens=int(row["n_tokens"]),
-        d_sae=d_sae,
-        sae_seeds=int(row["n_sae_seeds"]),
-        model_seeds=int(row["n_control_models"]),
-        counts_latents=counts,
-        **{name: measurement[name] for name in ("replicates",) if name in measurement},
-    )
-    return variances, design
-
-
-def _at(trial: Trial, metric: str, hookpoint: str, sae: str) -> tuple[Any, Any]:
-    """Return the values of a metric by SAE, and its effects against drawn controls."""
-    tables = []
-    for table in (trial.measurements, trial.effects):
-        for column, name in (("metric", metric), ("hookpoint", hookpoint), ("sae", sae)):
-            _known(column, name, set(table[column]))
-            table = table[table[column] == name]
-        tables.append(table)
-    values, effects = tables
-    drawn = effects[
-        effects["se"].notna() & (effects["n_arm_models"] == 1) & (effects["n_control_models"] > 1)
-    ]
-    if not len(drawn):
-        raise NotEstimable(
-            f"no interval of {metric} against a control with two re-draws or more; give at least two "
-            "model_seeds and two sae_seeds"
-        )
-    return values[values["value"].notna()], drawn
-
-
-def _known(kind: str, name: str, names: set[Any]) -> None:
-    if name not in names:
-        raise SpecError(unknown_name(kind, name, map(str, names)))
-
-
-def _values(table: Any, arm: str) -> Float[np.ndarray, "model sae_seed"]:
-    of_arm = table[table["arm"] == arm]
-    wide = of_arm.assign(model_seed=of_arm["model_seed"].fillna(-1)).pivot(
-        index="model_seed", columns="sae_seed", values="value"
-    )
-    found: Float[np.ndarray, "model sae_seed"] = wide.to_numpy(np.float64)
-    return found
-
-
-def _decomposed(
-    drawn: Any, values: dict[str, Float[np.ndarray, "model sae_seed"]], step: float
-) -> dict[str, float]:
-    """Return the variance of an effect over documents, between re-draws and between SAE seeds."""
-    spread = [v.var(axis=1, ddof=1) for v in values.values()]
-    saes = max(float(np.concatenate(spread).mean()), step**2 / 12)
-    documents, redraws = [], []
-    for row in drawn.to_dict("records"):
-        arm, control = values[row["arm"]], values[row["control"]]
-        seeds = between((arm - control).mean(0), "sae_seeds", step)
-        models = between(control.mean(1), "model_seeds", step)
-        documents.append(row["se"] ** 2 - seeds.variance - models.variance)
-        redraws.append(control.mean(1).var(ddof=1) - saes / control.shape[1])
-    return {
-        "documents": max(float(np.mean(documents)), 0.0),
-        "redraws": max(float(np.mean(redraws)), 0.0),
-        "saes": saes,
-    }
-
-
-# --- what the command line shows
-
-
 def answer(
     difference: float,
     trial: str | Path | None = None,
@@ -285,9 +108,14 @@ def answer(
     Args:
         difference: The difference that should be detected.
         trial: Folder of a finished trial, `<store>/trials/<name>`.
-        metric: Its metric; `share_token_family` unless given.
-        control: Its control; none given: every drawn control, pooled.
-        changes: heldout_tokens, d_sae, sae_seeds, model_seeds of another design.
+        metric: The metric in that trial; `share_token_family` unless given.
+        control: The control that the trained arm is compared with; every drawn control, pooled, unless given.
+        changes: Any of heldout_tokens, d_sae, sae_seeds and model_seeds, where the design differs in them.
+
+    Raises:
+        SpecError: a number is out of its range, the trial has no such metric or control, or one of these is
+            named without a trial.
+        NotEstimable: the trial has no interval to take variances from, or nothing varies.
     """
     if trial is not None:
         variances, design = measured(Trial(trial), metric or "share_token_family", control)
@@ -322,8 +150,12 @@ def power_table(
         variances: Variances of the metric.
         measured_on: The design of the trial at hand.
         difference: The difference that should be detected.
-        tokens: Held-out tokens of the design that is asked about; those of the trial unless given.
-        target: Power that counts as detecting it.
+        tokens: Held-out tokens of the design whose power is wanted; those of the trial unless given.
+        target: Power from which on a difference counts as detected.
+
+    Raises:
+        SpecError: the difference, the power or the number of tokens is out of its range.
+        NotEstimable: no source varies.
     """
     if not 0 < difference < math.inf:
         raise SpecError(f"the difference is {difference}; it must be finite and above 0")

@@ -13,39 +13,30 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sae_placebo.baselines import saved
 from sae_placebo.core import precision
 from sae_placebo.core.errors import StoreError
 from sae_placebo.core.lazy import pandas, torch
 from sae_placebo.core.store import Store, read_json
-from sae_placebo.core.trial_files import (
-    RECORD,
-    check_table,
-    read_result,
-    require_parts,
-)
-from sae_placebo.data.token_files import read_rows, read_text_facts
+from sae_placebo.core.trial_files import RECORD, check_table, read_result, require_parts
+from sae_placebo.data.token_files import read_rows
 from sae_placebo.latents.ladder.table import ladder_table
 from sae_placebo.latents.measurement import held_out
-from sae_placebo.latents.metrics import METRICS
-from sae_placebo.latents.metrics import structure as structure_metrics
-from sae_placebo.latents.metrics.base import Declared
 from sae_placebo.latents.metrics.sparsity import l0_matches
-from sae_placebo.models import loading as models
 from sae_placebo.models.activation_files import outliers, read_calibrations
 from sae_placebo.report import build_report
 from sae_placebo.stats.designs import quads
 from sae_placebo.stats.effects import ReplicateKey, ReplicateTable, effects
 from sae_placebo.stats.failed_fits import failed_fits
 from sae_placebo.stats.interactions import interactions
-from sae_placebo.trial.plan import ArmModel, Place, Plan
+from sae_placebo.trial.plan import Place, Plan
 from sae_placebo.trial.publishing import publish
+from sae_placebo.trial.record import CONFIDENCE, EVERY_METRIC, record
 from sae_placebo.trial.result_folders import written_beside
 from sae_placebo.trial.spec import TrialSpec
 from sae_placebo.trial.table_files import read_replicates, read_table
-from sae_placebo.trial.tables.audit import audit_tables, described_audits
+from sae_placebo.trial.tables.audit import audit_tables
 from sae_placebo.trial.tables.latents import decoys_of, mechanism_of, partners_of
-from sae_placebo.trial.tables.use import keys_of, labelled, use_record, use_tables
+from sae_placebo.trial.tables.use import keys_of, labelled, use_tables
 
 TABLES = (
     *("effects", "interactions", "matching", "latents", "measurements", "coverage", "passages"),
@@ -57,13 +48,6 @@ TABLES = (
 OF_MEASURE = ("coverage",)
 OF_PROFILE = ("latents", "passages", "sensitivity")
 """Tables that these stages write beside their measurements."""
-
-EVERY_METRIC: Mapping[str, Declared] = {
-    **METRICS.entries,
-    **structure_metrics.DECLARED,
-    **saved.DECLARED,
-}
-"""Every number about an SAE, by name, with its declaration, whichever stage it comes from."""
 
 
 def trial_folder(store: str | Path, name: str) -> Path:
@@ -216,7 +200,6 @@ def _line(row: Mapping[str, Any], unread: str | None) -> str:
     return found if pandas.isna(aa) else f"{found}; A/A {aa:+.3f}, no interval"
 
 
-CONFIDENCE = 0.95
 HEADLINE = ("mean_token_entropy_bits", "share_single_token", "explained_variance_above_gaussian")
 
 
@@ -342,113 +325,12 @@ def _add(table: ReplicateTable, plan: Plan, place: Place, row: Any, values: Any 
     )
 
 
-def record(plan: Plan, store: Store) -> dict[str, Any]:
-    """Return what was compared and how, as JSON."""
-    spec = plan.spec
-    rows = read_rows(store.path(plan.tokenize))
-    arms: dict[str, Any] = {}
-    for arm, controls in spec.arms.items():
-        redraws = [ArmModel(arm, seed) for seed in spec.seeds_of(arm)]
-        arms[arm] = {
-            **controls.model_dump(mode="json"),
-            "model_seeds": [one.model_seed for one in redraws],
-            "records": [_arm_record(plan, store, one) for one in redraws],
-        }
-    seconds: dict[str, float] = {}
-    for step in plan.steps():
-        seconds[step.stage] = round(seconds.get(step.stage, 0.0) + store.seconds(step), 1)
-    return {
-        "name": spec.name,
-        "model_note": models.describe(spec.model),
-        "spec": spec.model_dump(mode="json"),
-        "arms": arms,
-        "shared": [
-            {"arm": arm, "same_as": twin, "why": _why_shared(spec, arm, twin)}
-            for arm, twin in plan.same_as().items()
-        ],
-        "text": {
-            "source": spec.text.source,
-            **read_text_facts(store.path(plan.tokenize)),
-            "splits": {
-                split: {
-                    "n_documents": len(one.names),
-                    "n_tokens": int(one.usable().sum()),
-                    "n_rows": len(one.lengths),
-                }
-                for split, one in rows.items()
-            },
-        },
-        "masks": {split: _masks(plan, store, one, split) for split, one in rows.items()},
-        "use": use_record(plan, store),
-        "audits": described_audits() if plan.audit else {},
-        "metrics": {name: _described(metric) for name, metric in EVERY_METRIC.items()},
-        "confidence": CONFIDENCE,
-        "precision": precision.describe(),
-        "environments": store.environments(plan.steps()),
-        "seconds": seconds,
-        "artefacts": {f"{s.stage}/{s.folder_name}": s.key for s in plan.steps()},
-    }
-
-
 def _cards(plan: Plan, store: Store) -> dict[str, Any]:
     """Return by arm the diagnostics of its first model."""
     cards: dict[str, Any] = {}
     for one, step in plan.build.items():
         cards.setdefault(one.arm, read_json(store.path(step) / "card.json"))
     return cards
-
-
-def _why_shared(spec: TrialSpec, arm: str, twin: str) -> str:
-    if spec.arms[arm] == spec.arms[twin]:
-        return "their settings are the same, so the SAEs were trained once"
-    if models.ties_embeddings(spec.model) is False:
-        return (
-            "what differs cannot reach a hookpoint (the output head of an untied model lies behind all "
-            "of them), so the SAEs are the same ones and were trained once"
-        )
-    return "their models are the same one (the output head is the embedding), so it was used once"
-
-
-def _described(metric: Declared) -> dict[str, str]:
-    keys = ("unit", "better", "null", "definition", "source", "reads")
-    return {key: str(getattr(metric, key)) for key in keys}
-
-
-def _arm_record(plan: Plan, store: Store, one: ArmModel) -> dict[str, Any]:
-    folder = store.path(plan.build[one])
-    calibrations = read_calibrations(store.path(plan.harvest[one]))
-    return {
-        "model_seed": one.model_seed,
-        "recipe": read_json(folder / "recipe.json"),
-        "diagnostics": read_json(folder / "card.json"),
-        "calibration": {name: c.record() for name, c in calibrations.items()},
-        "gaussian_null": read_json(store.path(plan.train[one]) / "gaussian.json"),
-    }
-
-
-def _masks(plan: Plan, store: Store, rows: Any, split: str) -> dict[str, Any]:
-    """Count the positions that each rule leaves out."""
-    counts: dict[str, Any] = {
-        "rule": "position 0 of each row, padding, and tokens whose norm exceeds "
-        f"{plan.spec.harvest.outlier_ratio:g} x the arm's median",
-        "position_0": len(rows.lengths),
-        "padding": int(rows.token_ids.size - rows.lengths.sum()),
-    }
-    if split == "heldout":
-        folders = {one.label: store.path(step) for one, step in plan.harvest.items()}
-        for hookpoint in plan.spec.hookpoints:
-            found = {label: outliers(f, hookpoint) for label, f in folders.items()}
-            for label, flags in found.items():
-                counts[f"outlier_norm {hookpoint} {label}"] = int(flags.sum())
-            union = np.logical_or.reduce(list(found.values()))
-            counts[f"outlier_norm {hookpoint} any arm (left out of all)"] = int(union.sum())
-    else:
-        total = int(rows.usable().sum())
-        for one, step in plan.train.items():
-            log = read_table(store.path(step) / "log.parquet")
-            for hookpoint, seen in log.groupby("hookpoint")["tokens"].max().items():
-                counts[f"outlier_norm {hookpoint} {one.label}"] = total - int(seen)
-    return counts
 
 
 def environment() -> dict[str, Any]:

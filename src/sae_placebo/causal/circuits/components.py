@@ -19,11 +19,11 @@ from sae_placebo.causal.circuits.matrices import is_matrix, matrices_in, matrix,
 from sae_placebo.causal.circuits.norms import Norm, is_norm, read_norm
 from sae_placebo.core.errors import ModelError
 from sae_placebo.core.lazy import torch
+from sae_placebo.models.forward_pass import base_model
 from sae_placebo.models.hookpoints import Hookpoint
 from sae_placebo.models.sites import (
     StreamTerm,
     attention_module,
-    base_model,
     decoder_layers,
     input_tensor,
     resolve,

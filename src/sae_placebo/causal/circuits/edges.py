@@ -25,8 +25,9 @@ from sae_placebo.core.errors import SpecError
 from sae_placebo.core.lazy import pandas, torch
 from sae_placebo.core.spec import Spec, numpy_generator
 from sae_placebo.latents.base import Encoded
+from sae_placebo.models.forward_pass import Stopped
 from sae_placebo.models.hookpoints import Hookpoint, parse_hookpoint
-from sae_placebo.models.sites import HookedModules, Stopped, resolve
+from sae_placebo.models.sites import HookedModules, resolve
 from sae_placebo.stats.multiplicity import adjusted
 
 _IN_STRATUM = 30

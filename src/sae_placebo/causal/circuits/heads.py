@@ -21,13 +21,8 @@ from sae_placebo.core.lazy import pandas, torch
 from sae_placebo.core.spec import Spec, numpy_generator
 from sae_placebo.data.rows import Rows
 from sae_placebo.latents.columns.repeats import occurrences, repeat_rows
-from sae_placebo.models.sites import (
-    Stopped,
-    attention_module,
-    decoder_layers,
-    eager_attention,
-    run_until_stopped,
-)
+from sae_placebo.models.forward_pass import Stopped, eager_attention, run_until_stopped
+from sae_placebo.models.sites import attention_module, decoder_layers
 
 _BATCH = 8
 """So many rows are read at once."""

@@ -13,7 +13,7 @@ from sae_placebo.causal.circuits.streams import StreamReader
 from sae_placebo.causal.use.base import Subject
 from sae_placebo.core.errors import ModelError, NotEstimable
 from sae_placebo.core.lazy import pandas, torch
-from sae_placebo.models.sites import run_until_stopped
+from sae_placebo.models.forward_pass import run_until_stopped
 
 _AGREE = 1e-3
 """Two sums over source tokens agree if they differ by no more than this share of their terms' sizes."""

@@ -17,8 +17,9 @@ from jaxtyping import Float, Float32, Int64
 from sae_placebo.causal.circuits.components import Attention, layer_parts
 from sae_placebo.causal.use.base import Subject
 from sae_placebo.core.lazy import torch
+from sae_placebo.models.forward_pass import Stopped, run_until_stopped
 from sae_placebo.models.hookpoints import Hookpoint, Site
-from sae_placebo.models.sites import Stopped, resolve, run_until_stopped
+from sae_placebo.models.sites import resolve
 
 _ROWS = 16
 """So many rows are read at once."""

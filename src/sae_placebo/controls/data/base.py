@@ -2,7 +2,7 @@
 
 A data control leaves the model alone. It rewrites the rows of tokens, or (`of_activations`) has the
 activations replaced while the text stays. Each declares what it preserves and what it destroys, in the
-words of `DATA_INVARIANTS`; the contract tests hold it to both.
+words of `DATA_INVARIANTS`, and the contract tests check both.
 
 The first position of a row is never rewritten: it is BOS, or, without BOS, a token that the model reads
 and that no measurement uses. Padding, row lengths and documents stay as they are.
@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Int32
-from pydantic import ValidationError
 
-from sae_placebo.core.errors import SpecError, TextError, unknown_name
+from sae_placebo.controls.settings import validated
+from sae_placebo.core.errors import SpecError, TextError
 from sae_placebo.core.spec import Registry, Spec, numpy_generator
 from sae_placebo.data.text import Rows
 
@@ -32,34 +32,39 @@ DATA_INVARIANTS: Mapping[str, str] = {
     "mean_and_covariance": "the activations' mean and covariance, up to sampling error",
     "token_identity": "that an activation is the model's answer to its token and what precedes it",
 }
-"""The first five are about the rows of tokens, the last two about the activations beside them."""
+"""What a control may keep. The first five are about the rows of tokens, the last two about activations."""
 
 
 class DataControl(Spec, ABC):
-    """One kind of change to the data; a subclass per file, registered in `DATA_CONTROLS`."""
+    """One kind of change to the data. Each has a file of its own and is registered in `DATA_CONTROLS`."""
 
     kind: str
 
     preserves: ClassVar[frozenset[str]]
-    """What every control of this kind leaves as it was (words of `DATA_INVARIANTS`)."""
+    """What every control of this kind leaves as it was, in words of `DATA_INVARIANTS`."""
     destroys: ClassVar[frozenset[str]]
-    """Every other word of `DATA_INVARIANTS`."""
+    """What it changes: every other word of `DATA_INVARIANTS`."""
     draws: ClassVar[bool] = True
     """Whether another model seed gives other data."""
     of_activations: ClassVar[bool] = False
-    """Whether the text stays and the activations are replaced (`gaussian.GaussianReader`)."""
+    """Whether the text stays as it is and the activations are replaced; see `gaussian.GaussianReader`."""
 
     @abstractmethod
     def rewrite(self, splits: Mapping[str, Rows], seed: int, model_seed: int) -> dict[str, Rows]:
         """Return the splits with other tokens in the same layout; the given rows are not touched.
 
-        Labels are dropped from rows whose tokens changed: they were true of the text as it was. The
-        draws depend on both seeds, the kind and the split's name, and on no model: arms with another
-        model and the same data control read the same tokens.
+        Labels are dropped from rows whose tokens changed, since they were true of the text as it was. The
+        draws depend on both seeds, the kind and the split's name, and on no model. So arms with different
+        models and the same data control read the same tokens.
+
+        Args:
+            splits: The rows of each split, by its name.
+            seed: The trial's seed.
+            model_seed: The seed of the re-draw.
         """
 
     def random(self, seed: int, model_seed: int, split: str) -> np.random.Generator:
-        """Return the generator that this kind rewrites `split` with."""
+        """Return the generator that controls of this kind rewrite `split` with."""
         return numpy_generator(seed, "data", self.kind, model_seed, split)
 
 
@@ -78,7 +83,8 @@ def parse_data(value: object) -> DataControl:
     """Return the data control that an arm's `data` names: "unigram", or {"kind": "unigram"}.
 
     Raises:
-        SpecError: neither a name nor a table, no such control, or a setting that it does not have.
+        SpecError: the value is neither a name nor a table, there is no such control, or it has no such
+            setting.
     """
     example = 'data = "shuffle_tokens" or data = {kind = "shuffle_tokens"}'
     if not isinstance(value, (str, Mapping)):
@@ -88,27 +94,18 @@ def parse_data(value: object) -> DataControl:
     if not isinstance(name, str):
         known = ", ".join(sorted(DATA_CONTROLS))
         raise SpecError(f"an arm's data control names its kind: {example}; known: {known}.")
-    cls = DATA_CONTROLS[name]
-    known_settings = [key for key in cls.model_fields if key != "kind"]
-    for key in settings:
-        if key not in known_settings:
-            kind = f"setting of data control {name!r}"
-            raise SpecError(unknown_name(kind, str(key), known_settings or ["(none)"]))
-    try:
-        return cls.model_validate(settings)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise SpecError(
-            f"data control {name!r}, {where}: {problem['msg']} (found {problem['input']!r})."
-        ) from None
+    return validated(DATA_CONTROLS[name], settings, f"data control {name!r}")
 
 
 def training_tokens(splits: Mapping[str, Rows], kind: str) -> Int32[np.ndarray, " token"]:
     """Return the usable tokens of the split `train`, in reading order.
 
+    Args:
+        splits: The rows of each split, by its name.
+        kind: The kind of the control, which an error names.
+
     Raises:
-        TextError: there are none, so nothing can be drawn from their frequencies.
+        TextError: there are no tokens, so nothing can be drawn from their frequencies.
     """
     rows = splits.get("train")
     tokens = np.empty(0, np.int32) if rows is None else rows.token_ids[rows.usable()]
@@ -121,7 +118,7 @@ def training_tokens(splits: Mapping[str, Rows], kind: str) -> Int32[np.ndarray, 
 
 
 def rewritten(rows: Rows, tokens: Int32[np.ndarray, " token"]) -> Rows:
-    """Return `rows` with `tokens`, in reading order, at the usable positions, and without labels."""
+    """Return `rows` without labels, and with `tokens`, in reading order, at the usable positions."""
     token_ids = rows.token_ids.copy()
     token_ids[rows.usable()] = tokens
     labelled = any(field.name == "labels" for field in dataclasses.fields(rows))

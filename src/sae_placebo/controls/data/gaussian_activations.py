@@ -1,4 +1,4 @@
-"""Gaussian draws in the place of the activations; the text stays."""
+"""The control that puts Gaussian draws in the place of the activations, and leaves the text as it is."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from sae_placebo.data.text import Rows
 
 @DATA_CONTROLS.add
 class GaussianActivations(DataControl):
-    """Activations replaced by Gaussian draws with the mean and covariance of the arm's own.
+    """It replaces activations by Gaussian draws with the mean and covariance of the arm's own.
 
     The rows keep their tokens and labels, so that every metric can be computed, but the draws know
-    nothing of them: what a metric finds here it finds without structure beyond second moments. The
+    nothing of them: what a metric finds in them, it finds without structure beyond second moments. The
     draws are made where the activations would be read, by `gaussian.GaussianReader`.
 
     Source: the Gaussian toy data of Heap, Lawson, Farnik and Aitchison 2025 (arXiv 2501.17727).

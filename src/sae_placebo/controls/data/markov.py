@@ -1,4 +1,4 @@
-"""Text in which each token depends on the one before, as in the corpus, and on nothing else."""
+"""The control that writes text in which each token depends on the one before, as in the corpus, alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sae_placebo.data.text import Rows
 
 @DATA_CONTROLS.add
 class Markov(DataControl):
-    """A bigram chain, fitted on the training rows and run along every row of both splits.
+    """It runs a bigram chain, fitted on the training rows, along every row of both splits.
 
     Transitions are counted within rows, the one from a row's first position included. The chain
     starts at that position, which stays as it is: after BOS, the first token is therefore drawn from
@@ -45,7 +45,7 @@ class Markov(DataControl):
     )
 
     def rewrite(self, splits: Mapping[str, Rows], seed: int, model_seed: int) -> dict[str, Rows]:
-        """Return the splits with every row a run of the chain; see the class.
+        """Return the splits with a run of the chain in every row; see the class.
 
         Raises:
             TextError: the training split holds no token.
@@ -61,7 +61,10 @@ class Markov(DataControl):
 
 @dataclass(frozen=True)
 class _Chain:
-    """What followed each token: `followers[first[t] : first[t] + n[t]]`, one entry per occurrence."""
+    """The tokens that followed each token id.
+
+    Those of id t are `followers[first[t] : first[t] + n[t]]`, with one entry for each occurrence.
+    """
 
     followers: Int32[np.ndarray, " occurrence"]
     first: Int64[np.ndarray, " id"]
@@ -69,13 +72,13 @@ class _Chain:
 
     @classmethod
     def fitted(cls, rows: Rows, tokens: Int32[np.ndarray, " token"], n_ids: int) -> _Chain:
-        """Return the chain of `rows`, whose usable tokens are `tokens`."""
+        """Return the chain of `rows`, whose usable tokens are `tokens`, for ids below `n_ids`."""
         after = rows.usable()[:, 1:]
         before = rows.token_ids[:, :-1][after]
         followers = rows.token_ids[:, 1:][after][np.argsort(before, kind="stable")]
         n = np.bincount(before, minlength=n_ids).astype(np.int64)
         first = np.cumsum(n) - n
-        # nothing followed: all tokens, which stand behind the followers
+        # an id that nothing followed takes all tokens, which stand behind the followers
         nothing = n == 0
         first[nothing], n[nothing] = len(followers), len(tokens)
         return cls(np.concatenate([followers, tokens]), first, n)

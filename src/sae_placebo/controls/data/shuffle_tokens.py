@@ -1,4 +1,4 @@
-"""Every document's tokens in random order."""
+"""The control that puts the tokens of every document in random order."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from sae_placebo.data.text import Rows
 
 @DATA_CONTROLS.add
 class ShuffleTokens(DataControl):
-    """Tokens permuted within each document, over all of its rows in the split.
+    """It permutes tokens within each document, over all of the document's rows in the split.
 
     Each document keeps its exact token counts, so whatever can be read off a bag of words stays: its
-    topic, and how common each token is. Order goes, adjacent pairs with it. Every permutation is
+    topic, and how common each token is. Order is lost, and adjacent pairs with it. Every permutation is
     equally likely. The first position of each row keeps its token, BOS or not.
 
     Source: none found that trains SAEs on it; word order is shuffled to probe language models since

@@ -1,4 +1,4 @@
-"""Text without any structure but token frequency."""
+"""The control that writes text without any structure but token frequency."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from sae_placebo.data.text import Rows
 
 @DATA_CONTROLS.add
 class Unigram(DataControl):
-    """Every token drawn independently from the training split's token frequencies.
+    """It draws every token independently from the training split's token frequencies.
 
     Both splits are drawn from the training frequencies, so held-out rows hold new tokens of the same
-    law; documents are left without a topic of their own. The first position of each row stays.
+    law, and documents are left without a topic of their own. The first position of each row stays.
 
     Source: none found that trains SAEs on it; Shannon 1948, section 3, the "first-order word
     approximation". Differs: tokens in the place of words.

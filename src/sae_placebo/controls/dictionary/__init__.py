@@ -1,4 +1,4 @@
-"""Dictionary controls: SAEs of which part is not learned. One file per kind."""
+"""Dictionary controls: SAEs of which a part is not learned. Each kind has a file of its own."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a dictionary control is: an SAE of which part is not learned.
+"""What a dictionary control is: an SAE of which a part is not learned.
 
-Controls of the model and of the data ask what an SAE owes to what it reads. These ask what it owes to
-its own learning: the recipe is the trained SAE's, but some of its tensors keep their start. A control
+Controls of the model and of the data show what an SAE owes to what it reads. These show what it owes to its
+own learning: the recipe is that of the trained SAE, but some of its tensors stay as they start. A control
 says how the SAE starts and what training leaves alone; `training.Fit` does the rest.
 """
 
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from jaxtyping import Float
-from pydantic import ValidationError
 
-from sae_placebo.core.errors import ModelError, NotEstimable, SpecError, unknown_name
+from sae_placebo.controls.settings import validated
+from sae_placebo.core.errors import ModelError, NotEstimable, SpecError
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import Registry, Spec, generator
 from sae_placebo.saes import PARAMETERS, SAE
@@ -24,7 +24,7 @@ from sae_placebo.saes.kernels import CHUNK_TOKENS, Workspace
 from sae_placebo.saes.selection import Selection, select
 
 Init = Literal["iso", "cov"]
-"""Law of random directions: uniform on the sphere, or Gaussian with the activations' covariance."""
+"""The law of random directions: uniform on the sphere, or Gaussian with the activations' covariance."""
 
 DICTIONARY_INVARIANTS: Mapping[str, str] = {
     "recipe": "the SAE's spec, the names and shapes of its tensors, and decoder rows of unit norm",
@@ -37,8 +37,7 @@ DICTIONARY_INVARIANTS: Mapping[str, str] = {
 """What an SAE trained as usual has; each control keeps some of it and destroys the rest."""
 
 ALL: frozenset[str] = frozenset(PARAMETERS)
-"""What a control without training freezes: these four, and with them all that an architecture has."""
-
+"""What a control without any training freezes: these four, and with them every tensor of an architecture."""
 
 _SCALE_DRAWS = 8192
 _LEVEL_DRAWS = 256
@@ -46,11 +45,11 @@ _LEVEL_DRAWS = 256
 
 @dataclass(frozen=True)
 class StreamMoments:
-    """Mean and covariance of the activations, in the centered and scaled units of training.
+    """The mean and covariance of the activations, in the centered and scaled units of training.
 
     Attributes:
-        mean: [d_in] near zero, since activations arrive centered.
-        covariance: [d_in, d_in] symmetric; its trace is near `d_in`, since they arrive scaled.
+        mean: Their mean, near zero since activations arrive centered.
+        covariance: Their covariance, which is symmetric. Its trace is near `d_in`, since they arrive scaled.
     """
 
     mean: Float[torch.Tensor, " d_in"]
@@ -60,9 +59,13 @@ class StreamMoments:
     def spectrum(
         self,
     ) -> tuple[Float[torch.Tensor, " d_in"], Float[torch.Tensor, "d_in d_in"]]:
-        """The variances along the principal directions, largest first, and these, one per column.
+        """The variances along the principal directions, largest first, and the directions as columns.
 
-        In float64. A direction has two signs; the one whose largest entry is above zero is taken.
+        Both are in float64. Of a direction's two signs, the one with a largest entry above zero is taken.
+
+        Raises:
+            ModelError: the covariance holds NaN or infinity.
+            NotEstimable: the activations have no variance.
         """
         if not bool(self.covariance.isfinite().all()):
             raise ModelError(
@@ -90,15 +93,15 @@ class StreamMoments:
 
 
 class DictionaryControl(Spec, ABC):
-    """One way to keep an SAE from learning; a subclass per file, in `DICTIONARY_CONTROLS`."""
+    """One way to keep an SAE from learning. Each has a file of its own, and is in `DICTIONARY_CONTROLS`."""
 
     kind: str
 
     parts_encoder: ClassVar[bool] = False
-    """Whether encoder and decoder part: one of them alone is held, or scaled. An SAE that has one matrix for
-    both cannot have such a control."""
+    """Whether only one of encoder and decoder is held fast, or scaled. An SAE with a single matrix for both
+    cannot have such a control."""
     preserves: ClassVar[frozenset[str]]
-    """What every control of this kind keeps (words of `DICTIONARY_INVARIANTS`)."""
+    """What every control of this kind keeps, in words of `DICTIONARY_INVARIANTS`."""
     destroys: ClassVar[frozenset[str]]
     """What every control of this kind destroys."""
     draws: ClassVar[bool] = True
@@ -119,7 +122,7 @@ class DictionaryControl(Spec, ABC):
 
     @property
     def frozen(self) -> frozenset[str]:
-        """Names of the tensors that training leaves alone; all four: no tensor is trained.
+        """The names of the tensors that training leaves alone. With all of `ALL`, no tensor is trained.
 
         Thresholds that no gradient reaches follow the codes in any case (`SAESpec.buffers`).
         """
@@ -127,7 +130,7 @@ class DictionaryControl(Spec, ABC):
 
     @property
     def decoder_cosine(self) -> float | None:
-        """Least cosine of each decoder row to its start, throughout training; None: no limit."""
+        """The least cosine of each decoder row to its start, throughout training; None for no limit."""
         return None
 
     @abstractmethod
@@ -136,9 +139,9 @@ class DictionaryControl(Spec, ABC):
 
         Args:
             sae: The start of the trained SAE of the same seed; it is not changed.
-            moments: Of the activations; may be None where `needs_moments` is false.
-            seed: The trial's.
-            sae_seed: The SAE's; `sae` was created with it.
+            moments: The moments of the activations; they may be None where `needs_moments` is false.
+            seed: The trial's seed.
+            sae_seed: The SAE's seed, which `sae` was created with.
 
         Raises:
             SpecError: moments are needed and missing, or of another width than the SAE.
@@ -150,7 +153,7 @@ class DictionaryControl(Spec, ABC):
         """Return `moments`, which this control needs.
 
         Raises:
-            SpecError: there are none, or they are of another width than `sae`.
+            SpecError: there are no moments, or they are of another width than `sae`.
         """
         if moments is None:
             raise SpecError(
@@ -169,15 +172,15 @@ class RandomDirections(DictionaryControl, ABC):
     """A control whose dictionary starts at random directions, of one of two laws."""
 
     init: Init = "iso"
-    """`iso`: uniform on the sphere, the trained SAE's own initial bits. `cov`: Gaussian with the
-    activations' covariance, normalized; the same bits again, pulled along the covariance's root."""
+    """`iso` directions are uniform on the sphere, the trained SAE's own initial bits. `cov` directions are
+    Gaussian with the activations' covariance, and normalized: the same bits times the covariance's root."""
 
     def preserved(self) -> frozenset[str]:
         """Return what this kind keeps, and the initial decoder where directions are uniform."""
         return self.preserves | ({"initial_decoder"} if self.init == "iso" else set())
 
     def destroyed(self) -> frozenset[str]:
-        """Return what this kind destroys, and the initial decoder where the covariance bends it."""
+        """Return what this kind destroys, and the initial decoder where directions follow the covariance."""
         return self.destroys | ({"initial_decoder"} if self.init == "cov" else set())
 
     @property
@@ -186,7 +189,7 @@ class RandomDirections(DictionaryControl, ABC):
         return self.init == "cov"
 
     def start(self, sae: SAE, moments: StreamMoments | None, seed: int, sae_seed: int) -> SAE:
-        """Return the SAE at its random directions, encoder and decoder alike; see the base class.
+        """Return the SAE with random directions, the same ones in encoder and decoder; see the base class.
 
         A Gaussian vector's direction is uniform and does not depend on its length, so a uniform
         direction times the root of the covariance, normalized, has the law of a normalized Gaussian
@@ -206,16 +209,21 @@ class RandomDirections(DictionaryControl, ABC):
 
 
 def scaled_encoder(sae: SAE, moments: StreamMoments, seed: int, sae_seed: int) -> SAE:
-    """Return `sae` with its codes times the one number that lets it explain the most.
+    """Return `sae` with its codes multiplied by the one number that lets it explain the most.
 
-    Codes of rows that overlap overshoot: the sum of many is longer than what it stands for. Decoder
-    rows have unit norm in this package, so a scale of the codes sits in `W_enc` and in the tensors
-    that are compared with pre-activations (biases, thresholds), which leaves every site as it was. It
-    is the least-squares one, <x, x_hat> / <x_hat, x_hat> with `b_dec` taken off both, on 8,192
-    Gaussian draws with the activations' mean and covariance: no token is encoded. Where L0 is not
-    fixed per token, it is measured at the L0 of `at_target_l0`, since a start may be dense where what
-    it becomes is sparse. Activations are not Gaussian, so on them it is near the best scale, not the
-    best.
+    Codes of rows that overlap overshoot: the sum of many is longer than what it reconstructs. Decoder
+    rows have unit norm in this package, so the scale goes into `W_enc` and into the tensors that are
+    compared with pre-activations (biases, thresholds), which leaves every site as it was. It is the
+    least-squares scale, <x, x_hat> / <x_hat, x_hat> with `b_dec` taken off both, on 8,192 Gaussian draws
+    with the activations' mean and covariance; no token is encoded. Where L0 is not fixed per token, it is
+    measured at the L0 of `at_target_l0`, since a start may be dense where what it becomes is sparse.
+    Activations are not Gaussian, so on them it is near the best scale, not the best.
+
+    Args:
+        sae: The SAE, which is not changed.
+        moments: The moments that Gaussian draws have.
+        seed: The trial's seed.
+        sae_seed: The SAE's seed.
     """
     sparse = at_target_l0(sae, moments, seed, sae_seed)
     offset = sae.params["b_dec"]
@@ -235,9 +243,15 @@ def at_target_l0(sae: SAE, moments: StreamMoments, seed: int, sae_seed: int) -> 
     """Return `sae` with as many active latents per token as its recipe aims at, on Gaussian draws.
 
     One level for all latents is found, above which lie as many pre-activations as are wanted, on
-    8,192 draws with the activations' mean and covariance. Thresholds are set to it; where there are
-    none, it is taken off `b_enc`. An SAE that fixes L0 per token, or aims at none, is returned as it
+    8,192 draws with the activations' mean and covariance. Thresholds are set to this level; where there are
+    none, it is subtracted from `b_enc`. An SAE that fixes L0 per token, or aims at none, is returned as it
     is; so is one that has too few positive pre-activations, or as few as are wanted.
+
+    Args:
+        sae: The SAE, which is not changed.
+        moments: The moments that Gaussian draws have.
+        seed: The trial's seed.
+        sae_seed: The SAE's seed.
     """
     target, chosen = sae.spec.l0_target(), sae.spec.selection(sae.params, None)
     if target is None or chosen is None or chosen.kind != "above":
@@ -277,10 +291,10 @@ def parse_dictionary(value: object) -> DictionaryControl:
     """Return the control that an arm's `dictionary` names: a kind, or a table with one.
 
     Args:
-        value: Such as `"pca"` or `{kind = "frozen_decoder", init = "cov"}`.
+        value: A value such as `"pca"` or `{kind = "frozen_decoder", init = "cov"}`.
 
     Raises:
-        SpecError: neither, no such kind, or a setting that it does not have or allow.
+        SpecError: the value is neither, there is no such kind, or it does not have or allow a setting.
     """
     if isinstance(value, str):
         value = {"kind": value}
@@ -293,17 +307,5 @@ def parse_dictionary(value: object) -> DictionaryControl:
     if not isinstance(kind, str):
         known = ", ".join(sorted(DICTIONARY_CONTROLS))
         raise SpecError(f"a dictionary control names its `kind`; known: {known}.")
-    cls = DICTIONARY_CONTROLS[kind]
-    known_settings = [name for name in cls.model_fields if name != "kind"]
-    for key in value:
-        if key not in cls.model_fields:
-            what = f"setting of dictionary control {kind!r}"
-            raise SpecError(unknown_name(what, str(key), known_settings or ["(none)"]))
-    try:
-        return cls.model_validate(dict(value))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise SpecError(
-            f"dictionary control {kind!r}, {where}: {problem['msg']} (found {problem['input']!r})."
-        ) from None
+    settings = {key: setting for key, setting in value.items() if key != "kind"}
+    return validated(DICTIONARY_CONTROLS[kind], settings, f"dictionary control {kind!r}")

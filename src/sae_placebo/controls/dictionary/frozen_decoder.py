@@ -1,4 +1,4 @@
-"""Decoder directions at random, and everything else trained."""
+"""The control that leaves decoder directions at random and trains everything else."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from sae_placebo.controls.dictionary.base import DICTIONARY_CONTROLS, RandomDire
 class FrozenDecoder(RandomDirections):
     """Decoder rows stay at random unit directions; encoder and both biases are trained.
 
-    What is left is how well codes can be learned for directions that mean nothing: what this SAE
-    reaches is owed to the encoder, and to there being many directions. It tells whether a metric of
-    latents needs a learned dictionary at all.
+    What is left is how well codes can be learned for directions that mean nothing. What this SAE reaches is
+    owed to the encoder, and to the number of directions. It shows whether a metric of latents needs a
+    learned dictionary at all.
 
     Source: Korznikov et al. 2026 (arXiv 2602.14111), "Frozen Decoder", with both of its laws of
-    directions. Differs: `iso` takes the very bits that the trained SAE starts from; any architecture
-    (theirs: BatchTopK, JumpReLU, ReLU, TopK), this package's optimizer and, where an architecture
-    has one, its term that revives dead latents through the encoder.
+    directions. Differs: `iso` takes the very bits that the trained SAE starts from; any architecture may be
+    used (theirs are BatchTopK, JumpReLU, ReLU and TopK), with this package's optimizer and, where an
+    architecture has one, its term that revives dead latents through the encoder.
     """
 
     kind: Literal["frozen_decoder"] = "frozen_decoder"
@@ -29,5 +29,5 @@ class FrozenDecoder(RandomDirections):
 
     @property
     def frozen(self) -> frozenset[str]:
-        """The decoder's rows."""
+        """The name of the decoder's rows."""
         return frozenset({"W_dec"})

@@ -1,4 +1,4 @@
-"""Encoder directions at random, and everything else trained."""
+"""The control that leaves encoder directions at random and trains everything else."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from sae_placebo.saes import SAE
 class FrozenEncoder(RandomDirections):
     """`W_enc` stays at random unit directions; thresholds `b_enc`, decoder and `b_dec` are trained.
 
-    What a latent answers to is then random, and only its threshold is learned: a latent of this SAE
-    that looks interpretable was found in random projections of the activations.
+    What a latent responds to is then random, and only its threshold is learned. A latent of this SAE that
+    looks interpretable was found in random projections of the activations.
 
-    Decoder rows have unit norm, so with `W_enc` held fast nothing could mend the codes' scale, and
-    what such an SAE explains would be an accident of it. So one global scale is fitted before `W_enc`
-    is frozen (`dictionary.base.scaled_encoder`); `scaled = false` leaves the rows at unit norm.
+    Decoder rows have unit norm, so with `W_enc` held fast nothing could correct the codes' scale, and what
+    such an SAE explains would be an accident of it. So one global scale is fitted before `W_enc` is frozen
+    (`dictionary.base.scaled_encoder`); `scaled = false` leaves the rows at unit norm.
 
     Source: Korznikov et al. 2026 (arXiv 2602.14111), "Frozen Encoder": random encoder, threshold and
-    decoder trained. Differs: see `FrozenDecoder`; the decoder
-    starts at the encoder's directions; the scale, of which the paper says nothing.
+    decoder trained. Differs: as `FrozenDecoder` does; the decoder starts at the encoder's directions; the
+    scale is ours, since the paper says nothing of one.
     """
 
     kind: Literal["frozen_encoder"] = "frozen_encoder"
@@ -42,16 +42,16 @@ class FrozenEncoder(RandomDirections):
 
     @property
     def needs_moments(self) -> bool:
-        """Whether the scale or the directions come from them."""
+        """Whether the scale or the directions come from the moments."""
         return self.scaled or self.init == "cov"
 
     @property
     def frozen(self) -> frozenset[str]:
-        """The encoder's weights."""
+        """The name of the encoder's weights."""
         return frozenset({"W_enc"})
 
     def start(self, sae: SAE, moments: StreamMoments | None, seed: int, sae_seed: int) -> SAE:
-        """Return the random directions, the encoder's times its scale; see the class."""
+        """Return the SAE at its random directions, with the encoder's times the scale; see the class."""
         start = super().start(sae, moments, seed, sae_seed)
         if self.scaled:
             return scaled_encoder(start, self.require(moments, sae), seed, sae_seed)

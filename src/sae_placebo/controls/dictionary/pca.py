@@ -1,4 +1,4 @@
-"""Principal directions as a dictionary: what second moments alone are good for."""
+"""The control whose dictionary is the principal directions, which second moments alone give."""
 
 from __future__ import annotations
 
@@ -24,18 +24,17 @@ _NEVER = -1e4
 class PCA(DictionaryControl):
     """Latents 2i and 2i + 1 are the i-th principal direction of the activations, plus and minus.
 
-    The encoder is the transpose, `b_dec` the mean and `b_enc` zero; nothing is trained. Codes are
-    above zero, hence both signs: of each pair at most one fires. With `d_sae` below `2 d_in` there
-    are the leading directions only. With more, the latents left over can never fire: a zero encoder
-    row, a bias of -10,000 (finite, so that it survives arithmetic), and the row of the SAE's start,
-    of unit norm, as decoder.
+    The encoder is the transpose of the decoder, `b_dec` is the mean and `b_enc` is zero; nothing is trained.
+    Codes are above zero, which is why both signs are needed; of each pair at most one fires. With `d_sae`
+    below `2 d_in` there are the leading directions only. With more, the latents left over can never fire:
+    they have a zero encoder row, a bias of -10,000 (finite, so that it survives arithmetic), and as decoder
+    the row of the SAE's start, of unit norm.
 
-    This is not PCA with k components. That takes the same k directions for every token and is the
-    best linear one; here a TopK SAE picks each token's own k largest projections out of all of them,
-    which explains at least as much of every token (the directions are orthogonal, so what is explained
-    is the sum of the squared projections taken). At k = d_in it explains everything. It knows the
-    covariance and nothing else of the activations: what an SAE finds beyond it is not in second
-    moments.
+    This is not PCA with k components. PCA takes the same k directions for every token and is the best linear
+    reconstruction. A TopK SAE of this kind picks each token's own k largest projections out of all of them,
+    which explains at least as much of every token (the directions are orthogonal, so what is explained is
+    the sum of the squared projections taken). At k = d_in it explains everything. It knows the covariance
+    and nothing else of the activations: what an SAE finds beyond it is not in second moments.
 
     Where an architecture reaches its L0 by learning, one level for all latents is set on Gaussian
     draws, and where that shrinks codes they are scaled back, as in `Untrained`.
@@ -60,16 +59,16 @@ class PCA(DictionaryControl):
 
     @property
     def needs_moments(self) -> bool:
-        """True: the directions come from them."""
+        """True, since the directions come from the moments."""
         return True
 
     @property
     def frozen(self) -> frozenset[str]:
-        """Every tensor."""
+        """The names of all tensors."""
         return ALL
 
     def start(self, sae: SAE, moments: StreamMoments | None, seed: int, sae_seed: int) -> SAE:
-        """Return the dictionary of principal directions; see the class."""
+        """Return the SAE with principal directions; see the class."""
         del sae_seed  # another SAE has the same directions
         moments = self.require(moments, sae)
         rows = sae.params["W_dec"].clone()

@@ -1,7 +1,7 @@
 """What a control is: a change to the model that destroys some of what training put there.
 
-A control declares what it preserves and what it destroys, in the words of `INVARIANTS`; the contract
-tests hold it to both. `build` applies one to a copy of the reference and records what it did.
+A control declares what it preserves and what it destroys, in the words of `INVARIANTS`, and the contract
+tests check both. `build` applies a control to a copy of the reference and records what it did.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
-from pydantic import ValidationError
-
 from sae_placebo.controls.model.tensors import Tensor, hashes, in_parallel, tensors
-from sae_placebo.core.errors import SpecError, unknown_name
+from sae_placebo.controls.settings import validated
+from sae_placebo.core.errors import SpecError
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import Registry, Spec
 from sae_placebo.models.specs import ModelSpec
 
 Group = Literal["embeddings", "unembedding", "positions", "norms", "biases"]
 GROUPS: tuple[Group, ...] = get_args(Group)
+"""Groups of tensors that a setting `keep` may name."""
 
 INVARIANTS: Mapping[str, str] = {
     "shapes": "every tensor's name, shape and dtype, and which tensors are tied",
@@ -39,32 +39,33 @@ INVARIANTS: Mapping[str, str] = {
     "lexical_geometry": "the angles between the vectors with which token ids enter",
     "token_identity": "that a token id enters with one vector, wherever it stands",
 }
+"""What a control may leave as it was."""
 
 
 class Control(Spec, ABC):
-    """One kind of change to a model; a subclass per file, registered in `CONTROLS`."""
+    """One kind of change to a model. Each has a file of its own and is registered in `CONTROLS`."""
 
     kind: str
 
     preserves: ClassVar[frozenset[str]]
-    """What every control of this kind leaves as it was (words of `INVARIANTS`)."""
+    """What every control of this kind leaves as it was, in words of `INVARIANTS`."""
     destroys: ClassVar[frozenset[str]]
-    """What every control of this kind changes."""
+    """What every control of this kind changes, in words of `INVARIANTS`."""
     draws: ClassVar[bool] = True
-    """Whether another model seed gives another model; a control that draws nothing has one model."""
+    """Whether another model seed gives another model. A control that draws nothing has one model."""
 
     def preserved(self) -> frozenset[str]:
-        """Return what this control leaves as it was, its settings included."""
+        """Return what this control leaves as it was with its settings."""
         return self.preserves
 
     def destroyed(self) -> frozenset[str]:
-        """Return what this control changes, its settings included, where the model has it."""
+        """Return what this control changes with its settings, as far as the model has it."""
         return self.destroys
 
     def identity(self, model: ModelSpec) -> Any:
-        """Return what else, beside the settings, decides the result, as JSON for artefact keys.
+        """Return what the result depends on beside the settings, as JSON for artefact keys.
 
-        None where nothing does. Loads no torch.
+        It is None where the result depends on nothing else. No torch is loaded for it.
         """
         return None
 
@@ -83,10 +84,12 @@ class Control(Spec, ABC):
         """
 
     def seen_at_hookpoints(self, tied: bool) -> Control:
-        """Return the control as far as anything before the output head can see.
+        """Return a control with the same effect at hookpoints, the same one for all that share this effect.
 
-        Controls that are equal by this give the same activations at every hookpoint of a model whose
-        output head is `tied` to its embedding, or is not; where that is unknown, say tied.
+        Controls for which the same one is returned give the same activations at every hookpoint.
+
+        Args:
+            tied: Whether the model's output head is tied to its embedding; True where that is not known.
         """
         return self
 
@@ -96,8 +99,13 @@ class Control(Spec, ABC):
     ) -> Record:
         """Change `model` in place and return what was touched and what was kept.
 
-        Random draws come from generators named by seed, model seed and tensor alone. `source` is what
-        the reference was loaded from, for controls that load another checkpoint of it.
+        Random draws come from generators that are named by seed, model seed and tensor alone.
+
+        Args:
+            model: A copy of the reference.
+            seed: The trial's seed.
+            model_seed: The seed of the re-draw.
+            source: What the reference was loaded from, for controls that load another checkpoint of it.
         """
 
 
@@ -107,14 +115,20 @@ class Record:
 
     touched: list[str] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
-    """Tensor name to why it was kept: a group that the settings name, or a reason."""
+    """Why each other tensor was kept, by its name: a group that the settings name, or a reason."""
     notes: list[str] = field(default_factory=list)
 
 
 def change_all(
     found: Iterable[Tensor], record: Record, change: Callable[[Tensor], str | None]
 ) -> None:
-    """Call `change` on every tensor, which changes it in place or returns why it keeps its value."""
+    """Call `change` on every tensor and record what became of it.
+
+    Args:
+        found: The tensors.
+        record: The record that is added to.
+        change: A function that changes a tensor in place, or returns why the tensor keeps its value.
+    """
     found = list(found)
     for tensor, reason in zip(found, in_parallel(change, found), strict=True):
         if reason is None:
@@ -125,21 +139,21 @@ def change_all(
 
 
 class Recipe(Spec):
-    """How an arm's model was made: enough to make it again and to check that it is the same."""
+    """How an arm's model was made, which is enough to make it again and to check that it is the same."""
 
     control: dict[str, Any]
     """The control's settings."""
     seed: int
     model_seed: int
     touched: tuple[str, ...]
-    """Tensors that the control changed, by name; a tied tensor appears once."""
+    """Names of the tensors that the control changed; a tied tensor appears once."""
     kept: dict[str, str]
-    """Every other tensor, with why it was kept."""
+    """Why every other tensor was kept, by its name."""
     notes: tuple[str, ...]
     weight_hash: str
     """SHA-256 over the names, shapes, dtypes and bytes of the model's tensors."""
     read_hash: str
-    """The same without what only the output head holds: all that activations can depend on."""
+    """The same without what only the output head holds; activations can depend on nothing else."""
 
 
 def _declared(cls: type[Control]) -> None:
@@ -158,7 +172,7 @@ def parse_control(table: object) -> Control:
     A control's own dump, with `kind` in the place of `control`, is read as well.
 
     Raises:
-        SpecError: not a table, no such control, or a setting that it does not have or allow.
+        SpecError: this is no table, there is no such control, or it does not have or allow a setting.
     """
     if not isinstance(table, Mapping):
         raise SpecError(f'an arm is a table such as {{control = "redraw"}}; found {table!r:.80}')
@@ -167,27 +181,7 @@ def parse_control(table: object) -> Control:
     if not isinstance(name, str):
         found = "" if name is None else f"found {name!r:.80}; "
         raise SpecError(f"an arm names its control; {found}known: {', '.join(sorted(CONTROLS))}.")
-    cls = CONTROLS[name]
-    known = [key for key in cls.model_fields if key != "kind"]
-    for key in settings:
-        if key not in known:
-            raise SpecError(unknown_name(f"setting of control {name!r}", key, known or ["(none)"]))
-    try:
-        return cls.model_validate(settings)
-    except ValidationError as error:
-        raise SpecError(_first_problem(name, error)) from None
-
-
-def _first_problem(name: str, error: ValidationError) -> str:
-    problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "literal_error" and problem["loc"][:1] == ("keep",):
-        return f"control {name!r}: " + unknown_name(
-            "tensor group to keep", str(problem["input"]), GROUPS
-        )
-    if not where:  # the settings do not fit together: the message says it all
-        return f"control {name!r}: {problem['msg'].removeprefix('Value error, ')}"
-    return f"control {name!r}, {where}: {problem['msg']} (found {problem['input']!r})."
+    return validated(CONTROLS[name], settings, f"control {name!r}", GROUPS)
 
 
 def build(
@@ -203,13 +197,13 @@ def build(
 
     Args:
         reference: The trained model.
-        control: What is done to the copy.
+        control: The control that is applied to the copy.
         seed: The trial's seed.
-        model_seed: Which re-draw; without effect where the control draws nothing.
-        source: What the reference was loaded from; `revision` needs it unless it names another.
+        model_seed: The seed of the re-draw; without effect where the control draws nothing.
+        source: What the reference was loaded from. Control `revision` needs it unless it names a source.
 
     Raises:
-        ModelError: the model cannot be controlled so.
+        ModelError: the control cannot be applied to this model.
         SpecError: the control names a layer that the model does not have.
     """
     model = _copy(reference)

@@ -1,4 +1,4 @@
-"""The last layers re-drawn, or one: a dose-response curve."""
+"""The control that re-draws the last layers, or one layer, which gives a dose-response curve."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from sae_placebo.controls.model.base import CONTROLS, INVARIANTS, Control, Record, change_all
 from sae_placebo.controls.model.redraw import redraw
-from sae_placebo.controls.model.tensors import Tensor, storage, tensors, tie_notes
+from sae_placebo.controls.model.tensors import storage, tensors, tie_notes
 from sae_placebo.core.errors import SpecError
 from sae_placebo.core.lazy import torch
 from sae_placebo.models.loading import decoder_layers
@@ -19,16 +19,16 @@ _DESTROYS = frozenset({"block_weights", "norms", "biases", "spectra", "tensor_ma
 
 @CONTROLS.add
 class Cascade(Control):
-    """All tensors of the last L decoder layers, or of one, re-drawn as `redraw` does it.
+    """It re-draws all tensors of the last L decoder layers, or of one layer, as `redraw` does.
 
-    `last = L` is the cascade, from the output side down: the dose is L, and what a hookpoint shows
-    before the first re-drawn layer is the trained model's own. `only = i` takes layer i alone. What
-    lies outside of the layers stays: token and position embeddings, output head, final norm, and an
-    embedding's norm or projection where there is one.
+    `last = L` is the cascade, from the output side down. The dose is L, and what a hookpoint shows before the
+    first re-drawn layer is the trained model's own. `only = i` re-draws layer i alone. What lies outside of
+    the layers stays: token and position embeddings, output head, final norm, and an embedding's norm or
+    projection where there is one.
 
-    The bits are those of `redraw`, so a longer cascade holds a shorter one. With every layer it is
-    `redraw` with embeddings, unembedding and positions kept, but for the other tensors outside of the
-    layers, such as the final norm, which `redraw` re-draws and this does not.
+    The bits are those of `redraw`, so a longer cascade includes a shorter one. With every layer it is
+    `redraw` with embeddings, unembedding and positions kept, except for the other tensors outside of the
+    layers, such as the final norm, which `redraw` re-draws and this control does not.
 
     Source: cascading and independent randomization of Adebayo et al. 2018 (arXiv 1810.03292).
     Differs: theirs re-initializes; this keeps each tensor's mean and variance.
@@ -38,7 +38,7 @@ class Cascade(Control):
     last: Annotated[int, Field(ge=1)] | None = None
     """How many of the last layers are re-drawn."""
     only: Annotated[int, Field(ge=0)] | None = None
-    """Which one is, counted from 0."""
+    """The one layer that is re-drawn, counted from 0."""
 
     preserves: ClassVar[frozenset[str]] = frozenset(INVARIANTS) - _DESTROYS
     destroys: ClassVar[frozenset[str]] = _DESTROYS
@@ -53,7 +53,7 @@ class Cascade(Control):
         return self
 
     def check_layers(self, n_layers: int) -> None:
-        """Refuse layers that the model lacks."""
+        """Refuse layers that a model of `n_layers` lacks; see the base class."""
         if self.last is not None and self.last > n_layers:
             raise SpecError(
                 f"control 'cascade': last = {self.last}, and the model has {n_layers} layers; "
@@ -69,7 +69,7 @@ class Cascade(Control):
         """Return which layers of a model of `n_layers` are re-drawn.
 
         Raises:
-            SpecError: it has no such layers.
+            SpecError: the model has no such layers.
         """
         self.check_layers(n_layers)
         if self.only is not None:
@@ -79,7 +79,7 @@ class Cascade(Control):
     def apply(
         self, model: torch.nn.Module, seed: int, model_seed: int, source: ModelSpec | None = None
     ) -> Record:
-        """Re-draw the layers in place."""
+        """Re-draw the layers in place; see the base class."""
         layers = decoder_layers(model)
         chosen = self.layers(len(layers))
         inside = {storage(p) for i in chosen for p in layers[i].parameters()}
@@ -93,9 +93,5 @@ class Cascade(Control):
                 free.append(tensor)
             else:
                 record.kept[tensor.name] = f"outside of {plural} {span}"
-
-        def change(tensor: Tensor) -> str | None:
-            return redraw(tensor, seed, model_seed)
-
-        change_all(free, record, change)
+        change_all(free, record, lambda tensor: redraw(tensor, seed, model_seed))
         return record

@@ -1,4 +1,4 @@
-"""Fresh weights from the architecture's own initializer: the law of step 0."""
+"""The control that draws fresh weights from the architecture's own initializer, by the law of step 0."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _SAMPLE = 1 << 17
 
 @CONTROLS.add
 class Init(Control):
-    """The model as its class makes it from its config, before any training.
+    """It makes the model what its class makes of its config, before any training.
 
-    Every parameter is drawn anew: norm gains become 1 and biases 0 where the architecture says so.
-    Buffers hold nothing learned and stay. A parameter that is at its initial value (a bias that was
-    never trained) is listed as kept.
+    Every parameter is drawn anew; norm gains become 1 and biases 0 where the architecture says so. Buffers
+    hold nothing learned and stay. A parameter that was at its initial value already (a bias that was never
+    trained) is listed as kept.
 
-    The law is that of the model's class in transformers and of its config's `initializer_range`. It
-    is that of the model's own step 0 only where its makers used the same; where they published
-    step 0, `revision` reads it.
+    The law is that of the model's class in transformers and of its config's `initializer_range`. It is that
+    of the model's own step 0 only where its makers used the same. Where they published step 0, `revision`
+    reads it.
 
     Source: the "Step-0" arm of Heap, Lawson, Farnik and Aitchison 2025 (arXiv 2501.17727). Differs:
-    they load the published checkpoint, one draw; this is drawn anew for each model seed.
+    they load the published checkpoint, which is one draw; this control draws anew for each model seed.
     """
 
     kind: Literal["init"] = "init"
@@ -38,7 +38,7 @@ class Init(Control):
     def apply(
         self, model: torch.nn.Module, seed: int, model_seed: int, source: ModelSpec | None = None
     ) -> Record:
-        """Draw all parameters anew, in place."""
+        """Draw all parameters anew, in place; see the base class."""
         found = tensors(model)
         record = Record(notes=tie_notes(found))
         before = {t.name: _sample(t.parameter) for t in found}
@@ -58,19 +58,19 @@ class Init(Control):
 
 
 def _sample(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a copy of a tensor's entries: all of a small one, of a large one every n-th.
+    """Return a copy of a tensor's entries: all of a small tensor, and every n-th of a large one.
 
-    Enough to tell whether initializing changed it: what is drawn differs everywhere.
+    They are enough to tell whether initializing changed the tensor, since what is drawn differs everywhere.
     """
     flat = tensor.detach().reshape(-1)
     return flat[:: max(1, flat.numel() // _SAMPLE)].clone()
 
 
 def _initialized(model: Any, seed: int) -> bool:
-    """Have the model initialize itself; return False where that leaves a parameter undrawn.
+    """Have the model initialize itself, and return whether that drew every parameter.
 
-    It saves making a second model. What the class sets outside of `init_weights`, and what it believes
-    is initialized, is found by filling all parameters with NaN before.
+    It saves making a second model. All parameters are filled with NaN first, which shows what the class sets
+    outside of `init_weights`, and what it believes to be initialized already.
     """
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     for part in (*model.modules(), *model.parameters(), *model.buffers()):

@@ -1,4 +1,4 @@
-"""Controls that go through every tensor and leave the groups that their settings name."""
+"""Controls that change every tensor except for the groups that their settings name."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _OF_EMBEDDINGS = frozenset({"embedding_row_norms", "lexical_geometry"})
 
 
 class Keeping(Control):
-    """A control of every tensor but those of the groups in `keep`.
+    """A control that changes every tensor except for those of the groups in `keep`.
 
-    A tensor that is tied is changed once; keeping one of its roles keeps both, and the recipe says so.
-    A tensor of one entry or of no variance keeps its value, and the recipe says that too.
+    A tensor that is tied is changed once. Keeping one of its roles keeps both, and the recipe says so.
+    A tensor of one entry or of no variance keeps its value, and the recipe says that, too.
     """
 
     keep: tuple[Group, ...] = ()
-    """Groups of tensors left as trained: embeddings, unembedding, positions, norms, biases."""
+    """Groups of tensors that stay as trained: embeddings, unembedding, positions, norms, biases."""
 
     @field_validator("keep")
     @classmethod
@@ -35,18 +35,18 @@ class Keeping(Control):
     destroys: ClassVar[frozenset[str]] = frozenset({"block_weights", "other_layers"})
 
     def preserved(self) -> frozenset[str]:
-        """Return what every control of this kind preserves, and the groups that are kept."""
+        """Return what every control of this kind preserves, together with the groups that are kept."""
         implied = _OF_EMBEDDINGS if "embeddings" in self.keep else frozenset()
         return self.preserves | set(self.keep) | implied
 
     def destroyed(self) -> frozenset[str]:
-        """Return what every control of this kind destroys, and the groups that are not kept."""
+        """Return what every control of this kind destroys, together with the groups that are not kept."""
         return (self.destroys | set(GROUPS) | _OF_EMBEDDINGS) - self.preserved()
 
     def seen_at_hookpoints(self, tied: bool) -> Control:
-        """Return the same control without `unembedding` in `keep`, where that changes no activation.
+        """Return the control without `unembedding` in `keep`, where that changes no activation.
 
-        It changes none in an untied model, and none where the embedding is kept anyway.
+        It changes none in a model whose output head is not tied, and none where the embedding is kept anyway.
         """
         if tied and "embeddings" not in self.keep:
             return self
@@ -55,7 +55,7 @@ class Keeping(Control):
     def apply(
         self, model: torch.nn.Module, seed: int, model_seed: int, source: ModelSpec | None = None
     ) -> Record:
-        """Change in place; see the class."""
+        """Change every tensor that is not kept, in place; see the base class."""
         found = tensors(model)
         record = Record(notes=tie_notes(found))
         free = []
@@ -77,7 +77,12 @@ class Keeping(Control):
 
 
 def no_spread(parameter: torch.Tensor, std: float) -> str | None:
-    """Return why a tensor has nothing to re-draw or to shuffle; None where it has."""
+    """Return why a tensor cannot be re-drawn or shuffled to another one; None where it can.
+
+    Args:
+        parameter: The tensor.
+        std: Its standard deviation.
+    """
     if std != 0.0:
         return None
     return "one entry" if parameter.numel() == 1 else "no variance"

@@ -1,4 +1,4 @@
-"""Trained blocks fed random vectors in the place of token embeddings."""
+"""The control that feeds trained blocks random vectors in the place of token embeddings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from jaxtyping import Float, Int64
 
 from sae_placebo.controls.model.base import CONTROLS, INVARIANTS, Control, Record
 from sae_placebo.controls.model.redraw import draw
-from sae_placebo.controls.model.tensors import NOISE_ATTRIBUTE, storage, tensors, tie_notes
+from sae_placebo.controls.model.tensors import (
+    NOISE_ATTRIBUTE,
+    input_embeddings,
+    storage,
+    tensors,
+    tie_notes,
+)
 from sae_placebo.core.errors import ModelError
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import canonical, generator
@@ -22,21 +28,21 @@ _DESTROYS = frozenset({"lexical_geometry", "embedding_row_norms"})
 
 @CONTROLS.add
 class NoiseEmbeddings(Control):
-    """A random vector in the place of each token's embedding; every tensor stays as trained.
+    """It puts a random vector in the place of each token's embedding; every tensor stays as trained.
 
-    `per = "occurrence"`: each position of each row gets a vector of its own, so nothing is left of
-    which token stands there: the floor. `per = "type"`: each token id has a vector, the same wherever
-    it stands. That differs from `redraw_embeddings` in that a token's norm is random as well (norms
-    of trained rows tell frequent tokens from rare ones), that W_E's mean vector is kept, and that a
-    tied W_U stays real.
+    With `per = "occurrence"`, each position of each row gets a vector of its own, so nothing is left of
+    which token stands there. This is the floor. With `per = "type"`, each token id has one vector, wherever
+    it stands. That differs from `redraw_embeddings` in that a token's norm is random as well (norms of
+    trained rows tell frequent tokens from rare ones), that W_E's mean vector is kept, and that a tied W_U
+    stays as trained.
 
-    Vectors are Gaussian, each coordinate with its mean and variance over the vocabulary, of what the
-    embedding module puts out (Gemma's scales its rows). Every id counts once, used or not.
+    Vectors are Gaussian. Each coordinate has the mean and variance over the vocabulary of what the embedding
+    module puts out (Gemma's scales its rows). Every id counts once, used or not.
 
-    A row's noise is drawn from a generator named by seed, model seed and the row's token ids, so it is
-    the same in whatever batch the row is read; two rows of the same ids get the same noise. It belongs
-    to a whole row: a row read in pieces, or one token at a time from a cache, gets other noise.
-    The vectors per type are the Gaussian bits that `redraw` draws for W_E.
+    A row's noise is drawn from a generator that is named by seed, model seed and the row's token ids. So it
+    is the same in whatever batch the row is read, and two rows of the same ids get the same noise. It belongs
+    to a whole row: a row that is read in pieces, or one token at a time from a cache, gets other noise. The
+    vectors per type are the Gaussian bits that `redraw` draws for W_E.
 
     No tensor changes; the recipe's hashes count the noise.
 
@@ -52,19 +58,19 @@ class NoiseEmbeddings(Control):
     destroys: ClassVar[frozenset[str]] = _DESTROYS
 
     def preserved(self) -> frozenset[str]:
-        """Return all tensors' invariants, and token identity where noise is per type."""
+        """Return what the kind preserves, together with token identity where noise is per type."""
         return self.preserves | (_IDENTITY if self.per == "type" else frozenset())
 
     def destroyed(self) -> frozenset[str]:
-        """Return what tokens have in common, and token identity where noise is per occurrence."""
+        """Return what the kind destroys, together with token identity where noise is per occurrence."""
         return self.destroys | (_IDENTITY if self.per == "occurrence" else frozenset())
 
     def apply(
         self, model: torch.nn.Module, seed: int, model_seed: int, source: ModelSpec | None = None
     ) -> Record:
-        """Put the noise behind the model's embedding module; no tensor is changed."""
+        """Put the noise behind the model's embedding module; no tensor is changed. See the base class."""
         found = tensors(model)
-        embedding = _embedding(model)
+        embedding = input_embeddings(model)
         mean, std = _output_moments(embedding)
         key = canonical([self.kind, self.per, seed, model_seed])
         noise: Any
@@ -85,7 +91,15 @@ class NoiseEmbeddings(Control):
 
 
 class OccurrenceNoise:
-    """A forward hook that puts fresh vectors in the place of an embedding's output."""
+    """A forward hook that puts a vector of its own in the place of each token's embedding.
+
+    Args:
+        key: What hashes of the model count the noise by.
+        seed: The trial's seed.
+        model_seed: The seed of the re-draw.
+        mean: Mean of each coordinate.
+        std: Standard deviation of each coordinate.
+    """
 
     def __init__(
         self,
@@ -100,13 +114,13 @@ class OccurrenceNoise:
         self._mean, self._std = mean, std
 
     def __call__(self, _: Any, args: Any, kwargs: Any, output: torch.Tensor) -> torch.Tensor:
-        """Return what takes the place of `output`: noise of its shape, by row."""
+        """Return the noise that takes the place of `output`, drawn row by row."""
         ids = _ids(args, kwargs).cpu().long()
         rows = [self.of_row(row) for row in ids.reshape(-1, ids.shape[-1])]
         return torch.stack(rows).reshape(output.shape).to(output.device, output.dtype)
 
     def of_row(self, ids: Int64[torch.Tensor, " pos"]) -> Float[torch.Tensor, "pos d_in"]:
-        """Return the vectors of one row of token ids."""
+        """Return the vectors of one row, whose token ids name the draw."""
         named = hashlib.sha256(ids.contiguous().numpy().astype("<i8").tobytes()).hexdigest()
         seed, model_seed = self._names
         source = generator(seed, "noise_embeddings", model_seed, named)
@@ -115,14 +129,19 @@ class OccurrenceNoise:
 
 
 class TypeNoise:
-    """A forward hook that looks token ids up in a table of random vectors."""
+    """A forward hook that looks token ids up in a table of random vectors.
+
+    Args:
+        key: What hashes of the model count the noise by.
+        table: The vector of each token id.
+    """
 
     def __init__(self, key: str, table: Float[torch.Tensor, "token d_in"]) -> None:
         self.key = key
         self._table = table
 
     def __call__(self, _: Any, args: Any, kwargs: Any, output: torch.Tensor) -> torch.Tensor:
-        """Return what takes the place of `output`: each id's row of the table."""
+        """Return the rows of the table that take the place of `output`."""
         found = self._table[_ids(args, kwargs).cpu()]
         return found.to(output.device, output.dtype)
 
@@ -131,10 +150,6 @@ def _ids(args: Any, kwargs: Any) -> torch.Tensor:
     ids = args[0] if args else kwargs["input"]
     assert isinstance(ids, torch.Tensor)
     return ids
-
-
-def _embedding(model: Any) -> Any:
-    return model.get_input_embeddings()
 
 
 def _output_moments(

@@ -1,4 +1,4 @@
-"""The entries of each tensor in random order."""
+"""The control that puts the entries of each tensor in random order."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _LOW = 0 if sys.byteorder == "little" else 1
 
 @CONTROLS.add
 class Permute(Keeping):
-    """Each tensor's own entries in a random order: outliers and heavy tails stay, their places go.
+    """It puts each tensor's own entries in a random order: outliers and heavy tails stay, their places go.
 
-    Beside `redraw`, which keeps two moments, it asks whether the shape of a tensor's distribution is
-    what matters. A tensor is permuted as a whole, so rows and columns lose their norms too. What is
-    in `keep` stays; buffers stay.
+    Compared with `redraw`, which keeps two moments, it shows whether the shape of a tensor's distribution
+    is what matters. A tensor is permuted as a whole, so rows and columns lose their norms, too. What is
+    in `keep` stays, and so do buffers.
 
     Every order of a tensor is equally likely. Draws are named by seed, model seed and tensor, not by
     arm or `keep`.
@@ -45,7 +45,7 @@ class Permute(Keeping):
 
 
 def permute(tensor: Tensor, seed: int, model_seed: int) -> str | None:
-    """Put a tensor's entries in random order, in place; return why not, where all are equal."""
+    """Put a tensor's entries in random order, in place, or return why that is not done: all are equal."""
     parameter = tensor.parameter
     flat = parameter.detach().reshape(-1)
     if bool((flat == flat[:1]).all()):
@@ -65,9 +65,9 @@ def shuffled(
 ) -> Float32[np.ndarray, " entry"]:
     """Return the values in a uniformly random order.
 
-    Each is sorted by 32 random bits, in one 64-bit word with it: sorting words in place is several
-    times faster than following a random permutation through memory. Entries whose bits are equal, of
-    which there are a few in a large tensor, are ordered by 64 fresh bits.
+    Each value is put in a 64-bit word behind 32 random bits, and the words are sorted in place. That is
+    several times faster than following a random permutation through memory. Entries whose random bits are
+    equal, of which there are a few in a large tensor, are ordered by 64 fresh bits.
     """
     keys = source.integers(0, 2**64, size=values.size, dtype=np.uint64)
     words = keys.view(np.uint32).reshape(-1, 2)

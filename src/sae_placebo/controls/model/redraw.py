@@ -1,4 +1,4 @@
-"""Every tensor re-drawn from a Gaussian with its own mean and variance."""
+"""The control that re-draws every tensor from a Gaussian with the tensor's own mean and variance."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _CHUNK = 1 << 18
 
 @CONTROLS.add
 class Redraw(Keeping):
-    """Each parameter's entries replaced by Gaussian ones of the tensor's own mean and variance.
+    """It replaces each parameter's entries by Gaussian ones with the tensor's own mean and variance.
 
-    What is not named in `keep` is re-drawn, normalization gains and biases included: the paper does
-    not list its tensors, so the choice is made here and can be undone with `keep`. Buffers (rotary
-    frequencies, causal masks) hold nothing learned and stay. A tensor of one entry or of no variance
-    keeps its value, since that is what its mean and variance say; the recipe notes it.
+    What is not named in `keep` is re-drawn, normalization gains and biases included. The paper does not list
+    its tensors, so the choice is made in this package and can be undone with `keep`. Buffers (rotary
+    frequencies, causal masks) hold nothing learned and stay. A tensor of one entry or of no variance keeps
+    its value, since that is what its mean and variance say, and the recipe notes it.
 
-    Draws are named by seed, model seed and tensor, not by arm or `keep`: two arms that differ in
-    `keep` alone share the bits of every tensor that both re-draw, so their contrast is paired.
+    Draws are named by seed, model seed and tensor, not by arm or `keep`. So two arms that differ in `keep`
+    alone share the bits of every tensor that both re-draw, and their contrast is paired.
 
     Source: Heap, Lawson, Farnik and Aitchison 2025 (arXiv 2501.17727), "re-randomised" incl. and
-    excl. embeddings (`keep = ["embeddings", "unembedding"]`). Differs: which tensors is stated; the
-    variance is the population one (divided by n).
+    excl. embeddings (`keep = ["embeddings", "unembedding"]`). Differs: it is stated which tensors are
+    re-drawn; the variance is the population one (divided by n).
     """
 
     kind: Literal["redraw"] = "redraw"
@@ -45,10 +45,11 @@ class Redraw(Keeping):
 def redraw(tensor: Tensor, seed: int, model_seed: int) -> str | None:
     """Re-draw a tensor in place from a Gaussian with its own mean and variance.
 
-    Returns why it keeps its value, where it has one entry or no variance.
+    Returns:
+        None, or why the tensor keeps its value: it has one entry or no variance.
 
     Raises:
-        ModelError: it holds values that are not finite.
+        ModelError: the tensor holds values that are not finite.
     """
     parameter = tensor.parameter
     mean, std = moments(parameter)
@@ -66,9 +67,9 @@ def redraw(tensor: Tensor, seed: int, model_seed: int) -> str | None:
 def draw(
     out: torch.Tensor, name: str, mean: float, std: float, seed: int, model_seed: int
 ) -> torch.Tensor:
-    """Fill `out` with the Gaussian bits that every control draws for the tensor called `name`.
+    """Fill `out` with the Gaussian bits that every control draws for the tensor called `name`; return it.
 
-    Named alike for all kinds of control, so that arms which draw the same tensor share its bits up to
+    The draw has the same name in all kinds of control. So arms that draw the same tensor share its bits up to
     mean and scale, and contrasts between them are paired.
     """
     # on the CPU in float32 whatever the model's device and dtype: the same seed, the same draw
@@ -82,7 +83,7 @@ def draw(
 def moments(tensor: torch.Tensor) -> tuple[float, float]:
     """Return the mean and the population standard deviation over all entries.
 
-    Summed in float64 by fixed chunks and rounded to float32, so that the number of threads, which
+    They are summed in float64 by fixed chunks and rounded to float32, so that the number of threads, which
     changes the order of a sum, does not change the result's bits.
     """
     flat = tensor.detach().reshape(-1)

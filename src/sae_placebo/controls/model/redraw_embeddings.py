@@ -1,4 +1,4 @@
-"""Trained blocks on a token embedding drawn at random, each row as long as it was."""
+"""The control that draws the token embedding at random, each row as long as it was, under trained blocks."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _DESTROYS = frozenset(
 
 @CONTROLS.add
 class RedrawEmbeddings(Control):
-    """Each row of W_E replaced by one of its own norm in a random direction; all else is trained.
+    """It replaces each row of W_E by one of the same norm in a random direction; all else stays as trained.
 
-    What is left of a token is that it is itself, and how long its vector was; which tokens are alike
-    is gone. With `redraw`, `redraw` keeping the embeddings and the trained arm it makes the 2 x 2 of
-    embeddings x blocks.
+    What is left of a token is that it is itself, and how long its vector was; which tokens are alike is lost.
+    With `redraw`, `redraw` keeping the embeddings, and the trained arm, it makes the 2 x 2 of embeddings x
+    blocks.
 
-    Directions are uniform on the sphere: a Gaussian row, scaled. The Gaussian bits are those that
-    `redraw` draws for W_E, so the two arms with a re-drawn W_E share each token's direction but for
-    the mean of W_E's entries, which `redraw` adds. The rows' mean and the spread of their coordinates
-    are not kept: norms are. A row of zeros stays.
+    Directions are uniform on the sphere, since they are those of Gaussian rows. The Gaussian bits are those
+    that `redraw` draws for W_E, so the two arms with a re-drawn W_E share each token's direction except for
+    the mean of W_E's entries, which `redraw` adds. Norms are kept; the rows' mean and the spread of their
+    coordinates are not. A row of zeros stays.
 
-    Where W_U is tied to W_E it goes with it, and the recipe says so; where it is not, it stays.
+    Where W_U is tied to W_E, it is replaced with it, and the recipe says so; where it is not, it stays.
     Learned positions stay.
 
     Source: none that we know of; proposed as the missing cell of Heap, Lawson, Farnik and Aitchison
@@ -52,7 +52,7 @@ class RedrawEmbeddings(Control):
     def apply(
         self, model: torch.nn.Module, seed: int, model_seed: int, source: ModelSpec | None = None
     ) -> Record:
-        """Re-draw W_E in place."""
+        """Re-draw W_E in place; see the base class."""
         found = tensors(model)
         record = Record(notes=tie_notes(found))
         chosen = [t for t in found if "embeddings" in t.groups]
@@ -64,15 +64,16 @@ class RedrawEmbeddings(Control):
                 record.kept[tensor.name] = "not tied to the embeddings"
             else:
                 record.kept[tensor.name] = "trained"
-
-        def change(tensor: Tensor) -> None:
-            _redraw_rows(tensor, seed, model_seed)
-
-        change_all(chosen, record, change)
+        change_all(chosen, record, lambda tensor: _redraw_rows(tensor, seed, model_seed))
         return record
 
 
 def _redraw_rows(tensor: Tensor, seed: int, model_seed: int) -> None:
+    """Give each row of a tensor a random direction, in place.
+
+    Raises:
+        ModelError: the tensor holds values that are not finite.
+    """
     weight = tensor.parameter
     drawn = draw(torch.empty(weight.shape), tensor.name, 0.0, 1.0, seed, model_seed)
     for rows, new in zip(torch.split(weight, _ROWS), torch.split(drawn, _ROWS), strict=True):

@@ -1,4 +1,4 @@
-"""Another checkpoint of the same model, such as an early step of its training."""
+"""The control that takes another checkpoint of the same model, such as an early step of its training."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _INERT = frozenset(
 
 @CONTROLS.add
 class Revision(Control):
-    """The tensors of another checkpoint, in the reference's architecture.
+    """It puts the tensors of another checkpoint into the reference's architecture.
 
-    Without `source` it is another revision of the reference itself: of its hub id, or a folder
-    `revisions/<name>` beside its weights. It must have the same tensors, of the same shapes and tied
-    alike; where its config says something else, the reference's holds and the recipe notes it.
-    Buffers stay the reference's. Nothing is drawn, so there is one model whatever the seeds.
+    Without `source`, the checkpoint is another revision of the reference itself: of its hub id, or a folder
+    `revisions/<name>` beside its weights. It must have the same tensors, of the same shapes and tied alike.
+    Where its config differs, the reference's holds, and the recipe notes it. Buffers stay those of the
+    reference. Nothing is drawn, so there is one model whatever the seeds.
 
-    What it destroys is what training changed between the two; of that nothing is certain, so nothing
-    but the shapes is declared preserved. A tensor with the same bits in both is listed as kept.
+    It destroys what training changed between the two checkpoints. What that is cannot be known beforehand, so
+    nothing but the shapes is declared preserved. A tensor with the same bits in both is listed as kept.
 
     Source: "Step-0" of Heap, Lawson, Farnik and Aitchison 2025 (arXiv 2501.17727), which is
     `revision = "step0"` of a Pythia model.
@@ -50,7 +50,7 @@ class Revision(Control):
     revision: str | None = Field(None, min_length=1)
     """Branch, tag or commit of a hub id, or the name of a folder's revision."""
     source: str | None = Field(None, min_length=1)
-    """Folder or hub id of the other checkpoint; None: the reference's own."""
+    """Folder or hub id of the other checkpoint; that of the reference unless given."""
 
     preserves: ClassVar[frozenset[str]] = frozenset({"shapes", "token_identity"})
     destroys: ClassVar[frozenset[str]] = frozenset(INVARIANTS) - {"shapes", "token_identity"}
@@ -65,10 +65,10 @@ class Revision(Control):
         return self
 
     def other(self, model: ModelSpec | None) -> ModelSpec:
-        """Return which checkpoint is loaded, when the reference is `model`.
+        """Return the checkpoint that is loaded where the reference is `model`.
 
         Raises:
-            ModelError: it would be another revision of a model that is not known, or has only one.
+            ModelError: it would be a revision of a model that is not known, or that has no revisions.
         """
         if self.source:
             return ModelSpec(id=self.source, revision=self.revision)
@@ -85,21 +85,26 @@ class Revision(Control):
         return ModelSpec(id=model.id, revision=self.revision)
 
     def identity(self, model: ModelSpec) -> Any:
-        """Return what the other checkpoint is, as `models.specs.identify` says it."""
+        """Return what identifies the other checkpoint, by `models.specs.identify`."""
         return identify(self.other(model))
 
     def check_source(self, model: ModelSpec) -> None:
-        """Refuse a checkpoint that a local folder lacks, or that a model of one checkpoint cannot have."""
+        """Refuse a checkpoint that a local folder lacks, or that a model of one checkpoint cannot have.
+
+        Raises:
+            ModelError: there is no such checkpoint.
+        """
         other = self.other(model)
         model_folder(other.id, other.revision)
 
     def apply(
         self, model: torch.nn.Module, seed: int, model_seed: int, source: ModelSpec | None = None
     ) -> Record:
-        """Copy the other checkpoint's tensors into `model`.
+        """Copy the other checkpoint's tensors into `model`; see the base class.
 
         Raises:
-            ModelError: it cannot be loaded, is of another architecture, or is the reference itself.
+            ModelError: the checkpoint cannot be loaded, is of another architecture, or is the reference
+                itself.
         """
         spec = self.other(source)
         name = f"{spec.id} at {spec.revision}" if spec.revision else spec.id
@@ -126,12 +131,13 @@ class Revision(Control):
 
 
 def _check(ours: dict[str, tuple[str, ...]], theirs: dict[str, tuple[str, ...]], name: str) -> None:
+    """Refuse a checkpoint whose tensors have other names than ours, or are tied in another way."""
     missing, extra = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
     if missing or extra:
-        told = [f"it lacks {missing[0]}"] if missing else []
-        told += [f"it has {extra[0]}, which the reference lacks"] if extra else []
+        reasons = [f"it lacks {missing[0]}"] if missing else []
+        reasons += [f"it has {extra[0]}, which the reference lacks"] if extra else []
         raise ModelError(
-            f"{name} is no checkpoint of the same model: {' and '.join(told)}; "
+            f"{name} is no checkpoint of the same model: {' and '.join(reasons)}; "
             f"{len(missing) + len(extra)} tensors differ in name."
         )
     for tensor, also in ours.items():
@@ -144,6 +150,7 @@ def _check(ours: dict[str, tuple[str, ...]], theirs: dict[str, tuple[str, ...]],
 
 
 def _differences(model: Any, other: Any, name: str) -> list[str]:
+    """Return a note on the settings in which the checkpoint's config differs, where it does."""
     ours, theirs = model.config.to_dict(), other.config.to_dict()
     keys = sorted((ours.keys() | theirs.keys()) - _INERT)
     differ = [key for key in keys if ours.get(key) != theirs.get(key)]

@@ -1,4 +1,4 @@
-"""Each matrix with its own singular values between random orthogonal bases."""
+"""The control that keeps each matrix's singular values and puts them between random orthogonal bases."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from sae_placebo.core.spec import generator
 
 @CONTROLS.add
 class Spectrum(Keeping):
-    """Singular values kept, singular vectors uniform (Haar): how strong maps are stays, not of what.
+    """It keeps singular values and draws singular vectors uniformly (Haar).
 
-    It closes the loophole of `redraw`: a Gaussian matrix has another spectrum than a trained one, so
-    its block also stretches and loses directions otherwise. Norms of rows and columns are not kept.
+    So how strongly a matrix maps stays, but not which directions it maps. This closes a loophole of `redraw`:
+    a Gaussian matrix has another spectrum than a trained one, so its block also stretches and loses
+    directions in another way. Norms of rows and columns are not kept.
 
-    A tensor of two axes is one matrix, as it is stored: fused query, key and value are one. Tensors
-    of three axes and more (experts, depthwise convolutions) are a stack of matrices, their last two
-    axes. Gains, biases and other tensors of one axis, which have no singular vectors, are permuted:
-    the norm stays as well, and a gain does not change its sign. What is in `keep` stays; buffers stay.
+    A tensor of two axes is one matrix, as it is stored: fused query, key and value are one. Tensors of three
+    axes and more (experts, depthwise convolutions) are stacks of matrices in their last two axes. Gains,
+    biases and other tensors of one axis, which have no singular vectors, are permuted: the norm stays as
+    well, and a gain does not change its sign. What is in `keep` stays, and so do buffers.
 
-    Costs a few QR decompositions per matrix; see the table of costs.
+    It costs a few QR decompositions per matrix; see the table of costs.
 
     Source: none that we know of for SAEs; a null of the weights that is matched in spectrum.
     """
@@ -64,9 +65,9 @@ def turn(
 ) -> Float[torch.Tensor, "row column"]:
     """Return a matrix with the same singular values and uniform singular vectors on both sides.
 
-    With W = Q R, Q thin, it is A R B: A a uniform frame of as many columns as W has, B a uniform
-    orthogonal matrix. R has the singular values of W, and a uniform frame times any orthogonal matrix
-    is a uniform frame, so no singular vectors need be found.
+    With W = Q R, where Q is thin, it is A R B, where A is a uniform frame of as many columns as W has and B
+    is a uniform orthogonal matrix. R has the singular values of W, and a uniform frame times any orthogonal
+    matrix is a uniform frame, so that no singular vectors need be computed.
     """
     rows, columns = matrix.shape
     if rows < columns:
@@ -77,10 +78,15 @@ def turn(
 
 
 def frame(rows: int, columns: int, source: torch.Generator) -> Float[torch.Tensor, "row column"]:
-    """Return orthonormal columns, uniform over all such frames (Haar); columns <= rows.
+    """Return orthonormal columns, drawn uniformly (Haar) from all such frames.
 
-    Source: Mezzadri 2007 (arXiv math-ph/0609050): the Q of a Gaussian matrix, each column's sign such
-    that R has a positive diagonal; without the signs it is not uniform.
+    Args:
+        rows: Length of a column.
+        columns: How many there are, at most as many as rows.
+        source: The generator that they are drawn from.
+
+    Source: Mezzadri 2007 (arXiv math-ph/0609050): the Q of a Gaussian matrix, with each column's sign such
+    that R has a positive diagonal. Without these signs it is not uniform.
     """
     q: torch.Tensor
     q, r = torch.linalg.qr(torch.empty(rows, columns).normal_(generator=source))

@@ -1,4 +1,4 @@
-"""The tensors of a model: what each one is, which are tied, and what they hash to."""
+"""The tensors of a model: which group each is in, which are tied, and what they hash to."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from sae_placebo.core.lanes import take_threads
 from sae_placebo.core.lazy import torch
 
-# what `noise_embeddings` leaves on the embedding module: a change to the model that no tensor shows
 NOISE_ATTRIBUTE = "sae_placebo_noise"
+"""Attribute that `noise_embeddings` sets on the embedding module, since no tensor shows that change."""
 
 
 @dataclass(frozen=True)
@@ -22,19 +22,19 @@ class Tensor:
     name: str
     parameter: torch.Tensor
     groups: tuple[str, ...]
-    """What it is: one group of `GROUPS` or `block_weights`; a tied tensor may be two."""
+    """Its groups: one of `GROUPS` or `block_weights`, and more than one where it is tied."""
     also: tuple[str, ...]
     """Its other names, where it is tied."""
 
 
 def tensors(model: torch.nn.Module) -> list[Tensor]:
-    """Return each parameter once, with its groups, found by structure.
+    """Return each parameter of a model once, with its groups, which follow from the model's structure.
 
-    `embeddings` and `unembedding` are what the model says its input and output embeddings are (an
-    output head's bias included); `norms` are the parameters of modules whose class is called a norm;
-    `positions` is any other embedding table; `biases` are other one-dimensional tensors called bias;
-    the rest is `block_weights`. The first of these that fits counts. Tied tensors are recognized by
-    the memory that they share.
+    `embeddings` and `unembedding` are the parameters of the modules that the model gives as its input and
+    output embeddings (an output head's bias included). `norms` are those of modules whose class is called a
+    norm, `positions` those of any other embedding table, `biases` other one-dimensional tensors called bias,
+    and the rest is `block_weights`. The first of these that fits counts. Tied tensors are recognized by the
+    memory that they share.
     """
     owners = _owners(model)
     found: dict[Any, Tensor] = {}
@@ -51,10 +51,16 @@ def tensors(model: torch.nn.Module) -> list[Tensor]:
     return list(found.values())
 
 
+def input_embeddings(model: Any) -> Any:
+    """Return the module that turns token ids into vectors."""
+    return model.get_input_embeddings()
+
+
 def _owners(model: Any) -> dict[int, str]:
+    """Return the groups of the modules that own input and output embeddings, by the modules' ids."""
     head = model.get_output_embeddings()
     owners = {} if head is None else {id(head): "unembedding"}
-    owners[id(model.get_input_embeddings())] = "embeddings"
+    owners[id(input_embeddings(model))] = "embeddings"
     return owners
 
 
@@ -69,14 +75,14 @@ def _group(module: torch.nn.Module, short: str, parameter: torch.Tensor) -> str:
 
 
 def storage(tensor: torch.Tensor) -> tuple[Any, ...]:
-    """Return what two tensors share exactly when they are views of the same numbers."""
+    """Return a key that two tensors share exactly where they are views of the same numbers."""
     if tensor.numel() == 0:
         return (id(tensor),)
     return (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()))
 
 
 def tie_notes(found: Iterable[Tensor]) -> list[str]:
-    """Return one sentence per tied tensor."""
+    """Return one sentence for each tied tensor, which names the tensors that it is tied to."""
     return [f"{', '.join(t.also)} is tied to {t.name}: one tensor" for t in found if t.also]
 
 
@@ -85,10 +91,10 @@ R = TypeVar("R")
 
 
 def in_parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """Return `function` of every item, in order, in as many threads as torch has; no gradients.
+    """Return `function` of every item, in order, computed in as many threads as torch has, without gradients.
 
-    For work on whole tensors that no thread shares: drawing is serial within a tensor, so one
-    tensor per thread is the only way to use a second core. The result depends on no thread's speed.
+    It is for work on whole tensors that no thread shares: drawing is serial within a tensor, so one tensor
+    per thread is the only way to use a second core. The result depends on no thread's speed.
     """
 
     def call(item: T) -> R:
@@ -109,25 +115,25 @@ def in_parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
 
 @dataclass(frozen=True)
 class Hashes:
-    """What the numbers of a model hash to."""
+    """Hashes of the numbers of a model."""
 
     weight: str
-    """Of all of them."""
+    """Hash of all numbers."""
     read: str
-    """Of those that activations can depend on: all but what only the output head holds."""
+    """Hash of those that activations can depend on: all except what only the output head holds."""
 
 
 def hashes(model: torch.nn.Module) -> Hashes:
     """Return SHA-256s over names, shapes, dtypes and bytes of all parameters and saved buffers.
 
-    A tensor tied to another is hashed once; that the two are tied is hashed as well. What is put in
-    the place of the embedding's output (`noise_embeddings`) counts by the names that it is drawn by.
+    A tensor that is tied to another is hashed once, and that the two are tied is hashed as well. What is put
+    in the place of the embedding's output (`noise_embeddings`) counts by the names that it is drawn by.
     """
     state = dict(sorted(model.state_dict().items()))
     whose = {name: storage(tensor) for name, tensor in state.items()}
     once = {key: state[name] for name, key in whose.items()}
     digests = dict(zip(once, in_parallel(_digest, once.values()), strict=True))
-    noise = getattr(_input_embeddings(model), NOISE_ATTRIBUTE, None)
+    noise = getattr(input_embeddings(model), NOISE_ATTRIBUTE, None)
     extra = "" if noise is None else f"noise|{noise.key}|"
     heads = _head_names(model)
     upstream = {name: key for name, key in whose.items() if name not in heads}
@@ -157,11 +163,8 @@ def _digest(tensor: torch.Tensor) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _input_embeddings(model: Any) -> Any:
-    return model.get_input_embeddings()
-
-
 def _head_names(model: Any) -> set[str]:
+    """Return the names of the output head's tensors."""
     head = model.get_output_embeddings()
     if head is None:
         return set()
@@ -170,5 +173,5 @@ def _head_names(model: Any) -> set[str]:
 
 
 def weight_hash(model: torch.nn.Module) -> str:
-    """Return the SHA-256 of all that the model computes with; see `hashes`."""
+    """Return the SHA-256 of all numbers that the model computes with; see `hashes`."""
     return hashes(model).weight

@@ -12,7 +12,7 @@ from sae_placebo.models.specs import ModelSpec
 
 @CONTROLS.add
 class Trained(Control):
-    """The reference model as it is; both seeds are without effect."""
+    """It leaves the reference model as it is; both seeds are without effect."""
 
     kind: Literal["trained"] = "trained"
 
@@ -23,6 +23,6 @@ class Trained(Control):
     def apply(
         self, model: torch.nn.Module, seed: int, model_seed: int, source: ModelSpec | None = None
     ) -> Record:
-        """Touch nothing."""
+        """Change nothing, and record every tensor as trained."""
         found = tensors(model)
         return Record(kept={t.name: "trained" for t in found}, notes=tie_notes(found))
