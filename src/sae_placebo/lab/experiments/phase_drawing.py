@@ -209,6 +209,8 @@ def _add_panel(figure: Any, panel: Panel, place: dict[str, int]) -> None:
         **{"hoverinfo": "text", "coloraxis": "coloraxis", "xgap": 1, "ygap": 1, **place},
     )
     drawn = {"mode": "lines", "hoverinfo": "skip", "showlegend": False, **place}
+    axes = {"xref": figure.data[-1].xaxis, "yref": figure.data[-1].yaxis}
+    shapes, notes = list(figure.layout.shapes), list(figure.layout.annotations)
     x: list[float | None] = []
     y: list[float | None] = []
     for r, c, mark in _places(panel):
@@ -218,11 +220,12 @@ def _add_panel(figure: Any, panel: Panel, place: dict[str, int]) -> None:
         if mark.contrast is None:
             corners = {"x0": c - 0.46, "x1": c + 0.46, "y0": r - 0.44, "y1": r + 0.44}
             outline = {"color": MUTED, "width": 1, "dash": "solid" if mark.label else "dot"}
-            figure.add_shape(type="rect", line=outline, **corners, **place)
+            shapes.append({"type": "rect", "line": outline, **corners, **axes})
         if mark.label:
             style = {"font": {"size": 11, "color": _ink(mark)}, "bgcolor": _shade(mark)}
             text = {"text": mark.label, "showarrow": False, "borderpad": 1}
-            figure.add_annotation(x=c, y=r, **text, **style, **place)
+            notes.append({"x": c, "y": r, **text, **style, **axes})
+    figure.update_layout(shapes=shapes, annotations=notes)
     if x:
         figure.add_scatter(x=x, y=y, **_FILLED, **drawn)
     if panel.boundary is not None:
