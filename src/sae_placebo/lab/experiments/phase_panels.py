@@ -6,6 +6,7 @@ picture of `phase_drawing` both show these panels.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -148,20 +149,29 @@ def _mark(phase: PhaseDiagram, cell: PhaseCell) -> Mark:
 
 def _boundary(phase: PhaseDiagram, cell: PhaseCell, rows: Axis, columns: Axis) -> Boundary | None:
     """Return lambda*(f) across the panel of a cell, where it lies inside; None for other sweeps."""
-    generator = cell.generator
+    made = cell.generator
     if not has_boundary(phase) or not _holds(cell):
         return None
-    assert isinstance(generator, ComposedSetsSpec)
+    assert isinstance(made, ComposedSetsSpec)
+    line = _line(rows, columns)
+    if not line:
+        return None
+    fits = cell.sae.d_sae >= made.items**2
+    return Boundary([column for column, _ in line], [row for _, row in line], fits)
+
+
+@functools.cache
+def _line(rows: Axis, columns: Axis) -> list[tuple[float, float]]:
+    """Return the columns and rows through which lambda*(f) passes."""
     low, high = columns.values[0], columns.values[-1]
-    line = Boundary([], [], fits=cell.sae.d_sae >= generator.items**2)
+    line = []
     for i in range(101):
         f = low + (high - low) * i / 100
         value = composition_boundary(f)
         row = _position(value, rows) if value > 0 else math.inf
         if -0.5 <= row <= len(rows.values) - 0.5:
-            line.columns.append(_position(f, columns))
-            line.rows.append(row)
-    return line if line.rows else None
+            line.append((_position(f, columns), row))
+    return line
 
 
 def _holds(cell: PhaseCell) -> bool:
