@@ -37,7 +37,7 @@ check: .venv/dev
 	$(BIN)/lint-imports
 
 # ours beside pinned peers, each in an environment of its own: hours, on a machine that does nothing else
-bench: .venv/demo
+bench: .venv/demo .venv/dev
 	$(BIN)/python benchmarks/environments.py
 	$(BIN)/python benchmarks/sae_step.py
 	$(BIN)/python benchmarks/whole_training.py
@@ -51,7 +51,7 @@ bench: .venv/demo
 calibration: .venv/installed
 	$(BIN)/python benchmarks/calibration.py
 
-bench-quick: .venv/demo
+bench-quick: .venv/demo .venv/dev
 	$(BIN)/python benchmarks/environments.py
 	$(BIN)/python benchmarks/sae_step.py --quick --out runs/benchmarks/results/sae_step.json
 	$(BIN)/python benchmarks/whole_training.py --quick --out runs/benchmarks/results/whole_training.json

@@ -11,8 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import machine
-from svg import COLORS, GRID, INK, MUTED, Drawing, Panel, ticks
+from matplotlib.figure import Figure
 
+from sae_placebo.core.pictures import INK, plain_style, svg_of
+
+# Okabe and Ito's palette, as in the report
+COLORS = {
+    "ours": "#0072B2",
+    "sae-lens": "#D55E00",
+    "dictionary-learning": "#009E73",
+    "sparsify": "#CC79A7",
+    "textbook": "#8C8C8C",
+}
 Curve = list[dict[str, float]]
 _LABELS = {
     "sae-lens": "SAELens",
@@ -21,96 +31,99 @@ _LABELS = {
 }
 
 
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure whose heading is its title."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(svg_of(figure, figure.get_suptitle().split("\n")[0]), encoding="utf-8")
+    print(f"wrote {path}")
+
+
 def label(name: str) -> str:
     side, _, condition = name.partition(" ")
     shown = _LABELS.get(side, side)
     return shown if condition == "trial" else f"{shown}, {condition}"
 
 
-def curves(kind: str, found: dict[str, Any], settings: dict[str, Any]) -> Drawing:
+@plain_style()
+def curves(kind: str, found: dict[str, Any], settings: dict[str, Any]) -> Figure:
     """Return explained variance against tokens, and against seconds, of the fastest setting of each."""
     shown: dict[str, Curve] = {
-        name: one for name, one in found["curves"].items() if not name.endswith("installed")
+        name: curve for name, curve in found["curves"].items() if not name.endswith("installed")
     }
-    drawing = Drawing(940, 420, f"{kind}: explained variance against tokens and against seconds")
+    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     words = f"{kind}, {settings['source']}, {settings['d_in']} x {settings['d_sae']}"
-    drawing.text(64, 26, words, size=15, bold=True)
-    drawing.text(
-        64, 44, "held-out tokens; steps alone are timed; dots are checks", color=MUTED, size=11
-    )
-    values = [p["explained_variance"] for one in shown.values() for p in one[1:]]
+    figure.suptitle(f"{words}: explained variance of held-out tokens")
+    values = [p["explained_variance"] for curve in shown.values() for p in curve[1:]]
     low = max(0.0, min(values) - 0.02)
-    low, high = (min(low, max(values) - 0.1), max(values) + 0.02)
-    longest = {c: max(one[-1][c] for one in shown.values()) for c in ("tokens", "seconds")}
-    for place, (column, title) in enumerate(
-        (("tokens", "training tokens"), ("seconds", "seconds of training"))
-    ):
-        panel = Panel(drawing, 64 + 450 * place, 62, 390, 260, (0.0, longest[column]), (low, high))
-        panel.axes(title, "explained variance" if place == 0 else "")
-        for name, one in shown.items():
-            color = COLORS[name.split(" ")[0]]
-            points = [p for p in one if p["explained_variance"] >= low]
-            places = [panel.at(p[column], p["explained_variance"]) for p in points]
-            drawing.line(places, color, 2.4 if name.startswith("ours") else 1.6)
-            for x, y in places:
-                drawing.dot(x, y, color)
-    _legend(drawing, list(shown), 64, 395)
-    return drawing
+    panels = figure.subplots(1, 2, sharey=True)
+    titles = {"tokens": "training tokens", "seconds": "seconds of training (steps alone)"}
+    for axes, (column, title) in zip(panels, titles.items(), strict=True):
+        for name, curve in shown.items():
+            axes.plot(
+                [point[column] for point in curve],
+                [point["explained_variance"] for point in curve],
+                color=COLORS[name.split(" ")[0]],
+                marker=".",
+                linewidth=2.2 if name.startswith("ours") else 1.4,
+                label=label(name),
+            )
+        axes.set(xlabel=title, xlim=(0, None))
+        axes.set_ylim(min(low, max(values) - 0.1), max(values) + 0.02)
+        axes.grid(axis="y")
+    panels[0].set_ylabel("explained variance")
+    panels[0].xaxis.set_major_formatter(lambda tokens, _: f"{tokens / 1000:g}k")
+    names = panels[0].get_legend_handles_labels()
+    figure.legend(*names, loc="outside lower center", ncols=3)
+    return figure
 
 
-def _legend(drawing: Drawing, names: list[str], left: float, y: float) -> None:
-    for name in names:
-        color = COLORS[name.split(" ")[0]]
-        drawing.line([(left, y - 4), (left + 20, y - 4)], color, 3)
-        drawing.text(left + 26, y, label(name))
-        left += 46 + 7 * len(label(name))
-
-
-def ratios(cells: list[dict[str, Any]], mine: str = "ours trial") -> Drawing:
+@plain_style()
+def ratios(cells: list[dict[str, Any]], mine: str = "ours trial") -> Figure:
     """Return bars: how many times faster our step is than each peer's, by cell."""
-    groups: list[tuple[str, list[tuple[str, dict[str, float]]]]] = []
+    groups: list[tuple[str, dict[str, dict[str, float]]]] = []
     for cell in cells:
-        rows = [
-            (name, one)
-            for name, one in cell["times_faster"].get(mine, {}).items()
-            if one["median"] is not None
-        ]
+        rows = {
+            name: ratio
+            for name, ratio in cell["times_faster"].get(mine, {}).items()
+            if ratio["median"] is not None
+        }
         if rows:
             real = "" if cell["activations"] == "synthetic" else f", {cell['activations']}"
             groups.append((f"{cell['kind']} {cell['d_in']} x {cell['d_sae']}{real}", rows))
-    n_rows = sum(len(rows) for _, rows in groups)
-    height = 92 + 19 * n_rows + 34 * len(groups)
-    drawing = Drawing(860, height, "How many times faster one training step is")
-    drawing.text(20, 26, "One training step: times faster than each peer", size=15, bold=True)
-    drawing.text(20, 44, "median and range over alternating rounds", size=11, color=MUTED)
-    most = max((one["high"] for _, rows in groups for _, one in rows), default=1.0) * 1.04
-    left, width, top = 230, 540, 60
-
-    def at(value: float) -> float:
-        return left + width * value / most
-
-    for value in ticks(0, most, 7):
-        drawing.line([(at(value), top), (at(value), height - 30)], GRID)
-        drawing.text(at(value), height - 14, f"{value:g}x", color=MUTED, anchor="middle")
-    y = top + 8.0
-    for title, rows in groups:
-        y += 18
-        drawing.text(20, y, title, bold=True)
-        y += 8
-        for name, one in rows:
-            _bar(drawing, name, one, y, (left, at))
-            y += 19
-        y += 8
-    drawing.line([(at(1), top), (at(1), height - 30)], INK, 1, "4 3")
-    return drawing
+    heights = [len(rows) + 1.5 for _, rows in groups]
+    figure = Figure(figsize=(9, 0.9 + 0.2 * sum(heights)), layout="constrained")
+    figure.suptitle("One training step: times faster than each peer, by kind and size")
+    panels = figure.subplots(
+        len(groups), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
+    )
+    for axes, (title, rows) in zip(panels.flat, groups, strict=True):
+        _bars(axes, title, rows)
+    panels.flat[-1].set_xlabel("median and range over alternating rounds; dashed: as fast")
+    return figure
 
 
-def _bar(drawing: Drawing, name: str, one: dict[str, float], y: float, scale: Any) -> None:
-    left, at = scale
-    drawing.text(left - 8, y + 11, label(name), anchor="end")
-    drawing.bar(left, y + 1, at(one["median"]) - left, 13, COLORS[name.split(" ")[0]])
-    drawing.line([(at(one["low"]), y + 7.5), (at(one["high"]), y + 7.5)], INK, 1.2)
-    drawing.text(at(one["high"]) + 6, y + 12, f"{one['median']:.1f}x", color=INK)
+def _bars(axes: Any, title: str, rows: dict[str, dict[str, float]]) -> None:
+    axes.barh(
+        [label(name) for name in rows],
+        [ratio["median"] for ratio in rows.values()],
+        xerr=[
+            [ratio["median"] - ratio["low"] for ratio in rows.values()],
+            [ratio["high"] - ratio["median"] for ratio in rows.values()],
+        ],
+        color=[COLORS[name.split(" ")[0]] for name in rows],
+        ecolor=INK,
+        height=0.7,
+    )
+    for row, ratio in enumerate(rows.values()):
+        place = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(f"{ratio['median']:.1f}x", (ratio["high"], row), **place)
+    axes.axvline(1, color=INK, linestyle="--", linewidth=0.8)
+    axes.set_title(title, loc="left")
+    axes.xaxis.set_major_formatter("{x:g}x")
+    axes.tick_params("x", labelbottom=True)
+    axes.tick_params("y", labelcolor=INK, length=0)
+    axes.grid(axis="x")
+    axes.invert_yaxis()
 
 
 def _read(folder: Path, name: str) -> dict[str, Any] | None:
@@ -124,20 +137,14 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=machine.RESULTS)
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    drawn: dict[str, Drawing] = {}
-    training = _read(arguments.results, "whole_training")
-    for kind, found in (training or {}).get("kinds", {}).items():
+    training = _read(arguments.results, "whole_training") or {}
+    for kind, found in training.get("kinds", {}).items():
         if found.get("curves"):
-            assert training is not None
-            drawn[f"training-{kind}"] = curves(kind, found, training["settings"])
+            figure = curves(kind, found, training["settings"])
+            save(figure, arguments.out / f"training-{kind}.svg")
     steps = _read(arguments.results, "sae_step")
     if steps and "cells" in steps:
-        drawn["step-ratios"] = ratios(steps["cells"])
-    for name, drawing in drawn.items():
-        path = arguments.out / f"{name}.svg"
-        path.write_text(drawing.svg(), encoding="utf-8")
-        print(f"wrote {path}")
+        save(ratios(steps["cells"]), arguments.out / "step-ratios.svg")
 
 
 if __name__ == "__main__":

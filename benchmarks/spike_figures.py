@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
-from svg import COLORS, GRID, INK, MUTED, Drawing
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from plot import COLORS, save
+
+from sae_placebo.core.pictures import INK, MUTED, plain_style
 
 _ARM = {"trained": COLORS["ours"], "redraw": COLORS["sae-lens"]}
-_SIDE, _GAP, _LEFT, _TOP = 250.0, 64.0, 64.0, 92.0
 _X, _Y = (1e-4, 0.5), (0.02, 3.0)
 
 
@@ -20,97 +23,66 @@ def draw(results: Path, images: Path) -> None:
     if not path.exists():
         return
     found = json.loads(path.read_text(encoding="utf-8"))
-    images.mkdir(parents=True, exist_ok=True)
     for model in sorted({entry["model"] for entry in found["summary"]}):
-        out = images / f"spikes-{model}.svg"
-        out.write_text(limits(found, model).svg(), encoding="utf-8")
-        print(f"wrote {out}")
+        save(limits(found, model), images / f"spikes-{model}.svg")
 
 
-def limits(found: dict[str, Any], model: str) -> Drawing:
+@plain_style()
+def limits(found: dict[str, Any], model: str) -> Figure:
     """Return one panel per arm: magnitude over frequency, the curves, and the arm's own latents."""
     entries = sorted(
         (entry for entry in found["summary"] if entry["model"] == model),
         key=lambda entry: (entry["arm"] != "trained", entry["arm"]),
     )
-    width = _LEFT + len(entries) * (_SIDE + _GAP)
-    drawing = Drawing(max(width, 640), _TOP + _SIDE + 62, f"Detection limits, {model}")
-    drawing.text(16, 26, f"What an SAE would find: detection limits, {model}", size=15, bold=True)
-    words = "spikes found by half (line, with its 95% interval, thin) and by 95% (dashed);"
-    drawing.text(16, 44, words, size=11, color=MUTED)
-    words = "box: what was planted; dots: real latents, by their rate and mean size"
-    drawing.text(16, 60, words, size=11, color=MUTED)
-    for i, entry in enumerate(entries):
+    figure = Figure(figsize=(0.8 + 3.4 * len(entries), 5.1), layout="constrained")
+    figure.suptitle(f"What an SAE would find: detection limits, {model}")
+    panels = figure.subplots(1, len(entries), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, entry in zip(panels, entries, strict=True):
         rows = [r for r in found["rows"] if (r["model"], r["arm"]) == (model, entry["arm"])]
         latents = next((r for r in rows if r["task"] == "latents"), None)
-        _panel(drawing, entry, latents, found["settings"]["grid"], _LEFT + i * (_SIDE + _GAP))
-    return drawing
+        _panel(axes, entry, latents, found["settings"]["grid"])
+    panels[0].set_ylabel("length / rms norm of the activations")
+    handles = [
+        Line2D([], [], color=INK, linewidth=2, label="half of the spikes are found"),
+        Line2D([], [], color=INK, linewidth=0.7, label="95% interval of that line"),
+        Line2D(
+            [], [], color=INK, linewidth=1.6, linestyle="--", label="95% of the spikes are found"
+        ),
+        Line2D([], [], color=MUTED, linewidth=0.8, label="box: what was planted"),
+        Line2D(
+            [], [], color="#b9c0c8", marker=".", linestyle="", label="real latents: rate, mean size"
+        ),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8)
+    return figure
 
 
 def _panel(
-    drawing: Drawing,
-    entry: dict[str, Any],
-    latents: dict[str, Any] | None,
-    grid: dict[str, Any],
-    left: float,
+    axes: Any, entry: dict[str, Any], latents: dict[str, Any] | None, grid: dict[str, Any]
 ) -> None:
     shade = _ARM.get(entry["arm"], COLORS["dictionary-learning"])
-
-    def at(frequency: float, magnitude: float) -> tuple[float, float]:
-        across = math.log(frequency / _X[0]) / math.log(_X[1] / _X[0])
-        up = math.log(magnitude / _Y[0]) / math.log(_Y[1] / _Y[0])
-        return left + _SIDE * across, _TOP + _SIDE * (1 - up)
-
-    _axes(drawing, at)
-    drawing.text(left, _TOP - 8, entry["arm"], bold=True)
+    axes.set(xscale="log", yscale="log", xlim=_X, ylim=_Y)
+    axes.set(title=entry["arm"], xlabel="share of tokens", box_aspect=1)
+    axes.set_yticks([0.03, 0.1, 0.3, 1, 3])
+    axes.minorticks_off()
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.grid()
     if latents is not None:
-        for rate, size in zip(latents["rates"], latents["magnitudes"], strict=True):
-            if _X[0] <= rate <= _X[1] and _Y[0] <= size <= _Y[1]:
-                drawing.dot(*at(rate, size), "#b9c0c8", 1.1)
+        axes.plot(latents["rates"], latents["magnitudes"], ".", color="#b9c0c8", markersize=2)
     f, m = grid["frequencies"], grid["magnitudes"]
-    corners = [(f[0], m[0]), (f[-1], m[0]), (f[-1], m[-1]), (f[0], m[-1]), (f[0], m[0])]
-    drawing.line([at(*corner) for corner in corners], MUTED, 0.8)
+    planted = Rectangle((f[0], m[0]), f[-1] - f[0], m[-1] - m[0], fill=False, edgecolor=MUTED)
+    axes.add_patch(planted)
     if "limits" not in entry:
-        drawing.text(left + 6, _TOP + 16, "no limit: too few or too many found", size=10, color=INK)
+        words = "no limit: too few or too many found"
+        axes.text(0.03, 0.97, words, transform=axes.transAxes, va="top", fontsize=8)
         return
-    for share, width, dash in (("0.5", 2.0, ""), ("0.95", 1.6, "5 3")):
-        _curve(drawing, at, entry["limits"], share, "magnitude", (shade, width, dash))
-    for end in ("low", "high"):
-        _curve(drawing, at, entry["limits"], "0.5", end, (shade, 0.7, ""))
-
-
-def _curve(
-    drawing: Drawing,
-    at: Any,
-    rows: list[dict[str, Any]],
-    share: str,
-    which: str,
-    pen: tuple[str, float, str],
-) -> None:
-    points = [(row["frequency"], row[share][which]) for row in rows]
-    inside = [(f, m) for f, m in points if m is not None and _Y[0] <= m <= _Y[1]]
-    if len(inside) > 1:
-        color, width, dash = pen
-        drawing.line([at(f, m) for f, m in inside], color, width, dash)
-
-
-def _axes(drawing: Drawing, at: Any) -> None:
-    for value in (1e-4, 1e-3, 1e-2, 1e-1):
-        x, y = at(value, _Y[0])
-        drawing.line([(x, at(value, _Y[1])[1]), (x, y)], GRID)
-        drawing.text(x, y + 16, f"{value:g}", anchor="middle", size=10, color=MUTED)
-    for value in (0.03, 0.1, 0.3, 1.0, 3.0):
-        x, y = at(_X[0], value)
-        drawing.line([(x, y), (at(_X[1], value)[0], y)], GRID)
-        drawing.text(x - 6, y + 4, f"{value:g}", anchor="end", size=10, color=MUTED)
-    middle = (at(_X[0], 1)[0] + at(_X[1], 1)[0]) / 2
-    bottom = at(_X[0], _Y[0])[1]
-    drawing.text(middle, bottom + 36, "share of tokens", anchor="middle", size=11)
-    drawing.text(
-        at(_X[0], 1)[0] - 38,
-        (at(1e-3, _Y[0])[1] + at(1e-3, _Y[1])[1]) / 2,
-        "length / rms norm of the activations",
-        anchor="middle",
-        size=11,
-        turned=True,
-    )
+    for share, which, style in (
+        ("0.5", "magnitude", {"linewidth": 2}),
+        ("0.95", "magnitude", {"linewidth": 1.6, "linestyle": "--"}),
+        ("0.5", "low", {"linewidth": 0.7}),
+        ("0.5", "high", {"linewidth": 0.7}),
+    ):
+        known = [row for row in entry["limits"] if row[share][which] is not None]
+        ends = [row[share][which] for row in known]
+        axes.plot([row["frequency"] for row in known], ends, color=shade, **style)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
-from svg import COLORS, GRID, INK, MUTED, Drawing, ticks
+from matplotlib.figure import Figure
+from plot import COLORS, save
+
+from sae_placebo.core.pictures import GRID, INK, MUTED, plain_style
 
 OURS = ("effect / null", "effect", "effect or beside", "1 - p", "swap of b")
 _DATA = ("firing rate", "variance", "probe accuracy")
@@ -17,13 +19,10 @@ _MODEL, _DATUM = COLORS["dictionary-learning"], COLORS["sae-lens"]
 
 def draw(results: Path, images: Path) -> None:
     """Write worlds.svg and twins.svg, as far as there are results."""
-    images.mkdir(parents=True, exist_ok=True)
     for name, make in (("worlds", worlds), ("twins", twins)):
         path = results / f"{name}.json"
         if path.exists():
-            drawing = make(json.loads(path.read_text(encoding="utf-8")))
-            (images / f"{name}.svg").write_text(drawing.svg(), encoding="utf-8")
-            print(f"wrote {images / f'{name}.svg'}")
+            save(make(json.loads(path.read_text(encoding="utf-8"))), images / f"{name}.svg")
 
 
 def write_record(results: Path, target: Path) -> None:
@@ -78,131 +77,109 @@ def color(name: str) -> str:
 # --- AUROC by site -----------------------------------------------------------------------------------
 
 
-def worlds(found: dict[str, Any]) -> Drawing:
-    """Return dots: mean AUROC over worlds, with their range, one panel per kind and unit."""
+@plain_style()
+def worlds(found: dict[str, Any]) -> Figure:
+    """Return dots: mean AUROC over worlds, with their range, one row of panels per kind and unit."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for entry in sorted(found["summary"], key=lambda e: _KINDS.index(e["kind"])):
+    for entry in sorted(found["summary"], key=lambda e: (_KINDS.index(e["kind"]), e["depth"])):
         groups.setdefault((entry["kind"], entry["units"]), []).append(entry)
     names = list(found["summary"][0]["auroc"])
-    row, left, width, gap = 16.0, 170.0, 150.0, 26.0
     deepest = max(len(entries) for entries in groups.values())
-    panel = 46 + row * len(names) + 26
-    drawing = Drawing(
-        left + deepest * (width + gap), 62 + panel * len(groups), "AUROC, used against passenger"
+    size = (1.6 + 1.9 * deepest, 0.9 + (0.8 + 0.17 * len(names)) * len(groups))
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle("Used against passenger: AUROC by site")
+    figure.supxlabel(
+        "mean over worlds, with their range; blue: measured by edits; 0.5 is chance, dashed",
+        **{"fontsize": 8, "color": MUTED},
     )
-    drawing.text(16, 26, "Used against passenger: AUROC by site", size=15, bold=True)
-    words = "mean over worlds, with their range; blue: measured by edits; 0.5 is chance, dashed"
-    drawing.text(16, 44, words, size=11, color=MUTED)
-    top = 62.0
-    for (kind, units), entries in groups.items():
+    for part, ((kind, units), entries) in zip(
+        figure.subfigures(len(groups), 1, squeeze=False).flat, groups.items(), strict=True
+    ):
         family = "compiled" if kind == "compiled" else f"factored, {kind}"
-        drawing.text(16, top + 18, f"{family}: {units}", bold=True)
-        for i, name in enumerate(names):
-            drawing.text(left - 10, top + 46 + row * i + 4, name, anchor="end", size=11)
-        for j, entry in enumerate(sorted(entries, key=lambda e: e["depth"])):
-            place = left + j * (width + gap)
-            _dots(drawing, entry, names, (place, top + 46, width, row))
-        top += panel
-    return drawing
+        part.suptitle(f"{family}: {units}", fontsize=9)
+        panels = part.subplots(1, deepest, sharey=True, squeeze=False)[0]
+        for axes, entry in zip(panels, entries, strict=False):
+            _dots(axes, entry, names)
+        for axes in panels[len(entries) :]:
+            axes.set_visible(False)
+    return figure
 
 
-def _dots(
-    drawing: Drawing,
-    entry: dict[str, Any],
-    names: list[str],
-    box: tuple[float, float, float, float],
-) -> None:
-    left, top, width, row = box
-    bottom = top + row * (len(names) - 1) + 8
-
-    def at(value: float) -> float:
-        return left + width * value
-
-    n = max(one["worlds"] for one in entry["auroc"].values())
-    words = f"{site(entry)}, {n} worlds"
-    drawing.text(left + width / 2, top - 14, words, anchor="middle", size=11, color=MUTED)
-    if not n:
-        drawing.text(left + width / 2, top + 40, "not both kinds", anchor="middle", size=11)
+def _dots(axes: Any, entry: dict[str, Any], names: list[str]) -> None:
+    n = max(auroc["worlds"] for auroc in entry["auroc"].values())
+    axes.set_title(f"{site(entry)}, {n} worlds", color=MUTED, weight="normal", fontsize=8)
+    axes.set(xlim=(-0.03, 1.03), ylim=(len(names) - 0.5, -0.5))
+    axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    axes.set_yticks(range(len(names)), names, color=INK, fontsize=8)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.grid(axis="x")
+    axes.axvline(0.5, color=MUTED, linestyle="--", linewidth=0.8)
+    known = [(row, entry["auroc"][name], color(name)) for row, name in enumerate(names)]
+    known = [(row, auroc, shade) for row, auroc, shade in known if auroc["mean"] is not None]
+    if not known:
+        words = {"ha": "center", "va": "center", "fontsize": 8, "backgroundcolor": "white"}
+        axes.text(0.5, len(names) / 2, "not both kinds", color=MUTED, **words)
         return
-    for value in (0.0, 0.5, 1.0):
-        dash = "3 3" if value == 0.5 else ""
-        drawing.line(
-            [(at(value), top - 8), (at(value), bottom)], GRID if not dash else MUTED, 1, dash
-        )
-        drawing.text(at(value), bottom + 14, f"{value:g}", anchor="middle", size=10, color=MUTED)
-    for i, name in enumerate(names):
-        one, y = entry["auroc"][name], top + row * i
-        if one["mean"] is None:
-            drawing.text(at(0.5), y + 4, "none", anchor="middle", size=10, color=MUTED)
-            continue
-        drawing.line([(at(one["low"]), y), (at(one["high"]), y)], color(name), 1.4)
-        drawing.dot(at(one["mean"]), y, color(name), 3.2)
+    rows, aurocs, shades = zip(*known, strict=True)
+    ends = ([auroc[end] for auroc in aurocs] for end in ("low", "high"))
+    axes.hlines(rows, *ends, shades, linewidth=1.4)
+    axes.scatter([auroc["mean"] for auroc in aurocs], rows, 25, shades, zorder=3)
+    for row in set(range(len(names))) - set(rows):
+        axes.text(0.5, row, "none", ha="center", va="center", fontsize=7, color=MUTED)
 
 
 # --- twins -------------------------------------------------------------------------------------------
 
 
-def twins(found: dict[str, Any], hookpoint: str = "resid_pre.0") -> Drawing:
+@plain_style()
+def twins(found: dict[str, Any], hookpoint: str = "resid_pre.0") -> Figure:
     """Return small multiples: each statistic of b in one twin against the other, with the diagonal."""
     rows = [row for row in found["rows"] if row.get("hookpoint") == hookpoint]
-    names = list(rows[0]["statistics"])
-    names.sort(key=lambda n: (n not in OURS, n not in _DATA))
-    columns, size, gap = 4, 150.0, 74.0
-    height = 74 + math.ceil(len(names) / columns) * (size + gap)
-    drawing = Drawing(40 + columns * (size + gap), height, "Statistics of b in twin models")
-    drawing.text(
-        16, 26, "Twins: the model that uses b against the one that does not", size=15, bold=True
-    )
+    names = sorted(rows[0]["statistics"], key=lambda n: (n not in OURS, n not in _DATA))
+    down = -(-len(names) // 4)
+    figure = Figure(figsize=(9.6, 0.7 + 2.4 * down), layout="constrained")
+    figure.suptitle("Twins: the model that uses b against the one that does not")
     words = (
-        f"{len(rows)} pairs at {hookpoint}, 95% intervals; up: uses b, across: passes it along; "
+        f"{len(rows)} pairs at {hookpoint}, with 95% intervals; on the diagonal, a statistic measures the "
+        "data; above each panel: pairs that differ"
     )
-    drawing.text(
-        16, 44, words + "on the diagonal, a statistic measures the data", size=11, color=MUTED
-    )
-    for i, name in enumerate(names):
-        box = (40 + (i % columns) * (size + gap), 78 + (i // columns) * (size + gap), size)
-        _twin(drawing, name, [row["statistics"][name] for row in rows], box)
-    return drawing
+    figure.supxlabel(f"statistic of b where it is passed along\n{words}", fontsize=8)
+    figure.supylabel("statistic of b where it is used", fontsize=8)
+    panels = figure.subplots(down, 4, squeeze=False)
+    for axes, name in zip(panels.flat, names, strict=False):
+        _twin(axes, name, [row["statistics"][name] for row in rows])
+    for axes in panels.flat[len(names) :]:
+        axes.set_visible(False)
+    return figure
 
 
-def _twin(
-    drawing: Drawing, name: str, pairs: list[dict[str, Any]], box: tuple[float, float, float]
-) -> None:
-    left, top, size = box
-    pairs = [p for p in pairs if p["differs"] is not None]
-    hits = sum(p["differs"] for p in pairs)
-    drawing.text(left, top - 6, name, bold=True, size=11)
-    drawing.text(left + size, top - 6, f"{hits}/{len(pairs)}", anchor="end", size=11, color=MUTED)
+def _twin(axes: Any, name: str, pairs: list[dict[str, Any]]) -> None:
+    pairs = [pair for pair in pairs if pair["differs"] is not None]
+    hits = sum(pair["differs"] for pair in pairs)
+    axes.set_title(name, loc="left", fontsize=8)
+    axes.set_title(f"{hits}/{len(pairs)}", loc="right", fontsize=8, color=MUTED, weight="normal")
+    axes.set_box_aspect(1)
+    axes.tick_params(labelsize=7)
     if not pairs:
         return
-    values = [x for p in pairs for x in (*p["uses"], *p["passes"])]
-    least = min(x for p in pairs for x in (p["uses"][0], p["passes"][0]))
-    logarithmic = least > 0 and max(values) / least > 30
-    low = least / 2 if logarithmic else min(values)
-    high = max(values)
-    margin = 0.05 * ((high - low) or abs(high) or 1.0)
-    low, high = (low, high * 1.2) if logarithmic else (low - margin, high + margin)
-
-    def scaled(value: float) -> float:
-        if logarithmic:
-            return math.log(max(value, low) / low) / math.log(high / low)
-        return (value - low) / (high - low)
-
-    def at(across: float, up: float) -> tuple[float, float]:
-        return left + size * scaled(across), top + size * (1 - scaled(up))
-
-    drawing.line([(left, top), (left, top + size), (left + size, top + size)], MUTED)
-    drawing.line([at(low, low), at(high, high)], GRID, 1.2)
-    powers = (
-        range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1) if logarithmic else ()
-    )
-    for value in [10.0**k for k in powers] or ticks(low, high, 4):
-        x, y = at(value, value)
-        drawing.text(x, top + size + 14, f"{value:g}", anchor="middle", size=9, color=MUTED)
-        drawing.text(left - 4, y + 3, f"{value:g}", anchor="end", size=9, color=MUTED)
-    for p in pairs:
-        uses, passes = p["uses"], p["passes"]
-        shade = color(name) if p["differs"] else INK
-        drawing.line([at(passes[1], uses[0]), at(passes[2], uses[0])], shade, 0.8)
-        drawing.line([at(passes[0], uses[1]), at(passes[0], uses[2])], shade, 0.8)
-        drawing.dot(*at(passes[0], uses[0]), shade, 2.4)
+    values = [x for pair in pairs for x in (*pair["uses"], *pair["passes"])]
+    least = min(x for pair in pairs for x in (pair["uses"][0], pair["passes"][0]))
+    margin = 0.05 * ((max(values) - min(values)) or abs(max(values)) or 1.0)
+    low, high = min(values) - margin, max(values) + margin
+    if least > 0 and max(values) / least > 30:
+        low, high = least / 2, max(values) * 1.2
+        axes.set(xscale="log", yscale="log")
+        axes.minorticks_off()
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_major_formatter("{x:g}")
+    else:
+        axes.locator_params(nbins=4)
+    axes.set(xlim=(low, high), ylim=(low, high))
+    axes.axline((low, low), (high, high), color=GRID, linewidth=1.2)
+    shades = [color(name) if pair["differs"] else INK for pair in pairs]
+    x, left, right = zip(*(pair["passes"] for pair in pairs), strict=True)
+    y, bottom, top = zip(*(pair["uses"] for pair in pairs), strict=True)
+    axes.hlines(y, left, right, shades, linewidth=0.8)
+    axes.vlines(x, bottom, top, shades, linewidth=0.8)
+    axes.scatter(x, y, 12, shades, zorder=3)

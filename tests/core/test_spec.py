@@ -73,7 +73,7 @@ def test_no_module_of_the_package_imports_torch() -> None:
         "import pkgutil, importlib, sys, sae_placebo\n"
         "for m in pkgutil.walk_packages(sae_placebo.__path__, 'sae_placebo.'):\n"
         "    importlib.import_module(m.name)\n"
-        "heavy = ('torch', 'transformers', 'pandas', 'plotly', 'sklearn')\n"
+        "heavy = ('torch', 'transformers', 'pandas', 'plotly', 'matplotlib', 'sklearn')\n"
         "print(sorted(m for m in heavy if m in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import math
 import re
@@ -14,12 +16,14 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from sae_placebo.cli.toy import toy
-from sae_placebo.core.errors import SpecError
+from sae_placebo.core.errors import MissingExtra, SpecError
+from sae_placebo.core.pictures import INK, svg_of
 from sae_placebo.core.progress import Progress
 from sae_placebo.lab.experiments.base import LabTraining
 from sae_placebo.lab.experiments.phase import (
@@ -30,7 +34,13 @@ from sae_placebo.lab.experiments.phase import (
     phase_spec,
     run_phase,
 )
-from sae_placebo.lab.experiments.phase_drawing import color_of, draw_phase, svg
+from sae_placebo.lab.experiments.phase_drawing import (
+    SCALE,
+    color_of,
+    draw_phase,
+    interactive,
+    static,
+)
 from sae_placebo.lab.experiments.scoreboard import SCORES, in_lines, sae_for, scoreboard
 from sae_placebo.lab.experiments.sweeps import Axis, generator_of, parse_axes, parse_settings
 from sae_placebo.lab.scores.closed_forms import composition_boundary
@@ -154,55 +164,125 @@ def planted(spec: PhaseSpec) -> PhaseDiagram:
     return PhaseDiagram(spec, found)
 
 
-def test_a_planted_boundary_is_drawn_between_the_colors(tmp_path: Path) -> None:
+def cells_beside(line: tuple[Any, Any], shares: Any) -> list[tuple[bool, bool]]:
+    """Return, of every colored cell in a column that a line crosses, whether it is above and composed."""
+    beside = []
+    for row, column in zip(*np.nonzero(~np.ma.getmaskarray(shares)), strict=True):
+        i = int(np.abs(np.asarray(line[0]) - column).argmin())
+        if abs(line[0][i] - column) <= 0.04:
+            beside.append((bool(row > line[1][i]), bool(shares[row, column] > 0)))
+    return beside
+
+
+def test_a_planted_boundary_is_drawn_between_the_colors() -> None:
+    spec = phase_spec(parse_axes("lambda,correlation,width=8:24"), {})
+    *panels, bar = static(planted(spec)).axes
+    assert len(panels) == 2
+    assert [text.get_text() for text in bar.get_yticklabels()] == [*SCALE.values()]
+    # the line of the narrow panel is dashed: 16 pairs do not fit 8 latents
+    lines = [axes.get_lines() for axes in panels]
+    assert [[line.get_linestyle() for line in one] for one in lines] == [["--"], ["-"]]
+    assert sum(len(axes.texts) for axes in panels) == len(spec.cells)
+    for axes, (line,) in zip(panels, lines, strict=True):
+        # only numbers come after the line: a white cell would hide it
+        assert all(text.get_zorder() > line.get_zorder() for text in axes.texts)
+        below = [*axes.collections, *axes.patches]
+        assert all(artist.get_zorder() < line.get_zorder() for artist in below)
+    # two cells have no color: what cannot be estimated has a whole outline, what is not done a dotted one
+    hatched = [patch for axes in panels for patch in axes.patches if patch.get_hatch()]
+    assert len(hatched) == 1
+    outlines = [p.get_linestyle() for axes in panels for p in axes.patches if not p.get_hatch()]
+    assert sorted(outlines) == ["-", ":"]
+    texts = [text.get_text() for axes in panels for text in axes.texts]
+    assert (texts.count("–"), texts.count("")) == (1, 1)
+    assert all(re.fullmatch(r"-?\d+ / \d+", text) for text in texts if len(text) > 1)
+    # every colored cell of a panel lies on the side of the line that it was planted on
+    mesh = panels[1].collections[0]
+    colors = mesh.to_rgba(mesh.get_array())
+    assert np.array_equal(colors[..., 0] > colors[..., 2], (mesh.get_array() > 0).filled(False))
+    beside = cells_beside(lines[1][0].get_data(), mesh.get_array())
+    assert len(beside) >= 20
+    assert all(above is composed for above, composed in beside)
+
+
+def boundaries(figure: Any) -> list[Any]:
+    """Return the traces of the analytic boundary, those of the legend with them."""
+    return [one for one in figure.data if one.type == "scatter" and one.line.color == INK]
+
+
+def test_the_page_shows_the_same_and_loads_nothing(tmp_path: Path) -> None:
     spec = phase_spec(parse_axes("lambda,correlation,width=8:24"), {})
     phase = planted(spec)
-    page = draw_phase(phase, tmp_path)
+    figure = interactive(phase)
+    heatmaps = [trace for trace in figure.data if trace.type == "heatmap"]
+    details = [text for trace in heatmaps for row in trace.hovertext for text in row]
+    assert len(details) == len(spec.cells)
+    assert sum("not done yet" in text for text in details) == 1
+    assert sum("no latent fires &lt;here&gt;" in text for text in details) == 1
+    inside = [line for line in boundaries(figure) if line.x[0] is not None]
+    assert [trace.line.dash for trace in inside] == ["dash", "solid"]
+    wide = [trace for trace in figure.data if trace.type == "scatter" and trace.fillpattern.shape]
+    assert [trace.x.count(None) for trace in wide] == [1, 1]  # the cell, and the legend
+    values = np.ma.masked_invalid(np.array(heatmaps[1].z, dtype=float))
+    beside = cells_beside((inside[1].x, inside[1].y), values)
+    assert len(beside) >= 20
+    assert all(above is composed for above, composed in beside)
+    labels = {note.text for note in figure.layout.annotations}
+    assert {"–", "4 / 98"} < labels
+    outlines = {shape.line.dash for shape in figure.layout.shapes}
+    assert outlines == {"solid", "dot"}
+
+    text = draw_phase(phase, tmp_path).read_text(encoding="utf-8")
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    markup = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
+    assert not re.search(r"(src|href)=|@import|url\(", markup)
+    assert "default-src 'none'" in markup
+    assert len(scripts) == 2
+    for script in scripts:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in markup
+    assert "no latent fires &lt;here&gt;" in markup
+    assert "no latent fires <here>" not in text
+    assert "not done yet" in markup
+
+
+def test_the_picture_has_the_same_bytes_and_its_words_as_text(tmp_path: Path) -> None:
+    phase = planted(phase_spec(parse_axes("lambda,correlation,width=8:24"), {}))
+    draw_phase(phase, tmp_path)
     drawing = (tmp_path / "phase.svg").read_text(encoding="utf-8")
-    root = ElementTree.fromstring(drawing)
-    name = "{http://www.w3.org/2000/svg}"
-    titled: list[Any] = [
-        one for one in root.iter(f"{name}rect") if one.find(f"{name}title") is not None
-    ]
-    assert len(titled) == len(spec.cells)
-    # the line of the narrow panel is dashed: 16 pairs do not fit 8 latents
-    lines: list[Any] = [
-        one for one in root.iter(f"{name}polyline") if one.get("stroke") == "#1b1f24"
-    ]
-    assert [bool(line.get("stroke-dasharray")) for line in lines] == [True, False]
-    wide = [one for one in root.iter(f"{name}rect") if one.get("fill") == "url(#wide)"]
-    assert len(wide) == 2  # the cell, and the legend
-    # only numbers come after the lines: a white cell would hide them
-    panel_ends = [i for i, one in enumerate(root) if one in lines]
-    for end in panel_ends:
-        after = root[end + 1 : end + 20]
-        assert all(one.tag == f"{name}text" for one in after), [one.tag for one in after]
-    # every colored cell of a panel lies on the side of the line that it was planted on
-    path = [tuple(map(float, p.split(","))) for p in lines[1].get("points").split()]
-    left = path[0][0] - 27
-    checked = 0
-    for box in titled:
-        x, y = float(box.get("x")) + 27, float(box.get("y")) + 19
-        near = min(path, key=lambda point: abs(point[0] - x))
-        if x < left or abs(near[0] - x) > 2 or box.get("fill") == "#ffffff":
-            continue
-        is_composed = int(box.get("fill")[1:3], 16) > int(box.get("fill")[5:7], 16)
-        assert is_composed is (y < near[1])
-        checked += 1
-    assert checked >= 20
-    text = page.read_text(encoding="utf-8")
-    assert not re.search(r"(src|href)=|@import|url\((?!#)", text)
-    assert "no latent fires &lt;here&gt;" in text
-    assert "not done yet" in text
+    assert drawing == svg_of(static(phase), "Composed against atomic latents")
+    texts = [one.text for one in ElementTree.fromstring(drawing).iter() if one.tag.endswith("text")]
+    assert {"4 / 98", "–", "8 latents", "* not identifiable", "all composed"} < set(texts)
+
+
+def test_without_matplotlib_the_page_is_written_and_the_picture_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    phase = PhaseDiagram(tiny(), {})
+    with pytest.raises(MissingExtra, match=r"pip install 'sae-placebo\[plots\]'"):
+        draw_phase(phase, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["phase.html"]
+    short = ["--seeds", "2", "--steps", "5", "--workers", "1", "--items", "2"]
+    arguments = ["compose", "--out", str(tmp_path), "--sweep", "lambda=0.1:0.3", *short]
+    done = CliRunner().invoke(toy, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "phase.svg is left out: " in done.output
+    assert f"page: {tmp_path / 'phase.html'}" in done.output
 
 
 def test_without_lambda_and_correlation_there_is_no_line() -> None:
     for sweep in ("lambda", "solo,items", "lambda,solo,width=8:24"):
         spec = phase_spec(parse_axes(sweep), {})
-        drawing = svg(PhaseDiagram(spec, {}))
-        ElementTree.fromstring(drawing)
-        assert "polyline" not in drawing
-        assert drawing.count("not done yet") == len(spec.cells)
+        phase = PhaseDiagram(spec, {})
+        figure = static(phase)
+        assert not any(axes.get_lines() for axes in figure.axes)
+        svg_of(figure, "")
+        figure = interactive(phase)
+        assert not boundaries(figure)
+        heatmaps = [trace for trace in figure.data if trace.type == "heatmap"]
+        details = [text for trace in heatmaps for row in trace.hovertext for text in row]
+        assert sum("not done yet" in text for text in details) == len(spec.cells)
 
 
 def test_colors_run_from_atomic_to_composed() -> None:

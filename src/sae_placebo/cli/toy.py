@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from sae_placebo.core.errors import MissingExtra
 from sae_placebo.core.progress import for_terminal
 
 
@@ -66,10 +67,13 @@ def compose(
     spec = phase_spec(axes, fixed, generator=kind, sae=sae, seeds=seeds, steps=steps)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     phase = run_phase(spec, out, workers or cores or 1, for_terminal())
-    page = draw_phase(phase, out)
+    try:
+        draw_phase(phase, out)
+    except MissingExtra as lack:
+        typer.echo(f"phase.svg is left out: {lack}")
     seconds = sum(phase.seconds())
     typer.echo(f"{len(phase.done)} cells, {seconds / max(len(phase.done), 1):.1f} s each")
-    typer.echo(f"page: {page}")
+    typer.echo(f"page: {out / 'phase.html'}")
 
 
 @toy.command()

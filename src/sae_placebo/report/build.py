@@ -78,7 +78,7 @@ def render(tables: Tables) -> str:
     view = View.of(tables)
     parts = [(section, section.build(view)) for section in SECTIONS.entries.values()]
     figures = {key: figure for _, part in parts for key, figure in part.figures.items()}
-    scripts = _scripts(bool(figures))
+    scripts = page_scripts(bool(figures))
     environment = _environment()
     page = environment.get_template("page.html").render(
         view=view,
@@ -96,7 +96,7 @@ def render(tables: Tables) -> str:
         ],
         figures=embed_json(figures) if figures else "",
         scripts=scripts,
-        policy=_policy(scripts),
+        policy=page_policy(scripts),
     )
     return str(page)
 
@@ -186,8 +186,8 @@ def absent(section: Section, tables: Tables) -> list[str]:
     return sentences
 
 
-def _scripts(with_plots: bool) -> list[str]:
-    """Return the text of the page's scripts: the report's, and plotly's before it if there are plots."""
+def page_scripts(with_plots: bool) -> list[str]:
+    """Return the scripts of a page: plotly where it has plots, and what draws those `embed_json` holds."""
     script = (_HERE / "assets" / "report.js").read_text(encoding="utf-8")
     if not with_plots:
         return [script]
@@ -196,8 +196,8 @@ def _scripts(with_plots: bool) -> list[str]:
     return [get_plotlyjs(), script]
 
 
-def _policy(scripts: list[str]) -> str:
-    """Return a content security policy that allows these scripts, inline styles and embedded pictures."""
+def page_policy(scripts: list[str]) -> str:
+    """Return the content security policy: these scripts, inline styles, embedded pictures."""
     digests = [
         base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts
     ]
