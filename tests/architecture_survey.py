@@ -30,7 +30,7 @@ from sae_placebo.trial.run import run
 
 NAMES = tuple(dict.fromkeys([*architectures.CONFIGS, *architecture_list.CONFIGS]))
 LAYER = 1
-FIRST = "build, harvest, train, measure, match, methods"
+FIRST = "build, harvest, train, measure, match, baselines"
 STAGES = (FIRST, "use", "readers", "writers", "audit")
 """What a cell of the table is about; the first are done together or not at all."""
 WORKS = "works"
@@ -186,7 +186,7 @@ def tiny_table(model: Path, text: Path, hookpoints: list[str]) -> dict[str, Any]
         "training": {"batch_tokens": 128, "learning_rate": 3e-3, "dead_after_tokens": 1_000},
         "harvest": {"block_rows": 64, "calibration_rows": 16, "card_rows": 4},
         "measurement": {"replicates": 20, "shown_per_class": 1},
-        "methods": {
+        "baselines": {
             **{"n_atoms": 8, "nmf_atoms": 4, "fit_tokens": 100, "ica_tokens": 100},
             **{"nmf_tokens": 100, "iterations": 1, "choose_tokens": 50, "score_tokens": 50},
             **{"sae_pursuit_tokens": 4, "coded_tokens": 4, "n_labels": 1},

@@ -140,7 +140,7 @@ def trial_table(model: Path, text: Path, **changes: Any) -> dict[str, Any]:
         "training": {"batch_tokens": 256, "learning_rate": 3e-3, "dead_after_tokens": 2_000},
         "harvest": {"block_rows": 64},
         "measurement": {"replicates": 40, "shown_per_class": 3},
-        "methods": {
+        "baselines": {
             **{"n_atoms": 32, "nmf_atoms": 8, "fit_tokens": 400, "ica_tokens": 300},
             **{"nmf_tokens": 200, "iterations": 3, "choose_tokens": 200, "score_tokens": 100},
             **{"sae_pursuit_tokens": 20, "coded_tokens": 8, "n_labels": 3},

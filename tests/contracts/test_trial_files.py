@@ -48,7 +48,7 @@ LEGAL: dict[tuple[str, Any], str] = {
     },
     ("structure.ladder.partners", 0): NONE_OF_THEM,
     ("structure.ladder.window", "twice"): "widths of one position each: they may be alike",
-    **{(f"methods.{n}_tokens", 0): NONE_OF_THEM for n in ("sae_pursuit", "coded")},
+    **{(f"baselines.{n}_tokens", 0): NONE_OF_THEM for n in ("sae_pursuit", "coded")},
     **{
         (f"{table}.{asked}", ()): "an empty list asks about none"
         for table in ("use", "audit")

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from sae_placebo.core.crew import Crew
 from sae_placebo.core.lanes import MOST_BYTES, blas_threads, in_lanes, n_lanes
 from sae_placebo.core.lazy import torch
+from sae_placebo.core.workers import Workers
 
 LONG = 120.0
 """Seconds after which a test gives up waiting for a thread."""
@@ -44,9 +44,9 @@ def test_jobs_run_at_once_with_equal_shares_of_the_threads(n: int, share: int) -
     def job() -> None:
         meet.wait(LONG)
         blas = [one["num_threads"] for one in threadpoolctl.threadpool_info()]
-        with Crew() as crew:
-            found.append((torch.get_num_threads() if n == 1 else crew.threads, min(blas)))
-            assert sum(crew.run(lambda i, first, stop: stop - first, 100)) == 100
+        with Workers() as workers:
+            found.append((torch.get_num_threads() if n == 1 else workers.threads, min(blas)))
+            assert sum(workers.run(lambda i, first, stop: stop - first, 100)) == 100
 
     in_lanes([job] * (2 * n), n)
     assert [threads for threads, _ in found] == [1 if n == 1 else share] * (2 * n)
@@ -59,8 +59,8 @@ def test_crews_of_two_lanes_do_not_wait_for_each_other() -> None:
     meet = threading.Barrier(4)
 
     def lane() -> None:
-        with Crew() as crew:
-            assert len(list(crew.each([partial(meet.wait, LONG)] * 2))) == 2
+        with Workers() as workers:
+            assert len(list(workers.each([partial(meet.wait, LONG)] * 2))) == 2
 
     in_lanes([lane, lane], 2)
 

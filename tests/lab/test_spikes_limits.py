@@ -11,7 +11,7 @@ import torch
 from sae_placebo.core.errors import NotEstimable, SpecError
 from sae_placebo.lab.spikes.grid import Grid, packed
 from sae_placebo.lab.spikes.limits import Limit, firth, limit_of, placed, verified
-from sae_placebo.lab.spikes.plant import Spike
+from sae_placebo.lab.spikes.planting import Spike
 from sae_placebo.saes import SAE, TopKSpec
 
 TRUE = np.array([20.0, 4.0, 12.0])

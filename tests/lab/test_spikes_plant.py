@@ -10,7 +10,7 @@ from sae_placebo.core.errors import SpecError
 from sae_placebo.data.rows import Rows
 from sae_placebo.lab.generators.base import compose
 from sae_placebo.lab.spikes.keys import TokenKeys, uniforms
-from sae_placebo.lab.spikes.plant import Planting, Spike, plant
+from sae_placebo.lab.spikes.planting import Planting, Spike, plant
 
 N = 200_000
 

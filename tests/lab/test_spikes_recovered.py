@@ -10,11 +10,11 @@ import torch
 from scipy import sparse
 
 from sae_placebo.core.errors import NotEstimable, SpecError
-from sae_placebo.lab.spikes.bed import Bed
+from sae_placebo.lab.spikes.kept_activations import KeptActivations
 from sae_placebo.lab.spikes.keys import TokenKeys
 from sae_placebo.lab.spikes.outcomes import Thresholds, best_threshold
-from sae_placebo.lab.spikes.plant import Planting, Spike
-from sae_placebo.lab.spikes.recovered import (
+from sae_placebo.lab.spikes.planting import Planting, Spike
+from sae_placebo.lab.spikes.recovery import (
     RecoveredDirections,
     decoy_plan,
     look,
@@ -147,17 +147,17 @@ def test_the_threshold_with_the_largest_f1() -> None:
 
 
 @pytest.fixture(scope="module")
-def bed() -> Iterator[Bed]:
+def bed() -> Iterator[KeptActivations]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     random = torch.Generator().manual_seed(0)
     x = torch.randn(40_000, D, generator=random) * torch.linspace(3, 0.5, D)
     keys = TokenKeys.plain(30_000, "train")
-    yield Bed(x[:30_000] + 5, keys, x[30_000:] + 5, TokenKeys.plain(10_000, "heldout"))
+    yield KeptActivations(x[:30_000] + 5, keys, x[30_000:] + 5, TokenKeys.plain(10_000, "heldout"))
     torch.set_num_threads(before)
 
 
-def test_training_finds_large_spikes_and_no_small_ones_nor_decoys(bed: Bed) -> None:
+def test_training_finds_large_spikes_and_no_small_ones_nor_decoys(bed: KeptActivations) -> None:
     large = [spike(f"large {i}", frequency=0.02, magnitude=1.5) for i in range(3)]
     small = [spike(f"small {i}", frequency=0.02, magnitude=0.05) for i in range(3)]
     plan = bed.plan(large + small, 1)
@@ -177,8 +177,8 @@ def test_training_finds_large_spikes_and_no_small_ones_nor_decoys(bed: Bed) -> N
     assert share_detected(told.found)[0] == 0.5
 
 
-def test_training_is_the_same_twice_and_needs_a_batch(bed: Bed) -> None:
-    short = Bed(bed.x[:600], bed.keys[np.arange(600)], bed.heldout, bed.heldout_keys)
+def test_training_is_the_same_twice_and_needs_a_batch(bed: KeptActivations) -> None:
+    short = KeptActivations(bed.x[:600], bed.keys[np.arange(600)], bed.heldout, bed.heldout_keys)
     plan = short.plan([spike()], 0)
     recipe, training = TopKSpec(d_sae=8, k=2), TrainingSpec(batch_tokens=128)
     one, other = (short.train(plan, recipe, training, 0) for _ in range(2))
@@ -187,13 +187,13 @@ def test_training_is_the_same_twice_and_needs_a_batch(bed: Bed) -> None:
         short.train(plan, recipe, TrainingSpec(), 0)
 
 
-def test_the_unit_of_magnitudes_is_the_rms_norm_about_the_mean(bed: Bed) -> None:
+def test_the_unit_of_magnitudes_is_the_rms_norm_about_the_mean(bed: KeptActivations) -> None:
     expected = float((bed.x - bed.x.mean(0)).square().sum(1).mean().sqrt())
     assert bed.scale() == pytest.approx(expected, rel=1e-5)
     assert np.allclose(bed.covariance(), np.cov(bed.x.numpy().T, bias=True), rtol=1e-3, atol=1e-3)
 
 
-def test_decoys_have_the_law_and_not_the_tokens(bed: Bed) -> None:
+def test_decoys_have_the_law_and_not_the_tokens(bed: KeptActivations) -> None:
     plan = bed.plan([spike(), spike("b", frequency=0.02, parent="a")], 0)
     others = decoy_plan(plan, 3)
     assert [s.frequency for s in others.spikes] == [0.05] * 3 + [0.02] * 3

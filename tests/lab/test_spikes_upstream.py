@@ -10,8 +10,8 @@ import torch
 
 from sae_placebo.core.errors import NotEstimable, SpecError
 from sae_placebo.data.rows import Rows
-from sae_placebo.lab.spikes.bed import Bed, reading_of
-from sae_placebo.lab.spikes.plant import Planting, Spike
+from sae_placebo.lab.spikes.kept_activations import KeptActivations, reading_of
+from sae_placebo.lab.spikes.planting import Planting, Spike
 from sae_placebo.lab.spikes.upstream import Upstream, became
 from sae_placebo.models import loading as models
 from sae_placebo.models.activations import HarvestSpec
@@ -80,8 +80,8 @@ def test_a_bed_of_planted_rows_differs_only_where_spikes_reach(
         {"train": rows, "heldout": rows},
         HarvestSpec(block_rows=16, outlier_ratio=100.0),
     )
-    planted = Bed.of(one, splits, "resid_post.0", harvest, 0)
-    plain = Bed.of(reading_of(one.reader, harvest), splits, "resid_post.0", harvest, 0)
+    planted = KeptActivations.of(one, splits, "resid_post.0", harvest, 0)
+    plain = KeptActivations.of(reading_of(one.reader, harvest), splits, "resid_post.0", harvest, 0)
     assert len(plain.x) == int(rows.usable().sum())
     np.testing.assert_array_equal(plain.keys.positions, planted.keys.positions)
     expected, _ = one.plan.plant(plain.x, plain.keys)

@@ -32,7 +32,7 @@ NAMES = (
 )
 
 
-class Bed:
+class KeptActivations:
     """Random text, embeddings, a placebo model, and one latent of each kind."""
 
     def __init__(self) -> None:
@@ -92,12 +92,12 @@ def spread_folds(n_documents: int, n_groups: int = 5) -> Folds:
 
 
 @pytest.fixture(scope="module")
-def bed() -> Bed:
-    return Bed()
+def bed() -> KeptActivations:
+    return KeptActivations()
 
 
 @pytest.fixture(scope="module")
-def climbed(bed: Bed) -> Ladder:
+def climbed(bed: KeptActivations) -> Ladder:
     return bed.ladder()
 
 
@@ -167,7 +167,7 @@ def test_noise_activations_are_explained_by_nothing_as_a_whole(climbed: Ladder) 
     assert np.abs(climbed.whole).max() < 0.01
 
 
-def test_a_vector_of_embeddings_is_explained_by_its_rungs(bed: Bed) -> None:
+def test_a_vector_of_embeddings_is_explained_by_its_rungs(bed: KeptActivations) -> None:
     values = bed.embeddings[bed.tokens.ids] + 0.5 * bed.embeddings[bed.tokens.previous]
     noise = np.random.default_rng(5).standard_normal(values.shape)
     x = torch.from_numpy((values + 0.5 * noise).astype(np.float32))
@@ -181,7 +181,7 @@ def test_a_vector_of_embeddings_is_explained_by_its_rungs(bed: Bed) -> None:
     assert np.isnan(whole[-2:]).all()
 
 
-def test_sums_over_keys_equal_predictions_written_down(bed: Bed) -> None:
+def test_sums_over_keys_equal_predictions_written_down(bed: KeptActivations) -> None:
     readouts = bed.readouts()
     dense = bed.reading.codes.toarray()
     partners = _partners(bed.reading.codes, bed.placebo.codes, readouts.tokens, SPEC)
@@ -198,7 +198,7 @@ def test_sums_over_keys_equal_predictions_written_down(bed: Bed) -> None:
     assert np.abs(ratio).max() < 2e-4
 
 
-def test_partners_added_up_give_the_errors_of_each(bed: Bed) -> None:
+def test_partners_added_up_give_the_errors_of_each(bed: KeptActivations) -> None:
     """One weighted column in place of all partners changes no squared error."""
     readouts = bed.readouts()
     partners = _partners(bed.reading.codes, bed.placebo.codes, readouts.tokens, SPEC)
@@ -216,7 +216,7 @@ def test_partners_added_up_give_the_errors_of_each(bed: Bed) -> None:
     assert np.abs(apart[:-1]).max() < 1e-5
 
 
-def test_readouts_hold_no_second_copy_of_what_tokens_tell(bed: Bed) -> None:
+def test_readouts_hold_no_second_copy_of_what_tokens_tell(bed: KeptActivations) -> None:
     tokens = TokenFeatures.of(bed.tokens, bed.folds, bed.embeddings, 0, SPEC)
     readouts = Readouts.of(tokens, bed.placebo.activations)
     assert readouts.own is not None
@@ -231,7 +231,7 @@ def test_readouts_hold_no_second_copy_of_what_tokens_tell(bed: Bed) -> None:
     assert readouts.fit_gram == pytest.approx(x.T.astype(float) @ x, abs=0.1)
 
 
-def test_the_rung_of_the_token_by_hand(bed: Bed, climbed: Ladder) -> None:
+def test_the_rung_of_the_token_by_hand(bed: KeptActivations, climbed: Ladder) -> None:
     """R2 of position and token, with tables and weights computed one token at a time."""
     of = NAMES.index("token")
     a = bed.reading.codes[:, of].toarray().ravel().astype(float)
@@ -261,7 +261,7 @@ def test_the_rung_of_the_token_by_hand(bed: Bed, climbed: Ladder) -> None:
 
 @pytest.mark.parametrize("group", [0, 3])
 def test_a_fold_is_the_ladder_scored_without_that_group(
-    bed: Bed, climbed: Ladder, group: int
+    bed: KeptActivations, climbed: Ladder, group: int
 ) -> None:
     purposes = bed.folds.purposes.copy()
     purposes[(bed.folds.groups == group) & (purposes == 2)] = 3
@@ -273,7 +273,9 @@ def test_a_fold_is_the_ladder_scored_without_that_group(
         assert values[living, 1 + group] == pytest.approx(without.solo[name][living, 0], abs=1e-5)
 
 
-def test_without_a_placebo_its_rungs_are_null_with_a_reason(bed: Bed, climbed: Ladder) -> None:
+def test_without_a_placebo_its_rungs_are_null_with_a_reason(
+    bed: KeptActivations, climbed: Ladder
+) -> None:
     alone = bed.ladder(placebo=None)
     assert np.isnan(alone.r2[-2:]).all()
     assert set(alone.reasons) == {"placebo_readout", "placebo_latents"}
@@ -281,7 +283,7 @@ def test_without_a_placebo_its_rungs_are_null_with_a_reason(bed: Bed, climbed: L
     assert alone.r2[:-2, :-1] == pytest.approx(climbed.r2[:-2, :-1], abs=1e-6)
 
 
-def test_random_rows_stand_for_tokens_without_embeddings(bed: Bed) -> None:
+def test_random_rows_stand_for_tokens_without_embeddings(bed: KeptActivations) -> None:
     found = bed.ladder(embeddings=None)
     assert found.features == "fixed random rows by token"
     # a bag of other vectors still knows the tokens, if not linearly as well
@@ -290,19 +292,19 @@ def test_random_rows_stand_for_tokens_without_embeddings(bed: Bed) -> None:
     assert np.array_equal(found.r2, bed.ladder(embeddings=None).r2, equal_nan=True)
 
 
-def test_r2_does_not_depend_on_units(bed: Bed, climbed: Ladder) -> None:
+def test_r2_does_not_depend_on_units(bed: KeptActivations, climbed: Ladder) -> None:
     reading = Encoded(bed.reading.sae, bed.tokens, bed.reading.codes * 64, bed.reading.activations)
     other = ladder(reading, bed.folds, bed.embeddings, bed.placebo, 0, SPEC)
     assert np.nan_to_num(other.r2) == pytest.approx(np.nan_to_num(climbed.r2), abs=1e-4)
 
 
-def test_too_few_documents_are_refused(bed: Bed) -> None:
+def test_too_few_documents_are_refused(bed: KeptActivations) -> None:
     nothing = Folds(bed.folds.groups, np.zeros_like(bed.folds.purposes))
     with pytest.raises(NotEstimable, match="more documents"):
         bed.ladder(nothing)
 
 
-def test_embeddings_of_too_few_tokens_are_refused(bed: Bed) -> None:
+def test_embeddings_of_too_few_tokens_are_refused(bed: KeptActivations) -> None:
     with pytest.raises(ValueError, match="embeddings of 5 tokens"):
         bed.ladder(embeddings=bed.embeddings[:5])
 

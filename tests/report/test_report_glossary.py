@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sae_placebo.baselines import METHODS
+from sae_placebo.baselines import BASELINES
 from sae_placebo.controls.data import DATA_CONTROLS
 from sae_placebo.controls.dictionary import DICTIONARY_CONTROLS
 from sae_placebo.controls.model.base import CONTROLS
@@ -57,7 +57,7 @@ def test_every_name_of_a_registry_has_one_term(groups: dict[str, Group]) -> None
     assert names["origin"] == list(ORIGINS)
     assert names["rung"] == list(RUNGS)
     assert names["score"] == list(SCORES)
-    assert names["method"] == list(METHODS.entries)
+    assert names["baseline"] == list(BASELINES.entries)
     controls = [*CONTROLS.entries, *DATA_CONTROLS.entries, *DICTIONARY_CONTROLS.entries]
     assert sorted(names["control"]) == sorted(controls)
     for found in names.values():
@@ -67,9 +67,9 @@ def test_every_name_of_a_registry_has_one_term(groups: dict[str, Group]) -> None
 def test_what_the_report_may_not_import_is_defined_alike(groups: dict[str, Group]) -> None:
     for term in groups["score"].terms:
         assert term.definition == SCORES[term.name].definition
-    for term in groups["method"].terms:
-        method = METHODS.entries[term.name]
-        assert (term.definition, term.source) == (method.definition, method.source)
+    for term in groups["baseline"].terms:
+        baseline = BASELINES.entries[term.name]
+        assert (term.definition, term.source) == (baseline.definition, baseline.source)
 
 
 def test_every_number_has_unit_null_and_source(groups: dict[str, Group]) -> None:
@@ -95,11 +95,13 @@ def with_structure(tables: Tables) -> Tables:
     place = {"arm": tables.arms[0], "hookpoint": tables.places[0][0], "sae": tables.places[0][1]}
     placebo = {"arm": tables.arms[1]}
     decoys = [{**place, "score": name, "rate": 0.1} for name in (*SCORES, "<new> score")]
-    methods = [
-        {**place, "method": name, "distortion": 0.2, "bits": 9.0}
-        for name in (*METHODS.entries, "new<b>")
+    baselines = [
+        {**place, "baseline": name, "distortion": 0.2, "bits": 9.0}
+        for name in (*BASELINES.entries, "new<b>")
     ]
-    methods.append({**place, "method": "sae", "reading": "topk/0", "distortion": 0.2, "bits": 8.0})
+    baselines.append(
+        {**place, "baseline": "sae", "reading": "topk/0", "distortion": 0.2, "bits": 8.0}
+    )
     rungs = [
         {**place, "subject": "latents", "rung": name, "value": 0.1, "gain": 0.1, "n": 9}
         for name in RUNGS[1:]
@@ -116,7 +118,7 @@ def with_structure(tables: Tables) -> Tables:
     effects = tables.effects.copy()
     share = effects.iloc[[0]].assign(control=placebo["arm"])
     parts = [share.assign(metric=f"origin_{verdict}") for verdict in ORIGINS]
-    frames = {"decoys": decoys, "methods": methods, "ladder": rungs, "partners": partners}
+    frames = {"decoys": decoys, "baselines": baselines, "ladder": rungs, "partners": partners}
     made = {
         name: pd.DataFrame(rows).reindex(columns=getattr(tables, name).columns)
         for name, rows in frames.items()
@@ -141,7 +143,7 @@ def test_every_link_to_a_term_arrives(tmp_path: Path, recorded: bool) -> None:
         *(f"term-origin-{name}" for name in ORIGINS),
         *(f"term-score-{name}" for name in SCORES),
         *(f"term-rung-{name}" for name in RUNGS[1:]),
-        *(f"term-method-{name}" for name in METHODS.entries),
+        *(f"term-baseline-{name}" for name in BASELINES.entries),
         *("term-class-single_token", "term-word-partner", "term-word-SAE", "term-metric-fvu"),
     }
     assert not expected - links

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sae_placebo.core.crew import Crew
+from sae_placebo.core.workers import Workers
 from sae_placebo.saes import SAE, BatchTopKSpec, TopKSpec, auxiliary
 from sae_placebo.saes.base import Context
 from sae_placebo.saes.fast_selection import Aside, Search, select_both
@@ -73,9 +73,9 @@ def compiled(
 ) -> auxiliary.Auxiliary:
     rows = params | {"W_enc": params["W_enc"].t().contiguous()}
     inputs, workspace = x - params["b_dec"], Workspace()
-    with Crew() as crew:
-        _, sites = select_both(inputs, rows, Selection("row", 3), aside, workspace, crew, search)
-        return auxiliary.at_sites(rows, inputs, error, sites, 0.3, workspace, crew)
+    with Workers() as workers:
+        _, sites = select_both(inputs, rows, Selection("row", 3), aside, workspace, workers, search)
+        return auxiliary.at_sites(rows, inputs, error, sites, 0.3, workspace, workers)
 
 
 def close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from sae_placebo.core.crew import Crew
 from sae_placebo.core.errors import SpecError
+from sae_placebo.core.workers import Workers
 from sae_placebo.saes import SAE, SAES, TopKSpec, fast
 from sae_placebo.saes.fast_selection import Aside, Search, select_both, select_sites
 from sae_placebo.saes.kernels import Workspace
@@ -40,8 +40,8 @@ def by_both(
 ) -> tuple[Sites, Sites]:
     plain = select(inputs, {"W_enc": weights.t(), "b_enc": bias}, chosen, Workspace())
     rows = {"W_enc": weights, "b_enc": bias}
-    with Crew() as crew:
-        offsets, latents, z = select_sites(inputs, rows, chosen, Workspace(), crew)
+    with Workers() as workers:
+        offsets, latents, z = select_sites(inputs, rows, chosen, Workspace(), workers)
     return plain, Sites(offsets, latents.long(), z)
 
 
@@ -145,9 +145,9 @@ def test_weights_that_are_not_finite_give_no_more_sites_than_there_is_room_for(
     weights[::5], weights[::7] = float("inf"), float("nan")
     rows = {"W_enc": weights, "b_enc": torch.zeros(96)}
     aside = Aside(torch.arange(96) % 3 == 0, 6)
-    with Crew() as crew:
+    with Workers() as workers:
         found, others = select_both(
-            x, rows, chosen, aside, Workspace(), crew, Search(weights) if search else None
+            x, rows, chosen, aside, Workspace(), workers, Search(weights) if search else None
         )
     assert others[0].diff().max() <= 6
     for offsets, latents, z in (found, others):
@@ -288,8 +288,8 @@ def searched(x: torch.Tensor, k: int, d_sae: int, given_up_after: float) -> tupl
     weights = torch.nn.functional.normalize(draw(d_sae, x.shape[1], seed=1), dim=1)
     rows, search = {"W_enc": weights, "b_enc": torch.zeros(d_sae)}, Search(weights)
     plain, _ = by_both(x, weights, rows["b_enc"], Selection("row", k))
-    with Crew() as crew:
-        _, latents, z = select_sites(x, rows, Selection("row", k), Workspace(), crew, search)
+    with Workers() as workers:
+        _, latents, z = select_sites(x, rows, Selection("row", k), Workspace(), workers, search)
     assert len(latents) == len(plain.latents)
     exact = x @ weights.t()
     tokens = torch.arange(len(x)).repeat_interleave(k)
@@ -315,11 +315,11 @@ def test_a_search_that_misses_is_measured_and_given_up() -> None:
     flat = torch.cat([draw(300, 63) / 1000, torch.full((300, 1), 40.0)], dim=1)
     weights = torch.cat([draw(500, 63, seed=1), torch.zeros(500, 1)], dim=1)
     rows, search = {"W_enc": weights, "b_enc": torch.zeros(500)}, Search(weights)
-    with Crew() as crew:
-        select_sites(flat, rows, Selection("row", 8), Workspace(), crew, search)
+    with Workers() as workers:
+        select_sites(flat, rows, Selection("row", 8), Workspace(), workers, search)
         assert search.given_up
         assert search.agreement < 0.9
-        found = select_sites(flat, rows, Selection("row", 8), Workspace(), crew, search)
+        found = select_sites(flat, rows, Selection("row", 8), Workspace(), workers, search)
     plain, _ = by_both(flat, weights, rows["b_enc"], Selection("row", 8))
     assert torch.equal(found[1].long().sort().values, plain.latents.sort().values)
 
@@ -328,8 +328,8 @@ def test_a_search_for_a_batch_agrees() -> None:
     x, weights = draw(300, 64), torch.nn.functional.normalize(draw(600, 64, seed=1), dim=1)
     rows, search = {"W_enc": weights, "b_enc": torch.zeros(600)}, Search(weights)
     chosen = Selection("batch", 6, torch.tensor(1.5))
-    with Crew() as crew:
-        offsets, latents, z = select_sites(x, rows, chosen, Workspace(), crew, search)
+    with Workers() as workers:
+        offsets, latents, z = select_sites(x, rows, chosen, Workspace(), workers, search)
     same(by_both(x, weights, rows["b_enc"], chosen)[0], Sites(offsets, latents.long(), z))
     assert search.agreement == 1.0
 

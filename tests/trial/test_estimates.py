@@ -20,8 +20,8 @@ from sae_placebo.trial import run as trial_module
 from sae_placebo.trial.estimates import estimate, of_usual_machine, rates_key
 from sae_placebo.trial.machine import Machine, load, save, usual_threads
 from sae_placebo.trial.plan import Plan, plan_steps
+from sae_placebo.trial.remaining import outlook_of, remaining
 from sae_placebo.trial.spec import load_trial
-from sae_placebo.trial.standing import outlook_of, standing
 
 ARMS = {
     "trained": {"control": "trained"},
@@ -81,8 +81,8 @@ def test_what_is_done_costs_nothing(planned: Planner) -> None:
         ("harvest", {"text__heldout_tokens": 20_000}),
         ("measure", {"text__heldout_tokens": 20_000}),
         ("profile", {"sae_seeds": [0, 1, 2, 3, 4, 5, 6, 7]}),
-        ("methods", {"model_seeds": [0, 1, 2, 3]}),
-        ("methods", {"methods__iterations": 30_000}),
+        ("baselines", {"model_seeds": [0, 1, 2, 3]}),
+        ("baselines", {"baselines__iterations": 30_000}),
         ("use", {"use__latents": 32}),
         ("use", {"use__nulls": 99}),
         ("use", {"use__masks": {"n_masks": 640, "n_tokens": 1_000}}),
@@ -106,7 +106,7 @@ def test_a_control_of_the_dictionary_reads_no_activations_of_its_own(planned: Pl
 def test_more_threads_take_less(planned: Planner) -> None:
     plan = planned()
     one, four = (seconds(plan, of_usual_machine(plan.spec, n)) for n in (1, 4))
-    for stage in ("harvest", "train", "measure", "profile", "methods", "use"):
+    for stage in ("harvest", "train", "measure", "profile", "baselines", "use"):
         assert four[stage] < one[stage]
 
 
@@ -114,7 +114,7 @@ def test_a_slower_machine_takes_longer(planned: Planner) -> None:
     plan = planned()
     usual = of_usual_machine(plan.spec, 2)
     slow = replace(usual, numbers=0.5, code=0.5)
-    for stage in ("tokenize", "measure", "profile", "methods"):
+    for stage in ("tokenize", "measure", "profile", "baselines"):
         assert seconds(plan, slow)[stage] == pytest.approx(2 * seconds(plan, usual)[stage], rel=0.2)
 
 
@@ -147,20 +147,20 @@ def test_a_trial_says_from_where_it_goes_on(planned: Planner, tmp_path: Path) ->
     plan, store = planned(), Store(tmp_path)
     steps = list(plan.steps())
     n = len(steps)
-    assert standing(plan, store) == f"none of {n} steps is done"
+    assert remaining(plan, store) == f"none of {n} steps is done"
     finish(store, steps[:3])
     goes_on = f"goes on at {steps[3].stage} of {steps[3].name}"
-    assert standing(plan, store) == f"3 of {n} steps are done; {goes_on}"
+    assert remaining(plan, store) == f"3 of {n} steps are done; {goes_on}"
     assert outlook_of(plan, store).spent == pytest.approx(30, abs=1)
     finish(store, steps[3:])
-    assert standing(plan, store) == f"all {n} steps are done"
+    assert remaining(plan, store) == f"all {n} steps are done"
 
 
 def test_artefacts_of_an_older_version_are_said_to_be_old(planned: Planner, tmp_path: Path) -> None:
     plan, store = planned(), Store(tmp_path)
-    before = standing(plan, store)
+    before = remaining(plan, store)
     finish(store, [Step("match", "trained", 3, {}, ())])  # what `profile` was called
-    told = standing(plan, store)
+    told = remaining(plan, store)
     assert told == (
         f"{before}; {str(tmp_path / 'match')!r}, of an older version of sae-placebo, is not read and can be "
         "deleted"
@@ -173,10 +173,10 @@ def test_a_stopped_training_is_named_with_how_far_it_was(planned: Planner, tmp_p
     work = Work(store, group, "weights")
     work._save("moments", State(6_000, {}, [("x", {"x": torch.zeros(1)})]))
     work._save("train", State(2_280, {}, [("x", {"x": torch.zeros(1)})]))
-    told = standing(plan, store)
+    told = remaining(plan, store)
     assert told.endswith("a training of frozen, trained stopped at 38% goes on from its checkpoint")
     finish(store, group)
-    assert "checkpoint" not in standing(plan, store)
+    assert "checkpoint" not in remaining(plan, store)
 
 
 class Notes(Progress):

@@ -91,9 +91,9 @@ def test_a_placebo_is_held_against_another_re_draw_of_it(trial: sp.Trial) -> Non
 def test_the_tables_behind_the_sections_are_there(trial: sp.Trial) -> None:
     ladder = pd.read_parquet(trial.folder / "ladder.parquet")
     assert set(ladder["rung"]) == set(RUNGS[1:])
-    methods = pd.read_parquet(trial.folder / "methods.parquet")
-    assert set(methods["arm"]) == {"trained", "redraw", "shuffled"}
-    assert {"pca", "kmeans", "random", "sae"} <= set(methods["method"])
+    baselines = pd.read_parquet(trial.folder / "baselines.parquet")
+    assert set(baselines["arm"]) == {"trained", "redraw", "shuffled"}
+    assert {"pca", "kmeans", "random", "sae"} <= set(baselines["baseline"])
     decoys = pd.read_parquet(trial.folder / "decoys.parquet")
     assert (decoys["passing"].notna() | decoys["reason"].notna()).all()
     mechanism = pd.read_parquet(trial.folder / "mechanism.parquet")
@@ -104,7 +104,7 @@ def test_the_same_spec_gives_the_same_bits(
     trial: sp.Trial, table: dict[str, Any], tmp_path: Path
 ) -> None:
     again = sp.run(table, tmp_path)
-    for name in ("latents", "measurements", "effects", "methods", "partners", "ladder", "decoys"):
+    for name in ("latents", "measurements", "effects", "baselines", "partners", "ladder", "decoys"):
         pd.testing.assert_frame_equal(
             pd.read_parquet(trial.folder / f"{name}.parquet"),
             pd.read_parquet(again.folder / f"{name}.parquet"),

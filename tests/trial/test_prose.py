@@ -100,7 +100,7 @@ def check(trial: sp.Trial) -> pd.DataFrame:
 
 def test_the_example_leaves_every_question_at_its_default() -> None:
     table = tomllib.loads((EXAMPLES / "prose.toml").read_text(encoding="utf-8"))
-    assert not {"methods", "use", "circuits", "audit", "measurement", "structure"} & set(table)
+    assert not {"baselines", "use", "circuits", "audit", "measurement", "structure"} & set(table)
     assert table["model"]["id"] == "smollm2-135m"
 
 
@@ -177,7 +177,7 @@ def test_text_of_other_scripts_and_shapes_runs_to_the_end(
         "train_tokens": 2_000, "heldout_tokens": 1_200, "max_document_tokens": cap
     }  # fmt: skip
     table["use"] |= {"latents": 4, "pseudo": 2, "error_directions": 1, "arms": ["trained"]}
-    table["methods"] |= {"iterations": 1, "coded_tokens": 4}
+    table["baselines"] |= {"iterations": 1, "coded_tokens": 4}
     table["audit"] |= {"arms": ["trained"]}
     trial = sp.run(table, tmp_path / "store")
     check(trial)

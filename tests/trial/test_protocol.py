@@ -121,7 +121,7 @@ def test_aliases_of_one_hookpoint_are_one(table: dict[str, Any]) -> None:
         ('arms.Redraw-1={control="init"}', r"would both be called 'redraw-1'"),
         ("text.train_tokens=1e4", r"found 10000.0; a whole number has no point .*: 10000"),
         ('use.latents="al"', r"at use.latents: .*valid integer or 'all' \(found 'al'\)"),
-        ("methods.distortions=[]", r"at methods.distortions: The list should have at least 1"),
+        ("baselines.distortions=[]", r"at baselines.distortions: The list should have at least 1"),
         ('use.arms="trained"', r"at use.arms: Input should be a valid list \(found 'trained'\)"),
         ('model="pylm"', r"at model: Input should be a valid table \(found 'pylm'\)"),
     ],

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from sae_placebo.baselines import centroids as centroids
-from sae_placebo.baselines import drawn as drawn
-from sae_placebo.baselines import given as given
-from sae_placebo.baselines import independent as independent
-from sae_placebo.baselines import nonnegative as nonnegative
-from sae_placebo.baselines import principal as principal
-from sae_placebo.baselines.base import METHODS, Dictionary, Material, Method, MethodsSpec
-from sae_placebo.baselines.compare import COLUMNS, Coded, MethodsResult, compare_methods
+from sae_placebo.baselines import independent_components as independent_components
+from sae_placebo.baselines import model_directions as model_directions
+from sae_placebo.baselines import nonnegative_parts as nonnegative_parts
+from sae_placebo.baselines import principal_components as principal_components
+from sae_placebo.baselines import random_directions as random_directions
+from sae_placebo.baselines.base import BASELINES, Baseline, BaselinesSpec, Dictionary, Material
+from sae_placebo.baselines.compare import COLUMNS, BaselinesResult, Coded, compare_baselines
 from sae_placebo.baselines.marginal import (
     DocumentBits,
     best_simpler,
@@ -18,17 +18,17 @@ from sae_placebo.baselines.marginal import (
 )
 
 __all__ = [
+    "BASELINES",
     "COLUMNS",
-    "METHODS",
+    "Baseline",
+    "BaselinesResult",
+    "BaselinesSpec",
     "Coded",
     "Dictionary",
     "DocumentBits",
     "Material",
-    "Method",
-    "MethodsResult",
-    "MethodsSpec",
     "best_simpler",
     "bits_saved",
-    "compare_methods",
+    "compare_baselines",
     "marginal_structure",
 ]

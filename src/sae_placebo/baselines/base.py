@@ -1,6 +1,6 @@
-"""What a method is: something simpler than an SAE that gives directions to write activations with.
+"""What a baseline is: something simpler than an SAE that gives directions to write activations with.
 
-Every method is fitted on the same tokens of an arm and gives a `Dictionary`: unit directions and a center.
+Every baseline is fitted on the same tokens of an arm and gives a `Dictionary`: unit directions and a center.
 Module `pursuit` writes an activation with few of the directions, and `rate` counts what that costs in bits.
 """
 
@@ -19,8 +19,8 @@ from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.spec import Distinct, Registry, Spec, numpy_generator
 
 
-class MethodsSpec(Spec):
-    """Settings of the comparison with existing methods.
+class BaselinesSpec(Spec):
+    """Settings of the comparison with baselines.
 
     Tokens are drawn at random from the documents that serve each purpose. Where there are fewer than wanted,
     all of them are taken.
@@ -29,7 +29,7 @@ class MethodsSpec(Spec):
     k: int | None = Field(default=None, ge=1)
     """Atoms per token; what the SAEs use on average unless given, or d_in / 8 without an SAE."""
     n_atoms: int = Field(default=1024, ge=2)
-    """Atoms of methods whose size is free; at most d_sae, and for k-means a fifth of the tokens."""
+    """Atoms of baselines whose size is free; at most d_sae, and for k-means a fifth of the tokens."""
     nmf_atoms: int = Field(default=128, ge=2)
     """Atoms of the non-negative dictionary, which is the slowest to fit."""
     fit_tokens: int = Field(default=20_000, ge=100)
@@ -62,15 +62,15 @@ class MethodsSpec(Spec):
 
 @dataclass(frozen=True, eq=False)
 class Dictionary:
-    """The directions that one method writes activations with.
+    """The directions that one baseline writes activations with.
 
     Attributes:
-        name: Name of the method.
+        name: Name of the baseline.
         directions: Rows of length 1, the atoms.
         center: A vector that is subtracted before coding and added afterwards.
         entries: How many numbers a receiver must be sent to know the directions; 0 where they follow from a
             seed, or from nothing at all.
-        native: The method's own way to code centered activations with at most k atoms; None where it has
+        native: The baseline's own way to code centered activations with at most k atoms; None where it has
             none, so that only pursuit can code with it.
     """
 
@@ -83,14 +83,14 @@ class Dictionary:
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """What every method is fitted on.
+    """What every baseline is fitted on.
 
     Attributes:
         activations: Activations at the tokens to fit on, less `center`.
         center: Mean activation of these tokens.
         token_ids: Token id of each.
         embeddings: Rows of W_E; None where they are not known.
-        n_atoms: Atoms of methods whose size is free.
+        n_atoms: Atoms of baselines whose size is free.
         seed: The seed that every draw is named by.
         spec: The settings.
     """
@@ -101,10 +101,10 @@ class Material:
     embeddings: Float32[np.ndarray, "vocabulary d_in"] | None
     n_atoms: int
     seed: int
-    spec: MethodsSpec
+    spec: BaselinesSpec
 
     def random(self, name: str) -> np.random.Generator:
-        """Return the random generator of one method, which is the same for every arm of this width."""
+        """Return the random generator of one baseline, which is the same for every arm of this width."""
         return numpy_generator(self.seed, "methods", name, self.activations.shape[1])
 
     def random_state(self, name: str) -> int:
@@ -113,11 +113,11 @@ class Material:
 
 
 @dataclass(frozen=True)
-class Method:
+class Baseline:
     """A way to get a dictionary that is simpler than training an SAE.
 
     Attributes:
-        name: The method's name in tables.
+        name: The baseline's name in tables.
         title: Its name in the report.
         definition: What its directions are, in words.
         source: The paper or library that it is taken from, and every deviation.
@@ -131,8 +131,8 @@ class Method:
     fit: Callable[[Material], Dictionary]
 
 
-METHODS: Registry[Method] = Registry("method")
-"""Every method that is no SAE, by name."""
+BASELINES: Registry[Baseline] = Registry("baseline")
+"""Every baseline that is no SAE, by name."""
 
 
 def unit_rows(
@@ -142,7 +142,7 @@ def unit_rows(
 
     Args:
         rows: Rows of any length.
-        name: What an error calls the method that found them.
+        name: What an error calls the baseline that found them.
 
     Raises:
         NotEstimable: all rows have length 0.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float32
 
-from sae_placebo.baselines.base import METHODS, Dictionary, Material, Method
+from sae_placebo.baselines.base import BASELINES, Baseline, Dictionary, Material
 from sae_placebo.baselines.pursuit import AtomCodes
 from sae_placebo.core.errors import NotEstimable
 
@@ -44,12 +44,12 @@ def fit_kmeans(material: Material) -> Dictionary:
     return Dictionary("kmeans", rows, material.center, rows.size, native)
 
 
-METHODS.add(
-    Method(
+BASELINES.add(
+    Baseline(
         "kmeans",
         "k-means",
         "Centroids as directions; its own code is the nearest centroid, the code compared here uses "
-        "as many as every other method.",
+        "as many as every other baseline.",
         "MiniBatchKMeans of scikit-learn, random start, at most 8 passes.",
         fit_kmeans,
     ),

@@ -37,7 +37,7 @@ def _stream() -> Any:
         import constriction
     except ImportError:
         raise NotEstimable(
-            "the range coder needs constriction; install it with: pip install 'sae-placebo[methods]'"
+            "the range coder needs constriction; install it with: pip install 'sae-placebo[baselines]'"
         ) from None
     return constriction.stream
 

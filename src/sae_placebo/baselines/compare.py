@@ -1,4 +1,4 @@
-"""The comparison of an arm's SAEs with simpler methods, on the same tokens, sparsity and distortions."""
+"""The comparison of an arm's SAEs with simpler baselines, on the same tokens, sparsity and distortions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
-from sae_placebo.baselines.base import METHODS, Dictionary, Material, Method, MethodsSpec
+from sae_placebo.baselines.base import BASELINES, Baseline, BaselinesSpec, Dictionary, Material
 from sae_placebo.baselines.marginal import DocumentBits, ratio_interval
 from sae_placebo.baselines.probing import ProbeTasks, probe, probe_tasks
 from sae_placebo.baselines.pursuit import AtomCodes, pursue, pursue_nonnegative, refitted
@@ -29,27 +29,27 @@ from sae_placebo.core.spec import numpy_generator
 from sae_placebo.data.labels.truth import NO_LABELS
 from sae_placebo.latents.base import Encoded, Folds, TokenTable
 
-SAE_METHOD = "sae"
-"""The name that tables give to SAEs as a method."""
+SAE_BASELINE = "sae"
+"""The name that tables give to SAEs as a baseline."""
 
 
 class Coded(NamedTuple):
-    """The key of bits: a method, the name of the SAE (None for simpler methods), and a distortion."""
+    """The key of bits: a baseline, the name of the SAE (None for simpler baselines), and a distortion."""
 
-    method: str
+    baseline: str
     reading: str | None
     distortion: float
 
 
 @dataclass(frozen=True, eq=False)
-class MethodsResult:
+class BaselinesResult:
     """The comparison for one arm at one hookpoint.
 
     Attributes:
-        table: One row for each method or SAE at each distortion. A method that could not be fitted has one
-            row, with the reason.
+        table: One row for each baseline or SAE at each distortion. A baseline that could not be fitted has
+            one row, with the reason.
         bits: The bits of each document behind the bits of the table.
-        k: Atoms per token at which methods were compared.
+        k: Atoms per token at which baselines were compared.
         reason: Why there is no comparison at all; None where there is one.
     """
 
@@ -59,9 +59,9 @@ class MethodsResult:
     reason: str | None = None
 
     def simpler(self, distortion: float) -> dict[str, DocumentBits]:
-        """Return the bits of all methods that are no SAE, by name, at one distortion."""
+        """Return the bits of all baselines that are no SAE, by name, at one distortion."""
         return {
-            key.method: bits
+            key.baseline: bits
             for key, bits in self.bits.items()
             if key.reading is None and key.distortion == distortion
         }
@@ -72,16 +72,16 @@ class MethodsResult:
         Raises:
             KeyError: they could not be counted.
         """
-        return self.bits[Coded(SAE_METHOD, reading, distortion)]
+        return self.bits[Coded(SAE_BASELINE, reading, distortion)]
 
 
 @dataclass(eq=False)
 class _Comparison:
-    """What all methods of one arm share, and the rows and bits so far."""
+    """What all baselines of one arm share, and the rows and bits so far."""
 
     sample: Sample
     k: int
-    spec: MethodsSpec
+    spec: BaselinesSpec
     tasks: ProbeTasks | None
     why_no_probe: str | None
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -107,13 +107,13 @@ class _Comparison:
             self.bits[Coded(dictionary.name, reading, distortion)] = documents
             self.rows.append({**shared, **_bits_row(bits, documents, of_dictionary)})
 
-    def refuse(self, method: str, reason: str, reading: str | None = None) -> None:
-        """Add the row of a method that could not be fitted."""
-        self.rows.append(self._row(method, reading, reason))
+    def refuse(self, baseline: str, reason: str, reading: str | None = None) -> None:
+        """Add the row of a baseline that could not be fitted."""
+        self.rows.append(self._row(baseline, reading, reason))
 
-    def _row(self, method: str, reading: str | None, reason: str | None) -> dict[str, Any]:
+    def _row(self, baseline: str, reading: str | None, reason: str | None) -> dict[str, Any]:
         return {
-            "method": method,
+            "baseline": baseline,
             "reading": reading,
             "n_tokens": len(self.sample.score),
             "n_documents": len(np.unique(self.sample.documents)),
@@ -165,17 +165,17 @@ class _Comparison:
         return columns
 
 
-def compare_methods(
+def compare_baselines(
     activations: Any,
     tokens: TokenTable,
     folds: Folds,
     saes: Mapping[str, Encoded],
     embeddings: Any,
     seed: int,
-    spec: MethodsSpec | None = None,
+    spec: BaselinesSpec | None = None,
     advance: Advance = unheard,
-) -> MethodsResult:
-    """Return how every method and every SAE of one arm do at the same sparsity and distortions.
+) -> BaselinesResult:
+    """Return how every baseline and every SAE of one arm do at the same sparsity and distortions.
 
     Methods are fitted on documents to fit on, probabilities of codes and probes on documents to choose on,
     and everything is scored on documents to score on. The same seed and tokens give the same samples for
@@ -187,14 +187,14 @@ def compare_methods(
         folds: Which purpose each document serves.
         saes: The arm's SAEs at these tokens, by name.
         embeddings: Rows of the arm's W_E, NumPy or torch; None where they are not known.
-        seed: The seed that the samples and every method's draws are named by.
+        seed: The seed that the samples and every baseline's draws are named by.
         spec: The settings; the defaults unless given.
-        advance: Called with 1 after each method and each SAE.
+        advance: Called with 1 after each baseline and each SAE.
 
     Raises:
         NotEstimable: a purpose has fewer than 50 tokens, or the activations do not vary.
     """
-    spec = spec or MethodsSpec()
+    spec = spec or BaselinesSpec()
     sample = draw_sample(as_numpy(activations), tokens, folds, seed, spec)
     k = spec.k or _usual_k(saes, sample)
     n_atoms = min([spec.n_atoms, *(one.d_sae for one in saes.values())])
@@ -203,20 +203,22 @@ def compare_methods(
     ids = tokens.ids[sample.fit].astype(np.int64)
     material = Material(sample.x_fit, sample.center, ids, table, n_atoms, seed, spec)
     comparison = _Comparison(sample, k, spec, tasks, why)
-    for name, method in METHODS.entries.items():
-        _add_method(comparison, name, method, material)
+    for name, baseline in BASELINES.entries.items():
+        _add_baseline(comparison, name, baseline, material)
         advance(1)
     for name, reading in saes.items():
         _add_sae(comparison, name, reading)
         advance(1)
-    return MethodsResult(methods_frame(comparison.rows), comparison.bits, k)
+    return BaselinesResult(methods_frame(comparison.rows), comparison.bits, k)
 
 
-def _add_method(comparison: _Comparison, name: str, method: Method, material: Material) -> None:
-    """Add the rows of a method that is no SAE, or the reason why it could not be fitted."""
+def _add_baseline(
+    comparison: _Comparison, name: str, baseline: Baseline, material: Material
+) -> None:
+    """Add the rows of a baseline that is no SAE, or the reason why it could not be fitted."""
     sample, k = comparison.sample, comparison.k
     try:
-        dictionary = method.fit(material)
+        dictionary = baseline.fit(material)
         native = _native_ev(dictionary, sample, k)
     except NotEstimable as refusal:
         comparison.refuse(name, str(refusal))
@@ -255,7 +257,7 @@ def _usual_k(saes: Mapping[str, Encoded], sample: Sample) -> int:
 
 
 def _tasks(
-    tokens: TokenTable, sample: Sample, seed: int, spec: MethodsSpec
+    tokens: TokenTable, sample: Sample, seed: int, spec: BaselinesSpec
 ) -> tuple[ProbeTasks | None, str | None]:
     """Return the tasks of probes, or None and the reason why there are none."""
     labels = tokens.labels
@@ -280,7 +282,7 @@ def _pursued(dictionary: Dictionary, sample: Sample, k: int) -> ChosenAndScored:
 
 
 def _native_ev(dictionary: Dictionary, sample: Sample, k: int) -> dict[str, float]:
-    """Return the columns of the method's own code; none where it has no code of its own."""
+    """Return the columns of the baseline's own code; none where it has no code of its own."""
     if dictionary.native is None:
         return {}
     codes = dictionary.native(sample.x_score, k)
@@ -328,7 +330,7 @@ def sae_dictionary(reading: Encoded) -> Dictionary:
     decoder = as_numpy(reading.sae.params["W_dec"]).astype(np.float32)
     lengths = np.maximum(np.linalg.norm(decoder, axis=1, keepdims=True), 1e-12)
     center = reading.sae.params["b_dec"].detach().cpu().numpy().astype(np.float32)
-    return Dictionary(SAE_METHOD, (decoder / lengths).astype(np.float32), center, decoder.size)
+    return Dictionary(SAE_BASELINE, (decoder / lengths).astype(np.float32), center, decoder.size)
 
 
 def _sae_pursuits(
@@ -368,7 +370,7 @@ def _bits_row(bits: TokenBits, documents: DocumentBits, of_dictionary: float) ->
 
 
 COLUMNS = (
-    *("method", "reading", "n_atoms", "sparsity", "explained_variance", "ev_low", "ev_high"),
+    *("baseline", "reading", "n_atoms", "sparsity", "explained_variance", "ev_low", "ev_high"),
     *("lookup_relative_ev", "native_ev", "native_sparsity"),
     *("pursuit_ev", "pursuit_nonnegative_ev", "pursuit_tokens"),
     *("distortion", "reached_distortion", "bits", "bits_low", "bits_high"),
@@ -379,7 +381,7 @@ COLUMNS = (
     *("n_tokens", "n_documents", "reason"),
 )
 """Columns of the table, in order."""
-_TEXT = ("method", "reading", "probe_reason", "reason")
+_TEXT = ("baseline", "reading", "probe_reason", "reason")
 
 
 def methods_frame(rows: list[dict[str, Any]]) -> pandas.DataFrame:

@@ -1,4 +1,4 @@
-"""Marginal structure: bits that an SAE saves over simpler methods, beyond what it saves on a placebo."""
+"""Marginal structure: bits that an SAE saves over simpler baselines, beyond what it saves on a placebo."""
 
 from __future__ import annotations
 
@@ -62,17 +62,17 @@ def ratio_interval(
 
 
 def best_simpler(simpler: Mapping[str, DocumentBits]) -> str:
-    """Return the name of the method with the fewest bits per token on all scored documents.
+    """Return the name of the baseline with the fewest bits per token on all scored documents.
 
     It is chosen as the best on the very tokens that it is scored on, which favors it a little. So what an SAE
     saves over it is stated too low rather than too high.
 
     Raises:
-        NotEstimable: there is no method.
+        NotEstimable: there is no baseline.
     """
     known = {name: one.bits.sum() / one.tokens.sum() for name, one in simpler.items()}
     if not known:
-        raise NotEstimable("no simpler method could be fitted on this arm")
+        raise NotEstimable("no simpler baseline could be fitted on this arm")
     return min(known, key=lambda name: known[name])
 
 
@@ -81,17 +81,17 @@ def bits_saved(
     simpler: Mapping[str, DocumentBits],
     weights: Num[np.ndarray, "document replicate"],
 ) -> Float[np.ndarray, " replicate"]:
-    """Return the bits per token that an SAE saves over the best simpler method of the same arm.
+    """Return the bits per token that an SAE saves over the best simpler baseline of the same arm.
 
-    They are below 0 where the simpler method needs fewer bits. The method is chosen once, on all documents.
+    They are below 0 where the simpler baseline needs fewer bits. It is chosen once, on all documents.
 
     Args:
         sae: Bits of the SAE.
-        simpler: Bits of every other method at the same distortion, by name.
+        simpler: Bits of every other baseline at the same distortion, by name.
         weights: How often each document counts; column 0 is ones.
 
     Raises:
-        NotEstimable: there is no simpler method.
+        NotEstimable: there is no simpler baseline.
     """
     best = simpler[best_simpler(simpler)]
     saved: Float[np.ndarray, " replicate"] = best.per_token(weights) - sae.per_token(weights)

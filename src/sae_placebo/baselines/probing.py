@@ -21,7 +21,7 @@ _RIDGE = 1e-3
 
 @dataclass(frozen=True)
 class Probe:
-    """Means over labels of one method's probes, each of which reads k atoms.
+    """Means over labels of one baseline's probes, each of which reads k atoms.
 
     Attributes:
         k: Atoms that a probe reads.

@@ -1,15 +1,15 @@
 """Bits per token of one dictionary at a stated distortion.
 
-The scheme is the same for every method:
+The scheme is the same for every baseline:
 
 1. A token, less the dictionary's center, is written with at most k' atoms. Their coefficients are
    rounded to whole steps of one size, and the receiver rebuilds a part of the token from them.
 2. What is left, less its mean, is turned into the basis of its own principal components, rounded to
-   whole steps of one size (away from 0 from .62 of a step on), and coded. So every method reaches every
+   whole steps of one size (away from 0 from .62 of a step on), and coded. So every baseline reaches every
    distortion, and one whose sparse code is poor pays for it in the residual.
 3. The residual's step is set on the scored tokens so that their squared error is exactly the stated
    share of their variance. k' and the coefficients' step are free: those are taken that need the
-   fewest bits on the documents to choose on, and every method has the same choice.
+   fewest bits on the documents to choose on, and every baseline has the same choice.
 4. All probabilities come from the documents to choose on; bits are counted on the documents to score on.
 
 A receiver must know the basis and the means, as well as the directions; see `dictionary_bits`.
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
-from sae_placebo.baselines.base import Dictionary, MethodsSpec
+from sae_placebo.baselines.base import BaselinesSpec, Dictionary
 from sae_placebo.baselines.bits import CodeModel, Quantized, quantize
 from sae_placebo.baselines.coder import encode
 from sae_placebo.baselines.pursuit import AtomCodes
@@ -42,10 +42,10 @@ PARTS = ("indices", "values", "residual")
 
 @dataclass(frozen=True, eq=False)
 class ChosenAndScored:
-    """The tokens to choose and to score on, and how a method codes them.
+    """The tokens to choose and to score on, and how a baseline codes them.
 
     Attributes:
-        choose: Activations at the tokens to choose on, less the method's center.
+        choose: Activations at the tokens to choose on, less the baseline's center.
         score: Activations at the tokens to score on, which are of other documents, less the center.
         choose_codes: A function from a number of atoms to the code of `choose` with at most so many.
         score_codes: The same for `score`.
@@ -101,21 +101,21 @@ def dictionary_bits(dictionary: Dictionary) -> int:
     """Return the bits of all that a receiver must know of a dictionary.
 
     They are 16 bits for each number of its directions, of the residual's basis and of the two means.
-    Probabilities are left out, since they are a few thousand numbers for every method.
+    Probabilities are left out, since they are a few thousand numbers for every baseline.
     """
     d_in = int(dictionary.directions.shape[1])
     return BITS_PER_ENTRY * (dictionary.entries + d_in * d_in + 2 * d_in)
 
 
 def token_bits(
-    dictionary: Dictionary, split: ChosenAndScored, k: int, distortion: float, spec: MethodsSpec
+    dictionary: Dictionary, split: ChosenAndScored, k: int, distortion: float, spec: BaselinesSpec
 ) -> TokenBits:
     """Return the bits of each scored token at a share of variance that is left unexplained.
 
     Args:
         dictionary: The dictionary that tokens are written with.
         split: The tokens and their codes.
-        k: Atoms per token at which methods are compared.
+        k: Atoms per token at which baselines are compared.
         distortion: The share of variance that is left.
         spec: The settings.
 
@@ -184,7 +184,7 @@ def _covariance(x: Float32[np.ndarray, "token d_in"]) -> Float32[np.ndarray, "d_
 
 
 def _choose(
-    dictionary: Dictionary, split: ChosenAndScored, k: int, distortion: float, spec: MethodsSpec
+    dictionary: Dictionary, split: ChosenAndScored, k: int, distortion: float, spec: BaselinesSpec
 ) -> tuple[int, float]:
     """Return the number of atoms and the coefficients' step that need the fewest bits.
 

@@ -1,4 +1,4 @@
-"""The tokens of one arm that methods are fitted on, chosen on and scored on."""
+"""The tokens of one arm that baselines are fitted on, chosen on and scored on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
-from sae_placebo.baselines.base import MethodsSpec
+from sae_placebo.baselines.base import BaselinesSpec
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.precision import ROUNDING_ENERGY
 from sae_placebo.core.spec import numpy_generator
@@ -64,9 +64,9 @@ def draw_sample(
     tokens: TokenTable,
     folds: Folds,
     seed: int,
-    spec: MethodsSpec,
+    spec: BaselinesSpec,
 ) -> Sample:
-    """Return the tokens that methods are compared on, which are the same for every arm.
+    """Return the tokens that baselines are compared on, which are the same for every arm.
 
     They depend on the held-out tokens, their documents' purposes and the seed alone.
 
@@ -86,7 +86,7 @@ def draw_sample(
         serving = np.flatnonzero(purposes == purpose)
         if len(serving) < 50:
             raise NotEstimable(
-                "the comparison with existing methods needs 50 tokens of documents to fit on, as many to "
+                "the comparison with baselines needs 50 tokens of documents to fit on, as many to "
                 f"choose on and to score on, and has {len(serving)} to {_PURPOSES[purpose]} on: hold out "
                 "more documents"
             )

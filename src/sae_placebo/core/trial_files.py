@@ -18,7 +18,7 @@ RECORD = "trial.json"
 _TABLES = "tables"
 _SEAL = "seal"
 _FORMAT = "format"
-FORMAT = 2
+FORMAT = 3
 """Of the record and the tables; it is raised whenever a column or a value of one is called something else."""
 
 

@@ -88,7 +88,7 @@ def glossary(metrics: Mapping[str, Mapping[str, Any]]) -> tuple[Group, ...]:
         Group("origin", "Origin", words.ORIGINS),
         Group("rung", "Rungs of the ladder", words.RUNGS),
         Group("score", "Scores that decoys are held against", words.SCORES),
-        Group("method", "Simpler methods", words.METHODS),
+        Group("baseline", "Simpler baselines", words.BASELINES),
         Group("control", "Controls", words.CONTROLS),
     )
 

@@ -61,8 +61,8 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         *("value", "change", "moved_to", "n_latents", "n_moved", "share_moved", "most_moved"),
         "reason",
     ),
-    "methods": (
-        *("arm", "control_kind", "model_seed", "hookpoint", "method", "reading", "n_atoms"),
+    "baselines": (
+        *("arm", "control_kind", "model_seed", "hookpoint", "baseline", "reading", "n_atoms"),
         *("sparsity", "explained_variance", "ev_low", "ev_high", "lookup_relative_ev"),
         *("native_ev", "native_sparsity", "pursuit_ev", "pursuit_nonnegative_ev"),
         *("pursuit_tokens", "distortion"),
@@ -124,7 +124,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     ),
 }
 OPTIONAL = (
-    *("coverage", "interactions", "matching", "ladder", "sensitivity", "methods", "decoys"),
+    *("coverage", "interactions", "matching", "ladder", "sensitivity", "baselines", "decoys"),
     *("partners", "mechanism"),
     *("use", "readers", "writers", "directions", "patched", "use_passages", "audits"),
 )
@@ -156,7 +156,7 @@ class Tables:
     matching: pandas.DataFrame = field(default_factory=lambda: _empty("matching"))
     ladder: pandas.DataFrame = field(default_factory=lambda: _empty("ladder"))
     sensitivity: pandas.DataFrame = field(default_factory=lambda: _empty("sensitivity"))
-    methods: pandas.DataFrame = field(default_factory=lambda: _empty("methods"))
+    baselines: pandas.DataFrame = field(default_factory=lambda: _empty("baselines"))
     decoys: pandas.DataFrame = field(default_factory=lambda: _empty("decoys"))
     partners: pandas.DataFrame = field(default_factory=lambda: _empty("partners"))
     mechanism: pandas.DataFrame = field(default_factory=lambda: _empty("mechanism"))

@@ -1,6 +1,6 @@
 """The terms that no registry within the report's reach describes, one entry each.
 
-Classes of latents and metrics are described where they are computed. Scores and methods are too, but in
+Classes of latents and metrics are described where they are computed. Scores and baselines are too, but in
 modules that the report may not import; a test compares their definitions here with those.
 """
 
@@ -191,10 +191,11 @@ WORDS: tuple[Term, ...] = (
          "at the same one.", _R2, "none", "`baselines.rate`.", "description-length"),
     Term("bits per token", "Length of a code of one activation vector at a stated distortion: which atoms, "
          "their values, and what is left over; under probabilities from other documents.", "bits/token",
-         "none by itself: the best simpler method on the same arm", "`baselines.rate`.",
+         "none by itself: the best simpler baseline on the same arm", "`baselines.rate`.",
          "description-length"),
-    Term("marginal structure", "Bits per token that an SAE saves over the best simpler method, trained minus "
-         "placebo.", "bits/token", "0: worth as much on the placebo", "`baselines.marginal`.", "structure"),
+    Term("marginal structure", "Bits per token that an SAE saves over the best simpler baseline, trained "
+         "minus placebo.", "bits/token", "0: worth as much on the placebo", "`baselines.marginal`.",
+         "structure"),
     Term("probe", "A logistic regression of a label on the codes of the few atoms that differ most with it, "
          "scored on other documents. Its selectivity is its AUC less that of control tasks, random answers "
          "that can be learned by remembering tokens.",
@@ -270,13 +271,16 @@ SCORES: tuple[Term, ...] = (
          "bits", "the decoys' scores", _OF_SCORE, "partners"),
 )  # fmt: skip
 
-_OF_METHOD = ("bits/token", "random directions; the SAE is compared with the best of all methods")
+_OF_BASELINE = (
+    "bits/token",
+    "random directions; the SAE is compared with the best of all baselines",
+)
 
-METHODS: tuple[Term, ...] = tuple(
-    Term(name, definition, *_OF_METHOD, source, "structure")
+BASELINES: tuple[Term, ...] = tuple(
+    Term(name, definition, *_OF_BASELINE, source, "structure")
     for name, definition, source in (
         ("kmeans", "Centroids as directions; its own code is the nearest centroid, the code compared here "
-         "uses as many as every other method.",
+         "uses as many as every other baseline.",
          "MiniBatchKMeans of scikit-learn, random start, at most 8 passes."),
         ("random", "Uniform unit directions: what many directions explain without having been learned.",
          "Korznikov et al. 2026 (arXiv 2602.14111), iso; there an encoder is trained for them, here they "

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from sae_placebo.core.crew import Crew
 from sae_placebo.core.lazy import torch
+from sae_placebo.core.workers import Workers
 from sae_placebo.saes.fast_sites import by_latent, decoded
 from sae_placebo.saes.kernels import CHUNK_TOKENS, Workspace, largest
 
@@ -129,7 +129,7 @@ def at_sites(
     sites: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     coefficient: float,
     workspace: Workspace,
-    crew: Crew,
+    workers: Workers,
 ) -> Auxiliary:
     """Return what `by_hand` does, by compiled loops over sites that are chosen already.
 
@@ -144,12 +144,12 @@ def at_sites(
             `fast_selection.select_sites` returns them.
         coefficient: Weight of the term.
         workspace: For buffers.
-        crew: Threads.
+        workers: Threads.
     """
     from sae_placebo.saes import compiled_update as compiled
 
     away, to_z, missed, energy, _ = decoded(
-        -error, rows["W_dec"], sites, workspace, crew, "auxiliary"
+        -error, rows["W_dec"], sites, workspace, workers, "auxiliary"
     )
     share = coefficient / max(energy, _FLOOR)
     to_z.mul_(2 * share)
@@ -166,7 +166,7 @@ def at_sites(
         compiled.row_sums(by, chosen, *encoding, first, stop)
         compiled.row_sums(by, chosen, *decoding, first, stop)
 
-    crew.run(work, len(chosen), 64)
+    workers.run(work, len(chosen), 64)
     to_biases, picked = torch.from_numpy(totals), torch.from_numpy(chosen)
     to_b_dec = -(to_biases @ rows["W_enc"])
     loss = torch.tensor(share * missed, dtype=error.dtype)

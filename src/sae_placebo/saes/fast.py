@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from sae_placebo.core.crew import Crew
 from sae_placebo.core.lazy import torch
+from sae_placebo.core.workers import Workers
 from sae_placebo.saes import auxiliary
 from sae_placebo.saes.base import Context, Evaluation, SAESpec
 from sae_placebo.saes.fast_selection import Aside, Search, select_both
@@ -90,9 +90,9 @@ class FastStep:
         `update` then steps the matrices.
         """
         spec = self._spec
-        with torch.no_grad(), Crew() as crew:
+        with torch.no_grad(), Workers() as workers:
             inputs = workspace.buffer("inputs", x.shape, x)
-            crew.run(
+            workers.run(
                 lambda _, a, b: torch.sub(x[a:b], params["b_dec"], out=inputs[a:b]), len(x), 64
             )
             weight, most = spec.auxiliary(x.shape[1])
@@ -100,13 +100,13 @@ class FastStep:
             many = weight > 0 and int(context.dead.sum()) > most
             (offsets, latents, z), *dead_sites = select_both(
                 inputs, self._rows, chosen, Aside(context.dead, most) if many else None, workspace,
-                crew, self.search,
+                workers, self.search,
             )  # fmt: skip
             index = latents.long()
             values = spec.codes_at(params, index, z)
             codes = (offsets, latents, values)
             error, products, missed, given, sums = decoded(
-                inputs, self._rows["W_dec"], codes, workspace, crew, "site"
+                inputs, self._rows["W_dec"], codes, workspace, workers, "site"
             )
             energy, (error_sum, input_sum) = torch.tensor(missed, dtype=x.dtype), sums
             scale = 2 / x.numel()
@@ -121,7 +121,7 @@ class FastStep:
                 found[name] = torch.zeros_like(totals).index_add_(0, index, weights)
             loss = energy / x.numel() + more.penalty
             if many:
-                args = (self._rows, inputs, error, dead_sites[0], weight, workspace, crew)
+                args = (self._rows, inputs, error, dead_sites[0], weight, workspace, workers)
                 aux: auxiliary.Auxiliary | None = auxiliary.at_sites(*args)
             else:
                 aux = auxiliary.by_hand(params, inputs, error, context.dead, weight, most)
@@ -139,10 +139,10 @@ class FastStep:
 
     def update(self, rate: float, b_dec: Float[torch.Tensor, "d_in"]) -> None:
         """Step the two matrices with what `evaluate` found, and complete the gradient of `b_dec`."""
-        with Crew() as crew:
-            self._update(rate, b_dec, crew)
+        with Workers() as workers:
+            self._update(rate, b_dec, workers)
 
-    def _update(self, rate: float, b_dec: torch.Tensor, crew: Crew) -> None:
+    def _update(self, rate: float, b_dec: torch.Tensor, workers: Workers) -> None:
         from sae_placebo.saes import compiled_update as compiled
 
         sites, inputs, error, to_z, values, aux, scale, totals = self._sites
@@ -158,8 +158,8 @@ class FastStep:
         if "W_enc" in self.quiet:
             adam = self._stepped("W_enc", rate)
             state, quiet = self._state("W_enc")
-            offsets = np.zeros((crew.threads, width), np.float32)
-            crew.run(
+            offsets = np.zeros((workers.threads, width), np.float32)
+            workers.run(
                 lambda i, first, stop: compiled.update_encoder(
                     sites, inputs.numpy(), to_z.numpy(), extra["W_enc"], state, quiet,
                     totals.numpy(), offsets[i], adam, self.patience, first, stop,
@@ -170,7 +170,7 @@ class FastStep:
         if "W_dec" in self.quiet:
             adam = self._stepped("W_dec", rate)
             state, quiet = self._state("W_dec")
-            crew.run(
+            workers.run(
                 lambda _, first, stop: compiled.update_decoder(
                     sites, error.numpy(), values.numpy(), extra["W_dec"], state, quiet, adam,
                     self.patience, np.float32(scale), first, stop,

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from sae_placebo.core.crew import Crew
 from sae_placebo.core.lazy import torch
+from sae_placebo.core.workers import Workers
 from sae_placebo.saes.kernels import Workspace
 from sae_placebo.saes.selection import Selection, Sites, limits, select
 
@@ -54,12 +54,12 @@ class Search:
         common = chosen.threshold is not None and chosen.threshold.numel() == 1
         return common and float(chosen.threshold) > 0  # type: ignore[arg-type]
 
-    def refresh(self, encoder: Float[torch.Tensor, "d_sae d_in"], crew: Crew) -> None:
+    def refresh(self, encoder: Float[torch.Tensor, "d_sae d_in"], workers: Workers) -> None:
         """Round the encoder's rows as they are now."""
         from sae_placebo.saes import compiled_selection as compiled
 
         rows, small, scales = encoder.numpy(), self._small.numpy(), self._scales
-        crew.run(lambda _, a, b: compiled.quantize(rows, a, b, small, scales), len(rows), 64)
+        workers.run(lambda _, a, b: compiled.quantize(rows, a, b, small, scales), len(rows), 64)
 
     def check(
         self,
@@ -98,7 +98,7 @@ def select_sites(
     rows: Mapping[str, torch.Tensor],
     chosen: Selection,
     workspace: Workspace,
-    crew: Crew,
+    workers: Workers,
     search: Search | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return offsets [token + 1] (int64), latents [site] (int32) and pre-activations [site].
@@ -108,10 +108,10 @@ def select_sites(
         rows: The tensors, `W_enc` as [d_sae, d_in].
         chosen: Which sites.
         workspace: For buffers.
-        crew: Threads.
+        workers: Threads.
         search: Looks for candidates in 8-bit products, where that is asked for.
     """
-    return select_both(inputs, rows, chosen, None, workspace, crew, search)[0]
+    return select_both(inputs, rows, chosen, None, workspace, workers, search)[0]
 
 
 def select_both(
@@ -120,7 +120,7 @@ def select_both(
     chosen: Selection,
     aside: Aside | None,
     workspace: Workspace,
-    crew: Crew,
+    workers: Workers,
     search: Search | None = None,
 ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Return what `select_sites` does, and after it the same for `aside`, if there is one."""
@@ -132,7 +132,7 @@ def select_both(
         params = {"W_enc": rows["W_enc"].t(), "b_enc": rows["b_enc"]}
         for limit in limits(inputs, params, chosen, workspace):
             above = Selection("above", threshold=limit)
-            found = select_both(inputs, rows, above, aside, workspace, crew, search)
+            found = select_both(inputs, rows, above, aside, workspace, workers, search)
             if len(found[0][2]) >= target:
                 break
         offsets, latents, z = found[0]
@@ -141,9 +141,9 @@ def select_both(
         return [(offsets, latents[: ends[-1]], z[: ends[-1]]), *found[1:]]
     part = _Part(inputs, rows, chosen, aside, workspace)
     if search is not None and search.serves(chosen):
-        search.refresh(rows["W_enc"], crew)
+        search.refresh(rows["W_enc"], workers)
         part.search = search
-    parts = crew.run(part, n, 64)
+    parts = workers.run(part, n, 64)
     both = [
         _joined(name, counts, [taken[i] for taken in parts], inputs, workspace)
         for i, (name, counts) in enumerate(part.counts.items())

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from sae_placebo.core.crew import Crew
 from sae_placebo.core.lazy import torch
+from sae_placebo.core.workers import Workers
 from sae_placebo.saes.kernels import Workspace
 
 _BLOCK = 64
@@ -38,7 +38,7 @@ def decoded(
     decoder: Float[torch.Tensor, "d_sae d_in"],
     sites: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     workspace: Workspace,
-    crew: Crew,
+    workers: Workers,
     name: str,
 ) -> Decoded:
     """Return the error of sites' codes; arrays lie in buffers of `workspace` that start with `name`."""
@@ -58,7 +58,7 @@ def decoded(
             tokens = i * _BLOCK, min((i + 1) * _BLOCK, n)
             energies[i] = compiled.decode_rows(*arrays, *tokens, *out, sums[i])
 
-    crew.run(work, blocks)
+    workers.run(work, blocks)
     energy, given = energies.sum(axis=0).tolist()
     return Decoded(error, products, energy, given, torch.from_numpy(sums.sum(axis=0)))
 

@@ -13,9 +13,9 @@ from contextlib import nullcontext
 
 from jaxtyping import Bool, Float
 
-from sae_placebo.core.crew import Crew
 from sae_placebo.core.errors import ModelError, PlaceboError, SpecError, unknown_name
 from sae_placebo.core.lazy import torch
+from sae_placebo.core.workers import Workers
 from sae_placebo.saes import fast, stepping
 from sae_placebo.saes.base import PARAMETERS, SAE, Context, Evaluation, SAESpec
 from sae_placebo.saes.kernels import Workspace
@@ -133,10 +133,10 @@ class Fit:
             self.offered_tokens += offered_tokens or 0
             return
         # within a compiled step torch has one thread: its threads and the step's would wait for each other
-        with nullcontext() if self._fast is None else Crew() as crew:
+        with nullcontext() if self._fast is None else Workers() as workers:
             share = before / max(self.total_tokens, 1)
             context = Context(self.dead(), share, self._coefficient)
-            found = self._evaluated(x, context, workspace, crew)
+            found = self._evaluated(x, context, workspace, workers)
             if not math.isfinite(float(found.loss if self._trained else found.squared_error)):
                 raise self._not_finite(x)
             self.tokens += len(x)
@@ -241,20 +241,20 @@ class Fit:
         x: Float[torch.Tensor, "token d_in"],
         context: Context,
         workspace: Workspace,
-        crew: Crew | None,
+        workers: Workers | None,
     ) -> Evaluation:
         """Return the objective and its gradients, by the fastest way there is."""
         params, spec = self._parameters(), self._sae_spec
         if not self._trained:
             return stepping.look(spec, params, x, context, workspace)
         chosen = spec.selection(params, context) if self._fast else None
-        if self._fast is None or crew is None or chosen is None or x.dtype != torch.float32:
+        if self._fast is None or workers is None or chosen is None or x.dtype != torch.float32:
             return spec.gradients(params, x, context, workspace)
         with torch.no_grad():
             dense = stepping.is_dense(x[:64] - params["b_dec"], params, chosen, workspace)
         if dense:
             self._fast.settle()
-            with crew.dismissed():
+            with workers.dismissed():
                 return spec.gradients(params, x, context, workspace)
         return self._fast.evaluate(params, x, chosen, context, workspace)
 
@@ -363,14 +363,14 @@ def step_all(
     """
     compiled = [fit for fit in fits if fit.is_compiled]
     if compiled:
-        with Crew() as crew:
-            if len(compiled) >= crew.threads > 1:
+        with Workers() as workers:
+            if len(compiled) >= workers.threads > 1:
 
                 def work(thread: int, first: int, stop: int) -> None:
                     for fit in compiled[first:stop]:
                         fit.step(x, workspace.of(thread), offered_tokens)
 
-                crew.run(work, len(compiled))
+                workers.run(work, len(compiled))
             else:
                 for fit in compiled:
                     fit.step(x, workspace, offered_tokens)

@@ -14,11 +14,11 @@ from sae_placebo.trial.estimates import estimate, lanes_of, rates_key
 from sae_placebo.trial.machine import Machine, load, save, usual_threads
 from sae_placebo.trial.plan import Plan, plan_steps
 from sae_placebo.trial.probes import probe
+from sae_placebo.trial.remaining import remaining
 from sae_placebo.trial.result_folders import in_the_way, store_folder
 from sae_placebo.trial.results import environment, trial_folder
 from sae_placebo.trial.sizes import check_sizes
 from sae_placebo.trial.spec import TrialSpec, load_trial
-from sae_placebo.trial.standing import standing
 
 
 def unfinished(spec: TrialSpec, store: str | Path) -> int:
@@ -50,7 +50,7 @@ def plan_table(
     check_sizes(spec, root)
     plan, place = plan_steps(spec), Store(root, warn=progress.note)
     left = {step.key for step in plan.steps() if not place.has(step)}
-    lines = [standing(plan, place)]
+    lines = [remaining(plan, place)]
     machine, pieces = None, list[WorkPiece]()
     if left and probe:
         machine = probed(plan, place, progress)

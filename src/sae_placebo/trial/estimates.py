@@ -34,7 +34,7 @@ _TOGETHER = 2.5
 _ROUNDS = 2
 """Rounds in which directions leave S*, about."""
 _MANY, _FEW = 7, 2
-"""Methods whose codes are pursued, and others."""
+"""Baselines whose codes are pursued, and others."""
 Pieces = Iterator[tuple[str, float]]
 """Pieces of work of one SAE, each a label and the seconds that it adds to the whole."""
 
@@ -107,12 +107,12 @@ class TimeEstimate:
         found = [*self._materials()]
         for group in self.plan.groups:
             found += self._arms(group)
-        for stage in (self._measured, self._profiled, self._methods, self._questions):
+        for stage in (self._measured, self._profiled, self._baselines, self._questions):
             found += stage()
         seconds = 0.5 + 0.12 * len(self.plan.measure)
         return [*found, WorkPiece("report", "compare and report", seconds * self.code)]
 
-    def _crew(self, n: int) -> float:
+    def _workers(self, n: int) -> float:
         """Return as how many threads work that `n` equal jobs run on side by side."""
         threads = max(1, min(self.machine.threads, n))
         # the last jobs may leave threads with nothing to do
@@ -202,7 +202,7 @@ class TimeEstimate:
             pairs = self.held * self._active(label)
             encode = 2 * self.held * self.spec.saes[label].d_sae * self.width / self.one_thread
             seconds += encode + (0.25 + 0.6e-6 * pairs) * self.numbers
-        yield WorkPiece("measure", "measure", seconds / self._crew(len(places)))
+        yield WorkPiece("measure", "measure", seconds / self._workers(len(places)))
 
     def _profiled(self) -> Iterator[WorkPiece]:
         places = self._places(self.plan.profile)
@@ -212,13 +212,13 @@ class TimeEstimate:
         for *_, label, _ in places:
             k, m = self._active(label), self.spec.saes[label].d_sae
             seconds += 0.45 + 1.4e-8 * self.held * k**2 + 6e-7 * self.held * k + 2e-7 * m**2
-        yield WorkPiece("profile", "profile", seconds * self.numbers / self._crew(len(places)))
+        yield WorkPiece("profile", "profile", seconds * self.numbers / self._workers(len(places)))
 
-    def _methods(self) -> Iterator[WorkPiece]:
-        left = {s.key: at for at, s in self.plan.methods.items() if self.is_left(s)}
+    def _baselines(self) -> Iterator[WorkPiece]:
+        left = {s.key: at for at, s in self.plan.baselines.items() if self.is_left(s)}
         if not left:
             return
-        how, saes = self.spec.methods, self.spec.saes
+        how, saes = self.spec.baselines, self.spec.saes
         k = how.k or sum(self._active(label) for label in saes) / len(saes)
         atoms = min(how.n_atoms, *(sae.d_sae for sae in saes.values()))
         fit = min(how.fit_tokens, self.held / 2)
@@ -232,7 +232,9 @@ class TimeEstimate:
         n = _MANY + _FEW + n_saes
         bits = n * len(how.distortions) * coded * (1.0e-7 * d + 1e-6 * k)
         seconds = (0.8 + fits + pursued + bits) * self.numbers
-        yield WorkPiece("methods", "compare methods", seconds * len(left) / self._crew(len(left)))
+        yield WorkPiece(
+            "baselines", "compare baselines", seconds * len(left) / self._workers(len(left))
+        )
 
     # --- what is asked of models -----------------------------------------------------------------
 

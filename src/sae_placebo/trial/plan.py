@@ -28,7 +28,7 @@ VERSIONS = {
     "train": 5,
     "measure": 5,
     "profile": 4,
-    "methods": 2,
+    "baselines": 2,
     "use": 5,
     "audit": 4,
 }
@@ -72,7 +72,7 @@ class Plan:
     train: dict[ArmModel, Step]
     measure: dict[Place, Step]
     profile: dict[Place, Step]
-    methods: dict[tuple[ArmModel, str], Step]
+    baselines: dict[tuple[ArmModel, str], Step]
     use: dict[Place, Step]
     audit: dict[Place, Step]
 
@@ -93,7 +93,7 @@ class Plan:
             yield from (self.train[one] for one in group)
         yield from self.measure.values()
         yield from self.profile.values()
-        yield from self.methods.values()
+        yield from self.baselines.values()
         yield from self.use.values()
         yield from self.audit.values()
 
@@ -178,7 +178,7 @@ class _Planner:
                 for stage, made in self._arm(one, controls, tied, model, tokenize).items():
                     parts[stage][one] = made
         measure = self._measure(parts["train"], parts["harvest"], readability)
-        profile, methods = self._profile(measure, parts), self._methods(measure, parts)
+        profile, baselines = self._profile(measure, parts), self._baselines(measure, parts)
         return Plan(
             spec=spec,
             model=model,
@@ -190,7 +190,7 @@ class _Planner:
             train=parts["train"],
             measure=measure,
             profile=profile,
-            methods=methods,
+            baselines=baselines,
             use=self._use(profile, parts),
             audit=self._audit(measure, parts),
         )
@@ -266,7 +266,7 @@ class _Planner:
             )
         return found
 
-    def _methods(
+    def _baselines(
         self, measure: Mapping[Place, Step], parts: Mapping[str, Mapping[ArmModel, Step]]
     ) -> dict[tuple[ArmModel, str], Step]:
         """Return one step per arm's model and hookpoint; it reads all SAEs there."""
@@ -275,9 +275,9 @@ class _Planner:
             for hookpoint in spec.hookpoints:
                 saes = [s for p, s in measure.items() if p[:2] == (one, hookpoint)]
                 found[one, hookpoint] = self.step(
-                    "methods",
+                    "baselines",
                     f"{one.label}-{hookpoint}",
-                    [spec.methods, spec.measurement.replicates, hookpoint],
+                    [spec.baselines, spec.measurement.replicates, hookpoint],
                     parts["build"][ArmModel(spec.trained_arm, None)],
                     parts["build"][one],
                     harvest,

@@ -16,12 +16,12 @@ import numpy as np
 from sae_placebo.causal.use.downstream import Downstream
 from sae_placebo.causal.use.removal import _LOGITS, compared
 from sae_placebo.controls import build
-from sae_placebo.core.crew import Crew
 from sae_placebo.core.lanes import in_lanes
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.spec import generator, numpy_generator
 from sae_placebo.core.store import file_hash
+from sae_placebo.core.workers import Workers
 from sae_placebo.models import loading as models
 from sae_placebo.models.activations import FORWARD_ROWS
 from sae_placebo.models.sites import text_config
@@ -179,8 +179,8 @@ def _use_rates(
     edits = torch.randn(64, row.site.shape[1], generator=generator(spec.seed, "probe", "edits"))
 
     def side_by_side(job: Callable[[Downstream], Any]) -> None:
-        with Crew() as crew:
-            list(crew.each([functools.partial(job, one) for one in copies]))
+        with Workers() as workers:
+            list(workers.each([functools.partial(job, one) for one in copies]))
 
     found = {
         "row": timed(lambda: side_by_side(lambda one: one.read(ids[0])), threads * context),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_placebo.baselines import saved
+from sae_placebo.baselines import savings
 from sae_placebo.core import precision
 from sae_placebo.core.store import Store, read_json
 from sae_placebo.data.token_files import read_rows, read_text_facts
@@ -25,7 +25,7 @@ from sae_placebo.trial.tables.use import use_record
 EVERY_METRIC: Mapping[str, Declared] = {
     **METRICS.entries,
     **structure_metrics.DECLARED,
-    **saved.DECLARED,
+    **savings.DECLARED,
 }
 """Every number about an SAE, by name, with its declaration, whichever stage it comes from."""
 

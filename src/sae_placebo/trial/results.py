@@ -40,7 +40,7 @@ from sae_placebo.trial.tables.use import keys_of, labelled, use_tables
 
 TABLES = (
     *("effects", "interactions", "matching", "latents", "measurements", "coverage", "passages"),
-    *("sensitivity", "methods", "decoys", "ladder", "partners", "mechanism"),
+    *("sensitivity", "baselines", "decoys", "ladder", "partners", "mechanism"),
     *("use", "readers", "writers", "directions", "patched", "use_passages"),
     *("audits", "audit_latents"),
 )
@@ -257,7 +257,7 @@ def _measured(plan: Plan, store: Store) -> list[_Measured]:
         folder = store.path(step)
         table = read_table(folder / "measurements.parquet")
         found.append(_Measured(place, table, read_replicates(folder)))
-    for (one, hookpoint), step in plan.methods.items():
+    for (one, hookpoint), step in plan.baselines.items():
         folder = store.path(step)
         table, values = read_table(folder / "measurements.parquet"), read_replicates(folder)
         for (sae, sae_seed), part in table.groupby(["sae", "sae_seed"], sort=False):
@@ -276,9 +276,9 @@ def _join(plan: Plan, store: Store, measured: Sequence[_Measured]) -> dict[str, 
             for name in names:
                 table = read_table(store.path(step) / f"{name}.parquet")
                 tables.setdefault(name, []).append(labelled(table, keys_of(plan, *place)))
-    for at, step in plan.methods.items():
-        table = read_table(store.path(step) / "methods.parquet")
-        tables.setdefault("methods", []).append(labelled(table, keys_of(plan, *at)))
+    for at, step in plan.baselines.items():
+        table = read_table(store.path(step) / "baselines.parquet")
+        tables.setdefault("baselines", []).append(labelled(table, keys_of(plan, *at)))
     return {name: _joined(parts) for name, parts in tables.items()}
 
 

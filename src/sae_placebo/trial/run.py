@@ -5,7 +5,7 @@ in a placebo: the same model with its weights re-drawn. Every arm reads the same
 order, and its SAEs start from the same bits; only the model differs.
 
     protocol -> tokenize -> for each arm and re-draw: build, harvest, train
-             -> for each SAE: measure, profile -> for each arm: methods -> for some SAEs: use, audit
+             -> for each SAE: measure, profile -> for each arm: baselines -> for some SAEs: use, audit
              -> compare -> report
 
 Arms that read the same activations are trained in one pass. Each step's result is an artefact, keyed by
@@ -24,8 +24,9 @@ from sae_placebo.core.errors import StoreError
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.store import Store
 from sae_placebo.trial.artefacts import Artefacts
-from sae_placebo.trial.faults import Faults
+from sae_placebo.trial.failures import Failures
 from sae_placebo.trial.plan import plan_steps
+from sae_placebo.trial.remaining import expected, outlook_of, remaining
 from sae_placebo.trial.result_folders import in_the_way, store_folder
 from sae_placebo.trial.results import Trial, environment, trial_folder, write_results
 from sae_placebo.trial.sizes import check_sizes
@@ -37,7 +38,6 @@ from sae_placebo.trial.stages.measure import measure_saes
 from sae_placebo.trial.stages.profile import profile_saes
 from sae_placebo.trial.stages.questions import ask_arms
 from sae_placebo.trial.stages.train import train_arms
-from sae_placebo.trial.standing import expected, outlook_of, standing
 
 
 def run(
@@ -73,7 +73,7 @@ def run(
     # what does not count is told where it is made anew
     plan, unheard = plan_steps(spec), Store(root)
     outlook = outlook_of(plan, unheard)
-    progress.note(f"{standing(plan, unheard)}; {expected(outlook)}")
+    progress.note(f"{remaining(plan, unheard)}; {expected(outlook)}")
     place = Store(root, progress.note)
     place.environment = environment() | describe_device(spec.device)
     with (
@@ -96,12 +96,12 @@ def run(
         measure_saes(artefacts)
         profile_saes(artefacts)
         fit_baselines(artefacts)
-        faults = Faults(progress.note)
-        ask_arms(artefacts, faults)
+        failures = Failures(progress.note)
+        ask_arms(artefacts, failures)
         with progress.track("compare and report", 1, "trial") as advance:
             trial = write_results(plan, place)
             advance(1)
-    faults.raised(trial.report)
+    failures.raised(trial.report)
     return trial
 
 

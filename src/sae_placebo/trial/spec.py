@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from sae_placebo.audits.spec import AuditSpec
-from sae_placebo.baselines.base import MethodsSpec
+from sae_placebo.baselines.base import BaselinesSpec
 from sae_placebo.causal.circuits.spec import CircuitSpec
 from sae_placebo.causal.use.spec import UseSpec
 from sae_placebo.core.devices import check_device
@@ -67,7 +67,7 @@ class TrialSpec(Spec):
         harvest: How activations are read and masked.
         measurement: Thresholds, document replicates, and how many latents are shown.
         structure: How latents are held against placebos.
-        methods: How existing methods are fitted and counted beside SAEs.
+        baselines: How baselines are fitted and counted beside SAEs.
         use: How it is asked whether the model uses what latents stand for.
         audit: How it is asked where SAEs mislead.
         circuits: How readers and writers of latents are looked for.
@@ -93,7 +93,7 @@ class TrialSpec(Spec):
     harvest: HarvestSpec = HarvestSpec()
     measurement: MeasurementSpec = MeasurementSpec()
     structure: StructureSpec = StructureSpec()
-    methods: MethodsSpec = MethodsSpec()
+    baselines: BaselinesSpec = BaselinesSpec()
     use: UseSpec = UseSpec()
     circuits: CircuitSpec = CircuitSpec()
     audit: AuditSpec = AuditSpec()

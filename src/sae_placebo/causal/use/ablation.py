@@ -22,7 +22,7 @@ from jaxtyping import Float64, Int64
 from sae_placebo.causal.use.base import Directions, Subject, grouped
 from sae_placebo.causal.use.downstream import Downstream
 from sae_placebo.causal.use.firings import Firings
-from sae_placebo.causal.use.side_by_side import side_by_side
+from sae_placebo.causal.use.parallel_rows import side_by_side
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Advance, unheard
 from sae_placebo.core.spec import numpy_generator

@@ -13,10 +13,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Float32
 
-from sae_placebo.baselines.base import Dictionary, Material, MethodsSpec
+from sae_placebo.baselines.base import BaselinesSpec, Dictionary, Material
 from sae_placebo.baselines.centroids import fit_kmeans
-from sae_placebo.baselines.independent import fit_ica
-from sae_placebo.baselines.principal import fit_pca
+from sae_placebo.baselines.independent_components import fit_ica
+from sae_placebo.baselines.principal_components import fit_pca
 from sae_placebo.baselines.pursuit import AtomCodes
 from sae_placebo.core.errors import NotEstimable, SpecError
 from sae_placebo.core.lazy import torch
@@ -34,7 +34,7 @@ class Reference:
     """A dictionary of one of these methods.
 
     Attributes:
-        kind: Method that found it.
+        kind: Baseline that found it.
         directions: Unit rows; their sign means nothing, except for k-means.
         center: Vector that is subtracted before coding and added afterwards; zero for K-SVD, which does not
             center.
@@ -64,7 +64,7 @@ def reference_dictionary(
     the n largest variances), ICA (FastICA, 200 iterations at most) and k-means, and `ksvd` that of K-SVD.
 
     Args:
-        kind: Method to fit.
+        kind: Baseline to fit.
         x: Tokens to fit on; neither centered nor scaled.
         n: Number of atoms.
         seed: Names whatever the method draws.
@@ -90,7 +90,7 @@ def reference_dictionary(
         None,
         n,
         seed,
-        MethodsSpec(ica_tokens=len(numbers) if len(numbers) >= 100 else 100, iterations=200),
+        BaselinesSpec(ica_tokens=len(numbers) if len(numbers) >= 100 else 100, iterations=200),
     )
     fitted = _METHODS[kind](material)
     return Reference(kind, torch.from_numpy(fitted.directions[:n]), torch.from_numpy(fitted.center))

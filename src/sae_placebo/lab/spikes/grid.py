@@ -9,7 +9,7 @@ from pydantic import Field
 
 from sae_placebo.core.errors import SpecError
 from sae_placebo.core.spec import Spec, numpy_generator
-from sae_placebo.lab.spikes.plant import Spike
+from sae_placebo.lab.spikes.planting import Spike
 
 
 class Grid(Spec):

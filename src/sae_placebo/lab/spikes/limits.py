@@ -23,7 +23,7 @@ from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import numpy_generator
 from sae_placebo.lab.spikes.grid import Grid, packed
-from sae_placebo.lab.spikes.plant import Spike
+from sae_placebo.lab.spikes.planting import Spike
 from sae_placebo.saes import SAE
 from sae_placebo.stats.bootstrap import percentile_interval, resampled_units
 from sae_placebo.stats.proportions import wilson

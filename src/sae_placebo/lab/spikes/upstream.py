@@ -23,7 +23,7 @@ from sae_placebo.core.lazy import torch
 from sae_placebo.data.rows import Rows
 from sae_placebo.lab.generators.base import compose
 from sae_placebo.lab.spikes.keys import TokenKeys
-from sae_placebo.lab.spikes.plant import Planting
+from sae_placebo.lab.spikes.planting import Planting
 from sae_placebo.models.activations import FORWARD_ROWS, ActivationBlock
 from sae_placebo.models.hookpoints import parse_hookpoint
 from sae_placebo.models.reading import Reader, replaced

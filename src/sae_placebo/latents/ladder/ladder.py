@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 
 from sae_placebo.latents.base import Columns, Encoded, Folds, Placebo
-from sae_placebo.latents.ladder.pieces import (
+from sae_placebo.latents.ladder.inner_products import (
     N_LOOKUPS,
     PAIR,
     POSITION,

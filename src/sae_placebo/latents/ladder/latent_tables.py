@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64, Integer
 
 from sae_placebo.latents.ladder.block_sums import BlockSums, Keys, adder, parts_of
-from sae_placebo.latents.ladder.pieces import N_LOOKUPS
+from sae_placebo.latents.ladder.inner_products import N_LOOKUPS
 from sae_placebo.latents.ladder.token_features import TokenFeatures
 
 _AT_ONCE = 512

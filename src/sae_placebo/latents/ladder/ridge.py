@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from sae_placebo.latents.ladder.pieces import N_LOOKUPS
+from sae_placebo.latents.ladder.inner_products import N_LOOKUPS
 from sae_placebo.latents.ladder.predictors import FittedReadout
 from sae_placebo.stats.fits import choose_ridge
 

@@ -10,13 +10,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from sae_placebo.latents.ladder.block_sums import BlockSums
-from sae_placebo.latents.ladder.latent_tables import (
-    BlockTables,
-    LatentTables,
-    row_sums,
-    squared,
-)
-from sae_placebo.latents.ladder.pieces import (
+from sae_placebo.latents.ladder.inner_products import (
     N_LOOKUPS,
     PREVIOUS,
     TARGET,
@@ -24,6 +18,12 @@ from sae_placebo.latents.ladder.pieces import (
     PieceProducts,
     mixer,
     partner_weights,
+)
+from sae_placebo.latents.ladder.latent_tables import (
+    BlockTables,
+    LatentTables,
+    row_sums,
+    squared,
 )
 from sae_placebo.latents.ladder.predictors import Readouts
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from sae_placebo.latents.ladder.block_sums import BlockSums, Keys, parts_of
-from sae_placebo.latents.ladder.pieces import (
+from sae_placebo.latents.ladder.inner_products import (
     N_LOOKUPS,
     PREVIOUS,
     TARGET,

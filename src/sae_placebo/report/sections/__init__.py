@@ -17,7 +17,7 @@ from sae_placebo.report.sections import (  # isort: skip
     circuits as circuits,
     partners as partners,
     ladder as ladder,
-    methods as methods,
+    baselines as baselines,
     misleading as misleading,
     entropy as entropy,
     latents as latents,

@@ -13,7 +13,7 @@ from sae_placebo.report.tables import mapping
 from sae_placebo.report.wording import control_kind
 
 _OF_SAES = "sae"
-"""What the table of methods calls an SAE, which is no method but a word of the report."""
+"""What the table of baselines calls an SAE, which is no baseline but a word of the report."""
 
 
 def build(view: View) -> Content:
@@ -51,11 +51,11 @@ def _controls(view: View) -> set[str]:
 
 
 def _unknown(view: View, groups: dict[str, Group]) -> list[tuple[str, str]]:
-    """Return the kind and name of every class, score and method that is in the tables and undescribed."""
+    """Return the kind and name of every class, score and baseline that is in the tables and undescribed."""
     held = {
         "class": {*view.tables.latents["class"], *view.tables.partners["class"]},
         "score": set(view.tables.decoys["score"]),
-        "method": set(view.tables.methods["method"]) - {_OF_SAES},
+        "baseline": set(view.tables.baselines["baseline"]) - {_OF_SAES},
     }
     # the names of effects on shares also name classes
     held["class"] |= {

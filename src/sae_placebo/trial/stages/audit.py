@@ -12,13 +12,13 @@ from sae_placebo.causal.use.downstream import Downstream
 from sae_placebo.data.labels.truth import TokenLabels
 from sae_placebo.latents.base import Encoded, TokenTable
 from sae_placebo.trial.artefacts import Artefacts
-from sae_placebo.trial.faults import Failure, Faults, write_refusal
+from sae_placebo.trial.failures import Failure, Failures, write_refusal
 from sae_placebo.trial.plan import Place
 from sae_placebo.trial.tables.audit import write_audited
 
 
 def audit_sae(
-    artefacts: Artefacts, place: Place, model: Callable[[], Downstream], faults: Faults
+    artefacts: Artefacts, place: Place, model: Callable[[], Downstream], failures: Failures
 ) -> None:
     """Make every audit of one SAE and write its findings; those that cannot be made say why.
 
@@ -27,29 +27,29 @@ def audit_sae(
         place: The SAE.
         model: Returns the arm's model from the SAE's hookpoint on; where it cannot, audits that ask the
             model are refused with its reason.
-        faults: Keeps what goes wrong.
+        failures: Keeps what goes wrong.
     """
     one, hookpoint, sae, _ = place
     where, progress = f"{one.label}, {hookpoint}, {sae}", artefacts.progress
-    failures, behind = list[Failure](), list[Downstream]()
-    why = faults.attempt(f"audit: {where}", lambda: behind.append(model()))
+    failed, behind = list[Failure](), list[Downstream]()
+    why = failures.attempt(f"audit: {where}", lambda: behind.append(model()))
     case = _case(artefacts, place, behind[0] if behind else None, why.reason if why else "")
     with artefacts.store.write(artefacts.plan.audit[place]) as draft:
         found: dict[str, Audited] = {}
         for name in AUDITS:
             with progress.track(f"audit {name}: {where}", 1, "audit") as advance:
-                failure = faults.attempt(
+                failure = failures.attempt(
                     f"audit {name}: {where}", functools.partial(_make, case, name, found)
                 )
                 if failure is not None:
                     found[name] = refused(name, failure.reason)
-                    failures.append(failure)
+                    failed.append(failure)
                 advance(1)
         write_audited(draft, found)
         if why is not None and why.is_fault:
-            failures.append(why)
-        if any(failure.is_fault for failure in failures):
-            reasons = [failure.reason for failure in failures]
+            failed.append(why)
+        if any(failure.is_fault for failure in failed):
+            reasons = [failure.reason for failure in failed]
             write_refusal(draft, "; ".join(reasons), is_fault=True)
 
 

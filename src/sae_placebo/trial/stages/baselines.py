@@ -1,12 +1,12 @@
-"""Existing methods are fitted beside the SAEs of every arm, and bits are counted for all of them."""
+"""Baselines are fitted beside the SAEs of every arm, and bits are counted for all of them."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from sae_placebo.baselines.base import METHODS, MethodsSpec
-from sae_placebo.baselines.compare import MethodsResult, compare_methods
-from sae_placebo.baselines.saved import refused, saved
+from sae_placebo.baselines.base import BASELINES, BaselinesSpec
+from sae_placebo.baselines.compare import BaselinesResult, compare_baselines
+from sae_placebo.baselines.savings import refused, saved
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.progress import Advance
@@ -18,15 +18,15 @@ from sae_placebo.trial.table_files import write_replicates, write_table
 
 
 def fit_baselines(artefacts: Artefacts) -> None:
-    """Fit existing methods on every arm's activations that has none, and count bits beside its SAEs."""
+    """Fit baselines on every arm's activations that has none, and count bits beside its SAEs."""
     spec = artefacts.spec
-    n = len(METHODS) + len(spec.saes) * len(spec.sae_seeds)
+    n = len(BASELINES) + len(spec.saes) * len(spec.sae_seeds)
     left = {
-        s.key: at for at, s in artefacts.plan.methods.items() if artefacts.store.find(s) is None
+        s.key: at for at, s in artefacts.plan.baselines.items() if artefacts.store.find(s) is None
     }
     for at in left.values():
         artefacts.shelf.announce([artefacts.activations_key(*at)])
-    label = f"compare methods on {len(left)} models"
+    label = f"compare baselines on {len(left)} models"
 
     def work(at: tuple[ArmModel, str], advance: Advance) -> None:
         with artefacts.shelf.serving([artefacts.activations_key(*at)]):
@@ -43,9 +43,9 @@ def _compare(artefacts: Artefacts, one: ArmModel, hookpoint: str, advance: Advan
         for seed in spec.sae_seeds
     }
     embedding = artefacts.head(one, "embedding")
-    with artefacts.store.write(artefacts.plan.methods[one, hookpoint]) as draft:
+    with artefacts.store.write(artefacts.plan.baselines[one, hookpoint]) as draft:
         try:
-            found = compare_methods(
+            found = compare_baselines(
                 artefacts.activations(one, hookpoint),
                 shared.tokens,
                 shared.folds,
@@ -57,28 +57,28 @@ def _compare(artefacts: Artefacts, one: ArmModel, hookpoint: str, advance: Advan
             )
         except NotEstimable as refusal:
             found = refused(str(refusal))
-        write_table(draft / "methods.parquet", found.table)
+        write_table(draft / "baselines.parquet", found.table)
         tables, replicates = _measured(artefacts, found, list(saes), shared.tokens.n_documents)
         write_table(draft / "measurements.parquet", pandas.concat(tables, ignore_index=True))
         write_replicates(draft, replicates)
 
 
 def _measured(
-    artefacts: Artefacts, found: MethodsResult, saes: list[tuple[str, int]], n_documents: int
+    artefacts: Artefacts, found: BaselinesResult, saes: list[tuple[str, int]], n_documents: int
 ) -> tuple[list[pandas.DataFrame], dict[str, np.ndarray]]:
     """Return each SAE's metrics, and their values under document weights by `label/seed/metric`."""
     spec, tables, replicates = artefacts.spec, [], dict[str, np.ndarray]()
     weights = document_weights(n_documents, spec.measurement.replicates, spec.seed)
     for label, seed in saes:
-        table, drawn = saved(found, f"{label}/{seed}", weights, spec.methods)
+        table, drawn = saved(found, f"{label}/{seed}", weights, spec.baselines)
         tables.append(table.assign(sae=label, sae_seed=seed))
         replicates |= {f"{label}/{seed}/{name}": values for name, values in drawn.items()}
     return tables, replicates
 
 
-def _settings(artefacts: Artefacts) -> MethodsSpec:
+def _settings(artefacts: Artefacts) -> BaselinesSpec:
     """Return the settings; a dictionary's own bits are spread over the training tokens."""
-    given, tokens = artefacts.spec.methods, artefacts.spec.text.train_tokens
+    given, tokens = artefacts.spec.baselines, artefacts.spec.text.train_tokens
     if given.stream_tokens is not None:
         return given
     return given.model_copy(update={"stream_tokens": tokens})

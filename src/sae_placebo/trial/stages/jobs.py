@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from sae_placebo.core import memory
-from sae_placebo.core.crew import Crew
 from sae_placebo.core.lanes import blas_threads
 from sae_placebo.core.progress import Advance, Progress
+from sae_placebo.core.workers import Workers
 
 At = TypeVar("At")
 
@@ -38,10 +38,10 @@ def each_job(
         progress.track(label, n * parts, "parts") as advance,
         warnings.catch_warnings(),  # here, since filters belong to all threads at once
         blas_threads(1),
-        Crew() as crew,
+        Workers() as workers,
     ):
         warnings.filterwarnings("ignore", module=r"sklearn\.decomposition\.")
         for batch in batches:
-            for _ in crew.each([functools.partial(work, at, advance) for at in batch]):
+            for _ in workers.each([functools.partial(work, at, advance) for at in batch]):
                 pass
             memory.give_back()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-from sae_placebo.core.crew import Crew
 from sae_placebo.core.lazy import torch
+from sae_placebo.core.workers import Workers
 from sae_placebo.latents.code_files import write_codes
 from sae_placebo.latents.measurement import measure
 from sae_placebo.models.activation_files import read_activations, read_gaussian, read_lookup
@@ -26,8 +26,8 @@ def measure_saes(artefacts: Artefacts) -> None:
     n = len(artefacts.heldout[artefacts.spec.hookpoints[0]].usable)
     _ = artefacts.materials.readability  # read once, before the threads ask for it
     label = f"measure {len(jobs)} SAEs"
-    with artefacts.progress.track(label, n * len(jobs)) as advance, Crew() as crew:
-        for _ in crew.each(jobs):
+    with artefacts.progress.track(label, n * len(jobs)) as advance, Workers() as workers:
+        for _ in workers.each(jobs):
             advance(n)
 
 

@@ -14,14 +14,14 @@ from sae_placebo.core.lanes import in_lanes
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.store import Step, Store
 from sae_placebo.trial.artefacts import Artefacts
-from sae_placebo.trial.faults import Faults, is_fault
+from sae_placebo.trial.failures import Failures, is_fault
 from sae_placebo.trial.plan import ArmModel, Place
 from sae_placebo.trial.stages.audit import audit_sae
 from sae_placebo.trial.stages.build import arm_model
 from sae_placebo.trial.stages.use import ask_use
 
 
-def ask_arms(artefacts: Artefacts, faults: Faults) -> None:
+def ask_arms(artefacts: Artefacts, failures: Failures) -> None:
     """Ask each arm's model what is left to ask: what it uses of each SAE's latents, then every audit.
 
     Arms are asked side by side. How many threads an arm has depends on the whole plan, not on what is
@@ -29,7 +29,7 @@ def ask_arms(artefacts: Artefacts, faults: Faults) -> None:
 
     Args:
         artefacts: Of the trial, up to its profiles.
-        faults: Keeps what goes wrong in single jobs.
+        failures: Keeps what goes wrong in single jobs.
     """
     plan, store = artefacts.plan, artefacts.store
     used, audited = _left(store, plan.use), _left(store, plan.audit)
@@ -47,7 +47,7 @@ def ask_arms(artefacts: Artefacts, faults: Faults) -> None:
         with artefacts.shelf.serving(keys[one]):
             for ask, places in questions:
                 for place in (place for place in places if place[0] == one):
-                    ask(artefacts, place, functools.partial(model.behind, place[1]), faults)
+                    ask(artefacts, place, functools.partial(model.behind, place[1]), failures)
                     memory.give_back()
 
     keys = {}

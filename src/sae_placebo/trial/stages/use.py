@@ -15,14 +15,14 @@ from sae_placebo.causal.use.downstream import Downstream
 from sae_placebo.core.spec import numpy_generator
 from sae_placebo.latents.passages import passages_of
 from sae_placebo.trial.artefacts import Artefacts
-from sae_placebo.trial.faults import Faults, write_refusal
+from sae_placebo.trial.failures import Failures, write_refusal
 from sae_placebo.trial.plan import Place
 from sae_placebo.trial.table_files import write_table
 from sae_placebo.trial.tables.use_files import write_use
 
 
 def ask_use(
-    artefacts: Artefacts, place: Place, model: Callable[[], Downstream], faults: Faults
+    artefacts: Artefacts, place: Place, model: Callable[[], Downstream], failures: Failures
 ) -> None:
     """Ask what an arm's model uses of one SAE's latents, and write the answer or why there is none.
 
@@ -30,12 +30,12 @@ def ask_use(
         artefacts: Of the trial.
         place: The SAE.
         model: Returns the model from the SAE's hookpoint on; where it cannot, that is the answer.
-        faults: Keeps what goes wrong.
+        failures: Keeps what goes wrong.
     """
     label = f"{place[0].label}, {', '.join(place[1:3])}"
     with artefacts.store.write(artefacts.plan.use[place]) as draft:
         work = functools.partial(_examine, artefacts, place, model, draft, label)
-        failure = faults.attempt(f"use: {label}", work)
+        failure = failures.attempt(f"use: {label}", work)
         if failure is not None:
             write_refusal(draft, *failure)
 

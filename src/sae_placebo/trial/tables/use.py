@@ -7,7 +7,7 @@ from typing import Any
 
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.store import Store
-from sae_placebo.trial.faults import refusal
+from sae_placebo.trial.failures import refusal
 from sae_placebo.trial.plan import ArmModel, Plan
 from sae_placebo.trial.table_files import read_table
 from sae_placebo.trial.tables.use_files import NAMES, read_use

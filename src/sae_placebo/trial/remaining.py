@@ -11,21 +11,21 @@ from sae_placebo.trial.machine import load
 from sae_placebo.trial.plan import VERSIONS, Plan
 
 
-def standing(plan: Plan, store: Store) -> str:
+def remaining(plan: Plan, store: Store) -> str:
     """Return how many steps are done and from where a run goes on; hashes no file.
 
     Artefacts of stages that this version does not have are said to be old, and left where they are.
     """
     strange = sorted(path for path in store.root.glob("*") if path.name not in VERSIONS)
     old = [path for path in strange if any(path.glob(f"*/{MANIFEST}"))]
-    said = _standing(plan, store)
+    said = _remaining(plan, store)
     if old:
         folders = ", ".join(repr(str(path)) for path in old)
         said += f"; {folders}, of an older version of sae-placebo, is not read and can be deleted"
     return said
 
 
-def _standing(plan: Plan, store: Store) -> str:
+def _remaining(plan: Plan, store: Store) -> str:
     steps = list(plan.steps())
     left = [step for step in steps if not store.has(step)]
     n = len(steps)

@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from sae_placebo.causal.use.downstream import Downstream
-from sae_placebo.core.crew import Crew
 from sae_placebo.core.lanes import n_lanes
 from sae_placebo.core.lazy import torch
+from sae_placebo.core.workers import Workers
 
 R = TypeVar("R")
 Part = tuple[int, Int64[np.ndarray, "_"]]
@@ -55,8 +55,8 @@ def side_by_side(
         finally:
             free.put(model)
 
-    with Crew() as crew:
-        yield from crew.each([functools.partial(job, row, part) for row, part in parts])
+    with Workers() as workers:
+        yield from workers.each([functools.partial(job, row, part) for row, part in parts])
 
 
 def _threads(downstream: Downstream) -> int:

@@ -1,4 +1,4 @@
-"""The section on simpler methods: bits per token and variance explained by each, and what an SAE saves."""
+"""The section on simpler baselines: bits per token and variance explained by each, and what an SAE saves."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ _NUMBERS = (
     *("bits_dictionary", "bits_atoms", "probe_auc", "probe_selectivity"),
     *("n_tokens", "n_documents"),
 )
-_COLUMNS = ("arm", "hookpoint", "method", "reading", "reason", *_NUMBERS)
+_COLUMNS = ("arm", "hookpoint", "baseline", "reading", "reason", *_NUMBERS)
 _PARTS = ("bits_indices", "bits_values", "bits_residual", "bits_dictionary", "bits_atoms")
 _SIMPLE = ArmStyle(0, MUTED, "circle")
 
 
 def _table(view: View) -> pandas.DataFrame:
-    """Return the columns of the table of methods that this section reads, with each method's name."""
-    table = view.tables.methods[list(_COLUMNS)]
+    """Return the columns of the table of baselines that this section reads, with each baseline's name."""
+    table = view.tables.baselines[list(_COLUMNS)]
     numbers = {name: pandas.to_numeric(table[name], errors="coerce") for name in _NUMBERS}
     return table.assign(**numbers, name=[_name(row) for row in table.itertuples()])
 
 
 def _name(row: Any) -> str:
-    """Return the name of a method in words; an SAE's is its recipe's, so that its seeds are averaged."""
+    """Return the name of a baseline in words; an SAE's is its recipe's, so that its seeds are averaged."""
     if pandas.isna(row.reading):
-        return TITLES.get(str(row.method), title(row.method))
+        return TITLES.get(str(row.baseline), title(row.baseline))
     return f"SAE {str(row.reading).rpartition('/')[0] or row.reading}"
 
 
@@ -74,7 +74,7 @@ def _estimate(rows: pandas.DataFrame, names: tuple[str, str, str]) -> Estimate:
     """Return the mean over seeds; its interval, over documents, has the means of the seeds' bounds.
 
     Args:
-        rows: Of one method and arm, a row per seed.
+        rows: Of one baseline and arm, a row per seed.
         names: Columns of the value and its bounds.
     """
     value, low, high = (_mean(rows, name) for name in names)
@@ -85,13 +85,13 @@ def _estimate(rows: pandas.DataFrame, names: tuple[str, str, str]) -> Estimate:
 
 
 def _arm(view: View, arm: str, table: pandas.DataFrame) -> dict[str, Any]:
-    """Return one arm's methods, the shortest code first, and their figure."""
-    methods = []
+    """Return one arm's baselines, the shortest code first, and their figure."""
+    baselines = []
     for name, rows in table.groupby("name", sort=True):
-        methods.append(
+        baselines.append(
             {
                 "name": str(name),
-                "id": str(rows["method"].iloc[0]),
+                "id": str(rows["baseline"].iloc[0]),
                 "is_sae": bool(rows["reading"].notna().any()),
                 "size": _mean(rows, "bits"),
                 "bits": _estimate(rows, ("bits", "bits_low", "bits_high")),
@@ -105,12 +105,12 @@ def _arm(view: View, arm: str, table: pandas.DataFrame) -> dict[str, Any]:
                 "high": _mean(rows, "bits_high"),
             }
         )
-    methods.sort(key=lambda row: (row["size"] is None, row["size"] or 0.0, row["name"]))
+    baselines.sort(key=lambda row: (row["size"] is None, row["size"] or 0.0, row["name"]))
     return {
         "arm": arm,
         "index": view.index(arm),
-        "rows": methods,
-        "figure": _figure(view, arm, methods),
+        "rows": baselines,
+        "figure": _figure(view, arm, baselines),
     }
 
 
@@ -120,9 +120,9 @@ def _explained(rows: pandas.DataFrame) -> Estimate:
     return _estimate(rows, ("explained_variance", "ev_low", "ev_high"))
 
 
-def _figure(view: View, arm: str, methods: list[dict[str, Any]]) -> Figure | None:
-    """Return the bits per token of an arm's methods, a row each; None where no method has any."""
-    known = [row for row in methods if row["size"] is not None]
+def _figure(view: View, arm: str, baselines: list[dict[str, Any]]) -> Figure | None:
+    """Return the bits per token of an arm's baselines, a row each; None where no baseline has any."""
+    known = [row for row in baselines if row["size"] is not None]
     dots = [
         DotRow(
             name=row["name"],
@@ -162,7 +162,7 @@ def _marginal(view: View, place: Place) -> dict[str, Any] | None:
 
 
 def build(view: View) -> Content:
-    """Return marginal structure per place, then bits by method per hookpoint and arm."""
+    """Return marginal structure per place, then bits by baseline per hookpoint and arm."""
     table = _table(view)
     figures: dict[str, Figure] = {}
     marginal = []
@@ -181,11 +181,11 @@ def build(view: View) -> Content:
             left = f"{100 * first:g}%"
         arms = []
         for arm, of_arm in by_arm(view, rows).items():
-            methods = _arm(view, arm, of_arm)
-            methods |= add_figure(figures, f"methods-{len(figures)}", methods["figure"])
-            arms.append(methods)
+            baselines = _arm(view, arm, of_arm)
+            baselines |= add_figure(figures, f"baselines-{len(figures)}", baselines["figure"])
+            arms.append(baselines)
         blocks.append({"hookpoint": str(hookpoint), "left": left, "arms": arms})
     return Content({"marginal": marginal, "blocks": blocks}, figures)
 
 
-SECTIONS.add(Section("methods", "Against simpler methods", (), build))
+SECTIONS.add(Section("baselines", "Against simpler baselines", (), build))

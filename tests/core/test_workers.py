@@ -5,8 +5,8 @@ from functools import partial
 
 import pytest
 
-from sae_placebo.core.crew import Crew
 from sae_placebo.core.lazy import torch
+from sae_placebo.core.workers import Workers
 
 
 @pytest.fixture
@@ -19,18 +19,20 @@ def two_threads() -> None:
 
 def test_each_yields_every_result_and_gives_each_job_one_thread(two_threads: None) -> None:
     def job(i: int) -> tuple[int, int]:
-        with Crew() as inner:
+        with Workers() as inner:
             return i, inner.threads
 
-    with Crew() as crew:
-        assert sorted(crew.each([partial(job, i) for i in range(9)])) == [(i, 1) for i in range(9)]
+    with Workers() as workers:
+        assert sorted(workers.each([partial(job, i) for i in range(9)])) == [
+            (i, 1) for i in range(9)
+        ]
     assert torch.get_num_threads() == 2
 
 
 def test_two_jobs_run_at_a_time(two_threads: None) -> None:
     meet = threading.Barrier(2, timeout=120)  # broken, and an error, if one waited for the other
-    with Crew() as crew:
-        assert len(list(crew.each([meet.wait] * 4))) == 4
+    with Workers() as workers:
+        assert len(list(workers.each([meet.wait] * 4))) == 4
 
 
 def test_after_a_failure_what_has_not_begun_never_does(two_threads: None) -> None:
@@ -43,7 +45,7 @@ def test_after_a_failure_what_has_not_begun_never_does(two_threads: None) -> Non
             raise ValueError("no")
         hold.wait(0.2)
 
-    with Crew() as crew, pytest.raises(ValueError, match="no"):
-        for _ in crew.each([partial(job, i) for i in range(200)]):
+    with Workers() as workers, pytest.raises(ValueError, match="no"):
+        for _ in workers.each([partial(job, i) for i in range(200)]):
             pass
     assert len(begun) < 100

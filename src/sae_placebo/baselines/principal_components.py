@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sae_placebo.baselines.base import METHODS, Dictionary, Material, Method
+from sae_placebo.baselines.base import BASELINES, Baseline, Dictionary, Material
 
 
 def fit_pca(material: Material) -> Dictionary:
@@ -21,8 +21,8 @@ def fit_dense(material: Material) -> Dictionary:
     return Dictionary("pca_dense", none, material.center, 0)
 
 
-METHODS.add(
-    Method(
+BASELINES.add(
+    Baseline(
         "pca",
         "PCA",
         "Eigenvectors of the covariance; a token is written with the components that are largest "
@@ -32,8 +32,8 @@ METHODS.add(
         fit_pca,
     ),
 )
-METHODS.add(
-    Method(
+BASELINES.add(
+    Baseline(
         "pca_dense",
         "PCA, dense",
         "No sparse code: every principal component is quantized with one step and coded, which "

@@ -1,4 +1,4 @@
-"""All methods of one arm together, on activations whose structure is planted."""
+"""All baselines of one arm together, on activations whose structure is planted."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import torch
 from scipy.sparse import csr_matrix
 
 from sae_placebo.baselines import (
-    METHODS,
+    BASELINES,
+    BaselinesResult,
+    BaselinesSpec,
     DocumentBits,
-    MethodsResult,
-    MethodsSpec,
     best_simpler,
     bits_saved,
-    compare_methods,
+    compare_baselines,
     marginal_structure,
 )
-from sae_placebo.baselines.compare import COLUMNS, SAE_METHOD, Coded
+from sae_placebo.baselines.compare import COLUMNS, SAE_BASELINE, Coded
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.data.labels.base import Labels
 from sae_placebo.data.rows import Rows
@@ -26,7 +26,7 @@ from sae_placebo.saes import SAE
 from sae_placebo.saes.topk import TopKSpec
 
 D, M, K, VOCABULARY, N_DOCUMENTS, LENGTH = 24, 96, 3, 30, 40, 61
-SPEC = MethodsSpec(
+SPEC = BaselinesSpec(
     k=K,
     n_atoms=64,
     nmf_atoms=16,
@@ -94,40 +94,40 @@ def planted(table: TokenTable, sparse: bool) -> tuple[np.ndarray, Encoded]:
     return x, Encoded(sae, table, codes, torch.from_numpy(x))
 
 
-def run(sparse: bool, **changes: object) -> tuple[MethodsResult, TokenTable]:
+def run(sparse: bool, **changes: object) -> tuple[BaselinesResult, TokenTable]:
     table = tokens()
     x, reading = planted(table, sparse)
     folds = Folds.of(table.documents, table.n_documents, 0)
     spec = SPEC.model_copy(update=changes)
     embeddings = np.random.default_rng(5).standard_normal((VOCABULARY, D)).astype(np.float32)
-    return compare_methods(x, table, folds, {"one": reading}, embeddings, 0, spec), table
+    return compare_baselines(x, table, folds, {"one": reading}, embeddings, 0, spec), table
 
 
 @pytest.fixture(scope="module")
-def arms() -> tuple[MethodsResult, MethodsResult]:
+def arms() -> tuple[BaselinesResult, BaselinesResult]:
     return run(True)[0], run(False)[0]
 
 
 def test_every_method_has_a_row_and_every_number_is_in_range(
-    arms: tuple[MethodsResult, MethodsResult],
+    arms: tuple[BaselinesResult, BaselinesResult],
 ) -> None:
     for found in arms:
         table = found.table
         assert tuple(table.columns) == COLUMNS
-        assert list(table["method"]) == [*METHODS, SAE_METHOD]
+        assert list(table["baseline"]) == [*BASELINES, SAE_BASELINE]
         assert table["reason"].isna().all()
         np.testing.assert_allclose(table["reached_distortion"].dropna(), 0.05, rtol=0.01)
         parts = table[["bits_indices", "bits_values", "bits_residual"]].sum(axis=1)
         np.testing.assert_allclose(parts, table["bits"], rtol=1e-9)
         assert ((table["bits_low"] < table["bits"]) & (table["bits"] < table["bits_high"])).all()
-        sparse = table[table["method"] != "pca_dense"]
+        sparse = table[table["baseline"] != "pca_dense"]
         assert (sparse["explained_variance"] <= 1).all()
         assert (sparse["sparsity"] <= K + 1e-9).all()
         assert (sparse["probe_labels"] == 2).all()
 
 
 def test_marginal_structure_is_what_was_planted(
-    arms: tuple[MethodsResult, MethodsResult],
+    arms: tuple[BaselinesResult, BaselinesResult],
 ) -> None:
     weights = np.random.default_rng(2).multinomial(40, [1 / 40] * 40, size=50).T.astype(float)
     weights[:, 0] = 1
@@ -139,16 +139,16 @@ def test_marginal_structure_is_what_was_planted(
     assert found[0] == pytest.approx(saved[0][0] - saved[1][0])
     assert np.percentile(found[1:], 2.5) > 6
     # without weights of documents, bits per token are those of the table
-    table = arms[0].table.set_index("method")
-    own = arms[0].bits[Coded(SAE_METHOD, "one", 0.05)]
-    assert own.per_token(weights)[0] == pytest.approx(table.loc[SAE_METHOD, "bits"])
+    table = arms[0].table.set_index("baseline")
+    own = arms[0].bits[Coded(SAE_BASELINE, "one", 0.05)]
+    assert own.per_token(weights)[0] == pytest.approx(table.loc[SAE_BASELINE, "bits"])
 
 
 def test_fidelity_and_probes_tell_the_true_directions(
-    arms: tuple[MethodsResult, MethodsResult],
+    arms: tuple[BaselinesResult, BaselinesResult],
 ) -> None:
-    table = arms[0].table.set_index("method")
-    sae, random = table.loc[SAE_METHOD], table.loc["random"]
+    table = arms[0].table.set_index("baseline")
+    sae, random = table.loc[SAE_BASELINE], table.loc["random"]
     assert sae["explained_variance"] > 0.97 > random["explained_variance"]
     # no token id tells these activations, so the table explains about nothing
     assert sae["lookup_relative_ev"] == pytest.approx(sae["explained_variance"], abs=0.02)
@@ -168,17 +168,17 @@ def test_what_cannot_be_had_is_said() -> None:
     table = tokens(labeled=False)
     x, _ = planted(table, True)
     folds = Folds.of(table.documents, table.n_documents, 0)
-    found = compare_methods(x, table, folds, {}, None, 0, SPEC).table.set_index("method")
+    found = compare_baselines(x, table, folds, {}, None, 0, SPEC).table.set_index("baseline")
     assert found.loc["embeddings", "reason"] == "the rows of W_E are not known for this arm"
     assert np.isnan(found.loc["embeddings", "bits"])
     assert found.loc["pca", "probe_reason"].startswith("the text has no labels")
     few = TokenTable(table.rows, table.places[:60], table.vocabulary)
     with pytest.raises(NotEstimable, match="hold out more documents"):
-        compare_methods(x[:60], few, folds, {}, None, 0, SPEC)
+        compare_baselines(x[:60], few, folds, {}, None, 0, SPEC)
     same = np.full(x.shape, 0.1, dtype=np.float32)
     for _ in range(2):
         with pytest.raises(NotEstimable, match="do not vary"):
-            compare_methods(same.astype(x.dtype), table, folds, {}, None, 0, SPEC)
+            compare_baselines(same.astype(x.dtype), table, folds, {}, None, 0, SPEC)
         same[::7] = np.nextafter(same[::7], np.float32(1))  # and up to rounding
 
 
@@ -194,5 +194,5 @@ def test_the_best_simpler_method_is_the_shortest() -> None:
     np.testing.assert_allclose(bits_saved(sae, simpler, weights), [2, 16 / 3 - 4])
     low, high = simpler["b"].interval
     assert low < 6 < high
-    with pytest.raises(NotEstimable, match="no simpler method"):
+    with pytest.raises(NotEstimable, match="no simpler baseline"):
         best_simpler({})

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 from jaxtyping import Float32
 
-from sae_placebo.baselines.base import METHODS, Dictionary, Material, Method
+from sae_placebo.baselines.base import BASELINES, Baseline, Dictionary, Material
 from sae_placebo.baselines.pursuit import AtomCodes, largest_products
 from sae_placebo.core.errors import NotEstimable
 
@@ -55,8 +55,8 @@ def fit_ica(material: Material) -> Dictionary:
     return Dictionary("ica", rows, material.center, rows.size, native)
 
 
-METHODS.add(
-    Method(
+BASELINES.add(
+    Baseline(
         "ica",
         "ICA",
         "Columns of FastICA's mixing matrix: directions whose sources are as independent, that is "

@@ -23,15 +23,15 @@ def _pool(threads: int, whose: str) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "sae-step", functools.partial(take_threads, 1))
 
 
-class Crew:
+class Workers:
     """A context in which functions run on ranges, one per thread, and torch itself uses one thread.
 
     Two sets of threads, torch's and these, would wait for each other: torch's go on spinning for
     milliseconds after an operation. The caller's number of threads returns at the end. Inside another
-    crew of the same thread, it is that one; inside a range that a crew runs, it has one thread.
+    workers of the same thread, it is that one; inside a range that a workers runs, it has one thread.
     """
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> Workers:
         self._outer: int | None = getattr(_LOCAL, "threads", None)
         self.threads: int = self._outer or torch.get_num_threads()
         if self._outer is None:
@@ -49,7 +49,7 @@ class Crew:
 
     @contextmanager
     def dismissed(self) -> Iterator[None]:
-        """Let torch use all the threads itself inside the block, as it does outside the crew."""
+        """Let torch use all the threads itself inside the block, as it does outside the workers."""
         torch.set_num_threads(self.threads)
         try:
             yield
@@ -97,7 +97,7 @@ class Crew:
 
 
 def _alone(work: Callable[[int, int, int], Any], i: int, first: int, stop: int) -> Any:
-    """Return `work` of one range; a crew inside it has one thread."""
+    """Return `work` of one range; a workers inside it has one thread."""
     before, _LOCAL.threads = getattr(_LOCAL, "threads", None), 1
     try:
         return work(i, first, stop)

@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 
-from sae_placebo.baselines.base import METHODS, Dictionary, Material, Method, unit_rows
+from sae_placebo.baselines.base import BASELINES, Baseline, Dictionary, Material, unit_rows
 
 
 def fit_nmf(material: Material) -> Dictionary:
@@ -36,8 +36,8 @@ def fit_nmf(material: Material) -> Dictionary:
     return Dictionary("nmf", rows, material.center, rows.size)
 
 
-METHODS.add(
-    Method(
+BASELINES.add(
+    Baseline(
         "nmf",
         "Non-negative parts",
         "Non-negative matrix factorization of [relu(x), relu(-x)]; a part stands for the direction "

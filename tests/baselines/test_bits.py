@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from sae_placebo.baselines.base import Dictionary, MethodsSpec
+from sae_placebo.baselines.base import BaselinesSpec, Dictionary
 from sae_placebo.baselines.bits import CodeModel, Histograms, IndexModel, Quantized, quantize
 from sae_placebo.baselines.coder import decode, encode
 from sae_placebo.baselines.pursuit import AtomCodes, pursue
@@ -21,7 +21,7 @@ from sae_placebo.baselines.rate import (
 )
 from sae_placebo.core.errors import NotEstimable
 
-SPEC = MethodsSpec(k=4, coded_tokens=64)
+SPEC = BaselinesSpec(k=4, coded_tokens=64)
 
 
 def some_codes(n: int, n_atoms: int, slots: int, seed: int) -> AtomCodes:
@@ -190,5 +190,5 @@ def test_without_constriction_lengths_stay_and_the_coder_names_the_extra(
     assert np.isnan(after.coder_ratio)
     codes = quantize(some_codes(50, 20, 3, 0), 0.5)
     rest = np.zeros((50, 2), dtype=np.int64)
-    with pytest.raises(NotEstimable, match="sae-placebo\\[methods\\]"):
+    with pytest.raises(NotEstimable, match="sae-placebo\\[baselines\\]"):
         encode(CodeModel.fit(codes, rest), codes, rest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sae_placebo.baselines.base import METHODS, Dictionary, Material, Method, unit_rows
+from sae_placebo.baselines.base import BASELINES, Baseline, Dictionary, Material, unit_rows
 
 
 def _normal(material: Material, name: str) -> np.ndarray:
@@ -32,8 +32,8 @@ def fit_covariance(material: Material) -> Dictionary:
     return Dictionary("covariance", rows, material.center, d_in * (d_in + 1) // 2)
 
 
-METHODS.add(
-    Method(
+BASELINES.add(
+    Baseline(
         "random",
         "Random directions",
         "Uniform unit directions: what many directions explain without having been learned.",
@@ -42,8 +42,8 @@ METHODS.add(
         fit_random,
     ),
 )
-METHODS.add(
-    Method(
+BASELINES.add(
+    Baseline(
         "covariance",
         "Frozen, by covariance",
         "Directions of Gaussian draws with the activations' covariance: what is learned is the "

@@ -17,7 +17,6 @@ from sae_placebo.audits.base import AUDITS
 from sae_placebo.core.errors import ModelError, NotEstimable, StageFault, StoreError
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.store import Store
-from sae_placebo.trial import faults
 from sae_placebo.trial.plan import plan_steps
 from sae_placebo.trial.spec import load_trial
 from sae_placebo.trial.stages import questions
@@ -136,14 +135,14 @@ def _audits(trial: sp.Trial) -> dict[tuple[str, str], str]:
 
 @pytest.mark.parametrize("error", [StoreError("full"), OSError("gone"), MemoryError()])
 def test_what_would_spare_no_other_job_is_raised(error: Exception) -> None:
-    found = faults.Faults()
+    found = faults.Failures()
     with pytest.raises(type(error)):
         found.attempt("a job", raises(error))
     assert found.n == 0
 
 
 def test_faults_are_counted_and_named(tmp_path: Path) -> None:
-    found, notes = faults.Faults(), []
+    found, notes = faults.Failures(), []
     found.note = notes.append
     assert found.attempt("one", raises(ModelError("no"))) == faults.Failure("no", is_fault=False)
     assert found.attempt("two", lambda: None) is None

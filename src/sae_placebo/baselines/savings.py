@@ -1,4 +1,4 @@
-"""Bits that an SAE saves over simpler methods, as metrics by which arms are compared."""
+"""Bits that an SAE saves over simpler baselines, as metrics by which arms are compared."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from sae_placebo.baselines.base import METHODS, MethodsSpec
-from sae_placebo.baselines.compare import MethodsResult, methods_frame
+from sae_placebo.baselines.base import BASELINES, BaselinesSpec
+from sae_placebo.baselines.compare import BaselinesResult, methods_frame
 from sae_placebo.baselines.marginal import best_simpler, bits_saved
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
@@ -21,8 +21,8 @@ DECLARED: dict[str, Declared] = {
             name="bits_saved",
             unit="bits/token",
             better="higher",
-            null="0: as long as the best simpler method's code; arm minus placebo is marginal structure",
-            definition="bits per token that the best simpler method (PCA, ICA, k-means, a non-negative "
+            null="0: as long as the best simpler baseline's code; arm minus placebo is marginal structure",
+            definition="bits per token that the best simpler baseline (PCA, ICA, k-means, a non-negative "
             "dictionary, neurons, rows of W_E, random directions) takes to transmit the activations at the "
             "headline distortion, minus the bits that the SAE takes",
             source="This package; see `baselines.marginal`.",
@@ -31,7 +31,7 @@ DECLARED: dict[str, Declared] = {
             name="sae_bits",
             unit="bits/token",
             better="neither",
-            null="the best simpler method's bits on the same arm",
+            null="the best simpler baseline's bits on the same arm",
             definition="bits per token to transmit the activations at the headline distortion with the "
             "SAE's atoms: indices, values and what is left over; the dictionary itself not counted",
             source="This package; see `baselines.rate`.",
@@ -41,17 +41,19 @@ DECLARED: dict[str, Declared] = {
 """The declarations of the metrics that `saved` returns, by name."""
 
 
-def refused(reason: str) -> MethodsResult:
-    """Return the result of a comparison that could not be made: every method with the reason."""
-    rows: list[dict[str, Any]] = [{"method": name, "reason": reason} for name in METHODS.entries]
-    return MethodsResult(methods_frame(rows), {}, 0, reason)
+def refused(reason: str) -> BaselinesResult:
+    """Return the result of a comparison that could not be made: every baseline with the reason."""
+    rows: list[dict[str, Any]] = [
+        {"baseline": name, "reason": reason} for name in BASELINES.entries
+    ]
+    return BaselinesResult(methods_frame(rows), {}, 0, reason)
 
 
 def saved(
-    found: MethodsResult,
+    found: BaselinesResult,
     reading: str,
     weights: Float[np.ndarray, "document replicate"],
-    spec: MethodsSpec,
+    spec: BaselinesSpec,
 ) -> tuple[Any, dict[str, Float[np.ndarray, " replicate"]]]:
     """Return the table of metrics of one SAE, and their values under each column of document weights.
 

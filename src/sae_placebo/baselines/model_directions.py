@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sae_placebo.baselines.base import METHODS, Dictionary, Material, Method, unit_rows
+from sae_placebo.baselines.base import BASELINES, Baseline, Dictionary, Material, unit_rows
 from sae_placebo.core.errors import NotEstimable
 
 
@@ -32,8 +32,8 @@ def fit_embeddings(material: Material) -> Dictionary:
     return Dictionary("embeddings", rows, material.center, rows.size)
 
 
-METHODS.add(
-    Method(
+BASELINES.add(
+    Baseline(
         "neurons",
         "Raw neurons",
         "The coordinate axes: no direction is sought.",
@@ -41,8 +41,8 @@ METHODS.add(
         fit_neurons,
     ),
 )
-METHODS.add(
-    Method(
+BASELINES.add(
+    Baseline(
         "embeddings",
         "Rows of W_E",
         "Embeddings of the most frequent tokens of the text to fit on, as directions.",

@@ -24,7 +24,7 @@ from sae_placebo.core.lazy import torch
 from sae_placebo.lab.scores.matching import code_matrix
 from sae_placebo.lab.spikes.keys import TokenKeys
 from sae_placebo.lab.spikes.outcomes import DETECTED, OUTCOMES, OutcomeRules, Thresholds
-from sae_placebo.lab.spikes.plant import Planting
+from sae_placebo.lab.spikes.planting import Planting
 from sae_placebo.saes import SAE, Codes
 from sae_placebo.stats.proportions import wilson
 

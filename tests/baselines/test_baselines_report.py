@@ -1,4 +1,4 @@
-"""The section on simpler methods shows every method, with n and an interval or a reason."""
+"""The section on simpler baselines shows every baseline, with n and an interval or a reason."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from sae_placebo.baselines.compare import COLUMNS
 from sae_placebo.report import read_tables
 from sae_placebo.report.build import render_section
 from sae_placebo.report.sections import View
-from sae_placebo.report.sections.methods import SECTIONS, build
+from sae_placebo.report.sections.baselines import SECTIONS, build
 from synthetic_trial import Settings, write_trial
 
 
-def methods_table(arms: list[str]) -> pd.DataFrame:
+def baselines_table(arms: list[str]) -> pd.DataFrame:
     rows = []
     for i, arm in enumerate(arms):
-        for method, reading, bits in (
+        for baseline, reading, bits in (
             ("pca", None, 300.0),
             ("kmeans", None, 250.0),
             ("sae", "topk/0", 240.0 + 30 * i),
@@ -36,7 +36,7 @@ def methods_table(arms: list[str]) -> pd.DataFrame:
                     "arm": arm,
                     "model_seed": 0,
                     "hookpoint": "resid_post.1",
-                    "method": method,
+                    "baseline": baseline,
                     "reading": reading,
                     "reason": None if known else "the rows of <W_E> are not known",
                     "n_tokens": 2000.0,
@@ -63,7 +63,7 @@ def view(tmp_path: Path, with_methods: bool) -> View:
     tables = dataclasses.replace(tables, effects=pd.concat([effects, saved], ignore_index=True))
     found = View.of(tables)
     # whether or not the tables of a trial name it already
-    object.__setattr__(tables, "methods", methods_table(found.arms))
+    object.__setattr__(tables, "baselines", baselines_table(found.arms))
     return found
 
 
@@ -80,12 +80,12 @@ def test_methods_by_arm_the_shortest_first_and_seeds_averaged(tmp_path: Path) ->
     assert "2,000 tokens, 14 documents, 2 fits" in trained["rows"][0]["bits"].n
     assert trained["rows"][3]["bits"].reason == "the rows of <W_E> are not known"
     assert content.values["marginal"]
-    html = render_section(SECTIONS["methods"], found)
+    html = render_section(SECTIONS["baselines"], found)
     assert "<W_E>" not in html
     assert "&lt;W_E&gt;" in html
     assert "Marginal structure" in html
 
 
 def test_a_trial_without_the_table_says_so(tmp_path: Path) -> None:
-    html = render_section(SECTIONS["methods"], view(tmp_path, False))
-    assert "no methods.parquet" in html
+    html = render_section(SECTIONS["baselines"], view(tmp_path, False))
+    assert "no baselines.parquet" in html

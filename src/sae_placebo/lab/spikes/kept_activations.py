@@ -19,7 +19,7 @@ from sae_placebo.core.spec import numpy_generator
 from sae_placebo.data.rows import Rows
 from sae_placebo.lab.generators.base import Scaling
 from sae_placebo.lab.spikes.keys import TokenKeys
-from sae_placebo.lab.spikes.plant import Planting, Spike
+from sae_placebo.lab.spikes.planting import Planting, Spike
 from sae_placebo.models.activations import ActivationBlock, HarvestSpec, blocks, row_order
 from sae_placebo.saes import SAE, SAESpec
 from sae_placebo.saes.kernels import Workspace
@@ -33,7 +33,7 @@ Read = Callable[[Rows, np.ndarray], Iterator[tuple[ActivationBlock, TokenKeys]]]
 
 
 @dataclass(frozen=True, eq=False)
-class Bed:
+class KeptActivations:
     """Activations of one arm at one hookpoint, without norm outliers.
 
     Attributes:
@@ -56,7 +56,7 @@ class Bed:
         hookpoint: str,
         harvest: HarvestSpec,
         seed: int,
-    ) -> Bed:
+    ) -> KeptActivations:
         """Return the bed of the activations that `read` yields.
 
         Left out are tokens whose norm is above `harvest.outlier_ratio` times the median norm of the training

@@ -33,8 +33,8 @@ class Failure(NamedTuple):
 
 
 @dataclass
-class Faults:
-    """The faults of a trial in progress.
+class Failures:
+    """The failures of a trial in progress.
 
     Args:
         note: It is called with one sentence for each fault.
@@ -68,7 +68,7 @@ class Faults:
 
     @property
     def n(self) -> int:
-        """Return how many faults there were."""
+        """Return how many failures there were."""
         return len(self._found)
 
     def raised(self, report: Path) -> None:
