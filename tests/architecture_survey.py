@@ -113,7 +113,7 @@ def _ran(model: Path, folder: Path, sites: list[str]) -> Row:
     for site in sites:
         place = f"{site}.{LAYER}"
         use, reasons = told[place], told[place].get("reasons", {})
-        pushed = audits[(audits["hookpoint"] == place) & (audits["audit"] == "pushes")]
+        pushed = audits[(audits["hookpoint"] == place) & (audits["audit"] == "random_pushes")]
         why = set(pushed["reason"]) if not pushed["value"].notna().any() else {""}
         said = {
             "use": use.get("refused"),

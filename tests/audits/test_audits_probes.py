@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from planted_latents import WIDTH, case_of, named, planted
-from sae_placebo.audits import families, information
+from sae_placebo.audits import label_families, label_information
 from sae_placebo.audits.base import AUDITS, Case, audit
 from sae_placebo.audits.probes import Tasks, first_letters, with_null
 from sae_placebo.core.errors import NotEstimable
@@ -61,7 +61,7 @@ PUNCTUATED = (" apple", "Ġbee", "Cat", "12", ",", ".", "--", "\n", "!", "?")
 
 def test_information_in_first_letters_has_a_null_on_the_same_tokens() -> None:
     case = _spelled(PUNCTUATED)
-    found = information.run(case)
+    found = label_information.run(case)
     n = named(found, "auroc_activation").n
     letters = first_letters(case.reading.tokens).known
     assert 0 < n < letters.sum() < case.n_tokens / 2
@@ -79,7 +79,7 @@ def test_information_in_first_letters_has_a_null_on_the_same_tokens() -> None:
 def test_a_null_of_families_has_the_rates_of_its_labels() -> None:
     """At a rate of p the F1 of "always yes" is 2p / (1 + p): with p = 1/3 it is .5, with p = 1/10 .18."""
     case = _spelled(PUNCTUATED)
-    found = families.run(case)
+    found = label_families.run(case)
     probe = named(found, "letter_f1_probe")
     assert probe.value > 0.9
     # each of three letters begins a third of the tokens that begin with one, and a tenth of all
@@ -114,23 +114,23 @@ def test_first_letters_are_of_any_script(words: tuple[str, ...], letters: str) -
     case = _spelled((*words, "🙂", "\ufffd", "42"))
     found = first_letters(case.reading.tokens)
     assert sorted(name.removeprefix("begins with ") for name in found.names) == sorted(letters)
-    sizes = [f.name for f in families.run(case).findings if f.name.startswith("letter_size/")]
+    sizes = [f.name for f in label_families.run(case).findings if f.name.startswith("letter_size/")]
     assert sorted(name[-1] for name in sizes) == sorted(letters)
-    assert np.isfinite(named(information.run(case), "auroc_activation").null)
+    assert np.isfinite(named(label_information.run(case), "auroc_activation").null)
 
 
 def test_an_arm_of_rewritten_text_is_not_asked_for_other_labels_than_the_rest() -> None:
     case = _spelled(PUNCTUATED)
-    assert np.isfinite(named(information.run(case), "auroc_error").value)
+    assert np.isfinite(named(label_information.run(case), "auroc_error").value)
     with pytest.raises(NotEstimable, match="the text has no labels"):
-        information.run(replace(case, letters=False))
+        label_information.run(replace(case, letters=False))
 
 
 def test_tokens_without_letters_are_refused_in_words_that_say_what_is_missing() -> None:
     case = _spelled(("1", "🙂", "\ufffd"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for name in ("families", "information"):
+        for name in ("label_families", "label_information"):
             for finding in audit(case, (name,))[name].findings:
                 assert "first letter" in finding.reason
-    assert {"families", "information"} <= set(AUDITS.entries)
+    assert {"label_families", "label_information"} <= set(AUDITS.entries)

@@ -32,7 +32,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
     return 0
 
 
-WITHIN = ("audit meta", "audit hedging", "check what is there")
+WITHIN = ("audit meta_sae", "audit hedging", "check what is there")
 
 
 def assert_planned(trial: Path, said: str) -> None:

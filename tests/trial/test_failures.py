@@ -63,11 +63,11 @@ def test_what_fails_is_told_kept_apart_and_tried_again(
             raise TypeError("<b>forward() got an unexpected keyword</b>")
         return real(subject, *rest)
 
-    flags = AUDITS["flags"]
+    flags = AUDITS["untrusted_tokens"]
     with monkeypatch.context() as broken:
         broken.setattr(uses, "examine", fails_at_mlps)
         spoiled = dataclasses.replace(flags, run=raises(ZeroDivisionError("by 0")))
-        broken.setitem(AUDITS._entries, "flags", spoiled)
+        broken.setitem(AUDITS._entries, "untrusted_tokens", spoiled)
         notes = Notes()
         with pytest.raises(StageFault, match=r"use: trained, mlp_out\.1, topk.*TypeError") as fault:
             sp.run(table, store, progress=notes)
@@ -83,8 +83,8 @@ def test_what_fails_is_told_kept_apart_and_tried_again(
     assert "&lt;b&gt;forward() got an unexpected keyword" in page
     audits = _audits(trial)
     for place in ("resid_post.1", "mlp_out.1"):
-        assert "ZeroDivisionError" in audits[place, "flags"]
-        assert audits[place, "pushes"] == ""
+        assert "ZeroDivisionError" in audits[place, "untrusted_tokens"]
+        assert audits[place, "random_pushes"] == ""
 
     # a fault is no result: its jobs, and only these, are done by the next run
     steps = plan_steps(load_trial(table))
@@ -113,8 +113,12 @@ def test_what_fails_is_told_kept_apart_and_tried_again(
     assert told["mlp_out.1"]["refused"] == "no latent fires"
     audits = _audits(again)
     # a refusal takes only the audits that need the model
-    assert audits["mlp_out.1", "pushes"] == audits["mlp_out.1", "flags"] == "it has no such place"
-    assert audits["mlp_out.1", "geometry"] == ""
+    assert (
+        audits["mlp_out.1", "random_pushes"]
+        == audits["mlp_out.1", "untrusted_tokens"]
+        == "it has no such place"
+    )
+    assert audits["mlp_out.1", "latent_geometry"] == ""
     kept = [step for step in steps.steps() if step.stage not in ("audit", "use")]
     assert all(Store(store).seconds(step) == made[step.key] for step in kept)
 

@@ -110,15 +110,20 @@ def test_the_example_of_prose_runs_to_the_end(prose: sp.Trial) -> None:
     for name in TABLES:
         rows = len(pd.read_parquet(prose.folder / f"{name}.parquet"))
         assert (rows > 0) == (name not in WITHOUT_ROWS), name
-    of_letters = audits["name"].str.startswith("letter") | (audits["audit"] == "information")
+    of_letters = audits["name"].str.startswith("letter") | (audits["audit"] == "label_information")
     known = audits[of_letters & audits["value"].notna()]
     assert set(known["arm"]) == set(audits["arm"]) == ASKED
     assert known["null"].notna().all()
     assert {"auroc_activation", "letter_f1_probe"} <= set(known["name"])
     # only labels of the text, and an SAE of 64 decoder rows, are refused
     refused = audits[audits["value"].isna()]
-    assert set(refused["audit"]) <= {"families", "meta", "pushes", "information"}
-    assert refused[refused["audit"] == "families"]["name"].str.startswith("label").all()
+    assert set(refused["audit"]) <= {
+        "label_families",
+        "meta_sae",
+        "random_pushes",
+        "label_information",
+    }
+    assert refused[refused["audit"] == "label_families"]["name"].str.startswith("label").all()
 
 
 @pytest.mark.slow

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 # importing an audit registers it; the order is that in which audits are made and shown
 from sae_placebo.audits import (  # isort: skip
-    pushes as pushes,
-    along as along,
-    split as split,
-    flags as flags,
+    random_pushes as random_pushes,
+    interpolation as interpolation,
+    error_parts as error_parts,
+    untrusted_tokens as untrusted_tokens,
     shrinkage as shrinkage,
-    geometry as geometry,
-    meta as meta,
-    families as families,
-    information as information,
+    latent_geometry as latent_geometry,
+    meta_sae as meta_sae,
+    label_families as label_families,
+    label_information as label_information,
     hedging as hedging,
 )
 from sae_placebo.audits.base import AUDITS

@@ -43,7 +43,7 @@ def interference(
     means = np.asarray(amounts.sum(0), dtype=np.float64).ravel() / n
     cross = float(np.square(means @ directions.vectors).sum() - np.square(means).sum())
     null = cross / (cross + alone.mean()) if alone.any() else math.nan
-    share = Finding("geometry", "interference_share", value, low, high, n, null)
+    share = Finding("latent_geometry", "interference_share", value, low, high, n, null)
     pairs, by_latent = _pairs(case, directions, means, float(size.mean()))
     return [share, pairs], by_latent
 
@@ -75,11 +75,13 @@ def _pairs(
     name = "interference_pairs"
     if len(rows) == 0:
         reason = "no two latents are active on one token"
-        return Finding("geometry", name, math.nan, of="pairs", reason=reason), by_latent
+        return Finding("latent_geometry", name, math.nan, of="pairs", reason=reason), by_latent
     best = np.lexsort((columns, rows, -count))[:N_PAIRS]
     i, j = rows[best].astype(np.int64), columns[best].astype(np.int64)
     value, low, high, null = _of_pairs(case, directions, (i, j), means, size)
-    return Finding("geometry", name, value, low, high, len(best), null, of="pairs"), by_latent
+    return Finding(
+        "latent_geometry", name, value, low, high, len(best), null, of="pairs"
+    ), by_latent
 
 
 def _of_pairs(

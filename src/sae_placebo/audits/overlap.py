@@ -78,8 +78,8 @@ def overlap(
     isotropic = random_overlap(directions.vectors.shape[1])
     matched = (float(np.mean(drawn)), min(drawn), max(drawn))
     return [
-        Finding("geometry", "c_dec", *mean, isotropic, of="latents"),
-        Finding("geometry", "c_dec_matched", *mean, *matched, of="latents"),
+        Finding("latent_geometry", "c_dec", *mean, isotropic, of="latents"),
+        Finding("latent_geometry", "c_dec_matched", *mean, *matched, of="latents"),
     ]
 
 
@@ -99,7 +99,7 @@ def projection(case: Case, directions: Directions) -> list[Finding]:
     for place, value, null in zip(places, values, nulls, strict=True):
         real = float(value.mean()), *percentile_interval(value)
         drawn = float(null.mean()), *percentile_interval(null)
-        findings.append(Finding("geometry", "s_n", *real, len(tokens), *drawn, float(place)))
+        findings.append(Finding("latent_geometry", "s_n", *real, len(tokens), *drawn, float(place)))
     return findings
 
 

@@ -356,15 +356,15 @@ class TimeEstimate:
         fitted = min(how.ridge_tokens, self.held / 2)
         few = (1 + how.draws) * (how.steps - 1)
         seconds = {
-            "pushes": rows + edited(float(n), 3 + 4 * (how.draws + 1)),
-            "along": edited(n / 2, few),
-            "split": edited(float(n), 9) + 8e-7 * fitted * d * numbers,
-            "flags": 2 * edited(float(n), 1) + 0.6 * numbers,
+            "random_pushes": rows + edited(float(n), 3 + 4 * (how.draws + 1)),
+            "interpolation": edited(n / 2, few),
+            "error_parts": edited(float(n), 9) + 8e-7 * fitted * d * numbers,
+            "untrusted_tokens": 2 * edited(float(n), 1) + 0.6 * numbers,
             "shrinkage": (0.3 + 2.2e-5 * self.held) * numbers,
-            "geometry": 0.3 * numbers,
-            "meta": 3 * how.meta_steps * (5e-4 + 1e-9 * m * d) * numbers,
-            "families": 0.1 * numbers + labels,
-            "information": 0.1 * numbers + labels,
+            "latent_geometry": 0.3 * numbers,
+            "meta_sae": 3 * how.meta_steps * (5e-4 + 1e-9 * m * d) * numbers,
+            "label_families": 0.1 * numbers + labels,
+            "label_information": 0.1 * numbers + labels,
             "hedging": 2 * min(how.hedging_tokens, self.held) * machine.sae[label],
         }
         for audit in AUDITS:

@@ -30,7 +30,7 @@ VERSIONS = {
     "profile": 4,
     "baselines": 2,
     "use": 5,
-    "audit": 4,
+    "audit": 5,
 }
 
 # in characters: most file systems take names of 255 bytes, key and all

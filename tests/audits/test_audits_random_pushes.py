@@ -19,7 +19,7 @@ from sae_placebo.audits.edits import (
     covariance_pushes,
     ordinary,
 )
-from sae_placebo.audits.pushes import self_test
+from sae_placebo.audits.random_pushes import self_test
 from sae_placebo.causal.use.base import Subject
 
 
@@ -82,7 +82,7 @@ def test_a_planted_error_has_ratio_one_against_its_own_law(kind: str) -> None:
     first = case_of(subject, noise(subject))
     error = -Pushes(first).draw(kind, np.arange(first.n_tokens), "the error itself")
     case = case_of(subject, error)
-    found = named(AUDITS["pushes"].run(case).findings, f"ratio_{kind}")
+    found = named(AUDITS["random_pushes"].run(case).findings, f"ratio_{kind}")
     assert found.low <= 1 <= found.high
     assert found.null == 1
 
@@ -92,13 +92,13 @@ def test_an_error_that_the_model_reads_stands_out_and_one_of_length_is_told() ->
     x = subject.activations
     worst = _worst_directions(subject)
     case = case_of(subject, worst * lengths(subject))
-    findings = AUDITS["pushes"].run(case).findings
+    findings = AUDITS["random_pushes"].run(case).findings
     for kind in ("isotropic", "covariance", "mixture", "same_cosine"):
         assert named(findings, f"ratio_{kind}").low > 1
-    shrunk = AUDITS["pushes"].run(case_of(subject, 0.3 * x)).findings
+    shrunk = AUDITS["random_pushes"].run(case_of(subject, 0.3 * x)).findings
     assert named(shrunk, "norm_share").value == pytest.approx(1, abs=1e-3)
     assert named(shrunk, "at_norm_of_x").value == pytest.approx(0, abs=1e-3)
-    declared = {one.name for one in AUDITS["pushes"].quantities}
+    declared = {one.name for one in AUDITS["random_pushes"].quantities}
     assert {one.name for one in findings} == declared
 
 
@@ -108,7 +108,7 @@ def test_outliers_are_told_apart() -> None:
     case = case_of(subject, noise(subject))
     assert not ordinary(case)[7]
     assert 7 not in chosen(case, 10_000, ordinary(case))
-    findings = AUDITS["pushes"].run(case).findings
+    findings = AUDITS["random_pushes"].run(case).findings
     assert named(findings, "ratio_outliers").n == 1
 
 
@@ -129,7 +129,7 @@ def test_costs_are_those_of_the_edits_and_tokens_come_from_all_documents() -> No
 def test_without_a_model_there_is_a_reason() -> None:
     subject = tiny(8, 12)
     case = replace(case_of(subject, noise(subject)), subject=None)
-    found = audit(case, ("pushes",))["pushes"].findings
+    found = audit(case, ("random_pushes",))["random_pushes"].findings
     assert all(math.isnan(one.value) and "cannot be run" in one.reason for one in found)
 
 

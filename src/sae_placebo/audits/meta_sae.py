@@ -125,7 +125,7 @@ def run(case: Case) -> Audited:
     directions = latent_directions(case.reading)
     living = np.flatnonzero(directions.n_active)
     rows, seed, steps = directions.vectors[living], case.seed, case.spec.meta_steps
-    with case.track("audit meta", 3 * steps, "steps") as advance:
+    with case.track("audit meta_sae", 3 * steps, "steps") as advance:
         real = meta_explained(rows, steps, seed, advance)
         random = numpy_generator(seed, "audit", "meta", "rows")
         matched = _share(meta_explained(matched_rows(rows, random), steps, seed, advance))
@@ -138,9 +138,9 @@ def run(case: Case) -> Audited:
     by_latent = np.full(len(directions), math.nan)
     by_latent[living] = 1 - real[:, 0] / np.maximum(real[:, 1], 1e-30)
     findings = [
-        Finding("meta", "fve", value, low, high, n, matched, of="latents"),
-        Finding("meta", "fve_isotropic", value, low, high, n, loose, of="latents"),
-        Finding("meta", "excess", *excess, n, 0.0, of="latents"),
+        Finding("meta_sae", "fve", value, low, high, n, matched, of="latents"),
+        Finding("meta_sae", "fve_isotropic", value, low, high, n, loose, of="latents"),
+        Finding("meta_sae", "excess", *excess, n, 0.0, of="latents"),
     ]
     return Audited(findings, {"meta_explained": by_latent})
 
@@ -152,7 +152,7 @@ _FVE = (
 )
 AUDITS.add(
     Audit(
-        name="meta",
+        name="meta_sae",
         title="Latents made of latents",
         question="Do decoder rows share parts, more than any cloud of rows of this shape does?",
         source="Leask et al. 2025 (ICLR), there BatchTopK and 2,000 epochs. Deviations: TopK, "

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from planted_latents import WIDTH, assert_same, case_of, named, planted, rescaled
-from sae_placebo.audits import information
 from sae_placebo.audits.base import Case
 from sae_placebo.audits.probes import areas, best_f1, fit_probes
 
@@ -23,7 +22,7 @@ def _case(missed: bool) -> Case:
 
 
 def test_a_label_without_a_latent_is_in_the_error() -> None:
-    found = information.run(_case(missed=True))
+    found = label_information.run(_case(missed=True))
     assert named(found, "error_share/label 0").value > 0.95
     assert named(found, "lost_share/label 0").value > 0.95
     assert abs(named(found, "error_share/label 1").value) < 0.05
@@ -33,7 +32,7 @@ def test_a_label_without_a_latent_is_in_the_error() -> None:
 
 
 def test_a_label_with_a_latent_is_not_in_the_error() -> None:
-    found = information.run(_case(missed=False))
+    found = label_information.run(_case(missed=False))
     bits = named(found, "bits_activation")
     entropy = -(0.2 * np.log2(0.2) + 0.8 * np.log2(0.8))
     assert bits.value == pytest.approx(entropy, abs=0.05)
@@ -75,4 +74,4 @@ def test_areas_and_thresholds_have_their_hand_computed_values() -> None:
 def test_lengths_of_decoder_rows_do_not_matter() -> None:
     truth = planted(n_rows=80)
     case = case_of(truth.x, truth.codes * 0.8, truth.atoms, labels=truth.codes[:, :2] > 0)
-    assert_same(information.run(case), information.run(rescaled(case)), tolerance=2e-3)
+    assert_same(label_information.run(case), label_information.run(rescaled(case)), tolerance=2e-3)

@@ -8,7 +8,7 @@ import torch
 
 from planted_errors import case_of, named, noise, tiny
 from sae_placebo.audits.base import AUDITS
-from sae_placebo.audits.flags import COLUMNS, chance_of, crossed, known
+from sae_placebo.audits.untrusted_tokens import COLUMNS, chance_of, crossed, known
 from sae_placebo.stats.ranking import auroc
 
 
@@ -27,7 +27,7 @@ def test_planted_bad_tokens_are_flagged_and_flags_are_calibrated() -> None:
     random = torch.Generator().manual_seed(1)
     size = torch.rand(len(subject.activations), 1, generator=random) ** 2
     case = case_of(subject, noise(subject) * 3 * size)
-    found = AUDITS["flags"].run(case)
+    found = AUDITS["untrusted_tokens"].run(case)
     flag = found.tokens["flag"]
     assert flag.shape == (case.n_tokens,)
     assert ((flag >= 0) & (flag <= 1)).all()
@@ -42,7 +42,9 @@ def test_planted_bad_tokens_are_flagged_and_flags_are_calibrated() -> None:
     points = [point for point in found.findings if point.name == "reliability"]
     assert len(points) == 5
     assert points[-1].value > points[0].value
-    assert {q.name for q in found.findings} == {q.name for q in AUDITS["flags"].quantities}
+    assert {q.name for q in found.findings} == {
+        q.name for q in AUDITS["untrusted_tokens"].quantities
+    }
 
 
 def test_costs_that_nothing_foretells_give_chance() -> None:

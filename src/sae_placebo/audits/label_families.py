@@ -80,7 +80,7 @@ def run(case: Case) -> Audited:
         except NotEstimable as refusal:
             refused.append(str(refusal))
             findings += [
-                Finding("families", name, math.nan, of="labels", reason=str(refusal))
+                Finding("label_families", name, math.nan, of="labels", reason=str(refusal))
                 for name in _names(kind)
             ]
     if len(refused) == len(KINDS):
@@ -221,7 +221,7 @@ def _rates(
         reason = "" if math.isfinite(value[0]) else "no probe found its label"
         for answer, suffix in ((drawn, ""), (moved, "_permuted")):
             name, null = f"{kind}_{rate}{suffix}", _rate(case, answer, rate, tasks, score)
-            findings.append(Finding("families", name, *value, n, *null, reason=reason))
+            findings.append(Finding("label_families", name, *value, n, *null, reason=reason))
     return findings
 
 
@@ -245,7 +245,7 @@ def _means(kind: str, answers: tuple[Answers, Answers, Answers], seed: int) -> l
         undefined = "no latent is active more often with a label"
         reason = "" if math.isfinite(mean[0]) else undefined
         findings.append(
-            Finding("families", f"{kind}_{name}", *mean, n, *null, of="labels", reason=reason)
+            Finding("label_families", f"{kind}_{name}", *mean, n, *null, of="labels", reason=reason)
         )
     return findings
 
@@ -262,10 +262,10 @@ def _by_label(
     for i, label in enumerate(labels):
         n = int(answers[0].hits[i].sum())
         size, null = (float(len(answer.families[i].latents)) for answer in answers)
-        findings.append(Finding("families", f"{kind}_size/{label}", size, n=n, null=null))
+        findings.append(Finding("label_families", f"{kind}_size/{label}", size, n=n, null=null))
         name, reason = f"{kind}_full_family/{label}", "" if n else "the probe never found it"
         rates = [_rate(case, each, "full_family", np.array([i]), score) for each in answers]
-        findings.append(Finding("families", name, *rates[0], n, *rates[1], reason=reason))
+        findings.append(Finding("label_families", name, *rates[0], n, *rates[1], reason=reason))
     return findings
 
 
@@ -365,7 +365,7 @@ def _quantities(kind: str) -> list[Quantity]:
 
 AUDITS.add(
     Audit(
-        name="families",
+        name="label_families",
         title="Absorption and split families",
         question="Is a label spread over latents, or swallowed by others where its own latents "
         "should fire?",

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from planted_latents import WIDTH, assert_same, case_of, named, rescaled
-from sae_placebo.audits import meta
 from sae_placebo.audits.base import AuditSpec, Case
 from sae_placebo.core.errors import NotEstimable
 
@@ -55,20 +54,20 @@ def _case(rows: np.ndarray, steps: int) -> Case:
 
 def test_only_the_matched_null_sees_through_anisotropy() -> None:
     draw = np.random.default_rng(1)
-    found = meta.run(_case(_power_law(draw, 1_344, 64), 150))
+    found = meta_sae.run(_case(_power_law(draw, 1_344, 64), 150))
     assert named(found, "fve_isotropic").value > named(found, "fve_isotropic").null + 0.1
     assert abs(named(found, "excess").value) < 0.06
-    composed = meta.run(_case(_sums_of_four(draw, 1_344, 64, 64), 300))
+    composed = meta_sae.run(_case(_sums_of_four(draw, 1_344, 64, 64), 300))
     assert named(composed, "excess").low > 0.3
 
 
 def test_lengths_of_decoder_rows_do_not_matter() -> None:
     draw = np.random.default_rng(2)
     case = _case(_power_law(draw, 400, 32), 20)
-    assert_same(meta.run(case), meta.run(rescaled(case)))
+    assert_same(meta_sae.run(case), meta_sae.run(rescaled(case)))
 
 
 def test_too_few_rows_are_refused() -> None:
     draw = np.random.default_rng(3)
     with pytest.raises(NotEstimable, match="336 or more"):
-        meta.run(_case(_power_law(draw, 100, 32), 20))
+        meta_sae.run(_case(_power_law(draw, 100, 32), 20))

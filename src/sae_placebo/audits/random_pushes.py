@@ -32,7 +32,7 @@ from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import numpy_generator
 
-NAME = "pushes"
+NAME = "random_pushes"
 _QUANTILES = (0.1, 0.5, 0.9)
 _Costs = dict[str, Float64[np.ndarray, "token draw"]]
 """What edits of each kind cost, in nats: `error`, `x_rescaled`, `rescaled`, and kinds of pushes."""

@@ -23,7 +23,7 @@ from sae_placebo.stats.fits import fit_logistic
 from sae_placebo.stats.quantiles import normal_quantile
 from sae_placebo.stats.ranking import auroc
 
-NAME = "flags"
+NAME = "untrusted_tokens"
 WORST = 0.1
 """Share of the tokens that count as the worst: those at which the reconstruction costs most."""
 COLUMNS = ("length", "relative length", "foretold length", "largest code", "L0", "rarity", "token")

@@ -11,7 +11,7 @@ import torch
 from planted_errors import case_of, lengths, named, noise, reading_with, tiny
 from planted_readings import token_table
 from sae_placebo.audits.base import AUDITS, AuditSpec, Case, Finding
-from sae_placebo.audits.split import PARTS, shares, split
+from sae_placebo.audits.error_parts import PARTS, shares, split
 
 D_IN, N_ROWS, WIDTH = 10, 120, 51
 
@@ -32,7 +32,7 @@ def without_model(x: torch.Tensor, error: torch.Tensor, bias: float = 0.0) -> Ca
 
 def run(case: Case) -> list[Finding]:
     """What the audit finds."""
-    return AUDITS["split"].run(case).findings
+    return AUDITS["error_parts"].run(case).findings
 
 
 def test_mere_shrinkage_is_linear_and_nothing_else() -> None:
@@ -111,5 +111,5 @@ def test_what_parts_cost_adds_up() -> None:
     assert named(found, "alone_shrinkage").value == pytest.approx(costs[0])
     assert named(found, "cost_shrinkage").null > 0.8
     assert "no other SAE" in named(found, "cost_other").reason
-    assert {one.name for one in found} == {one.name for one in AUDITS["split"].quantities}
+    assert {one.name for one in found} == {one.name for one in AUDITS["error_parts"].quantities}
     assert float(lengths(subject).mean()) > 0

@@ -5,7 +5,6 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from planted_latents import WIDTH, assert_same, case_of, named, planted, rescaled
-from sae_placebo.audits import families
 from sae_placebo.audits.absorption import Chooser, absorbed
 from sae_placebo.audits.base import Case
 from sae_placebo.core.errors import NotEstimable
@@ -30,7 +29,7 @@ def test_a_label_with_a_latent_of_its_own_is_neither_split_nor_absorbed() -> Non
     draw, atoms = np.random.default_rng(0), _orthogonal()
     codes = _background(draw)
     codes[:, 0] = draw.random(N) < 0.15
-    found = families.run(_case(codes, atoms, codes @ atoms, codes[:, 0] > 0))
+    found = label_families.run(_case(codes, atoms, codes @ atoms, codes[:, 0] > 0))
     assert named(found, "label_size").value == 1
     assert named(found, "label_f1_best").value > 0.99
     assert named(found, "label_f1_probe").value > 0.98
@@ -51,7 +50,7 @@ def test_an_absorbed_parent_is_found_and_a_split_one_is_not_called_absorbed() ->
     sae, rows = codes.copy(), atoms.copy()
     sae[:, 0], sae[:, 1] = parent & ~child, child * np.sqrt(2)
     rows[1] = (atoms[0] + atoms[1]) / np.sqrt(2)
-    found = families.run(_case(sae, rows, x @ atoms, parent))
+    found = label_families.run(_case(sae, rows, x @ atoms, parent))
     share = child.sum() / parent.sum()
     full = named(found, "label_full_family")
     assert named(found, "label_size").value == 1
@@ -65,7 +64,7 @@ def test_an_absorbed_parent_is_found_and_a_split_one_is_not_called_absorbed() ->
     two[1] = two[0]
     spread = codes.copy()
     spread[:, 0], spread[:, 1] = parent, 0
-    found = families.run(_case(split, two, spread @ atoms, parent))
+    found = label_families.run(_case(split, two, spread @ atoms, parent))
     assert named(found, "label_size").value == 2
     assert named(found, "label_full_single").value == pytest.approx(0.5, abs=0.05)
     assert named(found, "label_full_family").value == 0
@@ -111,7 +110,7 @@ def test_first_letters_are_labels_and_their_documents_can_be_permuted() -> None:
     codes = _background(draw)
     codes[:, :4] = flat[:, None] == np.arange(4)
     case = case_of(codes @ atoms, codes, atoms, token_ids=ids, vocabulary=vocabulary)
-    found = families.run(case)
+    found = label_families.run(case)
     letters = [f.name for f in found.findings if f.name.startswith("letter_size/")]
     assert sorted(letters) == [f"letter_size/begins with {c}" for c in "abc"]
     assert named(found, "letter_f1_probe").value > 0.99
@@ -122,10 +121,10 @@ def test_first_letters_are_labels_and_their_documents_can_be_permuted() -> None:
 def test_lengths_of_decoder_rows_do_not_matter() -> None:
     truth = planted(n_rows=80)
     case = case_of(truth.x, truth.codes, truth.atoms, labels=truth.codes[:, :2] > 0)
-    assert_same(families.run(case), families.run(rescaled(case)))
+    assert_same(label_families.run(case), label_families.run(rescaled(case)))
 
 
 def test_without_any_label_it_refuses() -> None:
     truth = planted(n_rows=40)
     with pytest.raises(NotEstimable, match="no labels"):
-        families.run(case_of(truth.x, truth.codes, truth.atoms, vocabulary=("1",)))
+        label_families.run(case_of(truth.x, truth.codes, truth.atoms, vocabulary=("1",)))

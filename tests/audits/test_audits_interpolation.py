@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from planted_errors import case_of, named, noise, tiny
-from sae_placebo.audits.along import curves, lengths_of, width
 from sae_placebo.audits.base import AUDITS
-from sae_placebo.audits.pushes import Pushes, chosen, costs, ordinary
+from sae_placebo.audits.interpolation import curves, lengths_of, width
+from sae_placebo.audits.random_pushes import Pushes, chosen, costs, ordinary
 
 
 def test_width_of_curves_in_closed_form() -> None:
@@ -40,17 +40,19 @@ def test_a_mixture_in_place_of_the_error_gives_the_mixtures_curve() -> None:
     subject = tiny()
     first = case_of(subject, noise(subject))
     error = -Pushes(first).draw("covariance", np.arange(first.n_tokens), "the error itself")
-    findings = AUDITS["along"].run(case_of(subject, error)).findings
+    findings = AUDITS["interpolation"].run(case_of(subject, error)).findings
     ratios = [one for one in findings if one.name == "curve_ratio"]
     assert len(ratios) == 4
     assert all(one.low <= 1 <= one.high for one in ratios)
     gain = named(findings, "plateau_gain")
     assert gain.low <= 0 <= gain.high
     assert [one.at for one in findings if one.name == "curve"] == pytest.approx([0, 0.5, 1, 1.5, 2])
-    assert {one.name for one in findings} == {one.name for one in AUDITS["along"].quantities}
+    assert {one.name for one in findings} == {
+        one.name for one in AUDITS["interpolation"].quantities
+    }
 
 
 def test_no_error_has_no_plateau_and_a_reason() -> None:
     subject = tiny(8, 12)
-    findings = AUDITS["along"].run(case_of(subject, 0 * subject.activations)).findings
+    findings = AUDITS["interpolation"].run(case_of(subject, 0 * subject.activations)).findings
     assert named(findings, "plateau").reason

@@ -18,7 +18,7 @@ from sae_placebo.audits.ridge import ridge
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator, numpy_generator
 
-NAME = "split"
+NAME = "error_parts"
 PARTS = ("shrinkage", "offset", "linear", "other", "rest")
 """Parts of the error, in the order in which they are taken off it."""
 MAX_OTHERS = 2

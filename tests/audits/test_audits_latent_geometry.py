@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from planted_latents import WIDTH, Planted, assert_same, case_of, named, planted, rescaled
-from sae_placebo.audits import geometry
 from sae_placebo.audits.overlap import random_overlap
 
 
@@ -36,7 +35,7 @@ def test_dense_latents_are_told_apart() -> None:
     codes[:, 2:] *= [0.1, 9, 1]
     codes, decoder = _with(truth, codes, rows)
     x = codes @ decoder
-    found = geometry.run(case_of(x, codes, decoder))
+    found = latent_geometry.run(case_of(x, codes, decoder))
     assert named(found, "dense_share").value == pytest.approx(5 / 65)
     assert named(found, "dense_antipodal").value == pytest.approx(2 / 5)
     assert named(found, "dense_position").value == pytest.approx(1 / 5)
@@ -50,7 +49,7 @@ def test_dead_latents_have_the_rule_of_three() -> None:
     truth = planted()
     codes = truth.codes.copy()
     codes[:, :12] = 0
-    found = geometry.run(case_of(truth.x, codes, truth.atoms))
+    found = latent_geometry.run(case_of(truth.x, codes, truth.atoms))
     dead, bound = named(found, "dead_share"), named(found, "dead_rate_bound")
     assert dead.value == 0.25
     assert dead.low < 0.25 < dead.high
@@ -65,7 +64,7 @@ def test_rare_latents_are_no_sign_of_death() -> None:
     n = 160 * (WIDTH - 1)
     codes = (draw.random((n, 2_000)) < 1 / n).astype(float)
     rows = draw.normal(size=(2_000, 24))
-    found = geometry.run(case_of(codes @ rows, codes, rows))
+    found = latent_geometry.run(case_of(codes @ rows, codes, rows))
     dead = named(found, "dead_share")
     assert dead.value == pytest.approx(math.exp(-1), abs=0.04)
     assert dead.null == pytest.approx(dead.value, abs=0.06)
@@ -74,10 +73,10 @@ def test_rare_latents_are_no_sign_of_death() -> None:
 def test_overlap_of_random_rows_is_the_null_and_mixing_exceeds_it() -> None:
     truth = planted(d_in=32, n_atoms=400, rate=0.01)
     assert random_overlap(768) == pytest.approx(math.sqrt(2 / (math.pi * 768)), rel=1e-3)
-    one = named(geometry.run(case_of(truth.x, truth.codes, truth.atoms)), "c_dec")
+    one = named(latent_geometry.run(case_of(truth.x, truth.codes, truth.atoms)), "c_dec")
     assert one.value == pytest.approx(one.null, abs=0.003)
     mixed = truth.atoms + 0.7 * np.roll(truth.atoms, 1, axis=0) + 0.7 * truth.atoms[:1]
-    two = geometry.run(case_of(truth.x, truth.codes, mixed))
+    two = latent_geometry.run(case_of(truth.x, truth.codes, mixed))
     assert named(two, "c_dec").value > one.value + 0.03
     # a common direction is what the matched null allows for
     assert named(two, "c_dec_matched").null > one.null + 0.03
@@ -89,8 +88,8 @@ def test_projections_behind_l0_are_larger_on_mixed_rows() -> None:
     codes = (draw.random((160 * (WIDTH - 1), 40)) < 0.1) * 1.0
     x = codes @ atoms
     mixed = atoms + 0.5 * np.roll(atoms, 1, axis=0) + 0.5 * np.roll(atoms, 2, axis=0)
-    clean = named(geometry.run(case_of(x, codes, atoms)), "s_n", at=8.0)
-    wrong = named(geometry.run(case_of(x, codes, mixed)), "s_n", at=8.0)
+    clean = named(latent_geometry.run(case_of(x, codes, atoms)), "s_n", at=8.0)
+    wrong = named(latent_geometry.run(case_of(x, codes, mixed)), "s_n", at=8.0)
     assert abs(clean.value) < 0.02
     assert wrong.value > clean.value + 0.1
     assert clean.low <= clean.value <= clean.high
@@ -98,13 +97,15 @@ def test_projections_behind_l0_are_larger_on_mixed_rows() -> None:
 
 def test_interference_is_that_of_the_shuffled_codes_when_latents_are_independent() -> None:
     truth = planted(n_rows=800)
-    found = named(geometry.run(case_of(truth.x, truth.codes, truth.atoms)), "interference_share")
+    found = named(
+        latent_geometry.run(case_of(truth.x, truth.codes, truth.atoms)), "interference_share"
+    )
     assert found.value == pytest.approx(found.null, abs=0.02)
     codes = truth.codes.copy()
     codes[:, 1] = codes[:, 0]
     rows = truth.atoms.copy()
     rows[1] = rows[0]
-    twins = geometry.run(case_of(codes @ rows, codes, rows))
+    twins = latent_geometry.run(case_of(codes @ rows, codes, rows))
     share, pairs = named(twins, "interference_share"), named(twins, "interference_pairs")
     assert share.low > share.null + 0.005
     assert pairs.low > pairs.null + 0.01
@@ -117,7 +118,7 @@ def test_interference_of_a_pair_has_its_closed_form() -> None:
     on = draw.random(n) < 0.2
     rows = np.array([[1.0, 0, 0, 0], [cosine, 0.8, 0, 0]])
     codes = np.stack([on, on], 1).astype(float)
-    found = geometry.run(case_of(codes @ rows, codes, rows))
+    found = latent_geometry.run(case_of(codes @ rows, codes, rows))
     assert named(found, "interference_share").value == pytest.approx(
         2 * cosine / (2 + 2 * cosine), abs=1e-5
     )
@@ -127,4 +128,4 @@ def test_interference_of_a_pair_has_its_closed_form() -> None:
 def test_lengths_of_decoder_rows_do_not_matter() -> None:
     truth = planted()
     case = case_of(truth.x, truth.codes, truth.atoms)
-    assert_same(geometry.run(case), geometry.run(rescaled(case)))
+    assert_same(latent_geometry.run(case), latent_geometry.run(rescaled(case)))

@@ -140,9 +140,9 @@ def _levels(
     bits, no_bits = (_mean_bits(case, scores, tokens) for scores in (real, null))
     accuracy, chance = (_accuracy(case, scores, tokens) for scores in (real, null))
     return [
-        Finding("information", f"auroc_{source}", *auroc, n, float(np.nanmean(null.auroc))),
-        Finding("information", f"accuracy_{source}", *accuracy, n, *chance),
-        Finding("information", f"bits_{source}", *bits, n, *no_bits),
+        Finding("label_information", f"auroc_{source}", *auroc, n, float(np.nanmean(null.auroc))),
+        Finding("label_information", f"accuracy_{source}", *accuracy, n, *chance),
+        Finding("label_information", f"bits_{source}", *bits, n, *no_bits),
     ]
 
 
@@ -170,7 +170,7 @@ def _shares(
     if not len(readable_labels):
         reason = f"no label can be read off the activations by {_FEWEST_BITS} bits per token"
         return [
-            Finding("information", name, math.nan, reason=reason)
+            Finding("label_information", name, math.nan, reason=reason)
             for name in ("error_share", "lost_share")
         ]
 
@@ -191,7 +191,7 @@ def _shares(
         for name, statistic in (("error_share", error), ("lost_share", lost)):
             value, low, high = over_documents(statistic, parts, documents, case.seed)
             null_value = float(nulls[name])
-            out.append(Finding("information", name + suffix, value, low, high, n, null_value))
+            out.append(Finding("label_information", name + suffix, value, low, high, n, null_value))
     return out
 
 
@@ -244,7 +244,7 @@ def _quantities() -> tuple[Quantity, ...]:
 
 AUDITS.add(
     Audit(
-        name="information",
+        name="label_information",
         title="What the error knows",
         question="How much of what is known of the tokens went into the SAE's error?",
         source="Ours. Bits of a probe as a lower bound of information: Xu et al. 2020 (arXiv "

@@ -26,7 +26,7 @@ from sae_placebo.audits.edits import (
 )
 from sae_placebo.core.lazy import torch
 
-NAME = "along"
+NAME = "interpolation"
 FAR = 2.0
 """Where the curve ends, in lengths of the error."""
 

@@ -160,8 +160,10 @@ def _dead(directions: Directions) -> list[Finding]:
     # Chao 1984, in the form that needs no latent seen twice
     unseen = min(once * (once - 1) / (2 * (twice + 1)), dead)
     return [
-        Finding("geometry", "dead_share", dead / m, *wilson(dead, m), m, unseen / m, of="latents"),
-        Finding("geometry", "dead_rate_bound", 3 / n, n=n, null=0.0),
+        Finding(
+            "latent_geometry", "dead_share", dead / m, *wilson(dead, m), m, unseen / m, of="latents"
+        ),
+        Finding("latent_geometry", "dead_rate_bound", 3 / n, n=n, null=0.0),
     ]
 
 
@@ -171,7 +173,9 @@ def _dense(shape: LatentGeometry) -> list[Finding]:
     sparse = (shape.rate > 0) & ~dense
     m, n = len(dense), int(dense.sum())
     uniform = float(shape.rate.mean() > DENSE_RATE)
-    out = [Finding("geometry", "dense_share", n / m, *wilson(n, m), m, uniform, of="latents")]
+    out = [
+        Finding("latent_geometry", "dense_share", n / m, *wilson(n, m), m, uniform, of="latents")
+    ]
     kinds = shape.kinds()
     kinds["other"] = ~np.any(list(kinds.values()), axis=0)
     for kind, holds in kinds.items():
@@ -179,17 +183,21 @@ def _dense(shape: LatentGeometry) -> list[Finding]:
         null = float(holds[sparse].mean()) if sparse.any() else math.nan
         if n == 0:
             reason = f"no latent is active on more than {DENSE_RATE:.0%} of the tokens"
-            out.append(Finding("geometry", name, math.nan, null=null, of="latents", reason=reason))
+            out.append(
+                Finding("latent_geometry", name, math.nan, null=null, of="latents", reason=reason)
+            )
             continue
         hits = int(holds[dense].sum())
-        out.append(Finding("geometry", name, hits / n, *wilson(hits, n), n, null, of="latents"))
+        out.append(
+            Finding("latent_geometry", name, hits / n, *wilson(hits, n), n, null, of="latents")
+        )
     return out
 
 
 _OF_DENSE = "the same share among the living latents that are not dense"
 AUDITS.add(
     Audit(
-        name="geometry",
+        name="latent_geometry",
         title="Dead, dense and overlapping latents",
         question="What do weights and firing rates alone say against this dictionary?",
         source="c_dec and s_n: Chanin and Garriga-Alonso 2025 (arXiv 2508.16560); s_n is in units "
