@@ -261,7 +261,8 @@ def _along(corners: Float[np.ndarray, "4 2"]) -> Float[np.ndarray, "point 2"]:
     """Return points along a cubic curve: plotly shows an edge's details at each of them."""
     t = np.linspace(0, 1, 25)[:, None]
     weights = (1 - t) ** 3, 3 * (1 - t) ** 2 * t, 3 * (1 - t) * t**2, t**3
-    return np.round(np.hstack(weights) @ corners, 4)
+    along: Float[np.ndarray, "point 2"] = np.hstack(weights) @ corners
+    return along.round(4)
 
 
 def _name(node: Node, graph: Graph) -> str:
