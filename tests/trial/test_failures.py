@@ -17,6 +17,7 @@ from sae_placebo.audits.base import AUDITS
 from sae_placebo.core.errors import ModelError, NotEstimable, StageFault, StoreError
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.store import Store
+from sae_placebo.trial import failures
 from sae_placebo.trial.plan import plan_steps
 from sae_placebo.trial.spec import load_trial
 from sae_placebo.trial.stages import questions
@@ -78,7 +79,7 @@ def test_what_fails_is_told_kept_apart_and_tried_again(
     trial = sp.Trial(folder)
     told = {one["hookpoint"]: one for one in trial.record["use"]}
     assert "refused" not in told["resid_post.1"]
-    assert "TypeError at test_faults.py" in told["mlp_out.1"]["refused"]
+    assert "TypeError at test_failures.py" in told["mlp_out.1"]["refused"]
     page = trial.report.read_text(encoding="utf-8")
     assert "&lt;b&gt;forward() got an unexpected keyword" in page
     audits = _audits(trial)
@@ -139,16 +140,16 @@ def _audits(trial: sp.Trial) -> dict[tuple[str, str], str]:
 
 @pytest.mark.parametrize("error", [StoreError("full"), OSError("gone"), MemoryError()])
 def test_what_would_spare_no_other_job_is_raised(error: Exception) -> None:
-    found = faults.Failures()
+    found = failures.Failures()
     with pytest.raises(type(error)):
         found.attempt("a job", raises(error))
     assert found.n == 0
 
 
 def test_faults_are_counted_and_named(tmp_path: Path) -> None:
-    found, notes = faults.Failures(), []
+    found, notes = failures.Failures(), []
     found.note = notes.append
-    assert found.attempt("one", raises(ModelError("no"))) == faults.Failure("no", is_fault=False)
+    assert found.attempt("one", raises(ModelError("no"))) == failures.Failure("no", is_fault=False)
     assert found.attempt("two", lambda: None) is None
     found.raised(tmp_path)
     assert not notes

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from sae_placebo.baselines import centroids as centroids
-from sae_placebo.baselines import independent_components as independent_components
-from sae_placebo.baselines import model_directions as model_directions
-from sae_placebo.baselines import nonnegative_parts as nonnegative_parts
-from sae_placebo.baselines import principal_components as principal_components
-from sae_placebo.baselines import random_directions as random_directions
+# importing a baseline registers it; the order is that of the tables
+from sae_placebo.baselines import (  # isort: skip
+    centroids as centroids,
+    random_directions as random_directions,
+    model_directions as model_directions,
+    independent_components as independent_components,
+    nonnegative_parts as nonnegative_parts,
+    principal_components as principal_components,
+)
 from sae_placebo.baselines.base import BASELINES, Baseline, BaselinesSpec, Dictionary, Material
 from sae_placebo.baselines.compare import COLUMNS, BaselinesResult, Coded, compare_baselines
 from sae_placebo.baselines.marginal import (
