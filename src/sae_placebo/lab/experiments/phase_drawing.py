@@ -177,7 +177,7 @@ def interactive(phase: PhaseDiagram) -> Any:
     titles = [label(panel.title) for panel in panels]
     # pixels: cells are 40 high, and 90 between panels hold the title of one and the axis of the other
     height = down * 40 * len(rows.values) + (down - 1) * 90
-    gaps = {"horizontal_spacing": 0.06, "vertical_spacing": 90 / height}
+    gaps = {"horizontal_spacing": 0.06, "vertical_spacing": 90 / height if down > 1 else 0}
     figure = make_subplots(down, across, subplot_titles=titles, **gaps)
     for i, panel in enumerate(panels):
         _add_panel(figure, panel, {"row": i // across + 1, "col": i % across + 1})
