@@ -1,6 +1,8 @@
 """Draw the results in benchmarks/results as SVG files for the documents.
 
 python benchmarks/plot.py [--results FOLDER] [--out docs/images]
+
+It needs matplotlib, which the extra `[plots]` brings.
 """
 
 from __future__ import annotations

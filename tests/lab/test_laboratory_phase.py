@@ -272,7 +272,7 @@ def test_without_matplotlib_the_page_is_written_and_the_picture_asked_for(
 
 
 def test_without_lambda_and_correlation_there_is_no_line() -> None:
-    for sweep in ("lambda", "solo,items", "lambda,solo,width=8:24"):
+    for sweep in ("lambda", "solo,items", "lambda,solo,width=8:16:20:24"):
         spec = phase_spec(parse_axes(sweep), {})
         phase = PhaseDiagram(spec, {})
         figure = static(phase)

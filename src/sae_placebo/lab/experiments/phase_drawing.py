@@ -122,7 +122,7 @@ def static(phase: PhaseDiagram) -> Any:
         row[0].set_ylabel(words(rows.name))
     for axes in grid.flat[len(panels) :]:
         axes.remove()
-    bar = figure.colorbar(shades, ax=grid, fraction=0.03, aspect=25)
+    bar = figure.colorbar(shades, ax=figure.axes, fraction=0.03, aspect=25)
     bar.set_ticks(list(SCALE), labels=list(SCALE.values()))
     bar.outline.set_visible(False)
     handles = [Patch(fc=color_of(0), ec=_HATCH, hatch="////", lw=0, label=_WIDE)]
@@ -175,7 +175,9 @@ def interactive(phase: PhaseDiagram) -> Any:
     across = min(3, len(panels))
     down = math.ceil(len(panels) / across)
     titles = [label(panel.title) for panel in panels]
-    gaps = {"horizontal_spacing": 0.06, "vertical_spacing": 0.3 / down}
+    # pixels: cells are 40 high, and 90 between panels hold the title of one and the axis of the other
+    height = down * 40 * len(rows.values) + (down - 1) * 90
+    gaps = {"horizontal_spacing": 0.06, "vertical_spacing": 90 / height if down > 1 else 0}
     figure = make_subplots(down, across, subplot_titles=titles, **gaps)
     for i, panel in enumerate(panels):
         _add_panel(figure, panel, {"row": i // across + 1, "col": i % across + 1})
@@ -191,8 +193,8 @@ def interactive(phase: PhaseDiagram) -> Any:
     scale = [[(value + 1) / 2, color_of(value)] for value in SCALE]
     figure.update_layout(
         **{"template": "none", "dragmode": False, "title": {"text": _TITLE}},
-        **{"height": 180 + down * (90 + 40 * len(rows.values)), "margin": {"l": 70, "r": 20}},
-        legend={"orientation": "h", "y": -0.25 / down, "yanchor": "top"},
+        **{"height": height + 190, "margin": {"l": 70, "r": 20, "t": 90, "b": 100}},
+        legend={"orientation": "h", "y": -62 / height, "yanchor": "top"},
         coloraxis={"cmin": -1, "cmax": 1, "colorscale": scale, "colorbar": bar},
     )
     return figure
