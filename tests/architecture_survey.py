@@ -30,7 +30,7 @@ from sae_placebo.trial.run import run
 
 NAMES = tuple(dict.fromkeys([*architectures.CONFIGS, *architecture_list.CONFIGS]))
 LAYER = 1
-FIRST = "build, harvest, train, measure, match, baselines"
+FIRST = "build, harvest, train, measure, profile, baselines"
 STAGES = (FIRST, "use", "readers", "writers", "audit")
 """What a cell of the table is about; the first are done together or not at all."""
 WORKS = "works"
