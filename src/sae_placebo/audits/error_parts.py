@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 
 from sae_placebo.audits.base import AUDITS, Audit, Audited, Case, Finding, Quantity, over_documents
 from sae_placebo.audits.edits import chosen, costs, mean_of, ordinary, ratio_of
-from sae_placebo.audits.ridge import ridge
+from sae_placebo.audits.linear_predictions import ridge
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator, numpy_generator
 

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from sae_placebo.audits.base import AUDITS, RESAMPLES, Audit, Audited, Case, Finding, Quantity
 from sae_placebo.audits.edits import Pushes, chosen, costs, mean_of, ordinary, ratio_of, runnable
-from sae_placebo.audits.ridge import ridge
+from sae_placebo.audits.linear_predictions import ridge
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.spec import numpy_generator
 from sae_placebo.stats.bootstrap import percentile_interval, resampled_counts

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 
 from sae_placebo.latents.base import Columns, Encoded, Folds, Placebo
+from sae_placebo.latents.ladder.chosen_penalties import readout, weigh
 from sae_placebo.latents.ladder.inner_products import (
     N_LOOKUPS,
     PAIR,
@@ -26,7 +27,6 @@ from sae_placebo.latents.ladder.inner_products import (
     PieceProducts,
 )
 from sae_placebo.latents.ladder.predictors import Readouts
-from sae_placebo.latents.ladder.ridge import readout, weigh
 from sae_placebo.latents.ladder.targets import Latents
 from sae_placebo.latents.ladder.token_features import LadderSpec, TokenFeatures
 from sae_placebo.latents.ladder.vectors import Vector
