@@ -70,8 +70,8 @@ TABLE: dict[str, Any] = {
     },
 }
 
-# numbers that are no counts, and hang neither on steps of a quantizer (bits), nor on tokens drawn from predictions
-# (screen, readers), nor on an order of nearly equal values (ranks)
+# numbers that are no counts, and hang neither on steps of a quantizer (bits), nor on tokens drawn from
+# predictions (screen, readers), nor on an order of nearly equal values (ranks)
 LATENTS = (
     *("density", "token_entropy_bits", "token_entropy_null_bits", "mean_activation"),
     *("max_activation", "norm_correlation", "pc_cosine", "position_bits", "unembedding_kurtosis"),
