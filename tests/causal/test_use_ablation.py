@@ -11,9 +11,11 @@ from planted_subjects import random_directions, tiny_subject
 from sae_placebo.causal.use import null_directions
 from sae_placebo.causal.use.ablation import ablate
 from sae_placebo.causal.use.base import Directions, pseudo_latents
+from sae_placebo.causal.use.evidence import ask
 from sae_placebo.causal.use.firings import choose_firings
 from sae_placebo.causal.use.null_directions import against_nulls, n_alike, turned
 from sae_placebo.causal.use.spec import UseSpec
+from sae_placebo.core.errors import NotEstimable
 
 SPEC = UseSpec(firings=6, null_firings=4, window=2, first_nulls=19, nulls=39)
 
@@ -148,3 +150,13 @@ def test_what_the_model_reads_stands_out() -> None:
     found = against_nulls(subject, planted, ablated, np.array([0]), SPEC, 0)
     assert found.p[0] <= 0.05
     assert found.cost[0] > found.null[0]
+
+
+@pytest.mark.parametrize(("scale", "cost"), [(0.0, "0"), (float("nan"), "nan")])
+def test_a_hookpoint_that_no_prediction_depends_on_has_no_unit(scale: float, cost: str) -> None:
+    subject = tiny_subject()
+    head = subject.downstream.model.lm_head.weight
+    with torch.no_grad():
+        head.mul_(scale)
+    with pytest.raises(NotEstimable, match=f"costs {cost} nats, so predictions do not depend"):
+        ask(subject, random_directions(subject), np.arange(4), SPEC, 0)

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from sae_placebo.core import memory
+from sae_placebo.core.errors import OutOfMemory
 
 CODE = """
 import ctypes, pathlib
@@ -42,3 +43,28 @@ def test_freed_memory_is_given_back() -> None:
 def test_nothing_is_done_where_the_library_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_trim", lambda: None)
     memory.give_back()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        MemoryError("Unable to allocate 8.00 GiB"),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 8 bytes"
+        ),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    ],
+)
+def test_a_want_of_memory_is_one_sentence(error: Exception) -> None:
+    with (
+        pytest.raises(OutOfMemory, match="^there is not enough memory.*run again$") as told,
+        memory.explained(),
+    ):
+        raise error
+    assert str(error) in str(told.value) and told.value.__cause__ is error
+
+
+def test_other_errors_are_left_as_they_are() -> None:
+    with pytest.raises(RuntimeError, match="other"), memory.explained():
+        raise RuntimeError("other")

@@ -99,6 +99,7 @@ def test_null_and_empty_records_are_left_out_and_counted_alike(tmp_path: Path) -
         ("null", "not a JSON object but text or null"),
         ('{"text": "a"} {"text": "b"}', r"not a JSON object \(Extra data, column 15\)"),
         ('{"text": "a", "text": "b"}', "has the key 'text' twice"),
+        (r'{"text": "a", "te\u0078t": "b"}', "has the key 'text' twice"),
         ('{"text": ["a"]}', "'text' is a list, not text"),
         ('{"text": {"text": "a"}}', "'text' is an object, not text"),
         ('{"text": NaN}', "'text' is a number, not text"),
@@ -116,6 +117,20 @@ def test_records_that_cannot_be_read_are_named_by_file_and_line(
     assert len(message) < 400
     with pytest.raises(TextError, match=words):
         read(path)
+
+
+@pytest.mark.parametrize("key", ["内容", "te\u00e4", 'a"b', "a\\b"])
+def test_a_key_that_is_there_twice_is_refused_however_it_is_written(
+    tmp_path: Path, key: str
+) -> None:
+    for first in (json.dumps(key), json.dumps(key, ensure_ascii=False)):
+        line = (
+            f'{{{first}: "one", {json.dumps(key, ensure_ascii=False)}: "two", "o": {{{first}: 3}}}}'
+        )
+        path = put(tmp_path / "a.jsonl", line + "\n")
+        assert "twice" in refused(path, field=key)
+    once = f'{{{json.dumps(key)}: "one", "o": {{{json.dumps(key)}: "two"}}}}'
+    assert read(put(tmp_path / "b.jsonl", once + "\n"), field=key) == {"b.jsonl:1": "one"}
 
 
 def test_what_stands_beside_the_text_may_be_anything(tmp_path: Path) -> None:

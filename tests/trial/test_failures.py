@@ -138,7 +138,10 @@ def _audits(trial: sp.Trial) -> dict[tuple[str, str], str]:
     }
 
 
-@pytest.mark.parametrize("error", [StoreError("full"), OSError("gone"), MemoryError()])
+NO_MEMORY = RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+
+@pytest.mark.parametrize("error", [StoreError("full"), OSError("gone"), MemoryError(), NO_MEMORY])
 def test_what_would_spare_no_other_job_is_raised(error: Exception) -> None:
     found = failures.Failures()
     with pytest.raises(type(error)):

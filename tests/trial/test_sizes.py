@@ -37,6 +37,7 @@ def test_the_optimizer_of_all_seeds_and_hookpoints_is_counted(table: dict[str, A
         "text.train_tokens=1_000_000_000_000_000",
         "measurement.replicates=1_000_000_000_000",
         "use.joint.replicates=1_000_000_000_000",
+        "use.masks.n_masks=1_000_000_000_000",
         "use.nulls=1_000_000_000_000",
         "circuits.readers.nulls=1_000_000_000_000",
         "circuits.readers.reader_nulls=1_000_000_000_000",

@@ -30,6 +30,10 @@ class StoreError(PlaceboError):
     """The store cannot be read or written."""
 
 
+class OutOfMemory(PlaceboError):
+    """The machine, or its accelerator, has less memory than a piece of work needs."""
+
+
 class MissingExtra(PlaceboError):
     """An optional dependency is needed; the message holds the install command."""
 

@@ -1,10 +1,13 @@
-"""Freed memory is handed back to the operating system between pieces of work."""
+"""Freed memory is handed back between pieces of work; what finds none is said in one sentence."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from sae_placebo.core.errors import OutOfMemory, PlaceboError, in_one_line
 
 
 @functools.cache
@@ -26,3 +29,31 @@ def give_back() -> None:
     trim = _trim()
     if trim is not None:
         trim(0)
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Return whether an error says that no memory was left, in Python, NumPy or torch."""
+    said = str(error)
+    of_torch = "can't allocate memory" in said or "out of memory" in said.lower()
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and of_torch)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Say in one sentence, inside, that no memory was left.
+
+    Raises:
+        OutOfMemory: an allocation failed.
+    """
+    try:
+        yield
+    except PlaceboError:
+        raise
+    except Exception as error:
+        if not is_exhausted(error):
+            raise
+        said = in_one_line(str(error))[:200]
+        raise OutOfMemory(
+            f"there is not enough memory{f' ({said})' if said else ''}; finished stages are kept: lower "
+            "what is large (tokens, d_sae, masks, latents) or free memory, then run again"
+        ) from error

@@ -270,13 +270,14 @@ def _field(line: str, field: str, where: str) -> str | None:
     Control characters within strings are read as they are. Numbers are not needed, and a long one
     would be refused as an integer.
     """
-    settings: dict[str, Any] = {"strict": False, "parse_int": float}
+    outermost: list[tuple[str, Any]] = []
+
+    def kept(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        outermost[:] = pairs  # objects are ended from within, so the line's own comes last
+        return dict(pairs)
+
     try:
-        record = json.loads(line, **settings)
-        twice = isinstance(record, dict) and line.count(json.dumps(field)) > 1
-        if twice:  # of two values JSON keeps the last, without a word
-            pairs = json.loads(line, **settings, object_pairs_hook=tuple)
-            twice = [name for name, _ in pairs].count(field) > 1
+        record = json.loads(line, strict=False, parse_int=float, object_pairs_hook=kept)
     except RecursionError:
         raise TextError(
             f"{where} is nested too deeply to be read; flatten the record or leave it out"
@@ -294,7 +295,7 @@ def _field(line: str, field: str, where: str) -> str | None:
     if field not in record:
         keys = ", ".join(map(repr, list(record)[:10])) or "none"
         raise TextError(f"{where} has no {field!r} key (its keys: {keys}); set text.field")
-    if twice:
+    if [name for name, _ in outermost].count(field) > 1:  # of two values a dict has the last
         raise TextError(f"{where} has the key {field!r} twice; leave one of them out")
     return _text_of(record[field], field, where)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from sae_placebo.core import memory
 from sae_placebo.core.errors import ModelError, NotEstimable, PlaceboError, StageFault
 from sae_placebo.core.store import read_json, write_json
 
@@ -60,6 +61,8 @@ class Failures:
         except (PlaceboError, OSError, MemoryError):
             raise
         except Exception as error:
+            if memory.is_exhausted(error):  # of torch
+                raise
             reason = _sentence(error)
             self._found.append((what, error))
             self.note(f"{what} failed, and the trial goes on without it: {reason}")

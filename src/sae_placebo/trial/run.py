@@ -77,6 +77,7 @@ def run(
     place = Store(root, progress.note)
     place.environment = environment() | describe_device(spec.device)
     with (
+        memory.explained(),
         place.lock(wait_seconds),
         settings(spec.device),
         interrupts.listening(),

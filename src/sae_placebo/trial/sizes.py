@@ -118,6 +118,8 @@ def memory_needs(spec: TrialSpec) -> Iterator[Need]:
     documents = -(-text.heldout_tokens // (text.max_document_tokens or text.heldout_tokens))
     n = spec.measurement.replicates
     yield Need("measurement.replicates", n, "the documents' weights", n * documents * 8)
+    n = use.masks.n_masks
+    yield Need("use.masks.n_masks", n, "the masks of a row", n * _NUMBER)
     n = use.joint.replicates
     yield Need("use.joint.replicates", n, "the documents' weights", n * use.joint.min_documents * 8)
     for setting, n in (

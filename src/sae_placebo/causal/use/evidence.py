@@ -34,6 +34,9 @@ _LOW = 1.645
 """Normal quantiles of the upper bound (99%) and lower bound (95%) of removal among others; the levels are
 those of `effects`."""
 
+_NOTHING = 1e-9
+"""A full swap that costs no more nats than this changes predictions by rounding alone."""
+
 
 @dataclass(frozen=True, eq=False)
 class Asked:
@@ -163,12 +166,21 @@ def _ablated(
     seed: int,
     track: Track,
 ) -> tuple[Ablations, Effects, Effects]:
-    """Return single ablations, and the effects of zero and of resample ablation, by direction."""
+    """Return single ablations, and the effects of zero and of resample ablation, by direction.
+
+    Raises:
+        NotEstimable: a full swap costs nothing.
+    """
     documents = subject.tokens.documents
     firings = choose_firings(directions, which, documents, spec.firings, seed)
     with track("ablate", len(firings), "firings") as advance:
         ablated = ablate(subject, directions, firings, spec.window, seed, advance)
     n, unit = len(directions), ablated.full_swap
+    if not unit > _NOTHING:  # nor is a number that is none
+        raise NotEstimable(
+            f"the swap of a token's whole activation costs {unit:.1g} nats, so predictions do not depend "
+            "on this hookpoint in a way that effects could be shares of"
+        )
     effect, resampled = (
         effects_of(values / unit, firings.directions, n, seed)
         for values in (ablated.zero, ablated.resample)
