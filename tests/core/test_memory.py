@@ -58,11 +58,12 @@ def test_nothing_is_done_where_the_library_cannot(monkeypatch: pytest.MonkeyPatc
 )
 def test_a_want_of_memory_is_one_sentence(error: Exception) -> None:
     with (
-        pytest.raises(OutOfMemory, match="^there is not enough memory.*run again$") as told,
+        pytest.raises(OutOfMemory, match=r"^there is not enough memory.*run again$") as told,
         memory.explained(),
     ):
         raise error
-    assert str(error) in str(told.value) and told.value.__cause__ is error
+    assert str(error) in str(told.value)
+    assert told.value.__cause__ is error
 
 
 def test_other_errors_are_left_as_they_are() -> None:
