@@ -71,6 +71,6 @@ AUDIT_LATENTS = Table(
         *_numbers("meta_sae", meta_explained="share of its decoder row that meta-latents explain"),
     ),
     only=_AUDITED,
-    note="""A column is called `<audit>_<name>`, and is absent where the audit could not be made. An audit that
-finds a number of each latent declares its column in `core/tables/audits.py`.""",
+    note="""A column is called `<audit>_<name>`, and is absent where the audit could not be made. An audit
+that finds a number of each latent declares its column in `core/tables/audits.py`.""",
 )

@@ -118,7 +118,8 @@ MATCHING = Table(
         Column("reason", "string", "why matched is null"),
     ),
     note="""It says whether the arms may be compared: the L0 that was reached, on held-out tokens of all model
-and SAE seeds, whatever was asked for. The head of the report names in red the arms for which `matched` is false.""",
+and SAE seeds, whatever was asked for. The head of the report names in red the arms for which `matched`
+is false.""",
 )
 
 MEASUREMENTS = Table(
