@@ -5,7 +5,7 @@ from __future__ import annotations
 from sae_placebo.core.tables.base import Column, Kind, Table, alike
 from sae_placebo.core.tables.keys import KEYS, LATENT
 
-_AUDITED = "trials that audit SAEs"
+_AUDITED = "SAEs that were audited"
 
 AUDITS = Table(
     "audits",

@@ -231,6 +231,6 @@ USE_PASSAGES = Table(
     "use_passages",
     "passage",
     (*KEYS, *_PASSAGE),
-    only="trials that ask what the model uses",
+    only="SAEs whose model was asked what it uses",
     note="They are as in `passages.parquet`, of the latents that have a card.",
 )

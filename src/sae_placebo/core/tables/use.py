@@ -6,7 +6,7 @@ from sae_placebo.core.tables.base import Column, Table, alike
 from sae_placebo.core.tables.keys import KEYS, LATENT
 
 _SWAP = "share of a full swap"
-_ASKED = "trials that ask what the model uses"
+_ASKED = "SAEs whose model was asked what it uses"
 _SHOWN = "It is of the latents that have a card."
 
 USE = Table(
