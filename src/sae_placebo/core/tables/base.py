@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, Literal
 
 from sae_placebo.core.errors import StoreError, in_one_line
@@ -29,7 +29,7 @@ class Column:
 
     Attributes:
         name: Its name.
-        kind: What kind of values it holds. Whole numbers are floats too.
+        kind: What kind of values it holds. Whole numbers are floats too; how they are stored is free.
         meaning: What the values mean.
         unit: Their unit; empty where they have none.
         nullable: Whether a value may be null.
@@ -158,9 +158,10 @@ def _is_of(kind: Kind, known: pandas.Series) -> bool:
     is_bool = bool(types.is_bool_dtype(known.dtype))
     if kind == "bool":
         return is_bool
-    if kind == "int":
-        return bool(types.is_integer_dtype(known.dtype))
-    return bool(types.is_numeric_dtype(known.dtype)) and not is_bool
+    if not types.is_numeric_dtype(known.dtype) or is_bool:
+        return False
+    # parquet may give whole numbers and nulls back as floats
+    return kind == "float" or bool((known % 1 == 0).all())
 
 
 def _is_list(value: Any, kind: Kind) -> bool:
@@ -170,7 +171,7 @@ def _is_list(value: Any, kind: Kind) -> bool:
     of_numbers = {"float": "iuf", "int": "iu", "string": ""}[kind]
     if hasattr(value, "dtype") and value.dtype.kind in of_numbers:
         return True
-    return all(part is None or _is_one(part, kind) for part in value)
+    return all(part is None or part != part or _is_one(part, kind) for part in value)
 
 
 def _is_one(value: Any, kind: Kind) -> bool:
@@ -179,7 +180,9 @@ def _is_one(value: Any, kind: Kind) -> bool:
     is_bool = type(value).__name__ in ("bool", "bool_")  # numpy's is called either
     if kind == "bool":
         return is_bool
-    return isinstance(value, Integral if kind == "int" else Real) and not is_bool
+    if not isinstance(value, Real) or is_bool:
+        return False
+    return kind == "float" or float(value).is_integer()
 
 
 def _described(known: pandas.Series) -> str:
