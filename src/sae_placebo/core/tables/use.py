@@ -114,7 +114,12 @@ WRITERS = Table(
         Column("rank", "int", "0 is the largest share", nullable=False),
         LATENT,
         Column("part", "string", "name of the part that writes", nullable=False),
-        Column("kind", "string", "embedding, head, mlp and what else a model has", nullable=False),
+        Column(
+            "kind",
+            "string",
+            "embedding, head, mlp or rest (biases, and what rounding leaves)",
+            nullable=False,
+        ),
         *alike("layer head", "int", "where the part is; −1 where it has none", nullable=False),
         *alike("share low high", "float", "of all writing, with its 95% interval", "share"),
         Column(
