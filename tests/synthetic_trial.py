@@ -1,6 +1,7 @@
-"""Tables of a trial that never ran, with the schema of a real one, for tests of what reads tables.
+"""Tables of a trial that never ran, for tests of what reads tables.
 
-Nothing here is a measurement. `write_trial` puts the files of a trial folder on disk; the same
+Every table has the columns of its schema and passes its check; metrics and classes are those of the
+package. Nothing here is a measurement. `write_trial` puts the files of a trial folder on disk; the same
 arguments give the same bytes. `FACTORIAL` are the arms of a trial with every kind of control.
 """
 
@@ -16,59 +17,21 @@ import numpy as np
 import pandas as pd
 
 from sae_placebo.core.store import read_json, write_json
+from sae_placebo.core.tables import SCHEMAS
 from sae_placebo.core.trial_files import FORMAT, with_tables
+from sae_placebo.latents.classes.classification import CLASS_NAMES
 from sae_placebo.stats.designs import ArmParts, designs, quads
+from sae_placebo.trial.record import EVERY_METRIC
 from synthetic_use import use_tables
 
 HOOKPOINT = "resid_post.3"
 SAE = "topk-k32-d2048"
-CLASSES = ("dead", "ultra_rare", "dense", "single_token", "token_family", "other")
 WORDS = [
-    "the",
-    "of",
-    "and",
-    "to",
-    "in",
-    "a",
-    "is",
-    "that",
-    "for",
-    "was",
-    "on",
-    "with",
-    "as",
-    "by",
-    "at",
-    "from",
-    "his",
-    "an",
-    "were",
-    "are",
-    "which",
-    "this",
-    "be",
-    "had",
-    "not",
-    "or",
-    "have",
-    "one",
-    "it",
-    "but",
-    "all",
-    "their",
-    "new",
-    "also",
-    "two",
-    "first",
-    "who",
-    "been",
-    "after",
-    "other",
-    "time",
-    "when",
-    "some",
-    "more",
-]
+    "the", "of", "and", "to", "in", "a", "is", "that", "for", "was", "on", "with", "as", "by",
+    "at", "from", "his", "an", "were", "are", "which", "this", "be", "had", "not", "or", "have",
+    "one", "it", "but", "all", "their", "new", "also", "two", "first", "who", "been", "after",
+    "other", "time", "when", "some", "more",
+]  # fmt: skip
 EVIL = "</script><img src=x onerror=alert(1)>"
 KEEP = ["embeddings", "unembedding"]
 # each arm's parts, and how far its values lie from the trained model's (0) to a placebo's (1)
@@ -129,35 +92,38 @@ class Settings:
         }
 
 
+def _metric(name: str, high: float, low: float, half: float) -> Level:
+    """Return what the package says of a metric, with made-up levels."""
+    one = EVERY_METRIC[name]
+    return name, one.unit, one.better, one.null, high, low, half
+
+
+Level = tuple[str, str, str, str, float, float, float]
+# the share of latents in each class, of the trained arm and of a placebo, and the half-width of the
+# effect; the other classes share what is left
+_MIX = {
+    **{"dead": (0.05, 0.07, 0.03), "ultra_rare": (0.03, 0.02, 0.02), "dense": (0.02, 0.05, 0.01)},
+    **{"single_token": (0.22, 0.58, 0.05), "token_family": (0.13, 0.06, 0.03)},
+    "other": (0.44, 0.11, 0.05),
+}
+_LEFT = 0.11 / (len(CLASS_NAMES) - len(_MIX))
+SHARES = {name: _MIX.get(name, (_LEFT, _LEFT, 0.01)) for name in CLASS_NAMES}
 # metric, unit, better, null text, arm level, control level, half-width of the effect
-METRICS: tuple[tuple[str, str, str, str, float, float, float], ...] = (
-    ("fvu", "share", "lower", "1 (predicts the mean)", 0.21, 0.33, 0.02),
-    ("explained_variance", "share", "higher", "see gaussian", 0.79, 0.67, 0.02),
-    ("explained_variance_above_gaussian", "share", "higher", "0", 0.55, 0.12, 0.06),
-    ("lookup_relative_explained_variance", "share", "higher", "0", 0.31, 0.02, 0.05),
-    (
-        "mean_token_entropy_bits",
-        "bits",
-        "neither",
-        "entropy of random positions, same n",
-        4.1,
-        1.9,
-        0.4,
-    ),
-    ("token_entropy_deficit_bits", "bits", "neither", "0", 2.2, 4.3, 0.4),
-    ("kl_at_matched_error_nats", "nats", "lower", "1x random error", 0.031, 0.038, 0.012),
-    ("max_cosine_to_other_seed", "cosine", "higher", "0.12 (random unit vectors)", 0.4, 0.41, 0.03),
-    ("share_dead", "share", "lower", "0", 0.05, 0.07, 0.03),
-    ("share_ultra_rare", "share", "neither", "0", 0.03, 0.02, 0.02),
-    ("share_dense", "share", "neither", "0", 0.02, 0.05, 0.01),
-    ("share_single_token", "share", "neither", "0", 0.22, 0.58, 0.05),
-    ("share_token_family", "share", "neither", "0", 0.13, 0.06, 0.03),
-    ("share_other", "share", "neither", "0", 0.55, 0.22, 0.05),
+METRICS: tuple[Level, ...] = (
+    _metric("median_density", 0.021, 0.033, 0.002),
+    _metric("explained_variance", 0.79, 0.67, 0.02),
+    _metric("explained_variance_above_gaussian", 0.55, 0.12, 0.06),
+    _metric("lookup_relative_explained_variance", 0.31, 0.02, 0.05),
+    _metric("mean_token_entropy_bits", 4.1, 1.9, 0.4),
+    _metric("token_entropy_share_of_null", 0.6, 0.3, 0.06),
+    _metric("sae_bits", 310.0, 380.0, 12.0),
+    _metric("seed_mmcs", 0.4, 0.41, 0.03),
+    *(_metric(f"share_{name}", *SHARES[name]) for name in CLASS_NAMES),
 )
-COVERAGE: tuple[tuple[str, str, str, str, float, float, float], ...] = (
-    ("coverage_token", "F1", "higher", "F1 of a lookup table", 0.81, 0.78, 0.03),
-    ("coverage_window", "F1", "higher", "F1 of a lookup table", 0.55, 0.41, 0.04),
-    ("coverage_context", "F1", "higher", "F1 of a lookup table", 0.42, 0.19, 0.05),
+COVERAGE: tuple[Level, ...] = (
+    _metric("coverage_token", 0.81, 0.78, 0.03),
+    _metric("coverage_window", 0.55, 0.41, 0.04),
+    _metric("coverage_context", 0.42, 0.19, 0.05),
 )
 LABELS = {
     "token": ("kind.keyword", "kind.operator", "kind.number", "bracket.open"),
@@ -167,7 +133,7 @@ LABELS = {
 }
 
 
-def _metrics(settings: Settings) -> tuple[tuple[str, str, str, str, float, float, float], ...]:
+def _metrics(settings: Settings) -> tuple[Level, ...]:
     return (*METRICS, *COVERAGE) if settings.kinds else METRICS
 
 
@@ -330,7 +296,7 @@ def effects_table(settings: Settings) -> pd.DataFrame:
                     "aa_effect": aa, "aa_low": aa - 0.8 * half, "aa_high": aa + 0.8 * half,
                     "aa_control": f"{control}: model seed 0 and 1", "aa_reason": None,
                 }  # fmt: skip
-                if metric == "kl_at_matched_error_nats":
+                if metric == "sae_bits":
                     row |= {"low": None, "high": None, "se": None, "df": None}
                     row |= {"reason": "one document holds 96% of the loss"}
                 if metric == "lookup_relative_explained_variance" and control == settings.arms[1]:
@@ -343,9 +309,8 @@ def effects_table(settings: Settings) -> pd.DataFrame:
 
 
 def _class_mix(settings: Settings, arm: str) -> list[float]:
-    trained = [0.05, 0.03, 0.02, 0.22, 0.13, 0.55]
-    placebo = [0.07, 0.02, 0.05, 0.58, 0.06, 0.22]
-    return trained if arm == settings.arms[0] else placebo
+    side = 0 if arm == settings.arms[0] else 1
+    return [share[side] for share in SHARES.values()]
 
 
 def _latent_row(kind: str, rng: np.random.Generator, token: str | None) -> dict[str, Any]:
@@ -372,31 +337,6 @@ def _latent_row(kind: str, rng: np.random.Generator, token: str | None) -> dict[
     return row
 
 
-LATENT_COLUMNS = [
-    "arm",
-    "control_kind",
-    "model_seed",
-    "sae_seed",
-    "hookpoint",
-    "sae",
-    "latent",
-    "class",
-    "n_tokens",
-    "n_active",
-    "density",
-    "token_entropy_bits",
-    "n_effective",
-    "token_entropy_null_bits",
-    "effective_tokens",
-    "top_token",
-    "top_token_mass",
-    "top_token_recall",
-    "family_mass",
-    "mean_activation",
-    "max_activation",
-]
-
-
 def latents_table(settings: Settings) -> pd.DataFrame:
     rows = []
     for place in settings.hookpoints:
@@ -404,7 +344,7 @@ def latents_table(settings: Settings) -> pd.DataFrame:
             for model_seed in _seeds(settings, arm):
                 for sae_seed in range(settings.sae_seeds):
                     rng = _rng("latents", place, arm, model_seed, sae_seed)
-                    kinds = rng.choice(CLASSES, settings.latents, p=_class_mix(settings, arm))
+                    kinds = rng.choice(CLASS_NAMES, settings.latents, p=_class_mix(settings, arm))
                     for latent, kind in enumerate(kinds):
                         key = {
                             "arm": arm, "control_kind": "redraw", "model_seed": model_seed,
@@ -412,7 +352,7 @@ def latents_table(settings: Settings) -> pd.DataFrame:
                             "latent": latent, "n_tokens": 118_000,
                         }  # fmt: skip
                         rows.append(key | _latent_row(str(kind), rng, settings.token))
-    return _whole_numbers(pd.DataFrame(rows).reindex(columns=LATENT_COLUMNS))
+    return _whole_numbers(pd.DataFrame(rows))
 
 
 def passages_table(settings: Settings, latents: pd.DataFrame) -> pd.DataFrame:
@@ -506,7 +446,7 @@ def interactions_table(settings: Settings) -> pd.DataFrame:
             for metric, unit, _, _, high, low, half in _metrics(settings):
                 levels = [_level(settings, arm, high, low) for arm in cells]
                 effect = levels[0] - levels[1] - levels[2] + levels[3]
-                bare = metric == "kl_at_matched_error_nats"
+                bare = metric == "sae_bits"
                 rows.append({
                     "design": design, "metric": metric, "hookpoint": place, "sae": SAE,
                     "effect": effect, "low": None if bare else effect - 1.5 * half,
@@ -547,6 +487,31 @@ def matching_table(settings: Settings) -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"matched": "boolean"})
 
 
+_STAND_INS: Mapping[str, Any] = {
+    **{"control_kind": "redraw", "origin": "undetermined", "is_arbitrary": False},
+    "evidence": "no placebo read the same tokens",
+    **{"layer": 1, "head": -1, "above_both": False},
+}
+"""What columns hold that may not be null and that no table here invents anything for."""
+
+
+def framed(name: str, table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with every column of its schema, which it passes; what was not invented is null."""
+    schema = SCHEMAS[name]
+    if not len(table):
+        return schema.empty()
+    table = table.reset_index(drop=True)
+    for column in schema.columns:
+        if column.name not in table and not column.optional:
+            value = None if column.nullable else _STAND_INS[column.name]
+            table[column.name] = pd.Series([value] * len(table), dtype=object).infer_objects()
+    table = table[[*schema.names]].astype(
+        {column.name: "Int64" for column in schema.columns if column.kind == "int"}
+    )
+    schema.check(table)
+    return table
+
+
 def write_trial(folder: Path, settings: Settings | None = None) -> Path:
     """Return `folder` holding the made-up trial; `settings.drop` names tables to leave out."""
     settings = settings or Settings()
@@ -564,9 +529,10 @@ def write_trial(folder: Path, settings: Settings | None = None) -> Path:
         tables["interactions"] = interactions_table(settings)
     found, told = use_tables(latents, tables["passages"], settings.arms[:2])
     tables |= found
-    for name, table in tables.items():
+    for name, schema in SCHEMAS.items():
         if name not in settings.drop:
-            table.to_parquet(folder / f"{name}.parquet")
+            table = framed(name, tables.get(name, schema.empty()))
+            table.to_parquet(folder / f"{name}.parquet", index=False)
     if "trial" not in settings.drop:
         (folder / "trial.json").write_text(json.dumps(trial_json(settings) | {"use": told}))
     return folder

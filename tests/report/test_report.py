@@ -47,7 +47,7 @@ from sae_placebo.report.wording import (
     token_label,
     wrapped,
 )
-from synthetic_trial import EVIL, Settings, seal_trial, write_trial
+from synthetic_trial import EVIL, METRICS, Settings, seal_trial, write_trial
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -283,11 +283,11 @@ def test_a_forest_marks_null_interval_and_aa_on_each_rows_own_scale(page: Page) 
         )
     ]
     assert all(-1.0001 <= low < high <= 1.0001 for low, high in ends)
-    assert len(main["x"]) == 12  # of 14: one has no interval, one no estimate
+    assert len(main["x"]) == len(METRICS) - 2  # one has no interval, one no estimate
     assert len(traces["effect, no interval"]["x"]) == 1
-    assert len(traces["A/A interval"]["x"]) == 3 * 13
+    assert len(traces["A/A interval"]["x"]) == 3 * (len(METRICS) - 1)
     nulls = [s for s in figure["layout"]["shapes"] if s["x0"] == s["x1"] == 0]
-    assert len(nulls) == 13  # a piece per row that shows anything
+    assert len(nulls) == len(METRICS) - 1  # a piece per row that shows anything
     assert all(any(s["y0"] < y < s["y1"] for s in nulls) for y in main["y"])
 
 
@@ -319,16 +319,16 @@ def test_aa_intervals_are_counted_once_per_control(full: Path) -> None:
     known = effects[effects["aa_low"].notna()]
     distinct = len(known.drop_duplicates(["metric", "control"]))
     assert distinct < len(known)
-    twins = {"metric": "fvu", "control": "redraw"}
+    twins = {"metric": "median_density", "control": "redraw"}
     at = (effects[list(twins)] == pd.Series(twins)).all(axis=1)
     assert at.sum() == 2
     effects.loc[at, ["aa_effect", "aa_low", "aa_high"]] = [0.2, 0.1, 0.3]
     found = tally(View.of(tables))
     assert (found.total, found.n_outside, found.points) == (distinct, 1, 0)
-    assert found.outside == {"redraw": ["FVU"]}
+    assert found.outside == {"redraw": ["Median density"]}
     said = " ".join(sentences(found))
     assert f"There are {distinct} A/A intervals" in said
-    assert "1 leaves 0 out: FVU in redraw." in said
+    assert "1 leaves 0 out: median density in redraw." in said
     assert f"about {round(0.05 * distinct)} would" in said
     assert "borrowed from the other control's re-draws and has one degree of freedom" in said
     assert f"Of {distinct} A/A intervals" in in_short(found)
@@ -816,7 +816,7 @@ def test_definitions_are_the_ones_that_the_trial_recorded(tmp_path: Path) -> Non
     folder = write_trial(tmp_path / "trial", Settings(latents=20))
     trial = json.loads((folder / "trial.json").read_text())
     text = Page(render(read_tables(folder))).text
-    assert "fvu" in text.split("not described", 1)[1][:200]
-    trial["metrics"] = {"fvu": {"unit": "share", "definition": "<what it was then>"}}
+    assert "median_density" in text.split("not described", 1)[1][:200]
+    trial["metrics"] = {"median_density": {"unit": "share", "definition": "<what it was then>"}}
     (folder / "trial.json").write_text(json.dumps(trial))
     assert "<what it was then>" in Page(render(read_tables(folder))).text

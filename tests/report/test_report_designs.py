@@ -207,7 +207,10 @@ def test_arms_not_trained_twice_and_what_metrics_read(folder: Path, tmp_path: Pa
     trial["shared"] = [
         {"arm": "redraw_wu", "same_as": "redraw", "why": "W_U lies after <every> hookpoint"}
     ]
-    trial["metrics"] = {"fvu": {"unit": "share", "reads": ["W_E"]}, "share_dead": {"unit": "share"}}
+    trial["metrics"] = {
+        "sae_bits": {"unit": "bits", "reads": ["W_E"]},
+        "share_dead": {"unit": "share"},
+    }
     (tmp_path / "trial.json").write_text(json.dumps(trial))
     view = View.of(read_tables(tmp_path))
     assert "W_U lies after &lt;every&gt; hookpoint." in render_section(SECTIONS["settings"], view)

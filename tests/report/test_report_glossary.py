@@ -144,7 +144,12 @@ def test_every_link_to_a_term_arrives(tmp_path: Path, recorded: bool) -> None:
         *(f"term-score-{name}" for name in SCORES),
         *(f"term-rung-{name}" for name in RUNGS[1:]),
         *(f"term-baseline-{name}" for name in BASELINES.entries),
-        *("term-class-single_token", "term-word-partner", "term-word-SAE", "term-metric-fvu"),
+        *(
+            "term-class-single_token",
+            "term-word-partner",
+            "term-word-SAE",
+            "term-metric-median_density",
+        ),
     }
     assert not expected - links
     assert "<new>" not in page

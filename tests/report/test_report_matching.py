@@ -44,7 +44,7 @@ def measured(**l0: list[float | None]) -> pd.DataFrame:
         | {"value": value, "n": 500, "reason": None if value is not None else "no tokens"}
         for arm, values in l0.items()
         for value in values
-        for metric in ("l0", "fvu")
+        for metric in ("l0", "median_density")
     ]
     return pd.DataFrame(rows)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pydoc
 import shutil
 import subprocess
 import sys
@@ -16,28 +17,25 @@ import pandas as pd
 import pytest
 
 from sae_placebo.cli import main as cli
-from sae_placebo.core.errors import StoreError
+from sae_placebo.core.errors import StageFault, StoreError
 from sae_placebo.core.sealing import read_json, sealed, write_json
 from sae_placebo.core.store import Store
+from sae_placebo.core.tables import SCHEMAS
 from sae_placebo.core.trial_files import check_table, foreign, read_record
 from sae_placebo.report import build_report, read_tables
 from sae_placebo.trial.power import answer, measured
 from sae_placebo.trial.publishing import publish
-from sae_placebo.trial.results import TABLES, Trial, described, is_result_of
+from sae_placebo.trial.results import Trial, described, is_result_of
 from sae_placebo.trial.spec import TrialSpec
-from synthetic_trial import Settings, seal_trial, write_trial
+from synthetic_trial import Settings, effects_table, framed, seal_trial, write_trial
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a trial as one that ran leaves it."""
-    folder = write_trial(tmp_path_factory.mktemp("store") / "trials" / "synthetic", Settings())
-    for name in TABLES:
-        if not (folder / f"{name}.parquet").exists():
-            pd.DataFrame({"arm": pd.Series([], dtype=object)}).to_parquet(
-                folder / f"{name}.parquet"
-            )
-    return seal_trial(folder)
+    return seal_trial(
+        write_trial(tmp_path_factory.mktemp("store") / "trials" / "synthetic", Settings())
+    )
 
 
 @pytest.fixture
@@ -133,6 +131,63 @@ def test_a_table_that_the_trial_did_not_write_is_not_read(folder: Path) -> None:
     with pytest.raises(StoreError, match=r"wrote no matching.parquet \(it is of another version\)"):
         _ = Trial(folder).matching
     assert not len(read_tables(folder).matching)
+
+
+def without_reason(path: Path) -> None:
+    pd.read_parquet(path).drop(columns="reason").to_parquet(path, index=False)
+
+
+def with_another(path: Path) -> None:
+    pd.read_parquet(path).assign(**{"<b>\n": 1.0}).to_parquet(path, index=False)
+
+
+def with_words(path: Path) -> None:
+    pd.read_parquet(path).assign(sae_seed="first").to_parquet(path, index=False)
+
+
+OTHER_FORMS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a column less": (without_reason, "measurements.parquet: the column 'reason' is missing"),
+    "a column more": (with_another, r"measurements.parquet: the column '<b>\\n' is unknown"),
+    "other values": (
+        with_words,
+        "measurements.parquet: the column 'sae_seed' must hold values of the kind 'int', and holds "
+        "values of type",
+    ),
+}
+
+
+@pytest.mark.parametrize("is_sealed", [True, False])
+@pytest.mark.parametrize("form", OTHER_FORMS)
+def test_a_table_of_another_form_is_named_and_never_read_as_blanks(
+    folder: Path, form: str, is_sealed: bool
+) -> None:
+    change, said = OTHER_FORMS[form]
+    change(folder / "measurements.parquet")
+    record = read_json(folder / "trial.json")
+    del record["seal"], record["tables"]
+    write_json(folder / "trial.json", record)
+    if is_sealed:
+        seal_trial(folder)
+    for read in (
+        lambda: Trial(folder).measurements,
+        lambda: read_tables(folder),
+        lambda: build_report(folder),
+    ):
+        with pytest.raises(StoreError) as caught:
+            read()
+        assert said in str(caught.value)
+        assert "run the trial again" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert len(Trial(folder).effects)
+
+
+def test_a_trial_reads_each_of_its_tables_and_says_what_they_hold(folder: Path) -> None:
+    said = pydoc.plain(pydoc.render_doc(Trial))
+    for name, schema in SCHEMAS.items():
+        assert list(getattr(Trial(folder), name).columns) == list(schema.names)
+        assert f"with one row per {schema.row}." in said
+        for column in schema.columns:
+            assert f"{column.name}: {column.meaning}" in getattr(Trial, name).__doc__
 
 
 # --- the record
@@ -253,7 +308,32 @@ def test_the_command_line_says_it_in_one_line(
 def again(folder: Path, said: list[str]) -> None:
     """Publish what a run would: the tables that there were, made anew."""
     store = Store(folder.parents[1], said.append)
-    publish(store, folder, {"effects": pd.DataFrame({"a": [1]})}, {"name": "synthetic"})
+    publish(store, folder, {"effects": made_anew()}, {"name": "synthetic"})
+
+
+def made_anew() -> pd.DataFrame:
+    table = effects_table(Settings(arms=("trained", "redraw")))
+    return framed("effects", table.iloc[:1].assign(reason="made anew"))
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (made_anew().drop(columns="reason"), r"effects\.parquet: the column 'reason' is missing"),
+        (made_anew().assign(more=1), r"effects\.parquet: the column 'more' is unknown"),
+        (made_anew().assign(low="1"), r"effects\.parquet: the column 'low' must hold"),
+        (made_anew().assign(arm=None), r"effects\.parquet: the column 'arm' has a null"),
+    ],
+)
+def test_what_a_schema_does_not_declare_is_not_published(
+    folder: Path, table: pd.DataFrame, said: str
+) -> None:
+    store = Store(folder.parents[1])
+    with pytest.raises(StageFault, match=said):
+        publish(store, folder, {"effects": table}, {"name": "synthetic"})
+    with pytest.raises(StageFault, match=r"mine\.parquet is declared by no schema"):
+        publish(store, folder, {"mine": made_anew()}, {"name": "synthetic"})
+    Trial(folder).check()
 
 
 def test_a_table_that_a_user_changed_is_kept_beside_the_new_one(folder: Path) -> None:
@@ -266,7 +346,7 @@ def test_a_table_that_a_user_changed_is_kept_beside_the_new_one(folder: Path) ->
         "trials/synthetic/effects.parquet.aside-1"
     ]
     assert (folder / "effects.parquet.aside-1").read_bytes() == mine
-    assert list(Trial(folder).effects["a"]) == [1]
+    assert list(Trial(folder).effects["reason"]) == ["made anew"]
     again(folder, said)
     assert len(said) == 1
 
@@ -278,7 +358,7 @@ def test_what_a_damaged_record_cannot_vouch_for_is_kept(folder: Path) -> None:
     again(folder, said)
     assert "trials/synthetic/trial.json was damaged; it now lies in" in said[0]
     assert (folder / "effects.parquet.aside-1").read_bytes() == mine
-    assert list(Trial(folder).effects["a"]) == [1]
+    assert list(Trial(folder).effects["reason"]) == ["made anew"]
 
 
 @pytest.mark.parametrize("name", ["effects.parquet", "trial.json", "report/index.html"])
@@ -291,7 +371,7 @@ def test_a_folder_where_a_file_belongs_is_moved_aside(folder: Path, name: str) -
     (path / "mine").touch()
     again(folder, said)
     assert path.with_name(f"{path.name}.aside-1").joinpath("mine").exists()
-    assert list(Trial(folder).effects["a"]) == [1]
+    assert list(Trial(folder).effects["reason"]) == ["made anew"]
     assert any(name in line and "aside-1" in line for line in said)
 
 
@@ -307,7 +387,7 @@ def test_what_lies_where_the_trials_folder_belongs_is_moved_aside(
         folder.symlink_to("nowhere")
     again(folder, said)
     assert os.path.lexists(folder.with_name("synthetic.aside-1"))
-    assert list(Trial(folder).effects["a"]) == [1]
+    assert list(Trial(folder).effects["reason"]) == ["made anew"]
 
 
 def test_a_full_disk_costs_no_result(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,25 +409,32 @@ def test_what_a_killed_run_left_is_written_over(folder: Path) -> None:
     again(folder, said)
     assert not said
     assert not (folder / ".draft").exists()
-    assert list(Trial(folder).effects["a"]) == [1]
+    assert list(Trial(folder).effects["reason"]) == ["made anew"]
 
 
 def test_a_trial_that_is_open_reads_the_tables_of_a_later_run(folder: Path) -> None:
     trial = Trial(folder)
     assert trial.record["name"] == "synthetic"
     again(folder, [])
-    assert list(trial.effects["a"]) == [1]
+    assert list(trial.effects["reason"]) == ["made anew"]
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from sae_placebo.trial.table_files import write_table
-from sae_placebo.trial.publishing import publish
 from sae_placebo.core.store import Store
+from sae_placebo.core.tables import SCHEMAS
+from sae_placebo.trial import publishing
+from sae_placebo.trial.publishing import publish
 
-write_table = lambda path, text: path.write_text(text)
+publishing.write_table = lambda path, table: path.write_text(table.attrs["run"])
 left = -1
+
+def tables(run):
+    made = {name: SCHEMAS[name].empty() for name in ("effects", "latents")}
+    for table in made.values():
+        table.attrs["run"] = run
+    return made
 
 def count(event, _):
     global left
@@ -360,11 +447,11 @@ sys.addaudithook(count)
 for n in range(200):
     store = Store(Path(sys.argv[1]) / str(n))
     folder = store.root / "trials" / "synthetic"
-    publish(store, folder, {"effects": "old", "latents": "old"}, {"name": "old"})
+    publish(store, folder, tables("old"), {"name": "old"})
     child = os.fork()
     if child == 0:
         left = n
-        publish(store, folder, {"effects": "new", "latents": "new"}, {"name": "new"})
+        publish(store, folder, tables("new"), {"name": "new"})
         left = -1
         os._exit(0)
     if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:

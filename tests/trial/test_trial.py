@@ -18,9 +18,11 @@ import pytest
 
 import sae_placebo as sp
 from conftest import save_model, save_tokenizer, trial_table, write_toml
-from sae_placebo.core.errors import ModelError, PlaceboError, StoreError
+from sae_placebo.core.errors import ModelError, PlaceboError, StageFault, StoreError
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.sealing import file_hash, read_json, sealed, write_json
+from sae_placebo.core.tables import SCHEMAS
+from sae_placebo.trial import results
 from sae_placebo.trial.plan import plan_steps
 from sae_placebo.trial.results import EVERY_METRIC, TABLES
 from sae_placebo.trial.spec import load_trial
@@ -76,10 +78,27 @@ def copied(trial: sp.Trial, to: Path) -> Path:
 
 
 def test_the_folder_holds_the_documented_files(finished: sp.Trial) -> None:
+    assert {path.stem for path in finished.folder.glob("*.parquet")} == set(TABLES)
     for name in TABLES:
-        assert (finished.folder / f"{name}.parquet").exists()
+        assert set(SCHEMAS[name].names) <= set(getattr(finished, name).columns)
     assert finished.report.exists()
     assert set(finished.record["arms"]) == {"trained", "redraw", "redraw_keep_embeddings"}
+
+
+def test_a_writer_that_forgets_a_column_fails_and_the_result_stays(
+    finished: sp.Trial, table: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = copied(finished, tmp_path)
+    whole = results.l0_matches
+    monkeypatch.setattr(
+        results, "l0_matches", lambda *given: whole(*given).drop(columns="tolerance")
+    )
+    with pytest.raises(StageFault, match=r"matching\.parquet: the column 'tolerance' is missing"):
+        sp.run(table, store)
+    monkeypatch.undo()
+    again = sp.Trial(store / "trials" / "tiny")
+    again.check()
+    assert again.matching["tolerance"].notna().all()
 
 
 def test_latents_have_a_row_per_arm_seed_and_latent(finished: sp.Trial) -> None:

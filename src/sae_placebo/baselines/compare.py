@@ -26,6 +26,8 @@ from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.progress import Advance, unheard
 from sae_placebo.core.spec import numpy_generator
+from sae_placebo.core.tables import MODEL_KEYS
+from sae_placebo.core.tables.baselines import BASELINES as BASELINES_TABLE
 from sae_placebo.data.labels.truth import NO_LABELS
 from sae_placebo.latents.base import Encoded, Folds, TokenTable
 
@@ -369,17 +371,7 @@ def _bits_row(bits: TokenBits, documents: DocumentBits, of_dictionary: float) ->
     }
 
 
-COLUMNS = (
-    *("baseline", "reading", "n_atoms", "sparsity", "explained_variance", "ev_low", "ev_high"),
-    *("lookup_relative_ev", "native_ev", "native_sparsity"),
-    *("pursuit_ev", "pursuit_nonnegative_ev", "pursuit_tokens"),
-    *("distortion", "reached_distortion", "bits", "bits_low", "bits_high"),
-    *("bits_indices", "bits_values", "bits_residual", "bits_dictionary", "bits_with_dictionary"),
-    *("bits_atoms", "coder_ratio"),
-    *("probe_auc", "probe_selectivity", "probe_accuracy"),
-    *("probe_auc_1", "probe_selectivity_1", "probe_accuracy_1", "probe_labels", "probe_reason"),
-    *("n_tokens", "n_documents", "reason"),
-)
+COLUMNS = BASELINES_TABLE.without(MODEL_KEYS)
 """Columns of the table, in order."""
 _TEXT = ("baseline", "reading", "probe_reason", "reason")
 

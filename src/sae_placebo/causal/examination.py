@@ -31,6 +31,8 @@ from sae_placebo.causal.use.spec import UseSpec
 from sae_placebo.core.errors import ModelError, NotEstimable
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.progress import Advance, Track, unheard, untracked
+from sae_placebo.core.tables import KEYS
+from sae_placebo.core.tables.use import PATCHED
 from sae_placebo.latents.base import Encoded
 
 _PATCHED = 8
@@ -197,7 +199,7 @@ def confirmed(
         One row per latent: latent, reader, kl (mean over firings, nats), null (the same, mean over null
         directions), p, n_nulls, n_firings.
     """
-    names = ["latent", "reader", "kl", "null", "p", "n_nulls", "n_firings"]
+    names = list(PATCHED.without(KEYS))
     if found.readers is None:
         return pandas.DataFrame(columns=names)
     directions, firings = latent_directions(reading), found.answer.asked.ablated.firings

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from sae_placebo.core.errors import StoreError
+from sae_placebo.core.lazy import pandas
 from sae_placebo.core.sealing import are_facts, change_of, fact, read_json, seal_is_broken, sealed
+from sae_placebo.core.tables import SCHEMAS
 
 RECORD = "trial.json"
 _TABLES = "tables"
@@ -136,6 +138,35 @@ def check_table(folder: Path, name: str, record: Mapping[str, Any]) -> Path:
             "anew and keeps this one beside it, or work on a copy elsewhere"
         )
     return path
+
+
+def load_table(folder: Path, name: str, record: Mapping[str, Any]) -> pandas.DataFrame:
+    """Return one table, with the columns that its schema declares.
+
+    Args:
+        folder: The trial's folder.
+        name: The table.
+        record: From `read_record`.
+
+    Raises:
+        StoreError: it is missing, not what the trial wrote, no parquet, or lacks a column, has an unknown one
+            or values of another kind.
+    """
+    path = check_table(folder, name, record)
+    try:
+        table = pandas.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"{str(path)!r} cannot be read as parquet ({error}); run the trial again"
+        ) from None
+    try:
+        SCHEMAS[name].check(table)
+    except StoreError as error:
+        raise StoreError(
+            f"{str(folder)!r} holds a table that this version of sae-placebo does not read ({error}); run "
+            "the trial again, which makes its tables anew from its stages"
+        ) from None
+    return table
 
 
 def foreign(folder: Path) -> dict[Path, str]:

@@ -16,6 +16,8 @@ from pydantic import Field
 
 from sae_placebo.core.lazy import pandas, torch
 from sae_placebo.core.spec import Spec
+from sae_placebo.core.tables import KEYS
+from sae_placebo.core.tables.effects import MEASUREMENTS
 from sae_placebo.data.readability import Readability
 from sae_placebo.data.text import Rows
 from sae_placebo.latents.classes.classification import ClassThresholds
@@ -24,7 +26,7 @@ from sae_placebo.latents.metrics import measure as evaluate
 from sae_placebo.models.gaussian import GaussianNull
 from sae_placebo.saes import SAE, Codes
 
-COLUMNS = ("metric", "value", "unit", "null_value", "n", "reason")
+COLUMNS = tuple(name for name in MEASUREMENTS.without(KEYS) if name != "latent")
 """Columns of the table of measurements, here and in `profile`."""
 _CHUNK_TOKENS = 8_192
 

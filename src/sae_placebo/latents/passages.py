@@ -10,6 +10,8 @@ from jaxtyping import Int64
 
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.spec import numpy_generator
+from sae_placebo.core.tables import KEYS
+from sae_placebo.core.tables.latents import PASSAGES
 from sae_placebo.latents.base import Encoded, TokenTable
 from sae_placebo.latents.measurement import MeasurementSpec
 
@@ -58,8 +60,7 @@ def passages_of(reading: Encoded, chosen: Sequence[int], spec: MeasurementSpec) 
             rows.append({"latent": latent, "rank": len(documents) - 1} | window)
             if len(documents) == spec.passages:
                 break
-    columns = ["latent", "rank", "document", "tokens", "activations", "peak"]
-    return pandas.DataFrame(rows, columns=columns)
+    return pandas.DataFrame(rows, columns=list(PASSAGES.without(KEYS)))
 
 
 def _window(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,132 +13,21 @@ from jaxtyping import Float64
 
 from sae_placebo.core.errors import StoreError
 from sae_placebo.core.lazy import pandas
-from sae_placebo.core.trial_files import RECORD, check_table, is_recorded, read_result
+from sae_placebo.core.tables import SCHEMAS
+from sae_placebo.core.trial_files import RECORD, is_recorded, load_table, read_result
 from sae_placebo.stats.designs import ArmParts
 
 Place = tuple[str, str]
 """A hookpoint and the name of an SAE."""
 
-COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "effects": (
-        *("metric", "hookpoint", "sae", "arm", "control", "effect", "low", "high", "se", "df"),
-        *("null", "unit", "better", "arm_value", "arm_low", "arm_high"),
-        *("control_value", "control_low", "control_high", "metric_null"),
-        *("n_documents", "n_tokens", "n_sae_seeds", "n_arm_models", "n_control_models", "reason"),
-        *("aa_effect", "aa_low", "aa_high", "aa_control", "aa_reason"),
-    ),
-    "latents": (
-        *("arm", "control_kind", "model_seed", "sae_seed", "hookpoint", "sae", "latent", "class"),
-        *("n_tokens", "n_active", "density", "token_entropy_bits", "n_effective"),
-        *("token_entropy_null_bits", "effective_tokens", "top_token", "top_token_mass"),
-        *("top_token_recall", "family_mass", "mean_activation", "max_activation", "origin"),
-        *("evidence", "placebo_r", "placebo_null_r", "seed_r", "seed_null_r", "r2_token"),
-        *("r2_window", "r2_placebo", "attribute", "attribute_r2"),
-    ),
-    "measurements": (
-        *("arm", "model_seed", "sae_seed", "hookpoint", "sae", "latent", "metric"),
-        *("value", "unit", "null_value", "n", "reason"),
-    ),
-    "passages": (
-        *("arm", "model_seed", "sae_seed", "hookpoint", "sae", "latent", "rank", "document"),
-        *("tokens", "activations", "peak"),
-    ),
-    "coverage": (
-        *("arm", "model_seed", "sae_seed", "hookpoint", "sae", "label", "group", "f1", "latent"),
-        *("threshold", "fit_f1", "lookup_f1", "bigram_f1", "window_f1"),
-        *("base_rate", "n_positive", "n_tokens", "reason"),
-    ),
-    "matching": (
-        *("arm", "hookpoint", "sae", "l0", "l0_least", "l0_most", "n_saes", "n_tokens"),
-        *("target", "relative_to_target", "relative_to_trained", "tolerance", "matched", "reason"),
-    ),
-    "ladder": (
-        *("arm", "model_seed", "sae_seed", "hookpoint", "sae", "subject", "rung", "value", "low"),
-        *("high", "gain", "gain_low", "gain_high", "n", "reason"),
-    ),
-    "sensitivity": (
-        *("arm", "control_kind", "model_seed", "sae_seed", "hookpoint", "sae", "threshold"),
-        *("value", "change", "moved_to", "n_latents", "n_moved", "share_moved", "most_moved"),
-        "reason",
-    ),
-    "baselines": (
-        *("arm", "control_kind", "model_seed", "hookpoint", "baseline", "reading", "n_atoms"),
-        *("sparsity", "explained_variance", "ev_low", "ev_high", "lookup_relative_ev"),
-        *("native_ev", "native_sparsity", "pursuit_ev", "pursuit_nonnegative_ev"),
-        *("pursuit_tokens", "distortion"),
-        *("reached_distortion", "bits", "bits_low", "bits_high", "bits_indices", "bits_values"),
-        *("bits_residual", "bits_dictionary", "bits_with_dictionary", "bits_atoms", "coder_ratio"),
-        *("probe_auc", "probe_selectivity", "probe_accuracy", "probe_auc_1", "probe_selectivity_1"),
-        *("probe_accuracy_1", "probe_labels", "probe_reason", "n_tokens", "n_documents", "reason"),
-    ),
-    "decoys": (
-        *("hookpoint", "sae", "arm", "placebo", "score", "threshold", "rate", "achieved"),
-        *("passing", "low", "high", "share", "decoys_passing", "n_targets", "n_decoys"),
-        *("reason", "remark"),
-    ),
-    "partners": (
-        *("arm", "model_seed", "sae_seed", "hookpoint", "sae", "latent", "class", "comparison"),
-        *("other", "correlation", "null_correlation", "has_partner", "null_has_partner", "shared"),
-        "reason",
-    ),
-    "mechanism": (
-        *("hookpoint", "sae", "name", "says", "outcome", "estimate", "low", "high", "n", "reason"),
-    ),
-    "use": (
-        *("arm", "control_kind", "model_seed", "sae_seed", "hookpoint", "sae", "latent"),
-        *("use", "use_reason", "use_weight", "effect", "effect_low", "effect_high"),
-        *("effect_resampled", "effect_documents", "beside", "beside_low", "beside_high"),
-        *("null_effect", "null_firings", "effect_at_nulls", "use_p", "use_p_decoders", "n_nulls"),
-        *("beats_nulls", "survives_joint"),
-        *("screen", "screen_ratio", "screen_p", "path_unembedding", "path_qk", "path_ov"),
-        *("path_mlp", "tied", "class", "origin", "evidence", "n_active"),
-    ),
-    "readers": (
-        *("arm", "model_seed", "sae_seed", "hookpoint", "sae", "latent", "rank", "reader"),
-        *("kind", "share", "signed", "percentile", "n"),
-    ),
-    "writers": (
-        *("arm", "model_seed", "sae_seed", "hookpoint", "sae", "latent", "rank", "part"),
-        *("kind", "share", "low", "high", "null95", "pseudo_percentile", "above", "n"),
-    ),
-    "directions": (
-        *("arm", "model_seed", "sae_seed", "hookpoint", "sae", "kind", "index", "variance"),
-        *("effect", "effect_low", "effect_high", "null_effect", "null_firings"),
-        *("effect_at_nulls", "p", "documents"),
-    ),
-    "patched": (
-        *("arm", "model_seed", "sae_seed", "hookpoint", "sae", "latent", "reader", "kl"),
-        *("null", "p", "n_nulls", "n_firings"),
-    ),
-    "use_passages": (
-        *("arm", "model_seed", "sae_seed", "hookpoint", "sae", "latent", "rank", "document"),
-        *("tokens", "activations", "peak"),
-    ),
-    "audits": (
-        *("arm", "control_kind", "model_seed", "sae_seed", "hookpoint", "sae", "audit", "name"),
-        *("value", "low", "high", "n", "null", "null_low", "null_high", "at", "of", "reason"),
-    ),
-    "interactions": (
-        *("design", "metric", "hookpoint", "sae", "effect", "low", "high", "se", "df"),
-        *("null", "unit", "cells", "n_documents", "n_tokens", "n_sae_seeds", "n_models", "reason"),
-    ),
-}
-OPTIONAL = (
-    *("coverage", "interactions", "matching", "ladder", "sensitivity", "baselines", "decoys"),
-    *("partners", "mechanism"),
-    *("use", "readers", "writers", "directions", "patched", "use_passages", "audits"),
-)
-"""Tables that only some trials have: those of labeled text, those with a factorial, and those that
-were run since there are such tables."""
-
 
 def _empty(name: str) -> pandas.DataFrame:
-    return pandas.DataFrame(columns=list(COLUMNS[name]))
+    return SCHEMAS[name].empty()
 
 
 @dataclass(frozen=True)
 class Tables:
-    """What one trial left behind: its record, and one table per name in `COLUMNS`.
+    """What one trial left behind: its record, and the tables that the report reads, as in `core.tables`.
 
     Attributes:
         trial: The content of `trial.json`; empty where there is none.
@@ -217,6 +106,14 @@ class Tables:
         return list(dict.fromkeys(place for table in tables for place in places(table)))
 
 
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    one.name: SCHEMAS[one.name].names for one in fields(Tables) if one.name in SCHEMAS
+}
+"""The columns of every table that the report reads."""
+OPTIONAL = tuple(name for name in COLUMNS if SCHEMAS[name].only)
+"""Tables of which only some trials have rows."""
+
+
 def mapping(value: Any) -> Mapping[str, Any]:
     """Return `value` if it is a mapping, else an empty one."""
     return value if isinstance(value, Mapping) else {}
@@ -227,7 +124,7 @@ def read_tables(trial_folder: Path) -> Tables:
 
     Raises:
         StoreError: the folder does not exist, or a file in it cannot be read, is not what the trial
-            wrote, or lacks a column without which its rows belong to no arm, hookpoint or SAE.
+            wrote, or has not the columns of its schema.
     """
     if not trial_folder.is_dir():
         raise StoreError(f"{trial_folder} is not a folder. Give the folder that holds trial.json.")
@@ -246,20 +143,11 @@ def _read_table(
 ) -> pandas.DataFrame:
     """Return one table; adds its file to `missing` where every trial has it and this one does not."""
     path = folder / f"{name}.parquet"
-    columns = list(COLUMNS[name])
     recorded = is_recorded(name, trial)
     if recorded is False or (recorded is None and not path.exists()):
         missing += [] if name in OPTIONAL else [path.name]
         return _empty(name)
-    try:
-        table = pandas.read_parquet(check_table(folder, name, trial))
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read as parquet: {error}") from None
-    placing = [column for column in ("arm", "hookpoint", "sae") if column in columns]
-    lacking = [column for column in placing if column not in table.columns]
-    if lacking and len(table):
-        raise StoreError(f"{path} has no column {lacking[0]!r}. Run the trial again.")
-    return table.reindex(columns=columns)
+    return load_table(folder, name, trial)
 
 
 def records(table: pandas.DataFrame) -> list[dict[str, Any]]:

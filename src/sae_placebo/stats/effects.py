@@ -42,6 +42,7 @@ from jaxtyping import Float
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.spec import numpy_generator
+from sae_placebo.core.tables.effects import EFFECTS
 from sae_placebo.stats.bootstrap import resampled_counts
 from sae_placebo.stats.quantiles import student_quantile
 from sae_placebo.stats.replicates import ReplicateKey, Replicates, ReplicateTable
@@ -225,13 +226,7 @@ def effects(
     return found.astype(kinds)
 
 
-COLUMNS: tuple[str, ...] = (
-    *("metric", "hookpoint", "sae", "arm", "control", "effect", "low", "high", "se", "df", "null"),
-    *("unit", "better", "arm_value", "arm_low", "arm_high"),
-    *("control_value", "control_low", "control_high", "metric_null"),
-    *("n_documents", "n_tokens", "n_sae_seeds", "n_arm_models", "n_control_models", "reason"),
-    *("aa_effect", "aa_low", "aa_high", "aa_control", "aa_reason"),
-)
+COLUMNS = EFFECTS.names
 _TEXTS = {"metric", "hookpoint", "sae", "arm", "control", "unit", "better", "metric_null"}
 _TEXTS |= {"reason", "aa_control", "aa_reason"}
 _NUMBERS = [name for name in COLUMNS if name not in _TEXTS]

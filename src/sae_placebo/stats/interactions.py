@@ -21,6 +21,7 @@ from jaxtyping import Float
 
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
+from sae_placebo.core.tables.effects import INTERACTIONS
 from sae_placebo.stats.effects import (
     Component,
     Described,
@@ -33,10 +34,7 @@ from sae_placebo.stats.replicates import ReplicateKey, Replicates, ReplicateTabl
 
 SIGNS = (1, -1, -1, 1)
 """These are the signs of the four arms in (a - b) - (c - d)."""
-COLUMNS: tuple[str, ...] = (
-    *("design", "metric", "hookpoint", "sae", "effect", "low", "high", "se", "df", "null", "unit"),
-    *("cells", "n_documents", "n_tokens", "n_sae_seeds", "n_models", "reason"),
-)
+COLUMNS = INTERACTIONS.names
 _COUNTS = ("n_documents", "n_tokens", "n_sae_seeds")
 _SIZES = ("effect", "low", "high", "se", "df", "null")
 

@@ -7,9 +7,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sae_placebo.core.errors import StageFault, StoreError
 from sae_placebo.core.store import Store, explained, file_hash, write_json
+from sae_placebo.core.tables import SCHEMAS
 from sae_placebo.core.trial_files import RECORD, foreign, with_tables
 from sae_placebo.trial.table_files import write_table
+
+
+def check_tables(tables: Mapping[str, Any]) -> None:
+    """See to it that every table has the columns, and values of the kinds, that its schema declares.
+
+    Raises:
+        StageFault: one has not; the message names table and column.
+    """
+    for name, table in tables.items():
+        if name not in SCHEMAS:
+            raise StageFault(f"{name}.parquet is declared by no schema in sae_placebo.core.tables")
+        try:
+            SCHEMAS[name].check(table)
+        except StoreError as error:
+            raise StageFault(
+                f"{error}: what writes the table and its schema in sae_placebo.core.tables disagree; no "
+                "table was written, and all stages are kept"
+            ) from None
 
 
 def publish(
@@ -19,7 +39,12 @@ def publish(
 
     All is written beside them first, so that a full disk costs no result. Then the record goes first
     and comes last: whatever stops us in between, tables of two runs never pass for one result.
+
+    Raises:
+        StageFault: a table is not what its schema says; nothing is written.
+        StoreError: the folder cannot be written.
     """
+    check_tables(tables)
     draft = folder / ".draft"
     with explained(store.root):
         store.clear_way(folder, folder=True)

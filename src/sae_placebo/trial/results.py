@@ -17,7 +17,14 @@ from sae_placebo.core import precision
 from sae_placebo.core.errors import StoreError
 from sae_placebo.core.lazy import pandas, torch
 from sae_placebo.core.store import Store, read_json
-from sae_placebo.core.trial_files import RECORD, check_table, read_result, require_parts
+from sae_placebo.core.tables import SCHEMAS
+from sae_placebo.core.trial_files import (
+    RECORD,
+    check_table,
+    load_table,
+    read_result,
+    require_parts,
+)
 from sae_placebo.data.token_files import read_rows
 from sae_placebo.latents.ladder.table import ladder_table
 from sae_placebo.latents.measurement import held_out
@@ -36,14 +43,11 @@ from sae_placebo.trial.spec import TrialSpec
 from sae_placebo.trial.table_files import read_replicates, read_table
 from sae_placebo.trial.tables.audit import audit_tables
 from sae_placebo.trial.tables.latents import decoys_of, mechanism_of, partners_of
+from sae_placebo.trial.tables.use import joined as joined_table
 from sae_placebo.trial.tables.use import keys_of, labelled, use_tables
 
-TABLES = (
-    *("effects", "interactions", "matching", "latents", "measurements", "coverage", "passages"),
-    *("sensitivity", "baselines", "decoys", "ladder", "partners", "mechanism"),
-    *("use", "readers", "writers", "directions", "patched", "use_passages"),
-    *("audits", "audit_latents"),
-)
+TABLES = tuple(SCHEMAS)
+"""The name of every table of a trial's folder."""
 
 OF_MEASURE = ("coverage",)
 OF_PROFILE = ("latents", "passages", "sensitivity")
@@ -75,6 +79,20 @@ def described(folder: Path, spec: TrialSpec) -> str:
     return f"results: in {str(folder)!r}."
 
 
+def _table_of(name: str) -> property:
+    """Return the property of `Trial` that reads a table; its docstring is what the schema says."""
+    schema = SCHEMAS[name]
+    only = f" Only {schema.only} have rows." if schema.only else ""
+    told = f"Return a DataFrame with one row per {schema.row}.{only}"
+    columns = "\n".join(f"    {column.name}: {column.meaning}" for column in schema.columns)
+
+    def read(trial: Trial) -> Any:
+        # not `record`, which may be older than the tables: another process may have run the trial again
+        return load_table(trial.folder, name, read_result(trial.folder))
+
+    return property(read, doc=f"{told}\n\nColumns:\n{columns}")
+
+
 @dataclass(frozen=True)
 class Trial:
     """A finished trial, read from its folder; tables are loaded when they are first read."""
@@ -102,76 +120,32 @@ class Trial:
         for name in TABLES:
             check_table(self.folder, name, record)
 
-    @property
-    def effects(self) -> Any:
-        """Return a DataFrame with one row per contrast x hookpoint x SAE x metric."""
-        return self._table("effects")
-
-    @property
-    def interactions(self) -> Any:
-        """Return a DataFrame with one row per complete 2x2 of arms x hookpoint x SAE x metric."""
-        return self._table("interactions")
-
-    @property
-    def matching(self) -> Any:
-        """Return a DataFrame with one row per arm x hookpoint x SAE: its L0 and its distance from trained."""
-        return self._table("matching")
-
-    @property
-    def latents(self) -> Any:
-        """Return a DataFrame with one row per arm x model seed x SAE seed x latent."""
-        return self._table("latents")
-
-    @property
-    def measurements(self) -> Any:
-        """Return a DataFrame with one row per arm x model seed x SAE seed x metric."""
-        return self._table("measurements")
-
-    @property
-    def coverage(self) -> Any:
-        """Return a DataFrame with one row per arm x model seed x SAE seed x label; empty without labels."""
-        return self._table("coverage")
-
-    @property
-    def passages(self) -> Any:
-        """Return a DataFrame of top activating passages of the latents drawn to be shown."""
-        return self._table("passages")
-
-    @property
-    def audits(self) -> Any:
-        """Return a DataFrame with one row per number of each audit of each SAE that was audited."""
-        return self._table("audits")
-
-    @property
-    def use(self) -> Any:
-        """Return a DataFrame with one row per latent of each SAE whose model was asked what it uses."""
-        return self._table("use")
-
-    @property
-    def readers(self) -> Any:
-        """Return a DataFrame of what reads each latent, the largest first."""
-        return self._table("readers")
-
-    @property
-    def writers(self) -> Any:
-        """Return a DataFrame of what writes each latent, the largest first."""
-        return self._table("writers")
+    effects = _table_of("effects")
+    interactions = _table_of("interactions")
+    matching = _table_of("matching")
+    coverage = _table_of("coverage")
+    latents = _table_of("latents")
+    partners = _table_of("partners")
+    ladder = _table_of("ladder")
+    decoys = _table_of("decoys")
+    sensitivity = _table_of("sensitivity")
+    baselines = _table_of("baselines")
+    mechanism = _table_of("mechanism")
+    measurements = _table_of("measurements")
+    passages = _table_of("passages")
+    use = _table_of("use")
+    readers = _table_of("readers")
+    writers = _table_of("writers")
+    directions = _table_of("directions")
+    patched = _table_of("patched")
+    use_passages = _table_of("use_passages")
+    audits = _table_of("audits")
+    audit_latents = _table_of("audit_latents")
 
     @property
     def report(self) -> Path:
         """Return the path of the report's page, which opens from disk."""
         return self.folder / "report" / "index.html"
-
-    def _table(self, name: str) -> Any:
-        # not `record`, which may be older than the tables: another process may have run the trial again
-        record = read_result(self.folder)
-        path = check_table(self.folder, name, record)
-        try:
-            return read_table(path)
-        except (OSError, ValueError) as error:
-            raise StoreError(
-                f"{str(path)!r} cannot be read as parquet ({error}); run the trial again"
-            ) from None
 
     def summary(self) -> str:
         """Return what failed and the headline effects, a line each, for a terminal."""
@@ -279,13 +253,7 @@ def _join(plan: Plan, store: Store, measured: Sequence[_Measured]) -> dict[str, 
     for at, step in plan.baselines.items():
         table = read_table(store.path(step) / "baselines.parquet")
         tables.setdefault("baselines", []).append(labelled(table, keys_of(plan, *at)))
-    return {name: _joined(parts) for name, parts in tables.items()}
-
-
-def _joined(parts: Sequence[Any]) -> Any:
-    # a table without rows has no types, and would take theirs from the others
-    filled = [part for part in parts if len(part)]
-    return pandas.concat(filled, ignore_index=True) if filled else parts[0]
+    return {name: joined_table(name, parts) for name, parts in tables.items()}
 
 
 def gather(plan: Plan, store: Store) -> ReplicateTable:

@@ -9,13 +9,12 @@ from jaxtyping import Num
 from pydantic.fields import FieldInfo
 
 from sae_placebo.core.lazy import pandas
+from sae_placebo.core.tables import KEYS
+from sae_placebo.core.tables.latents import SENSITIVITY
 from sae_placebo.latents.classes.classification import CLASS_NAMES, ClassThresholds, decide
 
 STEP = 0.2
-COLUMNS = (
-    *("threshold", "value", "change", "moved_to", "n_latents", "n_moved", "share_moved"),
-    *("most_moved", "reason"),
-)
+COLUMNS = SENSITIVITY.without(KEYS)
 
 
 def sensitivity(

@@ -8,15 +8,13 @@ from typing import Any
 
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
+from sae_placebo.core.tables.structure import LADDER
 from sae_placebo.latents.ladder.ladder import RUNGS
 from sae_placebo.stats.effects import arm_interval
 from sae_placebo.stats.replicates import ReplicateKey, Replicates, ReplicateTable
 
 SUBJECTS = {"latents": "ladder_r2_", "activations": "activations_r2_"}
-COLUMNS = (
-    *("arm", "model_seed", "sae_seed", "hookpoint", "sae", "subject", "rung"),
-    *("value", "low", "high", "gain", "gain_low", "gain_high", "n", "reason"),
-)
+COLUMNS = LADDER.names
 
 
 def ladder_table(

@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64, Integer
 
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
+from sae_placebo.core.tables import KEYS
+from sae_placebo.core.tables.labels import COVERAGE
 from sae_placebo.data.labels.truth import (
     NO_LABELS,
     TokenLabels,
@@ -26,19 +28,7 @@ from sae_placebo.data.labels.truth import (
 from sae_placebo.latents.metrics.base import METRICS, Evidence, Metric, Values, ratio
 
 BASELINES = ("lookup", "bigram", "window")
-COLUMNS = (
-    "label",
-    "group",
-    "f1",
-    "latent",
-    "threshold",
-    "fit_f1",
-    *(f"{name}_f1" for name in BASELINES),
-    "base_rate",
-    "n_positive",
-    "n_tokens",
-    "reason",
-)
+COLUMNS = COVERAGE.without(KEYS)
 # a latent is tried as a detector with the strongest 1, 0.84, 0.71, ... 0.0012 of its activations
 _SHARES: Float64[np.ndarray, " level"] = 2.0 ** (-np.arange(40) / 4)
 _LATENTS_AT_ONCE = 4_096

@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
+from sae_placebo.core.tables import effects as schemas
 from sae_placebo.latents.metrics.base import METRICS, Evidence, Metric, ratio
 
 
@@ -127,10 +128,7 @@ def l0_matches(
     return pandas.DataFrame(rows, columns=list(MATCHING)).astype(types)
 
 
-MATCHING = (
-    *("arm", "hookpoint", "sae", "l0", "l0_least", "l0_most", "n_saes", "n_tokens"),
-    *("target", "relative_to_target", "relative_to_trained", "tolerance", "matched", "reason"),
-)
+MATCHING = schemas.MATCHING.names
 """Columns of the table that `l0_matches` returns."""
 
 

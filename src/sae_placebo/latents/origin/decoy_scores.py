@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from sae_placebo.core.lazy import pandas
+from sae_placebo.core.tables.structure import DECOYS
 from sae_placebo.latents.origin.decoys import decoys
 
 
@@ -63,10 +64,7 @@ SCORES: Mapping[str, DecoyScore] = {
 }
 """Scores by name, in the order of the table."""
 
-COLUMNS = (
-    *("hookpoint", "sae", "arm", "placebo", "score", "threshold", "rate", "achieved", "passing"),
-    *("low", "high", "share", "decoys_passing", "n_targets", "n_decoys", "reason", "remark"),
-)
+COLUMNS = DECOYS.names
 
 
 def decoy_table(

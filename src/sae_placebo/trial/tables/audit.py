@@ -11,7 +11,7 @@ from sae_placebo.audits.base import AUDITS, Audited, Finding
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.store import Store
 from sae_placebo.trial.plan import Plan
-from sae_placebo.trial.tables.use import keys_of, labelled
+from sae_placebo.trial.tables.use import joined, keys_of, labelled
 
 TABLES = ("audits", "audit_latents")
 
@@ -40,12 +40,7 @@ def audit_tables(plan: Plan, store: Store) -> dict[str, Any]:
         for name in TABLES:
             table = pandas.read_parquet(folder / f"{name}.parquet")
             parts[name].append(labelled(table, keys_of(plan, *place)))
-    return {
-        name: pandas.concat(found, ignore_index=True)
-        if found
-        else pandas.DataFrame({"arm": pandas.Series([], dtype=object)})
-        for name, found in parts.items()
-    }
+    return {name: joined(name, found) for name, found in parts.items()}
 
 
 def described_audits() -> dict[str, Any]:

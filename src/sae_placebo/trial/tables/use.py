@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.store import Store
+from sae_placebo.core.tables import SCHEMAS
 from sae_placebo.trial.failures import refusal
 from sae_placebo.trial.plan import ArmModel, Plan
 from sae_placebo.trial.table_files import read_table
@@ -26,10 +27,7 @@ def use_tables(plan: Plan, store: Store) -> dict[str, Any]:
         tables["use"] = tables["use"].merge(known, on="latent", how="left", validate="1:1")
         for name, table in tables.items():
             parts[name].append(labelled(table, keys_of(plan, *place)))
-    return {
-        name: pandas.concat(found, ignore_index=True) if found else _nothing()
-        for name, found in parts.items()
-    }
+    return {name: joined(name, found) for name, found in parts.items()}
 
 
 def use_record(plan: Plan, store: Store) -> list[dict[str, Any]]:
@@ -68,5 +66,8 @@ def labelled(table: Any, keys: Mapping[str, Any]) -> Any:
     return table
 
 
-def _nothing() -> Any:
-    return pandas.DataFrame({"arm": pandas.Series([], dtype=object)})
+def joined(name: str, parts: Sequence[Any]) -> Any:
+    """Return a trial's table of all its parts; without a row it has the columns of its schema."""
+    # a table without rows has no types, and would take theirs from the others
+    filled = [part for part in parts if len(part)]
+    return pandas.concat(filled, ignore_index=True) if filled else SCHEMAS[name].empty()

@@ -19,6 +19,8 @@ from sae_placebo.causal.use.sampling import share
 from sae_placebo.causal.use.spec import UseSpec
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.store import read_json, write_json
+from sae_placebo.core.tables import KEYS
+from sae_placebo.core.tables.use import DIRECTIONS, READERS, WRITERS
 
 LIMITS = tuple(float(x) for x in np.geomspace(1e-4, 1e-1, 13))
 """The sensitivity curve has a point at each of these smallest effects of interest."""
@@ -112,7 +114,7 @@ def _tied(found: Examination, n: int) -> Any:
 
 def reader_rows(readers: Readers | None, kept: int) -> pandas.DataFrame:
     """Return the readers with the largest scores of each latent, with share and null percentile."""
-    names = ["latent", "rank", "reader", "kind", "share", "signed", "percentile", "n"]
+    names = list(READERS.without(KEYS))
     if readers is None:
         return pandas.DataFrame(columns=names)
     total = np.nansum(readers.score, axis=1)
@@ -149,7 +151,7 @@ def writer_rows(writers: Writers | None, kept: int) -> pandas.DataFrame:
             for rank, part in enumerate(order[latent]):
                 rows.append({"rank": rank} | writers.row(int(latent), int(part)))
     if not rows:
-        return pandas.DataFrame({"latent": np.zeros(0, dtype=np.int64)})
+        return pandas.DataFrame(columns=list(WRITERS.without(KEYS)))
     return pandas.DataFrame(rows)
 
 
@@ -181,7 +183,7 @@ def direction_rows(found: Examination) -> pandas.DataFrame:
             )
         )
     if not parts:
-        return pandas.DataFrame({"kind": np.zeros(0, dtype=object)})
+        return pandas.DataFrame(columns=list(DIRECTIONS.without(KEYS)))
     return pandas.concat(parts, ignore_index=True)
 
 
