@@ -96,7 +96,7 @@ def test_every_training_holds_each_relation_and_too_much_energy_is_refused() -> 
         assert len({relations.count(one) for one in RELATIONS}) == 1
         energy = sum(s.frequency * s.squared_amplitude() * s.magnitude**2 for s in training)
         assert energy <= grid.energy_share
-    with pytest.raises(SpecError, match="6 spikes that are planted together.*make them smaller"):
+    with pytest.raises(SpecError, match=r"6 spikes that are planted together.*make them smaller"):
         PairGrid(frequencies=(0.1,), magnitudes=(1.0,)).trainings(0)
     with pytest.raises(SpecError, match="more than the 4 that may be planted"):
         PairGrid(per_training=4).trainings(0)

@@ -112,6 +112,6 @@ def _check_room(unit: Sequence[Spike], energy: float, most: int, energy_share: f
         )
     if len(unit) > most:
         raise SpecError(
-            f"{named} are more than the {most} that may be planted at a time: raise per_training, up to "
-            "half of the activations' width"
+            f"{named} are more than the {most} that may be planted at a time, and half of the activations' "
+            "width is the most"
         )

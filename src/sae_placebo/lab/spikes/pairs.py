@@ -39,7 +39,7 @@ APART, MERGED, ONE, LOST = "apart", "merged", "one", "lost"
 PAIR_OUTCOMES = (APART, MERGED, ONE, LOST)
 
 _CANDIDATES = 8
-"""Largest number of latents past the cosine thresholds whose detectors are tried, the best by their firing."""
+"""Largest number of latents past the cosine thresholds whose detectors are tried, the best by firing."""
 _PER_PAIR = 2
 
 
@@ -124,7 +124,7 @@ def pair_rows(
     rules = OutcomeRules(codes, fires, thresholds)
     rows = []
     for i in range(0, len(plan.spikes), _PER_PAIR):
-        first, second = plan.spikes[i : i + _PER_PAIR]
+        first = plan.spikes[i]
         judge = _Pair(rules, cosines[i : i + 2], active[i], active[i + 1])
         rows.append(
             {
