@@ -1,34 +1,40 @@
-"""Spikes in a finished trial: nothing planted is the trial's own SAE, and what was done is never done twice."""
+"""Spikes in a finished trial: nothing planted is the trial's own SAE, and nothing is done twice."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import sae_placebo as sp
 from conftest import trial_table
-from sae_placebo.core.errors import PlaceboError, SpecError, StoreError
+from sae_placebo.core.errors import SpecError, StoreError
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.sealing import read_json
 from sae_placebo.core.store import Store
+from sae_placebo.report import read_tables
+from sae_placebo.report.build import render_section
+from sae_placebo.report.sections import SECTIONS, View
 from sae_placebo.report.spike_files import FEATURE_COLUMNS, PAIR_COLUMNS, SUMMARY_COLUMNS
 from sae_placebo.stats.proportions import wilson
 from sae_placebo.trial.artefacts import Artefacts
 from sae_placebo.trial.plan import ArmModel, plan_steps
 from sae_placebo.trial.spec import TrialSpec, load_trial
-from sae_placebo.trial.spikes import run as running
 from sae_placebo.trial.spikes.activations import ArmActivations, read_activations
-from sae_placebo.trial.spikes.planning import Subject, matched_kinds, numbers, subject_of
+from sae_placebo.trial.spikes.planning import matched_kinds, numbers, subject_of
+from sae_placebo.trial.spikes.run import Spikes
 from sae_placebo.trial.spikes.trainings import Trainings
 from sae_placebo.trial.stages.build import build_arms
 from sae_placebo.trial.stages.harvest import harvest_arms
 from sae_placebo.trial.stages.train import train_arms
+from synthetic_trial import Settings, write_trial
 
 GRID: dict[str, Any] = {"frequencies": "0.02,0.04", "magnitudes": (0.05, 0.4), "repeats": 3}
 
@@ -72,7 +78,7 @@ def store(spec: TrialSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(spec: TrialSpec, store: Path) -> sp.trial.spikes.run.Spikes:  # type: ignore[name-defined]
+def found(spec: TrialSpec, store: Path) -> Spikes:
     return sp.spikes(spec, store, **GRID)
 
 
@@ -86,7 +92,6 @@ def test_with_nothing_planted_the_sae_is_the_trials_own_bit_for_bit(
     spec: TrialSpec, store: Path, arm: str
 ) -> None:
     artefacts, activations = activations_of(spec, store, arm)
-    assert activations.n_tokens == 8_000 or activations.n_tokens > 7_000
     one = ArmModel(arm, spec.seeds_of(arm)[0])
     for seed in spec.sae_seeds:
         again = activations.train(None, spec.saes["topk"], seed, lambda n: None)
@@ -95,7 +100,7 @@ def test_with_nothing_planted_the_sae_is_the_trials_own_bit_for_bit(
             assert torch.equal(again.params[name], tensor), name
 
 
-def test_one_row_per_feature_and_shares_that_are_counts_of_rows(found: Any) -> None:
+def test_one_row_per_feature_and_shares_that_are_counts_of_rows(found: Spikes) -> None:
     table, summary, record = found.table, found.summary, found.record
     assert tuple(table.columns) == FEATURE_COLUMNS
     assert tuple(summary.columns) == SUMMARY_COLUMNS
@@ -121,7 +126,7 @@ def test_one_row_per_feature_and_shares_that_are_counts_of_rows(found: Any) -> N
 
 
 def test_a_second_call_trains_nothing_and_says_the_same(
-    spec: TrialSpec, store: Path, found: Any, monkeypatch: pytest.MonkeyPatch
+    spec: TrialSpec, store: Path, found: Spikes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {path: path.read_bytes() for path in found.folder.rglob("*") if path.is_file()}
     monkeypatch.setattr(Trainings, "_train", None)
@@ -169,7 +174,7 @@ def test_stopped_with_an_interrupt_it_goes_on_to_the_same_tables(
 
 
 def test_other_settings_get_a_folder_of_their_own(
-    spec: TrialSpec, store: Path, found: Any
+    spec: TrialSpec, store: Path, found: Spikes
 ) -> None:
     other = sp.spikes(spec, store, **{**GRID, "repeats": 1}, arm="redraw")
     assert other.folder.parent == found.folder.parent
@@ -184,8 +189,12 @@ def test_pairs_come_back_by_kind_of_sae_beside_their_null(spec: TrialSpec, store
         spec, store, composed=True, frequencies=[0.03], magnitudes="0.25", repeats=2, progress=said
     )
     (note,) = [note for note in said.notes if note.startswith("spikes: ")]
-    assert re.search(r"24 features are planted in \d trainings of [78],\d+ tokens \(topk, relu\)", note)
-    assert "minutes are left" in note
+    assert re.search(
+        r"24 features are planted in \d trainings of [78],\d+ tokens \(topk, relu\)", note
+    )
+    assert re.search(
+        r"about [\d:]+ left, by a probe of this machine \(relu [\d,]+, topk [\d,]+ tokens/s\)", note
+    )
     table, summary = pairs.table, pairs.summary
     assert tuple(table.columns) == PAIR_COLUMNS
     assert table.groupby(["kind", "relation"]).size().to_dict() == {
@@ -202,7 +211,10 @@ def test_pairs_come_back_by_kind_of_sae_beside_their_null(spec: TrialSpec, store
     assert rate == pytest.approx(0.8, abs=0.15)
     l0 = summary[summary["name"] == "l0"].set_index("kind")
     assert l0.loc["topk", "value"] == pytest.approx(4, abs=0.2)
-    assert l0.loc["relu", "value"] == pytest.approx(l0.loc["topk", "value"], rel=0.35)
+    # 30 steps are too few for a penalty to arrive there, and that is said
+    assert l0.loc["relu", "value"] > 5
+    assert pairs.record["unmatched"] == ["relu"]
+    assert "not matched: the L0 of relu is further than 5% from the 4" in pairs.text()
     shares = summary[summary["relation"].notna()]
     assert set(shares["name"]) == {"apart", "merged", "one", "lost"}
     assert ((shares["low"] <= shares["value"]) & (shares["value"] <= shares["high"])).all()
@@ -242,7 +254,7 @@ def test_mistakes_are_one_sentence(
 def test_a_trial_that_is_not_finished_is_refused(
     spec: TrialSpec, store: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(StoreError, match="not finished in .* are missing"):
+    with pytest.raises(StoreError, match=r"not finished in .* are missing"):
         sp.spikes(spec, tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
     some = tmp_path / "some"
@@ -268,5 +280,59 @@ def test_numbers_are_read_from_text() -> None:
             numbers("x", wrong)
 
 
-def test_the_report_shows_what_was_planted(spec: TrialSpec, tiny_model: Path) -> None:
-    assert running.build_report  # the report is written where a trial's results are there
+def test_with_more_steps_the_kinds_have_the_same_l0(
+    tiny_model: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    arms = {"trained": {"control": "trained"}, "redraw": {"control": "redraw"}}
+    table = trial_table(tiny_model, tiny_text, model_seeds=[0], sae_seeds=[0], arms=arms)
+    table["text"] |= {"train_tokens": 8_000}
+    table["training"] = {"batch_tokens": 32}
+    short = load_trial(table)
+    asked: dict[str, Any] = {"frequencies": [0.02], "magnitudes": [0.3], "repeats": 1}
+    pairs = sp.spikes(short, trained(short, tmp_path / "runs"), composed=True, **asked)
+    assert pairs.record["unmatched"] == []
+    assert "not matched" not in pairs.text()
+
+
+def test_the_report_shows_what_was_planted_and_not_what_has_changed(
+    spec: TrialSpec, store: Path, found: Spikes
+) -> None:
+    sp.spikes(spec, store, composed=True, frequencies=[0.03], magnitudes="0.25", repeats=2)
+    folder = write_trial(store / "trials" / spec.name, Settings(latents=20))
+    path = folder / "trial.json"
+    path.write_text(json.dumps(read_json(path) | {"spec": spec.model_dump(mode="json")}))
+    section = SECTIONS["spikes"]
+
+    def shown() -> str:
+        return render_section(section, View.of(read_tables(folder)))
+
+    page = shown()
+    assert "Features planted into trained, resid_post.1, topk" in page
+    assert "Pairs planted into trained, resid_post.1, topk" in page
+    assert "Not matched: the L0 of relu" in page
+    whole = found.summary[found.summary["frequency"].isna()].set_index("name")
+    lost = 100 * whole.loc["lost", "value"]
+    assert f'<span class="value">{lost:.0f}%</span>' in page
+    assert page.count('data-n="') > 20
+    for cell in re.findall(
+        r'<td class="estimate num" data-n="([^"]*)">(.*?)</td>', page, re.DOTALL
+    ):
+        n, said = cell
+        assert n
+        assert 'class="interval"' in said or 'class="reason"' in said
+    summary = found.folder / "summary.parquet"
+    before = summary.read_bytes()
+    summary.write_bytes(before[:-1])
+    page = shown()
+    assert "is not what was written (summary.parquet has" in page
+    assert "Features planted into trained" not in page
+    summary.write_bytes(before)
+    path.write_text(json.dumps(read_json(path) | {"spec": {"name": "other"}}))
+    assert "is of a trial of this name with other settings" in shown()
+    shutil.rmtree(folder)
+
+
+def test_without_spikes_the_report_says_how_to_plant_them(tmp_path: Path) -> None:
+    folder = write_trial(tmp_path / "trials" / "demo", Settings(latents=20))
+    page = render_section(SECTIONS["spikes"], View.of(read_tables(folder)))
+    assert "sae-placebo spikes TRIAL_FILE --store RUNS --composed" in page

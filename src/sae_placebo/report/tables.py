@@ -169,7 +169,7 @@ class Tables:
     patched: pandas.DataFrame = field(default_factory=lambda: _empty("patched"))
     use_passages: pandas.DataFrame = field(default_factory=lambda: _empty("use_passages"))
     audits: pandas.DataFrame = field(default_factory=lambda: _empty("audits"))
-    planted: AllPlanted = AllPlanted()
+    planted: AllPlanted = field(default_factory=AllPlanted)
 
     @property
     def name(self) -> str:

@@ -114,7 +114,13 @@ def _pairs(planted: Planted) -> dict[str, Any]:
                 ],
             }
         )
-    return {"kinds": kinds, "rate": f"{planted.record['grid']['rate']:g}"}
+    record = planted.record
+    return {
+        "kinds": kinds,
+        "rate": f"{record['grid']['rate']:g}",
+        "unmatched": [str(kind) for kind in record["unmatched"]],
+        "tolerance": f"{100 * record['l0_tolerance']:g}%",
+    }
 
 
 def _l0(row: Row | None) -> Estimate:

@@ -39,7 +39,7 @@ from sae_placebo.trial.stages.harvest import harvest_arms
 from sae_placebo.trial.stages.stream import TrainingStream
 from sae_placebo.trial.stages.train import scaled_moments
 
-_TOGETHER = 16
+TOGETHER = 16
 """Batches into which spikes are planted at a time."""
 _CHUNK_TOKENS = 1 << 16
 
@@ -103,8 +103,8 @@ class ArmActivations:
         return placed(fit.sae(), "cpu").fold(by.mean, by.factor)
 
     def _in_groups(self) -> Iterator[tuple[tuple[int, int], ...]]:
-        for i in range(0, len(self.batches), _TOGETHER):
-            yield self.batches[i : i + _TOGETHER]
+        for i in range(0, len(self.batches), TOGETHER):
+            yield self.batches[i : i + TOGETHER]
 
     def _start(self, sae: SAESpec, sae_seed: int) -> Fit:
         """Return a new fit; where the arm changes the dictionary, the arm says how it starts."""

@@ -253,6 +253,7 @@ class SpikePlan:
         thresholds: Between outcomes.
         inputs: Keys of the trial's artefacts that are read.
         sae_seeds: The trial's; trainings take them in turn.
+        l0: The number of active latents per token that the trial asks for, or else got.
     """
 
     subject: Subject
@@ -262,6 +263,7 @@ class SpikePlan:
     thresholds: Thresholds
     inputs: tuple[str, ...]
     sae_seeds: tuple[int, ...]
+    l0: float
 
     @property
     def task(self) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Unpack
 
 from sae_placebo.core import interrupts
 from sae_placebo.core.devices import describe_device, settings
-from sae_placebo.core.errors import NotEstimable, SpecError
+from sae_placebo.core.errors import NotEstimable, SpecError, StoreError
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.sealing import fact, read_json, sealed
 from sae_placebo.core.spec import digest
@@ -21,7 +21,6 @@ from sae_placebo.lab.spikes.recovery import codes_on
 from sae_placebo.models.activation_files import read_calibrations
 from sae_placebo.report import build_report
 from sae_placebo.report.spike_files import PAIRS, RECORD
-from sae_placebo.saes import SAESpec
 from sae_placebo.trial.artefacts import Artefacts
 from sae_placebo.trial.plan import plan_steps
 from sae_placebo.trial.result_folders import store_folder
@@ -39,7 +38,14 @@ from sae_placebo.trial.spikes.planning import (
     seeds_of,
     subject_of,
 )
-from sae_placebo.trial.spikes.summary import in_words, limit_from, summary_of, table_of
+from sae_placebo.trial.spikes.summary import (
+    in_words,
+    limit_from,
+    reached_l0,
+    summary_of,
+    table_of,
+    unmatched,
+)
 from sae_placebo.trial.spikes.trainings import Trainings
 from sae_placebo.trial.table_files import read_table, write_table
 
@@ -118,10 +124,17 @@ def spikes(
         folder = root / "spikes" / spec.name / plan.name
         trained = Trainings(artefacts, plan, folder).run()
         _write(place, folder, plan, spec, trained)
-        results, report = trial_folder(root, spec.name), None
-        if is_result_of(results, spec):
-            report = build_report(results)
+        report = _reported(trial_folder(root, spec.name), spec, progress)
     return Spikes(folder, report)
+
+
+def _reported(results: Path, spec: TrialSpec, progress: Progress) -> Path | None:
+    """Write the trial's report anew, which then shows what was planted; None where there are no results."""
+    try:
+        return build_report(results) if is_result_of(results, spec) else None
+    except StoreError as error:
+        progress.note(f"spikes: the trial's report was not written anew: {error}")
+        return None
 
 
 def _command(source: Any, root: Path, overrides: Sequence[str]) -> str:
@@ -135,29 +148,31 @@ def _planned(artefacts: Artefacts, subject: Subject, asked: Asked) -> SpikePlan:
     """Return everything that decides the result."""
     spec, plan = artefacts.spec, artefacts.plan
     harvested = artefacts.store.path(plan.harvest[subject.one])
-    own = spec.saes[subject.sae]
+    own, l0 = spec.saes[subject.sae], _l0(artefacts, subject)
+    given = asked.get("kinds")
+    names = [name.strip() for name in given.split(",")] if isinstance(given, str) else given
+    kinds = KINDS if names is None else names
     return SpikePlan(
         subject=subject,
         grid=grid_of(asked, len(read_calibrations(harvested)[subject.hookpoint].mean)),
         seeds=seeds_of(asked.get("seeds")),
-        saes=_kinds(artefacts, subject, asked) if asked.get("composed") else {own.kind: own},
+        saes=matched_kinds(kinds, own, l0) if asked.get("composed") else {own.kind: own},
         thresholds=Thresholds(),
         inputs=(plan.train[subject.one].key, *(step.key for step in plan.harvests)),
         sae_seeds=spec.sae_seeds,
+        l0=l0,
     )
 
 
-def _kinds(artefacts: Artefacts, subject: Subject, asked: Asked) -> dict[str, SAESpec]:
-    """Return SAEs of several kinds with the L0 that the trial asks for, or else with the one it got."""
-    given, own = asked.get("kinds"), artefacts.spec.saes[subject.sae]
-    names = [name.strip() for name in given.split(",")] if isinstance(given, str) else given
-    l0 = own.l0_target()
-    if l0 is None:
-        seed = artefacts.spec.sae_seeds[0]
-        trained = artefacts.sae((subject.one, subject.hookpoint, subject.sae, seed))
-        codes = codes_on(trained, artefacts.activations(subject.one, subject.hookpoint))
-        l0 = round(codes.nnz / codes.shape[0], 2)
-    return matched_kinds(KINDS if names is None else names, own, l0)
+def _l0(artefacts: Artefacts, subject: Subject) -> float:
+    """Return the L0 that the trial's SAE was asked for, or else that it has on the held-out tokens."""
+    target = artefacts.spec.saes[subject.sae].l0_target()
+    if target is not None:
+        return target
+    place = (subject.one, subject.hookpoint, subject.sae, artefacts.spec.sae_seeds[0])
+    heldout = artefacts.activations(subject.one, subject.hookpoint)
+    codes = codes_on(artefacts.sae(place), heldout)
+    return round(codes.nnz / codes.shape[0], 2)
 
 
 def _check_judged(artefacts: Artefacts, plan: SpikePlan) -> None:
@@ -190,8 +205,7 @@ def _write(
 ) -> None:
     """Write the tables, then the record, which names and seals them."""
     rows = [dict(one) for one in trained]
-    target = next(iter(plan.saes.values())).l0_target()
-    tables = {plan.task: table_of(plan, rows), "summary": summary_of(plan, rows, target)}
+    tables = {plan.task: table_of(plan, rows), "summary": summary_of(plan, rows)}
     record = plan.settings | {
         "trial": spec.name,
         "protocol": digest(spec.model_dump(mode="json")),
@@ -202,7 +216,11 @@ def _write(
         "seconds": sum(row["seconds"] for row in rows),
         "environment": dict(store.environment),
     }
-    if plan.task != PAIRS:
+    if plan.task == PAIRS:
+        l0, tolerance = reached_l0(rows), spec.measurement.l0_tolerance
+        record |= {"l0": l0, "l0_target": plan.l0, "l0_tolerance": tolerance}
+        record["unmatched"] = unmatched(l0, plan.l0, tolerance)
+    else:
         record["limit"] = _limit_record(rows)
     with explained(store.root):
         store.check_lock()

@@ -48,9 +48,9 @@ def table_of(plan: SpikePlan, trained: Sequence[Row]) -> Any:
     return table.astype(texts | {name: "Int64" for name in whole if name in columns})
 
 
-def summary_of(plan: SpikePlan, trained: Sequence[Row], l0_target: float | None) -> Any:
+def summary_of(plan: SpikePlan, trained: Sequence[Row]) -> Any:
     """Return a DataFrame with one row per share, limit or null; see `SUMMARY_COLUMNS`."""
-    rows = list(_of_pairs(trained, l0_target) if plan.task == PAIRS else _of_features(trained))
+    rows = list(_of_pairs(trained, plan.l0) if plan.task == PAIRS else _of_features(trained))
     table = pandas.DataFrame(rows, columns=list(SUMMARY_COLUMNS))
     numbers = ("frequency", "magnitude", "value", "low", "high", "extrapolated")
     texts = ("relation", "reason")
@@ -139,10 +139,10 @@ def _limit(limit: Limit, share: float, frequency: float) -> Row:
 # --- pairs -------------------------------------------------------------------------------------------
 
 
-def _of_pairs(trained: Sequence[Row], l0_target: float | None) -> Iterator[Row]:
-    for kind in dict.fromkeys(training["kind"] for training in trained):
+def _of_pairs(trained: Sequence[Row], l0_target: float) -> Iterator[Row]:
+    for kind, l0 in reached_l0(trained).items():
         own = [training for training in trained if training["kind"] == kind]
-        yield _mean_l0(own, kind, l0_target)
+        yield _l0_row(own, kind, l0, l0_target)
         rows = [row for training in own for row in training["rows"]]
         cells = sorted({(row["frequency"], row["magnitude"]) for row in rows})
         for relation in RELATIONS:
@@ -157,17 +157,29 @@ def _of_pairs(trained: Sequence[Row], l0_target: float | None) -> Iterator[Row]:
                 yield from _shares(some, PAIR_OUTCOMES, kind=kind, unit="share of pairs", **keys)
 
 
-def _mean_l0(trained: Sequence[Row], kind: str, target: float | None) -> Row:
-    """Return the mean number of active latents per held-out token, and the range of single trainings."""
+def reached_l0(trained: Sequence[Row]) -> dict[str, float]:
+    """Return by kind the mean number of active latents per held-out token, over trainings."""
+    kinds = dict.fromkeys(training["kind"] for training in trained)
+    return {
+        kind: float(np.mean([row["l0"] for row in trained if row["kind"] == kind]))
+        for kind in kinds
+    }
+
+
+def unmatched(l0: Mapping[str, float], target: float, tolerance: float) -> list[str]:
+    """Return the kinds whose L0 is further from what was asked for than a share `tolerance` of it."""
+    return [kind for kind, value in l0.items() if abs(value / target - 1) > tolerance]
+
+
+def _l0_row(trained: Sequence[Row], kind: str, value: float, target: float) -> Row:
     each = [training["l0"] for training in trained]
-    asked = "" if target is None else f" ({target:g} was asked for)"
     return {
         "kind": kind,
         "name": "l0",
-        "value": float(np.mean(each)),
+        "value": value,
         "n": len(each),
         "unit": "active latents per token",
-        "reason": f"single trainings: {min(each):.2f} to {max(each):.2f}{asked}",
+        "reason": f"single trainings: {min(each):.2f} to {max(each):.2f}; {target:g} was asked for",
     }
 
 
@@ -202,7 +214,8 @@ def in_words(record: Mapping[str, Any], summary: Any) -> str:
     )
     rows = summary.astype(object).where(summary.notna(), None).to_dict("records")
     if record["task"] == PAIRS:
-        return "\n".join([first, *_pair_lines(rows)])
+        off = [_unmatched_line(record)] if record["unmatched"] else []
+        return "\n".join([first, *off, *_pair_lines(rows)])
     return "\n".join([first, *_feature_lines(rows)])
 
 
@@ -221,6 +234,15 @@ def _feature_lines(rows: Sequence[Row]) -> Iterator[str]:
         share = f"{LIMITS[row['name']]:.0%}"
         beyond = ", outside what was planted" if row["extrapolated"] else ""
         yield f"at frequency {row['frequency']:g}, {share} detected from magnitude {_told(row)}{beyond}"
+
+
+def _unmatched_line(record: Mapping[str, Any]) -> str:
+    kinds = " and ".join(record["unmatched"])
+    return (
+        f"not matched: the L0 of {kinds} is further than {record['l0_tolerance']:.0%} from the "
+        f"{record['l0_target']:g} that was asked for, so that kinds may differ for that alone; train on "
+        "more tokens or in smaller batches"
+    )
 
 
 def _pair_lines(rows: Sequence[Row]) -> Iterator[str]:

@@ -12,7 +12,10 @@ from sae_placebo.core.lazy import torch
 from sae_placebo.core.sealing import read_json, seal_is_broken, sealed, write_json
 from sae_placebo.core.spec import generator
 from sae_placebo.core.store import explained
+from sae_placebo.core.time_left import clock_text
+from sae_placebo.lab.spikes.keys import TokenKeys
 from sae_placebo.lab.spikes.pairs import pair_rows
+from sae_placebo.lab.spikes.planting import Planting
 from sae_placebo.lab.spikes.recovery import codes_on, recovered
 from sae_placebo.models.activation_files import read_calibrations
 from sae_placebo.report.spike_files import PAIRS
@@ -21,7 +24,7 @@ from sae_placebo.saes.kernels import Workspace
 from sae_placebo.saes.training import Fit, step_all
 from sae_placebo.trial.artefacts import Artefacts
 from sae_placebo.trial.probes import seconds_of
-from sae_placebo.trial.spikes.activations import ArmActivations, read_activations
+from sae_placebo.trial.spikes.activations import TOGETHER, ArmActivations, read_activations
 from sae_placebo.trial.spikes.planning import DECOYS, SpikePlan, Training
 from sae_placebo.trial.stages.explained_variance_null import placed
 
@@ -101,26 +104,31 @@ class Trainings:
         if not left:
             return f"{said}all are done"
         done = len(trainings) - len(left)
-        rates = {kind: self._rate(kind) for kind in dict.fromkeys(one.kind for one in left)}
+        first = {one.kind: one for one in reversed(left)}
+        rates = {kind: self._rate(one) for kind, one in sorted(first.items())}
         seconds = self._reading_seconds(tokens) + sum(tokens * rates[one.kind] for one in left)
         speeds = ", ".join(f"{kind} {1 / rate:,.0f}" for kind, rate in rates.items())
         return (
-            f"{said}{f'{done:,} are done; ' if done else ''}about {seconds / 60:.1f} minutes are left, by a "
-            f"probe of this machine (training {speeds} tokens/s)"
+            f"{said}{f'{done:,} are done; ' if done else ''}about {clock_text(seconds)} left, by a probe "
+            f"of this machine ({speeds} tokens/s)"
         )
 
-    def _rate(self, kind: str) -> float:
-        """Return the seconds that a training step takes per token, timed at its start."""
-        spec, one = self.artefacts.spec, self.plan.subject.one
-        calibration = read_calibrations(
-            self.artefacts.store.path(self.artefacts.plan.harvest[one])
-        )[self.plan.subject.hookpoint]
-        start = self.plan.saes[kind].create(len(calibration.mean), 0)
-        fit = Fit(placed(start, spec.device), spec.training, 1_000_000)
-        shape = (spec.training.batch_tokens, len(calibration.mean))
-        x = torch.randn(shape, generator=generator(spec.seed, "probe", kind)).to(spec.device)
-        workspace = Workspace()
-        return seconds_of(lambda: step_all([fit], x, workspace)) / len(x)
+    def _rate(self, one: Training) -> float:
+        """Return the seconds per token of planting and of a training step, timed at its start."""
+        spec, subject = self.artefacts.spec, self.plan.subject
+        harvested = self.artefacts.store.path(self.artefacts.plan.harvest[subject.one])
+        d_in, size = (
+            len(read_calibrations(harvested)[subject.hookpoint].mean),
+            spec.training.batch_tokens,
+        )
+        fit = Fit(
+            placed(self.plan.saes[one.kind].create(d_in, 0), spec.device), spec.training, 1_000_000
+        )
+        x = torch.randn(TOGETHER * size, d_in, generator=generator(spec.seed, "probe", one.kind))
+        batch, keys, workspace = x[:size].to(spec.device), TokenKeys.plain(len(x)), Workspace()
+        plan = Planting.of(one.spikes, one.seed, d_in, 1.0)
+        planting = seconds_of(lambda: plan.plant(x, keys)) / len(x)
+        return planting + seconds_of(lambda: step_all([fit], batch, workspace)) / size
 
     def _reading_seconds(self, tokens: int) -> float:
         """Return about how long it takes to read the training tokens, by how long the held-out ones took."""
