@@ -233,6 +233,8 @@ def test_pairs_come_back_by_kind_of_sae_beside_their_null(spec: TrialSpec, store
         ({"magnitudes": [0.1, 0.1]}, "magnitudes holds a number twice"),
         ({"magnitudes": [9.0]}, "make it smaller"),
         ({"repeats": 0}, "repeats is 0"),
+        ({"repeats": "3"}, "a whole number of 1 or more"),
+        ({"seeds": [0.5]}, "whole numbers of 0 or more"),
         ({"seeds": "0,-1"}, "whole numbers of 0 or more"),
         ({"kinds": "topk"}, "kinds is of pairs"),
         ({"together": 0.5}, "together is of pairs"),
@@ -275,6 +277,7 @@ def test_kinds_are_matched_in_l0(spec: TrialSpec) -> None:
 def test_numbers_are_read_from_text() -> None:
     assert numbers("x", "0.1, 2e-1") == (0.1, 0.2)
     assert numbers("x", None) is None
+    assert numbers("x", 0.3) == (0.3,)
     for wrong in ("", "nan", "inf", "0", "-1"):
         with pytest.raises(SpecError, match="x holds"):
             numbers("x", wrong)

@@ -105,7 +105,7 @@ def read_planted(trial_folder: Path, trial: Mapping[str, Any]) -> AllPlanted:
 def _read(folder: Path) -> Planted:
     record = read_json(folder / RECORD)
     files = record.get("files") if isinstance(record, dict) else None
-    if not are_facts(files) or "seal" not in record or seal_is_broken(record):
+    if not files or not are_facts(files) or "seal" not in record or seal_is_broken(record):
         raise ValueError(f"{RECORD} has changed")
     for name, facts in files.items():
         if (changed := change_of(folder / name, facts)) is not None:

@@ -96,7 +96,7 @@ class ArmActivations:
             if plan is not None:
                 x, _ = plan.plant(x, self.kept.keys[np.arange(first, first + len(x))])
             scaled = x.sub(by.mean).mul_(by.factor)
-            for (offered, _), batch in zip(some, scaled.split(sizes), strict=True):
+            for (offered, _), batch in zip(some, torch.split(scaled, sizes), strict=True):
                 step_all([fit], batch.to(self.spec.device), workspace, offered)
                 advance(offered)
             first += sum(sizes)
@@ -120,7 +120,7 @@ class ArmActivations:
     def _moments(self) -> StreamMoments:
         """Return mean and covariance of the activations without spikes, which dictionaries are drawn from."""
         counted = SecondMoments(self.calibration.mean)
-        for part in self.kept.x.split(_CHUNK_TOKENS):
+        for part in torch.split(self.kept.x, _CHUNK_TOKENS):
             counted.add(part)
         return scaled_moments(counted, self.calibration)
 

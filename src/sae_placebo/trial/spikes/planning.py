@@ -27,8 +27,8 @@ DECOYS = 5
 KINDS = ("topk", "relu")
 """Kinds of SAE that pairs are planted for, where none are named."""
 
-Numbers = Sequence[float] | str | None
-"""Numbers, or text that has them with commas between them."""
+Numbers = Sequence[float] | float | str | None
+"""A number, several, or text that has them with commas between them."""
 
 
 class Asked(TypedDict, total=False):
@@ -46,7 +46,7 @@ class Asked(TypedDict, total=False):
     """Mean lengths, in units of the activations' rms norm about their mean."""
     repeats: int | None
     """Features, or pairs of each relation, of each frequency and magnitude."""
-    seeds: Sequence[int] | str | None
+    seeds: Sequence[int] | int | str | None
     """Everything is planted once with each; 0 unless given."""
     composed: bool
     """Plant pairs that occur together, and measure whether they are merged, by kind of SAE."""
@@ -121,7 +121,7 @@ def require_trained(plan: Plan, store: Store, subject: Subject, command: str) ->
 # --- what is planted ---------------------------------------------------------------------------------
 
 
-def numbers(name: str, given: Numbers, most: float = math.inf) -> tuple[float, ...] | None:
+def numbers(name: str, given: Any, most: float = math.inf) -> tuple[float, ...] | None:
     """Return the numbers of an option, each above 0 and below `most`; None where it was not given.
 
     Raises:
@@ -129,7 +129,8 @@ def numbers(name: str, given: Numbers, most: float = math.inf) -> tuple[float, .
     """
     if given is None:
         return None
-    words: Iterable[Any] = given.split(",") if isinstance(given, str) else given
+    listed: Any = given.split(",") if isinstance(given, str) else given
+    words = listed if isinstance(listed, Iterable) else (listed,)
     found = []
     for word in words:
         try:
@@ -147,7 +148,7 @@ def numbers(name: str, given: Numbers, most: float = math.inf) -> tuple[float, .
     return tuple(found)
 
 
-def seeds_of(given: Sequence[int] | str | None) -> tuple[int, ...]:
+def seeds_of(given: Any) -> tuple[int, ...]:
     """Return the seeds of the plantings; 0 alone where none are given.
 
     Raises:
@@ -155,7 +156,8 @@ def seeds_of(given: Sequence[int] | str | None) -> tuple[int, ...]:
     """
     if given is None:
         return (0,)
-    words: Sequence[Any] = given.split(",") if isinstance(given, str) else given
+    listed: Any = given.split(",") if isinstance(given, str) else given
+    words = listed if isinstance(listed, Iterable) else (listed,)
     texts = [str(word).strip() for word in words]
     if not texts or not all(t.isascii() and t.isdecimal() and len(t) < 16 for t in texts):
         raise SpecError(
@@ -175,16 +177,16 @@ def grid_of(asked: Asked, d_in: int) -> Grid | PairGrid:
         SpecError: a number is out of its range.
     """
     repeats, together = asked.get("repeats"), asked.get("together")
-    given = {
+    given: dict[str, Any] = {
         "frequencies": numbers("frequencies", asked.get("frequencies"), 1.0),
         "magnitudes": numbers("magnitudes", asked.get("magnitudes")),
         "repeats": repeats,
         "rate": together,
     }
-    if repeats is not None and repeats < 1:
-        raise SpecError(f"repeats is {repeats}; plant each feature once at least")
-    if together is not None and not 0 < together < 1:
-        raise SpecError(f"together is {together:g}; it is a rate between 0 and 1")
+    if repeats is not None and (type(repeats) is not int or repeats < 1):
+        raise SpecError(f"repeats is {repeats!r:.40}; it takes a whole number of 1 or more")
+    if together is not None and not (isinstance(together, float) and 0 < together < 1):
+        raise SpecError(f"together is {together!r:.40}; it is a rate between 0 and 1")
     kind: type[Grid] | type[PairGrid] = PairGrid if asked.get("composed") else Grid
     most = max(1, min(kind.model_fields["per_training"].default, d_in // 2))
     settings = {name: value for name, value in given.items() if value is not None}

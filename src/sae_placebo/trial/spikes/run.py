@@ -172,7 +172,7 @@ def _l0(artefacts: Artefacts, subject: Subject) -> float:
     place = (subject.one, subject.hookpoint, subject.sae, artefacts.spec.sae_seeds[0])
     heldout = artefacts.activations(subject.one, subject.hookpoint)
     codes = codes_on(artefacts.sae(place), heldout)
-    return round(codes.nnz / codes.shape[0], 2)
+    return round(float(codes.nnz / codes.shape[0]), 2)
 
 
 def _check_judged(artefacts: Artefacts, plan: SpikePlan) -> None:
