@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sae_placebo.trial.results import Trial
     from sae_placebo.trial.run import run
     from sae_placebo.trial.spec import TrialSpec, load_trial
+    from sae_placebo.trial.spikes.run import spikes
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,7 @@ _HOMES = {
     "load_tokenizer": "models.loading",
     "load_trial": "trial.spec",
     "run": "trial.run",
+    "spikes": "trial.spikes.run",
 }
 
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
     "load_tokenizer",
     "load_trial",
     "run",
+    "spikes",
 ]
 
 

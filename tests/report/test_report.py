@@ -102,6 +102,7 @@ def test_all_sections_are_there_in_order(page: Page) -> None:
         *("arms", "headline", "matching", "effects", "designs", "dose", "data", "coverage"),
         *("classes", "origin", "use", "circuits", "partners", "ladder", "baselines"),
         *(
+            "spikes",
             "misleading",
             "entropy",
             "latents",

@@ -264,18 +264,25 @@ def batches(
         seed: The trial's seed.
         index: The block's place in the stream.
     """
-    n = len(block.token_ids)
-    order = torch.from_numpy(numpy_generator(seed, "shuffle", index).permutation(n))
+    parts = batch_places(len(block.token_ids), batch_tokens, seed, index)
     # on the CPU: what is left out decides shapes, and asking an accelerator per batch would wait for it
     kept = {name: calibrations[name].keeps(x).cpu() for name, x in block.activations.items()}
     means = {name: calibrations[name].mean.to(x.device) for name, x in block.activations.items()}
-    for part in order.chunk(-(-n // batch_tokens)):
+    for part in parts:
         batch = {}
         for name, x in block.activations.items():
             calibration = calibrations[name]
             chosen = part[kept[name][part]].to(x.device, non_blocking=True)
             batch[name] = x.index_select(0, chosen).sub_(means[name]).mul_(calibration.factor)
         yield len(part), batch
+
+
+def batch_places(
+    n_tokens: int, batch_tokens: int, seed: int, index: int
+) -> tuple[Int64[torch.Tensor, " batch"], ...]:
+    """Return the places in one block of the tokens of each of its batches; see `batches`."""
+    order = torch.from_numpy(numpy_generator(seed, "shuffle", index).permutation(n_tokens))
+    return order.chunk(-(-n_tokens // batch_tokens))
 
 
 class TokenMeans:

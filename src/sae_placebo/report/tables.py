@@ -15,6 +15,7 @@ from sae_placebo.core.errors import StoreError
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.tables import SCHEMAS
 from sae_placebo.core.trial_files import RECORD, is_recorded, load_table, read_result
+from sae_placebo.report.spike_files import AllPlanted, read_planted
 from sae_placebo.stats.designs import ArmParts
 
 Place = tuple[str, str]
@@ -32,6 +33,7 @@ class Tables:
     Attributes:
         trial: The content of `trial.json`; empty where there is none.
         missing: Names of files that every trial writes and that this folder does not hold.
+        planted: What `sae-placebo spikes` left beside it.
     """
 
     trial: dict[str, Any]
@@ -56,6 +58,7 @@ class Tables:
     patched: pandas.DataFrame = field(default_factory=lambda: _empty("patched"))
     use_passages: pandas.DataFrame = field(default_factory=lambda: _empty("use_passages"))
     audits: pandas.DataFrame = field(default_factory=lambda: _empty("audits"))
+    planted: AllPlanted = field(default_factory=AllPlanted)
 
     @property
     def name(self) -> str:
@@ -135,7 +138,8 @@ def read_tables(trial_folder: Path) -> Tables:
     else:
         missing.append(RECORD)
     frames = {name: _read_table(trial_folder, name, trial, missing) for name in COLUMNS}
-    return Tables(trial=trial, missing=tuple(missing), **frames)
+    planted = read_planted(trial_folder, trial)
+    return Tables(trial=trial, missing=tuple(missing), planted=planted, **frames)
 
 
 def _read_table(

@@ -70,25 +70,48 @@ def packed(spikes: Sequence[Spike], most: int, energy_share: float) -> list[list
     Raises:
         SpecError: a single spike has more energy than `energy_share`.
     """
+    return packed_together([[spike] for spike in spikes], most, energy_share)
+
+
+def packed_together(
+    units: Sequence[Sequence[Spike]], most: int, energy_share: float
+) -> list[list[Spike]]:
+    """Return spikes in groups, as `packed` does; the spikes of one unit stay in one group.
+
+    Raises:
+        SpecError: a single unit has more energy than `energy_share`, or more spikes than `most`.
+    """
     groups: list[list[Spike]] = []
     energies: list[float] = []
-    for spike in spikes:
-        energy = spike.frequency * spike.squared_amplitude() * spike.magnitude**2
-        if energy > energy_share:
-            raise SpecError(
-                f"a spike of frequency {spike.frequency:g} and magnitude {spike.magnitude:g} is "
-                f"{energy:.1%} of the activations' energy, more than the {energy_share:.1%} that may "
-                "be planted at a time: make it smaller or raise energy_share"
-            )
+    for unit in units:
+        energy = sum(s.frequency * s.squared_amplitude() * s.magnitude**2 for s in unit)
+        _check_room(unit, energy, most, energy_share)
         fits = (
             i
             for i, group in enumerate(groups)
-            if len(group) < most and energies[i] + energy <= energy_share
+            if len(group) + len(unit) <= most and energies[i] + energy <= energy_share
         )
         i = next(fits, len(groups))
         if i == len(groups):
             groups.append([])
             energies.append(0.0)
-        groups[i].append(spike)
+        groups[i] += unit
         energies[i] += energy
     return groups
+
+
+def _check_room(unit: Sequence[Spike], energy: float, most: int, energy_share: float) -> None:
+    first, one = unit[0], len(unit) == 1
+    what = "a spike" if one else f"{len(unit)} spikes that are planted together,"
+    named = f"{what} of frequency {first.frequency:g} and magnitude {first.magnitude:g}"
+    if energy > energy_share:
+        raise SpecError(
+            f"{named} {'is' if one else 'are'} {energy:.1%} of the activations' energy, more than the "
+            f"{energy_share:.1%} that may be planted at a time: make {'it' if one else 'them'} smaller "
+            "or raise energy_share"
+        )
+    if len(unit) > most:
+        raise SpecError(
+            f"{named} are more than the {most} that may be planted at a time, and half of the activations' "
+            "width is the most"
+        )

@@ -85,7 +85,7 @@ class OutcomeRules:
         candidates = np.flatnonzero(near) if near.any() else np.array([cosines.argmax()])
         candidates = candidates[np.argsort(-firing[candidates], kind="stable")][:_CANDIDATES]
         predicted = [self.predicted(int(latent), active) for latent in candidates]
-        f1s = [_f1(tokens, active) for tokens in predicted]
+        f1s = [f1_of(tokens, active) for tokens in predicted]
         best = int(np.argmax(f1s))
         latent = int(candidates[best])
         fires = self.per_latent[latent]
@@ -163,7 +163,7 @@ class OutcomeRules:
         if alone.sum() < least or both.sum() < least:
             return False
         inside, outside = fires[both].mean(), fires[alone].mean()
-        seen = _f1(fires & ~child, alone) >= self.limits.f1
+        seen = f1_of(fires & ~child, alone) >= self.limits.f1
         return bool(seen and inside <= self.limits.hole * outside)
 
 
@@ -188,11 +188,12 @@ def best_threshold(
     return float(ranked[int(f1.argmax())])
 
 
-def _f1(predicted: Bool[np.ndarray, " token"], active: Bool[np.ndarray, " token"]) -> float:
+def f1_of(predicted: Bool[np.ndarray, " token"], active: Bool[np.ndarray, " token"]) -> float:
+    """Return the F1 of a prediction of where a spike is active; 0 where both are empty."""
     return float(2 * (predicted & active).sum() / max(predicted.sum() + active.sum(), 1))
 
 
 def _union_f1(
     predicted: list[Bool[np.ndarray, " token"]], active: Bool[np.ndarray, " token"]
 ) -> float:
-    return _f1(np.logical_or.reduce(predicted), active) if predicted else 0.0
+    return f1_of(np.logical_or.reduce(predicted), active) if predicted else 0.0

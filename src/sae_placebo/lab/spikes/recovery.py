@@ -233,7 +233,7 @@ def look(
     ones.data = np.ones_like(ones.data)
     together = np.zeros((0, sae.d_sae)) if on is None else np.asarray((on @ ones).todense())
     per_latent = np.asarray(ones.sum(0), dtype=np.float64).ravel()
-    cosines = _cosines(sae, plan)
+    cosines = decoder_cosines(sae, plan)
     rules = OutcomeRules(codes, per_latent, thresholds)
     rows = [
         rules.one(
@@ -252,7 +252,7 @@ def look(
     return RecoveredDirections(**columns)
 
 
-def _cosines(sae: SAE, plan: Planting) -> Float64[np.ndarray, "spike latent"]:
+def decoder_cosines(sae: SAE, plan: Planting) -> Float64[np.ndarray, "spike latent"]:
     """Return cosines of decoder rows to directions; for planes, the lengths of their projections."""
     decoder = torch.nn.functional.normalize(sae.params["W_dec"].detach().float(), dim=1)
     along = (plan.dictionary @ decoder.t()).numpy().astype(np.float64)

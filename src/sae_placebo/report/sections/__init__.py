@@ -18,6 +18,7 @@ from sae_placebo.report.sections import (  # isort: skip
     partners as partners,
     ladder as ladder,
     baselines as baselines,
+    spikes as spikes,
     misleading as misleading,
     entropy as entropy,
     latents as latents,

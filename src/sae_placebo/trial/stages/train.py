@@ -126,7 +126,7 @@ class Matched:
             with progress.track(f"moments {name}", total, before=done) as advance:
                 counting.run(advance)
             by = self.calibrations
-            self._before = {n: _scaled(one, by[n]) for n, one in counting.moments.items()}
+            self._before = {n: scaled_moments(one, by[n]) for n, one in counting.moments.items()}
 
     @functools.cached_property
     def _nulls(self) -> Nulls:
@@ -276,7 +276,7 @@ def _part(key: tuple[str, Member]) -> str:
     return f"fit {training[:16]} {hookpoint} {label} {seed}"
 
 
-def _scaled(counted: SecondMoments, by: Calibration) -> StreamMoments:
+def scaled_moments(counted: SecondMoments, by: Calibration) -> StreamMoments:
     """Return moments in the centered and scaled units of training."""
     mean, covariance = counted.mean_and_covariance()
     return StreamMoments(
