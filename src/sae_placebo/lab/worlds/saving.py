@@ -61,7 +61,7 @@ def write_worlds(
         seed: Seed of all draws.
         preset: Name of the settings of a factored world or of twins, one of `PRESETS`; None takes `default`.
         program: Name of the program that a compiled world computes, one of `PROGRAMS`.
-        progress: Shows how many worlds are built.
+        progress: Shows how far the training of the models is, and how long it will take.
 
     Raises:
         SpecError: the kind, preset or program is unknown, or the kind takes no preset or program.
@@ -75,15 +75,38 @@ def write_worlds(
             raise StoreError(f"{str(folder)!r} is not empty; give another folder or remove it")
     except NotADirectoryError:
         raise StoreError(f"{str(folder)!r} is a file; give a folder") from None
-    what = f"{kind} {program or preset or 'default'}, seed {seed}"
-    n = 2 if kind == "twins" else 1
     folders = []
-    with (progress or Progress()).track(f"build {what}", n, "worlds") as advance:
-        for name, world in _built(kind, seed, preset, program).items():
-            folders.append(folder / name)
-            save_world(world, folders[-1])
-            advance(1)
+    for name, world in build_worlds(kind, seed, preset, program, progress).items():
+        folders.append(folder / name)
+        save_world(world, folders[-1])
     return tuple(folders)
+
+
+def build_worlds(
+    kind: str,
+    seed: int,
+    preset: str | None = None,
+    program: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, World]:
+    """Return the worlds of a kind, by the name of the folder that each gets inside a given one.
+
+    Twins are two, and the name of a single world is empty. Arguments and errors are those of `write_worlds`.
+    """
+    _check(kind, preset, program)
+    label = f"build {kind} {program or preset or 'default'}, seed {seed}"
+    track = (progress or Progress()).track
+    if kind == "compiled":
+        assert program is not None
+        with track(label, 1, "worlds") as advance:
+            world = compiled(program, seed)
+            advance(1)
+        return {"": world}
+    spec = PRESETS[preset or "default"]
+    with track(label, spec.steps * (2 if kind == "twins" else 1), "steps") as advance:
+        if kind == "twins":
+            return dict(zip(_TWINS, twins(spec, seed, advance), strict=True))
+        return {"": factored(spec, seed, advance)}
 
 
 def _check(kind: str, preset: str | None, program: str | None) -> None:
@@ -100,17 +123,6 @@ def _check(kind: str, preset: str | None, program: str | None) -> None:
         if program is not None:
             raise SpecError("programs are of compiled worlds; leave out --program")
         _ = PRESETS[preset or "default"]
-
-
-def _built(kind: str, seed: int, preset: str | None, program: str | None) -> dict[str, World]:
-    """Return worlds by the name of the folder that each gets inside the given one."""
-    if kind == "compiled":
-        assert program is not None
-        return {"": compiled(program, seed)}
-    spec = PRESETS[preset or "default"]
-    if kind == "twins":
-        return dict(zip(_TWINS, twins(spec, seed), strict=True))
-    return {"": factored(spec, seed)}
 
 
 # --- writing -----------------------------------------------------------------------------------------
