@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,26 @@ toy = typer.Typer(
 GeneratorSettings = Annotated[
     list[str] | None,
     typer.Option("--generator-set", help="name=value; a setting of the generator, or its kind."),
+]
+
+Generator = Annotated[str, typer.Argument(help="Kind of generator; see `generators`.")]
+
+
+class Bias(StrEnum):
+    """What becomes of `b_dec`, as in `LabTraining`."""
+
+    none = "none"
+    mean = "mean"
+    trained = "trained"
+
+
+SAESettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sae-set",
+        help="name=value; a setting of the SAE. Else it has as many latents as there are features, "
+        "and as many active ones as are true.",
+    ),
 ]
 
 
@@ -89,17 +110,10 @@ def generators() -> None:
 
 @toy.command()
 def train(
-    generator: Annotated[str, typer.Argument(help="Kind of generator; see `generators`.")],
+    generator: Generator,
     sae: Annotated[str, typer.Option(help="Kind of SAE.")] = "relu",
     settings: GeneratorSettings = None,
-    sae_settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--sae-set",
-            help="name=value; a setting of the SAE. Else it has as many latents as there are features, "
-            "and as many active ones as are true.",
-        ),
-    ] = None,
+    sae_settings: SAESettings = None,
     seeds: Annotated[int, typer.Option(min=1, help="SAEs that are trained.")] = 3,
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 3_000,
 ) -> None:
@@ -114,3 +128,54 @@ def train(
     with for_terminal().track(f"{sae} on {generator}", lab.n_tokens * seeds) as advance:
         lines = scoreboard(made, spec, lab, range(seeds), advance=advance)
     typer.echo(in_lines(lines))
+
+
+@toy.command()
+def explain(
+    generator: Generator,
+    sae: Annotated[
+        str, typer.Option(help="Kind of SAE; one with a penalty needs `--sae-set coefficient=...`.")
+    ] = "topk",
+    settings: GeneratorSettings = None,
+    sae_settings: SAESettings = None,
+    seeds: Annotated[int, typer.Option(min=1, help="SAEs of ordinary training.")] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of every SAE.")] = 3_000,
+    tokens: Annotated[int, typer.Option(min=64, help="Held-out tokens.")] = 16_384,
+    bias: Annotated[
+        Bias,
+        typer.Option(
+            help="b_dec: none, with which the truth is within reach; held at the activations' mean; or "
+            "trained from there."
+        ),
+    ] = Bias.none,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Folder of the table and of trained SAEs, from which a stopped run goes on.",
+            parser=named_folder,
+        ),
+    ] = None,
+) -> None:
+    """Say why SAEs miss a generator's truth: identifiability, the objective, the encoder or optimization."""
+    from sae_placebo.lab.experiments.base import LabTraining
+    from sae_placebo.lab.experiments.explanation import explain as explained
+    from sae_placebo.lab.experiments.explanation import in_lines
+    from sae_placebo.lab.experiments.objectives import SplitSpec
+    from sae_placebo.lab.experiments.scoreboard import sae_for
+    from sae_placebo.lab.experiments.sweeps import generator_of, parse_settings
+
+    made = generator_of(generator, parse_settings(settings or []))
+    spec = sae_for(made, sae, parse_settings(sae_settings or []))
+    found = explained(
+        made,
+        spec,
+        LabTraining(steps=steps, bias=bias.value),
+        range(seeds),
+        SplitSpec(tokens=tokens),
+        folder=out,
+        progress=for_terminal(),
+    )
+    typer.echo(in_lines(found))
+    if out is not None:
+        typer.echo(f"table: {out / 'explanation.parquet'}")

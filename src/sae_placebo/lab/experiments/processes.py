@@ -1,4 +1,4 @@
-"""Jobs are computed one after the other or in processes, and the tokens that they read are counted together."""
+"""Jobs are done one after the other or in processes, and the tokens that they read are counted together."""
 
 from __future__ import annotations
 

@@ -19,9 +19,7 @@ _WARMUP = 0.05
 _FIRST_STD = 0.08
 
 
-def factored(
-    spec: FactoredSpec | None = None, seed: int = 0, advance: Advance = unheard
-) -> World:
+def factored(spec: FactoredSpec | None = None, seed: int = 0, advance: Advance = unheard) -> World:
     """Return a world whose tokens are sums of factors, and whose model follows a known rule.
 
     A token is (a, b, c, kind); its embedding is frozen, the sum of one random direction for each of the four.
