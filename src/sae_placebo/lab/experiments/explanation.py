@@ -11,7 +11,7 @@ from sae_placebo.lab import GeneratorSpec
 from sae_placebo.lab.experiments.base import LabTraining
 from sae_placebo.lab.experiments.objectives import Missing, SplitSpec, Value
 from sae_placebo.lab.experiments.split import CODING, TRAINING, ObjectiveSplit, split
-from sae_placebo.lab.experiments.text_tables import (
+from sae_placebo.lab.text_tables import (
     bounds,
     in_columns,
     number,

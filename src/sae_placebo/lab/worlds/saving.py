@@ -69,7 +69,7 @@ def write_worlds(
         ModelError: the model does not compute what it should; nothing is written.
         MissingExtra: the world is compiled, and Tracr is not installed.
     """
-    _check(kind, preset, program)
+    check_world(kind, preset, program)
     try:
         if folder.exists() and any(folder.iterdir()):
             raise StoreError(f"{str(folder)!r} is not empty; give another folder or remove it")
@@ -93,7 +93,7 @@ def build_worlds(
 
     Twins are two, and the name of a single world is empty. Arguments and errors are those of `write_worlds`.
     """
-    _check(kind, preset, program)
+    check_world(kind, preset, program)
     label = f"build {kind} {program or preset or 'default'}, seed {seed}"
     track = (progress or Progress()).track
     if kind == "compiled":
@@ -109,8 +109,12 @@ def build_worlds(
         return {"": factored(spec, seed, advance)}
 
 
-def _check(kind: str, preset: str | None, program: str | None) -> None:
-    """Refuse what cannot be built, before anything is built."""
+def check_world(kind: str, preset: str | None, program: str | None) -> None:
+    """Refuse what cannot be built, before anything is built.
+
+    Raises:
+        SpecError: the kind, preset or program is unknown, or the kind takes no preset or program.
+    """
     if kind not in KINDS:
         raise SpecError(unknown_name("kind of world", kind, KINDS))
     if kind == "compiled":
@@ -250,6 +254,19 @@ def load_world(folder: Path | str) -> World:
             f"the world in {str(folder)!r} is damaged ({type(problem).__name__}: {problem}); build it "
             "again"
         ) from None
+
+
+def load_worlds(folder: Path) -> list[World]:
+    """Return the world in a folder, or the worlds in the folders inside it, by name.
+
+    Raises:
+        StoreError: there is none, or one is damaged.
+        ModelError: the model of a factored world cannot be loaded.
+    """
+    inside = sorted(path.parent for path in folder.glob(f"*/{_FACTS}"))
+    if (folder / _FACTS).is_file() or not inside:
+        return [load_world(folder)]
+    return [load_world(path) for path in inside]
 
 
 def _assembled(
