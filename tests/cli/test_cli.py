@@ -167,7 +167,17 @@ def test_a_store_without_a_name_is_refused(
     assert "the name of the folder is empty" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("line", [("world", "twins", "--out", ""), ("toy", "compose", "--out", "")])
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("world", "twins", "--out", ""),
+        ("world", "build", "twins", "--out", ""),
+        ("world", "score", "mine:energy", "--kind", "factored", "--out", ""),
+        ("toy", "compose", "--out", ""),
+        ("toy", "explain", "tree", "--out", ""),
+        ("toy", "train", "tree", "--out", ""),
+    ],
+)
 def test_no_folder_to_write_is_the_current_one_by_mistake(
     line: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from sae_placebo.core.spec import Spec, digest
 from sae_placebo.saes import SAE, SAESpec
 
 _FORMAT = 1
+_TURNED = " turned"
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class KeptRuns:
             path = self._path(way, seed)
             part = path.with_name(f".{path.name}.part")
             try:
-                save_file({k: v.contiguous() for k, v in sae.params.items()}, part)
+                save_file(_laid_out(sae.params), part)
                 part.replace(path)
             except OSError as problem:
                 raise _unwritable(self.folder, problem) from None
@@ -78,15 +79,32 @@ class KeptRuns:
         if self.folder is None:
             return None
         try:
-            return dict(load_file(self._path(way, seed)))
+            tensors = load_file(self._path(way, seed))
         except (OSError, SafetensorError):
             return None
+        return {
+            name.removesuffix(_TURNED): tensor.t() if name.endswith(_TURNED) else tensor
+            for name, tensor in tensors.items()
+        }
 
     def _path(self, way: str, seed: int) -> Path:
         assert self.folder is not None
         settings = {name: spec.model_dump(mode="json") for name, spec in self.settings.items()}
         key = digest({**settings, "way": way, "seed": seed, "format": _FORMAT})[:20]
         return self.folder / f"{way}-{seed}-{key}.safetensors"
+
+
+def _laid_out(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return tensors as they lie in memory; one that is a transposed view is turned, and so is its name.
+
+    How a matrix lies decides the order of sums in products with it, and so their last bits.
+    """
+    return {
+        name if tensor.is_contiguous() else name + _TURNED: (
+            tensor if tensor.is_contiguous() else tensor.t().contiguous()
+        )
+        for name, tensor in params.items()
+    }
 
 
 def _unwritable(folder: Path, problem: OSError) -> StoreError:

@@ -29,7 +29,7 @@ from sae_placebo.lab.scores.closed_forms import (
     optimum_angle,
     shrinkage,
 )
-from sae_placebo.lab.scores.inference import best_of_k, duality_gap, nnls, omp
+from sae_placebo.lab.scores.inference import best_of_k, duality_gap, nnls, nonnegative_lasso, omp
 from sae_placebo.lab.scores.matching import matching
 from sae_placebo.lab.scores.references import Kind, reference_dictionary
 from sae_placebo.saes import SAE, Codes, ReLUSpec
@@ -63,16 +63,33 @@ def _codes(one: TrainedOn) -> list[Scored]:
         _explained("explained variance, any codes >= 0", centered, (rows, random), None),
     ]
     lam = _penalty(one.sae)
-    if lam is not None:
-        energy = float(centered.double().square().sum(dim=1).mean())
-        lengths = one.sae.params["W_dec"].norm(dim=1)
-        gaps = [
-            duality_gap(centered, rows, dense, lam).numpy() / energy
-            for dense in (found.dense() * lengths, torch.zeros(n, len(rows)))
-        ]
-        name = "objective above its optimum, share of energy"
-        scores.append(mean_of_units(name, gaps[0], of, float(gaps[1].mean()), 0.0))
+    if lam:
+        own = found.dense() * one.sae.params["W_dec"].norm(dim=1)
+        scores.append(_above_optimum(centered, rows, own, lam))
     return scores
+
+
+def _above_optimum(
+    x: Float[torch.Tensor, "token d_in"],
+    rows: Float[torch.Tensor, "atom d_in"],
+    codes: Float[torch.Tensor, "token atom"],
+    lam: float,
+) -> Scored:
+    """Return how far above its optimum the objective of codes is; the null is that of no codes at all."""
+    name, energy = "objective above its optimum, share of energy", x.double().square().sum(dim=1)
+    try:
+        best = nonnegative_lasso(x, rows, lam).dense()
+    except NotEstimable as lack:
+        return Scored(name, None, n=len(x), of="tokens", note=str(lack))
+    own, least = (
+        (x.double() - c.double() @ rows.double()).square().sum(dim=1) + lam * c.double().sum(dim=1)
+        for c in (codes, best)
+    )
+    scale = float(energy.mean())
+    left = float(duality_gap(x, rows, best, lam).mean()) / scale
+    by_chance = float((energy - least).mean()) / scale
+    gap = mean_of_units(name, ((own - least) / scale).numpy(), "tokens", by_chance, 0.0)
+    return replace(gap, note=f"the optimum is known to {max(left, 0.0):.1g}")
 
 
 def _explained(

@@ -9,6 +9,7 @@ with the config and the names of the modules that are identities.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -21,6 +22,7 @@ from sae_placebo.core.errors import SpecError, StoreError, unknown_name
 from sae_placebo.core.lazy import torch, transformers
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.store import read_json, write_json
+from sae_placebo.core.time_left import Outlook, WorkPiece
 from sae_placebo.lab.worlds.base import Swap, Variable, World
 from sae_placebo.lab.worlds.compiled import Access, CompiledWorld, compiled
 from sae_placebo.lab.worlds.factored import factored
@@ -33,6 +35,8 @@ KINDS = ("factored", "twins", "compiled")
 """Kinds of world that `write_worlds` builds."""
 
 _FORMAT = 1
+_SECONDS_TO_COMPILE = 15.0
+"""Roughly how long a program takes on one core; it only starts the foretold time."""
 _FACTS, _ARRAYS, _MODEL = "world.json", "world.safetensors", "model"
 _CONFIG, _WEIGHTS = "gpt2.json", "weights.safetensors"
 _TWINS = ("uses", "passes")
@@ -76,7 +80,13 @@ def write_worlds(
     except NotADirectoryError:
         raise StoreError(f"{str(folder)!r} is a file; give a folder") from None
     folders = []
-    for name, world in build_worlds(kind, seed, preset, program, progress).items():
+    progress = progress or Progress()
+    pieces = [WorkPiece("build", "build", _SECONDS_TO_COMPILE)] if kind == "compiled" else []
+    # a compiler says nothing of how far it is, the training of models does
+    whole = progress.whole(Outlook(pieces, rough=True, name="whole"))
+    with whole if pieces else contextlib.nullcontext():
+        worlds = build_worlds(kind, seed, preset, program, progress)
+    for name, world in worlds.items():
         folders.append(folder / name)
         save_world(world, folders[-1])
     return tuple(folders)

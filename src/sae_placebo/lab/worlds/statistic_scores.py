@@ -175,8 +175,8 @@ def score_statistics(
         spec: Settings of our verdicts; None takes the defaults.
         units: The directions; see `scoring.score_world`.
         hookpoints: Names of the sites; all of a world's if there are none.
-        folder: Where tables are written, `scores.parquet` and `units.parquet`, both as JSON as well. Our part is
-            kept in `sites/` inside. None writes nothing.
+        folder: Where tables are written, `scores.parquet` and `units.parquet`, both as JSON as well. Our
+            part is kept in `sites/` inside. None writes nothing.
         progress: Shows the work, and how long all of it will take.
 
     Raises:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sae_placebo.core.errors import in_one_line
 from sae_placebo.lab.experiments.phase import mean_of
 from sae_placebo.lab.text_tables import bounds, in_columns, number
 from sae_placebo.lab.worlds.scoring import OURS
@@ -25,8 +26,9 @@ def in_lines(scores: StatisticScores) -> str:
         head = f"{hookpoint}: {used} used units and {passengers} passengers, {len(sites)} worlds"
         rows = [("", "AUROC", "95%", "units", "worlds", "")]
         rows += [_line(name, sites) for name in sites[0].statistics]
-        parts.append(f"{head}\n{in_columns(rows)}")
-    parts += [f"left out: {name}: {reason}" for name, reason in scores.refused.items()]
+        parts.append(f"{in_one_line(head)}\n{in_columns(rows)}")
+    refused = [f"left out: {name}: {reason}" for name, reason in scores.refused.items()]
+    parts += [in_one_line(line) for line in refused]
     return "\n\n".join(parts)
 
 
