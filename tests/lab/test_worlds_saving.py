@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_cli import call
 
+from command_line import call
 from sae_placebo.core.errors import SpecError, StoreError
 from sae_placebo.lab.worlds import PRESETS, World, factored, truth
 from sae_placebo.lab.worlds.saving import load_world, save_world, write_worlds
