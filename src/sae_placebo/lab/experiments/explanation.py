@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.time_left import Outlook, WorkPiece
@@ -61,7 +62,7 @@ def explain(
         found = split(generator, sae, lab, seeds, spec, progress.track, kept)
     if folder is not None:
         settings = {"generator": generator, "sae": sae, "lab": lab, "split": spec}
-        facts = {name: setting.model_dump(mode="json") for name, setting in settings.items()}
+        facts: dict[str, Any] = {name: x.model_dump(mode="json") for name, x in settings.items()}
         facts |= {"seeds": list(seeds), "cause": found.cause, "reason": found.reason}
         write_results(folder, "explanation", found.table(), facts)
     return found

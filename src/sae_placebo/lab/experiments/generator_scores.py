@@ -77,12 +77,12 @@ def _dark_matter(one: TrainedOn) -> list[Scored]:
         energy = float(np.square(part).sum())
         if not energy > 0:
             continue
-        made_of = [float((part * x.double().numpy()).sum()) / energy for x in decoded]
+        value, null = (float((part * x.double().numpy()).sum()) / energy for x in decoded)
         note = f"{share:.1%} of the variance; null: before training"
         best = 1.0 if name == "sparse" else 0.0
         n = len(part)
         scores.append(
-            Scored(f"{name} part that is kept", *made_of, best, n=n, of="tokens", note=note)
+            Scored(f"{name} part that is kept", value, null, best, n=n, of="tokens", note=note)
         )
     return scores
 

@@ -51,7 +51,7 @@ def _codes(one: TrainedOn) -> list[Scored]:
     found = one.sae.encode(x)
     k = max(1, round(len(found.values) / found.n_tokens))
     rows = _unit(one.sae.params["W_dec"])
-    random = unit_rows(*rows.shape, generator(one.seed, "random rows", *rows.shape))
+    random = unit_rows(len(rows), x.shape[1], generator(one.seed, "random rows", *rows.shape))
     reached = explained_variance(x, one.sae.decode(found))
     n, of = len(x), "tokens"
     scores = [
@@ -106,7 +106,8 @@ def _explained(
             reached.append(explained_variance(x, codes.dense() @ rows))
     except NotEstimable as lack:
         return Scored(name, None, n=len(x), of="tokens", note=str(lack))
-    return Scored(name, *reached, n=len(x), of="tokens")
+    value, null = reached
+    return Scored(name, value, null, n=len(x), of="tokens")
 
 
 def _unit(rows: Float[torch.Tensor, "row d_in"]) -> Float[torch.Tensor, "row d_in"]:

@@ -198,7 +198,7 @@ def in_lines(lines: Sequence[SetLine]) -> str:
         if not own[0].name:
             parts.append(f"{head}\n  none: {own[0].first.note}")
             continue
-        rows = [
+        rows: list[tuple[str, ...]] = [
             ("  ", "trained", "95% over seeds", "SAEs", "null", "best", "first SAE: 95%", "of", "")
         ]
         rows += [_texts(line) for line in own]

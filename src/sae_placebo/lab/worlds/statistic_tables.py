@@ -40,11 +40,11 @@ def _line(name: str, sites: Sequence[SiteScores]) -> tuple[str, str, str, str, s
         return title, "none", "", "0", "0", found[0].reason
     n = sum(one.n for one in known)
     if len(known) == 1:
-        value, low, high, note = known[0].value, known[0].low, known[0].high, "over units"
-    else:
-        mean = mean_of([{"value": one.value} for one in known], "value")
-        value, low, high = mean.mean or 0.0, mean.low, mean.high
-        note = "over worlds" if mean.reason is None else f"all {len(known)} worlds have this value"
-        if low is not None and high is not None:
-            low, high = max(0.0, low), min(1.0, high)
-    return title, number(value, 3), bounds(low, high, 3), f"{n:,}", str(len(known)), note
+        interval = bounds(known[0].low, known[0].high, 3)
+        return title, number(known[0].value, 3), interval, f"{n:,}", "1", "over units"
+    mean = mean_of([{"value": one.value} for one in known], "value")
+    interval, note = "", f"all {len(known)} worlds have this value"
+    if mean.low is not None and mean.high is not None:
+        # an AUROC lies between 0 and 1
+        interval, note = bounds(max(0.0, mean.low), min(1.0, mean.high), 3), "over worlds"
+    return title, number(mean.mean, 3), interval, f"{n:,}", str(len(known)), note

@@ -196,7 +196,11 @@ class JudgedSite:
         own = self.units.directions
         directions = Directions(own.vectors.copy(), own.amounts.copy())
         subject = replace(self.subject, activations=self.subject.activations.clone())
-        return np.asarray(statistic(subject, directions), np.float64)[self.which]
+        values: Float64[np.ndarray, " direction"] = np.asarray(
+            statistic(subject, directions), np.float64
+        )
+        judged: Float64[np.ndarray, " unit"] = values[self.which]
+        return judged
 
 
 def judged_site(
