@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from command_line import call
 from conftest import trial_table, write_toml
-from sae_placebo.cli import main as cli
 from sae_placebo.trial.estimates import estimate
 from sae_placebo.trial.plan import plan_steps
 from sae_placebo.trial.results import Trial
@@ -20,16 +19,6 @@ def trial(tiny_model: Path, tiny_text: Path, tmp_path: Path) -> Path:
     table = trial_table(tiny_model, tiny_text, model_seeds=[0], sae_seeds=[0])
     del table["arms"]["redraw_keep_embeddings"]
     return write_toml(tmp_path / "trial.toml", table)
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
-    """Run the command line in this process and return its exit code."""
-    monkeypatch.setattr(sys, "argv", ["sae-placebo", *map(str, arguments)])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 WITHIN = ("audit meta_sae", "audit hedging", "check what is there")
@@ -167,7 +156,17 @@ def test_a_store_without_a_name_is_refused(
     assert "the name of the folder is empty" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("line", [("world", "twins", "--out", ""), ("toy", "compose", "--out", "")])
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("world", "twins", "--out", ""),
+        ("world", "build", "twins", "--out", ""),
+        ("world", "score", "mine:energy", "--kind", "factored", "--out", ""),
+        ("toy", "compose", "--out", ""),
+        ("toy", "explain", "tree", "--out", ""),
+        ("toy", "train", "tree", "--out", ""),
+    ],
+)
 def test_no_folder_to_write_is_the_current_one_by_mistake(
     line: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

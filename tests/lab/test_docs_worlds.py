@@ -52,4 +52,4 @@ def test_kinds_presets_and_programs_are_named() -> None:
     for name in (*PRESETS, *PROGRAMS):
         assert f"`{name}`" in text, name
     for kind in KINDS:
-        assert f"sae-placebo world {kind} " in text, kind
+        assert f"sae-placebo world build {kind} " in text, kind

@@ -15,11 +15,19 @@ from sae_placebo.lab.scores.closed_forms import (
     epsilon_star,
     expected_cost,
     lasso_costs,
-    numeric_crossover,
     optimum_angle,
     shrinkage,
     soft_threshold,
 )
+
+
+def numeric_crossover(lam: float, q: float) -> float:
+    """The epsilon at which the exact expected costs of both dictionaries meet, found numerically."""
+
+    def gap(epsilon: float) -> float:
+        return expected_cost(90.0, lam, q, epsilon) - expected_cost(45.0, lam, q, epsilon)
+
+    return float(brentq(gap, 0.0, 1.0e3 * q, xtol=1e-15, rtol=1e-14))
 
 
 @pytest.mark.parametrize("lam", [0.01, 0.05, 0.1, 0.2, 0.6, 1.2])
@@ -118,7 +126,7 @@ def test_what_lies_outside_the_formulas_is_refused() -> None:
     with pytest.raises(SpecError, match="sqrt 2"):
         epsilon_star(1.5, 0.2)
     with pytest.raises(SpecError, match="probability of parent and child"):
-        numeric_crossover(0.1, 0.0)
+        epsilon_star(0.1, 0.0)
     with pytest.raises(SpecError, match="below zero"):
         optimum_angle(0.1, 0.2, -0.1)
     with pytest.raises(SpecError, match="between 0 and 1"):

@@ -11,12 +11,11 @@ import torch
 from planted_truths import independent, relu_sae, rescaled, sparse
 from sae_placebo.core.errors import NotEstimable, SpecError
 from sae_placebo.core.spec import generator
+from sae_placebo.lab.experiments.chance import SIZES, null_table
 from sae_placebo.lab.generators.base import unit_rows
 from sae_placebo.lab.scores.matching import matching, matching_by_activation
 from sae_placebo.lab.scores.null_tables import (
-    SIZES,
     matching_null,
-    null_table,
     random_null,
 )
 from sae_placebo.latents.partners.assignment import AssignmentSpec

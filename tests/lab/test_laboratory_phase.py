@@ -69,9 +69,9 @@ class Stopped(Exception):
 
 
 class StopAfter(Progress):
-    """Stops the work at a number of cells, as Ctrl-C does; counts what is done."""
+    """Stops the work at a number of tokens, as Ctrl-C does; counts what is done."""
 
-    def __init__(self, most: int = 99) -> None:
+    def __init__(self, most: int = 10**9) -> None:
         self.left, self.before = most, -1
 
     def track(self, label: str, total: int, unit: str = "tokens", before: int = 0) -> Any:
@@ -90,9 +90,10 @@ class StopAfter(Progress):
 def test_a_run_that_stopped_gives_the_same_table(tmp_path: Path) -> None:
     spec = tiny()
     assert len(spec.cells) == 4
+    each = spec.cells[0].n_tokens
     run_phase(spec, tmp_path / "whole")
     with pytest.raises(Stopped):
-        run_phase(spec, tmp_path / "parts", progress=StopAfter(2))
+        run_phase(spec, tmp_path / "parts", progress=StopAfter(2 * each))
     kept = {file: file.read_bytes() for file in (tmp_path / "parts/cells").iterdir()}
     assert len(kept) == 2
     # what was cut short is done again, not taken
@@ -100,7 +101,8 @@ def test_a_run_that_stopped_gives_the_same_table(tmp_path: Path) -> None:
     broken.write_text("{")
     again = StopAfter()
     resumed = run_phase(spec, tmp_path / "parts", progress=again)
-    assert (again.before, again.left) == (1, 99 - 3)
+    # three of four cells were left, and every token of theirs was counted
+    assert (again.before, 10**9 - again.left) == (each, 3 * each)
     assert all(f.read_bytes() == content for f, content in kept.items() if f != broken)
     assert table_of(tmp_path / "whole") == table_of(tmp_path / "parts")
     assert len(resumed.done) == 4
@@ -115,7 +117,9 @@ def test_processes_give_the_bits_of_one(tmp_path: Path) -> None:
     axis = Axis(name="lambda", values=(0.05, 0.2))
     spec = spec.model_copy(update={"axes": (axis,)})
     run_phase(spec, tmp_path / "one")
-    run_phase(spec, tmp_path / "two", workers=2)
+    counted = StopAfter()
+    run_phase(spec, tmp_path / "two", workers=2, progress=counted)
+    assert 10**9 - counted.left == sum(cell.n_tokens for cell in spec.cells)
     assert table_of(tmp_path / "one") == table_of(tmp_path / "two")
 
 

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_cli import call
 
-from sae_placebo.cli import main as cli
+from command_line import call
 from sae_placebo.core.errors import SpecError, StoreError
 from sae_placebo.lab.worlds import PRESETS, World, factored, truth
 from sae_placebo.lab.worlds.saving import load_world, save_world, write_worlds
@@ -146,7 +145,7 @@ def test_the_command_builds_writes_and_never_overwrites(
     assert call(monkeypatch, *arguments) == 0
     said = capsys.readouterr()
     assert said.out == f"world: {out}\n"
-    assert "build factored quick, seed 2: 1 worlds in" in said.err
+    assert "build factored quick, seed 2: 3 steps in" in said.err
     check_same(factored(QUICK, seed=2), load_world(out))
     assert call(monkeypatch, *arguments) == 1
     assert "is not empty; give another folder or remove it" in capsys.readouterr().err
@@ -154,7 +153,9 @@ def test_the_command_builds_writes_and_never_overwrites(
     file.write_text("")
     assert call(monkeypatch, *arguments[:-1], file) == 1
     assert "is a file" in capsys.readouterr().err
-    assert callable(cli.world)
+    # the same by its full name
+    assert call(monkeypatch, "world", "build", *arguments[1:]) == 1
+    assert "is not empty" in capsys.readouterr().err
 
 
 def test_what_is_no_world_is_said(saved: tuple[World, Path], tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import typer
 
 from sae_placebo.cli.options import Device, Overrides, Replace, StoreFolder, TrialFile, Wait
 from sae_placebo.cli.spikes import spikes
-from sae_placebo.cli.toy import named_folder, toy
+from sae_placebo.cli.toy import toy
+from sae_placebo.cli.world import world
 from sae_placebo.core.errors import PlaceboError, StoreError, in_one_line
 from sae_placebo.core.interrupts import listening
 from sae_placebo.core.progress import for_terminal
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(toy, name="toy")
 app.command()(spikes)
+app.add_typer(world, name="world")
 
 
 @app.command()
@@ -177,27 +179,6 @@ def power(
         model_seeds=model_seeds,
     )
     typer.echo(text)
-
-
-@app.command()
-def world(
-    kind: Annotated[str, typer.Argument(help="factored, twins or compiled.")],
-    out: Annotated[
-        Path,
-        typer.Option("--out", help="Folder to write; twins are two in it.", parser=named_folder),
-    ],
-    seed: Annotated[int, typer.Option(help="Names everything that is drawn.")] = 0,
-    preset: Annotated[
-        str | None, typer.Option(help="Settings of a factored world or of twins.")
-    ] = None,
-    program: Annotated[str | None, typer.Option(help="What a compiled world computes.")] = None,
-) -> None:
-    """Build a model whose truth is known, with its rows and variables, and write it to a folder."""
-    from sae_placebo.lab.worlds.saving import write_worlds
-
-    folders = write_worlds(kind, out, seed, preset=preset, program=program, progress=for_terminal())
-    for folder in folders:
-        typer.echo(f"world: {folder}")
 
 
 def main() -> None:

@@ -1,4 +1,6 @@
-"""The rest of a trial is foretold by its planned seconds, rescaled by what the work so far has taken.
+"""The rest of long work is foretold by its planned seconds, rescaled by what the work so far has taken.
+
+A trial is such work; so is what a command of the laboratory does.
 
 A plan is a list of pieces of work in the order in which they run, each with the label that progress shows
 for it. A piece that begins ends those before it, so that what turned out not to be needed does not stay;
@@ -55,12 +57,14 @@ class Outlook:
         spent: Seconds that the finished steps took, in runs before this one.
         rough: Whether the plan is of counts alone, with no probe of this machine.
         clock: Tells the time in seconds.
+        name: How the whole is called where it is shown.
     """
 
     pieces: Sequence[WorkPiece]
     spent: float = 0.0
     rough: bool = False
     clock: Callable[[], float] = time.perf_counter
+    name: str = "whole trial"
     _over: set[int] = field(default_factory=set, init=False)
     _at_work: list[AtWork] = field(default_factory=list, init=False)
     _planned: dict[str, float] = field(default_factory=dict, init=False)
@@ -145,7 +149,7 @@ class Outlook:
 
     def __str__(self) -> str:
         about = "about " if self.rough and sum(self._planned.values()) == 0 else ""
-        return f"whole trial {self.share:.0%}, {about}{clock_text(self.seconds_left)} left"
+        return f"{self.name} {self.share:.0%}, {about}{clock_text(self.seconds_left)} left"
 
 
 def clock_text(seconds: float) -> str:

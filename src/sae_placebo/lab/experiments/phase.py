@@ -15,25 +15,22 @@ import itertools
 import json
 import math
 import os
-import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import cached_property
-from multiprocessing import get_context
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import Field, ValidationError, model_validator
 
 from sae_placebo.core.errors import NotEstimable, SpecError, StoreError, unknown_name
-from sae_placebo.core.interrupts import listening
 from sae_placebo.core.lazy import torch
-from sae_placebo.core.progress import Progress
+from sae_placebo.core.progress import Advance, Progress, unheard
 from sae_placebo.core.spec import Spec, digest
 from sae_placebo.lab import GeneratorSpec, Sample, recovery
 from sae_placebo.lab.experiments.base import LabTraining, explained_variance, fit_on, scale_of
+from sae_placebo.lab.experiments.processes import compute_all
 from sae_placebo.lab.experiments.sweeps import OF_SAE, Axis, Value, generator_of, sweepable
 from sae_placebo.lab.scores.composition import composition
 from sae_placebo.saes import SAE, SAES, PenalizedSpec, SAESpec, parse_sae
@@ -164,6 +161,11 @@ class PhaseCell:
         }
 
     @property
+    def n_tokens(self) -> int:
+        """Number of tokens that are read: by each SAE in training, and twice for its scores."""
+        return self.seeds * (self.lab.n_tokens + 2 * self.heldout_tokens)
+
+    @property
     def key(self) -> str:
         """A name that changes with the settings."""
         return digest(self.settings)[:20]
@@ -268,7 +270,7 @@ def run_phase(
         spec: Settings of the diagram.
         folder: Where results are kept, the cells in `cells/`; it is made where it does not exist.
         workers: Number of processes, of one thread each; with 1 this process computes the cells itself.
-        progress: Shows how many cells are done.
+        progress: Shows how many tokens are read, in training and for scores, of those of all cells.
 
     Raises:
         SpecError: a cell's settings are refused; nothing was run.
@@ -281,9 +283,16 @@ def run_phase(
         raise StoreError(f"cannot write cells to {kept}: {problem}") from problem
     left = {cell.key: cell for cell in cells if _read(kept, cell) is None}
     n = len({cell.key for cell in cells})
-    with (progress or Progress()).track("phase", n, "cells", n - len(left)) as advance:
-        for _ in _computed(list(left.values()), kept, workers):
-            advance(1)
+    every = {cell.key: cell.n_tokens for cell in cells}
+    before = sum(every.values()) - sum(cell.n_tokens for cell in left.values())
+    work = (progress or Progress()).track(f"{n} cells", sum(every.values()), "tokens", before)
+    with work as advance:
+        # the tokens of a cell's scores count once it is written
+        jobs = {
+            key: (cell, cell.n_tokens - cell.seeds * cell.lab.n_tokens)
+            for key, cell in left.items()
+        }
+        compute_all(partial(_compute, kept), jobs, workers, advance)
     phase = read_phase(spec, folder)
     table = {"spec": spec.model_dump(mode="json"), "cells": phase.rows()}
     _write(folder / "phase.json", table)
@@ -296,19 +305,24 @@ def read_phase(spec: PhaseSpec, folder: Path) -> PhaseDiagram:
     return PhaseDiagram(spec, {key: cell for key, cell in records.items() if cell is not None})
 
 
-def measured(cell: PhaseCell) -> dict[str, Any]:
+def measured(cell: PhaseCell, advance: Advance = unheard) -> dict[str, Any]:
     """Train a cell's SAEs and return its record, in types that JSON has.
 
     It has the cell's settings and place in the grid, the seconds that training took, and a table of measures
     for each seed, after training (`trained`) and before (`untrained`).
+
+    Args:
+        cell: What is trained and scored.
+        advance: Called after each training step with the number of tokens it read.
     """
     began = time.perf_counter()
     draw = cell.generator.held_out(cell.heldout_tokens)
     scaling = scale_of(cell.generator, cell.lab)
-    trained = fit_on(cell.generator, {"sae": cell.sae}, cell.lab, range(cell.seeds))
+    seeds = range(cell.seeds)
+    trained = fit_on(cell.generator, {"sae": cell.sae}, cell.lab, seeds, advance=advance)
     starts = [
         cell.sae.create(cell.generator.d_in, seed).fold(scaling.mean, scaling.factor)
-        for seed in range(cell.seeds)
+        for seed in seeds
     ]
     return {
         "settings": cell.settings,
@@ -358,30 +372,6 @@ def _scores(cell: PhaseCell, sae: SAE, draw: Sample, seed: int) -> dict[str, Any
     return {**scores, **shares, "live": parts.n_live}
 
 
-def _computed(cells: list[PhaseCell], folder: Path, workers: int) -> Iterator[None]:
-    """Yield whenever a cell is done and written; a stop waits for the cells that are running."""
-    if workers <= 1 or len(cells) <= 1:
-        for cell in cells:
-            _compute(cell, folder)
-            yield
-        return
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before the children load their libraries
-    context = get_context("spawn")
-    with listening(), ProcessPoolExecutor(workers, context, initializer=_start) as pool:
-        try:
-            for future in as_completed([pool.submit(_compute, cell, folder) for cell in cells]):
-                future.result()
-                yield
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _start() -> None:
-    """Prepare a child: only the parent hears a stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 @contextlib.contextmanager
 def _small_steps() -> Iterator[None]:
     """Train on one thread by plain steps, which take 0.6 times as long as compiled ones for SAEs this small.
@@ -398,9 +388,9 @@ def _small_steps() -> Iterator[None]:
         os.environ.pop(SWITCH) if switch is None else os.environ.update({SWITCH: switch})
 
 
-def _compute(cell: PhaseCell, folder: Path) -> None:
+def _compute(folder: Path, cell: PhaseCell, advance: Advance) -> None:
     with _small_steps():
-        _write(folder / f"{cell.key}.json", measured(cell))
+        _write(folder / f"{cell.key}.json", measured(cell, advance))
 
 
 def _write(path: Path, content: object) -> None:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sae_placebo.core.errors import NotEstimable
+from sae_placebo.core.progress import Track, untracked
 from sae_placebo.lab import GeneratorSpec, Sample, ceilings, recovery, recovery_null, support
 from sae_placebo.lab.experiments.base import (
-    Advance,
     LabTraining,
     explained_variance,
     fit_on,
     scale_of,
 )
+from sae_placebo.lab.experiments.kept_runs import KeptRuns
 from sae_placebo.lab.experiments.phase import SeedMean, mean_of
+from sae_placebo.lab.experiments.score_sets import TrainedOn
 from sae_placebo.lab.experiments.sweeps import Value
 from sae_placebo.lab.generators.base import compose
 from sae_placebo.lab.scores.composition import composition
+from sae_placebo.lab.text_tables import in_columns
 from sae_placebo.saes import SAE, SAES, SAESpec, parse_sae
 
 SCORES = {
@@ -33,6 +37,8 @@ SCORES = {
     "atomic": "atomic latents",
 }
 """Names of the scores, and how a table calls them."""
+TRAINING, BOARD = "train SAEs", "scoreboard"
+"""What the progress of training and of the scoreboard is called."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ def scoreboard(
     seeds: Sequence[int],
     *,
     heldout_tokens: int = 8_192,
-    advance: Advance = lambda _: None,
+    track: Track = untracked,
 ) -> list[ScoreLine]:
     """Train SAEs of one kind on a generator with several seeds, and return their scores on held-out tokens.
 
@@ -74,18 +80,59 @@ def scoreboard(
         lab: How the SAEs are trained.
         seeds: Seeds of the initial weights and of the tokens, one per SAE.
         heldout_tokens: Number of tokens that are scored.
-        advance: Called after each step with the number of tokens it read.
+        track: Shows the progress of training and of scoring.
+    """
+    trained = train_on(generator, sae, lab, seeds, heldout_tokens=heldout_tokens, track=track)
+    return board_of(trained, track)
+
+
+def train_on(
+    generator: GeneratorSpec,
+    sae: SAESpec,
+    lab: LabTraining,
+    seeds: Sequence[int],
+    *,
+    heldout_tokens: int = 8_192,
+    track: Track = untracked,
+    kept: Path | None = None,
+) -> list[TrainedOn]:
+    """Train SAEs of one kind on a generator, and return one per seed, with the tokens that score it.
+
+    Arguments are those of `scoreboard`; SAEs are kept in the folder `kept`, and those that are there are not
+    trained again.
+
+    Raises:
+        StoreError: `kept` cannot be written.
     """
     draw = generator.held_out(heldout_tokens)
     scaling = scale_of(generator, lab)
-    trained = fit_on(generator, {"sae": sae}, lab, seeds, advance=advance)
+    store = KeptRuns(kept, {"generator": generator, "sae": sae, "lab": lab})
+    store.prepare()
+    left = [seed for seed in seeds if not store.has("random", seed)]
+    trained = []
+    with track(TRAINING, lab.n_tokens * len(left), "tokens") as advance:
+        for seed in seeds:
+
+            def train(seed: int = seed) -> SAE:
+                fits = fit_on(generator, {"sae": sae}, lab, [seed], advance=advance)
+                return fits["sae", seed].sae
+
+            after = store.trained("random", seed, sae, train)
+            start = sae.create(generator.d_in, seed).fold(scaling.mean, scaling.factor)
+            trained.append(TrainedOn(generator, lab, after, start, draw, seed))
+    return trained
+
+
+def board_of(trained: Sequence[TrainedOn], track: Track = untracked) -> list[ScoreLine]:
+    """Return the scores of SAEs that differ in their seed; see `scoreboard`."""
     scores, nulls = [], []
-    for seed in seeds:
-        start = sae.create(generator.d_in, seed).fold(scaling.mean, scaling.factor)
-        of_seed, by_chance = _scores(trained["sae", seed].sae, start, draw, seed)
-        scores.append(of_seed)
-        nulls.append(by_chance)
-    tops, reason = _ceilings(draw)
+    with track(BOARD, len(trained), "SAEs") as advance:
+        for one in trained:
+            of_seed, by_chance = _scores(one.sae, one.start, one.draw, one.seed)
+            scores.append(of_seed)
+            nulls.append(by_chance)
+            advance(1)
+    tops, reason = _ceilings(trained[0].draw)
     return [
         ScoreLine(name, mean_of(scores, name), mean_of(nulls, name), tops[name], reason.get(name))
         for name in SCORES
@@ -129,11 +176,7 @@ def in_lines(lines: Sequence[ScoreLine]) -> str:
                 _number(line.ceiling) if line.reason is None else f"none: {line.reason}",
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    return "\n".join(
-        "  ".join([*(part.ljust(width) for part, width in zip(row, widths, strict=False)), row[5]])
-        for row in rows
-    )
+    return in_columns(rows)
 
 
 def _scores(sae: SAE, start: SAE, draw: Sample, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:

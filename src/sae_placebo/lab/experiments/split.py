@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -29,8 +30,10 @@ from jaxtyping import Float32, Float64
 
 from sae_placebo.core.errors import SpecError
 from sae_placebo.core.lazy import torch
+from sae_placebo.core.progress import Advance, Track, untracked
 from sae_placebo.lab import GeneratorSpec, recovery
-from sae_placebo.lab.experiments.base import Advance, LabTraining, fit_on
+from sae_placebo.lab.experiments.base import LabTraining, fit_on
+from sae_placebo.lab.experiments.kept_runs import KeptRuns
 from sae_placebo.lab.experiments.objectives import Missing, ObjectiveMeter, Run, SplitSpec, Value
 from sae_placebo.lab.scores.inference import nonnegative_pursuit
 from sae_placebo.saes import SAE, ReLUSpec, SAESpec
@@ -40,6 +43,8 @@ Cause = Literal[
 ]
 Losses = Float64[np.ndarray, " block"]
 Row = dict[str, str | float | int | None]
+TRAINING, CODING = "train SAEs", "best codes"
+"""What the progress of a split is called."""
 _LABEL = "sae"
 _SAME_TOKENS = 1e-3
 """A dictionary makes the same tokens as the truth if, with as many atoms per token as there are active
@@ -115,7 +120,8 @@ def split(
     lab: LabTraining,
     seeds: Sequence[int],
     spec: SplitSpec | None = None,
-    advance: Advance = lambda _: None,
+    track: Track = untracked,
+    kept: Path | None = None,
 ) -> ObjectiveSplit:
     """Train SAEs on a generator in all ways, and return the split of their objectives.
 
@@ -133,22 +139,68 @@ def split(
         lab: How every run is trained.
         seeds: Seeds of ordinary training, one or more.
         spec: How the split is measured and judged; None takes the defaults.
-        advance: Called after each training step with the number of tokens it read.
+        track: Shows the progress of training and of finding the best codes, in tokens.
+        kept: A folder in which trained SAEs are kept: the same split, called again, does not train them
+            again. None keeps nothing.
 
     Raises:
         NotEstimable: the objective is not the same number in all runs.
         SpecError: there is no seed.
+        StoreError: `kept` cannot be written.
     """
     spec = spec or SplitSpec()
     if not seeds:
         raise SpecError("a split needs at least one seed of ordinary training")
     meter = ObjectiveMeter.of(generator, sae, lab, spec)
-    trained = fit_on(generator, {_LABEL: sae}, lab, seeds, advance=advance)
-    runs = {seed: meter.of_sae(fit.sae) for (_, seed), fit in trained.items()}
+    store = KeptRuns(kept, {"generator": generator, "sae": sae, "lab": lab})
+    store.prepare()
     truth = _reachable(meter, sae.d_sae)
     first = list(seeds)[: spec.true_runs]
-    held, moved = _from_truth(generator, lab, first, truth, meter, advance)
-    return _judged(meter, truth, runs, held, moved)
+    ways = [("random", seed) for seed in seeds]
+    ways += [(way, seed) for seed in first for way in ("true", "from_true")]
+    before = sum(store.has(way, seed) for way, seed in ways) * lab.n_tokens
+    total = len(ways) * lab.n_tokens
+    with track(TRAINING, total - before, "tokens") as advance:
+        trainer = _Trainer(generator, lab, store, advance)
+        runs = {seed: meter.of_sae(trainer.trained("random", sae, seed)) for seed in seeds}
+        held, moved = _from_truth(trainer, first, truth, meter)
+    n_dictionaries = 1 + len(meter.draw.truth.alternatives)
+    with track(CODING, n_dictionaries * len(meter.draw.x), "tokens") as advance:
+        return _judged(meter, truth, runs, (held, moved), advance)
+
+
+@dataclass(frozen=True)
+class _Trainer:
+    """Trains SAEs on one generator, each once."""
+
+    generator: GeneratorSpec
+    lab: LabTraining
+    kept: KeptRuns
+    advance: Advance
+
+    def trained(
+        self,
+        way: str,
+        sae: SAESpec,
+        seed: int,
+        start: SAE | None = None,
+        frozen: Sequence[str] = (),
+    ) -> SAE:
+        """Return the SAE that is trained with one seed, from random weights or from `start`."""
+
+        def train() -> SAE:
+            fits = fit_on(
+                self.generator,
+                {_LABEL: sae},
+                self.lab,
+                [seed],
+                starts=None if start is None else {_LABEL: start},
+                frozen=frozen,
+                advance=self.advance,
+            )
+            return fits[_LABEL, seed].sae
+
+        return self.kept.trained(way, seed, sae, train)
 
 
 def _reachable(meter: ObjectiveMeter, d_sae: int) -> Float32[torch.Tensor, "feature d_in"]:
@@ -161,34 +213,21 @@ def _reachable(meter: ObjectiveMeter, d_sae: int) -> Float32[torch.Tensor, "feat
 
 
 def _from_truth(
-    generator: GeneratorSpec,
-    lab: LabTraining,
+    trainer: _Trainer,
     seeds: Sequence[int],
     truth: Float32[torch.Tensor, "feature d_in"],
     meter: ObjectiveMeter,
-    advance: Advance,
 ) -> tuple[Run, Run]:
     """Return the runs `true` and `from_true`, of each the one with the lowest J over seeds."""
     narrow = _as_wide_as(meter.sae, len(truth))
     held, moved = [], []
     for seed in seeds:
-        start = _with_rows(meter.inner_of(narrow).create(generator.d_in, seed), truth)
+        start = _with_rows(meter.inner_of(narrow).create(trainer.generator.d_in, seed), truth)
         start = SAE(narrow, start.fold(meter.scaling.mean, meter.scaling.factor).params)
-        frozen = fit_on(
-            generator,
-            {_LABEL: narrow},
-            lab,
-            [seed],
-            starts={_LABEL: start},
-            frozen=("W_dec",),
-            advance=advance,
-        )[_LABEL, seed].sae
+        frozen = trainer.trained("true", narrow, seed, start, ("W_dec",))
         held.append(meter.of_sae(frozen))
         begin = _widened(frozen, meter, seed)
-        freed = fit_on(
-            generator, {_LABEL: meter.sae}, lab, [seed], starts={_LABEL: begin}, advance=advance
-        )
-        moved.append(meter.of_sae(freed[_LABEL, seed].sae))
+        moved.append(meter.of_sae(trainer.trained("from_true", meter.sae, seed, begin)))
     return min(held, key=lambda run: run.mean), min(moved, key=lambda run: run.mean)
 
 
@@ -239,7 +278,7 @@ def _makes_the_same_tokens(meter: ObjectiveMeter, rows: Float32[torch.Tensor, "a
 
 
 def _alternatives(
-    meter: ObjectiveMeter, oracle: Losses | Missing, like: SAE
+    meter: ObjectiveMeter, oracle: Losses | Missing, like: SAE, advance: Advance
 ) -> dict[str, Losses | Missing]:
     """Return, for each other dictionary, J with the best codes less that of the truth, by block."""
     gains: dict[str, Losses | Missing] = {}
@@ -253,6 +292,7 @@ def _alternatives(
         else:
             losses, _ = meter.oracle(rows, like)
             gains[name] = losses if isinstance(losses, Missing) else losses - oracle
+        advance(len(meter.draw.x))
     return gains
 
 
@@ -260,11 +300,13 @@ def _judged(
     meter: ObjectiveMeter,
     truth: Float32[torch.Tensor, "feature d_in"],
     runs: Mapping[int, Run],
-    held: Run,
-    moved: Run,
+    from_truth: tuple[Run, Run],
+    advance: Advance,
 ) -> ObjectiveSplit:
-    """Return the split of runs that are trained: `runs` by seed, `held` is `true`, `moved` is `from_true`."""
+    """Return the split of runs that are trained: `runs` by seed, and the runs `true` and `from_true`."""
+    held, moved = from_truth
     oracle, exact = meter.oracle(truth, held.sae)
+    advance(len(meter.draw.x))
     if not isinstance(oracle, Missing) and not exact:
         # the encoder's codes are codes too, and pursuit may have missed them
         oracle = np.minimum(oracle, held.losses)
@@ -284,7 +326,7 @@ def _judged(
         "amortization": oracle if isinstance(oracle, Missing) else held.losses - oracle,
         "optimization": median.losses - lowest.losses,
     }
-    others = _alternatives(meter, oracle, held.sae)
+    others = _alternatives(meter, oracle, held.sae, advance)
     recall, precision = {}, {}
     for name, run in (("from_true", moved), ("random_median", median)):
         fires = meter.fired(run.sae)

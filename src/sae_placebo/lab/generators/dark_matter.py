@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxtyping import Float, Float32
+from jaxtyping import Float32
 from pydantic import Field, model_validator
 
-from sae_placebo.core.errors import SpecError
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
 from sae_placebo.lab.generators.base import GENERATORS, GeneratorSpec, GeneratorTruth, Sample
@@ -46,7 +45,7 @@ class DarkMatterSpec(GeneratorSpec):
     Dense directions are not features: they have no codes and are in `dense_rows`, not in
     `truth.dictionary`. What an SAE that knows the features leaves over is dense + noise; most of what is
     linear in x of that is the dense part, and noise is the floor that nothing explains. `shares` says how
-    large each part is, `parts` gives tokens taken apart, `shrunk` gives the error of one kind alone.
+    large each part is, and `parts` gives tokens taken apart.
 
     Source: the decomposition of Engels, Riggs and Tegmark, "Decomposing the dark matter of sparse
     autoencoders" (2410.14670), turned into a generator; sizes are our own. With dense = 0 and noise = 0
@@ -126,21 +125,3 @@ class DarkMatterSpec(GeneratorSpec):
 
     def _draw_truth(self) -> GeneratorTruth:
         return self.sparse_spec().truth
-
-
-def shrunk(
-    reconstruction: Float[torch.Tensor, "token d_in"], factor: float
-) -> Float[torch.Tensor, "token d_in"]:
-    """Return the reconstruction times `factor`, whose added error is shrinkage alone, of a known size.
-
-    The error of x shrunk, (1 - factor) x, is linear in x. It serves to check that a score of errors tells
-    shrinkage from structure that was missed.
-
-    Raises:
-        SpecError: the factor is not in (0, 1].
-    """
-    if not 0 < factor <= 1:
-        raise SpecError(
-            f"a shrink factor of {factor:g} was given: allowed are numbers above 0, up to 1"
-        )
-    return reconstruction * factor

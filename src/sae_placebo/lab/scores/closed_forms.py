@@ -91,24 +91,6 @@ def epsilon_star(lam: float, q: float) -> float:
     return above / (2 * (1 - (2 - math.sqrt(2)) * lam))
 
 
-def numeric_crossover(lam: float, q: float) -> float:
-    """Return the epsilon at which the exact expected costs of both dictionaries meet.
-
-    It is found numerically, and checks `epsilon_star`.
-
-    Raises:
-        SpecError: as in `epsilon_star`.
-    """
-    from scipy.optimize import brentq
-
-    _check(lam, q)
-
-    def gap(epsilon: float) -> float:
-        return expected_cost(90.0, lam, q, epsilon) - expected_cost(45.0, lam, q, epsilon)
-
-    return float(brentq(gap, 0.0, 1.0e3 * q, xtol=1e-15, rtol=1e-14))
-
-
 def expected_cost(angle: float, lam: float, q: float, epsilon: float, p0: float = 0.0) -> float:
     """Return the expected cost of tokens of G5 where the child's row is `angle` degrees from the parent's.
 

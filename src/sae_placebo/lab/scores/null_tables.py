@@ -18,9 +18,6 @@ from sae_placebo.lab.scores.matching import Matching, matching
 from sae_placebo.lab.scores.recovery import normalized
 from sae_placebo.latents.partners.assignment import AssignmentSpec
 
-SIZES = ((2, 4, 4), (20, 5, 5), (50, 4, 4), (100, 50, 50), (256, 512, 512), (256, 512, 4096))
-"""Sizes (d_in, features, latents) of the small rows of the usual table."""
-
 Atoms = Literal["sphere", "gaussian", "data"]
 
 
@@ -153,13 +150,6 @@ def random_null(
         ],
         "sphere",
     )
-
-
-def null_table(
-    sizes: Sequence[tuple[int, int, int]] = SIZES, seed: int = 0
-) -> dict[tuple[int, int, int], MatchingNull]:
-    """Return `random_null` at each size (d_in, features, latents)."""
-    return {size: random_null(*size, seed) for size in sizes}
 
 
 class _Rows:

@@ -17,8 +17,10 @@ from sae_placebo.lab.worlds.scoring import (
     score_world,
     site_truths,
 )
+from sae_placebo.lab.worlds.statistic_scores import score_statistics
 from sae_placebo.lab.worlds.twins import twins
 from sae_placebo.lab.worlds.units import world_subject
+from sae_placebo.lab.worlds.user_statistics import UserStatistic, find_statistic
 
 __all__ = [
     "BASELINES",
@@ -33,6 +35,7 @@ __all__ = [
     "LatentLabel",
     "SiteTruth",
     "Swap",
+    "UserStatistic",
     "Variable",
     "World",
     "WorldScore",
@@ -41,8 +44,10 @@ __all__ = [
     "baselines",
     "compiled",
     "factored",
+    "find_statistic",
     "label_latents",
     "reads",
+    "score_statistics",
     "score_world",
     "site_truths",
     "train_sae",

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64
 
 from sae_placebo.core.errors import ModelError
 from sae_placebo.core.lazy import torch, transformers
+from sae_placebo.core.progress import Advance, unheard
 from sae_placebo.core.spec import generator
 from sae_placebo.lab.worlds.base import World
 from sae_placebo.lab.worlds.grammar import FactoredSpec, Grammar
@@ -18,7 +19,7 @@ _WARMUP = 0.05
 _FIRST_STD = 0.08
 
 
-def factored(spec: FactoredSpec | None = None, seed: int = 0) -> World:
+def factored(spec: FactoredSpec | None = None, seed: int = 0, advance: Advance = unheard) -> World:
     """Return a world whose tokens are sums of factors, and whose model follows a known rule.
 
     A token is (a, b, c, kind); its embedding is frozen, the sum of one random direction for each of the four.
@@ -41,6 +42,7 @@ def factored(spec: FactoredSpec | None = None, seed: int = 0) -> World:
     Args:
         spec: Settings of the world; None takes the defaults. `grammar.PRESETS` has others by name.
         seed: Seed of directions, rule and rows, and of the model's initial weights and training rows.
+        advance: Called with 1 after each training step of the model.
 
     Raises:
         ModelError: the model is not within `margin_nats` of the rule after `steps` steps.
@@ -50,7 +52,7 @@ def factored(spec: FactoredSpec | None = None, seed: int = 0) -> World:
     rows = grammar.rows(spec.held_out_rows, "held out")
     train_rows = grammar.rows(spec.train_rows, "SAE")
     model = _new_model(grammar)
-    heads = _train(model, grammar)
+    heads = _train(model, grammar, advance)
     _set_head(model, grammar, heads)
     numbers = _numbers(model, grammar, rows)
     excess = numbers["excess_nats"]
@@ -100,7 +102,7 @@ def _new_model(grammar: Grammar) -> Any:
     return model.float()
 
 
-def _train(model: Any, grammar: Grammar) -> torch.Tensor:
+def _train(model: Any, grammar: Grammar, advance: Advance) -> torch.Tensor:
     """Train the model on the rule, in place, and return the head's rows, factor after factor."""
     spec = grammar.spec
     random = generator(grammar.seed, "world", "start", "head")
@@ -118,6 +120,7 @@ def _train(model: Any, grammar: Grammar) -> torch.Tensor:
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         adam.step()
+        advance(1)
     model.eval().requires_grad_(False)
     for weights in trained:
         weights.grad = None

@@ -9,6 +9,7 @@ with the config and the names of the modules that are identities.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -21,6 +22,7 @@ from sae_placebo.core.errors import SpecError, StoreError, unknown_name
 from sae_placebo.core.lazy import torch, transformers
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.store import read_json, write_json
+from sae_placebo.core.time_left import Outlook, WorkPiece
 from sae_placebo.lab.worlds.base import Swap, Variable, World
 from sae_placebo.lab.worlds.compiled import Access, CompiledWorld, compiled
 from sae_placebo.lab.worlds.factored import factored
@@ -33,6 +35,8 @@ KINDS = ("factored", "twins", "compiled")
 """Kinds of world that `write_worlds` builds."""
 
 _FORMAT = 1
+_SECONDS_TO_COMPILE = 15.0
+"""Roughly how long a program takes on one core; it only starts the foretold time."""
 _FACTS, _ARRAYS, _MODEL = "world.json", "world.safetensors", "model"
 _CONFIG, _WEIGHTS = "gpt2.json", "weights.safetensors"
 _TWINS = ("uses", "passes")
@@ -61,7 +65,7 @@ def write_worlds(
         seed: Seed of all draws.
         preset: Name of the settings of a factored world or of twins, one of `PRESETS`; None takes `default`.
         program: Name of the program that a compiled world computes, one of `PROGRAMS`.
-        progress: Shows how many worlds are built.
+        progress: Shows how far the training of the models is, and how long it will take.
 
     Raises:
         SpecError: the kind, preset or program is unknown, or the kind takes no preset or program.
@@ -69,25 +73,58 @@ def write_worlds(
         ModelError: the model does not compute what it should; nothing is written.
         MissingExtra: the world is compiled, and Tracr is not installed.
     """
-    _check(kind, preset, program)
+    check_world(kind, preset, program)
     try:
         if folder.exists() and any(folder.iterdir()):
             raise StoreError(f"{str(folder)!r} is not empty; give another folder or remove it")
     except NotADirectoryError:
         raise StoreError(f"{str(folder)!r} is a file; give a folder") from None
-    what = f"{kind} {program or preset or 'default'}, seed {seed}"
-    n = 2 if kind == "twins" else 1
     folders = []
-    with (progress or Progress()).track(f"build {what}", n, "worlds") as advance:
-        for name, world in _built(kind, seed, preset, program).items():
-            folders.append(folder / name)
-            save_world(world, folders[-1])
-            advance(1)
+    progress = progress or Progress()
+    pieces = [WorkPiece("build", "build", _SECONDS_TO_COMPILE)] if kind == "compiled" else []
+    # a compiler says nothing of how far it is, the training of models does
+    whole = progress.whole(Outlook(pieces, rough=True, name="whole"))
+    with whole if pieces else contextlib.nullcontext():
+        worlds = build_worlds(kind, seed, preset, program, progress)
+    for name, world in worlds.items():
+        folders.append(folder / name)
+        save_world(world, folders[-1])
     return tuple(folders)
 
 
-def _check(kind: str, preset: str | None, program: str | None) -> None:
-    """Refuse what cannot be built, before anything is built."""
+def build_worlds(
+    kind: str,
+    seed: int,
+    preset: str | None = None,
+    program: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, World]:
+    """Return the worlds of a kind, by the name of the folder that each gets inside a given one.
+
+    Twins are two, and the name of a single world is empty. Arguments and errors are those of `write_worlds`.
+    """
+    check_world(kind, preset, program)
+    label = f"build {kind} {program or preset or 'default'}, seed {seed}"
+    track = (progress or Progress()).track
+    if kind == "compiled":
+        assert program is not None
+        with track(label, 1, "worlds") as advance:
+            world = compiled(program, seed)
+            advance(1)
+        return {"": world}
+    spec = PRESETS[preset or "default"]
+    with track(label, spec.steps * (2 if kind == "twins" else 1), "steps") as advance:
+        if kind == "twins":
+            return dict(zip(_TWINS, twins(spec, seed, advance), strict=True))
+        return {"": factored(spec, seed, advance)}
+
+
+def check_world(kind: str, preset: str | None, program: str | None) -> None:
+    """Refuse what cannot be built, before anything is built.
+
+    Raises:
+        SpecError: the kind, preset or program is unknown, or the kind takes no preset or program.
+    """
     if kind not in KINDS:
         raise SpecError(unknown_name("kind of world", kind, KINDS))
     if kind == "compiled":
@@ -100,17 +137,6 @@ def _check(kind: str, preset: str | None, program: str | None) -> None:
         if program is not None:
             raise SpecError("programs are of compiled worlds; leave out --program")
         _ = PRESETS[preset or "default"]
-
-
-def _built(kind: str, seed: int, preset: str | None, program: str | None) -> dict[str, World]:
-    """Return worlds by the name of the folder that each gets inside the given one."""
-    if kind == "compiled":
-        assert program is not None
-        return {"": compiled(program, seed)}
-    spec = PRESETS[preset or "default"]
-    if kind == "twins":
-        return dict(zip(_TWINS, twins(spec, seed), strict=True))
-    return {"": factored(spec, seed)}
 
 
 # --- writing -----------------------------------------------------------------------------------------
@@ -238,6 +264,19 @@ def load_world(folder: Path | str) -> World:
             f"the world in {str(folder)!r} is damaged ({type(problem).__name__}: {problem}); build it "
             "again"
         ) from None
+
+
+def load_worlds(folder: Path) -> list[World]:
+    """Return the world in a folder, or the worlds in the folders inside it, by name.
+
+    Raises:
+        StoreError: there is none, or one is damaged.
+        ModelError: the model of a factored world cannot be loaded.
+    """
+    inside = sorted(path.parent for path in folder.glob(f"*/{_FACTS}"))
+    if (folder / _FACTS).is_file() or not inside:
+        return [load_world(folder)]
+    return [load_world(path) for path in inside]
 
 
 def _assembled(

@@ -18,15 +18,14 @@ from sae_placebo.causal.use.evidence import Answer, ask
 from sae_placebo.causal.use.removal import batches, costs, only, partners, removed, subset, swapped
 from sae_placebo.causal.use.rule import NOT_USED, UNDETERMINED, USED, use_verdicts
 from sae_placebo.causal.use.spec import UseSpec
-from sae_placebo.core.errors import NotEstimable
+from sae_placebo.core.errors import NotEstimable, SpecError
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import numpy_generator
 from sae_placebo.lab.worlds.base import World, truth
 from sae_placebo.lab.worlds.baselines import BASELINES, baselines
 from sae_placebo.lab.worlds.compiled import CompiledWorld
-from sae_placebo.lab.worlds.dictionaries import train_sae
 from sae_placebo.lab.worlds.resampling import variable_truth
-from sae_placebo.lab.worlds.units import held_often, latent_units, value_units, world_subject
+from sae_placebo.lab.worlds.units import JudgedSite, Statistic, judged_site
 from sae_placebo.stats.bootstrap import percentile_interval, resampled_counts
 from sae_placebo.stats.proportions import wilson
 from sae_placebo.stats.ranking import auroc
@@ -137,7 +136,7 @@ class WorldScore:
         truths: Truth of each variable at the site, by its name.
         verdict: Index of the verdict in `causal.use.rule.USES`.
         reason: Why the verdict is undetermined, else empty.
-        statistics: Values of each of `STATISTICS`, by its name.
+        statistics: Values of each of `STATISTICS`, and of others that were asked for, by name.
         joint_share: What removing all units called not used at once costs, as a share of what giving every
             token another one's activation costs; NaN where no unit is called not used.
         joint_limit: The largest `joint_share` that is negligible.
@@ -169,7 +168,7 @@ class WorldScore:
         The interval is over units; see `scoring.separation`. Units without a finite value are left out.
 
         Args:
-            statistic: Name of the statistic, one of `STATISTICS`.
+            statistic: Name of the statistic, one of `statistics`.
             seed: Seed of the bootstrap.
         """
         values = self.statistics[statistic]
@@ -228,6 +227,7 @@ def score_world(
     seed: int,
     spec: UseSpec | None = None,
     units: Literal["latents", "values"] = "latents",
+    statistics: Mapping[str, Statistic] | None = None,
 ) -> WorldScore:
     """Judge the use of a site's directions, and return verdicts and statistics with the site's truth.
 
@@ -240,19 +240,26 @@ def score_world(
         spec: Settings of the verdicts; None takes the defaults.
         units: The directions: `latents` of an SAE that is trained on the world, or the `values` of its
             variables (`value_units`), which test the verdicts without a dictionary.
+        statistics: Other statistics that are scored beside ours, by name.
 
     Raises:
         NotEstimable: no direction is held by enough rows.
+        SpecError: one of `statistics` has the name of one of ours.
     """
     spec = spec or UseSpec()
-    subject = world_subject(world, hookpoint)
-    if units == "latents":
-        judged = latent_units(world, subject, train_sae(world, hookpoint, seed))
-    else:
-        judged = value_units(world, subject)
-    which = held_often(subject, judged.directions, spec.documents)
-    if not len(which):
-        raise NotEstimable(f"no direction at {hookpoint} is held by {spec.documents} rows")
+    others = dict(statistics or {})
+    if twice := sorted(set(others) & set(STATISTICS)):
+        raise SpecError(f"a statistic is called {twice[0]!r}, as one of ours is: rename it")
+    site = judged_site(world, hookpoint, seed, spec, units)
+    # a function that fails does so before the long part
+    extra = {name: site.judged(function) for name, function in others.items()}
+    score = score_site(world, site, seed, spec)
+    return replace(score, statistics={**score.statistics, **extra})
+
+
+def score_site(world: World, site: JudgedSite, seed: int, spec: UseSpec) -> WorldScore:
+    """Return verdicts, our statistics and the simpler ones at a site; see `score_world`."""
+    subject, judged, which, hookpoint = site.subject, site.units, site.which, site.hookpoint
     answer = ask(subject, judged.directions, which, spec, seed)
     simple = baselines(subject, judged.directions, seed)
     truths = site_truths(world, hookpoint, seed)

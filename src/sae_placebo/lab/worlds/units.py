@@ -1,26 +1,33 @@
-"""The units whose use is judged in a world: latents, named by the values they stand for, or the values."""
+"""The units whose use is judged at a site of a world: latents, named by their values, or values."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 
 from sae_placebo.causal.use.base import Directions, Subject, latent_directions
 from sae_placebo.causal.use.downstream import Downstream
+from sae_placebo.causal.use.spec import UseSpec
+from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import torch
 from sae_placebo.data.rows import Rows
 from sae_placebo.lab.scores.matching import code_matrix
 from sae_placebo.lab.worlds.base import Variable, World
 from sae_placebo.lab.worlds.compiled import CompiledWorld
-from sae_placebo.lab.worlds.dictionaries import LatentLabel, activations, label_latents
+from sae_placebo.lab.worlds.dictionaries import LatentLabel, activations, label_latents, train_sae
 from sae_placebo.latents.base import Encoded, TokenTable
 
 _SHORT = 0.25
 """A value is left out where its direction is shorter than this share of its variable's longest: the commonest
 values are near the mean, so that little changes when they are removed."""
+
+Statistic = Callable[[Subject, Directions], Float64[np.ndarray, " direction"]]
+"""A function of a model behind a hookpoint and of directions there that returns one number per direction; a
+higher one says more use."""
 
 
 def world_subject(world: World, hookpoint: str) -> Subject:
@@ -163,3 +170,57 @@ def held_often(
     ]
     often = (np.array(counts) >= n_documents) & directions.vectors.any(axis=1)
     return np.flatnonzero(often).astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class JudgedSite:
+    """A site of a world with the directions whose use is judged there.
+
+    Attributes:
+        hookpoint: Name of the site's hookpoint.
+        subject: The world's model behind it, and the held-out tokens.
+        units: All directions at the site, and what they stand for.
+        which: Indices of those that enough rows hold.
+    """
+
+    hookpoint: str
+    subject: Subject
+    units: Units
+    which: Int64[np.ndarray, " unit"]
+
+    def judged(self, statistic: Statistic) -> Float64[np.ndarray, " unit"]:
+        """Return a statistic of the judged directions.
+
+        The function gets copies of the directions and of the activations, so that it cannot change ours.
+        """
+        own = self.units.directions
+        directions = Directions(own.vectors.copy(), own.amounts.copy())
+        subject = replace(self.subject, activations=self.subject.activations.clone())
+        values: Float64[np.ndarray, " direction"] = np.asarray(
+            statistic(subject, directions), np.float64
+        )
+        judged: Float64[np.ndarray, " unit"] = values[self.which]
+        return judged
+
+
+def judged_site(
+    world: World,
+    hookpoint: str,
+    seed: int,
+    spec: UseSpec,
+    units: Literal["latents", "values"] = "latents",
+) -> JudgedSite:
+    """Return a site's directions and which of them are judged; see `score_world`.
+
+    Raises:
+        NotEstimable: no direction is held by enough rows.
+    """
+    subject = world_subject(world, hookpoint)
+    if units == "latents":
+        judged = latent_units(world, subject, train_sae(world, hookpoint, seed))
+    else:
+        judged = value_units(world, subject)
+    which = held_often(subject, judged.directions, spec.documents)
+    if not len(which):
+        raise NotEstimable(f"no direction at {hookpoint} is held by {spec.documents} rows")
+    return JudgedSite(hookpoint, subject, judged, which)
