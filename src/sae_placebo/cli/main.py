@@ -212,7 +212,7 @@ def graph(
     sae: Annotated[str | None, typer.Option(help="Label of the SAEs; else the first.")] = None,
     hookpoints: Annotated[
         list[str] | None,
-        typer.Option("--hookpoint", help="A hookpoint, once for each; else all of the trial's."),
+        typer.Option("--hookpoint", help="A hookpoint, once for each; else all on the stream."),
     ] = None,
     sae_seed: Annotated[int | None, typer.Option(help="SAE seed; else the first.")] = None,
     model_seed: Annotated[

@@ -315,7 +315,7 @@ def graph_of_trial(
     progress: Progress | None = None,
 ) -> PromptGraph:
     """Return the attribution graph of a prompt in an arm of a finished trial; see `Trial.graph`."""
-    inputs = open_inputs(trial, choice, progress or Progress())
+    inputs = open_inputs(trial, choice, prompt, progress or Progress())
     return _graph_of(trial, inputs, prompt, settings)
 
 

@@ -12,6 +12,7 @@ from sae_placebo.core.errors import ModelError, SpecError, StoreError, unknown_n
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.store import Step, Store
+from sae_placebo.data.text import TextSpec
 from sae_placebo.data.tokenizing import Encoder, vocabulary
 from sae_placebo.models.hookpoints import SITES, parse_hookpoint
 from sae_placebo.models.loading import load_tokenizer
@@ -32,7 +33,7 @@ class GraphChoice(NamedTuple):
     Attributes:
         arm: The arm; None for the trained one.
         sae: The label of the SAEs.
-        hookpoints: The hookpoints; None for all of the trial's.
+        hookpoints: The hookpoints; None for all of the trial's on the residual stream behind the embedding.
         sae_seed: The seed of the SAEs.
         model_seed: The re-draw of the arm's model, where it has several.
     """
@@ -85,51 +86,66 @@ class GraphInputs:
         require(self.artefacts.store, [*steps, *(plan.measure[place] for place in self.places)])
 
     def token_ids(self, prompt: str) -> Int64[torch.Tensor, " pos"]:
-        """Return a prompt's token ids, cut as the trial's text was, behind BOS where its rows are.
-
-        Raises:
-            SpecError: it is no text or empty, it is longer than a row of the trial, or it holds a character
-                that the tokenizer does not know.
-        """
-        text = self.artefacts.spec.text
-        if not isinstance(prompt, str) or not prompt:
-            raise SpecError("the prompt is empty: give some text, such as 'def main('")
-        try:
-            prompt.encode()
-        except UnicodeEncodeError as error:
-            raise SpecError(
-                f"the prompt holds half of a character at position {error.start}; leave it out"
-            ) from None
-        ((ids, _),) = Encoder(self.tokenizer, text.special_tokens).encode([prompt], spans=False)
-        unknown = getattr(self.tokenizer, "unk_token_id", None)
-        if unknown is not None and unknown in ids:
-            raise SpecError(
-                f"token {ids.index(unknown) + 1} of the prompt is unknown to the model's tokenizer; leave "
-                "such characters out"
-            )
-        bos = self.tokenizer.bos_token_id if text.bos == "auto" else None
-        ids = [*([] if bos is None else [bos]), *ids]
-        if len(ids) > text.context_tokens:
-            raise SpecError(
-                f"the prompt has {len(ids)} tokens, and the trial's rows, which its SAEs have read, "
-                f"{text.context_tokens}; shorten it"
-            )
-        return torch.tensor(ids, dtype=torch.int64)
+        """Return a prompt's token ids; see `token_ids`."""
+        return token_ids(prompt, self.tokenizer, self.artefacts.spec.text)
 
 
-def open_inputs(trial: Trial, choice: GraphChoice, progress: Progress) -> GraphInputs:
+def check_prompt(prompt: str) -> None:
+    """Refuse what is no text.
+
+    Raises:
+        SpecError: it is empty, or holds half of a character.
+    """
+    if not isinstance(prompt, str) or not prompt:
+        raise SpecError("the prompt is empty: give some text, such as 'def main('")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise SpecError(
+            f"the prompt holds half of a character at position {error.start}; leave it out"
+        ) from None
+
+
+def token_ids(prompt: str, tokenizer: Any, text: TextSpec) -> Int64[torch.Tensor, " pos"]:
+    """Return a prompt's token ids, cut as a trial's text is, behind BOS where its rows are.
+
+    Raises:
+        SpecError: it is no text or empty, it is longer than a row of the trial, or it holds a character
+            that the tokenizer does not know.
+    """
+    check_prompt(prompt)
+    ((ids, _),) = Encoder(tokenizer, text.special_tokens).encode([prompt], spans=False)
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is not None and unknown in ids:
+        raise SpecError(
+            f"token {ids.index(unknown) + 1} of the prompt is unknown to the model's tokenizer; leave "
+            "such characters out"
+        )
+    bos = tokenizer.bos_token_id if text.bos == "auto" else None
+    ids = [*([] if bos is None else [bos]), *ids]
+    if len(ids) > text.context_tokens:
+        raise SpecError(
+            f"the prompt has {len(ids)} tokens, and the trial's rows, which its SAEs have read, "
+            f"{text.context_tokens}; shorten it"
+        )
+    return torch.tensor(ids, dtype=torch.int64)
+
+
+def open_inputs(trial: Trial, choice: GraphChoice, prompt: str, progress: Progress) -> GraphInputs:
     """Return an arm's model of a finished trial and its SAEs, and nothing is written.
 
     Args:
         trial: The trial, in its store.
         choice: Which SAEs are wanted.
+        prompt: The prompt, which is refused, if it must be, before a model is loaded.
         progress: Where it is shown that a model is loaded and built.
 
     Raises:
-        SpecError: the trial has no such arm, SAE, hookpoint or seed.
+        SpecError: the prompt cannot be read, or the trial has no such arm, SAE, hookpoint or seed.
         StoreError: the store has no such artefacts any more, or they are of other inputs.
         ModelError: the model cannot be loaded, or built with the same weights.
     """
+    check_prompt(prompt)
     folder, spec = trial.folder.absolute(), _protocol(trial)
     places = _places(spec, choice)
     one = places[0][0]
@@ -142,6 +158,8 @@ def open_inputs(trial: Trial, choice: GraphChoice, progress: Progress) -> GraphI
         )
     require(store, [*([plan.model] if plan.needs_conversion else []), train])
     artefacts = Artefacts(plan, store, progress)
+    tokenizer = load_tokenizer(artefacts.materials.source, spec.model.revision)
+    token_ids(prompt, tokenizer, spec.text)
     with progress.track(f"build {one.label} again", 1, "model") as advance:
         model, recipe = arm_model(artefacts, one)
         advance(1)
@@ -150,7 +168,6 @@ def open_inputs(trial: Trial, choice: GraphChoice, progress: Progress) -> GraphI
             f"the model of arm {one.label} has other weights than its SAEs were trained on (another torch?); "
             "go back to the versions that the trial ran with, which its trial.json names"
         )
-    tokenizer = load_tokenizer(artefacts.materials.source, spec.model.revision)
     words = vocabulary(tokenizer)
     words += [f"<{i}>" for i in range(len(words), _n_ids(model))]
     saes = tuple(artefacts.sae(place) for place in places)
@@ -207,14 +224,24 @@ def _places(spec: TrialSpec, choice: GraphChoice) -> tuple[Place, ...]:
     sae = _known("SAE", choice.sae, spec.saes, next(iter(spec.saes)))
     sae_seed = _among("sae_seed", choice.sae_seed, spec.sae_seeds)
     model_seed = _among("model_seed", choice.model_seed, spec.seeds_of(arm))
-    asked = spec.hookpoints if choice.hookpoints is None else choice.hookpoints
+    asked = _on_the_stream(spec.hookpoints) if choice.hookpoints is None else choice.hookpoints
     if isinstance(asked, str):
         asked = (asked,)
     found = list(dict.fromkeys(parse_hookpoint(name) for name in asked))
+    if not found:
+        raise SpecError(
+            f"a graph was asked for at no hookpoint; the trial has {', '.join(spec.hookpoints)}"
+        )
     for place in found:
         _known("hookpoint", place.name, spec.hookpoints, "")
     found.sort(key=lambda place: (place.layer, SITES.index(place.site)))
     return tuple((ArmModel(arm, model_seed), place.name, sae, sae_seed) for place in found)
+
+
+def _on_the_stream(hookpoints: Sequence[str]) -> Sequence[str]:
+    """Return the hookpoints of which a graph can be made; all of them where there are none."""
+    able = [n for n in hookpoints if n.startswith("resid_") and n != "resid_pre.0"]
+    return able or hookpoints
 
 
 def _known(kind: str, asked: str | None, known: Iterable[str], first: str) -> str:

@@ -78,7 +78,13 @@ def write_picture(
 
 def _page(figure: Any, title: str, lines: Sequence[str]) -> str:
     """Return a page that holds plotly itself and loads nothing."""
-    drawn = figure.to_html(full_html=False, include_plotlyjs=True, include_mathjax=False)
+    drawn = figure.to_html(
+        full_html=False,
+        include_plotlyjs=True,
+        include_mathjax=False,
+        div_id="graph",  # a random one unless given
+        config={"displaylogo": False, "responsive": True},
+    )
     told = "\n".join(f"<p>{escaped(line)}</p>" for line in lines)
     return _PAGE.format(title=escaped(title), lines=told, figure=drawn)
 

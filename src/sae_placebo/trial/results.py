@@ -197,7 +197,7 @@ class Trial:
             prompt: The text, no longer than a row of the trial.
             arm: One of the trial's; the trained one unless given.
             sae: The label of the SAEs; the first one unless given.
-            hookpoints: Some of the trial's on the residual stream; all of the trial's unless given.
+            hookpoints: Some of the trial's on the residual stream; all of these unless given.
             sae_seed: The first one unless given.
             model_seed: The re-draw of an arm that is drawn; the first one unless given.
             settings: How much of the graph is computed and kept.
