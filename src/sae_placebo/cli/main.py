@@ -220,7 +220,8 @@ def graph(
     ] = None,
 ) -> None:
     """Draw which tokens and latents lead to a prompt's next token, in an arm of a finished trial."""
-    from sae_placebo.trial.graph import GraphChoice, write_graph
+    from sae_placebo.trial.graph import write_graph
+    from sae_placebo.trial.graph_inputs import GraphChoice
     from sae_placebo.trial.results import Trial
 
     choice = GraphChoice(arm, sae, hookpoints, sae_seed, model_seed)

@@ -210,7 +210,8 @@ class Trial:
             StoreError: artefacts are gone, or model or text have changed since the trial ran.
             ModelError: the model cannot be loaded, or not be built with the same weights.
         """
-        from sae_placebo.trial.graph import GraphChoice, graph_of_trial
+        from sae_placebo.trial.graph import graph_of_trial
+        from sae_placebo.trial.graph_inputs import GraphChoice
 
         choice = GraphChoice(arm, sae, hookpoints, sae_seed, model_seed)
         return graph_of_trial(self, prompt, choice, settings, progress)
