@@ -164,7 +164,7 @@ def test_half_precision_models_are_redrawn_in_their_dtype() -> None:
             "no tensor group to keep is called 'embedding'. Did you mean 'embeddings'",
         ),
         ({"control": "redraw", "keep": "norms"}, "control 'redraw', keep: "),
-        ({"keep": []}, "an arm names its control; known: cascade, init, noise_embeddings, "),
+        ({"keep": []}, "an arm names its control; known: ablate_attention, cascade, init, "),
     ],
 )
 def test_wrong_tables_say_what_is_allowed(table: dict[str, Any], message: str) -> None:

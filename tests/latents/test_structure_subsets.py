@@ -285,10 +285,16 @@ def test_predictions_are_told_with_their_numbers():
     assert found["grows_with_blocks"].outcome == "holds"
     assert "24 of 3000" in found["grows_with_depth"].n
 
-    ablated = {one.name: one for one in mechanism_predictions(latents, shares, ablated=("b",))}
-    # arms without attention have 90 of 2000, the others 144 of 4000: no fewer
+    ablated = {one.name: one for one in mechanism_predictions(latents, shares, {"b": "c"})}
+    # the arm without attention has 90 of 2000, the same one with it 79 of 2000: no fewer
     assert ablated["needs_attention"].outcome == "undecided"
-    assert ablated["needs_attention"].estimate == pytest.approx(144 / 4000 - 90 / 2000)
+    assert ablated["needs_attention"].estimate == pytest.approx(79 / 2000 - 90 / 2000)
+    assert "15 of 2000" not in ablated["grows_with_depth"].n
+    assert "130 of 2000" in ablated["grows_with_depth"].n  # of a and c, which attend
+    alone = {one.name: one for one in mechanism_predictions(latents, shares, {"b": None})}
+    assert "no arm differs from b in attention alone" in alone["needs_attention"].reason
+    of_ablated = mechanism_predictions(latents, shares, {"redraw": "a"})
+    assert {one.name: one.outcome for one in of_ablated}["less_reproducible"] == "not estimable"
     turned = shares.assign(n_arbitrary=shares["n_arbitrary"].to_numpy()[::-1])
     failing = {one.name: one for one in mechanism_predictions(latents.iloc[:5], turned)}
     assert failing["grows_with_depth"].outcome == "fails"

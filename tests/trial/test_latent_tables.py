@@ -13,7 +13,12 @@ from conftest import trial_table
 from sae_placebo.latents.classes.classification import ClassThresholds
 from sae_placebo.latents.origin.decoy_scores import SCORES
 from sae_placebo.trial.spec import TrialSpec, load_trial
-from sae_placebo.trial.tables.latents import decoys_of, mechanism_of, partners_of
+from sae_placebo.trial.tables.latents import (
+    attention_ablated,
+    decoys_of,
+    mechanism_of,
+    partners_of,
+)
 
 PLACES = ("resid_post.0", "resid_post.1")
 N = 40
@@ -129,3 +134,28 @@ def test_the_mechanism_is_tested_on_drawn_arms_alone(spec: TrialSpec) -> None:
     swapped = given.assign(is_arbitrary=given["is_arbitrary"].where(drawn, False))
     again = mechanism_of(spec, swapped, {}, ClassThresholds()).set_index("name")
     assert again.loc["grows_with_depth", "estimate"] == deeper["estimate"]
+
+
+def test_attention_is_compared_between_arms_that_differ_in_it_alone(table: dict[str, Any]) -> None:
+    arms = table["arms"] | {
+        "unattending": {"control": "ablate_attention", "of": {"control": "redraw"}},
+        "deaf": {"control": "ablate_attention"},
+    }
+    spec = load_trial(table | {"arms": arms})
+    assert attention_ablated(spec) == {"unattending": "redraw", "deaf": "trained"}
+    given = latents(spec)
+    given.loc[given["arm"] == "unattending", "is_arbitrary"] = False
+    given.loc[given["arm"] == "kept", "is_arbitrary"] = True  # it differs in more than attention
+    found = (
+        mechanism_of(spec, given, {}, ClassThresholds()).set_index("name").loc["needs_attention"]
+    )
+    of_redraw = given[given["arm"] == "redraw"]["is_arbitrary"]
+    assert found["outcome"] == "holds"
+    assert found["estimate"] == pytest.approx(of_redraw.mean())
+    assert f"{of_redraw.sum()} of {len(of_redraw)} latents with attention, 0 of" in found["n"]
+    alone = load_trial(table | {"arms": {a: arms[a] for a in ("trained", "kept", "unattending")}})
+    none = mechanism_of(alone, latents(alone), {}, ClassThresholds()).set_index("name")
+    assert (
+        "no arm differs from unattending in attention alone"
+        in none.loc["needs_attention", "reason"]
+    )

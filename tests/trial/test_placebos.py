@@ -22,6 +22,8 @@ ARMS = {
     "embeddings": {"control": "redraw_embeddings"},
     "shuffled": {"control": "trained", "data": {"kind": "shuffle_tokens"}},
     "gaussian": {"control": "trained", "data": {"kind": "gaussian"}},
+    "unattending": {"control": "ablate_attention", "of": "redraw"},
+    "deaf": {"control": "ablate_attention"},
     "frozen": {"control": "trained", "dictionary": {"kind": "frozen_decoder"}},
     "redraw_frozen": {"control": "redraw", "dictionary": {"kind": "frozen_decoder"}},
 }
@@ -47,6 +49,19 @@ def test_the_redraw_that_keeps_embeddings_is_the_reference(
     assert reference_placebo(spec) == "kept"
     assert reference_placebo(among(table, "trained", "init", "redraw")) == "redraw"
     assert reference_placebo(among(table, "trained", "redraw_frozen", "init")) == "init"
+
+
+def test_a_placebo_without_attention_is_the_last_choice(table: dict[str, Any]) -> None:
+    assert reference_placebo(among(table, "trained", "unattending", "init")) == "init"
+    assert reference_placebo(among(table, "trained", "unattending")) == "unattending"
+    with pytest.raises(NotEstimable, match="no arm re-draws"):
+        reference_placebo(among(table, "trained", "deaf"))
+
+
+def test_an_ablated_redraw_shares_bits_with_the_redraw(table: dict[str, Any]) -> None:
+    spec = among(table, "trained", "redraw", "unattending", model_seeds=[3])
+    with pytest.raises(NotEstimable, match="shares bits"):
+        placebo_of(spec, ArmModel("unattending", 3), 1)
 
 
 @pytest.mark.parametrize("arm", ["embeddings", "shuffled", "gaussian", "frozen", "redraw_frozen"])

@@ -37,6 +37,7 @@ ARMS: dict[str, Any] = {
     "spectrum": {"control": "spectrum"},
     "cascade": {"control": "cascade", "last": 2},
     "occurrence": {"control": "noise_embeddings", "per": "occurrence"},
+    "unattending": {"control": "ablate_attention", "of": {"control": "redraw"}},
     "shuffle": {"data": "shuffle_tokens"},
     "redraw_shuffle": {"control": "redraw", "data": "shuffle_tokens"},
     "unigram": {"data": "unigram"},
@@ -220,6 +221,16 @@ def test_designs_have_interactions(finished: sp.Trial) -> None:
             ModelError,
             r"arms\.wrong: .* has no revision 'late'; it has early",
         ),
+        (
+            {"control": "ablate_attention", "of": {"control": "cascade", "last": 9}},
+            SpecError,
+            r"arms\.wrong: .*last = 9, and the model has 3 layers; give 1 to 3",
+        ),
+        (
+            {"control": "ablate_attention", "of": "redaw"},
+            SpecError,
+            r"arms\.wrong.*of: no control is called 'redaw'. Did you mean 'redraw'",
+        ),
     ],
 )
 def test_wrong_arms_are_refused_before_anything_runs(
@@ -235,6 +246,15 @@ def test_wrong_arms_are_refused_before_anything_runs(
     with pytest.raises(PlaceboError, match=message) as caught:
         plan_steps(load_trial(table | {"arms": arms}))
     assert type(caught.value) is kind
+
+
+def test_attention_that_is_ablated_has_no_hookpoint(table: dict[str, Any]) -> None:
+    wrong = {"hookpoints": ["resid_post.1", "attn_out.1"]}
+    arms = {"trained": ARMS["trained"], "unattending": ARMS["unattending"]}
+    with pytest.raises(
+        SpecError, match=r"arms.unattending ablates attention, so attn_out.1 is zero"
+    ):
+        load_trial(table | wrong | {"arms": arms})
 
 
 def _not_loaded(*_: object, **__: object) -> None:

@@ -181,6 +181,37 @@ def power(
     typer.echo(text)
 
 
+@app.command()
+def graph(
+    trial: Annotated[
+        Path, typer.Argument(help="Folder of a finished trial, <store>/trials/<name>.")
+    ],
+    prompt: Annotated[str, typer.Option(help="The text whose next token is explained.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Where to write it: .html, .svg or .png.")
+    ] = Path("graph.html"),
+    arm: Annotated[str | None, typer.Option(help="An arm; else the trained one.")] = None,
+    sae: Annotated[str | None, typer.Option(help="Label of the SAEs; else the first.")] = None,
+    hookpoints: Annotated[
+        list[str] | None,
+        typer.Option("--hookpoint", help="A hookpoint, once for each; else all on the stream."),
+    ] = None,
+    sae_seed: Annotated[int | None, typer.Option(help="SAE seed; else the first.")] = None,
+    model_seed: Annotated[
+        int | None, typer.Option(help="Re-draw of the arm; else the first.")
+    ] = None,
+) -> None:
+    """Draw which tokens and latents lead to a prompt's next token, in an arm of a finished trial."""
+    from sae_placebo.trial.graph import write_graph
+    from sae_placebo.trial.graph_inputs import GraphChoice
+    from sae_placebo.trial.results import Trial
+
+    choice = GraphChoice(arm, sae, hookpoints, sae_seed, model_seed)
+    found = write_graph(Trial(trial), prompt, out, choice, for_terminal())
+    typer.echo(found.summary())
+    typer.echo(f"graph: {out}")
+
+
 def main() -> None:
     """Run the command line.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sae_placebo.controls.model.ablate_attention import AblateAttention
 from sae_placebo.controls.model.base import (
     CONTROLS,
     GROUPS,
@@ -27,6 +28,7 @@ __all__ = [
     "CONTROLS",
     "GROUPS",
     "INVARIANTS",
+    "AblateAttention",
     "Cascade",
     "Control",
     "Init",

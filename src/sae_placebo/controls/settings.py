@@ -44,4 +44,8 @@ def _first_problem(error: ValidationError, groups: Sequence[str]) -> str:
         return ": " + unknown_name("tensor group to keep", str(problem["input"]), groups)
     if not where:  # the settings do not fit together: the message says it all
         return f": {problem['msg'].removeprefix('Value error, ')}"
+    if (
+        problem["type"] == "value_error"
+    ):  # a control inside of this one: its sentence says what was found
+        return f", {where}: {problem['msg'].removeprefix('Value error, ')}"
     return f", {where}: {problem['msg']} (found {problem['input']!r})."

@@ -316,6 +316,8 @@ CONTROLS: tuple[Term, ...] = tuple(
     Term(name, definition, source=f"docs/reference/{page}.md.")
     for name, definition, page in (
         ("trained", "No control: the reference model as it is.", "controls"),
+        ("ablate_attention", "Attention of every layer writes zero, on top of the trained model or of "
+         "another control.", "controls"),
         ("redraw", "Each parameter's entries replaced by Gaussian ones of the tensor's own mean and "
          "variance; groups of tensors can be kept.", "controls"),
         ("cascade", "The last decoder layers, or one of them, re-drawn.", "controls"),

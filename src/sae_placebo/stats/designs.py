@@ -305,6 +305,8 @@ def _toml_value(value: Any) -> str:
         return str(value)
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml_value, value)) + "]"
+    if isinstance(value, Mapping):
+        return f"{{{_toml(value)}}}"
     return f'"{value}"'
 
 

@@ -61,8 +61,9 @@ class ArmSpec(Spec):
     def family(self) -> str:
         """Return in a word what is drawn: arms of one family are taken to vary alike between re-draws."""
         if self.control.draws:
-            every_layer = {"block_weights", "other_layers"} <= self.control.destroyed()
-            return "weights" if every_layer else self.control.kind
+            drawn = self.control.drawn
+            every_layer = {"block_weights", "other_layers"} <= drawn.destroyed()
+            return "weights" if every_layer else drawn.kind
         return f"data: {self.data.kind}" if self.data is not None else ""
 
     @property
@@ -73,8 +74,8 @@ class ArmSpec(Spec):
     @property
     def kind(self) -> str:
         """Return the kinds of its controls, joined: `redraw`, `trained + shuffle_tokens`."""
-        parts = (self.control, self.data, self.dictionary)
-        return " + ".join(part.kind for part in parts if part is not None)
+        parts = (self.control.drawn, self.control, self.data, self.dictionary)
+        return " + ".join(dict.fromkeys(part.kind for part in parts if part is not None))
 
 
 def arm_label(arm: str, model_seed: int | None) -> str:

@@ -41,7 +41,7 @@ def placebo_of(spec: TrialSpec, one: ArmModel, sae_seed: int) -> Held:
         drawn = seeds[0]
     elif len(seeds) > 1:
         drawn = seeds[(seeds.index(one.model_seed) + 1) % len(seeds)]
-    elif arm.control.kind != spec.arms[placebo].control.kind:
+    elif arm.control.drawn.kind != spec.arms[placebo].control.drawn.kind:
         drawn = one.model_seed
     else:
         raise NotEstimable(

@@ -64,15 +64,17 @@ def reference_placebo(spec: Asking) -> str:
     if not able:
         raise NotEstimable("no arm re-draws the weights of the model alone")
 
-    def rank(arm: str) -> tuple[bool, bool]:
+    def rank(arm: str) -> tuple[bool, bool, bool]:
         control = spec.arms[arm].control
-        return control.kind != "redraw", _EMBEDDINGS not in getattr(control, "keep", ())
+        drawn = control.drawn
+        kept = getattr(drawn, "keep", ())
+        return control.ablates_attention, drawn.kind != "redraw", _EMBEDDINGS not in kept
 
     return min(able, key=rank)
 
 
 def _serves(arm: ArmSpec) -> bool:
-    every_layer = {"block_weights", "other_layers"} <= arm.control.destroyed()
+    every_layer = {"block_weights", "other_layers"} <= arm.control.drawn.destroyed()
     return arm.control.draws and every_layer and arm.data is None and arm.dictionary is None
 
 

@@ -9,7 +9,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -45,6 +45,11 @@ from sae_placebo.trial.tables.audit import audit_tables
 from sae_placebo.trial.tables.latents import decoys_of, mechanism_of, partners_of
 from sae_placebo.trial.tables.use import joined as joined_table
 from sae_placebo.trial.tables.use import keys_of, labelled, use_tables
+
+if TYPE_CHECKING:
+    from sae_placebo.causal.circuits.graph import GraphSpec
+    from sae_placebo.core.progress import Progress
+    from sae_placebo.trial.graph import PromptGraph
 
 TABLES = tuple(SCHEMAS)
 """The name of every table of a trial's folder."""
@@ -146,6 +151,44 @@ class Trial:
     def report(self) -> Path:
         """Return the path of the report's page, which opens from disk."""
         return self.folder / "report" / "index.html"
+
+    def graph(
+        self,
+        prompt: str,
+        arm: str | None = None,
+        sae: str | None = None,
+        hookpoints: Sequence[str] | None = None,
+        sae_seed: int | None = None,
+        model_seed: int | None = None,
+        settings: GraphSpec | None = None,
+        progress: Progress | None = None,
+    ) -> PromptGraph:
+        """Return the attribution graph of a prompt: which tokens and latents lead to its next token.
+
+        The arm's model is built again and the SAEs are read from the store, in which nothing is written.
+
+        Args:
+            prompt: The text, no longer than a row of the trial.
+            arm: One of the trial's; the trained one unless given.
+            sae: The label of the SAEs; the first one unless given.
+            hookpoints: Some of the trial's on the residual stream; all of these unless given.
+            sae_seed: The first one unless given.
+            model_seed: The re-draw of an arm that is drawn; the first one unless given.
+            settings: How much of the graph is computed and kept.
+            progress: Where progress is shown; nowhere by default.
+
+        Raises:
+            SpecError: the prompt is empty, too long or unknown to the tokenizer; the trial has no such arm,
+                SAE, hookpoint or seed; or a hookpoint is off the residual stream.
+            NotEstimable: the prompt has one token.
+            StoreError: artefacts are gone, or model or text have changed since the trial ran.
+            ModelError: the model cannot be loaded, or not be built with the same weights.
+        """
+        from sae_placebo.trial.graph import graph_of_trial
+        from sae_placebo.trial.graph_inputs import GraphChoice
+
+        choice = GraphChoice(arm, sae, hookpoints, sae_seed, model_seed)
+        return graph_of_trial(self, prompt, choice, settings, progress)
 
     def summary(self) -> str:
         """Return what failed and the headline effects, a line each, for a terminal."""

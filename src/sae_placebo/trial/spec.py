@@ -182,6 +182,12 @@ class TrialSpec(Spec):
                     arm.control.check_layers(layers)
             except PlaceboError as error:
                 raise type(error)(f"arms.{name}: {error}") from None
+            silent = [h for h in self.hookpoints if parse_hookpoint(h).site == "attn_out"]
+            if arm.control.ablates_attention and silent:
+                raise SpecError(
+                    f"arms.{name} ablates attention, so {silent[0]} is zero at every token of it and no SAE "
+                    "can be trained there: leave out one of the two"
+                )
         for name in self.hookpoints:
             if layers is not None and parse_hookpoint(name).layer >= layers:
                 raise SpecError(

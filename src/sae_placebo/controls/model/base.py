@@ -51,8 +51,21 @@ class Control(Spec, ABC):
     """What every control of this kind leaves as it was, in words of `INVARIANTS`."""
     destroys: ClassVar[frozenset[str]]
     """What every control of this kind changes, in words of `INVARIANTS`."""
-    draws: ClassVar[bool] = True
-    """Whether another model seed gives another model. A control that draws nothing has one model."""
+
+    @property
+    def draws(self) -> bool:
+        """Return whether another model seed gives another model; otherwise there is one model."""
+        return True
+
+    @property
+    def drawn(self) -> Control:
+        """Return the control whose draws these are: the control itself, or the one to which it is added."""
+        return self
+
+    @property
+    def ablates_attention(self) -> bool:
+        """Return whether attention writes nothing in the model that is made."""
+        return False
 
     def preserved(self) -> frozenset[str]:
         """Return what this control leaves as it was with its settings."""

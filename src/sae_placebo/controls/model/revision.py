@@ -54,7 +54,11 @@ class Revision(Control):
 
     preserves: ClassVar[frozenset[str]] = frozenset({"shapes", "token_identity"})
     destroys: ClassVar[frozenset[str]] = frozenset(INVARIANTS) - {"shapes", "token_identity"}
-    draws: ClassVar[bool] = False
+
+    @property
+    def draws(self) -> bool:
+        """Return False: there is one such model."""
+        return False
 
     @model_validator(mode="after")
     def _names_a_checkpoint(self) -> Revision:

@@ -18,7 +18,11 @@ class Trained(Control):
 
     preserves: ClassVar[frozenset[str]] = frozenset(INVARIANTS)
     destroys: ClassVar[frozenset[str]] = frozenset()
-    draws: ClassVar[bool] = False
+
+    @property
+    def draws(self) -> bool:
+        """Return False: there is one such model."""
+        return False
 
     def apply(
         self, model: torch.nn.Module, seed: int, model_seed: int, source: ModelSpec | None = None

@@ -7,7 +7,7 @@ a latent along one of them fires within a domain, on a subset of it that no simp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,7 +70,7 @@ _SAYS = {
 def mechanism_predictions(
     latents: pandas.DataFrame,
     shares: pandas.DataFrame,
-    ablated: Sequence[str] = (),
+    ablated: Mapping[str, str | None] | None = None,
     seed: int = 0,
     thresholds: ClassThresholds | None = None,
 ) -> list[Prediction]:
@@ -87,16 +87,19 @@ def mechanism_predictions(
             The caller leaves out arms for which the mechanism is not proposed, such as the trained one.
         shares: One row per arm and layer, with the columns arm, layer, n_arbitrary, n_latents and
             block_ratio (norm of what blocks wrote over the norm of the embedding; NaN where unknown).
-        ablated: Arms whose attention is ablated; none where the trial has none.
+        ablated: Arms whose attention is ablated, each with the arm that differs from it in attention alone,
+            or None where the trial has no such arm. The prediction about attention compares these pairs;
+            the other ones are about arms that attend.
         seed: It names the draws of the bootstrap.
         thresholds: `seed_r` is the correlation from which a latent counts as found again.
     """
     limits = thresholds or ClassThresholds()
-    is_ablated = shares["arm"].isin(list(ablated))
-    attending, without = shares[~is_ablated], shares[is_ablated]
+    ablated = ablated or {}
+    attending = shares[~shares["arm"].isin(list(ablated))]
+    latents = latents[~latents["arm"].isin(list(ablated))]
     tests: dict[str, Callable[[], Found]] = {
         "less_reproducible": lambda: _reproducible(latents, limits.seed_r),
-        "needs_attention": lambda: _attention(attending, without),
+        "needs_attention": lambda: _attention(shares, ablated),
         "needs_nonlinearity": lambda: _nonlinear(latents, seed),
         "grows_with_depth": lambda: _depth(attending),
         "grows_with_blocks": lambda: _blocks(attending),
@@ -130,9 +133,16 @@ def _reproducible(latents: pandas.DataFrame, limit: float) -> Found:
     return (*_difference(int(single.sum()), len(single), int(subset.sum()), len(subset)), n)
 
 
-def _attention(attending: pandas.DataFrame, without: pandas.DataFrame) -> Found:
-    if not len(without):
+def _attention(shares: pandas.DataFrame, ablated: Mapping[str, str | None]) -> Found:
+    if not ablated:
         raise NotEstimable("the trial has no arm whose attention is ablated")
+    twins = {arm: twin for arm, twin in ablated.items() if twin is not None}
+    if not twins:
+        raise NotEstimable(
+            f"no arm differs from {', '.join(ablated)} in attention alone; add the arm that its `of` names"
+        )
+    without = shares[shares["arm"].isin(list(twins))]
+    attending = shares[shares["arm"].isin(list(twins.values()))]
     # the same layers on both sides
     attending = attending[attending["layer"].isin(without["layer"])]
     return _of_counts(attending, without, "with attention", "without")

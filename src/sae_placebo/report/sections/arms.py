@@ -33,6 +33,7 @@ CONTROLS_IN_WORDS = {
     "redraw_embeddings": ("W_E", " re-drawn with matched row norms, the blocks as trained"),
     "permute": ("every tensor", " shuffled: its own entries in random order"),
     "spectrum": ("every matrix", " with its own singular values and random singular vectors"),
+    "ablate_attention": ("attention", " ablated: it writes zero to the residual stream"),
     "cascade": ("the last blocks, or one alone,", " re-drawn as Gaussian noise"),
     "noise_embeddings": ("token embeddings", " replaced by noise of their scale"),
 }
@@ -131,6 +132,13 @@ def _model_in_words(view: View, arm: str, control: Any) -> str:
     kind = control_kind(control)
     settings = {k: v for k, v in mapping(control).items() if k != "kind" and v not in (None, [])}
     words = kind
+    if "of" in settings and mapping(settings["of"]).get("kind") != "trained":
+        other = _model_in_words(view, arm, settings["of"])
+        settings = {k: v for k, v in settings.items() if k != "of"}
+        return (
+            f"{other}; {''.join(CONTROLS_IN_WORDS[kind])}" if kind in CONTROLS_IN_WORDS else other
+        )
+    settings.pop("of", None)
     if kind in CONTROLS_IN_WORDS:
         but = " but the kept ones" if settings.pop("keep", None) else ""
         words = but.join(CONTROLS_IN_WORDS[kind])

@@ -76,6 +76,7 @@ def mechanism_of(
         cards: By arm, the diagnostics of one of its models, by hookpoint.
         thresholds: Correlation at which a latent counts as found again.
     """
+    ablated = attention_ablated(spec)
     arms = [a for a, one in spec.arms.items() if one.control.draws and not one.rewrites_text]
     rows: list[dict[str, Any]] = []
     for sae, own in latents[latents["arm"].isin(arms)].groupby("sae", sort=False):
@@ -91,11 +92,25 @@ def mechanism_of(
             for (arm, hookpoint), part in own.groupby(["arm", "hookpoint"], sort=False)
         ]
         found = mechanism_predictions(
-            table, pandas.DataFrame(shares), seed=spec.seed, thresholds=thresholds
+            table,
+            pandas.DataFrame(shares),
+            {arm: twin for arm, twin in ablated.items() if arm in arms},
+            seed=spec.seed,
+            thresholds=thresholds,
         )
         rows += [{"sae": sae, **dataclasses.asdict(one)} for one in found]
     names = ("sae", "name", "says", "outcome", "estimate", "low", "high", "n", "reason")
     return pandas.DataFrame(rows, columns=list(names)).assign(hookpoint="all")
+
+
+def attention_ablated(spec: TrialSpec) -> dict[str, str | None]:
+    """Return the arms whose attention is ablated, each with the arm that differs in that alone, or None."""
+    twins: dict[str, str | None] = {}
+    for arm, one in spec.arms.items():
+        if one.control.ablates_attention:
+            attending = one.model_copy(update={"control": one.control.drawn})
+            twins[arm] = next((a for a, other in spec.arms.items() if other == attending), None)
+    return twins
 
 
 def _ratio(card: Mapping[str, Any]) -> float:
