@@ -31,7 +31,7 @@ from sae_placebo.report.build import embed_json
 from sae_placebo.report.dots import Curve, DotRow, dose_curve, dot_rows
 from sae_placebo.report.palette import ArmStyle
 from sae_placebo.report.plots import label
-from sae_placebo.report.sections import View
+from sae_placebo.report.sections import SECTIONS, View
 from sae_placebo.report.sections.aa import in_short, sentences, tally
 from sae_placebo.report.sections.arms import kept_groups
 from sae_placebo.report.sections.contrasts import contrasts, ordered, within_aa
@@ -441,7 +441,7 @@ def test_a_missing_table_is_said(tmp_path: Path, drop: tuple[str, ...]) -> None:
     for name in drop:
         file = "trial.json" if name == "trial" else f"{name}.parquet"
         assert f"{file} is not in the trial folder." in page.text
-    assert sum(tag == "section" for tag, _ in page.elements) == 23
+    assert sum(tag == "section" for tag, _ in page.elements) == len(SECTIONS)
 
 
 def test_empty_tables_one_arm_and_few_latents(tmp_path: Path) -> None:
