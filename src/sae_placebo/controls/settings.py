@@ -44,4 +44,4 @@ def _first_problem(error: ValidationError, groups: Sequence[str]) -> str:
         return ": " + unknown_name("tensor group to keep", str(problem["input"]), groups)
     if not where:  # the settings do not fit together: the message says it all
         return f": {problem['msg'].removeprefix('Value error, ')}"
-    return f", {where}: {problem['msg']} (found {problem['input']!r})."
+    return f", {where}: {problem['msg']} (found {problem['input']!r:.80})."

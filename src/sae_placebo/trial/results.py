@@ -15,6 +15,7 @@ import numpy as np
 
 from sae_placebo.core import precision
 from sae_placebo.core.errors import StoreError
+from sae_placebo.core.file_names import name_fault, shown_name
 from sae_placebo.core.lazy import pandas, torch
 from sae_placebo.core.store import Store, read_json
 from sae_placebo.core.trial_files import RECORD, check_table, read_result, require_parts
@@ -82,7 +83,13 @@ class Trial:
     folder: Path
 
     def __init__(self, folder: str | Path) -> None:
-        """Read the trial in `folder`, `<store>/trials/<name>`."""
+        """Read the trial in `folder`, `<store>/trials/<name>`.
+
+        Raises:
+            StoreError: `folder` is no path, or a name that no file system takes.
+        """
+        if (fault := name_fault(folder)) is not None:
+            raise StoreError(f"the trial's folder {shown_name(folder)} {fault}")
         object.__setattr__(self, "folder", Path(folder))
 
     @functools.cached_property
@@ -159,8 +166,19 @@ class Trial:
 
     @property
     def report(self) -> Path:
-        """Return the path of the report's page, which opens from disk."""
-        return self.folder / "report" / "index.html"
+        """Return the path of the report's page, which opens from disk.
+
+        Raises:
+            StoreError: there is no finished trial in the folder, or its page is missing.
+        """
+        _ = read_result(self.folder)
+        page = self.folder / "report" / "index.html"
+        if not page.is_file():
+            raise StoreError(
+                f"the report {str(page)!r} is missing; `sae-placebo report` or `sae_placebo.build_report` "
+                "writes it again from the trial's tables"
+            )
+        return page
 
     def _table(self, name: str) -> Any:
         # not `record`, which may be older than the tables: another process may have run the trial again

@@ -20,7 +20,7 @@ from typing import Any
 
 from sae_placebo.core import checkpoints, interrupts, memory
 from sae_placebo.core.devices import describe_device, settings
-from sae_placebo.core.errors import StoreError
+from sae_placebo.core.errors import SpecError, StoreError
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.store import Store
 from sae_placebo.trial.artefacts import Artefacts
@@ -64,6 +64,8 @@ def run(
         PlaceboError: anything that a user can mend, in one sentence; finished steps are kept.
         StageFault: a job of `use` or `audit` failed unforeseen; everything else is done and written.
     """
+    if not isinstance(replace, bool):
+        raise SpecError(f"replace is True or False; found {replace!r:.80}")
     spec = load_trial(source, overrides=overrides)
     progress = progress or Progress()
     root = store_folder(store)

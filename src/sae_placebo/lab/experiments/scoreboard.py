@@ -19,6 +19,7 @@ from sae_placebo.lab.experiments.phase import SeedMean, mean_of
 from sae_placebo.lab.experiments.sweeps import Value
 from sae_placebo.lab.generators.base import compose
 from sae_placebo.lab.scores.composition import composition
+from sae_placebo.lab.sizes import check_generator, check_training
 from sae_placebo.saes import SAE, SAES, SAESpec, parse_sae
 
 SCORES = {
@@ -75,7 +76,11 @@ def scoreboard(
         seeds: Seeds of the initial weights and of the tokens, one per SAE.
         heldout_tokens: Number of tokens that are scored.
         advance: Called after each step with the number of tokens it read.
+
+    Raises:
+        SpecError: this machine's memory cannot hold the tokens or an SAE; nothing was drawn.
     """
+    check_training(generator, sae, len(seeds), heldout_tokens)
     draw = generator.held_out(heldout_tokens)
     scaling = scale_of(generator, lab)
     trained = fit_on(generator, {"sae": sae}, lab, seeds, advance=advance)
@@ -101,8 +106,10 @@ def sae_for(generator: GeneratorSpec, kind: str, settings: Mapping[str, Value]) 
         settings: Settings of the SAE; they take the place of those from the truth.
 
     Raises:
-        SpecError: the kind or a setting is unknown, or a value is not allowed.
+        SpecError: the kind or a setting is unknown, a value is not allowed, or this machine's memory cannot
+            hold the generator.
     """
+    check_generator(generator)
     truth, known = generator.truth, SAES[kind].model_fields
     table: dict[str, Value] = {"kind": kind, "d_sae": truth.n_features, **settings}
     if "k" in known:

@@ -90,8 +90,13 @@ class GeneratorSpec(Spec, ABC):
     kind: str
     d_in: int = Field(ge=2)
     """Width of the activations."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Names the truth: the dictionary, and whatever else is drawn once."""
+
+    @property
+    def least_directions(self) -> int:
+        """Return how many directions of width `d_in` the truth is made of at least, without drawing it."""
+        return 1
 
     @property
     def truth(self) -> GeneratorTruth:

@@ -104,6 +104,11 @@ class CompositionalShiftSpec(GeneratorSpec):
         """Return the same features with the pairs of the test."""
         return self.model_copy(update={"shift": True})
 
+    @property
+    def least_directions(self) -> int:
+        """Return how many directions of width `d_in` the truth is made of at least."""
+        return 2 * self.items
+
     def _draw_codes(self, n_tokens: int, random: torch.Generator) -> Codes:
         if self.law == "sets":
             return self._sets(n_tokens, random)

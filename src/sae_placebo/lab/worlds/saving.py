@@ -18,8 +18,10 @@ import numpy as np
 from jaxtyping import Shaped
 
 from sae_placebo.core.errors import SpecError, StoreError, unknown_name
+from sae_placebo.core.file_names import ROOM, name_fault, shown_name
 from sae_placebo.core.lazy import torch, transformers
 from sae_placebo.core.progress import Progress
+from sae_placebo.core.spec import LARGEST
 from sae_placebo.core.store import read_json, write_json
 from sae_placebo.lab.worlds.base import Swap, Variable, World
 from sae_placebo.lab.worlds.compiled import Access, CompiledWorld, compiled
@@ -64,12 +66,14 @@ def write_worlds(
         progress: Shows how many worlds are built.
 
     Raises:
-        SpecError: the kind, preset or program is unknown, or the kind takes no preset or program.
-        StoreError: the folder is not empty or cannot be written.
+        SpecError: the kind, preset or program is unknown, the kind takes no preset or program, or the seed is
+            no whole number from 0 to 2**53 - 1.
+        StoreError: the folder's name is none, or the folder is not empty or cannot be written.
         ModelError: the model does not compute what it should; nothing is written.
         MissingExtra: the world is compiled, and Tracr is not installed.
     """
-    _check(kind, preset, program)
+    _check(kind, seed, preset, program)
+    _check_name(folder)
     try:
         if folder.exists() and any(folder.iterdir()):
             raise StoreError(f"{str(folder)!r} is not empty; give another folder or remove it")
@@ -86,8 +90,17 @@ def write_worlds(
     return tuple(folders)
 
 
-def _check(kind: str, preset: str | None, program: str | None) -> None:
+def _check_name(folder: Path | str) -> None:
+    if (fault := name_fault(folder, ROOM)) is not None:
+        raise StoreError(f"the folder {shown_name(folder)} {fault}, or choose another folder")
+
+
+def _check(kind: str, seed: int, preset: str | None, program: str | None) -> None:
     """Refuse what cannot be built, before anything is built."""
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < LARGEST:
+        raise SpecError(
+            f"the seed is {seed!r:.80}: give a whole number from 0 to {LARGEST - 1:,}, which is 2**53 - 1"
+        )
     if kind not in KINDS:
         raise SpecError(unknown_name("kind of world", kind, KINDS))
     if kind == "compiled":
@@ -99,7 +112,7 @@ def _check(kind: str, preset: str | None, program: str | None) -> None:
     else:
         if program is not None:
             raise SpecError("programs are of compiled worlds; leave out --program")
-        _ = PRESETS[preset or "default"]
+        _ = PRESETS["default" if preset is None else preset]
 
 
 def _built(kind: str, seed: int, preset: str | None, program: str | None) -> dict[str, World]:
@@ -107,7 +120,7 @@ def _built(kind: str, seed: int, preset: str | None, program: str | None) -> dic
     if kind == "compiled":
         assert program is not None
         return {"": compiled(program, seed)}
-    spec = PRESETS[preset or "default"]
+    spec = PRESETS["default" if preset is None else preset]
     if kind == "twins":
         return dict(zip(_TWINS, twins(spec, seed), strict=True))
     return {"": factored(spec, seed)}
@@ -126,6 +139,7 @@ def save_world(world: World, folder: Path) -> None:
     """
     from safetensors.numpy import save_file
 
+    _check_name(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # safetensors writes an array's memory as it lies there: views must be copied
@@ -218,6 +232,8 @@ def load_world(folder: Path | str) -> World:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
+    if (fault := name_fault(folder)) is not None:
+        raise StoreError(f"the world's folder {shown_name(folder)} {fault}")
     folder = Path(folder)
     if not (folder / _FACTS).is_file():
         inside = [name for name in _TWINS if (folder / name / _FACTS).is_file()]
