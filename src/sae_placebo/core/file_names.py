@@ -33,13 +33,13 @@ def name_fault(name: object, room: int = 0) -> str | None:
     path = os.path.abspath(text)  # noqa: PTH100 - links stay as they are
     most, longest = _limit(path, "PC_NAME_MAX"), max(map(_n_bytes, Path(path).parts))
     if most is not None and longest > most:
-        return f"is too long: a name in it has {longest:,} bytes, and here {most:,} are allowed"
+        return f"is too long: a name in it has {longest:,} bytes, and here {most:,} are allowed: shorten it"
     most = _limit(path, "PC_PATH_MAX")
     if most is not None and _n_bytes(path) + room >= most:
         below = f" with {room:,} for what lies below it" if room else ""
         return (
             f"is too long: the whole path has {_n_bytes(path):,} bytes, and here fewer than {most:,} are "
-            f"allowed{below}"
+            f"allowed{below}: shorten it"
         )
     return None
 

@@ -15,8 +15,8 @@ from sae_placebo.core.errors import SpecError
 Site = Literal["resid_pre", "attn_out", "mlp_out", "resid_post"]
 SITES: tuple[Site, ...] = get_args(Site)
 
-_NAMED = re.compile(rf"(?:(?P<site>{'|'.join(SITES)})\.(?P<layer>\d{1, 9}))")
-_LENS = re.compile(rf"blocks\.(?P<layer>\d{1, 9})\.hook_(?P<site>{'|'.join(SITES)})")
+_NAMED = re.compile(rf"(?:(?P<site>{'|'.join(SITES)})\.(?P<layer>\d{{1,9}}))")
+_LENS = re.compile(rf"blocks\.(?P<layer>\d{{1,9}})\.hook_(?P<site>{'|'.join(SITES)})")
 _PATH = re.compile(
     r"(?:[A-Za-z_]\w*\.)*?(?:layers|blocks|h)\.(?P<layer>\d{1,9})(?:\.(?P<part>[a-z_]+))?"
 )

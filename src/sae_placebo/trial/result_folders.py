@@ -33,7 +33,7 @@ def store_folder(store: str | Path) -> Path:
             system or a library cannot take.
     """
     if (fault := name_fault(store, ROOM)) is not None:
-        raise StoreError(f"the folder {shown_name(store)} {fault}, or choose another folder")
+        raise StoreError(f"the folder {shown_name(store)} {fault}")
     if not str(store).strip():
         raise StoreError(
             "the name of the folder is empty: name one, such as runs, or . for this one"

@@ -64,6 +64,8 @@ def run(
         PlaceboError: anything that a user can mend, in one sentence; finished steps are kept.
         StageFault: a job of `use` or `audit` failed unforeseen; everything else is done and written.
     """
+    if progress is not None and not isinstance(progress, Progress):
+        raise SpecError(f"progress is a Progress or None; found {progress!r:.80}")
     if not isinstance(replace, bool):
         raise SpecError(f"replace is True or False; found {replace!r:.80}")
     spec = load_trial(source, overrides=overrides)

@@ -278,7 +278,7 @@ def run_phase(
         StoreError: the folder's name is none, or the folder cannot be written.
     """
     if (fault := name_fault(folder, ROOM)) is not None:
-        raise StoreError(f"the folder {shown_name(folder)} {fault}, or choose another folder")
+        raise StoreError(f"the folder {shown_name(folder)} {fault}")
     cells, kept = spec.cells, folder / "cells"
     for cell in cells:
         check_training(cell.generator, cell.sae, cell.seeds, cell.heldout_tokens)

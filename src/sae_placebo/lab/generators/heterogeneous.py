@@ -86,7 +86,7 @@ class HeterogeneousSpec(GeneratorSpec):
     @property
     def least_directions(self) -> int:
         """Return how many directions of width `d_in` the truth is made of at least."""
-        return sum(self.dimensions)
+        return sum(self.dimensions) + 2 * _PLANE * self.gated_pairs
 
     def _draw_codes(self, n_tokens: int, random: torch.Generator) -> Codes:
         groups, n_plain = self.concepts(), len(self.dimensions)

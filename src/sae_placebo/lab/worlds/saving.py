@@ -92,7 +92,7 @@ def write_worlds(
 
 def _check_name(folder: Path | str) -> None:
     if (fault := name_fault(folder, ROOM)) is not None:
-        raise StoreError(f"the folder {shown_name(folder)} {fault}, or choose another folder")
+        raise StoreError(f"the folder {shown_name(folder)} {fault}")
 
 
 def _check(kind: str, seed: int, preset: str | None, program: str | None) -> None:
