@@ -13,7 +13,7 @@ import pytest
 from sae_placebo.controls.model.revision import Revision
 from sae_placebo.core.errors import ModelError
 from sae_placebo.models.loading import load_model, load_tokenizer
-from sae_placebo.models.specs import ModelSpec, check_folder, identify
+from sae_placebo.models.specs import ModelSpec, check_folder
 
 
 @pytest.fixture
@@ -80,7 +80,6 @@ def test_parts_of_weights_are_loaded_with_their_index_and_missed_without(folder:
     revision = Revision(source=str(folder))
     for ask in (
         lambda: check_folder(spec),
-        lambda: identify(spec),
         lambda: load_model(folder),
         lambda: revision.check_source(spec),
     ):
@@ -94,13 +93,13 @@ def test_an_index_may_name_no_file_that_no_system_has(folder: Path) -> None:
     for name in ("x" * 300, "a\0b"):
         index.write_text(json.dumps({"weight_map": {"w": name}}))
         with pytest.raises(ModelError, match="which is not there; fetch the model again"):
-            identify(ModelSpec(id=str(folder)))
+            check_folder(ModelSpec(id=str(folder)))
 
 
 def test_weights_under_another_name_are_named_at_once(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "weights.safetensors")
     with pytest.raises(ModelError, match=r"holds weights\.safetensors.*; rename the file"):
-        identify(ModelSpec(id=str(folder)))
+        check_folder(ModelSpec(id=str(folder)))
 
 
 def test_no_weights_and_no_tokenizer_are_said_at_once(folder: Path) -> None:

@@ -117,8 +117,8 @@ def test_a_whole_result_is_read_by_all(folder: Path) -> None:
 
 
 def test_a_report_that_was_removed_is_missed(folder: Path) -> None:
-    page = Trial(folder).report
-    assert page == folder / "report" / "index.html"
+    page = build_report(folder)
+    assert Trial(folder).report == page == folder / "report" / "index.html"
     page.unlink()
     with pytest.raises(StoreError, match="is missing; `sae-placebo report` or"):
         _ = Trial(folder).report

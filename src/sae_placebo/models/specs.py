@@ -200,7 +200,7 @@ def identify(spec: ModelSpec) -> dict[str, Any]:
     revision that is a commit is the only one that cannot change under the key.
 
     Raises:
-        ModelError: the folder is missing, or its weights are not there to be loaded; see `check_weights`.
+        ModelError: the folder is missing.
         MissingExtra: the package with the weights is not installed.
     """
     if spec.id == PACKAGED:
@@ -210,7 +210,6 @@ def identify(spec: ModelSpec) -> dict[str, Any]:
     folder = model_folder(spec.id, spec.revision)
     if folder is None:
         return {"hub": spec.id, "revision": spec.revision}
-    check_weights(folder)
     paths = {
         path
         for path in folder.iterdir()
