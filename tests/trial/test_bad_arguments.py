@@ -89,7 +89,7 @@ def test_values_of_a_wrong_type_are_refused_in_a_sentence(
         "overrides": ("overrides is a list of settings", 4),
         "overrides of run": ("overrides is a list of settings", 2),
         "store": ("a path is a str or a pathlib.Path", 4),
-        "wait": ("give a number, 0 or more", 5),
+        "wait": ("give 0 or more, as a number", 5),
         "replace": ("replace is True or False", 1),
         "progress": ("progress is a Progress or None", 1),
         "Trial": ("a path is a str or a pathlib.Path", 3),

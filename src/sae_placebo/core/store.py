@@ -328,7 +328,7 @@ class Store:
         is_number = isinstance(wait_seconds, int | float) and not isinstance(wait_seconds, bool)
         if not is_number or not 0 <= wait_seconds <= threading.TIMEOUT_MAX:
             raise StoreError(
-                f"cannot wait {wait_seconds!r:.80} seconds for the store; give a number, 0 or more"
+                f"cannot wait {wait_seconds!r:.80} seconds for the store; give 0 or more, as a number"
             )
         with explained(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
