@@ -63,10 +63,21 @@ def check_folder(spec: ModelSpec) -> None:
     Raises:
         ModelError: it does.
     """
+    folder = check_weights_of(spec)
+    if folder is not None:
+        check_tokenizer(folder, spec.id)
+
+
+def check_weights_of(spec: ModelSpec) -> Path | None:
+    """Refuse a model's folder whose weights cannot be loaded, and return it; None where there is no folder.
+
+    Raises:
+        ModelError: as `saved_weights.check_weights` does, or there is no such folder.
+    """
     folder = None if spec.is_packaged else model_folder(spec.id, spec.revision)
     if folder is not None:
         check_weights(folder)
-        check_tokenizer(folder, spec.id)
+    return folder
 
 
 def check_tokenizer(folder: Path, source: str) -> None:

@@ -11,8 +11,7 @@ from sae_placebo.controls.model.tensors import tensors, tie_notes
 from sae_placebo.core.errors import ModelError, SpecError
 from sae_placebo.core.lazy import torch
 from sae_placebo.models.loading import load_model
-from sae_placebo.models.saved_weights import check_weights
-from sae_placebo.models.specs import ModelSpec, identify, model_folder
+from sae_placebo.models.specs import ModelSpec, check_weights_of, identify
 
 # settings of a config that decide no activation
 _INERT = frozenset(
@@ -95,10 +94,7 @@ class Revision(Control):
         Raises:
             ModelError: there is no such checkpoint.
         """
-        other = self.other(model)
-        folder = None if other.is_packaged else model_folder(other.id, other.revision)
-        if folder is not None:
-            check_weights(folder)
+        check_weights_of(self.other(model))
 
     def apply(
         self, model: torch.nn.Module, seed: int, model_seed: int, source: ModelSpec | None = None
