@@ -56,6 +56,11 @@ def trial_folder(store: str | Path, name: str) -> Path:
     return Path(store) / "trials" / name
 
 
+def report_page(folder: Path) -> Path:
+    """Return where the page of the report lies, or would lie, in a trial's folder."""
+    return folder / "report" / "index.html"
+
+
 def is_result_of(folder: Path, spec: TrialSpec) -> bool:
     """Return whether the result in `folder` is of these settings and not of others under the same name."""
     if not os.path.lexists(folder / RECORD):
@@ -172,7 +177,7 @@ class Trial:
             StoreError: there is no finished trial in the folder, or its page is missing.
         """
         _ = read_result(self.folder)
-        page = self.folder / "report" / "index.html"
+        page = report_page(self.folder)
         if not page.is_file():
             raise StoreError(
                 f"the report {str(page)!r} is missing; `sae-placebo report` or `sae_placebo.build_report` "

@@ -28,7 +28,13 @@ from sae_placebo.trial.failures import Failures
 from sae_placebo.trial.plan import plan_steps
 from sae_placebo.trial.remaining import expected, outlook_of, remaining
 from sae_placebo.trial.result_folders import in_the_way, store_folder
-from sae_placebo.trial.results import Trial, environment, trial_folder, write_results
+from sae_placebo.trial.results import (
+    Trial,
+    environment,
+    report_page,
+    trial_folder,
+    write_results,
+)
 from sae_placebo.trial.sizes import check_sizes
 from sae_placebo.trial.spec import TrialSpec, load_trial
 from sae_placebo.trial.stages.baselines import fit_baselines
@@ -105,7 +111,7 @@ def run(
         with progress.track("compare and report", 1, "trial") as advance:
             trial = write_results(plan, place)
             advance(1)
-    failures.raised(trial.report)
+    failures.raised(report_page(trial.folder))
     return trial
 
 
