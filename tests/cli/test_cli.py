@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,44 @@ def test_a_store_without_a_name_is_refused(
 ) -> None:
     assert call(monkeypatch, verb, trial, "--store", name) == 1
     assert "the name of the folder is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["check", "plan", "status", "run", "report"])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("x" * 300, "is too long"), ("bad\udcff", "is not UTF-8"), ("a\0b", "NUL character")],
+)
+def test_a_store_that_cannot_be_called_so_is_refused(
+    verb: str,
+    name: str,
+    said: str,
+    trial: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert call(monkeypatch, verb, trial, "--store", name) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_check_refuses_a_store_and_a_model_that_run_refuses(
+    trial: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert call(monkeypatch, "check", trial, "--store", tmp_path / "new") == 0
+    assert not (tmp_path / "new").exists()
+    for verb in ("check", "run"):
+        assert call(monkeypatch, verb, trial, "--store", trial) == 1
+        assert "is not a folder; choose another --store" in capsys.readouterr().err
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    for verb in ("check", "run"):
+        line = (trial, "--store", tmp_path / "new", "--set", f"model.id={folder}")
+        assert call(monkeypatch, verb, *line) == 1
+        assert "no model.safetensors.index.json" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

@@ -323,14 +323,27 @@ def test_means_have_intervals_or_reasons() -> None:
         ("lambda,correlation,width,solo", "one to three sweeps"),
         ("", "one to three sweeps"),
         ("lambda,lambda", "swept twice"),
+        ("lambda=0.1,lambda=0.2", "a setting is swept twice: lambda, lambda"),
+        ("lambda=0.1:0.2,lambda=0.1", "a setting is swept twice: lambda, lambda"),
+        ("width=4,lambda=0.1,width=6", "a setting is swept twice: width, lambda, width"),
+        ("lambda=nan", "lambda is swept over nan: give finite numbers"),
+        ("lambda=0.1,width=1e400", "width is swept over inf: give finite numbers"),
+        ("lambda=0.1:0.1", "the values of lambda must rise; found [0.1, 0.1]"),
         ("width=3.5:8", "whole"),
         ("correlation=0:2", "correlation = 2"),
         ("lambda=0:1,items=1:2", "items = 1"),
     ],
 )
 def test_bad_sweeps_are_refused_by_name(sweep: str, said: str) -> None:
-    with pytest.raises((SpecError, ValueError), match=re.escape(said)):
+    with pytest.raises(SpecError, match=re.escape(said)) as refusal:
         assert phase_spec(parse_axes(sweep), {}).cells
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_setting_that_is_fixed_twice_is_refused_without_the_command_line() -> None:
+    one, other = (Axis(name="lambda", values=(value,)) for value in (0.1, 0.2))
+    with pytest.raises(SpecError, match="swept twice: lambda, lambda"):
+        phase_spec([one, other])
 
 
 def test_what_is_fixed_is_not_swept_and_saes_have_a_penalty() -> None:

@@ -116,6 +116,10 @@ def test_twins_are_two_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (("compiled", "--program", "repeats"), "Did you mean 'repeat'?"),
         (("compiled", "--program", "repeat", "--preset", "small"), "leave out --preset"),
         (("twins", "--program", "repeat"), "leave out --program"),
+        (("factored", "--seed", "-1"), "the seed is -1: give a whole number from 0 to"),
+        (("twins", "--seed", "9" * 23), f"the seed is {'9' * 23}: give a whole number"),
+        (("factored", "--preset", ""), "no preset of factored worlds and twins is called ''"),
+        (("twins", "--preset", ""), "no preset of factored worlds and twins is called ''"),
         (
             ("factored", "--preset", "tiny"),
             "no preset of factored worlds and twins is called 'tiny'",
@@ -174,6 +178,19 @@ def test_what_is_no_world_is_said(saved: tuple[World, Path], tmp_path: Path) -> 
     (copy / "world.safetensors").write_bytes(b"short")
     with pytest.raises(StoreError, match="is damaged"):
         load_world(copy)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "bad\udcff"])
+def test_what_is_no_folder_is_said_before_a_world_is_built(
+    name: str, saved: tuple[World, Path]
+) -> None:
+    for ask in (
+        lambda: write_worlds("twins", Path(name), 0),
+        lambda: save_world(saved[0], Path(name)),
+        lambda: load_world(name),
+    ):
+        with pytest.raises(StoreError, match=r"is too long|NUL character|not UTF-8"):
+            ask()
 
 
 def test_unknown_kinds_are_refused_without_the_command_line(tmp_path: Path) -> None:

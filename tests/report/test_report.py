@@ -473,6 +473,14 @@ def test_many_arms_and_hookpoints(tmp_path: Path) -> None:
     assert "resid_post.2" in page.text
 
 
+def test_folders_may_be_text(tmp_path: Path) -> None:
+    folder = write_trial(tmp_path / "trial", Settings(drop=("effects", "latents", "passages")))
+    assert build_report(str(folder)) == folder / "report" / "index.html"
+    page = build_report(str(folder), str(tmp_path / "out"))
+    assert page == tmp_path / "out" / "index.html"
+    assert page.read_bytes() == (folder / "report" / "index.html").read_bytes()
+
+
 def test_a_folder_that_is_none_and_a_broken_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="not a folder"):
         build_report(tmp_path / "nowhere")

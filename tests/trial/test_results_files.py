@@ -114,6 +114,16 @@ def test_a_whole_result_is_read_by_all(folder: Path) -> None:
     assert len(read_tables(folder).effects)
 
 
+def test_a_report_that_was_removed_is_missed(folder: Path) -> None:
+    page = build_report(folder)
+    assert Trial(folder).report == page == folder / "report" / "index.html"
+    page.unlink()
+    with pytest.raises(StoreError, match="is missing; `sae-placebo report` or"):
+        _ = Trial(folder).report
+    build_report(folder)
+    assert Trial(folder).report == page
+
+
 def test_tables_of_another_trial_are_named(folder: Path, tmp_path: Path) -> None:
     other = write_trial(tmp_path / "other", Settings(latents=50))
     shutil.copy(other / "effects.parquet", folder / "measurements.parquet")

@@ -50,14 +50,18 @@ def init(
 def check(trial: TrialFile, store: StoreFolder = Path("runs"), overrides: Overrides = None) -> None:
     """Resolve a trial file and print it, or say what is wrong and where.
 
-    Whether this machine's memory and the store's disk can hold the trial is checked as well.
+    Whether this machine's memory and the store's disk can hold the trial, whether the store can be written,
+    and whether the model's folder has weights and a tokenizer is checked as well.
     """
-    from sae_placebo.models.specs import is_hub_id
+    from sae_placebo.core.refusals import check_writable
+    from sae_placebo.models.specs import check_folder, is_hub_id
     from sae_placebo.trial.sizes import check_sizes
     from sae_placebo.trial.spec import load_trial
 
     spec = load_trial(trial, overrides=overrides or [])
+    check_writable(store)
     check_sizes(spec, store)
+    check_folder(spec.model)
     resolved = {**spec.model_dump(mode="json"), "device": spec.device}
     typer.echo(json.dumps(resolved, indent=2, ensure_ascii=False))
     if is_hub_id(spec.model):

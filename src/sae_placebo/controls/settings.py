@@ -48,4 +48,4 @@ def _first_problem(error: ValidationError, groups: Sequence[str]) -> str:
         problem["type"] == "value_error"
     ):  # a control inside of this one: its sentence says what was found
         return f", {where}: {problem['msg'].removeprefix('Value error, ')}"
-    return f", {where}: {problem['msg']} (found {problem['input']!r})."
+    return f", {where}: {problem['msg']} (found {problem['input']!r:.80})."

@@ -1,9 +1,10 @@
-"""Freed memory is handed back between pieces of work; what finds none is said in one sentence."""
+"""How much memory there is; freed memory goes back between pieces of work; a want of it is one sentence."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -57,3 +58,19 @@ def explained() -> Iterator[None]:
             f"there is not enough memory{f' ({said})' if said else ''}; finished stages are kept: lower "
             "what is large (tokens, d_sae, masks, latents) or free memory, then run again"
         ) from error
+
+
+def total_memory() -> int | None:
+    """Return the bytes of memory that this machine has; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def shown_bytes(n_bytes: int) -> str:
+    """Return a number of bytes in the unit in which it is short."""
+    size, units = float(n_bytes), ["bytes", "kB", "MB", "GB", "TB", "PB", "EB"]
+    while size >= 1000 and len(units) > 1:
+        size, _ = size / 1000, units.pop(0)
+    return f"{size:,.4g} {units[0]}"

@@ -56,6 +56,23 @@ def explained(root: Path, verb: str = "written") -> Iterator[None]:
         raise StoreError(message) from error
 
 
+def check_writable(root: Path) -> None:
+    """Refuse a store that no run could write; nothing is made or written.
+
+    Raises:
+        StoreError: something in its path is no folder; or its folder, or the one that it would be made in,
+            may not be written.
+    """
+    there = root
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    with explained(root):
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(root))
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(root))
+
+
 def _refusal(root: Path, verb: str, number: int, name: Any) -> str:
     """Return why the system would not have a path of the store written or read."""
     inside = isinstance(name, str | os.PathLike) and Path(name).absolute() != root.absolute()

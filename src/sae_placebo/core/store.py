@@ -325,8 +325,11 @@ class Store:
             StoreError: another process holds the store for longer than `wait_seconds`, or the
                 store cannot be written.
         """
-        if not 0 <= wait_seconds <= threading.TIMEOUT_MAX:
-            raise StoreError(f"cannot wait {wait_seconds:g} seconds for the store; give 0 or more")
+        is_number = isinstance(wait_seconds, int | float) and not isinstance(wait_seconds, bool)
+        if not is_number or not 0 <= wait_seconds <= threading.TIMEOUT_MAX:
+            raise StoreError(
+                f"cannot wait {wait_seconds!r:.80} seconds for the store; give 0 or more, as a number"
+            )
         with explained(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             probe = self.root / f".probe-{uuid.uuid4().hex[:8]}"

@@ -25,7 +25,7 @@ def check_config(parts: Sequence[Mapping[str, Any]], source: str) -> None:
     """Refuse weights of which a causal language model would be only a part.
 
     Args:
-        parts: Tables of the config.json, as `models.specs.config_parts` gives them.
+        parts: Tables of the config.json, as `models.saved_weights.config_parts` gives them.
         source: What the model is called in the sentence.
 
     Raises:

@@ -15,10 +15,10 @@ from sae_placebo.core.errors import SpecError
 Site = Literal["resid_pre", "attn_out", "mlp_out", "resid_post"]
 SITES: tuple[Site, ...] = get_args(Site)
 
-_NAMED = re.compile(rf"(?:(?P<site>{'|'.join(SITES)})\.(?P<layer>\d+))")
-_LENS = re.compile(rf"blocks\.(?P<layer>\d+)\.hook_(?P<site>{'|'.join(SITES)})")
+_NAMED = re.compile(rf"(?:(?P<site>{'|'.join(SITES)})\.(?P<layer>\d{{1,9}}))")
+_LENS = re.compile(rf"blocks\.(?P<layer>\d{{1,9}})\.hook_(?P<site>{'|'.join(SITES)})")
 _PATH = re.compile(
-    r"(?:[A-Za-z_]\w*\.)*?(?:layers|blocks|h)\.(?P<layer>\d+)(?:\.(?P<part>[a-z_]+))?"
+    r"(?:[A-Za-z_]\w*\.)*?(?:layers|blocks|h)\.(?P<layer>\d{1,9})(?:\.(?P<part>[a-z_]+))?"
 )
 _PARTS: Mapping[str, Site] = {
     "mlp": "mlp_out",
@@ -80,7 +80,7 @@ def canonical_names(value: Any) -> Any:
         SpecError: a single name instead of a list, or a name of no hookpoint.
     """
     if isinstance(value, str):
-        raise SpecError(f"hookpoints is a list: write hookpoints = [{value!r}]")
+        raise SpecError(f"hookpoints is a list: write hookpoints = [{value!r:.80}]")
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
         return value
     return tuple(dict.fromkeys(parse_hookpoint(name).name for name in value))
@@ -94,7 +94,11 @@ def _hint(text: str) -> str:
     numbers = re.findall(r"\d+", text)
     word = re.sub(r"[\d.]+|blocks|hook_", "", text)
     near = difflib.get_close_matches(word, SITES, n=1, cutoff=0.5)
-    return f" Did you mean '{near[0]}.{numbers[-1] if numbers else 'N'}'?" if near else ""
+    return (
+        f" Did you mean '{near[0]}.{numbers[-1] if numbers and len(numbers[-1]) < 10 else 'N'}'?"
+        if near
+        else ""
+    )
 
 
 def check_layer(hookpoint: Hookpoint, n_layers: int) -> None:

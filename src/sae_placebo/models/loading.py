@@ -20,11 +20,12 @@ from sae_placebo.core.lazy import torch, transformers
 from sae_placebo.models.checks import check_config, check_forward, check_tensors
 from sae_placebo.models.hookpoints import parse_hookpoint
 from sae_placebo.models.reading import Reader, replaced, truncate
+from sae_placebo.models.saved_weights import check_weights, config_parts, weight_files
 from sae_placebo.models.sites import decoder_layers
 from sae_placebo.models.specs import (
     PACKAGED,
     ModelSpec,
-    config_parts,
+    check_tokenizer,
     config_path,
     describe,
     identify,
@@ -33,9 +34,9 @@ from sae_placebo.models.specs import (
     model_folder,
     packaged_file,
     position_limit,
+    source_name,
     ties_embeddings,
     tokenizer_files,
-    weight_files,
 )
 from sae_placebo.models.weight_files import damage
 
@@ -100,16 +101,16 @@ def load_model(source: str | Path, revision: str | None = None) -> Any:
 
     Raises:
         ModelError: no such model, not a causal language model, weights that are pickled, quantized
-            or incomplete, or code of its own.
+            or incomplete, code of its own, or a `source` that is no name.
         MissingExtra: the packaged model was asked for and is not installed.
     """
-    source = str(source)
+    source = source_name(source)
     if source == PACKAGED:
         return _dequantized()[0]
     folder = model_folder(source, revision)
     if folder:
         check_config(config_parts(folder / "config.json"), source)
-        _check_weights(folder)
+        check_weights(folder)
 
     def load() -> Any:
         return transformers.AutoModelForCausalLM.from_pretrained(
@@ -133,7 +134,7 @@ def load_model(source: str | Path, revision: str | None = None) -> Any:
 
 def load_tokenizer(source: str | Path, revision: str | None = None) -> Any:
     """Return the model's tokenizer; arguments and errors as for `load_model`."""
-    source = str(source)
+    source = source_name(source)
     if source == PACKAGED:
         path = packaged_file()
         if not importlib.util.find_spec("gguf"):
@@ -141,12 +142,8 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> Any:
         with _quiet():
             return transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     folder = model_folder(source, revision)
-    files = ("tokenizer.json", "tokenizer.model", "vocab.json")
-    if folder and not any((folder / name).is_file() for name in files):
-        raise ModelError(
-            f"{source} holds a model but no tokenizer ({', '.join(files)}); save it there with "
-            "tokenizer.save_pretrained."
-        )
+    if folder:
+        check_tokenizer(folder, source)
 
     def load() -> Any:
         return transformers.AutoTokenizer.from_pretrained(
@@ -171,22 +168,6 @@ def _hub_answers() -> bool:
     except OSError:
         return False
     return True
-
-
-def _check_weights(folder: Path) -> None:
-    if (folder / "adapter_config.json").is_file():
-        raise ModelError(
-            f"{folder} holds an adapter (adapter_config.json) beside a model; merge the two where you trust "
-            "them (merge_and_unload) and write the result with model.save_pretrained."
-        )
-    if weight_files(folder):
-        return
-    pickled = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt")]
-    found = f"only pickled weights ({pickled[0]})" if pickled else "no weights"
-    raise ModelError(
-        f"{folder} holds {found}; *.safetensors is needed, because nothing is unpickled. Load it "
-        "where you trust it and write it with model.save_pretrained."
-    )
 
 
 T = TypeVar("T")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from sae_placebo.core.errors import MissingExtra, ModelError, SpecError
+from sae_placebo.core.file_names import name_fault, shown_name
 from sae_placebo.core.spec import Spec
-from sae_placebo.models.weight_files import no_json
+from sae_placebo.models.saved_weights import check_weights, config_parts, weight_files
 
 PACKAGED = "smollm2-135m"
 EMBEDDED = "pylm"
@@ -28,7 +28,6 @@ _PACKAGED_LAYERS, _PACKAGED_POSITIONS, _PACKAGED_WIDTH, _PACKAGED_WORDS = 30, 81
 # beside *.json
 _TOKENIZER_FILES = ("merges.txt", "vocab.txt")
 _TOKENIZER_ENDS = (".model", ".spm", ".bpe", ".tiktoken")
-_INDEX = ".safetensors.index.json"
 
 
 class ModelSpec(Spec):
@@ -56,6 +55,47 @@ class ModelSpec(Spec):
 def is_hub_id(spec: ModelSpec) -> bool:
     """Return whether the model comes from the hub: it is no folder here, and in no package."""
     return not spec.is_packaged and model_folder(spec.id, spec.revision) is None
+
+
+def check_folder(spec: ModelSpec) -> None:
+    """Refuse a model's folder that lacks its weights, a file that they need, or a tokenizer.
+
+    Raises:
+        ModelError: it does.
+    """
+    folder = check_weights_of(spec)
+    if folder is not None:
+        check_tokenizer(folder, spec.id)
+
+
+def check_weights_of(spec: ModelSpec) -> Path | None:
+    """Refuse a model's folder whose weights cannot be loaded, and return it; None where there is no folder.
+
+    Raises:
+        ModelError: as `saved_weights.check_weights` does, or there is no such folder.
+    """
+    folder = None if spec.is_packaged else model_folder(spec.id, spec.revision)
+    if folder is not None:
+        check_weights(folder)
+    return folder
+
+
+def check_tokenizer(folder: Path, source: str) -> None:
+    """Refuse a model's folder without a tokenizer.
+
+    Args:
+        folder: The model's folder.
+        source: What the model is called in the sentence.
+
+    Raises:
+        ModelError: there is none.
+    """
+    files = ("tokenizer.json", "tokenizer.model", "vocab.json")
+    if not any((folder / name).is_file() for name in files):
+        raise ModelError(
+            f"{source} holds a model but no tokenizer ({', '.join(files)}); save it there with "
+            "tokenizer.save_pretrained."
+        )
 
 
 def layer_count(spec: ModelSpec) -> int | None:
@@ -157,29 +197,6 @@ def config_path(spec: ModelSpec) -> Path | None:
     return folder / "config.json" if folder else _cached_config(spec)
 
 
-def config_parts(path: Path) -> list[dict[str, Any]]:
-    """Return the tables of a config.json, the decoder's own first."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read ({error.strerror}).") from None
-    except ValueError as error:
-        raise no_json(path, error) from None
-    except RecursionError as error:
-        raise no_json(path, error) from None
-    if not isinstance(config, dict):
-        raise ModelError(
-            f"{path} holds {type(config).__name__}, not an object of settings; fetch it again."
-        )
-    text = config.get("text_config", {})
-    if not isinstance(text, dict):
-        raise ModelError(
-            f"{path}: text_config is {json.dumps(text):.40}, not an object of settings; mend it or "
-            "leave it out."
-        )
-    return [text, config]
-
-
 def _setting(path: Path, *keys: str) -> int | None:
     values = (part.get(key) for part in config_parts(path) for key in keys)
     return next((v for v in values if isinstance(v, int) and not isinstance(v, bool)), None)
@@ -214,60 +231,12 @@ def identify(spec: ModelSpec) -> dict[str, Any]:
     return {"files": {name: _file_identity(named[name]) for name in sorted(named)}}
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """Return every file of weights that can be read when the model in a folder is loaded.
-
-    Links are followed, since what they lead to is read and hashed; the hub's cache is made of them.
-
-    Raises:
-        ModelError: an index, or the config, names a file outside the folder or one that is missing.
-    """
-    found = {path for path in folder.glob("*.safetensors") if path.is_file()}
-    for index in sorted(folder.glob(f"*{_INDEX}")):
-        found |= _indexed(folder, index)
-    for part in config_parts(folder / "config.json"):
-        named = part.get("transformers_weights")
-        if isinstance(named, str):
-            path = _inside(folder, named, folder / "config.json")
-            found |= _indexed(folder, path) if named.endswith(_INDEX) else {path}
-    return sorted(found)
-
-
 def tokenizer_files(folder: Path) -> list[Path]:
     """Return every file of a model's folder that its tokenizer may be made of, most telling first."""
     names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "special_tokens_map.json")
     found = [folder / name for name in (*names, "added_tokens.json", *_TOKENIZER_FILES)]
     found += sorted(path for path in folder.iterdir() if path.suffix in _TOKENIZER_ENDS)
     return [path for path in found if path.is_file()]
-
-
-def _indexed(folder: Path, index: Path) -> set[Path]:
-    """Return the files that an index of weights names, and itself."""
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"{index} cannot be read ({error.strerror}).") from None
-    except (ValueError, RecursionError) as error:
-        raise no_json(index, error) from None
-    names = content.get("weight_map", {}) if isinstance(content, dict) else None
-    if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
-        raise ModelError(
-            f"{index} holds no table 'weight_map' of tensors and their files; fetch it again."
-        )
-    return {index, *(_inside(folder, name, index) for name in sorted(set(names.values())))}
-
-
-def _inside(folder: Path, name: str, told_by: Path) -> Path:
-    parts = name.replace("\\", "/").split("/")
-    if ".." in parts or not parts[0] or ":" in parts[0]:
-        raise ModelError(
-            f"{told_by} names weights outside of its folder ({name!r}), which are not followed; copy them "
-            "into the folder and name them there."
-        )
-    path = folder / name
-    if not path.is_file():
-        raise ModelError(f"{told_by} names {name!r}, which is not there; fetch the model again.")
-    return path
 
 
 def _file_identity(path: Path) -> dict[str, Any]:
@@ -286,16 +255,29 @@ def model_folder(source: str, revision: str | None = None) -> Path | None:
     folder = _folder(source)
     if folder is None or revision is None:
         return folder
-    path = folder / "revisions" / revision
-    if not (path / "config.json").is_file():
+    fits = isinstance(revision, str) and name_fault(folder / "revisions" / revision) is None
+    path = folder / "revisions" / (revision if fits else "")
+    if not fits or not (path / "config.json").is_file():
         kept = sorted(p.parent.name for p in folder.glob("revisions/*/config.json"))
         raise ModelError(
-            f"{source} has no revision {revision!r}; it has {', '.join(kept) or 'none'}."
+            f"{source} has no revision {revision!r:.80}; it has {', '.join(kept) or 'none'}."
         )
     return path
 
 
+def source_name(source: str | Path) -> str:
+    """Return what a model is loaded from, as text.
+
+    Raises:
+        ModelError: it is no text or path, or a name that no file system, or no library, takes.
+    """
+    if (fault := name_fault(source)) is not None:
+        raise ModelError(f"the model's id or folder {shown_name(source)} {fault}.")
+    return str(source)
+
+
 def _folder(source: str) -> Path | None:
+    source = source_name(source)
     if not source.strip():
         raise ModelError(f"the model's id is empty: give a hub id, a folder, or {EMBEDDED!r}.")
     if source == EMBEDDED:

@@ -18,6 +18,7 @@ from typing import Any
 
 from sae_placebo.core.errors import StoreError
 from sae_placebo.core.escaping import without_controls
+from sae_placebo.core.file_names import name_fault, shown_name
 from sae_placebo.report.sections import SECTIONS, Content, Section, View
 from sae_placebo.report.sections.matching import unmatched
 from sae_placebo.report.tables import Tables, read_tables
@@ -33,7 +34,7 @@ _ESCAPES = {
 }
 
 
-def build_report(trial_folder: Path, out: Path | None = None) -> Path:
+def build_report(trial_folder: str | Path, out: str | Path | None = None) -> Path:
     """Write a trial's report, and return the path of its page: `index.html` in the report folder.
 
     The page needs no other file. The same tables give the same bytes.
@@ -43,11 +44,14 @@ def build_report(trial_folder: Path, out: Path | None = None) -> Path:
         out: Report folder; `report` in the trial folder where none is given.
 
     Raises:
-        StoreError: the folder does not exist, a file in it cannot be read, or the page cannot be
-            written.
+        StoreError: a folder's name is none, the trial's folder does not exist, a file in it cannot be read,
+            or the page cannot be written.
     """
-    page = render(read_tables(trial_folder))
-    folder = trial_folder / "report" if out is None else out
+    for name in (trial_folder, trial_folder if out is None else out):
+        if (fault := name_fault(name)) is not None:
+            raise StoreError(f"the folder {shown_name(name)} {fault}")
+    page = render(read_tables(Path(trial_folder)))
+    folder = Path(trial_folder) / "report" if out is None else Path(out)
     index, partial = folder / "index.html", folder / "index.html.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)

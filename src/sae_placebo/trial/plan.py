@@ -13,6 +13,7 @@ from sae_placebo.core.lanes import n_lanes
 from sae_placebo.core.store import Step
 from sae_placebo.data import text
 from sae_placebo.models.loading import identify, ties_embeddings
+from sae_placebo.models.specs import check_weights_of
 from sae_placebo.trial.arms import ArmSpec, arm_label
 from sae_placebo.trial.reference import asked_arms, asked_hookpoints
 from sae_placebo.trial.spec import TrialSpec
@@ -140,7 +141,12 @@ def plan_steps(spec: TrialSpec) -> Plan:
     """Return the steps of a trial.
 
     This reads and hashes the text and the model's files, and loads neither.
+
+    Raises:
+        ModelError: the model's folder lacks weights, or a file that they need.
+        TextError: a file of the text cannot be read.
     """
+    check_weights_of(spec.model)
     return _Planner(spec).plan()
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_placebo.core.errors import StoreError
+from sae_placebo.core.file_names import ROOM, name_fault, shown_name
 from sae_placebo.core.spec import canonical
 from sae_placebo.core.store import explained, read_json
 from sae_placebo.core.trial_files import RECORD
@@ -28,8 +29,11 @@ def store_folder(store: str | Path) -> Path:
     """Return the store's path.
 
     Raises:
-        StoreError: it is empty, which would be the current folder.
+        StoreError: it is no path, is empty, which would be the current folder, or is a name that a file
+            system or a library cannot take.
     """
+    if (fault := name_fault(store, ROOM)) is not None:
+        raise StoreError(f"the folder {shown_name(store)} {fault}")
     if not str(store).strip():
         raise StoreError(
             "the name of the folder is empty: name one, such as runs, or . for this one"

@@ -15,6 +15,7 @@ import numpy as np
 
 from sae_placebo.core import precision
 from sae_placebo.core.errors import StoreError
+from sae_placebo.core.file_names import name_fault, shown_name
 from sae_placebo.core.lazy import pandas, torch
 from sae_placebo.core.store import Store, read_json
 from sae_placebo.core.tables import SCHEMAS
@@ -64,6 +65,11 @@ def trial_folder(store: str | Path, name: str) -> Path:
     return Path(store) / "trials" / name
 
 
+def report_page(folder: Path) -> Path:
+    """Return where the page of the report lies, or would lie, in a trial's folder."""
+    return folder / "report" / "index.html"
+
+
 def is_result_of(folder: Path, spec: TrialSpec) -> bool:
     """Return whether the result in `folder` is of these settings and not of others under the same name."""
     if not os.path.lexists(folder / RECORD):
@@ -105,7 +111,13 @@ class Trial:
     folder: Path
 
     def __init__(self, folder: str | Path) -> None:
-        """Read the trial in `folder`, `<store>/trials/<name>`."""
+        """Read the trial in `folder`, `<store>/trials/<name>`.
+
+        Raises:
+            StoreError: `folder` is no path, or a name that no file system takes.
+        """
+        if (fault := name_fault(folder)) is not None:
+            raise StoreError(f"the trial's folder {shown_name(folder)} {fault}")
         object.__setattr__(self, "folder", Path(folder))
 
     @functools.cached_property
@@ -149,8 +161,19 @@ class Trial:
 
     @property
     def report(self) -> Path:
-        """Return the path of the report's page, which opens from disk."""
-        return self.folder / "report" / "index.html"
+        """Return the path of the report's page, which opens from disk.
+
+        Raises:
+            StoreError: there is no finished trial in the folder, or its page is missing.
+        """
+        _ = read_result(self.folder)
+        page = report_page(self.folder)
+        if not page.is_file():
+            raise StoreError(
+                f"the report {str(page)!r} is missing; `sae-placebo report` or `sae_placebo.build_report` "
+                "writes it again from the trial's tables"
+            )
+        return page
 
     def graph(
         self,

@@ -20,7 +20,7 @@ from typing import Any
 
 from sae_placebo.core import checkpoints, interrupts, memory
 from sae_placebo.core.devices import describe_device, settings
-from sae_placebo.core.errors import StoreError
+from sae_placebo.core.errors import SpecError, StoreError
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.store import Store
 from sae_placebo.trial.artefacts import Artefacts
@@ -28,7 +28,13 @@ from sae_placebo.trial.failures import Failures
 from sae_placebo.trial.plan import plan_steps
 from sae_placebo.trial.remaining import expected, outlook_of, remaining
 from sae_placebo.trial.result_folders import in_the_way, store_folder
-from sae_placebo.trial.results import Trial, environment, trial_folder, write_results
+from sae_placebo.trial.results import (
+    Trial,
+    environment,
+    report_page,
+    trial_folder,
+    write_results,
+)
 from sae_placebo.trial.sizes import check_sizes
 from sae_placebo.trial.spec import TrialSpec, load_trial
 from sae_placebo.trial.stages.baselines import fit_baselines
@@ -64,6 +70,10 @@ def run(
         PlaceboError: anything that a user can mend, in one sentence; finished steps are kept.
         StageFault: a job of `use` or `audit` failed unforeseen; everything else is done and written.
     """
+    if progress is not None and not isinstance(progress, Progress):
+        raise SpecError(f"progress is a Progress or None; found {progress!r:.80}")
+    if not isinstance(replace, bool):
+        raise SpecError(f"replace is True or False; found {replace!r:.80}")
     spec = load_trial(source, overrides=overrides)
     progress = progress or Progress()
     root = store_folder(store)
@@ -102,7 +112,7 @@ def run(
         with progress.track("compare and report", 1, "trial") as advance:
             trial = write_results(plan, place)
             advance(1)
-    failures.raised(trial.report)
+    failures.raised(report_page(trial.folder))
     return trial
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sae_placebo.core.errors import SpecError, StoreError, TextError
+from sae_placebo.core.memory import shown_bytes, total_memory
 from sae_placebo.core.spec import canonical
 from sae_placebo.data.text import library_files, paths
 from sae_placebo.models.specs import ties_embeddings, vocabulary_size, width
@@ -64,15 +65,15 @@ def check_sizes(spec: TrialSpec, store: str | Path) -> None:
     if memory is not None and largest.n_bytes > memory:
         raise SpecError(
             f"{largest.setting} is {largest.value:,}: {largest.what} take at least "
-            f"{_shown(largest.n_bytes)} of memory, and this machine has {_shown(memory)}; lower it"
+            f"{shown_bytes(largest.n_bytes)} of memory, and this machine has {shown_bytes(memory)}; lower it"
         )
     needs = list(disk_needs(spec))
     needed, largest = sum(n.n_bytes for n in needs), max(needs, key=lambda need: need.n_bytes)
     room = _room(Path(store))
     if room is not None and needed > room:
         raise SpecError(
-            f"the artefacts of this trial take at least {_shown(needed)} of disk, and "
-            f"{str(store)!r} has room for {_shown(room)}; most of it are {largest.what}: lower "
+            f"the artefacts of this trial take at least {shown_bytes(needed)} of disk, and "
+            f"{str(store)!r} has room for {shown_bytes(room)}; most of it are {largest.what}: lower "
             f"{largest.setting} ({largest.value:,}), or choose a --store on another disk"
         )
     _check_text(spec)
@@ -91,7 +92,7 @@ def _check_text(spec: TrialSpec) -> None:
     if wanted > n_bytes * _TOKENS_PER_BYTE:
         raise TextError(
             f"text.train_tokens and text.heldout_tokens are {wanted:,} together, and the text at "
-            f"{spec.text.source!r} has {_shown(n_bytes)}, too few for so many: lower them or give more "
+            f"{spec.text.source!r} has {shown_bytes(n_bytes)}, too few for so many: lower them or give more "
             "text"
         )
 
@@ -179,14 +180,6 @@ def disk_needs(spec: TrialSpec) -> Iterator[Need]:
     yield Need("model_seeds", len(spec.model_seeds), "embeddings of the models", heads)
 
 
-def total_memory() -> int | None:
-    """Return the bytes of memory that this machine has; None where the system does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None
-
-
 def _room(store: Path) -> int | None:
     """Return the bytes that are free on the store's disk, and those of what the store holds.
 
@@ -211,10 +204,3 @@ def _room(store: Path) -> int | None:
             f"{str(store)!r} cannot hold a store: nothing is kept on that file system; choose another --store"
         )
     return disk.free + held
-
-
-def _shown(n_bytes: int) -> str:
-    size, units = float(n_bytes), ["bytes", "kB", "MB", "GB", "TB", "PB", "EB"]
-    while size >= 1000 and len(units) > 1:
-        size, _ = size / 1000, units.pop(0)
-    return f"{size:,.4g} {units[0]}"

@@ -27,6 +27,7 @@ from sae_placebo.causal.circuits.spec import CircuitSpec
 from sae_placebo.causal.use.spec import UseSpec
 from sae_placebo.core.devices import check_device
 from sae_placebo.core.errors import NotEstimable, PlaceboError, SpecError, unknown_name
+from sae_placebo.core.file_names import shown_name
 from sae_placebo.core.spec import Spec
 from sae_placebo.data.text import TextSpec
 from sae_placebo.latents.measurement import MeasurementSpec
@@ -277,8 +278,10 @@ def _plain(value: Any) -> Any:
 
 
 def _read_toml(source: str | Path) -> dict[str, Any]:
-    path, shown = Path(source), repr(str(source))
+    path, shown = Path(source), shown_name(source)
     try:
+        if "\0" in str(source):
+            raise SpecError(f"{shown} is no trial file: no file's name can hold a NUL character")
         if not str(source).strip() or path.is_dir():
             raise SpecError(
                 f"{shown} is no trial file" + (": name a file in it" if str(source).strip() else "")
@@ -333,7 +336,7 @@ def _sentence(error: ValidationError) -> str:
         if message not in messages:
             messages.append(message)
     problems = [
-        (f"at {place}: " if place else "") + " or ".join(_alternatives(messages)) + value
+        (f"at {place:.120}: " if place else "") + " or ".join(_alternatives(messages)) + value
         for (place, value), messages in told.items()
     ]
     more = len(problems) - 3

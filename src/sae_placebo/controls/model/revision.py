@@ -11,7 +11,7 @@ from sae_placebo.controls.model.tensors import tensors, tie_notes
 from sae_placebo.core.errors import ModelError, SpecError
 from sae_placebo.core.lazy import torch
 from sae_placebo.models.loading import load_model
-from sae_placebo.models.specs import ModelSpec, identify, model_folder
+from sae_placebo.models.specs import ModelSpec, check_weights_of, identify
 
 # settings of a config that decide no activation
 _INERT = frozenset(
@@ -93,13 +93,12 @@ class Revision(Control):
         return identify(self.other(model))
 
     def check_source(self, model: ModelSpec) -> None:
-        """Refuse a checkpoint that a local folder lacks, or that a model of one checkpoint cannot have.
+        """Refuse a checkpoint that a local folder lacks or has no weights of, or that no model can have.
 
         Raises:
             ModelError: there is no such checkpoint.
         """
-        other = self.other(model)
-        model_folder(other.id, other.revision)
+        check_weights_of(self.other(model))
 
     def apply(
         self, model: torch.nn.Module, seed: int, model_seed: int, source: ModelSpec | None = None

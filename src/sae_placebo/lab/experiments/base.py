@@ -17,6 +17,7 @@ from sae_placebo.core.errors import SpecError
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import Spec
 from sae_placebo.lab import GeneratorSpec, Scaling
+from sae_placebo.lab.sizes import SCALE_TOKENS
 from sae_placebo.saes import SAE, SAESpec
 from sae_placebo.saes.kernels import Workspace
 from sae_placebo.saes.penalized import PenalizedSpec
@@ -141,7 +142,7 @@ def explained_variance(
     return 1 - float(missed / (x - x.mean(dim=0)).double().square().sum())
 
 
-def scale_of(generator: GeneratorSpec, lab: LabTraining, n_tokens: int = 32_768) -> Scaling:
+def scale_of(generator: GeneratorSpec, lab: LabTraining, n_tokens: int = SCALE_TOKENS) -> Scaling:
     """Return the scaling that brings a generator's activations to a mean squared norm of `d_in`.
 
     It also centers them, except with `lab.bias = "none"`, which leaves the origin where it is.

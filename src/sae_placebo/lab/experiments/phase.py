@@ -25,14 +25,16 @@ from typing import Any, NamedTuple
 from pydantic import Field, ValidationError, model_validator
 
 from sae_placebo.core.errors import NotEstimable, SpecError, StoreError, unknown_name
+from sae_placebo.core.file_names import ROOM, name_fault, shown_name
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Advance, Progress, unheard
 from sae_placebo.core.spec import Spec, digest
 from sae_placebo.lab import GeneratorSpec, Sample, recovery
 from sae_placebo.lab.experiments.base import LabTraining, explained_variance, fit_on, scale_of
 from sae_placebo.lab.experiments.processes import compute_all
-from sae_placebo.lab.experiments.sweeps import OF_SAE, Axis, Value, generator_of, sweepable
+from sae_placebo.lab.experiments.sweeps import OF_SAE, Axis, Value, generator_of, once, sweepable
 from sae_placebo.lab.scores.composition import composition
+from sae_placebo.lab.sizes import check_generator, check_training
 from sae_placebo.saes import SAE, SAES, PenalizedSpec, SAESpec, parse_sae
 from sae_placebo.saes.fast import SWITCH
 from sae_placebo.stats.effects import Component, interval
@@ -86,8 +88,7 @@ class PhaseSpec(Spec):
                 raise SpecError(
                     f"{name} is swept and fixed at {self.settings[name]}: leave one out"
                 )
-        if len(set(self.names)) < len(self.names):
-            raise SpecError(f"a setting is swept twice: {', '.join(self.names)}")
+        once(self.names)
         if not issubclass(SAES[self.sae], PenalizedSpec):
             usable = [k for k, v in SAES.entries.items() if issubclass(v, PenalizedSpec)]
             raise SpecError(
@@ -114,6 +115,7 @@ class PhaseSpec(Spec):
     def _cell(self, at: dict[str, int | float]) -> PhaseCell:
         swept = {name: value for name, value in at.items() if name not in OF_SAE}
         generator = generator_of(self.generator, {**self.settings, **swept})
+        check_generator(generator)
         items = getattr(generator, "items", None)
         free = generator.truth.n_features * 2 if items is None else 2 * items + items**2
         width = at.get("width", self.width or free)
@@ -242,6 +244,7 @@ def phase_spec(
     Raises:
         SpecError: a setting is unknown, or a value is not allowed.
     """
+    once([axis.name for axis in axes])
     swept = [axis for axis in axes if len(axis.values) > 1] or list(axes[:1])
     single = {axis.name: axis.values[0] for axis in axes if axis not in swept}
     of_sae = {"lambda": "penalty", "width": "width"}
@@ -273,10 +276,14 @@ def run_phase(
         progress: Shows how many tokens are read, in training and for scores, of those of all cells.
 
     Raises:
-        SpecError: a cell's settings are refused; nothing was run.
-        StoreError: the folder cannot be written.
+        SpecError: a cell's settings are refused, or this machine's memory cannot hold it; nothing was run.
+        StoreError: the folder's name is none, or the folder cannot be written.
     """
+    if (fault := name_fault(folder, ROOM)) is not None:
+        raise StoreError(f"the folder {shown_name(folder)} {fault}")
     cells, kept = spec.cells, folder / "cells"
+    for cell in cells:
+        check_training(cell.generator, cell.sae, cell.seeds, cell.heldout_tokens)
     try:
         kept.mkdir(parents=True, exist_ok=True)
     except OSError as problem:

@@ -22,6 +22,7 @@ from sae_placebo.lab.experiments.score_sets import TrainedOn
 from sae_placebo.lab.experiments.sweeps import Value
 from sae_placebo.lab.generators.base import compose
 from sae_placebo.lab.scores.composition import composition
+from sae_placebo.lab.sizes import check_generator, check_training
 from sae_placebo.lab.text_tables import in_columns
 from sae_placebo.saes import SAE, SAES, SAESpec, parse_sae
 
@@ -102,8 +103,10 @@ def train_on(
     trained again.
 
     Raises:
+        SpecError: this machine's memory cannot hold the tokens or an SAE; nothing was drawn.
         StoreError: `kept` cannot be written.
     """
+    check_training(generator, sae, len(seeds), heldout_tokens)
     draw = generator.held_out(heldout_tokens)
     scaling = scale_of(generator, lab)
     store = KeptRuns(kept, {"generator": generator, "sae": sae, "lab": lab})
@@ -148,8 +151,10 @@ def sae_for(generator: GeneratorSpec, kind: str, settings: Mapping[str, Value]) 
         settings: Settings of the SAE; they take the place of those from the truth.
 
     Raises:
-        SpecError: the kind or a setting is unknown, or a value is not allowed.
+        SpecError: the kind or a setting is unknown, a value is not allowed, or this machine's memory cannot
+            hold the generator.
     """
+    check_generator(generator)
     truth, known = generator.truth, SAES[kind].model_fields
     table: dict[str, Value] = {"kind": kind, "d_sae": truth.n_features, **settings}
     if "k" in known:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -46,8 +47,8 @@ def parse_axes(text: str, generator: str = "composed_sets", items: int = 4) -> t
         items: Number of items per set, from which the default widths follow.
 
     Raises:
-        SpecError: a name is unknown, a value is not a number, there is no default, or the number of sweeps is
-            not one to three.
+        SpecError: a name is unknown or given twice, a value is not a finite number, values do not rise, there
+            is no default, or the number of sweeps is not one to three.
     """
     axes = []
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -63,7 +64,8 @@ def parse_axes(text: str, generator: str = "composed_sets", items: int = 4) -> t
             raise SpecError(
                 f"values of a sweep are numbers apart by colons, such as {name}=0.1:0.2; found {part!r}"
             ) from None
-        axes.append(Axis(name=name, values=numbers))
+        axes.append(_axis(name, numbers))
+    once([axis.name for axis in axes])
     swept = sum(len(axis.values) > 1 for axis in axes)
     if not axes or swept > 3:
         raise SpecError(
@@ -71,6 +73,30 @@ def parse_axes(text: str, generator: str = "composed_sets", items: int = 4) -> t
             "lambda,correlation,width"
         )
     return tuple(axes)
+
+
+def _axis(name: str, values: tuple[int | float, ...]) -> Axis:
+    for value in values:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SpecError(
+                f"{name} is swept over {value}: give finite numbers, such as {name}=0.1:0.2"
+            )
+    try:
+        return Axis(name=name, values=values)
+    except ValidationError as problem:
+        first = problem.errors(include_url=False)[0]
+        cause = first.get("ctx", {}).get("error", first["msg"])
+        raise SpecError(f"{name} cannot be swept so: {cause}") from None
+
+
+def once(names: Sequence[str]) -> None:
+    """See to it that each setting is swept, or fixed by a single value, once.
+
+    Raises:
+        SpecError: one is named twice.
+    """
+    if len(set(names)) < len(names):
+        raise SpecError(f"a setting is swept twice: {', '.join(names)}")
 
 
 def default_axis(name: str, items: int = 4) -> Axis:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from jaxtyping import Float, Float32
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sae_placebo.core.errors import SpecError
 from sae_placebo.core.lazy import torch
@@ -25,6 +25,8 @@ from sae_placebo.core.precision import ROUNDING_ENERGY
 from sae_placebo.core.spec import Registry, Spec, generator
 from sae_placebo.saes import Codes
 
+MOST_DIRECTIONS = 10**7
+"""A truth of more is no toy."""
 _CHUNK_TOKENS = 1 << 16
 
 
@@ -90,8 +92,22 @@ class GeneratorSpec(Spec, ABC):
     kind: str
     d_in: int = Field(ge=2)
     """Width of the activations."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Names the truth: the dictionary, and whatever else is drawn once."""
+
+    @model_validator(mode="after")
+    def _directions_can_be_listed(self) -> GeneratorSpec:
+        # before the checks of a kind, some of which list what belongs to every direction
+        if self.least_directions > MOST_DIRECTIONS:
+            raise SpecError(
+                f"{self.least_directions:,} directions or more are asked for: {MOST_DIRECTIONS:,} are allowed"
+            )
+        return self
+
+    @property
+    def least_directions(self) -> int:
+        """Return how many directions of width `d_in` the truth is made of at least, without drawing it."""
+        return 1
 
     @property
     def truth(self) -> GeneratorTruth:

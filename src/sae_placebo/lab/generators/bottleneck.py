@@ -66,6 +66,11 @@ class BottleneckSpec(GeneratorSpec):
         """Return which features of the model are in the truth, in the truth's order."""
         return tuple((self.columns.norm(dim=1) >= _KEPT).nonzero()[:, 0].tolist())
 
+    @property
+    def least_directions(self) -> int:
+        """Return how many directions of width `d_in` the truth is made of at least."""
+        return self.n_features
+
     def _chunk_tokens(self, n_tokens: int) -> int:
         return n_tokens
 

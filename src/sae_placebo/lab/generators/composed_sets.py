@@ -72,6 +72,11 @@ class ComposedSetsSpec(GeneratorSpec):
                 return {**settings, "d_in": max(2, 2 * items)}
         return settings
 
+    @property
+    def least_directions(self) -> int:
+        """Return how many directions of width `d_in` the truth is made of at least."""
+        return 2 * self.items
+
     def _chunk_tokens(self, n_tokens: int) -> int:
         return n_tokens
 

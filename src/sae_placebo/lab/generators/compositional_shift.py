@@ -8,7 +8,13 @@ from pydantic import Field, model_validator
 
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
-from sae_placebo.lab.generators.base import GENERATORS, GeneratorSpec, GeneratorTruth, unit_rows
+from sae_placebo.lab.generators.base import (
+    GENERATORS,
+    MOST_DIRECTIONS,
+    GeneratorSpec,
+    GeneratorTruth,
+    unit_rows,
+)
 from sae_placebo.lab.generators.sparse_draws import (
     codes_of,
     independent_support,
@@ -49,7 +55,7 @@ class CompositionalShiftSpec(GeneratorSpec):
     """Law `sets`: features of each set."""
     n_held_out: int = Field(1, ge=1)
     """Law `sets`: held-out partners of each item. Law `independent`: number of held-out pairs."""
-    n_features: int = Field(512, ge=2)
+    n_features: int = Field(512, ge=2, le=MOST_DIRECTIONS)
     """Law `independent`: number of features."""
     l0: float = Field(5.0, gt=0)
     """Law `independent`: mean number of active features of a token."""
@@ -103,6 +109,11 @@ class CompositionalShiftSpec(GeneratorSpec):
     def shifted(self) -> CompositionalShiftSpec:
         """Return the same features with the pairs of the test."""
         return self.model_copy(update={"shift": True})
+
+    @property
+    def least_directions(self) -> int:
+        """Return how many directions of width `d_in` the truth is made of at least."""
+        return 2 * self.items
 
     def _draw_codes(self, n_tokens: int, random: torch.Generator) -> Codes:
         if self.law == "sets":

@@ -118,6 +118,11 @@ class DarkMatterSpec(GeneratorSpec):
         whole = Sample(sparse.x + dense + noise, sparse.codes, self.truth)
         return Parts(whole, sparse.x, dense, noise)
 
+    @property
+    def least_directions(self) -> int:
+        """Return how many directions of width `d_in` the truth is made of at least."""
+        return self.n_features
+
     def _draw_codes(self, n_tokens: int, random: torch.Generator) -> Codes:
         tokens, features = independent_support(self.truth.rates, n_tokens, random)
         values = 1 - torch.rand(len(tokens), generator=random)

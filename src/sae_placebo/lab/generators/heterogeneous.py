@@ -83,6 +83,11 @@ class HeterogeneousSpec(GeneratorSpec):
         """Return the rows of each concept: those of `dimensions`, then inner and outer of each pair."""
         return consecutive_groups((*self.dimensions, *(_PLANE,) * (2 * self.gated_pairs)))
 
+    @property
+    def least_directions(self) -> int:
+        """Return how many directions of width `d_in` the truth is made of at least."""
+        return sum(self.dimensions) + 2 * _PLANE * self.gated_pairs
+
     def _draw_codes(self, n_tokens: int, random: torch.Generator) -> Codes:
         groups, n_plain = self.concepts(), len(self.dimensions)
         rates = [self.rate] * n_plain + [2 * self.rate] * self.gated_pairs

@@ -66,6 +66,11 @@ class HighExpansionSpec(GeneratorSpec):
             )
         return self
 
+    @property
+    def least_directions(self) -> int:
+        """Return how many directions of width `d_in` the truth is made of at least."""
+        return self.n_features
+
     def _draw_codes(self, n_tokens: int, random: torch.Generator) -> Codes:
         tokens, features = independent_support(self._rates(), n_tokens, random)
         values = torch.exp(self.sigma * torch.randn(len(tokens), generator=random))

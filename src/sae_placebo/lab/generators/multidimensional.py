@@ -77,6 +77,11 @@ class MultidimensionalSpec(GeneratorSpec):
         """Return the shape of each block, in the order of `truth.subspaces`."""
         return ("circle",) * self.circles + ("sphere",) * self.spheres + ("torus",) * self.tori
 
+    @property
+    def least_directions(self) -> int:
+        """Return how many directions of width `d_in` the truth is made of at least."""
+        return 2 * self.circles + 3 * self.spheres + 4 * self.tori
+
     def _draw_codes(self, n_tokens: int, random: torch.Generator) -> Codes:
         groups = self._groups()
         rates = torch.full((len(groups),), self._rate(), dtype=torch.float64)

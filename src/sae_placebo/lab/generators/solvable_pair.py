@@ -71,6 +71,11 @@ class SolvablePairSpec(GeneratorSpec):
             )
         return self
 
+    @property
+    def least_directions(self) -> int:
+        """Return how many directions of width `d_in` the truth is made of at least."""
+        return 2 + self.background
+
     def _chunk_tokens(self, n_tokens: int) -> int:
         return n_tokens
 

@@ -85,6 +85,11 @@ class SuperpositionSpec(GeneratorSpec):
             sample.x.add_(self.noise * torch.randn(sample.x.shape, generator=random))
         return sample
 
+    @property
+    def least_directions(self) -> int:
+        """Return how many directions of width `d_in` the truth is made of at least."""
+        return self.n_features
+
     def _chunk_tokens(self, n_tokens: int) -> int:
         return max(1, _CHUNK_NUMBERS // self.n_features)
 

@@ -128,6 +128,11 @@ class SynthBenchSpec(GeneratorSpec):
             sample.x.add_(self.offset)
         return sample
 
+    @property
+    def least_directions(self) -> int:
+        """Return how many directions of width `d_in` the truth is made of at least."""
+        return self.n_features
+
     def _chunk_tokens(self, n_tokens: int) -> int:
         # the largest tables are those of tokens by roots and by single features
         law = _law(self)

@@ -91,6 +91,11 @@ class TreeSpec(GeneratorSpec):
             return tuple(parents)
         return (-1, 0, 0, 0, -1, 4, 4, 4, -1, 8, 8, 8, *[-1] * _SINGLES)
 
+    @property
+    def least_directions(self) -> int:
+        """Return how many directions of width `d_in` the truth is made of at least."""
+        return self.roots
+
     def _draw_codes(self, n_tokens: int, random: torch.Generator) -> Codes:
         parents, groups = self.parents, _siblings(self.parents)
         rates = self._rates()

@@ -92,6 +92,11 @@ class WrongL0Spec(GeneratorSpec):
         """Return the correlation matrix of h, after lifting."""
         return _correlations(self).float()
 
+    @property
+    def least_directions(self) -> int:
+        """Return how many directions of width `d_in` the truth is made of at least."""
+        return self.n_features
+
     def _chunk_tokens(self, n_tokens: int) -> int:
         return _CHUNK_NUMBERS // self.n_features
 

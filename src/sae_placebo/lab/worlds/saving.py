@@ -19,8 +19,10 @@ import numpy as np
 from jaxtyping import Shaped
 
 from sae_placebo.core.errors import SpecError, StoreError, unknown_name
+from sae_placebo.core.file_names import ROOM, name_fault, shown_name
 from sae_placebo.core.lazy import torch, transformers
 from sae_placebo.core.progress import Progress
+from sae_placebo.core.spec import LARGEST
 from sae_placebo.core.store import read_json, write_json
 from sae_placebo.core.time_left import Outlook, WorkPiece
 from sae_placebo.lab.worlds.base import Swap, Variable, World
@@ -68,12 +70,14 @@ def write_worlds(
         progress: Shows how far the training of the models is, and how long it will take.
 
     Raises:
-        SpecError: the kind, preset or program is unknown, or the kind takes no preset or program.
-        StoreError: the folder is not empty or cannot be written.
+        SpecError: the kind, preset or program is unknown, the kind takes no preset or program, or the seed is
+            no whole number from 0 to 2**53 - 1.
+        StoreError: the folder's name is none, or the folder is not empty or cannot be written.
         ModelError: the model does not compute what it should; nothing is written.
         MissingExtra: the world is compiled, and Tracr is not installed.
     """
-    check_world(kind, preset, program)
+    check_world(kind, seed, preset, program)
+    _check_name(folder)
     try:
         if folder.exists() and any(folder.iterdir()):
             raise StoreError(f"{str(folder)!r} is not empty; give another folder or remove it")
@@ -103,7 +107,7 @@ def build_worlds(
 
     Twins are two, and the name of a single world is empty. Arguments and errors are those of `write_worlds`.
     """
-    check_world(kind, preset, program)
+    check_world(kind, seed, preset, program)
     label = f"build {kind} {program or preset or 'default'}, seed {seed}"
     track = (progress or Progress()).track
     if kind == "compiled":
@@ -112,19 +116,29 @@ def build_worlds(
             world = compiled(program, seed)
             advance(1)
         return {"": world}
-    spec = PRESETS[preset or "default"]
+    spec = PRESETS["default" if preset is None else preset]
     with track(label, spec.steps * (2 if kind == "twins" else 1), "steps") as advance:
         if kind == "twins":
             return dict(zip(_TWINS, twins(spec, seed, advance), strict=True))
         return {"": factored(spec, seed, advance)}
 
 
-def check_world(kind: str, preset: str | None, program: str | None) -> None:
+def _check_name(folder: Path | str) -> None:
+    if (fault := name_fault(folder, ROOM)) is not None:
+        raise StoreError(f"the folder {shown_name(folder)} {fault}")
+
+
+def check_world(kind: str, seed: int, preset: str | None, program: str | None) -> None:
     """Refuse what cannot be built, before anything is built.
 
     Raises:
-        SpecError: the kind, preset or program is unknown, or the kind takes no preset or program.
+        SpecError: the seed is out of range, the kind, preset or program is unknown, or the kind takes no
+            preset or program.
     """
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < LARGEST:
+        raise SpecError(
+            f"the seed is {seed!r:.80}: give a whole number from 0 to {LARGEST - 1:,}, which is 2**53 - 1"
+        )
     if kind not in KINDS:
         raise SpecError(unknown_name("kind of world", kind, KINDS))
     if kind == "compiled":
@@ -136,7 +150,7 @@ def check_world(kind: str, preset: str | None, program: str | None) -> None:
     else:
         if program is not None:
             raise SpecError("programs are of compiled worlds; leave out --program")
-        _ = PRESETS[preset or "default"]
+        _ = PRESETS["default" if preset is None else preset]
 
 
 # --- writing -----------------------------------------------------------------------------------------
@@ -152,6 +166,7 @@ def save_world(world: World, folder: Path) -> None:
     """
     from safetensors.numpy import save_file
 
+    _check_name(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # safetensors writes an array's memory as it lies there: views must be copied
@@ -244,6 +259,8 @@ def load_world(folder: Path | str) -> World:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
+    if (fault := name_fault(folder)) is not None:
+        raise StoreError(f"the world's folder {shown_name(folder)} {fault}")
     folder = Path(folder)
     if not (folder / _FACTS).is_file():
         inside = [name for name in _TWINS if (folder / name / _FACTS).is_file()]

@@ -63,9 +63,11 @@ def built(kind: str, seeds: Sequence[int], preset: str | None, program: str | No
     """Return the worlds of a kind that are built with some seeds; see `saving.write_worlds`.
 
     Raises:
-        SpecError: the kind, preset or program is unknown, or the kind takes no preset or program.
+        SpecError: a seed is out of range, the kind, preset or program is unknown, or the kind takes no preset
+            or program.
     """
-    check_world(kind, preset, program)
+    for seed in seeds:
+        check_world(kind, seed, preset, program)
 
     def make(seed: int) -> Source:
         def worlds(progress: Progress) -> list[World]:

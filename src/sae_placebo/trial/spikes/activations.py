@@ -18,6 +18,7 @@ from jaxtyping import Float
 from sae_placebo.controls.dictionary import DictionaryControl, StreamMoments
 from sae_placebo.core.errors import ModelError, SpecError
 from sae_placebo.core.lazy import torch
+from sae_placebo.core.memory import total_memory
 from sae_placebo.core.progress import Advance
 from sae_placebo.lab.spikes.kept_activations import KeptActivations
 from sae_placebo.lab.spikes.keys import TokenKeys
@@ -30,7 +31,6 @@ from sae_placebo.saes.kernels import Workspace
 from sae_placebo.saes.training import Fit, step_all
 from sae_placebo.trial.artefacts import Artefacts
 from sae_placebo.trial.recipes import read_hash
-from sae_placebo.trial.sizes import total_memory
 from sae_placebo.trial.spec import TrialSpec
 from sae_placebo.trial.spikes.planning import Subject
 from sae_placebo.trial.stages.build import arm_model
