@@ -360,7 +360,7 @@ def test_an_arm_without_attention_goes_through_every_stage(finished: sp.Trial) -
     entropy = finished.measurements.query("metric == 'mean_token_entropy_bits'")
     means = entropy.groupby("arm")["value"].mean()
     assert means["deaf"] < means["redraw"]  # an activation is a function of its token
-    tested = finished._table("mechanism").query("name == 'needs_attention'")
+    tested = finished.mechanism.query("name == 'needs_attention'")
     assert not tested["reason"].str.contains("no arm whose attention").any()
 
 
