@@ -5,6 +5,7 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from planted_latents import WIDTH, assert_same, case_of, named, planted, rescaled
+from sae_placebo.audits import label_families
 from sae_placebo.audits.absorption import Chooser, absorbed
 from sae_placebo.audits.base import Case
 from sae_placebo.core.errors import NotEstimable

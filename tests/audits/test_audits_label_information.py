@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from planted_latents import WIDTH, assert_same, case_of, named, planted, rescaled
+from sae_placebo.audits import label_information
 from sae_placebo.audits.base import Case
 from sae_placebo.audits.probes import areas, best_f1, fit_probes
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from planted_latents import WIDTH, Planted, assert_same, case_of, named, planted, rescaled
+from sae_placebo.audits import latent_geometry
 from sae_placebo.audits.overlap import random_overlap
 
 

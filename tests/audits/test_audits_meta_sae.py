@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from planted_latents import WIDTH, assert_same, case_of, named, rescaled
+from sae_placebo.audits import meta_sae
 from sae_placebo.audits.base import AuditSpec, Case
 from sae_placebo.core.errors import NotEstimable
 
@@ -26,7 +27,7 @@ def _sums_of_four(draw: np.random.Generator, n: int, d_in: int, parts: int) -> n
 
 
 def _explained(rows: np.ndarray, steps: int) -> float:
-    parts = meta.meta_explained(rows.astype(np.float32), steps, 0)
+    parts = meta_sae.meta_explained(rows.astype(np.float32), steps, 0)
     return float(1 - parts[:, 0].sum() / parts[:, 1].sum())
 
 

@@ -263,13 +263,13 @@ def test_arms_that_read_the_same_activations_share_one_pass(
         ["redraw"],
         ["gaussian"],
     ]
-    read, blocks = [0], stream.blocks
+    read, blocks = [0], stream.TrainingStream.blocks
 
-    def counted(reader: Any, rows: Any, order: Any, *size: Any, **where: Any) -> Any:
-        read[0] += len(order)
-        return blocks(reader, rows, order, *size, **where)
+    def counted(passed: stream.TrainingStream, first: int = 0) -> Any:
+        read[0] += len(passed.rows.lengths) - first * passed.spec.harvest.block_rows
+        return blocks(passed, first)
 
-    monkeypatch.setattr(stream, "blocks", counted)
+    monkeypatch.setattr(stream.TrainingStream, "blocks", counted)
     alone = tmp_path / "alone"
     pair = {arm: ARMS[arm] for arm in ("trained", "redraw")}
     train(table | {"arms": pair}, alone)
