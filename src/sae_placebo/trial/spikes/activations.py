@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -37,7 +36,7 @@ from sae_placebo.trial.stages.build import arm_model
 from sae_placebo.trial.stages.explained_variance_null import placed
 from sae_placebo.trial.stages.harvest import harvest_arms
 from sae_placebo.trial.stages.stream import TrainingStream
-from sae_placebo.trial.stages.train import scaled_moments
+from sae_placebo.trial.stages.train import begin, scaled_moments
 
 TOGETHER = 16
 """Batches into which spikes are planted at a time."""
@@ -108,13 +107,10 @@ class ArmActivations:
 
     def _start(self, sae: SAESpec, sae_seed: int) -> Fit:
         """Return a new fit; where the arm changes the dictionary, the arm says how it starts."""
-        start, held = sae.create(self.kept.d_in, sae_seed), dict[str, Any]()
-        if self.control is not None:
-            moments = self._moments if self.control.needs_moments else None
-            start = self.control.start(start, moments, self.spec.seed, sae_seed)
-            held = {"frozen": self.control.frozen, "decoder_cosine": self.control.decoder_cosine}
-        start = placed(start, self.spec.device)
-        return Fit(start, self.spec.training, self.n_tokens, copied=False, **held)
+        needed = self.control is not None and self.control.needs_moments
+        moments = self._moments if needed else None
+        start = sae.create(self.kept.d_in, sae_seed)
+        return begin(self.spec, start, sae_seed, self.n_tokens, self.control, moments)
 
     @functools.cached_property
     def _moments(self) -> StreamMoments:

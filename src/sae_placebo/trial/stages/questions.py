@@ -38,6 +38,10 @@ def ask_arms(artefacts: Artefacts, failures: Failures) -> None:
         return
     if audited:
         _ = artefacts.materials.readability  # read once, before several threads ask for it
+    keys = {}
+    for one in arms:
+        keys[one] = [artefacts.activations_key(one, name) for name in artefacts.spec.hookpoints]
+        artefacts.shelf.announce(keys[one])
     building = threading.Lock()
 
     def job(one: ArmModel) -> None:
@@ -49,11 +53,6 @@ def ask_arms(artefacts: Artefacts, failures: Failures) -> None:
                 for place in (place for place in places if place[0] == one):
                     ask(artefacts, place, functools.partial(model.behind, place[1]), failures)
                     memory.give_back()
-
-    keys = {}
-    for one in arms:
-        keys[one] = [artefacts.activations_key(one, name) for name in artefacts.spec.hookpoints]
-        artefacts.shelf.announce(keys[one])
 
     size = sum(p.numel() * p.element_size() for p in artefacts.materials.reference.parameters())
     lanes = plan.lanes(torch.get_num_threads(), size)

@@ -139,13 +139,8 @@ class Matched:
             for label, sae in spec.saes.items():
                 for seed in seeds:
                     start = sae.create(self.stream.reader.d_in, seed)
-                    held: dict[str, Any] = {}
-                    if control is not None:
-                        start = control.start(start, self._before.get(hookpoint), spec.seed, seed)
-                        held = {"frozen": control.frozen, "decoder_cosine": control.decoder_cosine}
-                    start = placed(start, spec.device)
-                    n = self.stream.n_tokens
-                    fits[key, label, seed] = Fit(start, spec.training, n, copied=False, **held)
+                    moments, n = self._before.get(hookpoint), self.stream.n_tokens
+                    fits[key, label, seed] = begin(spec, start, seed, n, control, moments)
         return fits
 
     # --- the pass --------------------------------------------------------------------------------
@@ -269,6 +264,31 @@ class Matched:
         write_json(folder / "gaussian.json", self._nulls.scores[key])
         write_lookup(folder, self.lookups)
         write_records(folder / "log.parquet", logs)
+
+
+def begin(
+    spec: TrialSpec,
+    start: SAE,
+    sae_seed: int,
+    n_tokens: int,
+    control: DictionaryControl | None,
+    moments: StreamMoments | None,
+) -> Fit:
+    """Return the fit of an SAE that is about to be trained.
+
+    Args:
+        spec: The trial's protocol.
+        start: The untrained SAE, whose tensors become the fit's.
+        sae_seed: Its seed.
+        n_tokens: Tokens of the stream, outliers included.
+        control: What the arm does to the dictionary; None: nothing.
+        moments: Of the stream, for controls that start from them.
+    """
+    held: dict[str, Any] = {}
+    if control is not None:
+        start = control.start(start, moments, spec.seed, sae_seed)
+        held = {"frozen": control.frozen, "decoder_cosine": control.decoder_cosine}
+    return Fit(placed(start, spec.device), spec.training, n_tokens, copied=False, **held)
 
 
 def _part(key: tuple[str, Member]) -> str:
