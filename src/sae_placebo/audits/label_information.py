@@ -22,7 +22,7 @@ from sae_placebo.core.spec import numpy_generator
 from sae_placebo.stats.quantiles import mean_half_width
 
 SOURCES = ("error", "reconstruction", "activation")
-"""What labels are read off."""
+"""The vectors that labels are read off."""
 _GROUPS = 20
 """Groups of documents between which an AUROC varies."""
 _FEWEST_BITS = 0.002

@@ -49,7 +49,7 @@ _OF_BIAS = (
 
 
 class Bias(StrEnum):
-    """What becomes of `b_dec`, as in `LabTraining`."""
+    """The ways to treat `b_dec`; `LabTraining` says what each does."""
 
     none = "none"
     mean = "mean"

@@ -40,7 +40,7 @@ class GraphSpec(Spec):
     least_edge: float = Field(0.0015, gt=0, lt=1)
     """An edge is kept if at least this share of all influence flows along it."""
     edges: int = Field(120, ge=1)
-    """At most so many edges are kept."""
+    """The number of edges that are kept at most; those with the largest flow stay."""
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class Directions:
 
     @functools.cached_property
     def n_active(self) -> Int64[np.ndarray, " direction"]:
-        """How many tokens hold each direction."""
+        """Return how many tokens hold each direction."""
         return np.asarray(np.diff(self.by_direction.indptr), dtype=np.int64)
 
     def at(self, token: int) -> tuple[Int64[np.ndarray, " active"], Float32[np.ndarray, " active"]]:

@@ -224,7 +224,7 @@ class _Row:
 
     @property
     def at_once(self) -> int:
-        """How many masks one pass takes."""
+        """Return how many masks one pass takes."""
         return max(1, positions_at_once(self.subject) // len(self.batch.real[0]))
 
 
