@@ -56,7 +56,7 @@ def test_reference_value():
 
 
 def test_too_few_change_nothing():
-    found = variance_prior(np.array([1.0, 2.0]), 1.0)
+    found = variance_prior(np.arange(1.0, 9.0), 1.0)
     assert found.df == 0
     variance, df = moderated(np.array([1.0, 2.0]), 1.0, found)
     assert variance.tolist() == [1.0, 2.0]
