@@ -106,7 +106,7 @@ def _table_of(name: str) -> property:
 
 @dataclass(frozen=True)
 class Trial:
-    """A finished trial, read from its folder; tables are loaded when they are first read."""
+    """A finished trial, read from its folder; a table is checked and loaded whenever it is asked for."""
 
     folder: Path
 
