@@ -331,7 +331,10 @@ def test_aa_intervals_are_counted_once_per_control(full: Path) -> None:
     assert f"There are {distinct} A/A intervals" in said
     assert "1 leaves 0 out: median density in redraw." in said
     assert f"about {round(0.05 * distinct)} would" in said
-    assert "borrowed from the other control's re-draws and has one degree of freedom" in said
+    assert (
+        "borrowed from the other control's re-draws and has one degree of freedom of its own"
+        in said
+    )
     assert f"Of {distinct} A/A intervals" in in_short(found)
     effects.loc[at, ["aa_effect", "aa_low", "aa_high"]] = 0.0
     found = tally(View.of(tables))

@@ -210,7 +210,7 @@ def _few_redraws(view: View, controls: list[str]) -> tuple[str, ...]:
             freedom = "one degree of freedom" if df == 1 else f"{df} degrees of freedom"
             few.append(
                 f"The variance between re-draws behind the A/A intervals of {enumerated(names)} is "
-                f"{source} and has {freedom}: such an interval can be far too wide or far too "
-                "narrow."
+                f"{source} and has {freedom} of its own: where few numbers of its kind steady it, such an "
+                "interval can be far too wide or far too narrow."
             )
     return tuple(few)

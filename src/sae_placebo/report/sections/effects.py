@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from sae_placebo.report.forest import ForestRow, forest
@@ -29,6 +30,7 @@ from sae_placebo.report.wording import (
     Estimate,
     count,
     decimals_for,
+    enumerated,
     finite,
     fitting,
     metric_title,
@@ -70,7 +72,15 @@ def _table_row(row: Row) -> dict[str, Any]:
         "n": f"{count(row['n_tokens'])} tokens of {sample(row)}",
         "metric_null": row["metric_null"] or "not recorded",
         "better": row["better"] or "–",
+        **_tests(row),
     }
+
+
+def _tests(row: Row) -> dict[str, str]:
+    """Return the p and q value of no effect, and what is concluded or why nothing is."""
+    p, q = finite(row["p"]), finite(row["q"])
+    said = row["conclusion"] or row["conclusion_reason"] or NO_REASON
+    return {"p": "–" if p is None or q is None else f"{p:.2g} ({q:.2g})", "conclusion": str(said)}
 
 
 def _single_saes(view: View) -> list[dict[str, Any]]:
@@ -125,7 +135,18 @@ def _shown(contrast: Contrast, view: View, figures: dict[str, Figure]) -> dict[s
         **add_figure(figures, f"forest-{len(figures)}", figure),
         "rows": [_table_row(row) for row in contrast.rows],
         "aa_controls": list(names),
+        "concluded": _concluded(contrast),
     }
+
+
+def _concluded(contrast: Contrast) -> str:
+    """Return how many effects of a contrast have which conclusion."""
+    said = Counter(str(row["conclusion"] or "without a conclusion") for row in contrast.rows)
+    counts = [f"{n} {name}" for name, n in said.most_common()]
+    return (
+        f"Conclusions, q at most 5% within a family: {enumerated(counts)}. The smallest effect of interest "
+        "is a setting, for shares of latents in log odds."
+    )
 
 
 def build(view: View) -> Content:
