@@ -87,7 +87,7 @@ def defined(
         raise NotEstimable("one document: the variation between documents cannot be estimated")
     if len(replicates) < 2:
         raise NotEstimable("fewer than two bootstrap replicates of the documents")
-    known = replicates[np.isfinite(replicates)]
+    known: Float[np.ndarray, " known"] = replicates[np.isfinite(replicates)]
     if len(known) < (1 - _MOST_UNDEFINED) * len(replicates) or len(known) < 2:
         raise NotEstimable(
             f"undefined in {len(replicates) - len(known)} of {len(replicates)} resamples of the "

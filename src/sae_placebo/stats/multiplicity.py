@@ -169,10 +169,9 @@ def p_values(
     """
     metric = str(row["metric"])
     family = f"{spec.group(metric)} at {row['hookpoint']}, {row['sae']}"
+    seoi, unit = spec.seoi(metric, str(row["unit"])), str(row["unit"])
     if isinstance(found, DifferenceOfShares):
         seoi, unit = spec.share_log_odds, LOG_ODDS
-    else:
-        seoi, unit = spec.seoi(metric, str(row["unit"])), str(row["unit"])
     made: dict[str, Any] = {"family": family, "seoi": seoi, "seoi_unit": unit if seoi else None}
     try:
         if found is None:

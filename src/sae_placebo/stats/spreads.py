@@ -245,7 +245,9 @@ class Spreads:
         scale = self.scale(next(iter(arms.values())))
         n_models = max(len(found.values) for found in arms.values())
         drawn = any(found.drawn for found in arms.values())
-        y = sum(sign * scale.forward(arms[key].values) for key, sign in signs.items())
+        y = np.zeros(1)
+        for key, sign in signs.items():
+            y = y + sign * scale.forward(arms[key].values)
         squares = {}
         for source, own in mean_squares(y[:, :, 0], drawn).items():
             priors = []
@@ -311,4 +313,5 @@ def _with_documents(
         by_source[JOINT] = (left**2).sum() / ((n_models - 1) * (n_seeds - 1)) / n_draws
     # each resample has the variance of n - 1 of n documents, and replicate 0 changes nothing
     squares = {name: MeanSquare(float(value), 1) for name, value in by_source.items()}
-    return sum(variance_of_mean(squares, n).values()) * n_draws / max(n_draws - 1, 1)
+    total = sum(variance_of_mean(squares, n).values())
+    return float(total * n_draws / max(n_draws - 1, 1))
