@@ -39,6 +39,7 @@ from sae_placebo.stats.calibration import (
     planted_placebo,
     rates,
 )
+from sae_placebo.stats.calibration_shares import planted_shares
 from sae_placebo.trial.plan import plan_steps
 from sae_placebo.trial.results import gather
 from sae_placebo.trial.run import run
@@ -47,7 +48,10 @@ from sae_placebo.trial.spec import load_trial
 ARM = "redraw"
 EACH = (2, 3)
 PLANTED, PLANTED_PLACEBO, PLANTED_DECOYS = 2_500, 400, 400
+PLANTED_SHARES = 600
 RATES_ASKED = (0.05, 0.1, 0.2)
+SHARE_SHAPES = ((2, 2), (3, 3))
+OVERDISPERSIONS = (0.0, 0.0005, 0.003)
 
 
 def protocol(seed: int, redraws: int, quick: bool = False) -> dict[str, Any]:
@@ -116,6 +120,19 @@ def coverage_table(trials: int) -> list[dict[str, Any]]:
     return rows
 
 
+def share_table(trials: int) -> list[dict[str, Any]]:
+    """Return how intervals of planted shares do, a row per shape, overdispersion and expected count."""
+    rows = []
+    for shape in SHARE_SHAPES:
+        for overdispersion in OVERDISPERSIONS:
+            for found in planted_shares(shape, overdispersion, trials):
+                row = {"shape": list(shape), "overdispersion": overdispersion}
+                kinds = ("control", "effect", "placebo")
+                row |= {kind: getattr(found, kind)._asdict() for kind in kinds}
+                rows.append(row | {"expected": found.expected, "width": found.width})
+    return rows
+
+
 def fdr_table(trials: int) -> list[dict[str, Any]]:
     """Return the share of false ones among targets that pass, planted, beside the rate asked for.
 
@@ -157,6 +174,20 @@ def markdown(found: list[dict[str, Any]], coverage: list[dict[str, Any]]) -> str
         cells = [row for row in coverage if tuple(row["shape"]) == shape]
         values = " | ".join(f"{100 * row['effect']['share']:.1f}" for row in cells)
         lines.append(f"| {', '.join(map(str, shape))} | {values} |")
+    return "\n".join(lines)
+
+
+def share_markdown(rows: list[dict[str, Any]]) -> str:
+    """Return the table of planted shares of the docs, in percent, and widths over the true spread."""
+    lines = ["| re-draws, SAE seeds | overdispersion | expected | arm | effect | A/A | width |"]
+    lines.append("|---|" + "---|" * 6)
+    for row in rows:
+        shares = " | ".join(
+            f"{100 * row[k]['share']:.1f}" for k in ("control", "effect", "placebo")
+        )
+        shape = ", ".join(map(str, row["shape"]))
+        at = f"| {shape} | {row['overdispersion']:g} | {row['expected']:g} |"
+        lines.append(f"{at} {shares} | {row['width']:.2f} |")
     return "\n".join(lines)
 
 
@@ -233,12 +264,14 @@ def main() -> None:
         "planted_trials": 40 if args.quick else PLANTED,
         "versions": machine.versions("sae-placebo", "torch", "numpy", "scipy"),
     }  # fmt: skip
-    results = {"rates": found, "coverage": coverage, "placebo": placebo}
+    shares = share_table(10 if args.quick else PLANTED_SHARES)
+    results = {"rates": found, "coverage": coverage, "placebo": placebo, "shares": shares}
     results |= {"false_discoveries": false, "seconds": seconds}
     machine.save(args.out, "calibration", settings, results)
     if not args.quick:
         write_shown(found, args.out)
     print(markdown(found, coverage))
+    print(share_markdown(shares))
 
 
 if __name__ == "__main__":

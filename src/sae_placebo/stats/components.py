@@ -16,12 +16,14 @@ import numpy as np
 from jaxtyping import Float
 
 from sae_placebo.core.errors import NotEstimable
-from sae_placebo.stats.quantiles import normal_quantile, student_quantile
+from sae_placebo.stats.quantiles import student_quantile
 
 DOCUMENTS, SAE_SEEDS, MODEL_SEEDS = "documents", "sae_seeds", "model_seeds"
 
 # a metric may be undefined in a few resamples; above this share the interval would mean another thing
 _MOST_UNDEFINED = 0.1
+# a quantile of so many degrees of freedom is the normal one
+_LEAST_INVERSE_DF = 1e-9
 
 
 class Component(NamedTuple):
@@ -52,7 +54,7 @@ def half_width(components: Sequence[Component], confidence: float = 0.95) -> flo
         of_these = sum(part.variance for part in parts)
         if of_these > 0:
             shares = sum((part.variance / of_these) ** 2 / part.df for part in parts)
-            q = student_quantile(1 / shares, confidence) if shares else normal_quantile(confidence)
+            q = student_quantile(1 / max(shares, _LEAST_INVERSE_DF), confidence)
             quantile += of_these / variance * q
     return float(quantile * variance**0.5)
 

@@ -32,6 +32,9 @@ from sae_placebo.stats.spreads import Spread, Spreads
 
 # p values are not told apart below this
 _LEAST_P = 1e-12
+_LEAST_CONFIDENCE = 1e-6
+# what stands for a bound without end
+_FAR = 1e6
 
 
 class Bounds(NamedTuple):
@@ -167,7 +170,7 @@ def p_of_none(found: AnyDifference) -> float:
     Raises:
         NotEstimable: nothing varied.
     """
-    return _p(found.bounds, lambda at: at.low > 0 or at.high < 0)
+    return _p(found.bounds, lambda at: max(at.low, -at.high))
 
 
 def p_of_small(found: AnyDifference, margin: float) -> float:
@@ -180,7 +183,7 @@ def p_of_small(found: AnyDifference, margin: float) -> float:
         ValueError: the margin is not above 0.
     """
     _check_margin(margin)
-    return _p(found.against_margin, lambda at: at.low > margin or at.high < -margin)
+    return _p(found.against_margin, lambda at: max(at.low, -at.high) - margin)
 
 
 def p_of_large(found: AnyDifference, margin: float) -> float:
@@ -195,7 +198,7 @@ def p_of_large(found: AnyDifference, margin: float) -> float:
         ValueError: the margin is not above 0.
     """
     _check_margin(margin)
-    return _p(found.against_margin, lambda at: -margin < at.low and at.high < margin) / 2
+    return _p(found.against_margin, lambda at: margin - max(at.high, -at.low)) / 2
 
 
 def _check_margin(margin: float) -> None:
@@ -203,22 +206,25 @@ def _check_margin(margin: float) -> None:
         raise ValueError(f"the margin is {margin}; it must be above 0")
 
 
-def _p(bounds: Callable[[float], Bounds], leaves_out: Callable[[Bounds], bool]) -> float:
-    """Return one minus the largest confidence at which the interval leaves the hypothesis out."""
-    at = bounds(0.5)
-    if not (math.isfinite(at.low) or math.isfinite(at.high)):
+def _p(bounds: Callable[[float], Bounds], clear: Callable[[Bounds], float]) -> float:
+    """Return one minus the largest confidence at which the interval leaves the hypothesis out.
+
+    `clear` is by how much an interval leaves it out; below 0 where it does not.
+    """
+    from scipy.optimize import brentq
+
+    wide, narrow = bounds(1 - _LEAST_P), bounds(_LEAST_CONFIDENCE)
+    if not (math.isfinite(narrow.low) or math.isfinite(narrow.high)):
         return 1.0
-    if at.low == at.high == bounds(0.99).low:
+    if wide.low == wide.high:
         raise NotEstimable("nothing varied between documents, seeds or re-draws, so no p value")
-    least, most = math.log(_LEAST_P), 0.0
-    if leaves_out(bounds(1 - _LEAST_P)):
+    if clear(wide) > 0:
         return _LEAST_P
-    if not leaves_out(bounds(1e-6)):
+    if clear(narrow) <= 0:
         return 1.0
-    for _ in range(40):
-        middle = (least + most) / 2
-        if leaves_out(bounds(1 - math.exp(middle))):
-            most = middle
-        else:
-            least = middle
-    return math.exp(most)
+
+    def at(log_p: float) -> float:
+        return min(max(clear(bounds(1 - math.exp(log_p))), -_FAR), _FAR)
+
+    ends = math.log(_LEAST_P), math.log1p(-_LEAST_CONFIDENCE)
+    return math.exp(brentq(at, *ends, xtol=1e-6))
