@@ -70,6 +70,8 @@ USE = Table(
             "share of first-order reading by path",
             "share",
         ),
+        Column("written_p", "float", "that a head or MLP writes it more than random encoders"),
+        Column("read_p", "float", "that something reads it more than random directions"),
         Column(
             "tied", "float", "1: writers and readers both beat their nulls; null where not judged"
         ),
