@@ -194,6 +194,27 @@ def adjusted(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
     return q
 
 
+def share_of_true_nulls(p: Float[np.ndarray, " test"], above: float = 0.5) -> float:
+    """Return the share of tests in which there is nothing to find (pi0), at most 1; NaN counts as no test.
+
+    P values above a cut are nearly all of true nulls, which spread evenly; one is added to their count, so
+    that q values times this share still hold at few tests.
+
+    Args:
+        p: P values of one family.
+        above: The cut.
+
+    Raises:
+        NotEstimable: there is no p value.
+
+    Source: Storey 2002 (JRSS B 64:479); the added 1 is of Storey, Taylor and Siegmund 2004 (JRSS B 66:187).
+    """
+    tests = p[np.isfinite(p)]
+    if not len(tests):
+        raise NotEstimable("there is no p value")
+    return min(1.0, float(1 + (tests > above).sum()) / ((1 - above) * len(tests)))
+
+
 def judged(effects: pandas.DataFrame, spec: MultiplicitySpec | None = None) -> pandas.DataFrame:
     """Return the table of effects with the columns `COLUMNS` added, rows and order as they were.
 
