@@ -186,7 +186,8 @@ WORDS: tuple[Term, ...] = (
          "nats", "the same edit along null directions", "`causal.circuits.patching`.", "use"),
     Term("tied to circuitry", "A latent that a head or an MLP writes and that something reads, both above "
          "their nulls; the largest of all parts is held against the largest of each null direction.",
-         "share of latents", "the share in the placebo", "`trial.tables.use_files`.", "use"),
+         "share of latents", "the shares in both re-draws, with and without real embeddings",
+         "`causal.circuits.ties`.", "circuits"),
     Term("distortion", "Share of the activations' variance that a code leaves out; codes are compared "
          "at the same one.", _R2, "none", "`baselines.rate`.", "description-length"),
     Term("bits per token", "Length of a code of one activation vector at a stated distortion: which atoms, "
