@@ -5,7 +5,7 @@
 Parts that are not named keep what the file holds of them. All are of `pylm` and of re-draws of it.
 
 - edges: readouts that stand for no latent are taken as targets; how many of their edges fall below .05
-  and .01, and how many readouts have any edge below a q of .05. Beside it what a normal tail gives.
+  and .01, and how many have a q of at most .05.
 - planted: heads are made to write a known direction where they attend to a known token, and MLPs to read it:
   how many are tied. Beside them heads' directions that nothing was made to read, and directions that the
   embedding writes: how many are tied all the same.
@@ -50,11 +50,10 @@ from sae_placebo.latents.base import TokenTable
 from sae_placebo.models.reading import Reader
 from sae_placebo.stats.clustered_shares import (
     Counted,
-    Dispersion,
     between,
     difference,
     interval,
-    steadied,
+    pooled,
 )
 from sae_placebo.stats.multiplicity import adjusted
 from sae_placebo.stats.proportions import wilson
@@ -246,7 +245,7 @@ def aa_part(work: Path, quick: bool, progress: Progress) -> dict[str, Any]:
                 own = between(_together(per_sae["trained", name]))
                 for i in range(0, len(mine) - 1, 2):
                     alike = [own, between(_together(others[i : i + 2]))]
-                    over = steadied(Dispersion(float("nan"), 0.0), alike)
+                    over = pooled(alike)
                     ends = [interval(_together([one]), over) for one in mine[i : i + 2]]
                     found = difference(*ends)
                     outside = not found.low <= 0 <= found.high
@@ -314,13 +313,11 @@ def _covered(random: np.random.Generator, shares: tuple[float, ...], ratio: floa
             rho = (ratio - 1) / (n - 1)
             p = random.beta(share * (1 / rho - 1), (1 - share) * (1 / rho - 1), 2)
         counted.append(Counted(tuple(int(h) for h in random.binomial(n, p)), (n, n)))
-    own = [between(one) for one in counted]
-    ends = [interval(c, steadied(o, own)) for c, o in zip(counted, own, strict=True)]
+    over = pooled([between(one) for one in counted])
+    ends = [interval(one, over) for one in counted]
     apart = difference(ends[0], ends[1])
     truth = (*shares[:2], shares[0] - shares[1])
-    return np.array(
-        [e.low <= t <= e.high for e, t in zip((*ends[:2], apart), truth, strict=True)]
-    )
+    return np.array([e.low <= t <= e.high for e, t in zip((*ends[:2], apart), truth, strict=True)])
 
 
 def _validity(results: dict[str, Any]) -> dict[str, Any]:

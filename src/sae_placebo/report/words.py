@@ -69,6 +69,9 @@ WORDS: tuple[Term, ...] = (
          "the metric's", "0", "`stats.effects`.", "calibration"),
     Term("calibration", "How often intervals leave 0 out where the truth is 0, measured on A/A trials.",
          "share of intervals", "1 minus the level: .05", "`calibration`.", "calibration"),
+    Term("validity", "What the test behind a headline does where the truth is known: how often A/A intervals "
+         "leave 0 out, how often intervals hold a planted truth, how often planted effects are found.",
+         "share", "5% of A/A, 95% of planted truths", "`benchmarks/validity.py`.", "calibration"),
     Term("power", "How often a trial of a given size finds a difference of a given size.", "share of trials",
          "half of 1 minus the level: a false finding of that sign", "`power`.", "statistics"),
     Term("n", "What a number was computed over: documents, SAE seeds, models, latents or tokens. "

@@ -2,7 +2,7 @@
 
 Latents of one SAE are not independent draws: another seed or another re-draw moves them together. The
 variance between SAEs over that of counting is the **over-dispersion**. Two SAEs give it one degree of
-freedom, so it is drawn towards that of the other shares of the trial (`moderation`).
+freedom, so all shares of a kind in a trial share theirs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 
 from sae_placebo.core.errors import NotEstimable
-from sae_placebo.stats.moderation import moderated, variance_prior
 from sae_placebo.stats.proportions import score_interval
 from sae_placebo.stats.quantiles import normal_quantile, student_quantile
 
@@ -65,29 +64,21 @@ def between(counted: Counted) -> Dispersion:
     return Dispersion(float(angles.var(ddof=1)) / of_counting, len(n) - 1.0)
 
 
-def steadied(own: Dispersion, others: Sequence[Dispersion]) -> Dispersion:
-    """Return a share's over-dispersion, drawn towards those of others; counting's where nothing is known.
+def pooled(every: Sequence[Dispersion]) -> Dispersion:
+    """Return the over-dispersion that shares of one kind have together; counting's where none is known.
 
-    Args:
-        own: That of the share itself; without a degree of freedom the others' alone is returned.
-        others: Those of shares of the same kind, its own among them where it may count.
+    Two or three SAEs say next to nothing of their own share's, and several shares together say enough.
     """
-    known = [one for one in others if one.df > 0]
-    ratios, df = (np.array([one[i] for one in known]) for i in (0, 1))
-    prior = variance_prior(ratios, df)
-    if prior.df == 0:  # too few to learn how much they differ: they are pooled
-        if own.df > 0:
-            return own
-        return Dispersion(float(np.average(ratios, weights=df)), df.sum()) if known else COUNTING
-    ratio, total = moderated(np.array([own.ratio]), np.array([own.df]), prior)
-    return Dispersion(float(ratio[0]), float(total[0]))
+    known = [one for one in every if one.df > 0]
+    df = sum(one.df for one in known)
+    return Dispersion(sum(one.df * one.ratio for one in known) / df, df) if known else COUNTING
 
 
 def interval(counted: Counted, over: Dispersion, level: float = 0.95) -> Bounded:
     """Return a share with the score interval of as many independent latents as its own count for.
 
-    The variance is never below that of counting. What is beyond it has the degrees of freedom of the
-    over-dispersion; counting has none to lose, so the sum has more (Satterthwaite 1946).
+    The variance is never below that of counting, and the reach is Student's with the degrees of freedom of
+    the over-dispersion.
 
     Raises:
         NotEstimable: no latent was judged.
@@ -96,8 +87,7 @@ def interval(counted: Counted, over: Dispersion, level: float = 0.95) -> Bounded
     if not n:
         raise NotEstimable("no latent was judged")
     ratio = max(over.ratio, 1.0)
-    df = over.df * (ratio / (ratio - 1)) ** 2 if ratio > 1 else math.inf
-    reach = normal_quantile(level) if math.isinf(df) else student_quantile(df, level)
+    reach = normal_quantile(level) if math.isinf(over.df) else student_quantile(over.df, level)
     return Bounded(counted.share, *score_interval(sum(counted.hits) / ratio, n / ratio, reach))
 
 

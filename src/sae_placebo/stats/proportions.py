@@ -25,7 +25,7 @@ def wilson(hits: int | float, n: int | float, level: float = 0.95) -> tuple[floa
     return score_interval(hits, n, normal_quantile(level))
 
 
-def score_interval(hits: float, n: float, reach: float) -> tuple[float, float]:
+def score_interval(hits: int | float, n: int | float, reach: float) -> tuple[float, float]:
     """Return the score interval that reaches so many standard errors to either side.
 
     Source: Wilson (1927).

@@ -209,7 +209,7 @@ class Chance:
         NotEstimable: there are no such values.
     """
 
-    def __init__(self, found: list[Float64[np.ndarray, " source"]]) -> None:
+    def __init__(self, found: list[Float64[np.ndarray, "_"]]) -> None:
         found = [z for z in found if np.isfinite(z).all() and len(z)]
         if len(found) < _GROUPS:
             raise NotEstimable(

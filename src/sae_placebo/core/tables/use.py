@@ -221,7 +221,7 @@ TIES = Table(
         Column(
             "dispersion",
             "float",
-            "variance between SAEs over that of counting, drawn towards the trial's; below 1 counts as 1",
+            "variance between SAEs over that of counting, of all such shares; below 1 counts as 1",
         ),
         *alike("n_latents control_latents", "int", "latents judged", "latents", nullable=False),
         *alike("n_saes control_saes", "int", "SAEs that they are of", "SAEs", nullable=False),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from sae_placebo.stats.clustered_shares import (
     between,
     difference,
     interval,
-    steadied,
+    pooled,
 )
 from sae_placebo.trial.failures import refusal
 from sae_placebo.trial.plan import Place, Plan
@@ -32,25 +32,30 @@ EVERY = "all"
 
 
 @dataclass(frozen=True)
-class _Counts:
+class Counts:
     """What was counted at one hookpoint with one kind of SAE.
 
     Attributes:
         hits: By arm, measure and class.
         trained: Name of the trained arm.
         controls: Names of the others.
+        dispersions: By measure, the arm and the over-dispersion of every share of all latents in the trial.
     """
 
     hits: Mapping[tuple[str, str, str], Counted]
     trained: str
     controls: tuple[str, ...]
+    dispersions: Mapping[str, Sequence[tuple[str, Dispersion]]]
+
+    def over(self, measure: str, without: str = "") -> Dispersion:
+        """Return the over-dispersion of a measure in a trial, without that of one arm."""
+        return pooled([one for arm, one in self.dispersions[measure] if arm != without])
 
 
 def ties_table(plan: Plan, store: Store) -> Any:
     """Return the table `ties` of a trial; without an SAE that was asked it has no rows."""
     asked = {place: step for place, step in plan.ties.items() if not refusal(store.path(step))}
     used = {place: step for place, step in plan.use.items() if not refusal(store.path(step))}
-    arms = tie_arms(plan.spec)
     found: dict[tuple[str, str], dict[tuple[str, str, str], list[tuple[int, int]]]] = {}
     for place in plan.tied_places:
         step, name = (asked.get(place), "ties") if place in plan.ties else (used.get(place), "use")
@@ -62,17 +67,33 @@ def ties_table(plan: Plan, store: Store) -> Any:
         cell = found.setdefault((place[1], place[2]), defaultdict(list))
         for key, counted in _counted(place, table, plan.spec.circuits.level):
             cell[key].append(counted)
-    rows = []
-    for (hookpoint, sae), cell in found.items():
-        hits = {
+    cells = {
+        place: {
             key: Counted(tuple(h for h, _ in x), tuple(n for _, n in x)) for key, x in cell.items()
         }
-        controls = tuple(arm for arm in arms if arm != plan.spec.trained_arm)
-        counts = _Counts(hits, plan.spec.trained_arm, controls)
+        for place, cell in found.items()
+    }
+    dispersions = dispersions_of(cells.values())
+    controls = tuple(arm for arm in tie_arms(plan.spec) if arm != plan.spec.trained_arm)
+    rows = []
+    for (hookpoint, sae), hits in cells.items():
+        counts = Counts(hits, plan.spec.trained_arm, controls, dispersions)
         rows += [
-            {"hookpoint": hookpoint, "sae": sae} | row for row in _rows(counts, _lacking(plan))
+            {"hookpoint": hookpoint, "sae": sae} | row for row in rows_of(counts, _lacking(plan))
         ]
     return pandas.DataFrame(rows) if rows else SCHEMAS["ties"].empty()
+
+
+def dispersions_of(
+    cells: Iterable[Mapping[tuple[str, str, str], Counted]],
+) -> dict[str, list[tuple[str, Dispersion]]]:
+    """Return by measure the arm and the over-dispersion of every share of all latents."""
+    found: dict[str, list[tuple[str, Dispersion]]] = {measure: [] for measure in MEASURES}
+    for cell in cells:
+        for (arm, measure, kind), counted in cell.items():
+            if kind == EVERY:
+                found[measure].append((arm, between(counted)))
+    return found
 
 
 def _counted(
@@ -94,38 +115,30 @@ def _counted(
                 )
 
 
-def _rows(counts: _Counts, lacking: Sequence[str]) -> Iterator[dict[str, Any]]:
-    own = {key: between(counted) for key, counted in counts.hits.items()}
-    dispersed = {key: steadied(one, _alike(own, key[1])) for key, one in own.items()}
+def rows_of(counts: Counts, lacking: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one place: shares, contrasts, A/A, and a row for each kind that is lacking.
+
+    Args:
+        counts: What was counted.
+        lacking: Why there is no contrast with a kind of re-draw, a sentence each.
+    """
     for (arm, measure, kind), counted in counts.hits.items():
-        # classes are too small to tell: they have the dispersion of all latents of their arm
-        over = dispersed[arm, measure, EVERY]
-        yield _row("share", arm, None, measure, kind) | _share(counted, over)
+        yield _row("share", arm, None, measure, kind) | _share(counted, counts.over(measure))
     for control in counts.controls:
         for arm, measure, kind in counts.hits:
-            pair = (counts.trained, measure, kind), (control, measure, kind)
-            if arm == counts.trained and pair[1] in counts.hits:
-                overs = [dispersed[one, measure, EVERY] for one in (counts.trained, control)]
-                both = [counts.hits[key] for key in pair]
-                yield _row("contrast", arm, control, measure, kind) | _contrast(both, overs)
+            if arm == counts.trained and (control, measure, kind) in counts.hits:
+                both = [counts.hits[one, measure, kind] for one in (counts.trained, control)]
+                contrast = _contrast(both, counts.over(measure))
+                yield _row("contrast", arm, control, measure, kind) | contrast
         for measure in MEASURES:
             if (control, measure, EVERY) in counts.hits:
-                others = {key: one for key, one in own.items() if key[0] != control}
-                over = steadied(Dispersion(float("nan"), 0.0), _alike(others, measure))
                 halves = _halves(counts.hits[control, measure, EVERY])
-                row = _row("aa", control, control, measure, EVERY)
-                yield row | (
-                    _contrast(halves, [over, over])
-                    if halves
-                    else {"reason": "one re-draw: no A/A; give model_seeds two"}
-                )
+                aa = {"reason": "one re-draw, so no A/A: give model_seeds two"}
+                if halves:  # what is compared must not say how much it varies
+                    aa = _contrast(halves, counts.over(measure, without=control))
+                yield _row("aa", control, control, measure, EVERY) | aa
     for reason in lacking:
         yield _row("contrast", counts.trained, None, "tied", EVERY) | {"reason": reason}
-
-
-def _alike(own: Mapping[tuple[str, str, str], Dispersion], measure: str) -> list[Dispersion]:
-    """Return the dispersions of all latents of every arm, in one measure."""
-    return [one for (_, of, kind), one in own.items() if of == measure and kind == EVERY]
 
 
 def _halves(counted: Counted) -> list[Counted]:
@@ -151,9 +164,10 @@ def _share(counted: Counted, over: Dispersion) -> dict[str, Any]:
     return found | interval(counted, over)._asdict()
 
 
-def _contrast(both: Sequence[Counted], overs: Sequence[Dispersion]) -> dict[str, Any]:
+def _contrast(both: Sequence[Counted], over: Dispersion) -> dict[str, Any]:
     first, second = both
-    found = {
+    found: dict[str, Any] = {
+        "dispersion": over.ratio,
         "n_latents": sum(first.n),
         "n_saes": len(first.n),
         "control_latents": sum(second.n),
@@ -161,8 +175,7 @@ def _contrast(both: Sequence[Counted], overs: Sequence[Dispersion]) -> dict[str,
     }
     if not (sum(first.n) and sum(second.n)):
         return found | {"reason": "no latent was judged in one of the two"}
-    ends = [interval(one, over) for one, over in zip(both, overs, strict=True)]
-    return found | difference(*ends)._asdict()
+    return found | difference(*(interval(one, over) for one in both))._asdict()
 
 
 def _lacking(plan: Plan) -> list[str]:
