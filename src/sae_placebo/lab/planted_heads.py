@@ -77,7 +77,7 @@ def plant(
     size = strength * float((x - x.mean(0)).square().sum(1).mean().sqrt())
     random = numpy_generator(seed, "planted directions")
     drawn = torch.from_numpy(random.standard_normal((x.shape[1], len(plants))).astype(np.float32))
-    directions = torch.linalg.qr(drawn)[0]
+    directions: torch.Tensor = torch.linalg.qr(drawn)[0]
     parts = layer_parts(model)
     place = subject.downstream.hookpoint
     behind = [p for p in parts if p.index > place.layer]
@@ -145,7 +145,8 @@ def _detectors(
     table = subject.tokens.rows
     for layer in sorted({one.layer for one in plants if one.layer is not None}):
         module = parts[layer].attention.value.module
-        inputs, ids = [], []
+        inputs: list[torch.Tensor] = []
+        ids = []
 
         def keep(_: Any, args: tuple[Any, ...], inputs: list[Any] = inputs) -> None:
             inputs.append(args[0].detach().reshape(-1, args[0].shape[-1]).float().cpu())
@@ -180,7 +181,8 @@ def _detector(
     x, y = x - x.mean(0), y - y.mean()
     gram = x.T @ x
     penalty = _PENALTY * gram.diagonal().mean() * torch.eye(len(gram))
-    return torch.linalg.solve(gram + penalty, x.T @ y)
+    found: torch.Tensor = torch.linalg.solve(gram + penalty, x.T @ y)
+    return found
 
 
 def _write(

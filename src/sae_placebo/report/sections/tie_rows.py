@@ -87,9 +87,12 @@ def _of(row: dict[str, Any], of: str = "") -> str:
     return f"{counted(row[f'{of}latents'], 'latent')} of {counted(row[f'{of}saes'], 'SAE')}"
 
 
-def _scaled(row: dict[str, Any]) -> list[float | None]:
-    numbers = (finite(row[name]) for name in ("value", "low", "high"))
-    return [None if one is None else 100 * one for one in numbers]
+def _scaled(row: dict[str, Any]) -> tuple[float | None, float | None, float | None]:
+    value, low, high = (
+        None if (one := finite(row[name])) is None else 100 * one
+        for name in ("value", "low", "high")
+    )
+    return value, low, high
 
 
 def _share(row: dict[str, Any] | None) -> Estimate:
