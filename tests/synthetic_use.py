@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sae_placebo.stats.clustered_shares import Counted
+from sae_placebo.trial.tables.ties import Counts, dispersions_of, rows_of
+
 KEYS = ("arm", "control_kind", "model_seed", "sae_seed", "hookpoint", "sae")
 ORIGINS = ("explained", "not_explained", "undetermined")
 USES = ("used", "not_used", "undetermined")
@@ -71,7 +74,26 @@ def use_tables(
                     table[k] = pd.array(column, "Int64") if seed else column
                 tables.setdefault(name, []).append(table)
             told.append(plain | _record(made["use"]))
+    if tables and len(arms) > 1:
+        places = latents[["hookpoint", "sae"]].drop_duplicates().to_dict("records")
+        tables["ties"] = [ties_table(arms).assign(**place) for place in places]
     return {name: pd.concat(found, ignore_index=True) for name, found in tables.items()}, told
+
+
+def ties_table(arms: tuple[str, ...]) -> pd.DataFrame:
+    """Return a table of ties: the first arm has many more than the others; no arm keeps the embeddings."""
+    counted = {
+        (arm, measure, kind): Counted((hits, hits + 3), (n, n))
+        for i, arm in enumerate(arms)
+        for measure, kind, n, of_all in (
+            ("tied", "all", 200, 60), ("written", "all", 200, 80), ("read", "all", 200, 90),
+            ("tied", "other", 150, 40), ("tied", "n_gram", 9, 3),
+        )
+        for hits in [of_all // (1 + 20 * i)]
+    }  # fmt: skip
+    counts = Counts(counted, arms[0], arms[1:], dispersions_of([counted]))
+    found = list(rows_of(counts, ["no arm keeps the embeddings"]))
+    return pd.DataFrame(found)
 
 
 def _one(own: pd.DataFrame, seed: int) -> dict[str, pd.DataFrame]:

@@ -9,6 +9,14 @@ from scipy.sparse import csr_matrix
 from test_circuits_writers import make_subject
 
 from architectures import D_IN, build
+from sae_placebo.causal.circuits.edge_nulls import (
+    Chance,
+    Readouts,
+    Standard,
+    pseudo_targets,
+    sources_of,
+    unit_rows,
+)
 from sae_placebo.causal.circuits.edges import EdgeSpec, edges
 from sae_placebo.causal.use.base import Directions, Subject, latent_directions
 from sae_placebo.core.errors import SpecError
@@ -18,7 +26,7 @@ from sae_placebo.models.reading import Reader, replaced
 from sae_placebo.saes import SAE
 from sae_placebo.saes.topk import TopKSpec
 
-N_SOURCES, N_TARGETS = 90, 60
+N_SOURCES, N_TARGETS, N_PLANTED = 90, 60, 50
 
 
 def sae_at(x: torch.Tensor, d_sae: int, seed: int) -> SAE:
@@ -44,11 +52,11 @@ def bed(plant: bool, n_rows: int = 60) -> tuple[Subject, Directions, Encoded]:
     earlier_sae = sae_at(subject.activations, N_SOURCES, 1)
     later_sae = sae_at(later.activations, N_TARGETS, 2)
     sources = latent_directions(reading(subject, subject.activations, earlier_sae))
-    if plant:  # targets 0 to 3 read what sources 10 to 13 write
-        encoder = later_sae.params["W_enc"]
-        encoder[:, :4] = 2 * torch.from_numpy(sources.vectors[10:14].T)
+    if plant:  # target i reads what source 10 + i writes
+        encoder, n = later_sae.params["W_enc"], N_PLANTED
+        encoder[:, :n] = 2 * torch.from_numpy(sources.vectors[10 : 10 + n].T)
         z = (later.activations - later.activations.mean(0)) @ encoder
-        later_sae.params["b_enc"][:4] = -torch.quantile(z[:, :4], 0.7, dim=0)
+        later_sae.params["b_enc"][:n] = -torch.quantile(z[:, :n], 0.7, dim=0)
     return subject, sources, reading(subject, later.activations, later_sae)
 
 
@@ -59,9 +67,9 @@ def test_planted_edges_are_found_and_confirmed() -> None:
     subject, sources, target = bed(plant=True)
     table = edges(subject, sources, target, "resid_post.1", SPEC, 0)
     best = table[table["confirmed"] == True]  # noqa: E712
-    pairs = set(zip(best["source"], best["target"], strict=True))
-    assert {(10, 0), (11, 1), (12, 2), (13, 3)} <= pairs
-    one = best[(best["source"] == 10) & (best["target"] == 0)].iloc[0]
+    assert len(best) >= 6
+    assert (best["source"] == best["target"] + 10).all()
+    one = best.iloc[0]
     assert one["alignment"] == pytest.approx(2, abs=1e-5)
     assert one["p"] == pytest.approx(1 / 20)
     assert one["effect"] > one["null_effect"]
@@ -100,9 +108,40 @@ def test_random_dictionaries_have_few_edges() -> None:
     table = edges(
         subject, sources, target, "resid_post.1", SPEC.model_copy(update={"confirm": 0}), 0
     )
-    q = table.groupby("target")["q"].min()
-    assert (q <= 0.05).mean() < 0.25
+    assert (table["q"] <= 0.05).sum() <= 2
+    assert table["q"].notna().mean() > 0.9
     assert table["confirmed"].isna().all()
+
+
+def test_edges_into_readouts_that_mean_nothing_are_as_surprising_as_said() -> None:
+    """The reduced form of `benchmarks/circuits.py edges`: a normal tail gives 6% and 1.7% here."""
+    _, sources, target = bed(plant=False)
+    encoders = unit_rows(target.sae.params["W_enc"].numpy().T)
+    targets = Readouts(encoders, (target.by_latent > 0).astype(np.float32))
+    standard, x = Standard(targets, sources, 4), target.activations.numpy()
+
+    def scores(seed: int, n: int) -> list[np.ndarray]:
+        readouts = pseudo_targets(targets, x, n, 10, seed)
+        return [standard(one)[0] for one in sources_of(readouts, sources, 10, 512)]
+
+    chance = Chance(scores(0, 200))
+    p = np.concatenate([chance.p(z) for z in scores(1, 300)])
+    assert len(p) > 20_000
+    assert (p <= 0.05).mean() == pytest.approx(0.05, abs=0.01)
+    assert (p <= 0.01).mean() == pytest.approx(0.01, abs=0.005)
+    # beyond the null's values the tail goes on falling
+    far = chance.p(np.array([20.0, -20.0, 40.0] + [0.1] * 87))
+    assert far[0] == far[1]
+    assert 0 < far[2] < far[0] < 1e-5
+
+
+def test_targets_with_few_sources_are_not_tested() -> None:
+    subject, sources, target = bed(plant=False)
+    few = Directions(sources.vectors[:15], sources.amounts[:, :15])
+    table = edges(subject, few, target, "resid_post.1", SPEC.model_copy(update={"confirm": 0}), 0)
+    assert len(table)
+    assert table["q"].isna().all()
+    assert table["reason"].str.startswith("fewer than 20 sources").all()
 
 
 def test_the_effect_is_that_of_a_whole_forward() -> None:

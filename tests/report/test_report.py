@@ -107,6 +107,7 @@ def test_all_sections_are_there_in_order(page: Page) -> None:
             "entropy",
             "latents",
             "cards",
+            "validity",
             "calibrated",
             "settings",
             "definitions",

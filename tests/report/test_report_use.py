@@ -20,6 +20,7 @@ from sae_placebo.report import Tables, read_tables, render
 from sae_placebo.report.build import render_section
 from sae_placebo.report.sections import SECTIONS, View
 from sae_placebo.report.sections.use_rows import weighted_share
+from sae_placebo.report.tables import at, places
 from synthetic_trial import EVIL, Settings, write_trial
 
 
@@ -156,7 +157,7 @@ def test_a_refused_arm_says_why(tables: Tables) -> None:
     why = "no latent fires on enough <held-out> tokens"
     keep = {k: told[1][k] for k in ("arm", "model_seed", "sae_seed", "hookpoint", "sae")}
     trial = {**tables.trial, "use": [told[0], keep | {"refused": why}]}
-    names = ("use", "readers", "writers", "directions", "patched", "use_passages")
+    names = ("use", "readers", "writers", "directions", "patched", "use_passages", "ties")
     frames = {n: getattr(tables, n) for n in names}
     frames = {n: one[one["arm"] != keep["arm"]] for n, one in frames.items()}
     text = render_section(
@@ -191,7 +192,8 @@ def test_what_was_not_measured_is_said(tables: Tables) -> None:
         "use_p",
     ):
         use[name] = np.nan
-    none = {n: getattr(tables, n).iloc[:0] for n in ("readers", "writers", "directions", "patched")}
+    names = ("readers", "writers", "directions", "patched", "ties")
+    none = {n: getattr(tables, n).iloc[:0] for n in names}
     trial = {k: v for k, v in tables.trial.items() if k != "use"}
     bare = dataclasses.replace(tables, trial=trial, use=use, **none)
     content = SECTIONS["circuits"].build(View.of(bare))
@@ -204,7 +206,7 @@ def test_what_was_not_measured_is_said(tables: Tables) -> None:
 
 
 def test_a_trial_that_never_asked_says_so(tables: Tables) -> None:
-    names = ("use", "readers", "writers", "directions", "patched", "use_passages")
+    names = ("use", "readers", "writers", "directions", "patched", "use_passages", "ties")
     trial = {k: v for k, v in tables.trial.items() if k != "use"}
     never = dataclasses.replace(
         tables, trial=trial, **{n: getattr(tables, n).iloc[:0] for n in names}
@@ -228,10 +230,18 @@ def test_text_from_tables_stays_text(tables: Tables) -> None:
 
 def test_ties_and_top_components_are_counted(tables: Tables) -> None:
     found = block(tables, "circuits")
-    first = found["tied"]["rows"][0]
-    for arm, cell in zip(found["arms"], first["cells"], strict=True):
-        tied = tables.use[tables.use["arm"] == arm["name"]]["tied"]
-        assert cell.n == f"{int(tied.sum())} of {len(tied)}"
+    ties, shown = at(tables.ties, places(tables.ties)[0]), found["tied"]
+    for arm, cell in zip(shown["arms"], shown["rows"][0]["cells"], strict=True):
+        own = (ties["arm"] == arm["name"]) & (ties["comparison"] == "share")
+        row = ties[own & (ties["measure"] == "tied") & (ties["class"] == "all")].iloc[0]
+        assert cell.value == f"{100 * row['value']:.1f}%"
+        assert cell.n == f"{row['n_latents']} latents of {row['n_saes']} SAEs"
+        assert "%, " in str(cell.interval)
+    contrast, aa = shown["against"]
+    assert (contrast["is_aa"], aa["is_aa"]) == (False, True)
+    assert contrast["cells"][0].value.startswith("+")
+    assert aa["cells"][0].interval is not None
+    assert shown["lacking"] == ["no arm keeps the embeddings"]
     top = found["writers"][0]["rows"]
     own = tables.writers[
         (tables.writers["arm"] == found["writers"][0]["name"]) & (tables.writers["rank"] == 0)

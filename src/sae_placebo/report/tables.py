@@ -57,6 +57,7 @@ class Tables:
     directions: pandas.DataFrame = field(default_factory=lambda: _empty("directions"))
     patched: pandas.DataFrame = field(default_factory=lambda: _empty("patched"))
     use_passages: pandas.DataFrame = field(default_factory=lambda: _empty("use_passages"))
+    ties: pandas.DataFrame = field(default_factory=lambda: _empty("ties"))
     audits: pandas.DataFrame = field(default_factory=lambda: _empty("audits"))
     planted: AllPlanted = field(default_factory=AllPlanted)
 

@@ -69,6 +69,9 @@ WORDS: tuple[Term, ...] = (
          "the metric's", "0", "`stats.effects`.", "calibration"),
     Term("calibration", "How often intervals leave 0 out where the truth is 0, measured on A/A trials.",
          "share of intervals", "1 minus the level: .05", "`calibration`.", "calibration"),
+    Term("validity", "What the test behind a headline does where the truth is known: how often A/A intervals "
+         "leave 0 out, how often intervals hold a planted truth, how often planted effects are found.",
+         "share", "5% of A/A, 95% of planted truths", "`benchmarks/validity.py`.", "calibration"),
     Term("power", "How often a trial of a given size finds a difference of a given size.", "share of trials",
          "half of 1 minus the level: a false finding of that sign", "`power`.", "statistics"),
     Term("n", "What a number was computed over: documents, SAE seeds, models, latents or tokens. "
@@ -186,7 +189,8 @@ WORDS: tuple[Term, ...] = (
          "nats", "the same edit along null directions", "`causal.circuits.patching`.", "use"),
     Term("tied to circuitry", "A latent that a head or an MLP writes and that something reads, both above "
          "their nulls; the largest of all parts is held against the largest of each null direction.",
-         "share of latents", "the share in the placebo", "`trial.tables.use_files`.", "use"),
+         "share of latents", "the shares in both re-draws, with and without real embeddings",
+         "`causal.circuits.ties`.", "circuits"),
     Term("distortion", "Share of the activations' variance that a code leaves out; codes are compared "
          "at the same one.", _R2, "none", "`baselines.rate`.", "description-length"),
     Term("bits per token", "Length of a code of one activation vector at a stated distortion: which atoms, "

@@ -22,9 +22,16 @@ def wilson(hits: int | float, n: int | float, level: float = 0.95) -> tuple[floa
     """
     if n < 1:
         raise NotEstimable("there is none, so no share of them")
-    z = normal_quantile(level)
-    share = hits / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return score_interval(hits, n, normal_quantile(level))
+
+
+def score_interval(hits: int | float, n: int | float, reach: float) -> tuple[float, float]:
+    """Return the score interval that reaches so many standard errors to either side.
+
+    Source: Wilson (1927).
+    """
+    share, square = hits / n, reach * reach
+    middle = (share + square / (2 * n)) / (1 + square / n)
+    half = reach / (1 + square / n) * math.sqrt(share * (1 - share) / n + square / (4 * n * n))
     # exactly so at the ends, where rounding would leave a little
     return (middle - half if hits else 0.0), (middle + half if hits < n else 1.0)

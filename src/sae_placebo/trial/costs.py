@@ -93,7 +93,7 @@ def probed(plan: Plan, place: Store, progress: Progress) -> Machine:
         materials = Artefacts(plan, place, progress).materials
         _ = materials.source
         lanes = lanes_of(plan, usual_threads())
-        asked = lanes if plan.use or plan.audit else 0
+        asked = lanes if plan.use or plan.ties or plan.audit else 0
         found = probe(spec, lambda: materials.reference, rates_key(plan), progress, asked)
         save(found, place.root)
     return found

@@ -281,10 +281,18 @@ class TimeEstimate:
         lanes = lanes_of(self.plan, self.machine.threads)
         # code of one thread adds less to the whole where another lane runs beside it
         less = 1 / (1 + _LANE * (lanes - 1))
-        used, audited = self._places(self.plan.use), self._places(self.plan.audit)
-        for one in dict.fromkeys(place[0] for place in (*used, *audited)):
-            own = [("use", self._use(place, less)) for place in used if place[0] == one]
-            own += [("audit", self._audit(place, less)) for place in audited if place[0] == one]
+        asked = {
+            "use": (self._use, self._places(self.plan.use)),
+            "ties": (self._circuits, self._places(self.plan.ties)),
+            "audit": (self._audit, self._places(self.plan.audit)),
+        }
+        for one in dict.fromkeys(place[0] for _, places in asked.values() for place in places):
+            own = [
+                (stage, work(place, less))
+                for stage, (work, places) in asked.items()
+                for place in places
+                if place[0] == one
+            ]
             again = iter([(f"build {one.label} again", self.machine.build)])
             for stage, pieces in ((own[0][0], again), *own):
                 for label, seconds in pieces:
@@ -300,6 +308,21 @@ class TimeEstimate:
         yield from self._removed(name, n, machine, numbers)
         null = f"hold against null directions: {name}"
         yield null, self._against_nulls(n, 1 - _SURVIVE, machine)
+        yield from self._circuits(place, less)
+        # every token holds all directions of the error
+        every = float(max(how.error_directions, 1))
+        for few, shared in ((how.error_directions, every), (how.pseudo, _TOGETHER)):
+            if few:
+                yield f"ablate: {name}", self._ablated(few, machine, shared)
+                yield null, self._against_nulls(few, 0.0, machine, shared)
+        shown = 6 * how.shown_per_cell
+        edits = shown * 16 * (1 + self.spec.circuits.patch.nulls) * (how.window + 5)
+        yield f"patch readers: {name}", edits * machine.edit
+
+    def _circuits(self, place: Place, less: float) -> Pieces:
+        one, hookpoint, label, _ = place
+        name, machine = f"{one.label}, {hookpoint}, {label}", self._at(hookpoint)
+        numbers = self.numbers * less
         tokens = min(self.spec.circuits.readers.tokens, self.held)
         pairs = tokens * self._active(label) * self._readers(hookpoint)
         nulls = self.spec.circuits.readers.reader_nulls
@@ -311,15 +334,6 @@ class TimeEstimate:
         )
         tokens = min(self.spec.circuits.writers.tokens, self.held)
         yield f"find writers: {name}", (0.8 + tokens * 1.5e-5) * numbers
-        # every token holds all directions of the error
-        every = float(max(how.error_directions, 1))
-        for few, shared in ((how.error_directions, every), (how.pseudo, _TOGETHER)):
-            if few:
-                yield f"ablate: {name}", self._ablated(few, machine, shared)
-                yield null, self._against_nulls(few, 0.0, machine, shared)
-        shown = 6 * how.shown_per_cell
-        edits = shown * 16 * (1 + self.spec.circuits.patch.nulls) * (how.window + 5)
-        yield f"patch readers: {name}", edits * machine.edit
 
     def _readers(self, hookpoint: str) -> float:
         """Return how many parts of the model read a hookpoint: queries, keys and values of heads, MLPs."""
@@ -394,6 +408,6 @@ def rates_key(plan: Plan) -> str:
     spec = plan.spec
     sizes = [spec.hookpoints, spec.saes, spec.training.batch_tokens, spec.text.context_tokens]
     lanes = lanes_of(plan, usual_threads())
-    how = [spec.device, usual_threads(), bool(plan.use or plan.audit), lanes]
+    how = [spec.device, usual_threads(), bool(plan.use or plan.ties or plan.audit), lanes]
     parts = [plan.model.key, *sizes, spec.use.window, *how]
     return digest(json.loads(canonical(parts)))

@@ -15,7 +15,7 @@ from sae_placebo.data import text
 from sae_placebo.models.loading import identify, ties_embeddings
 from sae_placebo.models.specs import check_weights_of
 from sae_placebo.trial.arms import ArmSpec, arm_label
-from sae_placebo.trial.reference import asked_arms, asked_hookpoints
+from sae_placebo.trial.reference import asked_arms, asked_hookpoints, tie_arms
 from sae_placebo.trial.spec import TrialSpec
 
 # raised by hand when what a stage writes changes its meaning
@@ -30,7 +30,8 @@ VERSIONS = {
     "measure": 5,
     "profile": 4,
     "baselines": 2,
-    "use": 5,
+    "use": 6,
+    "ties": 1,
     "audit": 5,
 }
 
@@ -75,6 +76,7 @@ class Plan:
     profile: dict[Place, Step]
     baselines: dict[tuple[ArmModel, str], Step]
     use: dict[Place, Step]
+    ties: dict[Place, Step]
     audit: dict[Place, Step]
 
     def steps(self) -> Iterator[Step]:
@@ -96,6 +98,7 @@ class Plan:
         yield from self.profile.values()
         yield from self.baselines.values()
         yield from self.use.values()
+        yield from self.ties.values()
         yield from self.audit.values()
 
     @property
@@ -120,11 +123,16 @@ class Plan:
         return tuple({step.key: step for step in self.harvest.values()}.values())
 
     def lanes(self, threads: int, model_bytes: int) -> int:
-        """Return how many arms are asked side by side, of `use` and `audit` together."""
+        """Return how many arms are asked side by side, of `use`, `ties` and `audit` together."""
         if self.spec.device != "cpu":
             return 1
-        n = len({place[0] for place in (*self.use, *self.audit)})
+        n = len({place[0] for place in (*self.use, *self.ties, *self.audit)})
         return n_lanes(n, model_bytes, threads)
+
+    @property
+    def tied_places(self) -> tuple[Place, ...]:
+        """Return the SAEs of whose latents it is asked whether they are tied: by `use`, or by `ties`."""
+        return _tied_places(self.spec, self.profile)
 
     def same_as(self) -> dict[str, str]:
         """Return each arm whose SAEs are those of an earlier arm, and that arm."""
@@ -148,6 +156,18 @@ def plan_steps(spec: TrialSpec) -> Plan:
     """
     check_weights_of(spec.model)
     return _Planner(spec).plan()
+
+
+def _tied_places(spec: TrialSpec, places: Iterable[Place]) -> tuple[Place, ...]:
+    """Return each re-draw with the first SAE seed, or each SAE seed of an arm that is not drawn."""
+    arms, hookpoints = tie_arms(spec), asked_hookpoints(spec, "use")
+    return tuple(
+        place
+        for place in places
+        if place[0].arm in arms
+        and place[1] in hookpoints
+        and (place[0].model_seed is None or place[3] == spec.sae_seeds[0])
+    )
 
 
 class _Planner:
@@ -185,6 +205,7 @@ class _Planner:
                     parts[stage][one] = made
         measure = self._measure(parts["train"], parts["harvest"], readability)
         profile, baselines = self._profile(measure, parts), self._baselines(measure, parts)
+        use = self._use(profile, parts)
         return Plan(
             spec=spec,
             model=model,
@@ -197,7 +218,8 @@ class _Planner:
             measure=measure,
             profile=profile,
             baselines=baselines,
-            use=self._use(profile, parts),
+            use=use,
+            ties=self._ties(use, profile, parts),
             audit=self._audit(measure, parts),
         )
 
@@ -297,10 +319,27 @@ class _Planner:
         """Return one step per SAE of which it is asked what the model uses."""
         spec, found = self.spec, {}
         how = spec.use.model_dump(mode="json", exclude={"arms", "hookpoints"})
+        circuits = spec.circuits.model_dump(mode="json", exclude={"arms"})
         for place in self._asked("use", profile):
-            settings, step = [how, spec.circuits, *place[1:]], profile[place]
+            settings, step = [how, circuits, *place[1:]], profile[place]
             inputs = [parts[stage][place[0]] for stage in ("build", "harvest", "train")]
             found[place] = self.step("use", step.name, settings, *inputs, step)
+        return found
+
+    def _ties(
+        self,
+        use: Mapping[Place, Step],
+        profile: Mapping[Place, Step],
+        parts: Mapping[str, Mapping[ArmModel, Step]],
+    ) -> dict[Place, Step]:
+        """Return one step per SAE that is asked for ties, but for those that `use` asks anyway."""
+        spec, found = self.spec, {}
+        how = spec.circuits.model_dump(mode="json", include={"readers", "writers", "level"})
+        for place in _tied_places(spec, profile):
+            if place not in use:
+                settings = [how, *place[1:]]
+                inputs = [parts[stage][place[0]] for stage in ("build", "harvest", "train")]
+                found[place] = self.step("ties", profile[place].name, settings, *inputs)
         return found
 
     def _audit(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Literal, Protocol, runtime_checkable
 
 from sae_placebo.audits.spec import AuditSpec
+from sae_placebo.causal.circuits.spec import CircuitSpec
 from sae_placebo.causal.use.spec import UseSpec
 from sae_placebo.core.errors import NotEstimable, SpecError, unknown_name
 from sae_placebo.latents.spec import StructureSpec
@@ -33,6 +34,10 @@ class Asking(Protocol):
     @property
     def use(self) -> UseSpec:
         """Return the settings that name the arms and hookpoints of which use is asked."""
+
+    @property
+    def circuits(self) -> CircuitSpec:
+        """Return the settings that name the arms of which ties to circuitry are asked."""
 
     @property
     def audit(self) -> AuditSpec:
@@ -78,6 +83,36 @@ def _serves(arm: ArmSpec) -> bool:
     return arm.control.draws and every_layer and arm.data is None and arm.dictionary is None
 
 
+def re_draws(spec: Asking) -> dict[bool, str]:
+    """Return the placebo that keeps the embeddings, and the one that does not, by whether it keeps them.
+
+    These are re-draws of every layer's weights and of nothing but the model; the reference placebo comes
+    first. A kind that the trial lacks is left out.
+    """
+    able = [arm for arm, one in spec.arms.items() if _serves(one)]
+    if able:
+        reference = reference_placebo(spec)
+        able.sort(key=lambda arm: arm != reference)
+    found: dict[bool, str] = {}
+    for arm in able:
+        control = spec.arms[arm].control
+        if not control.ablates_attention:
+            found.setdefault(_EMBEDDINGS in getattr(control.drawn, "keep", ()), arm)
+    return found
+
+
+def tie_arms(spec: Asking) -> tuple[str, ...]:
+    """Return the arms whose latents are asked whether they are tied to circuitry.
+
+    Raises:
+        SpecError: as in `asked_arms`.
+    """
+    asked = spec.circuits.arms
+    if asked is None:
+        asked = (spec.trained_arm, *re_draws(spec).values()) if asked_arms(spec, "use") else ()
+    return checked(spec, "circuits", asked)
+
+
 def asked_arms(spec: Asking, table: Literal["use", "audit"]) -> tuple[str, ...]:
     """Return the arms whose models `use` or `audit` examines: those named, or trained and placebo.
 
@@ -90,6 +125,15 @@ def asked_arms(spec: Asking, table: Literal["use", "audit"]) -> tuple[str, ...]:
             asked = (spec.trained_arm, reference_placebo(spec))
         except NotEstimable:
             asked = (spec.trained_arm,)
+    return checked(spec, table, asked)
+
+
+def checked(spec: Asking, table: str, asked: tuple[str, ...]) -> tuple[str, ...]:
+    """Return arms whose models are asked, each once.
+
+    Raises:
+        SpecError: one does not exist, or no model reads its activations.
+    """
     for arm in asked:
         if arm not in spec.arms:
             raise SpecError(f"{table}.arms: {unknown_name('arm', arm, spec.arms)}")

@@ -44,6 +44,7 @@ from sae_placebo.trial.spec import TrialSpec
 from sae_placebo.trial.table_files import read_replicates, read_table
 from sae_placebo.trial.tables.audit import audit_tables
 from sae_placebo.trial.tables.latents import decoys_of, mechanism_of, partners_of
+from sae_placebo.trial.tables.ties import ties_table
 from sae_placebo.trial.tables.use import joined as joined_table
 from sae_placebo.trial.tables.use import keys_of, labelled, use_tables
 
@@ -156,6 +157,7 @@ class Trial:
     directions = _table_of("directions")
     patched = _table_of("patched")
     use_passages = _table_of("use_passages")
+    ties = _table_of("ties")
     audits = _table_of("audits")
     audit_latents = _table_of("audit_latents")
 
@@ -278,6 +280,7 @@ def _write_results(plan: Plan, store: Store, folder: Path) -> None:
         plan.spec, joined["latents"], _cards(plan, store), plan.spec.measurement.thresholds
     )
     joined |= use_tables(plan, store) | audit_tables(plan, store)
+    joined["ties"] = ties_table(plan, store)
     publish(store, folder, joined, record(plan, store))
     build_report(folder)
 

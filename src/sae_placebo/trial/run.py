@@ -5,7 +5,7 @@ in a placebo: the same model with its weights re-drawn. Every arm reads the same
 order, and its SAEs start from the same bits; only the model differs.
 
     protocol -> tokenize -> for each arm and re-draw: build, harvest, train
-             -> for each SAE: measure, profile -> for each arm: baselines -> for some SAEs: use, audit
+             -> for each SAE: measure, profile -> for each arm: baselines -> for some SAEs: use, ties, audit
              -> compare -> report
 
 Arms that read the same activations are trained in one pass. Each step's result is an artefact, keyed by

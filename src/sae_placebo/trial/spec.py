@@ -40,7 +40,7 @@ from sae_placebo.saes.training import TrainingSpec
 from sae_placebo.stats.designs import ArmParts, designs
 from sae_placebo.trial.arms import ArmSpec, arm_label, parse_arm
 from sae_placebo.trial.overriding import parse_overrides, set_value
-from sae_placebo.trial.reference import asked_arms, asked_hookpoints, reference_placebo
+from sae_placebo.trial.reference import asked_arms, asked_hookpoints, reference_placebo, tie_arms
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=60)]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**53)], ...], Field(min_length=1)]
@@ -160,6 +160,7 @@ class TrialSpec(Spec):
         for table in ("use", "audit"):
             asked_arms(self, table)
             asked_hookpoints(self, table)
+        tie_arms(self)
         return self
 
     @model_validator(mode="after")

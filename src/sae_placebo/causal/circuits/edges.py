@@ -3,7 +3,8 @@
 The weight of an edge is what the source's decoder adds to the target's pre-activation along the residual
 stream, on average over the tokens on which the target fires. Decoders align by chance, and latents fire
 together for many reasons. So the alignment of a source is compared with that of other sources that fire as
-often, and as much with the target. The top edges are then tried on the model itself, by ablating the source.
+often, and as much with the target, and what is left with that of pseudo-targets, which read at random. The
+top edges are then tried on the model itself, by ablating the source.
 """
 
 from __future__ import annotations
@@ -11,17 +12,25 @@ from __future__ import annotations
 import contextlib
 import functools
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 from pydantic import Field
 
+from sae_placebo.causal.circuits.edge_nulls import (
+    FEWEST_SOURCES,
+    Chance,
+    Readouts,
+    Standard,
+    pseudo_targets,
+    sources_of,
+    unit_rows,
+)
 from sae_placebo.causal.circuits.streams import later_than
 from sae_placebo.causal.use.base import Directions, Subject
 from sae_placebo.causal.use.downstream import CleanRow
 from sae_placebo.causal.use.null_directions import turned
-from sae_placebo.core.errors import SpecError
+from sae_placebo.core.errors import NotEstimable, SpecError
 from sae_placebo.core.lazy import pandas, torch
 from sae_placebo.core.spec import Spec, numpy_generator
 from sae_placebo.latents.base import Encoded
@@ -30,12 +39,9 @@ from sae_placebo.models.hookpoints import Hookpoint, parse_hookpoint
 from sae_placebo.models.sites import HookedModules, resolve
 from sae_placebo.stats.multiplicity import adjusted
 
-_IN_STRATUM = 30
-"""Strata are made so large that they have about this many sources each; half as many are needed."""
-_QUARTILES_OF_NORMAL = 1.3489795003921634
-"""The distance of the quartiles of a normal distribution, in its standard deviations."""
 _COLUMNS = (
-    *("source", "target", "alignment", "weight", "n", "lift", "null_percentile", "z", "q"),
+    *("source", "target", "alignment", "weight", "n", "lift", "null_percentile", "z"),
+    *("chance_p", "q"),
     *("effect", "null_effect", "p", "n_firings", "confirmed", "reason"),
 )
 
@@ -58,6 +64,8 @@ class EdgeSpec(Spec):
     """Each is tried at so many tokens, in different documents where there are as many."""
     nulls: int = Field(19, ge=1)
     """Each is compared with so many null directions."""
+    pseudo: int = Field(300, ge=30)
+    """What chance gives is taken from so many pseudo-targets."""
     block: int = Field(512, ge=1)
     """The alignments of so many targets with all sources are held at once. This changes no result."""
 
@@ -77,10 +85,10 @@ def edges(
 
         weight_ji = V_ji mean_{t: j active} a_it,    V_ji = e_j . d_i.
 
-    V within a stratum serves as its own null: z takes most sources of a target as unconnected to it, and q is
-    the evidence against chance. Confirmation says that the effect is there, and is no evidence against
-    chance. For a random direction that happens to align with e_j moves a_j as well, and the edges tried were
-    picked by V.
+    z takes most sources of a target as unconnected to it: it is V's distance from that of sources like i.
+    Its null is the z of pseudo-targets (`edge_nulls`). Confirmation says that the effect is there, and is no
+    evidence against chance. For a random direction that happens to align with e_j moves a_j as well, and the
+    edges tried were picked by V.
 
     Args:
         subject: The model behind the earlier hookpoint.
@@ -100,9 +108,12 @@ def edges(
         - lift: the source's firing rate where the target fires, over its rate everywhere;
         - null_percentile: the percentage of the other sources in the stratum with a lower V. A stratum is of
           sources with about the same firing rate and mean amount where the target fires;
-        - z: V's distance from the stratum's median, in standard deviations by its quartiles;
-        - q: of the two-sided normal tail of z, among all sources that fire with the target
-          (Benjamini-Hochberg);
+        - z: V's distance from the stratum's median, in standard deviations by the quartiles of these
+          distances over all sources of the target, after each source's V is divided by what random mixtures
+          of the encoders have with it on average;
+        - chance_p: the two-sided rank of z among that of pseudo-targets' sources;
+        - q: of chance_p, among all pairs of latents that fire together often enough, of all targets
+          (Benjamini-Hochberg), so that of all edges with q below .05 about 5% at most are chance;
         - effect: what removing a_i d_i from the earlier activation takes from a_j at the same token,
           through the model;
         - null_effect: the mean of this over directions at the same angle to the activation;
@@ -114,8 +125,9 @@ def edges(
     Raises:
         SpecError: the target was read on other tokens, or its hookpoint is not behind that of the sources.
 
-    Source: expected residual attribution, Anthropic's circuit updates (2025). The strata, the empirical
-    normal (Efron 2004, JASA 99:96) in this place, and the confirmation are this package's.
+    Source: expected residual attribution, Anthropic's circuit updates (2025). Center and spread are taken
+    from the data as in Efron 2004 (JASA 99:96), but not his normal tail: center and spread of a few dozen
+    values err too much for it. Strata, pseudo-targets and confirmation are this package's.
     """
     spec = spec or EdgeSpec()
     later = parse_hookpoint(hookpoint)
@@ -129,96 +141,61 @@ def edges(
             f"the target was read on {target.codes.shape[0]} tokens and the sources on "
             f"{sources.amounts.shape[0]}; both must be read on the same ones."
         )
-    table = _weighed(sources, target, spec)
+    table = _weighed(sources, target, spec, seed)
     return _confirmed(table, subject, sources, target, later, spec, seed)
 
 
 # --- weights -----------------------------------------------------------------------------------------
 
 
-def _weighed(sources: Directions, target: Encoded, spec: EdgeSpec) -> pandas.DataFrame:
-    """Return the edges that are kept, with their weights and tests against other sources."""
-    encoder = target.sae.params["W_enc"].detach().float().cpu().numpy().T
-    amounts = sources.amounts.tocsr()
-    held = amounts.astype(bool).astype(np.float32)
-    fires = (target.by_latent > 0).astype(np.float32)
-    n_tokens = amounts.shape[0]
-    rate = sources.n_active / n_tokens
+def _weighed(sources: Directions, target: Encoded, spec: EdgeSpec, seed: int) -> pandas.DataFrame:
+    """Return the edges that are kept, with their weights and tests against pseudo-targets."""
+    encoders = target.sae.params["W_enc"].detach().float().cpu().numpy().T
+    active = (target.by_latent > 0).astype(np.float32)
+    targets, length = Readouts(unit_rows(encoders), active), np.linalg.norm(encoders, axis=1)
+    standard = Standard(targets, sources, spec.levels)
+    chance = _chance(targets, sources, target, standard, spec, seed)
+    rate = sources.n_active / sources.amounts.shape[0]
     tables: list[pandas.DataFrame] = []
-    for start in range(0, fires.shape[1], spec.block):
-        active = fires[:, start : start + spec.block].T.tocsr()
-        # both products have entries at the same sources: those that a token holds on which the target fires
-        sums, counts = active @ amounts, active @ held
-        sums.sort_indices()
-        counts.sort_indices()
-        alignment = encoder[start : start + spec.block] @ sources.vectors.T
-        n = np.diff(active.indptr)
-        for j in np.flatnonzero(n):
-            stored = slice(counts.indptr[j], counts.indptr[j + 1])
-            kept = counts.data[stored] >= spec.together
-            which = counts.indices[stored][kept].astype(np.int64)
-            if len(which):
-                mean = sums.data[stored][kept].astype(np.float64) / n[j]
-                part = _of_target(alignment[j, which].astype(np.float64), mean, rate[which], spec)
-                top = np.argsort(-np.abs(part["weight"]), kind="stable")[: spec.keep]
-                together = counts.data[stored][kept].astype(np.int64)
-                part |= {"source": which, "n": together, "lift": together / n[j] / rate[which]}
-                tables.append(
-                    pandas.DataFrame({k: v[top] for k, v in part.items()}).assign(target=start + j)
-                )
+    every: list[Float64[np.ndarray, " source"]] = []
+    for one in sources_of(targets, sources, spec.together, spec.block):
+        z, percentile = standard(one)
+        p = np.full(len(z), np.nan) if chance is None else chance.p(z)
+        alignment = one.alignment * length[one.readout]
+        weight = alignment * one.mean
+        top = np.argsort(-np.abs(weight), kind="stable")[: spec.keep]
+        lift = one.together / one.n / rate[one.source]
+        columns = {
+            **{"source": one.source, "alignment": alignment, "weight": weight, "n": one.together},
+            **{"lift": lift, "null_percentile": percentile, "z": z, "chance_p": p},
+        }
+        table = pandas.DataFrame({name: values[top] for name, values in columns.items()})
+        tables.append(table.assign(target=one.readout, row=sum(map(len, every)) + top))
+        every.append(p)
     if not tables:
         return pandas.DataFrame({name: np.zeros(0) for name in _COLUMNS})
     table = pandas.concat(tables, ignore_index=True)
+    table["q"] = adjusted(np.concatenate(every))[table.pop("row").to_numpy()]
     order = np.argsort(-np.abs(table["weight"].to_numpy()), kind="stable")
     return table.iloc[order].reset_index(drop=True)
 
 
-def _of_target(
-    alignment: Float64[np.ndarray, " source"],
-    mean: Float64[np.ndarray, " source"],
-    rate: Float64[np.ndarray, " source"],
+def _chance(
+    targets: Readouts,
+    sources: Directions,
+    target: Encoded,
+    standard: Standard,
     spec: EdgeSpec,
-) -> dict[str, Any]:
-    """Return alignment, weight, percentile, z and q of one target's sources.
-
-    Args:
-        alignment: V of each source.
-        mean: The source's mean amount over the tokens on which the target fires.
-        rate: The source's firing rate.
-        spec: The settings.
-    """
-    from scipy.special import ndtr
-
-    m = len(alignment)
-    levels = int(np.clip(np.sqrt(m / _IN_STRATUM), 1, spec.levels))
-    stratum = _level(rate, levels) * levels
-    for level in np.unique(stratum):
-        these = stratum == level
-        stratum[these] += _level(mean[these], levels)
-    percentile, z = np.full(m, np.nan), np.full(m, np.nan)
-    for cell in np.unique(stratum):
-        these = np.flatnonzero(stratum == cell)
-        values = alignment[these]
-        if len(these) < _IN_STRATUM // 2:
-            continue
-        low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
-        percentile[these] = 100 * np.searchsorted(np.sort(values), values) / (len(these) - 1)
-        if high > low:
-            z[these] = (values - middle) / (high - low) * _QUARTILES_OF_NORMAL
-    return {
-        "alignment": alignment,
-        "weight": alignment * mean,
-        "null_percentile": percentile,
-        "z": z,
-        "q": adjusted(2 * ndtr(-np.abs(z))),
-    }
-
-
-def _level(values: Float64[np.ndarray, " source"], levels: int) -> Int64[np.ndarray, " source"]:
-    """Return each value's level by rank, 0 to `levels` - 1, with about as many values at each level."""
-    rank = np.empty(len(values), dtype=np.int64)
-    rank[np.argsort(values, kind="stable")] = np.arange(len(values))
-    return rank * levels // max(len(values), 1)
+    seed: int,
+) -> Chance | None:
+    """Return what pseudo-targets have; None where too few of them have enough sources."""
+    x = target.activations.detach().float().cpu().numpy()
+    try:
+        random = pseudo_targets(targets, x, spec.pseudo, spec.together, seed)
+        found = sources_of(random, sources, spec.together, spec.block)
+        return Chance([standard(one)[0] for one in found])
+    except NotEstimable:
+        return None
 
 
 # --- confirmation ------------------------------------------------------------------------------------
@@ -236,8 +213,11 @@ def _confirmed(
     """Return the table of edges with the outcome for each that is tried on the model."""
     table = table.assign(effect=np.nan, null_effect=np.nan, p=np.nan, n_firings=0, confirmed=None)
     surprising = table["q"].to_numpy(dtype=np.float64) <= spec.level
-    table["reason"] = np.where(
-        surprising, "not among the edges tried", "its alignment is not beyond its stratum's"
+    untested = f"fewer than {FEWEST_SOURCES} sources fire with its target, or with pseudo-targets"
+    table["reason"] = np.select(
+        [surprising, table["q"].isna()],
+        ["not among the edges tried", untested],
+        "its alignment is not beyond chance",
     ).astype(object)
     trial = _Trial(subject, sources, target, later, spec, seed)
     for edge in np.flatnonzero(surprising)[: spec.confirm]:

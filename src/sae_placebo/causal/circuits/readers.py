@@ -70,7 +70,13 @@ class Readers:
         return [int(m) for m in order if self.percentile[direction, m] >= least][:n]
 
 
-def readers(subject: Subject, directions: Directions, spec: ReadersSpec, seed: int) -> Readers:
+def readers(
+    subject: Subject,
+    directions: Directions,
+    spec: ReadersSpec,
+    seed: int,
+    track: Track = untracked,
+) -> Readers:
     """Return which parts of the model read each direction. `survey` returns the screen as well.
 
     Args:
@@ -79,11 +85,12 @@ def readers(subject: Subject, directions: Directions, spec: ReadersSpec, seed: i
             reader and random direction.
         spec: How many tokens, labels and random directions are used.
         seed: The seed of all draws.
+        track: It shows how many tokens are read.
 
     Raises:
         ModelError: the model's layers are not understood.
     """
-    return _pass(subject, directions, spec, seed, with_screen=False)[1]
+    return _pass(subject, directions, spec, seed, with_screen=False, track=track)[1]
 
 
 def survey(

@@ -6,6 +6,8 @@ random ones that pick their own tokens, and those of other latents.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64
 
@@ -81,13 +83,31 @@ def _geometry(
     return np.stack(sizes, axis=1), towards, by_encoder
 
 
+@dataclass(frozen=True, eq=False)
+class PseudoNull:
+    """Shares held against those of random encoders that pick their own tokens.
+
+    Attributes:
+        percentile: The percentage of random encoders for which the part has a smaller share.
+        p: The family-wise p-value of each share, over the heads or over all other parts.
+        null95: The 95th percentile of the part's share over random encoders.
+        made_p: The p-value of the claim that some head or MLP writes the latent more than it writes random
+            encoders: the largest distance over heads and MLPs, ranked among the largest of each encoder.
+    """
+
+    percentile: Float64[np.ndarray, "direction part"]
+    p: Float64[np.ndarray, "direction part"]
+    null95: Float64[np.ndarray, "direction part"]
+    made_p: Float64[np.ndarray, " direction"]
+
+
 def pseudo_null(
     shares: Float64[np.ndarray, "direction part"],
     pseudo: Float64[np.ndarray, "pseudo part"],
     parts: tuple[Part, ...],
     n: Int64[np.ndarray, " any"],
-) -> tuple[Float64[np.ndarray, "direction part"], ...]:
-    """Return each share's percentile among random encoders, its family-wise p, and their 95th percentile.
+) -> PseudoNull:
+    """Return how shares compare with those of random encoders that pick their own tokens.
 
     A latent is compared with the quarter of the random encoders that fire on about as many tokens, since
     shares over few tokens scatter more. Shares are put in standard deviations from the mean of these
@@ -102,31 +122,43 @@ def pseudo_null(
     """
     m = len(shares)
     percentile, p, null95 = (np.full(shares.shape, np.nan) for _ in range(3))
+    made_p = np.full(m, np.nan)
     usable = np.isfinite(pseudo).all(1)
     pseudo, n_pseudo = pseudo[usable], n[m:][usable]
     if not len(pseudo):
-        return percentile, p, null95
+        return PseudoNull(percentile, p, null95, made_p)
     edges = np.quantile(n_pseudo, (0.25, 0.5, 0.75))
     of_latents = np.digitize(n[:m], edges)
     of_pseudo = np.digitize(n_pseudo, edges)
-    families = [
+    heads, others, made = (
         np.array([part.kind in kinds for part in parts])
-        for kinds in (("head",), ("embedding", "mlp"))
-    ]
+        for kinds in (("head",), ("embedding", "mlp"), ("head", "mlp"))
+    )
     for stratum in np.unique(of_pseudo):
         null = pseudo[of_pseudo == stratum]
         latents = (of_latents == stratum) & np.isfinite(shares[:, 0])
+        if not latents.any():
+            continue
         null95[latents] = np.quantile(null, 0.95, axis=0)
         center, scale = null.mean(0), np.maximum(null.std(0), 1e-9)
-        for family in families:
-            if not family.any() or not latents.any():
-                continue
-            at = np.ix_(latents, family)
-            z, of_null = ((x - center)[:, family] / scale[family] for x in (shares[latents], null))
-            largest = np.sort(of_null.max(1))
-            p[at] = (1 + len(null) - np.searchsorted(largest, z)) / (1 + len(null))
-            percentile[at] = 100 * (of_null[None] < z[:, None]).mean(1)
-    return percentile, p, null95
+        z, of_null = (shares[latents] - center) / scale, (null - center) / scale
+        for family in (heads, others):
+            if family.any():
+                at = np.ix_(latents, family)
+                p[at] = _ranked(z[:, family], of_null[:, family].max(1))
+                below = of_null[None][:, :, family] < z[:, None, family]
+                percentile[at] = 100 * below.mean(1)
+        if made.any():
+            made_p[latents] = _ranked(z[:, made].max(1), of_null[:, made].max(1))
+    return PseudoNull(percentile, p, null95, made_p)
+
+
+def _ranked(
+    values: Float64[np.ndarray, " *any"], null: Float64[np.ndarray, " pseudo"]
+) -> Float64[np.ndarray, " *any"]:
+    """Return the p-value of each value among those of the null."""
+    at_least = len(null) - np.searchsorted(np.sort(null), values)
+    return np.asarray((1 + at_least) / (1 + len(null)))
 
 
 def peers(

@@ -68,6 +68,8 @@ class Writers:
         pseudo_p: The family-wise p-value of the share among these encoders: its distance from their mean, in
             their standard deviations, is ranked among the largest distance of each of them over the heads,
             or over all other parts.
+        made_p: The p-value of the claim that some head or MLP writes the latent more than it writes these
+            encoders; see `writer_nulls.PseudoNull`.
         peers_null95: The 95th percentile of the part's share over latents that fire about as often.
         peers_percentile: The percentage of these latents for which the part has a smaller share.
         n: How many of the tokens read each latent fires on.
@@ -85,6 +87,7 @@ class Writers:
     pseudo_null95: Float64[np.ndarray, "direction part"]
     pseudo_percentile: Float64[np.ndarray, "direction part"]
     pseudo_p: Float64[np.ndarray, "direction part"]
+    made_p: Float64[np.ndarray, " direction"]
     peers_null95: Float64[np.ndarray, "direction part"]
     peers_percentile: Float64[np.ndarray, "direction part"]
     n: Int64[np.ndarray, " direction"]
@@ -373,7 +376,7 @@ def _assembled(
     parts = (*stream.parts, Part("rest"))
     angle_p, angle95 = angle_null(sums.blocks, sums.moved(n_latents), sums.encoders[:n_latents])
     angle_p[np.isnan(shares)] = angle95[np.isnan(shares)] = np.nan
-    percentile, family, pseudo95 = pseudo_null(shares, pseudo, parts, n)
+    null = pseudo_null(shares, pseudo, parts, n)
     peers_percentile, peers95 = peers(shares, n[:n_latents], spec.peers)
     return Writers(
         parts=parts,
@@ -382,9 +385,10 @@ def _assembled(
         high=(whole + half)[:n_latents],
         angle_p=angle_p,
         angle_null95=angle95,
-        pseudo_null95=pseudo95,
-        pseudo_percentile=percentile,
-        pseudo_p=family,
+        pseudo_null95=null.null95,
+        pseudo_percentile=null.percentile,
+        pseudo_p=null.p,
+        made_p=null.made_p,
         peers_null95=peers95,
         peers_percentile=peers_percentile,
         n=n[:n_latents],

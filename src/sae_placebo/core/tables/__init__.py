@@ -10,14 +10,14 @@ from sae_placebo.core.tables.keys import KEYS, MODEL_KEYS
 from sae_placebo.core.tables.labels import COVERAGE
 from sae_placebo.core.tables.latents import LATENTS, PASSAGES, SENSITIVITY, USE_PASSAGES
 from sae_placebo.core.tables.structure import DECOYS, LADDER, MECHANISM, PARTNERS
-from sae_placebo.core.tables.use import DIRECTIONS, PATCHED, READERS, USE, WRITERS
+from sae_placebo.core.tables.use import DIRECTIONS, PATCHED, READERS, TIES, USE, WRITERS
 
 __all__ = ["KEYS", "MODEL_KEYS", "SCHEMAS", "Column", "Table"]
 
 _ALL = (
     *(EFFECTS, INTERACTIONS, MATCHING, COVERAGE, LATENTS, PARTNERS, LADDER, DECOYS, SENSITIVITY),
     *(BASELINES, MECHANISM, MEASUREMENTS, PASSAGES),
-    *(USE, READERS, WRITERS, DIRECTIONS, PATCHED, USE_PASSAGES),
+    *(USE, READERS, WRITERS, DIRECTIONS, PATCHED, USE_PASSAGES, TIES),
     *(AUDITS, AUDIT_LATENTS),
 )
 SCHEMAS: dict[str, Table] = {table.name: table for table in _ALL}

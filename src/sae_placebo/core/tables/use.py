@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sae_placebo.core.tables.base import Column, Table, alike
-from sae_placebo.core.tables.keys import KEYS, LATENT
+from sae_placebo.core.tables.keys import ARM, HOOKPOINT, KEYS, LATENT, SAE
 
 _SWAP = "share of a full swap"
 _ASKED = "SAEs whose model was asked what it uses"
@@ -70,6 +70,8 @@ USE = Table(
             "share of first-order reading by path",
             "share",
         ),
+        Column("written_p", "float", "that a head or MLP writes it more than random encoders"),
+        Column("read_p", "float", "that something reads it more than random directions"),
         Column(
             "tied", "float", "1: writers and readers both beat their nulls; null where not judged"
         ),
@@ -191,4 +193,39 @@ PATCHED = Table(
     ),
     only=_ASKED,
     note=_SHOWN,
+)
+
+TIES = Table(
+    "ties",
+    "hookpoint × SAE × arm, contrast or A/A × measure × class",
+    (
+        HOOKPOINT,
+        SAE,
+        Column(
+            "comparison",
+            "string",
+            "share (of an arm), contrast (the trained arm less a re-draw) or aa (half of a control's "
+            "re-draws less the other half)",
+            nullable=False,
+        ),
+        ARM,
+        Column("control", "string", "the other arm; null for a share, and where it is lacking"),
+        Column(
+            "measure",
+            "string",
+            "tied, or one of its two claims alone: written, read",
+            nullable=False,
+        ),
+        Column("class", "string", "of the latents; all: every latent", nullable=False),
+        *alike("value low high", "float", "with its 95% interval", "share"),
+        Column(
+            "dispersion",
+            "float",
+            "variance between SAEs over that of counting, of all such shares; below 1 counts as 1",
+        ),
+        *alike("n_latents control_latents", "int", "latents judged", "latents", nullable=False),
+        *alike("n_saes control_saes", "int", "SAEs that they are of", "SAEs", nullable=False),
+        Column("reason", "string", "why there is no value"),
+    ),
+    only=_ASKED,
 )

@@ -23,6 +23,7 @@ from sae_placebo.report.sections import (  # isort: skip
     entropy as entropy,
     latents as latents,
     cards as cards,
+    validity as validity,
     calibrated as calibrated,
     settings as settings,
     definitions as definitions,

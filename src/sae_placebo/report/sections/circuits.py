@@ -16,12 +16,11 @@ from sae_placebo.report.sections.base import (
     arm_of,
     by_arm,
 )
-from sae_placebo.report.sections.classes import in_class_order
+from sae_placebo.report.sections.tie_rows import ties
 from sae_placebo.report.sections.use_rows import (
     ALONE,
     Key,
     card_anchors,
-    dot,
     key,
     p_value,
     placed,
@@ -40,8 +39,6 @@ PATH_NAMES = {
 }
 _PARTS_SHOWN = 6
 """Components that are shown of an arm, by how many latents each writes or reads most of."""
-_FEWEST_DRAWN = 20
-"""Latents of a class that some arm must have for the class to be drawn."""
 _Z = 1.959964
 
 
@@ -50,12 +47,11 @@ def build(view: View) -> Content:
     table, cards = view.tables.use, card_anchors(view)
     figures: dict[str, Figure] = {}
     blocks = []
-    for position, place in enumerate(places(table)):
+    of_both = dict.fromkeys([*places(table), *places(view.tables.ties)])
+    for position, place in enumerate(of_both):
         rows = by_arm(view, at(table, place))
-        if not rows:
-            continue
         split, of_split = _split(view, rows)
-        tied, of_ties = _tied(view, rows)
+        tied, of_ties = ties(view, place)
         blocks.append(
             {
                 "name": ", ".join(place),
@@ -105,38 +101,6 @@ def _shown(mean: Dot | None, n: str) -> Estimate:
         return Estimate("–", None, "readers were not measured", n)
     ends = interval(mean.low, mean.high, 1, unit="%")
     return Estimate(f"{number(mean.value, 1)}%", f"{ends}, {ALONE}", None, n)
-
-
-# --- tied to circuitry ------------------------------------------------------------------------
-
-
-def _tied(view: View, rows: dict[str, Any]) -> tuple[dict[str, Any], Figure | None]:
-    """Return the share of latents that are tied to circuitry, of all and by class, and its figure."""
-    known = {arm: of_arm[np.isfinite(values(of_arm["tied"]))] for arm, of_arm in rows.items()}
-    kinds = in_class_order(
-        str(kind) for of_arm in known.values() for kind in of_arm["class"].dropna()
-    )
-    everything = "all latents"
-
-    def hits(arm: str, kind: str) -> Any:
-        of_arm = known[arm]
-        of_kind = of_arm if kind == everything else of_arm[of_arm["class"] == kind]
-        return values(of_kind["tied"]) > 0
-
-    shown = [
-        {
-            "kind": None if kind == everything else kind,
-            "cells": [share(hits(arm, kind), nothing="none was judged") for arm in rows],
-        }
-        for kind in (everything, *kinds)
-        if kinds
-    ]
-    drawn = [k for k in kinds if max(len(hits(arm, k)) for arm in rows) >= _FEWEST_DRAWN]
-    dots = {arm: {k: dot(hits(arm, k)) for k in (everything, *drawn)} for arm in rows}
-    few = [kind for kind in kinds if kind not in drawn]
-    axis = "share tied to circuitry, with 95% interval"
-    figure = share_dots(view, [everything, *drawn], dots, axis)
-    return {"rows": shown, "few": few, "fewest": _FEWEST_DRAWN}, figure
 
 
 # --- the components ---------------------------------------------------------------------------

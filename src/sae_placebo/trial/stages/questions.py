@@ -18,11 +18,12 @@ from sae_placebo.trial.failures import Failures, is_fault
 from sae_placebo.trial.plan import ArmModel, Place
 from sae_placebo.trial.stages.audit import audit_sae
 from sae_placebo.trial.stages.build import arm_model
+from sae_placebo.trial.stages.ties import ask_ties
 from sae_placebo.trial.stages.use import ask_use
 
 
 def ask_arms(artefacts: Artefacts, failures: Failures) -> None:
-    """Ask each arm's model what is left to ask: what it uses of each SAE's latents, then every audit.
+    """Ask each arm's model what is left to ask: what it uses of each SAE's latents, ties, then every audit.
 
     Arms are asked side by side. How many threads an arm has depends on the whole plan, not on what is
     left of it, so that a trial that was stopped goes on with the same bits.
@@ -32,8 +33,8 @@ def ask_arms(artefacts: Artefacts, failures: Failures) -> None:
         failures: Keeps what goes wrong in single jobs.
     """
     plan, store = artefacts.plan, artefacts.store
-    used, audited = _left(store, plan.use), _left(store, plan.audit)
-    arms = list(dict.fromkeys(place[0] for place in (*used, *audited)))
+    used, tied, audited = (_left(store, steps) for steps in (plan.use, plan.ties, plan.audit))
+    arms = list(dict.fromkeys(place[0] for place in (*used, *tied, *audited)))
     if not arms:
         return
     if audited:
@@ -45,7 +46,7 @@ def ask_arms(artefacts: Artefacts, failures: Failures) -> None:
     building = threading.Lock()
 
     def job(one: ArmModel) -> None:
-        questions = [(ask_use, used), (audit_sae, audited)]
+        questions = [(ask_use, used), (ask_ties, tied), (audit_sae, audited)]
         with building:
             model = _built(artefacts, one)
         with artefacts.shelf.serving(keys[one]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from sae_placebo.causal.circuits.readers import Readers
 from sae_placebo.causal.circuits.spec import CircuitSpec
+from sae_placebo.causal.circuits.ties import tied
 from sae_placebo.causal.circuits.traces import KINDS
 from sae_placebo.causal.circuits.writers import Writers
 from sae_placebo.causal.examination import Examination
@@ -24,8 +26,6 @@ from sae_placebo.core.tables.use import DIRECTIONS, READERS, WRITERS
 
 LIMITS = tuple(float(x) for x in np.geomspace(1e-4, 1e-1, 13))
 """The sensitivity curve has a point at each of these smallest effects of interest."""
-_LEVEL = 0.05
-"""Of the test that something reads a latent; that something writes it has the writers' own."""
 NAMES = ("use", "readers", "writers", "directions", "patched", "use_passages")
 """The tables of one SAE have these names; the last two are of latents that get a card."""
 
@@ -40,7 +40,7 @@ def write_use(draft: Path, found: Examination, spec: UseSpec, circuits: CircuitS
         circuits: How many readers and writers are kept.
     """
     tables = {
-        "use": latent_rows(found),
+        "use": latent_rows(found, circuits.level),
         "readers": reader_rows(found.readers, circuits.kept),
         "writers": writer_rows(found.writers, circuits.kept),
         "directions": direction_rows(found),
@@ -56,7 +56,7 @@ def read_use(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return tables, dict(read_json(folder / "use.json"))
 
 
-def latent_rows(found: Examination) -> pandas.DataFrame:
+def latent_rows(found: Examination, level: float) -> pandas.DataFrame:
     """Return one row per latent of the SAE; what was not asked about one is null."""
     asked, measured, n = found.answer.asked, found.answer.measured, len(found.answer.measured.p)
     which = found.latents
@@ -92,24 +92,15 @@ def latent_rows(found: Examination) -> pandas.DataFrame:
     for i, kind in enumerate(KINDS):
         split = np.full(n, np.nan) if found.readers is None else found.readers.path_split[:, i]
         columns[f"path_{kind}"] = split
-    columns["tied"] = _tied(found, n)
+    columns |= _ties(found, n, level)
     return pandas.DataFrame(columns)
 
 
-def _tied(found: Examination, n: int) -> Any:
-    """Return 1 for latents that a head or MLP writes and that something reads, both above their nulls."""
-    tied = np.full(n, np.nan)
+def _ties(found: Examination, n: int, level: float) -> dict[str, Any]:
+    """Return both p-values of each latent and whether it is tied; null without readers or writers."""
     if found.readers is None or found.writers is None:
-        return tied
-    made = np.array([part.kind in ("head", "mlp") for part in found.writers.parts])
-    written = (found.writers.above & made).any(axis=1)
-    known = np.array([not why for why in found.writers.reasons])
-    p = found.readers.any_p
-    with np.errstate(invalid="ignore"):
-        read = p <= _LEVEL
-    known &= np.isfinite(p)
-    tied[known] = (written & read)[known]
-    return tied
+        return dict.fromkeys(("written_p", "read_p", "tied"), np.full(n, np.nan))
+    return asdict(tied(found.writers, found.readers, level))
 
 
 def reader_rows(readers: Readers | None, kept: int) -> pandas.DataFrame:
