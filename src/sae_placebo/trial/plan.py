@@ -29,7 +29,7 @@ VERSIONS = {
     "train": 5,
     "measure": 5,
     "profile": 4,
-    "baselines": 2,
+    "baselines": 3,
     "use": 5,
     "audit": 5,
 }
