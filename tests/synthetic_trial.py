@@ -490,7 +490,7 @@ def matching_table(settings: Settings) -> pd.DataFrame:
 _STAND_INS: Mapping[str, Any] = {
     **{"control_kind": "redraw", "origin": "undetermined", "is_arbitrary": False},
     "evidence": "no placebo read the same tokens",
-    **{"layer": 1, "head": -1, "above_both": False},
+    **{"layer": 1, "head": -1, "above_both": False, "family": "made up"},
 }
 """What columns hold that may not be null and that no table here invents anything for."""
 

@@ -355,6 +355,8 @@ def test_what_is_fixed_is_not_swept_and_saes_have_a_penalty() -> None:
         assert phase_spec(parse_axes("lambda"), {"item": 4}).cells
     with pytest.raises(SpecError, match="name=value"):
         parse_settings(["items"])
+    with pytest.raises(SpecError, match="the setting 'items' is given twice"):
+        parse_settings(["items=4", "items=5"])
     assert parse_settings(["items=4", "amplitude=constant"]) == {
         "items": 4,
         "amplitude": "constant",

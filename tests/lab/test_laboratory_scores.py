@@ -186,6 +186,8 @@ def test_sets_are_named_by_the_user() -> None:
             sets_of(text)
     with pytest.raises(SpecError, match="given twice"):
         sets_of("rates,rates")
+    with pytest.raises(SpecError, match="all are asked for, and rate besides: give all alone"):
+        sets_of("all,rate")
 
 
 def test_the_commands_print_scores_and_chance(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -100,3 +102,17 @@ def test_every_training_holds_each_relation_and_too_much_energy_is_refused() -> 
         PairGrid(frequencies=(0.1,), magnitudes=(1.0,)).trainings(0)
     with pytest.raises(SpecError, match="more than the 4 that may be planted"):
         PairGrid(per_training=4).trainings(0)
+
+
+@pytest.mark.parametrize(("frequency", "rate"), [(0.95, 0.8), (0.85, 0.8), (0.6, 0.3)])
+def test_a_rate_that_two_frequent_spikes_cannot_have_is_refused(
+    frequency: float, rate: float
+) -> None:
+    least = 2 - 1 / frequency
+    grid: dict[str, Any] = {"frequencies": (frequency,), "magnitudes": (0.02,), "repeats": 1}
+    with pytest.raises(
+        SpecError, match=f"are together on {least:.4g} or more of .* not on {rate:g}"
+    ):
+        PairGrid(rate=rate, **grid).trainings(0)
+    (spikes,) = PairGrid(rate=least + 1e-6, **grid).trainings(0)
+    Planting.of(spikes, 0, 64, 1.0)  # it refuses what has no such probabilities

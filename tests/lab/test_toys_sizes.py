@@ -9,6 +9,7 @@ import pytest
 from sae_placebo.core.errors import SpecError, StoreError
 from sae_placebo.lab import GENERATORS, sizes
 from sae_placebo.lab.experiments.base import LabTraining, scale_of
+from sae_placebo.lab.experiments.chance import null_table
 from sae_placebo.lab.experiments.phase import phase_spec, run_phase
 from sae_placebo.lab.experiments.scoreboard import sae_for, scoreboard
 from sae_placebo.lab.experiments.sweeps import generator_of, parse_axes
@@ -52,6 +53,12 @@ def test_a_truth_of_a_billion_directions_is_refused_before_they_are_listed(
     with pytest.raises(SpecError, match=r"10,?000,?000") as refusal:
         generator_of(kind, {setting: 10**9})
     assert "\n" not in str(refusal.value)
+
+
+def test_random_dictionaries_that_fit_in_no_memory_are_refused_undrawn() -> None:
+    said = "1,000,000 features and 2 latents in 100,000 dimensions.* lower one of the three"
+    with pytest.raises(SpecError, match=said):
+        null_table([(2, 4, 4), (100_000, 1_000_000, 2)])
 
 
 def test_a_sweep_that_fits_in_no_memory_runs_no_cell(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from command_line import call
 from sae_placebo.core.errors import NotEstimable, SpecError, StoreError
@@ -71,6 +72,22 @@ def endless(subject, directions):
 
 def words(subject, directions):
     return ["use"] * len(directions)
+
+
+def leaves(subject, directions):
+    raise SystemExit(4)
+
+
+def careless(subject, directions):
+    import torch
+
+    model = subject.downstream.model
+    model.model.layers[0].register_forward_hook(lambda module, given, out: out * 0.1)
+    for parameter in model.parameters():
+        parameter.data *= 2
+    subject.tokens.rows.token_ids[:] = 0
+    torch.set_default_dtype(torch.float64)
+    return torch.zeros(len(directions), dtype=torch.bfloat16)
 
 
 VALUE = 3
@@ -145,11 +162,13 @@ def test_it_stands_beside_ours_and_is_called_anew_where_ours_is_kept(
         ("mine_at_home:x", "there is no module 'mine_at_home'"),
         ("needs_what_is_missing:x", "needs 'not_installed_here', which is not installed"),
         ("fails_at_once:x", r"cannot be imported \(ZeroDivisionError"),
+        ("leaves_at_once:x", r"cannot be imported \(SystemExit: 3"),
     ],
 )
 def test_what_is_no_statistic_is_said(name: str, said: str, here: Path) -> None:
     (here / "needs_what_is_missing.py").write_text("import not_installed_here")
     (here / "fails_at_once.py").write_text("1 / 0")
+    (here / "leaves_at_once.py").write_text("raise SystemExit(3)")
     before = list(sys.path)
     with pytest.raises(SpecError, match=said):
         find_statistic(name)
@@ -166,6 +185,7 @@ def test_what_is_no_statistic_is_said(name: str, said: str, here: Path) -> None:
         ("broken", r"'mine_of_test:broken' failed at .* \(KeyError: 'what\\nis this'\)$"),
         ("endless", r"'mine_of_test:endless' is inf for direction 1 at .* not finite for 1 of"),
         ("words", r"'mine_of_test:words' returned what is no array of numbers"),
+        ("leaves", r"'mine_of_test:leaves' failed at .* \(SystemExit: 4\)$"),
     ],
 )
 def test_what_a_statistic_may_not_do_is_said(
@@ -176,17 +196,64 @@ def test_what_a_statistic_may_not_do_is_said(
         score_statistics(found, [source(world)], use_settings(QUICK), "values", hookpoints=[SITE])
 
 
+def test_what_a_statistic_does_to_the_model_is_without_effect(world: World, here: Path) -> None:
+    spec = use_settings(QUICK)
+    before = torch.get_default_dtype()
+    found = []
+    for name in ("mine_of_test:Held.share", "mine_of_test:careless"):
+        scores = score_statistics(
+            find_statistics([name]), [source(world)], spec, "values", hookpoints=[SITE]
+        )
+        found.append(
+            [{name: site.statistics[name] for name in STATISTICS} for site in scores.sites]
+        )
+    assert torch.get_default_dtype() == before
+    assert found[0] == found[1]
+
+
+def test_what_is_kept_is_read_only_as_it_was_written(world: World, here: Path) -> None:
+    nothing, spec = [UserStatistic("f", lambda s, d: np.ones(len(d)))], use_settings(QUICK)
+    arguments: dict[str, Any] = {"hookpoints": [SITE], "folder": here / "out"}
+    first = score_statistics(nothing, [source(world)], spec, "values", **arguments)
+    (kept,) = (here / "out" / "sites").iterdir()
+    written = kept.read_text()
+    record = json.loads(written)
+    for changed in (
+        {**record, "kinds": record["kinds"][:3]},
+        {name: value for name, value in record.items() if name != "names"},
+        {name: value for name, value in record.items() if name != "seal"},
+        [],
+    ):
+        kept.write_text(json.dumps(changed))
+        assert score_statistics(nothing, [source(world)], spec, "values", **arguments) == first
+        assert kept.read_text() == written
+
+
+def test_a_world_counts_once(world: World, tmp_path: Path) -> None:
+    nothing = [UserStatistic("f", lambda s, d: pytest.fail("it was scored"))]
+    for name in ("a", "b"):
+        save_world(world, tmp_path / name)
+    for sources in (
+        [stored(tmp_path, 0)],
+        [stored(tmp_path / "a", 0), stored(tmp_path / "b", 0)],
+        [stored(tmp_path / "a", 0), source(world)],
+    ):
+        with pytest.raises(SpecError, match=r"and would count as two: leave one out"):
+            score_statistics(nothing, sources[::-1], hookpoints=[SITE])
+
+
 def test_settings_and_sites_are_refused_by_name(world: World) -> None:
     nothing = [UserStatistic("f", lambda s, d: np.ones(len(d)))]
     with pytest.raises(SpecError, match=r"Did you mean 'resid_pre\.0'"):
         score_statistics(nothing, [source(world)], hookpoints=["resid_pr.0"])
     assert use_settings(QUICK).masks.n_masks == 2
     for text, said in (
-        ("firing=8", "firing"),
-        ("firings=0", "firings = 0"),
-        ("firings=x", "firings"),
+        ("firing=8", "no setting of use is called 'firing'. Did you mean 'firings'"),
+        ("masks.masks=8", "no setting of use masks is called 'masks'. Did you mean 'n_masks'"),
+        ("firings=0", "settings of use: firings = 0"),
+        ("firings=x", "settings of use: firings"),
     ):
-        with pytest.raises(SpecError, match=f"settings of use: .*{said}"):
+        with pytest.raises(SpecError, match=said):
             use_settings([text])
     with pytest.raises(SpecError, match="as one of ours is"):
         score_world(

@@ -45,7 +45,13 @@ def pool(
             values = of_redraw + 0.5 * random.normal() + noise
             if step:
                 values = np.round(values / step) * step
-            table.add(ReplicateKey(arm, "here", "sae", "x"), redraw, sae_seed, values, step=step)
+            table.add(
+                ReplicateKey(arm, "here", "sae", "x"),
+                redraw,
+                sae_seed,
+                values,
+                counted=round(1 / step) if step else 0,
+            )
             table.add(ReplicateKey(arm, "here", "sae", "same"), redraw, sae_seed, np.full(61, 3.0))
     table.add(ReplicateKey(arm, "here", "sae", "never"), 0, 0, None, reason="no label occurs")
     return table

@@ -10,9 +10,11 @@ import pandas
 import pytest
 
 from sae_placebo.stats.designs import Quad
-from sae_placebo.stats.effects import document_weights, effect_interval
+from sae_placebo.stats.effects import document_weights
+from sae_placebo.stats.inference import difference
 from sae_placebo.stats.interactions import COLUMNS, interactions, signed_interval
 from sae_placebo.stats.replicates import ReplicateKey, ReplicateTable
+from sae_placebo.stats.spreads import Spreads
 
 QUAD = Quad("trained", "redraw_embeddings", "keep", "redraw")
 
@@ -59,9 +61,9 @@ def test_by_hand() -> None:
     }
     row = row_of(table_of(arms))
     assert row["effect"] == pytest.approx((6 - 2) - (3 - 1.5))
-    # SAE seeds: 5 - 2 - 3 + 1 and 7 - 2 - 3 + 2, s2 = 4.5; re-draws, the trained model beside
-    # each: 6 - 1.5 - 4 + 1 and 6 - 2.5 - 2 + 2, s2 = 2; each over 2
-    assert row["se"] == pytest.approx((4.5 / 2 + 2 / 2) ** 0.5)
+    # [model, seed]: 5-1-4+1, 7-2-4+1; 5-3-2+1, 7-2-2+3 = 1, 2; 1, 6: mean squares of re-draws 4, of seeds 9,
+    # of both together 4: (4 + 9 - 4) / 4
+    assert row["se"] == pytest.approx((9 / 4) ** 0.5)
     assert row["low"] < row["effect"] < row["high"]
     assert row["cells"] == list(QUAD)
     assert row["n_models"] == [1, 2, 2, 2]
@@ -74,9 +76,10 @@ def test_with_two_arms_it_is_the_interval_of_an_effect() -> None:
     table = table_of(
         {"trained": draw.normal(size=(1, 3, 51)), "redraw": draw.normal(size=(2, 3, 51))}
     )
-    sides = [table[ReplicateKey(arm, *PLACE)] for arm in ("trained", "redraw")]
-    expected = effect_interval(sides[0], sides[1], 50)
-    assert signed_interval(sides, (1, -1), 50) == pytest.approx(expected)
+    cells = [ReplicateKey(arm, *PLACE) for arm in ("trained", "redraw")]
+    found = signed_interval(Spreads(table), cells, (1, -1))
+    expected = difference(Spreads(table), (cells[0], cells[1])).bounds()
+    assert (found.low, found.high) == pytest.approx(tuple(expected))
 
 
 def test_what_is_missing_is_null_with_a_reason() -> None:

@@ -11,20 +11,12 @@ import pytest
 from scipy import stats
 
 from sae_placebo.core.errors import NotEstimable
-from sae_placebo.stats.effects import (
-    COLUMNS,
-    Component,
-    ReplicateKey,
-    Replicates,
-    ReplicateTable,
-    arm_interval,
-    between,
-    document_component,
-    document_weights,
-    effect_interval,
-    effects,
-    interval,
-)
+from sae_placebo.core.spec import numpy_generator
+from sae_placebo.stats.components import Component, document_component, interval
+from sae_placebo.stats.effects import COLUMNS, arm_bounds, document_weights, effects
+from sae_placebo.stats.inference import DifferenceOfShares, difference
+from sae_placebo.stats.replicates import ReplicateKey, ReplicateTable
+from sae_placebo.stats.spreads import Spreads, components_of, mean_squares
 
 
 @dataclass(frozen=True)
@@ -82,7 +74,8 @@ def test_weights_are_counts_of_documents_drawn_with_replacement() -> None:
 
 
 def test_one_source_gives_students_interval() -> None:
-    found = interval(2.0, [between(np.array([1.0, 3.0]), "sae_seeds")])
+    squares = mean_squares(np.array([[1.0, 3.0]]), drawn=False)
+    found = interval(2.0, components_of(squares, 2))
     assert found.se == pytest.approx(1)  # s2 = 2, over 2
     assert found.df == pytest.approx(1)
     assert found.high == pytest.approx(2 + stats.t.ppf(0.975, 1))
@@ -125,8 +118,8 @@ def test_effect_by_hand() -> None:
     redraw = constant([[1.0, 2.0], [3.0, 2.0]])
     row = row_of(table_of({"trained": trained, "redraw": redraw}, null_value=0.25))
     assert row["effect"] == pytest.approx(6 - 2)
-    # seed by seed: 5 - 2 and 7 - 2: s2 = 2; re-draws: 1.5 and 2.5: s2 = 0.5; each over 2
-    assert row["se"] == pytest.approx((2 / 2 + 0.5 / 2) ** 0.5)
+    # seed by seed 3 and 5, re-draw by re-draw 4.5 and 3.5, both together 1/2 off: mean squares 4, 1 and 1
+    assert row["se"] == pytest.approx(((4 + 1 - 1) / 4) ** 0.5)
     assert row["low"] < row["effect"] < row["high"]
     assert row["high"] - row["effect"] == pytest.approx(row["effect"] - row["low"])
     assert row[["arm_value", "control_value", "null"]].tolist() == [6, 2, 0]
@@ -158,9 +151,27 @@ def test_two_controls_are_paired_by_model_seed() -> None:
 
 def test_unequal_seeds_are_not_paired() -> None:
     one, other = constant([[0.0, 0.0], [2.0, 2.0]]), constant([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]])
-    a = Replicates(one, (0, 1), (0, 1), drawn=True)
-    b = Replicates(other, (0, 1, 2), (0, 1), drawn=True)
-    assert effect_interval(a, b, 9).se == pytest.approx((2 / 2 + 1 / 3) ** 0.5)
+    row = row_of(table_of({"a": one, "b": other}, given=()), "a", "b")
+    assert row["se"] == pytest.approx((2 / 2 + 1 / 3) ** 0.5)
+
+
+def test_what_a_seed_and_a_redraw_do_together_counts_once() -> None:
+    """By hand: 0, 0, 0, 4: both mean squares are 4, what is left is 4: (4 + 4 - 4) / 4."""
+    table = table_of({"redraw": constant([[0.0, 0.0], [0.0, 4.0]])}, given=())
+    found = Spreads(table).of(ReplicateKey("redraw", "resid_post.1", "topk", "score"))
+    assert sum(part.variance for part in found.seeds) == pytest.approx(1.0)
+
+
+def test_what_a_document_and_a_seed_do_together_counts_once() -> None:
+    """Each seed reads the documents with noise of its own: the spread between seeds holds all of it."""
+    random = numpy_generator(0, "documents by seeds")
+    weights = document_weights(200, 300, 0)
+    values = (random.normal(size=(1, 4, 200)) @ weights) / 200
+    spread = Spreads(table_of({"trained": values}, 200)).of(
+        ReplicateKey("trained", "resid_post.1", "topk", "score")
+    )
+    documents = spread.components(200)[0].variance
+    assert documents < 0.4 * spread.replicates.var(ddof=1)
 
 
 def test_no_variation_is_a_point() -> None:
@@ -318,15 +329,12 @@ def coverage(
 ) -> float:
     """Return how often the interval of an effect of 0 holds 0."""
     draw = np.random.default_rng(seed)
-    models, seeds = tuple(range(shape[0])), tuple(range(shape[1]))
     hits = 0
+    cells = [ReplicateKey(arm, "resid_post.1", "topk", "score") for arm in ("trained", "redraw")]
     for _ in range(trials):
         trained, control = simulate(draw, n_documents, shape, spread)
-        found = effect_interval(
-            Replicates(trained, (0,), seeds, drawn=False),
-            Replicates(control, models, seeds, drawn=True),
-            n_documents,
-        )
+        spreads = Spreads(table_of({"trained": trained, "redraw": control}, n_documents))
+        found = difference(spreads, (cells[0], cells[1])).bounds()
         hits += found.low <= 0 <= found.high
     return hits / trials
 
@@ -334,7 +342,7 @@ def coverage(
 @pytest.mark.parametrize("shape", [(2, 2), (3, 3)])
 @pytest.mark.parametrize("name", list(SPREADS))
 def test_coverage(name: str, shape: tuple[int, int]) -> None:
-    # 93 to 99% with 2,500 trials; 600 trials add a standard error of 0.9%
+    # one metric alone: nothing to moderate by; 600 trials have a standard error of 0.9%
     assert 0.92 <= coverage(60, shape, SPREADS[name], 600, seed=3) <= 0.995
 
 
@@ -343,8 +351,9 @@ def test_the_interval_of_one_arm_covers() -> None:
     hits = 0
     for _ in range(600):
         _, control = simulate(draw, 60, (2, 2), Spread(1, 0, 1, 0))
-        found = arm_interval(Replicates(control, (0, 1), (0, 1), drawn=True), 60)
-        hits += found.low <= 0 <= found.high
+        cell = ReplicateKey("redraw", "resid_post.1", "topk", "score")
+        low, high = arm_bounds(Spreads(table_of({"redraw": control}, 60)), cell)
+        hits += low <= 0 <= high
     assert 0.92 <= hits / 600 <= 0.995
 
 
@@ -365,23 +374,73 @@ def test_placebo_against_placebo_excludes_zero_one_time_in_twenty(models: int) -
     assert 0.02 <= rate <= 0.085
 
 
-def test_two_equal_counts_are_not_certainty() -> None:
-    step = 1 / 2_048
-    equal = np.array([3 * step, 3 * step])
-    assert between(equal, "sae_seeds").variance == 0
-    assert between(equal, "sae_seeds", step).variance == pytest.approx(step**2 / 24)
-    apart = np.array([3 * step, 9 * step])
-    assert between(apart, "sae_seeds", step) == between(apart, "sae_seeds")
+# --- shares of what is counted
 
 
-def test_rounded_shares_keep_their_coverage() -> None:
-    random = np.random.default_rng(11)
-    covered, step, trials = 0, 1 / 512, 1_500
+def shares(
+    random: np.random.Generator, rates: Mapping[str, np.ndarray], rho: float, n: int = 1_024
+) -> ReplicateTable:
+    """Return the shares of classes: beta-binomial counts of n, 2 SAE seeds, 2 re-draws of what is drawn."""
+    table = ReplicateTable({"here": 60}, {"here": 600}, frozenset(rates) - {"trained"})
+    for arm, of_arm in rates.items():
+        for c, rate in enumerate(of_arm):
+            for model, seed in np.ndindex(1 if arm == "trained" else 2, 2):
+                p = random.beta(rate * (1 / rho - 1), (1 - rate) * (1 / rho - 1))
+                value = np.full(4, random.binomial(n, p) / n)
+                cell = ReplicateKey(arm, "here", "sae", f"share_{c}")
+                table.add(cell, model, seed, value, counted=n)
+    return table
+
+
+def test_shares_cover_at_every_rate_and_never_leave_0_to_100() -> None:
+    random = numpy_generator(0, "planted shares")
+    expected = np.array([0.5, 1, 2, 5, 10, 20, 50, 100, 300, 900])
+    hits, widths, trials = np.zeros(len(expected)), np.zeros(len(expected)), 150
     for _ in range(trials):
-        # two seeds whose counts vary by a third of a latent: they tie most of the time
-        values = np.round(random.normal(10.4, 0.35, size=2)) * step
-        component = between(values, "sae_seeds", step)
-        found = interval(float(values.mean()), [component])
-        truth = 10.4 * step
-        covered += found.low <= truth <= found.high
-    assert covered / trials > 0.93
+        rates = {"trained": expected / 1_024, "a": expected / 1_024, "b": expected / 1_024}
+        spreads = Spreads(shares(random, rates, 1e-3))
+        for c, rate in enumerate(expected / 1_024):
+            low, high = arm_bounds(spreads, ReplicateKey("a", "here", "sae", f"share_{c}"))
+            assert 0 <= low <= high <= 1
+            hits[c] += low <= rate <= high
+            widths[c] += (high - low) / trials
+    # 93% less three standard errors; the mean of ten classes has one of half a percent
+    assert (hits / trials).min() >= 0.87
+    assert 0.93 <= hits.mean() / trials <= 0.99
+    # 10% of latents: a standard deviation of 0.74 points for a mean of four SAEs
+    assert 0.02 <= widths[7] <= 0.05
+
+
+def test_a_share_that_is_seven_times_another_is_never_equivalent() -> None:
+    random = numpy_generator(1, "planted shares")
+    usual = np.array([0.01, 0.03, 0.1, 0.2, 0.3])
+    seen = {"same": 0, "apart": 0}
+    for _ in range(40):
+        rates = {
+            "trained": np.array([0.015, 0.3, *usual]),
+            "redraw": np.array([0.002, 0.3, *usual]),
+        }
+        found = effects(
+            shares(random, rates, 2e-4),
+            [("trained", "redraw")],
+            {f"share_{c}": Described() for c in range(7)},
+        )
+        assert (found["seoi_unit"] == "log odds").all()
+        seen["apart"] += found["conclusion"][0] == "equivalent"
+        seen["same"] += found["conclusion"][1] == "equivalent"
+        assert (found["low"] >= -1).all()
+        assert (found["high"] <= 1).all()
+    assert seen["apart"] == 0
+    assert seen["same"] >= 30
+
+
+def test_no_latent_in_either_arm_is_never_equivalent() -> None:
+    random = numpy_generator(2, "planted shares")
+    usual = np.array([1e-9, 0.03, 0.1, 0.2, 0.3])
+    table = shares(random, {"trained": usual, "redraw": usual}, 2e-4)
+    cells = [ReplicateKey(arm, "here", "sae", "share_0") for arm in ("trained", "redraw")]
+    found = difference(Spreads(table), (cells[0], cells[1]))
+    assert isinstance(found, DifferenceOfShares)
+    low, high = found.bounds()
+    assert -0.01 < low < 0 < high < 0.01
+    assert not np.isfinite(found.against_margin()).any()

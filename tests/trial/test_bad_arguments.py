@@ -64,6 +64,11 @@ asked = {
     "model": [lambda x=x: sp.load_model(x) for x in (None, 5, b"x")],
     "tokenizer": [lambda x=x: sp.load_tokenizer(x) for x in (None, 5, b"x")],
     "revision": [lambda: sp.load_model(model, 5)],
+    "prompt": [lambda x=x: sp.Trial(store).graph(x) for x in (None, 5, b"x")],
+    "settings of graph": [lambda: sp.Trial(store).graph("x", settings=5)],
+    "arm of spikes": [lambda x=x: sp.spikes(trial, store, arm=x) for x in (5, [])],
+    "sae of spikes": [lambda x=x: sp.spikes(trial, store, sae=x) for x in (5, [])],
+    "hookpoint of spikes": [lambda x=x: sp.spikes(trial, store, hookpoint=x) for x in (5, [])],
 }
 said = {}
 for name, calls in asked.items():
@@ -97,6 +102,11 @@ def test_values_of_a_wrong_type_are_refused_in_a_sentence(
         "model": ("a path is a str or a pathlib.Path", 3),
         "tokenizer": ("a path is a str or a pathlib.Path", 3),
         "revision": ("has no revision 5", 1),
+        "prompt": ("the prompt is text; found ", 3),
+        "settings of graph": ("settings is a GraphSpec or None; found 5", 1),
+        "arm of spikes": ("no arm of this trial is called", 2),
+        "sae of spikes": ("no SAE of this trial is called", 2),
+        "hookpoint of spikes": ("a hookpoint is named by text, such as 'resid_post.0'", 2),
     }
     assert list(said) == list(words)
     for name, (sentence, n) in words.items():

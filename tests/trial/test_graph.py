@@ -27,7 +27,7 @@ from sae_placebo.data.tokenizing import vocabulary
 from sae_placebo.models.loading import load_model, load_tokenizer
 from sae_placebo.saes.formats import saelens
 from sae_placebo.trial.graph import PromptGraph
-from sae_placebo.trial.graph_inputs import GraphChoice, _places, token_ids
+from sae_placebo.trial.graph_inputs import GraphChoice, _among, _places, token_ids
 from sae_placebo.trial.spec import load_trial
 
 PLACES = ("resid_post.0", "resid_post.1")
@@ -232,8 +232,14 @@ def test_pictures_open_offline_and_hold_no_markup_of_the_prompt(
         SpecError, match=r"names no kind of picture: end it in \.html, \.svg or \.png"
     ):
         graph.save(tmp_path / "graph.pdf")
-    with pytest.raises(StoreError, match="cannot be written"):
-        graph.save(tmp_path / "nowhere" / "graph.html")
+    (tmp_path / "folder.html").mkdir()
+    for name, said in (
+        ("nowhere/graph.html", "cannot be written, since .*nowhere' is no folder; make it"),
+        ("folder.html", "is a folder; give the name of a file"),
+        ("a\0.html", "holds a NUL character"),
+    ):
+        with pytest.raises(StoreError, match=said):
+            graph.save(tmp_path / name)
 
 
 def test_without_matplotlib_a_page_is_still_written(
@@ -275,6 +281,14 @@ def test_hookpoints_off_the_stream_are_left_out_unless_asked_for(table: dict[str
     spec_use = [place[1] for place in _places(spec, GraphChoice())]
     assert spec_use == ["resid_pre.1", "resid_post.1"]
     assert [p[1] for p in _places(spec, GraphChoice(hookpoints=["mlp_out.1"]))] == ["mlp_out.1"]
+
+
+@pytest.mark.parametrize("seed", [True, 0.0, "0", [0]])
+def test_a_seed_that_is_no_whole_number_is_refused(seed: Any) -> None:
+    with pytest.raises(SpecError) as caught:
+        _among("sae_seed", seed, (0, 1))
+    assert str(caught.value) == f"sae_seed {seed!r} is none of the trial's for this arm: 0, 1"
+    assert type(_among("sae_seed", np.int64(1), (0, 1))) is int
 
 
 def test_where_activations_are_drawn_there_is_no_graph(table: dict[str, Any]) -> None:

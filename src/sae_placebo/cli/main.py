@@ -15,7 +15,7 @@ from sae_placebo.cli.spikes import spikes
 from sae_placebo.cli.toy import toy
 from sae_placebo.cli.world import world
 from sae_placebo.core.errors import PlaceboError, StoreError, in_one_line
-from sae_placebo.core.interrupts import listening
+from sae_placebo.core.interrupts import EXIT_CODES, listening
 from sae_placebo.core.progress import for_terminal
 
 app = typer.Typer(
@@ -233,7 +233,7 @@ def main() -> None:
         sys.stderr.write(f"error: {in_one_line(str(error))}\n")
         raise SystemExit(1) from None
     except SystemExit as stop:
-        if stop.code in (130, 143):  # an interrupt and SIGTERM have been turned into these codes
+        if stop.code in EXIT_CODES:
             sys.stderr.write("stopped; run the same command again to go on\n")
         raise
 

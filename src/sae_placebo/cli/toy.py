@@ -31,7 +31,7 @@ toy = typer.Typer(
 
 GeneratorSettings = Annotated[
     list[str] | None,
-    typer.Option("--generator-set", help="name=value; a setting of the generator, or its kind."),
+    typer.Option("--generator-set", help="name=value; a setting of the generator."),
 ]
 
 Generator = Annotated[str, typer.Argument(help="Kind of generator; see `generators`.")]
@@ -79,7 +79,13 @@ def compose(
             "setting: lambda=0.1."
         ),
     ] = "lambda,correlation,width",
-    settings: GeneratorSettings = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--generator-set",
+            help="name=value; a setting of the generator, or its kind; else composed_sets.",
+        ),
+    ] = None,
     items: Annotated[int | None, typer.Option(help="Items of each set.")] = None,
     sae: Annotated[str, typer.Option(help="Kind of SAE, one with a penalty.")] = "relu",
     seeds: Annotated[int, typer.Option(help="SAEs of each cell.")] = 5,

@@ -54,9 +54,9 @@ def in_one_line(message: str) -> str:
     )
 
 
-def unknown_name(kind: str, found: str, known: Iterable[str]) -> str:
+def unknown_name(kind: str, found: object, known: Iterable[str]) -> str:
     """Return the sentence for a name that is not registered, with the nearest known one."""
     names = sorted(known)
-    near = difflib.get_close_matches(found, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(found, names, 1, 0.5) if isinstance(found, str) else []
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"no {kind} is called {found!r:.80}.{hint} Known: {', '.join(names)}."

@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+EXIT_CODES = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+"""Exit codes of a process that was stopped, as shells expect them."""
+
 
 class _Stops:
     """What this process was asked while it could not listen; signals belong to the whole process."""

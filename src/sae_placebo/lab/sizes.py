@@ -63,6 +63,17 @@ def check_training(
         _refuse_beyond(active * (_NUMBER + _INDEX), of_codes, "lower its width (d_sae)")
 
 
+def check_dictionaries(d_in: int, n_features: int, n_latents: int) -> None:
+    """Refuse random dictionaries that this machine's memory can never hold beside their cosines.
+
+    Raises:
+        SpecError: they are so.
+    """
+    numbers = d_in * (n_features + n_latents) + n_features * n_latents
+    of_rows = f"{n_features:,} features and {n_latents:,} latents in {d_in:,} dimensions, and their cosines,"
+    _refuse_beyond(numbers * _NUMBER, of_rows, "lower one of the three")
+
+
 def _refuse_beyond(n_bytes: int, what: str, remedy: str) -> None:
     memory = total_memory()
     if memory is not None and n_bytes > memory:

@@ -55,6 +55,8 @@ def parse_hookpoint(text: str) -> Hookpoint:
     Raises:
         SpecError: `text` names no such place.
     """
+    if not isinstance(text, str):
+        raise SpecError(f"a hookpoint is named by text, such as 'resid_post.0'; found {text!r:.80}")
     text = text.strip()
     if match := _NAMED.fullmatch(text) or _LENS.fullmatch(text):
         return Hookpoint(cast(Site, match["site"]), int(match["layer"]))

@@ -25,13 +25,10 @@ from pydantic import Field
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.spec import Spec, numpy_generator
-from sae_placebo.stats.effects import (
-    arm_interval,
-    document_weights,
-    effect_interval,
-    effects,
-)
+from sae_placebo.stats.effects import document_weights, effects
+from sae_placebo.stats.inference import ArmNumber, difference
 from sae_placebo.stats.replicates import ReplicateKey, Replicates, ReplicateTable
+from sae_placebo.stats.spreads import Spreads
 
 KINDS: Mapping[str, str] = {
     "paired": "two arms whose re-draws go by the same names, as all of a trial's do",
@@ -201,7 +198,7 @@ def _put(
     for redraw, name in zip(redraws, names, strict=True):
         of_redraw = found.values[found.model_seeds.index(redraw)]
         for sae_seed, values in zip(found.sae_seeds, of_redraw, strict=True):
-            table.add(cell, name, sae_seed, values, step=found.step)
+            table.add(cell, name, sae_seed, values, counted=found.counted)
 
 
 RATES: tuple[str, ...] = (
@@ -375,12 +372,18 @@ def planted_coverage(
     n_documents, models, sae_seeds = shape
     random = numpy_generator(seed, "planted trials", *shape)
     hits = {"effect": 0, "control": 0}
+    cells = [ReplicateKey(arm, "here", "sae", "planted") for arm in ("arm", "control")]
     for trial in range(trials):
         weights = document_weights(n_documents, replicates, seed * trials + trial)
-        arm, control = planted(random, weights, models, sae_seeds, spread)
-        around = effect_interval(arm, control, n_documents, confidence)
+        table = ReplicateTable({"here": n_documents}, {"here": n_documents}, frozenset({"control"}))
+        for cell, side in zip(
+            cells, planted(random, weights, models, sae_seeds, spread), strict=True
+        ):
+            _put(table, cell, side, side.model_seeds, side.model_seeds)
+        spreads = Spreads(table)
+        around = difference(spreads, (cells[0], cells[1])).bounds(confidence)
         hits["effect"] += around.low <= 0 <= around.high
-        alone = arm_interval(control, n_documents, confidence)
+        alone = ArmNumber.of(spreads, cells[1]).bounds(confidence)
         hits["control"] += alone.low <= 0 <= alone.high
     return {name: TrialShare.of(count, trials) for name, count in hits.items()}
 

@@ -2,35 +2,27 @@
 
 With four arms a, b, c, d the interaction is (a - b) - (c - d): the effect of one factor, less the
 same effect at the other level of the second factor. It is 0 where the two factors add up. Its
-variance follows the rules of `stats.effects.effect_interval`: the signed sum of the four arms is taken
-within every bootstrap replicate of the documents, for every SAE seed and for every re-draw by the
-same name, and only then is its variation estimated, so that what the arms share cancels. An arm whose
-model is given has one value, which is the same beside every re-draw of the others.
+variance follows the rules of `stats.effects`: the signed sum of the four arms is taken within every bootstrap
+replicate of the documents, for every SAE seed and every re-draw by the same name, so that what the arms share
+there cancels. An arm whose model is given has one value, the same beside every re-draw of the others. Shares
+are taken on their own scale here, where a signed sum of four has a meaning.
 
 Source: the contrast of a two-by-two factorial (Fisher 1935, The Design of Experiments, chapter 6);
-the variance is our own extension of `effect_interval` from two arms to four.
+the variance is our own extension from two arms to four.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
-
-import numpy as np
-from jaxtyping import Float
+from typing import Any
 
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.tables.effects import INTERACTIONS
-from sae_placebo.stats.effects import (
-    Component,
-    Described,
-    Interval,
-    between,
-    document_component,
-    interval,
-)
+from sae_placebo.stats.components import Interval, interval
+from sae_placebo.stats.effects import Described
 from sae_placebo.stats.replicates import ReplicateKey, Replicates, ReplicateTable
+from sae_placebo.stats.spreads import Spreads
 
 SIGNS = (1, -1, -1, 1)
 """These are the signs of the four arms in (a - b) - (c - d)."""
@@ -60,6 +52,7 @@ def interactions(
         ValueError: a design does not have four arms.
     """
     rows: list[dict[str, Any]] = []
+    spreads = Spreads(table, shares_on_own_scale=True)
     places = list(dict.fromkeys((c.hookpoint, c.sae, c.metric) for c in table))
     for design, arms in quads.items():
         if len(arms) != 4:
@@ -67,14 +60,15 @@ def interactions(
         for hookpoint, sae, metric in places:
             cells = [ReplicateKey(arm, hookpoint, sae, metric) for arm in arms]
             if all(cell in table for cell in cells):
-                row = _row(table, cells, confidence)
+                row = _row(spreads, cells, confidence)
                 rows.append(row | {"design": design, "unit": metrics[metric].unit})
     found = pandas.DataFrame(rows, columns=list(COLUMNS))
     kinds = dict.fromkeys(_COUNTS, "Int64") | dict.fromkeys(_SIZES, "float64")
     return found.astype(kinds)
 
 
-def _row(table: ReplicateTable, cells: Sequence[ReplicateKey], confidence: float) -> dict[str, Any]:
+def _row(spreads: Spreads, cells: Sequence[ReplicateKey], confidence: float) -> dict[str, Any]:
+    table = spreads.table
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
     hookpoint = cells[0].hookpoint
     row |= {"metric": cells[0].metric, "hookpoint": hookpoint, "sae": cells[0].sae, "null": 0.0}
@@ -92,7 +86,7 @@ def _row(table: ReplicateTable, cells: Sequence[ReplicateKey], confidence: float
         row["n_sae_seeds"] = min(len(side.sae_seeds) for side in sides)
         row["n_models"] = [len(side.model_seeds) for side in sides]
         try:
-            around = signed_interval(sides, SIGNS, table.n_documents[hookpoint], confidence)
+            around = signed_interval(spreads, cells, SIGNS, confidence)
             row |= {"low": around.low, "high": around.high, "se": around.se, "df": around.df}
         except NotEstimable as refusal:
             reasons.append(str(refusal))
@@ -101,32 +95,15 @@ def _row(table: ReplicateTable, cells: Sequence[ReplicateKey], confidence: float
 
 
 def signed_interval(
-    sides: Sequence[Replicates], signs: Sequence[int], n_documents: int, confidence: float = 0.95
+    spreads: Spreads, cells: Sequence[ReplicateKey], signs: Sequence[int], confidence: float = 0.95
 ) -> Interval:
     """Return the interval of a signed sum of arms; with signs 1 and -1, that of their effect.
 
     Raises:
         NotEstimable: one SAE seed, one re-draw of a model that is drawn, or one document.
     """
-    signed = list(zip(signs, sides, strict=True))
-    estimate = sum(sign * side.point for sign, side in signed)
-    replicates = np.sum([sign * side.replicates for sign, side in signed], axis=0)
-    step = max(side.step for side in sides)
-    parts = [document_component(replicates, n_documents)]
-    by_sae_seed = [(side.sae_seeds, sign * side.by_sae_seed) for sign, side in signed]
-    parts += _paired(by_sae_seed, "sae_seeds", step)
-    drawn = [(side.model_seeds, sign * side.by_model) for sign, side in signed if side.drawn]
-    parts += _paired(drawn, "model_seeds", step)
+    table = spreads.table
+    estimate = sum(sign * table[cell].point for sign, cell in zip(signs, cells, strict=True))
+    spread = spreads.signed(dict(zip(cells, signs, strict=True)))
+    parts = spread.components(table.n_documents[cells[0].hookpoint])
     return interval(estimate, parts, confidence)
-
-
-def _paired(
-    signed: Sequence[tuple[tuple[int, ...], Float[np.ndarray, " seed"]]],
-    source: Literal["sae_seeds", "model_seeds"],
-    step: float,
-) -> list[Component]:
-    """Return a component per set of names: arms of the same names are summed seed by seed."""
-    sums: dict[tuple[int, ...], Float[np.ndarray, " seed"]] = {}
-    for names, values in signed:
-        sums[names] = sums[names] + values if names in sums else values
-    return [between(values, source, step) for values in sums.values()]

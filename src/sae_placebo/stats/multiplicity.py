@@ -11,10 +11,11 @@ on a difference; it is a setting, chosen before the data. Against it two more te
 the effect is beyond it, and whether it is within it on both sides (equivalence). What is neither is
 inconclusive: a wide interval shows no absence.
 
-All p values are Student's with the effect's own standard error and degrees of freedom. Those are the
-degrees that give the multiplier of the table's interval, so p is below 0.05 exactly where a 95%
-interval leaves zero out. At other levels it is an approximation, since that multiplier mixes two
-quantiles (see `stats.effects`).
+A share of latents is judged in log odds, whatever its size: from 1.5% to 0.2% is far, from 51.5% to 50.2%
+is not.
+
+P values are of the effect's own interval: below 0.05 exactly where that at 95% leaves the hypothesis out
+(`stats.inference`).
 """
 
 from __future__ import annotations
@@ -30,12 +31,15 @@ from pydantic import Field
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.spec import Spec
-
-COLUMNS: tuple[str, ...] = (
-    *("family", "p", "q", "seoi", "above_p", "above_q", "equivalent_p", "equivalent_q"),
-    *("conclusion", "conclusion_reason"),
+from sae_placebo.stats.inference import (
+    AnyDifference,
+    DifferenceOfShares,
+    p_of_large,
+    p_of_none,
+    p_of_small,
 )
-"""`judged` adds these columns to a table of effects."""
+
+LOG_ODDS = "log odds"
 ABOVE = "above the smallest effect of interest"
 SMALL = "different but small"
 EQUIVALENT = "equivalent"
@@ -80,6 +84,8 @@ class MultiplicitySpec(Spec):
 
     Attributes:
         level: Largest share of false ones among the conclusions of one kind in a family.
+        share_log_odds: Smallest effect of interest of shares of latents, in log odds; 0.405 is half as much
+            again, 3% against 2%.
         by_unit: Smallest effect of interest of metrics with this unit.
         by_metric: The same by metric, before that of its unit; a name or a pattern such as
             `coverage_*`, the first that fits.
@@ -88,6 +94,7 @@ class MultiplicitySpec(Spec):
     """
 
     level: float = Field(0.05, gt=0, lt=0.5)
+    share_log_odds: Size = 0.405
     by_unit: dict[str, Size] = Field(default_factory=lambda: dict(_BY_UNIT))
     by_metric: dict[str, Size] = Field(default_factory=lambda: dict(_BY_METRIC))
     groups: dict[str, str] = Field(default_factory=lambda: dict(_GROUPS))
@@ -108,74 +115,6 @@ def _first(table: Mapping[str, Any], name: str) -> Any:
     return next((value for key, value in table.items() if fnmatchcase(name, key)), None)
 
 
-def two_sided_p(effect: float, se: float, df: float) -> float:
-    """Return the p value of an effect of zero.
-
-    Raises:
-        NotEstimable: see `_check`.
-    """
-    from scipy.special import stdtr
-
-    _check(effect, se, df)
-    return float(2 * stdtr(df, -abs(effect) / se))
-
-
-def equivalence(effect: float, se: float, df: float, margin: float) -> float:
-    """Return the p value of two one-sided tests: that the effect lies outside -margin to margin.
-
-    A small one says that the effect lies within. It is the larger of the two one-sided p values, so
-    it is below 0.05 exactly where the 90% interval lies within the margins.
-
-    Source: Schuirmann 1987 (Journal of Pharmacokinetics and Biopharmaceutics 15:657).
-
-    Raises:
-        NotEstimable: nothing varied, or the effect has no standard error.
-        ValueError: the margin is not above 0.
-    """
-    from scipy.special import stdtr
-
-    _check(effect, se, df)
-    _check_margin(margin)
-    return float(stdtr(df, -(margin - abs(effect)) / se))
-
-
-def beyond(effect: float, se: float, df: float, margin: float) -> float:
-    """Return the p value of the hypothesis that the effect lies within -margin to margin.
-
-    A small one says that the effect is larger than the margin, to either side. It is the p value at
-    the nearer margin plus what the other tail adds there, so with a margin near 0 it is that of
-    `two_sided_p`.
-
-    Source: the minimum-effect test (Murphy and Myors 1999, Journal of Applied Psychology 84:234),
-    with Student's t at the margin in place of their noncentral F.
-
-    Raises:
-        NotEstimable: nothing varied, or the effect has no standard error.
-        ValueError: the margin is not above 0.
-    """
-    from scipy.special import stdtr
-
-    _check(effect, se, df)
-    _check_margin(margin)
-    size = abs(effect)
-    tails = stdtr(df, -(size - margin) / se) + stdtr(df, -(size + margin) / se)
-    return float(min(tails, 1.0))
-
-
-def _check(effect: float, se: float, df: float) -> None:
-    if not np.isfinite(effect):
-        raise NotEstimable("there is no effect")
-    if se == 0:
-        raise NotEstimable("nothing varied between documents, seeds or re-draws, so no p value")
-    if not (np.isfinite(se) and df > 0):
-        raise NotEstimable("the effect has no standard error")
-
-
-def _check_margin(margin: float) -> None:
-    if not margin > 0:
-        raise ValueError(f"the margin is {margin}; it must be above 0")
-
-
 def adjusted(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
     """Return the q value of each p value of one family; NaN stays NaN and counts as no test.
 
@@ -194,12 +133,65 @@ def adjusted(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
     return q
 
 
-def judged(effects: pandas.DataFrame, spec: MultiplicitySpec | None = None) -> pandas.DataFrame:
-    """Return the table of effects with the columns `COLUMNS` added, rows and order as they were.
+def share_of_true_nulls(p: Float[np.ndarray, " test"], above: float = 0.5) -> float:
+    """Return the share of tests in which there is nothing to find (pi0), at most 1; NaN counts as no test.
+
+    P values above a cut are nearly all of true nulls, which spread evenly; one is added to their count, so
+    that q values times this share still hold at few tests.
+
+    Args:
+        p: P values of one family.
+        above: The cut.
+
+    Raises:
+        NotEstimable: there is no p value.
+
+    Source: Storey 2002 (JRSS B 64:479); the added 1 is of Storey, Taylor and Siegmund 2004 (JRSS B 66:187).
+    """
+    tests = p[np.isfinite(p)]
+    if not len(tests):
+        raise NotEstimable("there is no p value")
+    return min(1.0, float(1 + (tests > above).sum()) / ((1 - above) * len(tests)))
+
+
+def p_values(
+    row: Mapping[str, Any], found: AnyDifference | None, spec: MultiplicitySpec
+) -> dict[str, Any]:
+    """Return an effect's family and its p values: `p`, `above_p` and `equivalent_p`.
 
     `p` is of no effect, `above_p` of an effect within the smallest effect of interest `seoi`,
-    `equivalent_p` of an effect outside it; each has its q value within the family. A conclusion is
-    drawn at the level of the spec from the q values:
+    `equivalent_p` of an effect outside it. `conclusion_reason` says why there is none.
+
+    Args:
+        row: Its metric, hookpoint, sae, unit and reason are read.
+        found: The difference; None where it cannot be estimated.
+        spec: Sizes and groups.
+    """
+    metric = str(row["metric"])
+    family = f"{spec.group(metric)} at {row['hookpoint']}, {row['sae']}"
+    if isinstance(found, DifferenceOfShares):
+        seoi, unit = spec.share_log_odds, LOG_ODDS
+    else:
+        seoi, unit = spec.seoi(metric, str(row["unit"])), str(row["unit"])
+    made: dict[str, Any] = {"family": family, "seoi": seoi, "seoi_unit": unit if seoi else None}
+    try:
+        if found is None:
+            raise NotEstimable(str(row["reason"]))
+        made["p"] = p_of_none(found)
+    except NotEstimable as refusal:
+        return made | {"conclusion_reason": str(refusal)}
+    if seoi is None:
+        why = f"no smallest effect of interest is set for {metric} or its unit {row['unit']!r}"
+        return made | {"conclusion_reason": why}
+    made["above_p"] = p_of_small(found, seoi)
+    made["equivalent_p"] = p_of_large(found, seoi)
+    return made
+
+
+def judged(effects: pandas.DataFrame, spec: MultiplicitySpec) -> pandas.DataFrame:
+    """Return the table of effects with q values and conclusions, rows and order as they were.
+
+    Each p value has its q value within the family. A conclusion is drawn at the level of the spec:
 
     - above the smallest effect of interest: `q` and `above_q` are small;
     - different but small: `q` and `equivalent_q` are small;
@@ -210,56 +202,26 @@ def judged(effects: pandas.DataFrame, spec: MultiplicitySpec | None = None) -> p
     `conclusion_reason` says why.
 
     Args:
-        effects: Columns `stats.effects.COLUMNS`; metric, hookpoint, sae, effect, se, df, unit, reason
-            are read.
-        spec: Level, sizes and groups.
+        effects: Columns `stats.effects.COLUMNS`, those of `p_values` filled in.
+        spec: The level.
     """
-    spec = spec or MultiplicitySpec()
-    found = effects.copy()
-    rows = [_tested(row, spec) for row in effects.to_dict("records")]
-    for name in COLUMNS:
-        values = [row.get(name) for row in rows]
-        numeric = name not in ("family", "conclusion", "conclusion_reason")
-        found[name] = np.array(values, dtype=np.float64) if numeric else _texts(values)
-    found["conclusion"] = _texts([None] * len(found))
-    for members in found.groupby("family", sort=False).indices.values():
+    made = effects.copy()
+    for members in made.groupby("family", sort=False).indices.values():
         for name in ("p", "above_p", "equivalent_p"):
-            column = found.columns.get_loc(f"{name.removesuffix('p')}q")
-            p = found[name].to_numpy(np.float64)[members]
-            found.iloc[members, column] = adjusted(p)
-    drawn = [_concluded(row, spec.level) for row in found[list(COLUMNS)].to_dict("records")]
-    found["conclusion"] = _texts([conclusion for conclusion, _ in drawn])
-    found["conclusion_reason"] = _texts([reason for _, reason in drawn])
-    return found
+            column = made.columns.get_loc(f"{name.removesuffix('p')}q")
+            p = made[name].to_numpy(np.float64)[members]
+            made.iloc[members, column] = adjusted(p)
+    read = ["q", "above_q", "equivalent_q", "conclusion_reason"]
+    drawn = [_concluded(row, spec.level) for row in made[read].to_dict("records")]
+    made["conclusion"] = _texts([conclusion for conclusion, _ in drawn])
+    made["conclusion_reason"] = _texts([reason for _, reason in drawn])
+    return made
 
 
 def _texts(values: Sequence[Any]) -> Any:
     column = np.empty(len(values), dtype=object)
     column[:] = values
     return column
-
-
-def _tested(row: Mapping[str, Any], spec: MultiplicitySpec) -> dict[str, Any]:
-    metric = str(row["metric"])
-    family = f"{spec.group(metric)} at {row['hookpoint']}, {row['sae']}"
-    seoi = spec.seoi(metric, str(row["unit"]))
-    made: dict[str, Any] = {"family": family, "seoi": seoi}
-    effect, se, df = (_number(row[name]) for name in ("effect", "se", "df"))
-    try:
-        made["p"] = two_sided_p(effect, se, df)
-    except NotEstimable as refusal:
-        why = row["reason"] if isinstance(row["reason"], str) else str(refusal)
-        return made | {"conclusion_reason": why}
-    if seoi is None:
-        why = f"no smallest effect of interest is set for {metric} or its unit {row['unit']!r}"
-        return made | {"conclusion_reason": why}
-    made["above_p"] = beyond(effect, se, df, seoi)
-    made["equivalent_p"] = equivalence(effect, se, df, seoi)
-    return made
-
-
-def _number(value: Any) -> float:
-    return float("nan") if value is None or pandas.isna(value) else float(value)
 
 
 def _concluded(row: Mapping[str, Any], level: float) -> tuple[str | None, str | None]:

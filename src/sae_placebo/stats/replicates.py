@@ -32,7 +32,7 @@ class Replicates:
         sae_seeds: Names of the SAE seeds.
         drawn: Whether another re-draw could have been made. False for a model that is given, such
             as the trained one: it is no source of variation.
-        step: Smallest difference that the metric can show; 0 where there is none.
+        counted: How many things the metric is a share of, such as d_sae latents; 0 where it counts none.
         null_value: The metric's own null, averaged over the seeds; None where it has no number.
     """
 
@@ -41,7 +41,7 @@ class Replicates:
     sae_seeds: tuple[int, ...]
     drawn: bool
     null_value: float | None = None
-    step: float = 0.0
+    counted: int = 0
 
     @property
     def point(self) -> float:
@@ -89,7 +89,7 @@ class ReplicateTable:
         default_factory=dict, init=False, repr=False
     )
     _nulls: dict[ReplicateKey, list[float]] = field(default_factory=dict, init=False, repr=False)
-    _steps: dict[ReplicateKey, float] = field(default_factory=dict, init=False, repr=False)
+    _counted: dict[ReplicateKey, int] = field(default_factory=dict, init=False, repr=False)
     _reasons: dict[ReplicateKey, str] = field(default_factory=dict, init=False, repr=False)
 
     def add(
@@ -100,13 +100,13 @@ class ReplicateTable:
         values: Float[np.ndarray, " replicate"] | None,
         null_value: float | None = None,
         reason: str | None = None,
-        step: float = 0.0,
+        counted: int = 0,
     ) -> None:
         """Add one SAE's values of one metric, or the reason why there are none.
 
-        `step` is the smallest difference that the metric can show, such as one latent of d_sae.
+        `counted` is how many things the metric is a share of, such as d_sae latents.
         """
-        self._steps[cell] = step
+        self._counted[cell] = counted
         of_cell = self._values.setdefault(cell, {})
         if values is None or not np.isfinite(values[0]):
             self._reasons.setdefault(cell, reason or "no reason was recorded")
@@ -114,6 +114,10 @@ class ReplicateTable:
         of_cell[model_seed, sae_seed] = values
         if null_value is not None:
             self._nulls.setdefault(cell, []).append(null_value)
+
+    def counted(self, cell: ReplicateKey) -> int:
+        """Return how many things the metric of a cell is a share of; 0 where it counts none."""
+        return self._counted.get(cell, 0)
 
     def __iter__(self) -> Iterator[ReplicateKey]:
         return iter(self._values)
@@ -145,6 +149,6 @@ class ReplicateTable:
             model_seeds=model_seeds,
             sae_seeds=sae_seeds,
             drawn=cell.arm in self.drawn,
-            step=self._steps.get(cell, 0.0),
+            counted=self.counted(cell),
             null_value=float(np.mean(nulls)) if len(nulls) == len(values) else None,
         )

@@ -315,6 +315,8 @@ def graph_of_trial(
     progress: Progress | None = None,
 ) -> PromptGraph:
     """Return the attribution graph of a prompt in an arm of a finished trial; see `Trial.graph`."""
+    if settings is not None and not isinstance(settings, GraphSpec):
+        raise SpecError(f"settings is a GraphSpec or None; found {settings!r:.80}")
     inputs = open_inputs(trial, choice, prompt, progress or Progress())
     return _graph_of(trial, inputs, prompt, settings)
 

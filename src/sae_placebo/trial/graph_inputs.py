@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxtyping import Int64
@@ -96,7 +97,9 @@ def check_prompt(prompt: str) -> None:
     Raises:
         SpecError: it is empty, or holds half of a character.
     """
-    if not isinstance(prompt, str) or not prompt:
+    if not isinstance(prompt, str):
+        raise SpecError(f"the prompt is text; found {prompt!r:.80}")
+    if not prompt:
         raise SpecError("the prompt is empty: give some text, such as 'def main('")
     try:
         prompt.encode()
@@ -225,7 +228,7 @@ def _places(spec: TrialSpec, choice: GraphChoice) -> tuple[Place, ...]:
     sae_seed = _among("sae_seed", choice.sae_seed, spec.sae_seeds)
     model_seed = _among("model_seed", choice.model_seed, spec.seeds_of(arm))
     asked = _on_the_stream(spec.hookpoints) if choice.hookpoints is None else choice.hookpoints
-    if isinstance(asked, str):
+    if isinstance(asked, str) or not isinstance(asked, Iterable):
         asked = (asked,)
     found = list(dict.fromkeys(parse_hookpoint(name) for name in asked))
     if not found:
@@ -247,15 +250,16 @@ def _on_the_stream(hookpoints: Sequence[str]) -> Sequence[str]:
 def _known(kind: str, asked: str | None, known: Iterable[str], first: str) -> str:
     if asked is None:
         return first
-    if asked not in known:
+    if asked not in tuple(known):
         raise SpecError(f"the trial's record says that {unknown_name(kind, asked, known)}")
     return asked
 
 
-def _among(kind: str, asked: int | None, known: Sequence[int | None]) -> Any:
+def _among(kind: str, asked: Any, known: Sequence[int | None]) -> Any:
     if asked is None:
         return known[0]
-    if asked not in known:
+    is_whole = isinstance(asked, Integral) and not isinstance(asked, bool)
+    if not is_whole or int(asked) not in known:
         has = ", ".join(map(str, known)) if known != (None,) else "none, since nothing is drawn"
-        raise SpecError(f"{kind} {asked} is none of the trial's for this arm: {has}")
-    return asked
+        raise SpecError(f"{kind} {asked!r} is none of the trial's for this arm: {has}")
+    return int(asked)

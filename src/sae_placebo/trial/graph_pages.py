@@ -8,6 +8,7 @@ from typing import Any
 
 from sae_placebo.core.errors import SpecError, StoreError
 from sae_placebo.core.escaping import escaped
+from sae_placebo.core.file_names import name_fault, shown_name
 from sae_placebo.core.pictures import plain_style, svg_of
 
 _ENDINGS = (".html", ".svg", ".png")
@@ -29,14 +30,24 @@ ablation. Blue raises its target, red lowers it.</p>
 
 
 def check_name(path: Path) -> None:
-    """Refuse a name that says no format.
+    """Refuse a name that says no format, or at which no file can be made.
 
     Raises:
         SpecError: it ends in none of `.html`, `.svg` and `.png`.
+        StoreError: it is a folder, its folder does not exist, or no file system takes it.
     """
+    if (fault := name_fault(path)) is not None:
+        raise StoreError(f"the picture's name {shown_name(path)} {fault}")
     if path.suffix.lower() not in _ENDINGS:
         raise SpecError(
             f"{str(path)!r} names no kind of picture: end it in {', '.join(_ENDINGS[:-1])} or {_ENDINGS[-1]}"
+        )
+    if path.is_dir():
+        raise StoreError(f"{str(path)!r} is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise StoreError(
+            f"{str(path)!r} cannot be written, since {str(path.parent)!r} is no folder; make it or name "
+            "another"
         )
 
 

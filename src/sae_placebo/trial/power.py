@@ -10,9 +10,9 @@ latents: at most p (1 - p), that of independent draws, and less where SAEs of on
 classes. `SAEs` is what is left of the variance between SAE seeds, which more latents do not lower.
 
 A difference is **detected** where the package's own 95% interval leaves zero out on the right side.
-So trials are simulated under this model, and `stats.effects.between` and `stats.effects.interval` get what
-they would get in a trial: with two seeds the interval is wide because its Student quantile has one
-degree of freedom, and that, more than the variance, is what a third seed mends.
+So trials are simulated under this model, and `stats.spreads` and `stats.components` get what they would get
+in a trial, the moderation included: where a trial's numbers say little of each other's variance, two seeds
+give an interval whose Student quantile is wide, and that, more than the variance, is what a third seed mends.
 
 What is not here: thresholds of classes read counts, so on more tokens some latents change class, and
 a wider SAE has other classes; the numbers are for designs near the one that they were measured on.
@@ -26,10 +26,19 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
 from sae_placebo.core.errors import NotEstimable, SpecError
 from sae_placebo.core.spec import Spec, numpy_generator
-from sae_placebo.stats.effects import Component, between, interval
+from sae_placebo.stats.components import (
+    DOCUMENTS,
+    MODEL_SEEDS,
+    SAE_SEEDS,
+    Component,
+    half_width,
+)
+from sae_placebo.stats.moderation import VariancePrior, moderated
+from sae_placebo.stats.spreads import JOINT, MeanSquare, components_of, mean_squares
 from sae_placebo.trial.record import CONFIDENCE
 from sae_placebo.trial.results import Trial
 from sae_placebo.trial.variances import DEFAULTS, TrialSize, Variances, measured
@@ -69,30 +78,46 @@ def simulate(
     """Return simulated trials of a design: errors are normal, and intervals are those of `stats.effects`.
 
     The error and the interval's width do not depend on the true difference, so one set of trials
-    gives the power at every difference.
+    gives the power at every difference. Shares are taken on their own scale, not on that of counts.
     """
     random = numpy_generator(seed, "power")
     n_seeds, n_models = design.sae_seeds, design.model_seeds
-    of_sae = (variances.saes + variances.latents / design.d_sae) ** 0.5
-    trained = random.normal(0, of_sae, (draws, n_seeds))
-    control = random.normal(0, of_sae, (draws, n_models, n_seeds))
+    of_sae = variances.saes + variances.latents / design.d_sae
+    trained = random.normal(0, of_sae**0.5, (draws, 1, n_seeds))
+    control = random.normal(0, of_sae**0.5, (draws, n_models, n_seeds))
     control += random.normal(0, variances.redraws**0.5, (draws, n_models, 1))
     of_documents = variances.documents / design.n_documents
     df = 1 / (1 / (design.n_documents - 1) + 1 / (design.replicates - 1))
     documents = random.normal(0, of_documents**0.5, draws)
     estimated = of_documents * random.chisquare(df, draws) / df
-    step = 1 / design.d_sae if design.counts_latents else 0.0
     needed = np.empty(draws)
     for i in range(draws):
-        difference = trained[i] - control[i]
-        parts = [
-            Component("documents", float(estimated[i]), df),
-            between(difference.mean(0), "sae_seeds", step),
-            between(control[i].mean(1), "model_seeds", step),
-        ]
-        error = float(difference.mean() + documents[i])
-        needed[i] = interval(error, parts, CONFIDENCE).high - 2 * error
+        parts = [Component(DOCUMENTS, float(estimated[i]), df)]
+        parts += _of_seeds(trained[i], False, variances, design)
+        parts += _of_seeds(control[i], True, variances, design)
+        error = float(trained[i].mean() - control[i].mean() + documents[i])
+        needed[i] = half_width(parts, CONFIDENCE) - error
     return Simulated(needed=tuple(np.sort(needed).tolist()))
+
+
+def _of_seeds(
+    y: Float[np.ndarray, "model sae_seed"], drawn: bool, variances: Variances, design: TrialSize
+) -> tuple[Component, ...]:
+    """Return the parts of one arm's seeds, moderated as much as in the trial that was measured."""
+    of_sae = variances.saes + variances.latents / design.d_sae
+    priors = {
+        SAE_SEEDS: VariancePrior(of_sae, variances.seeds_df),
+        JOINT: VariancePrior(of_sae, variances.seeds_df),
+        MODEL_SEEDS: VariancePrior(
+            of_sae + design.sae_seeds * variances.redraws, variances.redraws_df
+        ),
+    }
+    squares = {}
+    for source, own in mean_squares(y, drawn).items():
+        value, df = moderated(np.array(own.value), own.df, priors[source])
+        squares[source] = MeanSquare(float(value), float(df))
+    least = variances.latents / design.d_sae if design.counts_latents else 0.0
+    return components_of(squares, y.size, least)
 
 
 def answer(

@@ -107,7 +107,7 @@ def _table_of(name: str) -> property:
 
 @dataclass(frozen=True)
 class Trial:
-    """A finished trial, read from its folder; tables are loaded when they are first read."""
+    """A finished trial, read from its folder; a table is checked and loaded whenever it is asked for."""
 
     folder: Path
 
@@ -375,7 +375,7 @@ def _add(table: ReplicateTable, plan: Plan, place: Place, row: Any, values: Any 
         values,
         None if pandas.isna(row.null_value) else float(row.null_value),
         None if pandas.isna(row.reason) else str(row.reason),
-        1 / plan.spec.saes[sae].d_sae if EVERY_METRIC[row.metric].counts_latents else 0.0,
+        plan.spec.saes[sae].d_sae if EVERY_METRIC[row.metric].counts_latents else 0,
     )
 
 

@@ -14,7 +14,10 @@ from pydantic import Field
 
 from sae_placebo.core.errors import NotEstimable, SpecError, unknown_name
 from sae_placebo.core.spec import Spec
-from sae_placebo.stats.effects import between
+from sae_placebo.stats.components import MODEL_SEEDS, SAE_SEEDS
+from sae_placebo.stats.moderation import variance_prior
+from sae_placebo.stats.scales import CountScale
+from sae_placebo.stats.spreads import MeanSquare, mean_squares
 from sae_placebo.trial.results import Trial
 
 _COUNTED = "share_"
@@ -29,6 +32,8 @@ class Variances(Spec):
         redraws: Variance between re-draws of the control.
         saes: Variance between SAE seeds that more latents do not lower.
         latents: Variance between SAE seeds from counting latents, times d_sae; 0 for other metrics.
+        seeds_df: Degrees of freedom that the other numbers of the trial add to a variance between SAE seeds.
+        redraws_df: The same for re-draws.
         said: Words that say where the numbers come from.
     """
 
@@ -36,6 +41,8 @@ class Variances(Spec):
     redraws: float = Field(ge=0)
     saes: float = Field(ge=0)
     latents: float = Field(ge=0)
+    seeds_df: float = Field(0.0, ge=0)
+    redraws_df: float = Field(0.0, ge=0)
     said: str
 
 
@@ -90,7 +97,9 @@ def measured(
     The variance between SAE seeds is pooled over the models of the arms compared, that between
     re-draws over the controls, less what SAE seeds add to a re-draw's mean, and never below 0.
     That over documents is what is left of an effect's squared standard error when the seeds' parts are
-    taken off, averaged over contrasts. A share never varies less than its steps of one latent.
+    taken off, averaged over contrasts. A share never varies less than its count does, that of one latent
+    where there is none. What a variance gains from the others (`stats.moderation`) is taken over the same
+    metrics as in the trial: all shares of latents, or this metric at all hookpoints and of all SAEs and arms.
 
     Args:
         trial: A finished trial.
@@ -110,8 +119,10 @@ def measured(
         drawn = drawn[drawn["control"] == control]
     d_sae, counts = int(spec["saes"][sae]["d_sae"]), metric.startswith(_COUNTED)
     values = {arm: _values(table, arm) for arm in {*drawn["arm"], *drawn["control"]}}
-    found = _decomposed(drawn, values, 1 / d_sae if counts else 0.0)
     share = float(np.mean([v.mean() for v in values.values()]))
+    found = _decomposed(drawn, values)
+    if counts:
+        found["saes"] = max(found["saes"], 1 / d_sae**2)
     # a share of 0 is one of fewer than one latent
     latents = min(found["saes"] * d_sae, max(share * (1 - share), 1 / d_sae)) if counts else 0.0
     row, against = drawn.iloc[0], " or ".join(drawn["control"])
@@ -120,6 +131,7 @@ def measured(
         redraws=found["redraws"],
         saes=max(found["saes"] - latents / d_sae, 0.0),
         latents=latents,
+        **_prior_df(trial, metric),
         said=f"{metric}, {row['arm']} minus {against}, measured in trial {trial.record['name']!r} at "
         f"{hookpoint}, {sae}",
     )
@@ -171,20 +183,48 @@ def _values(table: Any, arm: str) -> Float[np.ndarray, "model sae_seed"]:
 
 
 def _decomposed(
-    drawn: Any, values: dict[str, Float[np.ndarray, "model sae_seed"]], step: float
+    drawn: Any, values: dict[str, Float[np.ndarray, "model sae_seed"]]
 ) -> dict[str, float]:
     """Return the variance of an effect over documents, between re-draws and between SAE seeds."""
-    spread = [v.var(axis=1, ddof=1) for v in values.values()]
-    saes = max(float(np.concatenate(spread).mean()), step**2 / 12)
-    documents, redraws = [], []
+    saes = float(np.concatenate([v.var(axis=1, ddof=1) for v in values.values()]).mean())
+    of_controls = [
+        control.mean(1).var(ddof=1) - saes / control.shape[1]
+        for control in (values[name] for name in drawn["control"])
+    ]
+    redraws = max(float(np.mean(of_controls)), 0.0)
+    documents = []
     for row in drawn.to_dict("records"):
-        arm, control = values[row["arm"]], values[row["control"]]
-        seeds = between((arm - control).mean(0), "sae_seeds", step)
-        models = between(control.mean(1), "model_seeds", step)
-        documents.append(row["se"] ** 2 - seeds.variance - models.variance)
-        redraws.append(control.mean(1).var(ddof=1) - saes / control.shape[1])
-    return {
-        "documents": max(float(np.mean(documents)), 0.0),
-        "redraws": max(float(np.mean(redraws)), 0.0),
-        "saes": saes,
-    }
+        models, seeds = values[row["control"]].shape
+        documents.append(
+            row["se"] ** 2 - redraws / models - saes * (1 / seeds + 1 / models / seeds)
+        )
+    return {"documents": max(float(np.mean(documents)), 0.0), "redraws": redraws, "saes": saes}
+
+
+def _prior_df(trial: Trial, metric: str) -> dict[str, float]:
+    """Return what the trial's other numbers add to the degrees of freedom of a variance, by source."""
+    table = trial.measurements
+    of_kind = table["metric"] == metric
+    if metric.startswith(_COUNTED):
+        of_kind = table["metric"].str.startswith(_COUNTED)
+    table = table[of_kind & table["value"].notna()]
+    widths = {name: sae["d_sae"] for name, sae in trial.record["spec"]["saes"].items()}
+    squares: dict[str, list[MeanSquare]] = {SAE_SEEDS: [], MODEL_SEEDS: []}
+    for (name, _, sae, arm), part in table.groupby(["metric", "hookpoint", "sae", "arm"]):
+        values = _values(part, arm)
+        if name.startswith(_COUNTED):
+            if not 1 <= values.mean() * widths[sae] <= widths[sae] - 1:
+                continue
+            values = CountScale(widths[sae]).forward(values)
+        drawn = len(values) > 1
+        for source, square in mean_squares(values, drawn).items():
+            if source in squares:
+                squares[source].append(square)
+    found = {}
+    for source, name in ((SAE_SEEDS, "seeds_df"), (MODEL_SEEDS, "redraws_df")):
+        values, df = (
+            np.array([getattr(s, field) for s in squares[source]], dtype=np.float64)
+            for field in ("value", "df")
+        )
+        found[name] = min(variance_prior(values, df).df, 1e6)
+    return found

@@ -8,7 +8,12 @@ from sae_placebo.core.tables.keys import ARM, HOOKPOINT, KEYS, SAE
 _METRIC = Column("metric", "string", "what was measured: the metric's name", nullable=False)
 _UNIT = Column("unit", "string", "the metric's unit", nullable=False)
 _ENDS = "ends of the 95% interval; null with a reason"
-_SPREAD = "half the interval is t(df) × se; df is null where nothing varies"
+_SPREAD = (
+    "half the interval is t(df) × se; df is null where nothing varies, and for shares of latents, whose "
+    "interval is not symmetric"
+)
+_P = "p value of a true effect"
+_Q = "p within its family (Benjamini and Hochberg)"
 _NONE = "the effect where there is nothing to find: 0"
 _N_SEEDS = "SAE initializations, models on each side"
 
@@ -55,6 +60,29 @@ EFFECTS = Table(
         ),
         Column("aa_control", "string", "which re-draws were compared"),
         Column("aa_reason", "string", "why there is no A/A interval"),
+        Column(
+            "family",
+            "string",
+            "effects that are judged together: a group of metrics at one hookpoint, of one SAE",
+            nullable=False,
+        ),
+        Column("p", "float", f"{_P} of 0; below .05 where the 95% interval leaves 0 out"),
+        Column("q", "float", _Q),
+        Column(
+            "seoi", "float", "smallest effect of interest; null where none is set", "`seoi_unit`"
+        ),
+        Column("seoi_unit", "string", "unit of `seoi`: log odds for shares of latents"),
+        Column("above_p", "float", f"{_P} that is smaller than `seoi`"),
+        Column("above_q", "float", _Q),
+        Column("equivalent_p", "float", f"{_P} that is larger than `seoi`"),
+        Column("equivalent_q", "float", _Q),
+        Column(
+            "conclusion",
+            "string",
+            "above the smallest effect of interest, different but small, equivalent, or inconclusive; null "
+            "with a reason",
+        ),
+        Column("conclusion_reason", "string", "why it is null, or what is open"),
     ),
     note="""Contrasts are trained minus every other arm, and the margins of every factorial that the arms make
 (`designs.py`); a `contrasts` list in the trial file replaces both. With two `model_seeds`, the variance

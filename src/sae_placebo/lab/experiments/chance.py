@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from sae_placebo.core.errors import SpecError
 from sae_placebo.core.progress import Track, untracked
 from sae_placebo.lab.scores.null_tables import MatchingNull, random_null
+from sae_placebo.lab.sizes import check_dictionaries
 from sae_placebo.lab.text_tables import in_columns
 
 Size = tuple[int, int, int]
@@ -48,9 +49,11 @@ def null_table(
     """Return `random_null` at each size (d_in, features, latents).
 
     Raises:
-        SpecError: a size is below 1.
+        SpecError: a size is below 1, or more than this machine's memory can hold.
     """
     nulls = {}
+    for size in sizes:
+        check_dictionaries(*size)
     with track("draw dictionaries", len(sizes), "sizes") as advance:
         for size in sizes:
             nulls[size] = random_null(*size, seed)

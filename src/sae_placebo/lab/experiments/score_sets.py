@@ -125,13 +125,16 @@ def sets_of(text: str) -> list[ScoreSet]:
     """Return the sets that a text names: names separated by commas, or `all`.
 
     Raises:
-        SpecError: a name is unknown or given twice, or there is none.
+        SpecError: a name is unknown or given twice, there is none, or there are others beside `all`.
     """
     names = tuple(part.strip() for part in text.split(",") if part.strip())
     if not names:
         raise SpecError(f"no set of scores is named: give all, or some of {', '.join(SCORE_SETS)}")
     if names == ("all",):
         return list(SCORE_SETS.entries.values())
+    if "all" in names:
+        others = ", ".join(name for name in names if name != "all")
+        raise SpecError(f"all are asked for, and {others or 'all'} besides: give all alone")
     for name in distinct(names):
         if name not in SCORE_SETS.entries:
             raise SpecError(unknown_name("set of scores", name, ["all", *SCORE_SETS.entries]))

@@ -159,7 +159,7 @@ def parse_settings(texts: list[str]) -> dict[str, Value]:
     """Return the settings that texts such as `items=4` and `amplitude=constant` give, by name.
 
     Raises:
-        SpecError: a text has no `=`, or its value is a table or a list.
+        SpecError: a text has no `=`, its value is a table or a list, or a setting is given twice.
     """
     settings: dict[str, Value] = {}
     for text in texts:
@@ -172,6 +172,8 @@ def parse_settings(texts: list[str]) -> dict[str, Value]:
             read = value
         if not isinstance(read, Value):
             raise SpecError(f"{name} takes one number or word, not {value!r:.80}")
+        if name in settings:
+            raise SpecError(f"the setting {name!r} is given twice; give it once")
         settings[name] = read
     return settings
 

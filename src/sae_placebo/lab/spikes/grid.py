@@ -84,7 +84,7 @@ def packed_together(
     groups: list[list[Spike]] = []
     energies: list[float] = []
     for unit in units:
-        energy = sum(s.frequency * s.squared_amplitude() * s.magnitude**2 for s in unit)
+        energy = sum(spike.energy for spike in unit)
         _check_room(unit, energy, most, energy_share)
         fits = (
             i
@@ -108,7 +108,7 @@ def _check_room(unit: Sequence[Spike], energy: float, most: int, energy_share: f
         raise SpecError(
             f"{named} {'is' if one else 'are'} {energy:.1%} of the activations' energy, more than the "
             f"{energy_share:.1%} that may be planted at a time: make {'it' if one else 'them'} smaller "
-            "or raise energy_share"
+            "or rarer"
         )
     if len(unit) > most:
         raise SpecError(

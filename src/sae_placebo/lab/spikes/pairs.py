@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 from pydantic import Field
 
+from sae_placebo.core.errors import SpecError
 from sae_placebo.core.spec import Distinct, Spec, numpy_generator
 from sae_placebo.lab.spikes.grid import packed_together
 from sae_placebo.lab.spikes.outcomes import OutcomeRules, Thresholds, f1_of
@@ -41,6 +42,8 @@ PAIR_OUTCOMES = (APART, MERGED, ONE, LOST)
 _CANDIDATES = 8
 """Largest number of latents past the cosine thresholds whose detectors are tried, the best by firing."""
 _PER_PAIR = 2
+PER_REPEAT = _PER_PAIR * len(RELATIONS)
+"""Spikes of one repeat at a frequency and a magnitude."""
 
 
 class PairGrid(Spec):
@@ -90,6 +93,13 @@ class PairGrid(Spec):
         if relation == CHILD:
             company = {"frequency": self.rate * frequency, "parent": first.name}
         elif relation == TOGETHER:
+            # without the first, the second is active on the rest of its tokens; there may be too few for it
+            if frequency * (2 - self.rate) > 1:
+                raise SpecError(
+                    f"two spikes of frequency {frequency:g} are together on {2 - 1 / frequency:.4g} or more "
+                    f"of the first one's tokens, not on {self.rate:g}: raise this rate (together) or lower "
+                    "the frequency"
+                )
             phi = (self.rate - frequency) / (1 - frequency)
             company |= {"beside": first.name, "correlation": phi}
         return [first, Spike(name=f"{name} second", **law, **company)]

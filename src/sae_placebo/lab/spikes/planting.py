@@ -33,6 +33,9 @@ from sae_placebo.saes import Codes
 LOG_SPREAD = 0.5
 """Standard deviation of the logarithm of a lognormal amplitude."""
 
+_SQUARABLE = 1e150
+"""Squares of numbers below it are floats."""
+
 
 class Spike(Spec):
     """One planted feature."""
@@ -65,6 +68,12 @@ class Spike(Spec):
         """Return the mean square of the amplitude over its squared mean."""
         spread = {"constant": 1.0, "uniform": 4 / 3, "lognormal": math.exp(LOG_SPREAD**2)}
         return spread[self.amplitude]
+
+    @property
+    def energy(self) -> float:
+        """The spike's mean square over that of the activations about their mean; inf beyond all floats."""
+        squared = self.magnitude**2 if self.magnitude < _SQUARABLE else math.inf
+        return self.frequency * self.squared_amplitude() * squared
 
 
 # --- the plan ----------------------------------------------------------------------------------------
@@ -153,7 +162,7 @@ class Planting:
         It is computed as if no two spikes met on a token, and with `frequency` where `token_ids` are given,
         since their share of the tokens is not known here.
         """
-        return sum(s.frequency * s.squared_amplitude() * s.magnitude**2 for s in self.spikes)
+        return sum(spike.energy for spike in self.spikes)
 
     @property
     def largest_cosine(self) -> float:

@@ -20,7 +20,7 @@ from sae_placebo.causal.use.rule import USES
 from sae_placebo.causal.use.spec import UseSpec
 from sae_placebo.core.errors import ModelError, NotEstimable, SpecError, StoreError, unknown_name
 from sae_placebo.core.progress import Progress
-from sae_placebo.core.sealing import read_json, write_json
+from sae_placebo.core.sealing import read_json, seal_is_broken, sealed, write_json
 from sae_placebo.core.spec import digest
 from sae_placebo.core.time_left import Outlook, WorkPiece
 from sae_placebo.lab.experiments.sweeps import parse_settings
@@ -38,7 +38,7 @@ from sae_placebo.lab.worlds.scoring import (
 from sae_placebo.lab.worlds.units import judged_site
 from sae_placebo.lab.worlds.user_statistics import UserStatistic
 
-_FORMAT = 1
+_FORMAT = 2
 _SECONDS = {"build": 20.0, "score": 60.0}
 """Roughly how long a world takes; it only starts the foretold time."""
 _KINDS = {IS_USED: "used", IS_PASSENGER: "passenger"}
@@ -52,11 +52,13 @@ class Source:
         label: What it is called while it is worked on.
         seed: Seed of the SAEs and of all draws at the worlds' sites.
         worlds: Returns the worlds, showing its progress.
+        is_built: Whether that takes long, as training does.
     """
 
     label: str
     seed: int
     worlds: Callable[[Progress], Sequence[World]] = field(compare=False)
+    is_built: bool = True
 
 
 def built(kind: str, seeds: Sequence[int], preset: str | None, program: str | None) -> list[Source]:
@@ -85,7 +87,7 @@ def stored(folder: Path, seed: int) -> Source:
         StoreError: the folder holds no world, or one that is damaged.
     """
     found = load_worlds(folder)
-    return Source(f"{str(folder)!r}", seed, lambda progress: found)
+    return Source(f"{str(folder)!r}", seed, lambda progress: found, is_built=False)
 
 
 def use_settings(texts: Sequence[str]) -> UseSpec:
@@ -107,10 +109,21 @@ def use_settings(texts: Sequence[str]) -> UseSpec:
         return UseSpec.model_validate(table)
     except ValidationError as problem:
         first = problem.errors(include_url=False)[0]
+        if first["type"] == "extra_forbidden":
+            raise SpecError(_unknown_setting(first["loc"])) from None
         place = ".".join(str(part) for part in first["loc"])
         cause = first.get("ctx", {}).get("error") or first["msg"]
         where = f"{place} = {first['input']!r:.80}: " if place else ""
         raise SpecError(f"settings of use: {where}{cause}") from None
+
+
+def _unknown_setting(place: Sequence[int | str]) -> str:
+    """Return the sentence for a setting of use that does not exist, with those beside it."""
+    *outer, name = map(str, place)
+    spec: Any = UseSpec
+    for part in outer:
+        spec = spec.model_fields[part].annotation
+    return unknown_name(" ".join(["setting of use", *outer]), name, spec.model_fields)
 
 
 @dataclass(frozen=True)
@@ -182,7 +195,8 @@ def score_statistics(
         progress: Shows the work, and how long all of it will take.
 
     Raises:
-        SpecError: a statistic fails or returns what it must not, or a hookpoint is unknown.
+        SpecError: a statistic fails or returns what it must not, a hookpoint is unknown, or two worlds are
+            the same, which would count as two draws.
         StoreError: the folder cannot be written.
         NotEstimable: no site has scores.
     """
@@ -197,6 +211,10 @@ def score_statistics(
     ]
     sites: list[SiteScores] = []
     refused: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    for source in sources:
+        if not source.is_built:
+            _check_new(source.worlds(progress), source.label, labels)
     with progress.whole(Outlook(pieces, rough=True, name="whole")):
         for source in sources:
             try:
@@ -204,6 +222,8 @@ def score_statistics(
             except ModelError as problem:  # a model that did not learn its rule is no world
                 refused[source.label] = str(problem)
                 continue
+            if source.is_built:
+                _check_new(worlds, source.label, labels)
             places = [(w, h) for w in worlds for h in _sites_of(w, hookpoints)]
             with progress.track(f"score {source.label}", len(places), "sites") as advance:
                 for world, hookpoint in places:
@@ -224,6 +244,27 @@ def score_statistics(
         write_results(folder, "scores", list(_score_rows(scores)), facts)
         write_results(folder, "units", list(_unit_rows(scores)), facts)
     return scores
+
+
+def _check_new(worlds: Sequence[World], label: str, labels: dict[str, str]) -> None:
+    """Refuse a world that is there already.
+
+    Args:
+        worlds: The worlds of one source.
+        label: What that source is called.
+        labels: By the fingerprint of each world before, what its source is called; these worlds are added.
+
+    Raises:
+        SpecError: one is there.
+    """
+    for world in worlds:
+        mark = _fingerprint(world)
+        if mark in labels:
+            raise SpecError(
+                f"world {world.name!r} of {label} is that of {labels[mark]} as well, and would count as "
+                "two: leave one out"
+            )
+        labels[mark] = label
 
 
 def _sites_of(world: World, hookpoints: Sequence[str]) -> Sequence[str]:
@@ -282,21 +323,23 @@ def _fingerprint(world: World) -> str:
 
 
 def _kept(path: Path | None) -> dict[str, Any] | None:
-    """Return the record in a site's file; None where it is missing or damaged."""
+    """Return the record in a site's file; None where it is missing or not what was written."""
     if path is None:
         return None
     try:
         record = read_json(path)
     except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) and "statistics" in record else None
+    if not isinstance(record, dict) or "seal" not in record or seal_is_broken(record):
+        return None
+    return {name: value for name, value in record.items() if name != "seal"}
 
 
 def _keep(path: Path | None, record: Mapping[str, Any]) -> None:
     if path is None:
         return
     try:
-        write_json(path, record)
+        write_json(path, sealed(record))
     except OSError as problem:
         reason = problem.strerror or problem
         raise StoreError(f"cannot write {str(path)!r} ({reason}): give another folder") from None

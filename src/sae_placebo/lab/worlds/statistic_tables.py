@@ -11,6 +11,7 @@ from sae_placebo.lab.experiments.phase import mean_of
 from sae_placebo.lab.text_tables import bounds, in_columns, number
 from sae_placebo.lab.worlds.scoring import OURS
 from sae_placebo.lab.worlds.statistic_scores import SiteScores, StatisticScores
+from sae_placebo.report.wording import counted
 
 
 def in_lines(scores: StatisticScores) -> str:
@@ -23,7 +24,8 @@ def in_lines(scores: StatisticScores) -> str:
     for hookpoint in dict.fromkeys(site.hookpoint for site in scores.sites):
         sites = [site for site in scores.sites if site.hookpoint == hookpoint]
         used, passengers = (sum(site.kinds.count(kind) for site in sites) for kind in (1, 0))
-        head = f"{hookpoint}: {used} used units and {passengers} passengers, {len(sites)} worlds"
+        of_kinds = f"{counted(used, 'used unit')} and {counted(passengers, 'passenger')}"
+        head = f"{hookpoint}: {of_kinds}, {counted(len(sites), 'world')}"
         rows = [("", "AUROC", "95%", "units", "worlds", "")]
         rows += [_line(name, sites) for name in sites[0].statistics]
         parts.append(f"{in_one_line(head)}\n{in_columns(rows)}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -191,14 +192,23 @@ class JudgedSite:
     def judged(self, statistic: Statistic) -> Float64[np.ndarray, " unit"]:
         """Return a statistic of the judged directions.
 
-        The function gets copies of the directions and of the activations, so that it cannot change ours.
+        The function gets copies of the model, the tokens, the activations and the directions, so that it
+        cannot change ours: neither by what it writes into them nor by a hook that it leaves in the model.
         """
-        own = self.units.directions
+        own, ours = self.units.directions, self.subject
         directions = Directions(own.vectors.copy(), own.amounts.copy())
-        subject = replace(self.subject, activations=self.subject.activations.clone())
-        values: Float64[np.ndarray, " direction"] = np.asarray(
-            statistic(subject, directions), np.float64
+        subject = Subject(
+            Downstream(copy.deepcopy(ours.downstream.model), self.hookpoint),
+            copy.deepcopy(ours.tokens),
+            ours.activations.clone(),
         )
+        dtype = torch.get_default_dtype()
+        try:
+            values: Float64[np.ndarray, " direction"] = np.asarray(
+                statistic(subject, directions), np.float64
+            )
+        finally:
+            torch.set_default_dtype(dtype)
         judged: Float64[np.ndarray, " unit"] = values[self.which]
         return judged
 

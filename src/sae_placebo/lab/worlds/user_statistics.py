@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from sae_placebo.core.errors import PlaceboError, SpecError, in_one_line
+from sae_placebo.core.interrupts import EXIT_CODES
 from sae_placebo.core.spec import distinct
 from sae_placebo.lab.worlds.scoring import STATISTICS
 from sae_placebo.lab.worlds.units import JudgedSite
@@ -54,10 +55,9 @@ class UserStatistic:
                 found = self.function(subject, directions)
             except PlaceboError:
                 raise
-            except Exception as problem:
-                said = in_one_line(f"{type(problem).__name__}: {problem}")
+            except (Exception, SystemExit) as problem:
                 raise SpecError(
-                    f"the statistic {self.name!r} failed at {where} ({said:.200})"
+                    f"the statistic {self.name!r} failed at {where} ({_said(problem)})"
                 ) from problem
             return self._numbers(found, len(directions), where)
 
@@ -75,6 +75,8 @@ class UserStatistic:
     def _numbers(self, found: Any, n: int, where: str) -> Float64[np.ndarray, " direction"]:
         if hasattr(found, "detach"):
             found = found.detach().cpu()
+            # NumPy has no numbers of 16 bits such as bfloat16
+            found = found.double() if found.is_floating_point() else found
         try:
             values = np.asarray(found)
             if values.dtype.kind not in "biuf":
@@ -114,7 +116,8 @@ def find_statistic(name: str) -> UserStatistic:
     for part in attribute.split("."):
         if not hasattr(found, part):
             known = [k for k, v in vars(found).items() if callable(v) and not k.startswith("_")]
-            there = f"; it has {', '.join(sorted(known)[:8])}" if known else ""
+            more = f" and {len(known) - 8} more" if len(known) > 8 else ""
+            there = f"; it has {', '.join(sorted(known)[:8])}{more}" if known else ""
             raise SpecError(f"{module_name!r} has no function {attribute!r}{there}")
         found = getattr(found, part)
     if name in STATISTICS:
@@ -160,10 +163,20 @@ def _module(module_name: str, name: str) -> Any:
             f"the module {module_name!r} of the statistic {name!r} needs {problem.name!r}, which is not "
             "installed"
         ) from problem
-    except Exception as problem:
-        said = in_one_line(f"{type(problem).__name__}: {problem}")
+    except (Exception, SystemExit) as problem:
         raise SpecError(
-            f"the module {module_name!r} of the statistic {name!r} cannot be imported ({said:.200})"
+            f"the module {module_name!r} of the statistic {name!r} cannot be imported ({_said(problem)})"
         ) from problem
     finally:
         sys.path.remove(here)
+
+
+def _said(problem: BaseException) -> str:
+    """Return what a user's code raised, in one line.
+
+    Raises:
+        SystemExit: it is the stop of this process, and not one of that code.
+    """
+    if isinstance(problem, SystemExit) and problem.code in EXIT_CODES:
+        raise problem
+    return in_one_line(f"{type(problem).__name__}: {problem}")[:200]

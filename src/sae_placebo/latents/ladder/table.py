@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+import numpy as np
 
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.tables.structure import LADDER
 from sae_placebo.latents.ladder.ladder import RUNGS
-from sae_placebo.stats.effects import arm_interval
+from sae_placebo.stats.effects import arm_bounds
 from sae_placebo.stats.replicates import ReplicateKey, Replicates, ReplicateTable
+from sae_placebo.stats.spreads import Spreads
 
 SUBJECTS = {"latents": "ladder_r2_", "activations": "activations_r2_"}
 COLUMNS = LADDER.names
@@ -37,11 +40,12 @@ def ladder_table(
     places = dict.fromkeys(
         (c.arm, c.hookpoint, c.sae) for c in table if c.metric == "ladder_r2_token"
     )
+    values, gains = Spreads(table), Spreads(_gains(table, places))
     rows = [
         row | {"n": counts.get(place, 0) if subject == "latents" else widths.get(place[1])}
         for place in places
         for subject in SUBJECTS
-        for row in _rungs(table, place, subject, level)
+        for row in _rungs(values, gains, place, subject, level)
     ]
     whole = ("model_seed", "sae_seed", "n")
     numbers = ("value", "low", "high", "gain", "gain_low", "gain_high")
@@ -49,29 +53,39 @@ def ladder_table(
     return pandas.DataFrame(rows, columns=list(COLUMNS)).astype(types)
 
 
+def _gains(table: ReplicateTable, places: Iterable[tuple[str, str, str]]) -> ReplicateTable:
+    """Return what each rung adds to the rung before that can be estimated, under the metric's name."""
+    gains = dataclasses.replace(table)
+    for arm, hookpoint, sae in places:
+        for subject in SUBJECTS.values():
+            before: Replicates | None = None
+            for rung in RUNGS[1:]:
+                cell = ReplicateKey(arm, hookpoint, sae, subject + rung)
+                try:
+                    r2 = table[cell]
+                except NotEstimable as refusal:
+                    gains.add(cell, 0, 0, None, reason=str(refusal))
+                    continue
+                step = r2.values if before is None else r2.values - before.values
+                for m, s in np.ndindex(*step.shape[:2]):
+                    gains.add(cell, r2.model_seeds[m], r2.sae_seeds[s], step[m, s])
+                before = r2
+    return gains
+
+
 def _rungs(
-    table: ReplicateTable, place: tuple[str, str, str], subject: str, level: float
+    values: Spreads, gains: Spreads, place: tuple[str, str, str], subject: str, level: float
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of one arm, hookpoint, SAE and subject, with each rung's gain over the one before."""
     arm, hookpoint, sae = place
-    before: Replicates | None = None
     for rung in RUNGS[1:]:
         row: dict[str, Any] = dict.fromkeys(COLUMNS)
         row |= {"arm": arm, "hookpoint": hookpoint, "sae": sae, "subject": subject, "rung": rung}
-        n_documents = table.n_documents[hookpoint]
+        cell = ReplicateKey(arm, hookpoint, sae, SUBJECTS[subject] + rung)
         try:
-            r2 = table[ReplicateKey(arm, hookpoint, sae, SUBJECTS[subject] + rung)]
-        except NotEstimable as refusal:
-            yield row | {"reason": str(refusal)}
-            continue
-        step = r2.values if before is None else r2.values - before.values
-        gain = dataclasses.replace(r2, values=step)
-        row |= {"value": r2.point, "gain": gain.point}
-        try:
-            around, added = (arm_interval(number, n_documents, level) for number in (r2, gain))
-            row |= {"low": around.low, "high": around.high}
-            row |= {"gain_low": added.low, "gain_high": added.high}
+            row |= {"value": values.table[cell].point, "gain": gains.table[cell].point}
+            row["low"], row["high"] = arm_bounds(values, cell, level)
+            row["gain_low"], row["gain_high"] = arm_bounds(gains, cell, level)
         except NotEstimable as refusal:
             row["reason"] = str(refusal)
-        before = r2
         yield row

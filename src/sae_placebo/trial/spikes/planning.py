@@ -12,7 +12,7 @@ from sae_placebo.core.spec import digest
 from sae_placebo.core.store import Store
 from sae_placebo.lab.spikes.grid import Grid
 from sae_placebo.lab.spikes.outcomes import Thresholds
-from sae_placebo.lab.spikes.pairs import PairGrid
+from sae_placebo.lab.spikes.pairs import PER_REPEAT, PairGrid
 from sae_placebo.lab.spikes.planting import Spike
 from sae_placebo.models.hookpoints import parse_hookpoint
 from sae_placebo.report.spike_files import FEATURES, PAIRS
@@ -20,6 +20,8 @@ from sae_placebo.saes import SAES, SAESpec, parse_sae
 from sae_placebo.trial.plan import ArmModel, Plan
 from sae_placebo.trial.spec import TrialSpec
 
+MOST = 20_000
+"""Features that are planted at most: more take hours to be packed into trainings, and days to be trained."""
 VERSION = 1
 """It is raised by hand when what is written changes its meaning."""
 DECOYS = 5
@@ -65,7 +67,10 @@ def check_asked(asked: Asked) -> None:
     for name in asked:
         if name not in Asked.__annotations__:
             raise SpecError(unknown_name("argument of spikes", name, Asked.__annotations__))
-    if asked.get("composed"):
+    composed = asked.get("composed")
+    if composed is not None and not isinstance(composed, bool):
+        raise SpecError(f"composed is True or False; found {composed!r:.40}")
+    if composed:
         return
     for name in ("kinds", "together"):
         if asked.get(name) is not None:
@@ -91,13 +96,13 @@ def subject_of(spec: TrialSpec, asked: Asked) -> Subject:
     """
     arm, hookpoint, sae = asked.get("arm"), asked.get("hookpoint"), asked.get("sae")
     arm = spec.trained_arm if arm is None else arm
-    if arm not in spec.arms:
+    if arm not in tuple(spec.arms):
         raise SpecError(unknown_name("arm of this trial", arm, spec.arms))
     place = spec.hookpoints[0] if hookpoint is None else parse_hookpoint(hookpoint).name
     if place not in spec.hookpoints:
         raise SpecError(unknown_name("hookpoint of this trial", place, spec.hookpoints))
     label = next(iter(spec.saes)) if sae is None else sae
-    if label not in spec.saes:
+    if label not in tuple(spec.saes):
         raise SpecError(unknown_name("SAE of this trial", label, spec.saes))
     return Subject(ArmModel(arm, spec.seeds_of(arm)[0]), place, label)
 
@@ -174,7 +179,7 @@ def grid_of(asked: Asked, d_in: int) -> Grid | PairGrid:
     """Return what is planted, as many features at a time as the activations' width lets be orthogonal.
 
     Raises:
-        SpecError: a number is out of its range.
+        SpecError: a number is out of its range, or they make more than `MOST` features.
     """
     repeats, together = asked.get("repeats"), asked.get("together")
     given: dict[str, Any] = {
@@ -190,7 +195,36 @@ def grid_of(asked: Asked, d_in: int) -> Grid | PairGrid:
     kind: type[Grid] | type[PairGrid] = PairGrid if asked.get("composed") else Grid
     most = max(1, min(kind.model_fields["per_training"].default, d_in // 2))
     settings = {name: value for name, value in given.items() if value is not None}
-    return kind(**settings, per_training=most)
+    grid = kind(**settings, per_training=most)
+    n = (
+        len(grid.frequencies)
+        * len(grid.magnitudes)
+        * grid.repeats
+        * len(seeds_of(asked.get("seeds")))
+    )
+    n *= PER_REPEAT if isinstance(grid, PairGrid) else 1
+    if n > MOST:
+        raise SpecError(
+            f"{n:,} features are asked for, and {MOST:,} are the most: lower repeats, or give fewer "
+            "frequencies, magnitudes or seeds"
+        )
+    return grid
+
+
+def kinds_of(given: Any) -> tuple[str, ...]:
+    """Return the kinds of SAE that are asked for; `KINDS` where none are.
+
+    Raises:
+        SpecError: something is no name.
+    """
+    if given is None:
+        return KINDS
+    listed: Any = given.split(",") if isinstance(given, str) else given
+    words = tuple(listed) if isinstance(listed, Iterable) else (listed,)
+    for word in words:
+        if not isinstance(word, str):
+            raise SpecError(f"kinds holds {word!r:.40}; it takes kinds of SAE: {', '.join(SAES)}")
+    return tuple(word.strip() for word in words)
 
 
 def matched_kinds(kinds: Sequence[str], own: SAESpec, l0: float) -> dict[str, SAESpec]:

@@ -27,12 +27,12 @@ from sae_placebo.trial.result_folders import store_folder
 from sae_placebo.trial.results import environment, is_result_of, trial_folder
 from sae_placebo.trial.spec import TrialSpec, load_trial
 from sae_placebo.trial.spikes.planning import (
-    KINDS,
     Asked,
     SpikePlan,
     Subject,
     check_asked,
     grid_of,
+    kinds_of,
     matched_kinds,
     require_trained,
     seeds_of,
@@ -149,9 +149,7 @@ def _planned(artefacts: Artefacts, subject: Subject, asked: Asked) -> SpikePlan:
     spec, plan = artefacts.spec, artefacts.plan
     harvested = artefacts.store.path(plan.harvest[subject.one])
     own, l0 = spec.saes[subject.sae], _l0(artefacts, subject)
-    given = asked.get("kinds")
-    names = [name.strip() for name in given.split(",")] if isinstance(given, str) else given
-    kinds = KINDS if names is None else names
+    kinds = kinds_of(asked.get("kinds"))
     return SpikePlan(
         subject=subject,
         grid=grid_of(asked, len(read_calibrations(harvested)[subject.hookpoint].mean)),

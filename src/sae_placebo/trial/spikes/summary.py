@@ -18,6 +18,7 @@ from sae_placebo.lab.spikes.limits import Limit, limit_of
 from sae_placebo.lab.spikes.outcomes import DETECTED, OUTCOMES
 from sae_placebo.lab.spikes.pairs import PAIR_OUTCOMES, RELATIONS
 from sae_placebo.report.spike_files import FEATURE_COLUMNS, PAIR_COLUMNS, PAIRS, SUMMARY_COLUMNS
+from sae_placebo.report.wording import counted
 from sae_placebo.stats.proportions import wilson
 from sae_placebo.trial.spikes.planning import SpikePlan
 
@@ -208,10 +209,9 @@ def _share(hits: int, n: int, **keys: Any) -> Row:
 def in_words(record: Mapping[str, Any], summary: Any) -> str:
     """Return the summary as lines for a terminal; every number has its interval and n."""
     where = f"{record['arm']}, {record['hookpoint']}, {record['sae']}"
-    first = (
-        f"{where}: {record['n_spikes']:,} features in {record['n_trainings']:,} trainings; judged on "
-        f"{record['heldout_tokens']:,} held-out tokens"
-    )
+    of, n_tokens = counted(record["n_spikes"], "feature"), record["heldout_tokens"]
+    trainings = counted(record["n_trainings"], "training")
+    first = f"{where}: {of} in {trainings}; judged on {n_tokens:,} held-out tokens"
     rows = summary.astype(object).where(summary.notna(), None).to_dict("records")
     if record["task"] == PAIRS:
         off = [_unmatched_line(record)] if record["unmatched"] else []
@@ -249,7 +249,8 @@ def _pair_lines(rows: Sequence[Row]) -> Iterator[str]:
     by: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         if row["name"] == "l0":
-            yield f"{row['kind']}: L0 {row['value']:.2f} over {row['n']} trainings, {row['reason']}"
+            trainings = counted(row["n"], "training")
+            yield f"{row['kind']}: L0 {row['value']:.2f} over {trainings}, {row['reason']}"
             continue
         by.setdefault(
             (row["kind"], row["frequency"], row["magnitude"], row["relation"]), []

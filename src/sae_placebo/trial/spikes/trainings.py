@@ -19,6 +19,7 @@ from sae_placebo.lab.spikes.planting import Planting
 from sae_placebo.lab.spikes.recovery import codes_on, recovered
 from sae_placebo.models.activation_files import read_calibrations
 from sae_placebo.report.spike_files import PAIRS
+from sae_placebo.report.wording import counted
 from sae_placebo.saes import SAE
 from sae_placebo.saes.kernels import Workspace
 from sae_placebo.saes.training import Fit, step_all
@@ -98,8 +99,8 @@ class Trainings:
             self.artefacts.materials.rows_of(self.plan.subject.one)["train"].usable().sum()
         )
         said = (
-            f"spikes: {n:,} features are planted in {len(trainings):,} trainings of {tokens:,} tokens "
-            f"({kinds}); "
+            f"spikes: {counted(n, 'feature')} {'is' if n == 1 else 'are'} planted in "
+            f"{counted(len(trainings), 'training')} of {tokens:,} tokens ({kinds}); "
         )
         if not left:
             return f"{said}all are done"

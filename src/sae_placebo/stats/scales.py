@@ -1,0 +1,59 @@
+"""The scale on which a metric's seeds are averaged: its own, or one on which counts vary alike."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+
+@dataclass(frozen=True)
+class OwnScale:
+    """The scale of the metric itself."""
+
+    def forward(self, values: Float[np.ndarray, "*any"]) -> Float[np.ndarray, "*any"]:
+        """Return the values as they are."""
+        return values
+
+    def back(self, y: float) -> float:
+        """Return the value as it is."""
+        return y
+
+    def slope(self, y: float) -> float:
+        """Return by how much the value changes with y: 1."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class CountScale:
+    """The scale of a share of n that are counted, on which a binomial count has variance 1.
+
+    y = 2 sqrt(n + 1/2) arcsin sqrt((x + 3/8) / (n + 3/4)) of a count x. It is steady to within a few percent
+    from an expected count of 2 on; at one of 0.5 the variance is 0.5.
+
+    Source: Anscombe 1948 (Biometrika 35:246), equation 3.1.
+    """
+
+    n: int
+
+    def forward(self, values: Float[np.ndarray, "*any"]) -> Float[np.ndarray, "*any"]:
+        """Return y of each share."""
+        inside = np.clip((values * self.n + 0.375) / (self.n + 0.75), 0.0, 1.0)
+        found: Float[np.ndarray, "*any"] = 2 * math.sqrt(self.n + 0.5) * np.arcsin(np.sqrt(inside))
+        return found
+
+    def back(self, y: float) -> float:
+        """Return the share, between 0 and 1, whose y it is."""
+        angle = min(max(y / (2 * math.sqrt(self.n + 0.5)), 0.0), math.pi / 2)
+        count = (self.n + 0.75) * math.sin(angle) ** 2 - 0.375
+        return min(max(count / self.n, 0.0), 1.0)
+
+    def slope(self, y: float) -> float:
+        """Return by how much the share changes with y."""
+        angle = min(max(y / (2 * math.sqrt(self.n + 0.5)), 0.0), math.pi / 2)
+        return (self.n + 0.75) * math.sin(2 * angle) / (2 * math.sqrt(self.n + 0.5)) / self.n
+
+
+Scale = OwnScale | CountScale

@@ -1,0 +1,314 @@
+"""How far one arm's number may be off: over documents, SAE seeds and re-draws, each part counted once.
+
+With Y[m, s] the number of re-draw m and SAE seed s, the mean squares of a two-way layout are
+
+    models:    S var_m(mean over s)      sae seeds:    M var_s(mean over m)      joint:    what is left,
+
+and the variance of the mean of Y is (models + sae seeds - joint) / (M S): what depends on a re-draw and a
+seed together is in all three, and is counted once. Each mean square is moderated (`stats.moderation`):
+two seeds leave it one degree of freedom, and a trial has many such numbers. The prior is taken over the
+cells of one kind: all hookpoints, SAEs and arms of a metric, and for shares of latents all of these
+metrics together, on the scale on which a count has variance 1 (`stats.scales`). Re-draws are of one
+kind only within a family of controls.
+
+The variance over documents comes from the bootstrap. What a document and a seed do together is in the
+spread between seeds already, so it is taken off: the mean, over the resamples, of the same formula applied
+to what the resample changed.
+
+A share counts latents, and its variance is never taken below that of as many independent ones
+(`CountScale`): 1 / (M S).
+
+Source: the two-way layout, Scheffe 1959 (The Analysis of Variance, chapter 4); moderation, Smyth 2004.
+The sum of parts was counted two and three times by the pigeonhole bootstrap (Owen 2007), from which an
+earlier version took it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from sae_placebo.core.errors import NotEstimable
+from sae_placebo.stats.components import (
+    MODEL_SEEDS,
+    SAE_SEEDS,
+    Component,
+    defined,
+    document_component,
+)
+from sae_placebo.stats.moderation import VariancePrior, moderated, variance_priors
+from sae_placebo.stats.replicates import ReplicateKey, Replicates, ReplicateTable
+from sae_placebo.stats.scales import CountScale, OwnScale, Scale
+
+JOINT = "joint"
+ONE = {
+    SAE_SEEDS: "one SAE seed: the variation between seeds cannot be estimated; give at least two "
+    "sae_seeds",
+    MODEL_SEEDS: "one re-draw of the control: the variation between re-draws cannot be "
+    "estimated; give at least two model_seeds",
+}
+_COUNTS = "shares of latents"
+# below this expected count the scale of counts is not steady, and says nothing of other counts
+_LEAST_COUNT = 1.0
+
+
+class MeanSquare(NamedTuple):
+    """A mean square and its degrees of freedom."""
+
+    value: float
+    df: float
+
+
+def mean_squares(y: Float[np.ndarray, "model sae_seed"], drawn: bool) -> dict[str, MeanSquare]:
+    """Return the mean squares of a two-way layout by source; a model that is given is no source."""
+    n_models, n_seeds = y.shape
+    found: dict[str, MeanSquare] = {}
+    if n_seeds > 1:
+        value = n_models * float(y.mean(axis=0).var(ddof=1))
+        found[SAE_SEEDS] = MeanSquare(value, n_seeds - 1)
+    if drawn and n_models > 1:
+        value = n_seeds * float(y.mean(axis=1).var(ddof=1))
+        found[MODEL_SEEDS] = MeanSquare(value, n_models - 1)
+    if drawn and n_models > 1 and n_seeds > 1:
+        left = y - y.mean(axis=0) - y.mean(axis=1, keepdims=True) + y.mean()
+        df = (n_models - 1) * (n_seeds - 1)
+        found[JOINT] = MeanSquare(float((left**2).sum()) / df, df)
+    return found
+
+
+def variance_of_mean(squares: dict[str, MeanSquare], n: int) -> dict[str, float]:
+    """Return by source what it adds to the variance of the mean of n values; joint parts count once."""
+    parts = {name: one.value / n for name, one in squares.items() if name != JOINT}
+    total = sum(parts.values())
+    if JOINT in squares and total > 0:
+        once = max(total - squares[JOINT].value / n, *parts.values())
+        parts = {name: part * once / total for name, part in parts.items()}
+    return parts
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The mean of an arm, or of a signed sum of arms, on its scale, and the parts of its variance.
+
+    Attributes:
+        scale: The scale of everything here.
+        center: Mean over seeds.
+        replicates: The same in each resample of the documents.
+        with_documents: What of the variance over documents the seeds' parts hold too.
+        seeds: Parts of SAE seeds and re-draws.
+    """
+
+    scale: Scale
+    center: float
+    replicates: Float[np.ndarray, " replicate"]
+    with_documents: float
+    seeds: tuple[Component, ...]
+
+    def components(self, n_documents: int) -> tuple[Component, ...]:
+        """Return all parts, that of the documents first.
+
+        Raises:
+            NotEstimable: see `document_component`.
+        """
+        documents = document_component(self.replicates, n_documents, self.with_documents)
+        return (documents, *self.seeds)
+
+
+@dataclass
+class Spreads:
+    """The spread of every arm's number in a table of replicates, moderated over its cells.
+
+    Attributes:
+        table: The values under document weights.
+        shares_on_own_scale: Whether shares are taken as they are; each is then moderated by its own cells.
+    """
+
+    table: ReplicateTable
+    shares_on_own_scale: bool = False
+    _squares: dict[ReplicateKey, dict[str, MeanSquare]] = field(init=False, repr=False)
+    _priors: dict[tuple[str, str], dict[tuple[str, str], VariancePrior]] = field(
+        init=False, repr=False, default_factory=dict
+    )
+
+    def __post_init__(self) -> None:
+        self._squares = dict(self._measured())
+
+    def _measured(self) -> Iterator[tuple[ReplicateKey, dict[str, MeanSquare]]]:
+        for key in self.table:
+            # arms that share their SAEs would count one variance twice
+            if self.table.same_as.get(key.arm, key.arm) != key.arm:
+                continue
+            try:
+                found = self.table[key]
+            except NotEstimable:
+                continue
+            scale = self.scale(found)
+            if isinstance(scale, CountScale):
+                count = found.point * scale.n
+                if not _LEAST_COUNT <= count <= scale.n - _LEAST_COUNT:
+                    continue
+            yield key, mean_squares(scale.forward(found.values[:, :, 0]), found.drawn)
+
+    def scale(self, found: Replicates) -> Scale:
+        """Return the scale on which an arm's seeds are averaged."""
+        if found.counted and not self.shares_on_own_scale:
+            return CountScale(found.counted)
+        return OwnScale()
+
+    def _counts(self, key: ReplicateKey) -> bool:
+        return self.table.counted(key) > 0 and not self.shares_on_own_scale
+
+    def prior(self, key: ReplicateKey, source: str, without_own_arm: bool = False) -> VariancePrior:
+        """Return what the cells like one say of a source's mean square."""
+        kind = _COUNTS if self._counts(key) else key.metric
+        own = self.table.same_as.get(key.arm, key.arm) if without_own_arm else ""
+        if (kind, own) not in self._priors:
+            groups = self._groups(kind, own)
+            found = variance_priors(groups)
+            for name, (values, df) in groups.items():
+                if own and found[name].df == 0 and df.sum() > 0:
+                    pooled = float(np.average(values, weights=df))
+                    found[name] = VariancePrior(pooled, float(df.sum()))
+            self._priors[kind, own] = found
+        return self._priors[kind, own].get(
+            self._group(key, source), VariancePrior(float("nan"), 0.0)
+        )
+
+    def _group(self, key: ReplicateKey, source: str) -> tuple[str, str]:
+        return source, self.table.families.get(key.arm, "") if source == MODEL_SEEDS else ""
+
+    def _groups(
+        self, kind: str, without: str
+    ) -> dict[tuple[str, str], tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]]:
+        """Return the mean squares of a kind and their degrees of freedom, by source."""
+        groups: dict[tuple[str, str], list[MeanSquare]] = {}
+        for key, squares in self._squares.items():
+            if (_COUNTS if self._counts(key) else key.metric) == kind and key.arm != without:
+                for source, square in squares.items():
+                    groups.setdefault(self._group(key, source), []).append(square)
+        return {
+            name: (np.array([s.value for s in group]), np.array([float(s.df) for s in group]))
+            for name, group in groups.items()
+        }
+
+    def moderated(
+        self, key: ReplicateKey, source: str, own: MeanSquare, without_own_arm: bool = False
+    ) -> MeanSquare:
+        """Return a mean square of one arm drawn towards those of the cells like it."""
+        return _drawn_towards(own, self.prior(key, source, without_own_arm))
+
+    def of(self, key: ReplicateKey) -> Spread:
+        """Return the spread of one arm's number.
+
+        Raises:
+            NotEstimable: a seed's value is missing; there is one SAE seed, one re-draw of a model that is
+                drawn, or one document.
+        """
+        return self.signed({key: 1})
+
+    def signed(self, signs: Mapping[ReplicateKey, int]) -> Spread:
+        """Return the spread of a signed sum of arms, such as an arm minus its control.
+
+        Where all seeds go by the same names, the sum is taken seed by seed, so that what the arms share
+        there cancels; it is drawn towards what it would be if they shared nothing. Where names differ, the
+        arms' parts are added up.
+
+        Raises:
+            NotEstimable: as `of`.
+        """
+        arms = {key: self.table[key] for key in signs}
+        for found in arms.values():
+            if len(found.sae_seeds) < 2:
+                raise NotEstimable(ONE[SAE_SEEDS])
+            if found.drawn and len(found.model_seeds) < 2:
+                raise NotEstimable(ONE[MODEL_SEEDS])
+        drawn = {found.model_seeds for found in arms.values() if found.drawn}
+        if len({found.sae_seeds for found in arms.values()}) == 1 and len(drawn) <= 1:
+            return self._paired(signs, arms)
+        parts = [self._paired({key: sign}, {key: arms[key]}) for key, sign in signs.items()]
+        return Spread(
+            parts[0].scale,
+            sum(part.center for part in parts),
+            np.sum([part.replicates for part in parts], axis=0),
+            sum(part.with_documents for part in parts),
+            tuple(one for part in parts for one in part.seeds),
+        )
+
+    def _paired(
+        self, signs: Mapping[ReplicateKey, int], arms: Mapping[ReplicateKey, Replicates]
+    ) -> Spread:
+        """Return the spread of a signed sum of arms whose seeds go by the same names."""
+        scale = self.scale(next(iter(arms.values())))
+        n_models = max(len(found.values) for found in arms.values())
+        drawn = any(found.drawn for found in arms.values())
+        y = sum(sign * scale.forward(arms[key].values) for key, sign in signs.items())
+        squares = {}
+        for source, own in mean_squares(y[:, :, 0], drawn).items():
+            priors = []
+            for key, found in arms.items():
+                prior = self.prior(key, source)
+                if source == SAE_SEEDS:
+                    times = n_models / len(found.values)
+                    priors.append(VariancePrior(times * prior.variance, prior.df))
+                elif found.drawn:
+                    priors.append(prior)
+            variance = sum(prior.variance for prior in priors)
+            df = min(prior.df for prior in priors)
+            squares[source] = _drawn_towards(own, VariancePrior(variance, df))
+        least = 1.0 if isinstance(scale, CountScale) and len(signs) == 1 else 0.0
+        n_documents = self.table.n_documents[next(iter(signs)).hookpoint]
+        return Spread(
+            scale,
+            float(y[:, :, 0].mean()),
+            y[:, :, 1:].mean(axis=(0, 1)),
+            _with_documents(y, drawn, n_documents),
+            components_of(squares, y[:, :, 0].size, least),
+        )
+
+
+def _drawn_towards(own: MeanSquare, prior: VariancePrior) -> MeanSquare:
+    value, df = moderated(np.array(own.value), own.df, prior)
+    return MeanSquare(float(value), float(df))
+
+
+def components_of(
+    squares: dict[str, MeanSquare], n: int, least: float = 0.0
+) -> tuple[Component, ...]:
+    """Return the seeds' parts of the variance of a mean of n values.
+
+    Args:
+        squares: Mean squares by source, moderated or not.
+        n: SAEs that the mean is over.
+        least: What one value varies by at least.
+    """
+    parts = variance_of_mean(squares, n)
+    total = sum(parts.values())
+    if total < least / n:
+        return (Component(SAE_SEEDS, least / n, squares[SAE_SEEDS].df),)
+    return tuple(Component(name, part, squares[name].df) for name, part in parts.items())
+
+
+def _with_documents(
+    y: Float[np.ndarray, "model sae_seed replicate"], drawn: bool, n_documents: int
+) -> float:
+    """Return the variance over documents that the spread between seeds holds too."""
+    known = np.isfinite(y).all(axis=(0, 1))
+    defined(np.where(known, 0.0, np.nan)[1:], n_documents)
+    changed = y[:, :, known] - y[:, :, :1]
+    n_models, n_seeds, n_draws = changed.shape
+    n = n_models * n_seeds
+    by_source = {
+        SAE_SEEDS: n_models * changed.mean(axis=0).var(axis=0, ddof=1).mean(),
+    }
+    if drawn and n_models > 1:
+        by_source[MODEL_SEEDS] = n_seeds * changed.mean(axis=1).var(axis=0, ddof=1).mean()
+        rows, columns = changed.mean(axis=0), changed.mean(axis=1)[:, None]
+        left = changed - rows - columns + changed.mean(axis=(0, 1))
+        by_source[JOINT] = (left**2).sum() / ((n_models - 1) * (n_seeds - 1)) / n_draws
+    # each resample has the variance of n - 1 of n documents, and replicate 0 changes nothing
+    squares = {name: MeanSquare(float(value), 1) for name, value in by_source.items()}
+    return sum(variance_of_mean(squares, n).values()) * n_draws / max(n_draws - 1, 1)
