@@ -125,10 +125,12 @@ def bits(page: Page) -> str:
     for hookpoint in page.places():
         own = table[table["hookpoint"] == hookpoint]
         rows = []
-        for baseline in dict.fromkeys(own["baseline"]):
+        # an SAE has two codes: its own encoder's and that by pursuit
+        names = own["baseline"].where(own["reading"].isna(), "sae, " + own["coding"].astype(str))
+        for baseline in dict.fromkeys(names):
             cells = [baseline]
             for arm in page.arms:
-                part = own[(own["arm"] == arm) & (own["baseline"] == baseline)]
+                part = own[(own["arm"] == arm) & (names == baseline)]
                 value = part["bits"].mean()
                 why = part["reason"].dropna()
                 cells.append(
@@ -140,7 +142,10 @@ def bits(page: Page) -> str:
                 )
             rows.append(cells)
         rows.append(
-            ["saved by the SAE", *(page.arm(a, hookpoint, "bits_saved", 1, 1) for a in page.arms)]
+            [
+                "marginal structure",
+                *(page.arm(a, hookpoint, "marginal_structure", 1, 1) for a in page.arms),
+            ]
         )
         parts.append(f"**{hookpoint}**\n\n" + markdown(["bits per token", *page.arms], rows))
     return f"At {first:.0%} of the variance left.\n\n" + "\n\n".join(parts)
@@ -153,7 +158,11 @@ def contrasts(page: Page) -> str:
         "has_placebo_partner",
         "share_single_token",
     ]
-    wanted += ["share_arbitrary_subset", "bits_saved", "explained_variance_above_gaussian"]
+    wanted += [
+        "share_arbitrary_subset",
+        "marginal_structure_above_gaussian",
+        "explained_variance_above_gaussian",
+    ]
     rows = []
     trained = page.arms[0]
     for row in page.effects.to_dict("records"):

@@ -11,13 +11,13 @@ from sae_placebo.baselines import (
     BASELINES,
     BaselinesResult,
     BaselinesSpec,
-    DocumentBits,
-    best_simpler,
-    bits_saved,
     compare_baselines,
-    marginal_structure,
 )
-from sae_placebo.baselines.compare import COLUMNS, SAE_BASELINE, Coded
+from sae_placebo.baselines.compare import COLUMNS, ENCODER, PURSUIT
+from sae_placebo.baselines.marginal import BEST
+from sae_placebo.baselines.savings import DECLARED, beyond_methods, saved
+from sae_placebo.baselines.settings import FEWEST_TOKENS
+from sae_placebo.baselines.token_table import TOKEN_TABLE
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.data.labels.base import Labels
 from sae_placebo.data.rows import Rows
@@ -37,7 +37,7 @@ SPEC = BaselinesSpec(
     sae_pursuit_tokens=100,
     coded_tokens=60,
     distortions=(0.05,),
-    shares_of_k=(0.34, 1.0),
+    probe_tokens=600,
 )
 
 
@@ -100,7 +100,7 @@ def run(sparse: bool, **changes: object) -> tuple[BaselinesResult, TokenTable]:
     folds = Folds.of(table.documents, table.n_documents, 0)
     spec = SPEC.model_copy(update=changes)
     embeddings = np.random.default_rng(5).standard_normal((VOCABULARY, D)).astype(np.float32)
-    return compare_baselines(x, table, folds, {"one": reading}, embeddings, 0, spec), table
+    return compare_baselines(x, table, folds, {"one/0": reading}, embeddings, 0, spec), table
 
 
 @pytest.fixture(scope="module")
@@ -114,54 +114,113 @@ def test_every_method_has_a_row_and_every_number_is_in_range(
     for found in arms:
         table = found.table
         assert tuple(table.columns) == COLUMNS
-        assert list(table["baseline"]) == [*BASELINES, SAE_BASELINE]
-        assert table["reason"].isna().all()
-        np.testing.assert_allclose(table["reached_distortion"].dropna(), 0.05, rtol=0.01)
+        assert list(table["baseline"]) == [*BASELINES, "sae", "sae"]
+        assert list(table["coding"][-2:]) == [ENCODER, PURSUIT]
+        assert set(table["reason"]) == {
+            f"settings were chosen on {found.n_chosen} tokens, fewer than {FEWEST_TOKENS}"
+        }
+        assert (table["reached_distortion"] < 0.0505).all()
         parts = table[["bits_indices", "bits_values", "bits_residual"]].sum(axis=1)
         np.testing.assert_allclose(parts, table["bits"], rtol=1e-9)
         assert ((table["bits_low"] < table["bits"]) & (table["bits"] < table["bits_high"])).all()
-        sparse = table[table["baseline"] != "pca_dense"]
+        sparse = table[table["n_atoms"] > 0]
         assert (sparse["explained_variance"] <= 1).all()
         assert (sparse["sparsity"] <= K + 1e-9).all()
-        assert (sparse["probe_labels"] == 2).all()
+        assert (sparse["probe_labels"].dropna() == 2).all()
+        # no id tells these activations: its bits are spent for nothing
+        ids = table.set_index("baseline").loc[[TOKEN_TABLE, "pca_dense"]]
+        assert ids["bits_indices"].iloc[0] == pytest.approx(np.log2(VOCABULARY), abs=0.3)
+        assert ids["bits_residual"].iloc[0] == pytest.approx(ids["bits"].iloc[1], abs=1.5)
+
+
+def weights_of_documents() -> np.ndarray:
+    draws = np.random.default_rng(2).multinomial(40, [1 / 40] * 40, size=50).T.astype(float)
+    draws[:, 0] = 1
+    return draws
 
 
 def test_marginal_structure_is_what_was_planted(
     arms: tuple[BaselinesResult, BaselinesResult],
 ) -> None:
-    weights = np.random.default_rng(2).multinomial(40, [1 / 40] * 40, size=50).T.astype(float)
-    weights[:, 0] = 1
-    saved = [bits_saved(found.of_sae("one", 0.05), found.simpler(0.05), weights) for found in arms]
-    # the true directions save bits where sparse sums are planted, and none on a Gaussian
-    assert saved[0][0] > 8
-    assert saved[1][0] < 1
-    found = marginal_structure(saved[0], saved[1])
-    assert found[0] == pytest.approx(saved[0][0] - saved[1][0])
-    assert np.percentile(found[1:], 2.5) > 6
-    # without weights of documents, bits per token are those of the table
-    table = arms[0].table.set_index("baseline")
-    own = arms[0].bits[Coded(SAE_BASELINE, "one", 0.05)]
-    assert own.per_token(weights)[0] == pytest.approx(table.loc[SAE_BASELINE, "bits"])
+    weights = weights_of_documents()
+    spec = SPEC.model_copy(update={})
+    (sparse, drawn), (gaussian, _) = (saved(found, "one/0", weights, spec) for found in arms)
+    values = [table.set_index("metric")["value"] for table in (sparse, gaussian)]
+    assert set(values[0].index) == set(DECLARED)
+    # the true directions save bits where sparse sums are planted, beyond every method and beyond a Gaussian
+    above = "marginal_structure_above_gaussian"
+    assert values[0][above] > 8
+    assert np.percentile(drawn[above][1:], 2.5) > 6
+    found = arms[0].marginal
+    for method in ("kmeans", "random", "covariance"):  # with as many latents as there are atoms
+        assert found.gain("one/0", method).bits(weights)[0] > 8
+    # on a Gaussian they save what they save on another Gaussian of the same covariance
+    assert abs(values[1][above]) < 1.5
+    assert values[1]["marginal_structure"] < 1.5
+    dense = arms[0].table.set_index("baseline").loc["pca_dense", "bits"]
+    share = values[0]["marginal_structure"] / dense
+    assert values[0]["marginal_structure_share"] == pytest.approx(share)
+    # one SAE is the envelope of itself
+    assert values[0]["marginal_structure_envelope"] == values[0]["marginal_structure"]
+    table = arms[0].table.set_index(["baseline", "coding"])
+    assert values[0]["sae_bits"] == pytest.approx(table.loc[("sae", ENCODER), "bits"])
+    assert values[0]["sae_pursuit_bits"] == pytest.approx(table.loc[("sae", PURSUIT), "bits"])
+
+
+def test_the_rows_beyond_methods_have_both_dictionaries_and_the_best_of_them(
+    arms: tuple[BaselinesResult, BaselinesResult],
+) -> None:
+    rows, drawn = beyond_methods(arms[0], "one/0", weights_of_documents())
+    by_method = {row["baseline"]: row for row in rows}
+    assert set(by_method) == set(BASELINES.entries) - {"pca_dense", TOKEN_TABLE} | {BEST}
+    best = by_method[BEST]
+    assert best["method"] in by_method
+    chosen = {
+        name: arms[0].marginal.gain("one/0", name).doubled.chosen_bits
+        for name in by_method
+        if name != BEST
+    }
+    assert best["method"] == min(chosen, key=lambda name: chosen[name])
+    # those whose size is free have twice the atoms that the settings say, the others their own
+    assert by_method["random"]["n_atoms"] == 2 * 64
+    assert by_method["pca"]["n_atoms"] == D
+    gain = best["bits_doubled"] - best["bits_joined"]
+    assert drawn["best/bits"][0] == pytest.approx(gain)
+    assert drawn["best/share"][0] == pytest.approx(gain / best["bits_pca"])
+
+
+def test_a_finer_grid_moves_marginal_structure_by_less_than_half_its_interval(
+    arms: tuple[BaselinesResult, BaselinesResult],
+) -> None:
+    ones = np.ones((N_DOCUMENTS, 1))
+    finer = run(True, settings_per_octave=4)[0].marginal
+    for method in ("kmeans", "random", BEST):
+        gains = [found.gain("one/0", method) for found in (arms[0].marginal, finer)]
+        moved = abs(float(gains[0].bits(ones)[0] - gains[1].bits(ones)[0]))
+        low, high = gains[0].doubled.documents.less(gains[0].joined.documents).interval
+        assert moved < (high - low) / 4
 
 
 def test_fidelity_and_probes_tell_the_true_directions(
     arms: tuple[BaselinesResult, BaselinesResult],
 ) -> None:
-    table = arms[0].table.set_index("baseline")
-    sae, random = table.loc[SAE_BASELINE], table.loc["random"]
+    table = arms[0].table.set_index(["baseline", "coding"])
+    sae, random = table.loc[("sae", ENCODER)], table.loc[("random", PURSUIT)]
     assert sae["explained_variance"] > 0.97 > random["explained_variance"]
     # no token id tells these activations, so the table explains about nothing
     assert sae["lookup_relative_ev"] == pytest.approx(sae["explained_variance"], abs=0.02)
     assert sae["pursuit_ev"] > 0.97
+    assert table.loc[("sae", PURSUIT), "explained_variance"] > 0.97
     # of the two labels one is an atom's, the other no atom knows
     assert sae["probe_auc_1"] == pytest.approx((1 + 0.5) / 2, abs=0.05)
     assert sae["probe_selectivity_1"] > 0.15
     assert random["probe_auc_1"] < 0.68
 
 
-def test_the_same_settings_give_the_same_numbers() -> None:
-    first, second = run(True)[0], run(True)[0]
-    assert first.table.equals(second.table)
+def test_the_same_settings_give_the_same_numbers(
+    arms: tuple[BaselinesResult, BaselinesResult],
+) -> None:
+    assert run(True)[0].table.equals(arms[0].table)
 
 
 def test_what_cannot_be_had_is_said() -> None:
@@ -180,19 +239,3 @@ def test_what_cannot_be_had_is_said() -> None:
         with pytest.raises(NotEstimable, match="do not vary"):
             compare_baselines(same.astype(x.dtype), table, folds, {}, None, 0, SPEC)
         same[::7] = np.nextafter(same[::7], np.float32(1))  # and up to rounding
-
-
-def test_the_best_simpler_method_is_the_shortest() -> None:
-    ones = np.ones(3)
-    simpler = {
-        "a": DocumentBits(np.array([9.0, 9, 9]), ones),
-        "b": DocumentBits(np.array([5.0, 7, 6]), ones),
-    }
-    sae = DocumentBits(np.array([4.0, 4, 4]), ones)
-    assert best_simpler(simpler) == "b"
-    weights = np.array([[1.0, 2], [1, 0], [1, 1]])
-    np.testing.assert_allclose(bits_saved(sae, simpler, weights), [2, 16 / 3 - 4])
-    low, high = simpler["b"].interval
-    assert low < 6 < high
-    with pytest.raises(NotEstimable, match="no simpler baseline"):
-        best_simpler({})

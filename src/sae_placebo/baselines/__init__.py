@@ -10,15 +10,12 @@ from sae_placebo.baselines import (  # isort: skip
     independent_components as independent_components,
     nonnegative_parts as nonnegative_parts,
     principal_components as principal_components,
+    token_table as token_table,
 )
 from sae_placebo.baselines.base import BASELINES, Baseline, BaselinesSpec, Dictionary, Material
 from sae_placebo.baselines.compare import COLUMNS, BaselinesResult, Coded, compare_baselines
-from sae_placebo.baselines.marginal import (
-    DocumentBits,
-    best_simpler,
-    bits_saved,
-    marginal_structure,
-)
+from sae_placebo.baselines.document_bits import DocumentBits
+from sae_placebo.baselines.marginal import Gain, Marginal
 
 __all__ = [
     "BASELINES",
@@ -29,9 +26,8 @@ __all__ = [
     "Coded",
     "Dictionary",
     "DocumentBits",
+    "Gain",
+    "Marginal",
     "Material",
-    "best_simpler",
-    "bits_saved",
     "compare_baselines",
-    "marginal_structure",
 ]

@@ -29,7 +29,8 @@ class BaselinesSpec(Spec):
     k: int | None = Field(default=None, ge=1)
     """Atoms per token; what the SAEs use on average unless given, or d_in / 8 without an SAE."""
     n_atoms: int = Field(default=1024, ge=2)
-    """Atoms of baselines whose size is free; at most d_sae, and for k-means a fifth of the tokens."""
+    """Atoms of baselines whose size is free; at most d_sae, and for k-means a fifth of the tokens. Marginal
+    structure also needs them with twice as many."""
     nmf_atoms: int = Field(default=128, ge=2)
     """Atoms of the non-negative dictionary, which is the slowest to fit."""
     fit_tokens: int = Field(default=20_000, ge=100)
@@ -40,20 +41,23 @@ class BaselinesSpec(Spec):
     """Tokens that the non-negative dictionary is fitted on."""
     iterations: int = Field(default=20, ge=1)
     """Iterations of ICA and of the non-negative dictionary; both stop before they have converged."""
-    choose_tokens: int = Field(default=2_000, ge=50)
-    """Tokens that the coder's probabilities and the probes are fitted on."""
+    choose_tokens: int = Field(default=8_000, ge=50)
+    """Tokens that the coder's settings are chosen and its probabilities are fitted on."""
+    probe_tokens: int = Field(default=2_000, ge=50)
+    """Those of them that probes are fitted on."""
     score_tokens: int = Field(default=2_000, ge=50)
     """Tokens that are coded and scored."""
     sae_pursuit_tokens: int = Field(default=250, ge=0)
     """Scored tokens that are written by pursuit on SAE decoders, for their explained variance; 0 for none."""
     coded_tokens: int = Field(default=128, ge=0)
     """Scored tokens that the range coder writes, to check the counted lengths; 0 for none."""
-    distortions: Distinct[Annotated[float, Field(gt=0, lt=1)]] = (0.2, 0.05)
+    distortions: Distinct[Annotated[float, Field(gt=0, lt=1)]] = (0.2,)
     """Shares of variance left unexplained at which bits are counted; the first is the headline."""
-    shares_of_k: Distinct[Annotated[float, Field(gt=0, le=1)]] = (0.03125, 0.125, 0.5, 1.0)
-    """Numbers of atoms that a code may use, as shares of k; the cheapest is chosen for each distortion."""
-    coefficient_steps: Distinct[Annotated[float, Field(gt=0)]] = (1.0, 3.0)
-    """Steps of the coefficients' quantizer, in steps of the residual's where all its components are coded."""
+    most_atoms: int = Field(default=64, ge=1)
+    """The most atoms per token that a code by pursuit may use. Where the shortest code has as many, and could
+    have more, its bits are not estimable."""
+    settings_per_octave: int = Field(default=2, ge=1, le=8)
+    """Numbers of atoms, and steps of their coefficients, that are tried for each doubling."""
     stream_tokens: int | None = Field(default=None, ge=1)
     """Tokens that a dictionary's own bits are spread over; unless given, those of the documents to fit on."""
     n_labels: int = Field(default=20, ge=1)

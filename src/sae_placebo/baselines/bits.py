@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int64, Integer
+from jaxtyping import Float, Int64, Integer, Num
 
 from sae_placebo.baselines.pursuit import AtomCodes
 
@@ -115,13 +115,23 @@ class Histograms:
         n = 2 * LIMIT + 2
         flat = contexts.astype(np.int64) * n + slots(symbols)
         counts = np.bincount(flat, minlength=n_contexts * n).reshape(n_contexts, n)
-        seen = np.bincount(contexts, minlength=n_contexts)
         size = np.bincount(contexts, weights=np.abs(symbols), minlength=n_contexts)
+        return cls.of_counts(counts, size, zero)
+
+    @classmethod
+    def of_counts(
+        cls,
+        counts: Num[np.ndarray, "context symbol"],
+        size: Num[np.ndarray, " context"],
+        zero: bool = True,
+    ) -> Histograms:
+        """Return what `fit` does, from how often each integer occurs and their summed absolute values."""
+        seen = counts.sum(axis=1)
         mean = np.where(seen > 0, (size + 0.1) / np.maximum(seen, 1), 1.0)
         decay = mean / (1 + mean)
         values = np.abs(np.arange(-LIMIT, LIMIT + 1))
         prior = np.concatenate([decay[:, None] ** values, decay[:, None] ** (LIMIT + 1)], axis=1)
-        prior = prior / prior.sum(axis=1, keepdims=True) * (1 - _FLOOR) + _FLOOR / n
+        prior = prior / prior.sum(axis=1, keepdims=True) * (1 - _FLOOR) + _FLOOR / counts.shape[1]
         if not zero:
             prior[:, LIMIT] = 0
             prior /= prior.sum(axis=1, keepdims=True)
@@ -149,6 +159,18 @@ def slots(symbols: Integer[np.ndarray, "*shape"]) -> Int64[np.ndarray, "*shape"]
         np.int64
     )
     return columns
+
+
+def context_counts(
+    residual: Int64[np.ndarray, "token component"], contexts: Int64[np.ndarray, " component"]
+) -> Int64[np.ndarray, "context symbol"]:
+    """Return how often each integer occurs in each context; the last column counts the escapes."""
+    n = 2 * LIMIT + 2
+    if residual.size and max(residual.max(), -residual.min()) > LIMIT:
+        columns = slots(residual) + n * contexts
+    else:
+        columns = residual + (LIMIT + n * contexts)
+    return np.bincount(columns.ravel(), minlength=n * _CONTEXTS).reshape(_CONTEXTS, n)
 
 
 def scale_context(scale: Float[np.ndarray, " item"]) -> Int64[np.ndarray, " item"]:
@@ -268,8 +290,10 @@ class CodeModel:
         total = np.bincount(codes.atoms, weights=sizes, minlength=codes.n_atoms)
         overall = float(sizes.mean()) if len(sizes) else 1.0
         value_context = scale_context((total + 2 * overall) / (seen + 2))
-        spread = np.sqrt(np.square(residual, dtype=np.float64).mean(axis=0) + 1e-9)
-        residual_context = scale_context(spread)
+        squares = np.einsum("tc,tc->c", residual, residual, dtype=np.float64)
+        residual_context = scale_context(np.sqrt(squares / max(len(residual), 1) + 1e-9))
+        table = context_counts(residual, residual_context)
+        integers = np.append(np.arange(-LIMIT, LIMIT + 1), LIMIT + 1)
         none = np.zeros(len(codes.counts), dtype=np.int64)
         return cls(
             Histograms.fit(codes.counts, none, 1),
@@ -277,8 +301,17 @@ class CodeModel:
             value_context,
             Histograms.fit(codes.levels, value_context[codes.atoms], _CONTEXTS, zero=False),
             residual_context,
-            Histograms.fit(residual.ravel(), np.tile(residual_context, len(residual)), _CONTEXTS),
+            Histograms.of_counts(table, table @ np.abs(integers)),
         )
+
+    def total(self, codes: Quantized, residual: Integer[np.ndarray, "token component"]) -> float:
+        """Return the bits of all tokens together, less what tells the size of escaped residuals."""
+        n = len(codes.counts)
+        indices = self.counts.lengths(codes.counts, np.zeros(n, dtype=np.int64)).sum()
+        indices += self.index.lengths(codes).sum()
+        values = self.values.lengths(codes.levels, self.value_context[codes.atoms]).sum()
+        rest = context_counts(residual, self.residual_context) * -np.log2(self.residual.table)
+        return float(indices + values + rest.sum())
 
     def lengths(
         self, codes: Quantized, residual: Integer[np.ndarray, "token component"]

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32
 
 from sae_placebo.baselines.base import BASELINES, Baseline, BaselinesSpec, Dictionary, Material
-from sae_placebo.baselines.marginal import DocumentBits, ratio_interval
+from sae_placebo.baselines.document_bits import DocumentBits, by_document, ratio_interval
+from sae_placebo.baselines.marginal import CodedArm, Marginal, Priced, marginal
+from sae_placebo.baselines.principal_components import PCA_DENSE
 from sae_placebo.baselines.probing import ProbeTasks, probe, probe_tasks
-from sae_placebo.baselines.pursuit import AtomCodes, pursue, pursue_nonnegative, refitted
-from sae_placebo.baselines.rate import (
-    PARTS,
-    ChosenAndScored,
-    TokenBits,
-    by_document,
-    dictionary_bits,
-    token_bits,
-)
+from sae_placebo.baselines.pursuit import AtomCodes, pursue, pursue_nonnegative
+from sae_placebo.baselines.rate import PARTS, CodedVectors, TokenBits, dictionary_bits, token_bits
+from sae_placebo.baselines.sae_codes import SAE, encoded, sae_dictionary
 from sae_placebo.baselines.sampling import Sample, as_numpy, draw_sample
+from sae_placebo.baselines.settings import FEWEST_TOKENS
+from sae_placebo.baselines.token_table import TOKEN_TABLE
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.progress import Advance, unheard
@@ -31,15 +30,16 @@ from sae_placebo.core.tables.baselines import BASELINES as BASELINES_TABLE
 from sae_placebo.data.labels.truth import NO_LABELS
 from sae_placebo.latents.base import Encoded, Folds, TokenTable
 
-SAE_BASELINE = "sae"
-"""The name that tables give to SAEs as a baseline."""
+PURSUIT, ENCODER, DENSE = "pursuit", "encoder", "dense"
+"""How the vectors of a row were coded: by pursuit, by the SAE's own encoder, or without any atom."""
 
 
 class Coded(NamedTuple):
-    """The key of bits: a baseline, the name of the SAE (None for simpler baselines), and a distortion."""
+    """The key of bits: a baseline, the name of the SAE (None for others), how it codes, and a distortion."""
 
     baseline: str
     reading: str | None
+    coding: str
     distortion: float
 
 
@@ -48,33 +48,42 @@ class BaselinesResult:
     """The comparison for one arm at one hookpoint.
 
     Attributes:
-        table: One row for each baseline or SAE at each distortion. A baseline that could not be fitted has
-            one row, with the reason.
+        table: One row for each baseline or SAE and way of coding at each distortion. A baseline that could
+            not be fitted has one row, with the reason.
         bits: The bits of each document behind the bits of the table.
-        k: Atoms per token at which baselines were compared.
+        marginal: What latents save beyond existing methods at the first distortion.
+        k: Atoms per token at which explained variance is compared.
+        n_chosen: Tokens that settings were chosen on.
+        n_scored: Tokens that were scored.
         reason: Why there is no comparison at all; None where there is one.
     """
 
     table: pandas.DataFrame
     bits: Mapping[Coded, DocumentBits]
+    marginal: Marginal
     k: int
+    n_chosen: int
+    n_scored: int
     reason: str | None = None
 
-    def simpler(self, distortion: float) -> dict[str, DocumentBits]:
-        """Return the bits of all baselines that are no SAE, by name, at one distortion."""
-        return {
-            key.baseline: bits
-            for key, bits in self.bits.items()
-            if key.reading is None and key.distortion == distortion
-        }
+    @property
+    def dense_bits(self) -> float:
+        """Bits per token of dense PCA at the distortion of `marginal`."""
+        dense = next(bits for key, bits in self.bits.items() if key.baseline == PCA_DENSE)
+        return float(dense.bits.sum() / dense.tokens.sum())
 
-    def of_sae(self, reading: str, distortion: float) -> DocumentBits:
+    def of_sae(self, reading: str, coding: str, distortion: float) -> DocumentBits:
         """Return the bits of the SAE called `reading` at one distortion.
 
         Raises:
-            KeyError: they could not be counted.
+            NotEstimable: they could not be counted; the message says why.
         """
-        return self.bits[Coded(SAE_BASELINE, reading, distortion)]
+        key = Coded(SAE, reading, coding, distortion)
+        if key not in self.bits:
+            own = self.table[(self.table["reading"] == reading) & (self.table["coding"] == coding)]
+            why = self.reason or next(iter(own["reason"].dropna()), "it was not coded")
+            raise NotEstimable(f"its bits cannot be counted: {why}")
+        return self.bits[key]
 
 
 @dataclass(eq=False)
@@ -88,57 +97,72 @@ class _Comparison:
     why_no_probe: str | None
     rows: list[dict[str, Any]] = field(default_factory=list)
     bits: dict[Coded, DocumentBits] = field(default_factory=dict)
+    priced: dict[str, Priced] = field(default_factory=dict)
 
-    def add(self, dictionary: Dictionary, split: ChosenAndScored, reading: str | None) -> None:
-        """Add the rows of one dictionary, one at each distortion, and its bits by document."""
-        codes = split.score_codes(self.k)
+    def add(
+        self,
+        dictionary: Dictionary,
+        coded: CodedVectors,
+        coding: str,
+        reading: str | None = None,
+        more: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """Add the rows of one dictionary and way to code, one at each distortion, and its bits."""
         shared = {
-            **self._row(dictionary.name, reading, None),
+            **self._row(dictionary.name, None, reading, coding),
             "n_atoms": len(dictionary.directions),
-            **self._fidelity(dictionary, split.score, codes),
-            **self._probes(split, codes),
+            **more,
         }
         of_dictionary = dictionary_bits(dictionary) / self.sample.stream_tokens
         for distortion in self.spec.distortions:
             try:
-                bits = token_bits(dictionary, split, self.k, distortion, self.spec)
+                bits = token_bits(dictionary, coded, distortion, self.spec)
             except NotEstimable as refusal:
                 self.rows.append({**shared, "distortion": distortion, "reason": str(refusal)})
                 continue
-            documents = self._documents(bits.adjusted)
-            self.bits[Coded(dictionary.name, reading, distortion)] = documents
+            if dictionary.name == TOKEN_TABLE:
+                bits.parts[0] += self.sample.id_bits
+            documents = DocumentBits.of(
+                bits.adjusted, self.sample.documents, self.sample.n_documents
+            )
+            self.bits[Coded(dictionary.name, reading, coding, distortion)] = documents
             self.rows.append({**shared, **_bits_row(bits, documents, of_dictionary)})
+            if reading and coding == PURSUIT and distortion == self.spec.distortions[0]:
+                chosen = bits.settings
+                self.priced[reading] = Priced(documents, chosen.bits, chosen.n_atoms)
 
-    def refuse(self, baseline: str, reason: str, reading: str | None = None) -> None:
+    def refuse(self, baseline: str, reason: str) -> None:
         """Add the row of a baseline that could not be fitted."""
-        self.rows.append(self._row(baseline, reading, reason))
+        self.rows.append(self._row(baseline, reason))
 
-    def _row(self, baseline: str, reading: str | None, reason: str | None) -> dict[str, Any]:
+    def _row(
+        self,
+        baseline: str,
+        reason: str | None,
+        reading: str | None = None,
+        coding: str | None = None,
+    ) -> dict[str, Any]:
         return {
             "baseline": baseline,
             "reading": reading,
+            "coding": coding,
             "n_tokens": len(self.sample.score),
+            "n_chosen": len(self.sample.choose),
             "n_documents": len(np.unique(self.sample.documents)),
-            "reason": reason,
+            "reason": reason or few_chosen(len(self.sample.choose)),
         }
 
-    def _documents(self, values: Float[np.ndarray, " token"]) -> DocumentBits:
-        """Return the sums of values over each document, with the number of its tokens."""
-        s = self.sample
-        parts = (values, np.ones(len(values)))
-        return DocumentBits(*(by_document(part, s.documents, s.n_documents) for part in parts))
-
-    def _fidelity(
+    def fidelity(
         self, dictionary: Dictionary, x: Float32[np.ndarray, "token d_in"], codes: AtomCodes
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         """Return the columns of sparsity and explained variance."""
         if not len(dictionary.directions):  # no sparse code, so that nothing is explained by one
             return {"sparsity": 0.0}
-        s = self.sample
-        ev, error = explained(dictionary, x, codes, s.energy)
-        parts = [by_document(v, s.documents, s.n_documents) for v in (error, s.energy)]
+        s, energy = self.sample, self.sample.vectors.energy
+        ev, error = explained(dictionary, x, codes, energy)
+        parts = [by_document(v, s.documents, s.n_documents) for v in (error, energy)]
         low, high = ratio_interval(*parts)
-        lookup = float(s.lookup_error.sum())
+        lookup = float(np.square(s.looked_up.score, dtype=np.float64).sum())
         return {
             "sparsity": codes.sparsity,
             "explained_variance": ev,
@@ -147,11 +171,15 @@ class _Comparison:
             "lookup_relative_ev": 1 - float(error.sum()) / lookup if lookup > 0 else np.nan,
         }
 
-    def _probes(self, split: ChosenAndScored, codes: AtomCodes) -> dict[str, Any]:
-        """Return the columns of probes with 1 and with 5 atoms, or the reason why there are none."""
+    def probes(self, fitted: AtomCodes, codes: AtomCodes) -> dict[str, Any]:
+        """Return the columns of probes with 1 and with 5 atoms, or the reason why there are none.
+
+        Args:
+            fitted: Codes at the tokens to fit probes on.
+            codes: Codes at the scored tokens.
+        """
         if self.tasks is None or not codes.n_atoms:
             return {"probe_reason": self.why_no_probe or "it has no atoms to read"}
-        fitted = split.choose_codes(self.k)
         columns: dict[str, Any] = {}
         for k, suffix in ((1, "_1"), (5, "")):
             try:
@@ -205,30 +233,52 @@ def compare_baselines(
     ids = tokens.ids[sample.fit].astype(np.int64)
     material = Material(sample.x_fit, sample.center, ids, table, n_atoms, seed, spec)
     comparison = _Comparison(sample, k, spec, tasks, why)
+    fitted: dict[str, Dictionary] = {}
     for name, baseline in BASELINES.entries.items():
-        _add_baseline(comparison, name, baseline, material)
+        if (dictionary := _add_baseline(comparison, name, baseline, material)) is not None:
+            fitted[name] = dictionary
         advance(1)
     for name, reading in saes.items():
         _add_sae(comparison, name, reading)
         advance(1)
-    return BaselinesResult(methods_frame(comparison.rows), comparison.bits, k)
+    first = spec.distortions[0]
+    dense = comparison.bits[Coded(PCA_DENSE, None, DENSE, first)]
+    arm = CodedArm(saes, sample, dense, comparison.priced, first, spec)
+    gains = marginal(fitted, material, arm, advance)
+    table = methods_frame(comparison.rows)
+    return BaselinesResult(table, comparison.bits, gains, k, len(sample.choose), len(sample.score))
+
+
+def few_chosen(n_tokens: int) -> str | None:
+    """Return in words that settings were chosen on few tokens; None where they were not."""
+    if n_tokens >= FEWEST_TOKENS:
+        return None
+    return f"settings were chosen on {n_tokens} tokens, fewer than {FEWEST_TOKENS}"
 
 
 def _add_baseline(
     comparison: _Comparison, name: str, baseline: Baseline, material: Material
-) -> None:
-    """Add the rows of a baseline that is no SAE, or the reason why it could not be fitted."""
+) -> Dictionary | None:
+    """Add the rows of a baseline that is no SAE, or the reason why it could not be fitted.
+
+    Returns its dictionary; None where it could not be fitted, or has no directions.
+    """
     sample, k = comparison.sample, comparison.k
     try:
         dictionary = baseline.fit(material)
         native = _native_ev(dictionary, sample, k)
     except NotEstimable as refusal:
         comparison.refuse(name, str(refusal))
-        return
-    before = len(comparison.rows)
-    comparison.add(dictionary, _pursued(dictionary, sample, k), None)
-    for row in comparison.rows[before:]:
-        row |= native
+        return None
+    has_atoms = len(dictionary.directions) > 0
+    vectors = sample.looked_up if name == TOKEN_TABLE else sample.vectors
+    coded = CodedVectors.pursued(dictionary, vectors, comparison.spec.most_atoms)
+    codes = coded.score(k)
+    probed = pursue(sample.vectors.choose[sample.probe], dictionary.directions, k).at(k)
+    more = comparison.fidelity(dictionary, sample.vectors.score, codes) | native
+    more |= comparison.probes(probed, codes)
+    comparison.add(dictionary, coded, PURSUIT if has_atoms else DENSE, more=more)
+    return dictionary if has_atoms else None
 
 
 def explained(
@@ -265,74 +315,43 @@ def _tasks(
     labels = tokens.labels
     if labels is None:
         return None, NO_LABELS
-    choose, score = tokens.places[sample.choose], tokens.places[sample.score]
+    probed = sample.choose[sample.probe]
+    choose, score = tokens.places[probed], tokens.places[sample.score]
     held = labels.at(choose), labels.at(score)
     known = labels.known[choose[:, 0], choose[:, 1]], labels.known[score[:, 0], score[:, 1]]
     ids = tokens.ids.astype(np.int64)
-    token_ids = ids[sample.choose], ids[sample.score]
+    token_ids = ids[probed], ids[sample.score]
     try:
         return probe_tasks(held, known, token_ids, labels.names, spec.n_labels, seed), None
     except NotEstimable as refusal:
         return None, str(refusal)
 
 
-def _pursued(dictionary: Dictionary, sample: Sample, k: int) -> ChosenAndScored:
-    """Return both samples as orthogonal matching pursuit writes them."""
-    choose = pursue(sample.x_choose, dictionary.directions, k)
-    score = pursue(sample.x_score, dictionary.directions, k)
-    return ChosenAndScored(sample.x_choose, sample.x_score, choose.at, score.at)
-
-
 def _native_ev(dictionary: Dictionary, sample: Sample, k: int) -> dict[str, float]:
     """Return the columns of the baseline's own code; none where it has no code of its own."""
     if dictionary.native is None:
         return {}
-    codes = dictionary.native(sample.x_score, k)
-    ev, _ = explained(dictionary, sample.x_score, codes, sample.energy)
+    codes = dictionary.native(sample.vectors.score, k)
+    ev, _ = explained(dictionary, sample.vectors.score, codes, sample.vectors.energy)
     return {"native_ev": ev, "native_sparsity": codes.sparsity}
 
 
 def _add_sae(comparison: _Comparison, name: str, reading: Encoded) -> None:
-    """Add the rows of an SAE, coded by its own encoder, with the score of pursuit on its decoder.
-
-    A code with fewer than k atoms takes the encoder's largest ones, with refitted coefficients.
-    """
-    sample = comparison.sample
+    """Add the rows of an SAE, coded by its own encoder and, like every other dictionary, by pursuit."""
+    sample, k = comparison.sample, comparison.k
     dictionary = sae_dictionary(reading)
-    shift = sample.center - dictionary.center
-    lengths = np.linalg.norm(as_numpy(reading.sae.params["W_dec"]), axis=1)
-
-    def coded(tokens: Int64[np.ndarray, " token"]) -> AtomCodes:
-        codes = AtomCodes.of(reading.codes[tokens].tocsr())
-        return AtomCodes(codes.atoms, codes.values * lengths[codes.atoms], codes.n_atoms)
-
-    choose, score = coded(sample.choose), coded(sample.score)
-    widest = max(choose.values.shape[1], score.values.shape[1])
-
-    def code(codes: AtomCodes, x: Float32[np.ndarray, "token d_in"]) -> Callable[[int], AtomCodes]:
-        def at(k: int) -> AtomCodes:
-            # at k itself, all that the encoder gives, which may be more for some tokens
-            if k >= comparison.k:
-                return codes.largest(widest)
-            return refitted(codes.largest(k), x, dictionary.directions)
-
-        return at
-
-    x_choose, x_score = sample.x_choose + shift, sample.x_score + shift
-    split = ChosenAndScored(x_choose, x_score, code(choose, x_choose), code(score, x_score))
-    before = len(comparison.rows)
-    comparison.add(dictionary, split, name)
-    pursuits = _sae_pursuits(dictionary, split.score, comparison)
-    for row in comparison.rows[before:]:
-        row |= pursuits
-
-
-def sae_dictionary(reading: Encoded) -> Dictionary:
-    """Return an SAE's decoder as a dictionary, with unit rows and the decoder bias as the center."""
-    decoder = as_numpy(reading.sae.params["W_dec"]).astype(np.float32)
-    lengths = np.maximum(np.linalg.norm(decoder, axis=1, keepdims=True), 1e-12)
-    center = reading.sae.params["b_dec"].detach().cpu().numpy().astype(np.float32)
-    return Dictionary(SAE_BASELINE, (decoder / lengths).astype(np.float32), center, decoder.size)
+    own = encoded(reading, dictionary, sample)
+    score = own.vectors.score
+    # at k itself, all that the encoder gives, which may be more for some tokens
+    codes, fitted = own.score(own.largest), own.choose(own.largest)
+    more = comparison.fidelity(dictionary, score, codes)
+    more |= comparison.probes(fitted.of_tokens(sample.probe), codes)
+    more |= _sae_pursuits(dictionary, score, comparison)
+    comparison.add(dictionary, own, ENCODER, name, more)
+    pursued = CodedVectors.pursued(dictionary, own.vectors, comparison.spec.most_atoms)
+    why = {"probe_reason": "probes read the codes of the SAE's own encoder"}
+    more = comparison.fidelity(dictionary, score, pursued.score(k)) | why
+    comparison.add(dictionary, pursued, PURSUIT, name, more)
 
 
 def _sae_pursuits(
@@ -343,7 +362,7 @@ def _sae_pursuits(
     if n < 1:
         return {}
     drawn = np.sort(numpy_generator(0, "methods", "pursued").permutation(len(x))[:n])
-    part, energy = x[drawn], comparison.sample.energy[drawn]
+    part, energy = x[drawn], comparison.sample.vectors.energy[drawn]
     signed = pursue(part, dictionary.directions, k).at(k)
     positive = pursue_nonnegative(part, dictionary.directions, k)
     return {
@@ -366,14 +385,15 @@ def _bits_row(bits: TokenBits, documents: DocumentBits, of_dictionary: float) ->
         **{f"bits_{p}": float(part.mean()) for p, part in zip(PARTS, bits.parts, strict=True)},
         "bits_dictionary": of_dictionary,
         "bits_with_dictionary": total + of_dictionary,
-        "bits_atoms": bits.n_atoms,
+        "bits_atoms": bits.settings.n_atoms,
+        "bits_step": bits.settings.step,
         "coder_ratio": bits.coder_ratio,
     }
 
 
 COLUMNS = BASELINES_TABLE.without(MODEL_KEYS)
 """Columns of the table, in order."""
-_TEXT = ("baseline", "reading", "probe_reason", "reason")
+_TEXT = ("baseline", "reading", "coding", "probe_reason", "reason")
 
 
 def methods_frame(rows: list[dict[str, Any]]) -> pandas.DataFrame:

@@ -1,106 +1,266 @@
-"""Marginal structure: bits that an SAE saves over simpler baselines, beyond what it saves on a placebo."""
+"""Marginal structure: bits that an SAE's latents save beyond as many more atoms of an existing method.
+
+With R the bits per token at the stated distortion, B an existing method with so many atoms, and m of the
+SAE's latents,
+
+    G = min(R(PCA), R(B_2m)) - min(R(PCA), R(B_m and SAE_m)),
+
+in bits and as a share of R(PCA), the dense code. Both dictionaries have 2m atoms, and both are coded by the
+same pursuit with settings chosen in the same way. A code that may have no atoms is never longer than the
+dense one, so that the two minima are part of that choice (`settings`), made on the documents to choose on.
+
+Of the second dictionary a code may leave out the method's atoms, and does so where 2m of them are of no use.
+So a method's useless atoms are not held against the latents.
+
+No dictionary gets shorter codes by its size alone, since both have the same. What is left of chance is
+computed: G of the same dictionaries on Gaussian vectors with the same means and covariances, where no
+direction is better than the principal components but for what a quantizer of many directions gains.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Num
+from jaxtyping import Float, Float32, Num
 
+from sae_placebo.baselines.base import BASELINES, BaselinesSpec, Dictionary, Material
+from sae_placebo.baselines.document_bits import DocumentBits
+from sae_placebo.baselines.rate import CodedVectors, token_bits
+from sae_placebo.baselines.sae_codes import strongest
+from sae_placebo.baselines.sampling import Sample, Vectors
 from sae_placebo.core.errors import NotEstimable
-from sae_placebo.stats.quantiles import student_quantile
+from sae_placebo.latents.base import Encoded
+
+BEST = "best"
+"""The name of the existing method that needs the fewest bits at 2m atoms on the documents to choose on."""
 
 
 @dataclass(frozen=True, eq=False)
-class DocumentBits:
-    """Bits of one dictionary at one distortion, by document.
+class Priced:
+    """The bits of one dictionary by document, and what its settings promised.
 
     Attributes:
-        bits: Sum of the bits of each document's scored tokens, without those of the dictionary itself. They
-            are adjusted so that, under any weights of the documents, they add up to the cost at the stated
-            distortion; see `rate.TokenBits.adjusted`.
-        tokens: Scored tokens of each document; 0 where it is not scored.
+        documents: Bits of each scored document.
+        chosen_bits: Bits per token on the documents to choose on.
+        n_atoms: The most atoms that a token's code may use.
     """
 
-    bits: Float[np.ndarray, " document"]
-    tokens: Float[np.ndarray, " document"]
+    documents: DocumentBits
+    chosen_bits: float
+    n_atoms: int
 
-    def per_token(
+
+@dataclass(frozen=True, eq=False)
+class Gain:
+    """What an SAE's latents save beyond one existing method.
+
+    Attributes:
+        method: The existing method.
+        size: Atoms of each of the two dictionaries.
+        dense: Bits of the dense code, R(PCA).
+        doubled: Bits of the existing method with all of these atoms.
+        joined: Bits of the existing method with half of them, and as many latents.
+    """
+
+    method: str
+    size: int
+    dense: DocumentBits
+    doubled: Priced
+    joined: Priced
+
+    def bits(
         self, weights: Num[np.ndarray, "document replicate"]
     ) -> Float[np.ndarray, " replicate"]:
-        """Return bits per token under each column of document weights; NaN where no token has weight."""
-        tokens = self.tokens @ weights
-        bits = np.full(weights.shape[1], np.nan)
-        np.divide(self.bits @ weights, tokens, out=bits, where=tokens > 0)
-        return bits
+        """Return G in bits per token under each column of document weights."""
+        return self.doubled.documents.less(self.joined.documents).per_token(weights)
 
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The bounds of the 95% interval of bits per token, over documents; see `ratio_interval`."""
-        return ratio_interval(self.bits, self.tokens)
-
-
-def ratio_interval(
-    numerator: Float[np.ndarray, " document"], denominator: Float[np.ndarray, " document"]
-) -> tuple[float, float]:
-    """Return the bounds of the 95% interval of a ratio of sums over documents.
-
-    Documents whose denominator is 0 do not count. Both bounds are NaN where fewer than two count.
-
-    Source: linearization (Cochran 1977, section 2.11) with Student's t.
-    """
-    there = denominator > 0
-    n = int(there.sum())
-    if n < 2:
-        return float("nan"), float("nan")
-    top, bottom = numerator[there], denominator[there]
-    value = top.sum() / bottom.sum()
-    spread = np.sqrt(np.square(top - value * bottom).sum() * n / (n - 1)) / bottom.sum()
-    half = student_quantile(n - 1) * spread
-    return float(value - half), float(value + half)
+    def share(
+        self, weights: Num[np.ndarray, "document replicate"]
+    ) -> Float[np.ndarray, " replicate"]:
+        """Return G as a share of R(PCA) under each column of document weights."""
+        dense = self.dense.per_token(weights)
+        gain = np.full(len(dense), np.nan)
+        np.divide(self.bits(weights), dense, out=gain, where=dense > 0)
+        return gain
 
 
-def best_simpler(simpler: Mapping[str, DocumentBits]) -> str:
-    """Return the name of the baseline with the fewest bits per token on all scored documents.
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """An existing method with m atoms and with 2m."""
 
-    It is chosen as the best on the very tokens that it is scored on, which favors it a little. So what an SAE
-    saves over it is stated too low rather than too high.
-
-    Raises:
-        NotEstimable: there is no baseline.
-    """
-    known = {name: one.bits.sum() / one.tokens.sum() for name, one in simpler.items()}
-    if not known:
-        raise NotEstimable("no simpler baseline could be fitted on this arm")
-    return min(known, key=lambda name: known[name])
+    method: str
+    small: Float32[np.ndarray, "atom d_in"]
+    large: Float32[np.ndarray, "twice d_in"]
 
 
-def bits_saved(
-    sae: DocumentBits,
-    simpler: Mapping[str, DocumentBits],
-    weights: Num[np.ndarray, "document replicate"],
-) -> Float[np.ndarray, " replicate"]:
-    """Return the bits per token that an SAE saves over the best simpler baseline of the same arm.
+def pairs(material: Material, fitted: Mapping[str, Dictionary]) -> Iterator[Pair]:
+    """Yield every existing method with m and with 2m atoms.
 
-    They are below 0 where the simpler baseline needs fewer bits. It is chosen once, on all documents.
+    Those that can be had with twice as many atoms are fitted again. Of the others, m is half of what they
+    have: the half along which the tokens to fit on vary most.
 
     Args:
-        sae: Bits of the SAE.
-        simpler: Bits of every other baseline at the same distortion, by name.
-        weights: How often each document counts; column 0 is ones.
-
-    Raises:
-        NotEstimable: there is no simpler baseline.
+        material: What methods are fitted on.
+        fitted: Methods as they were fitted on it, by name.
     """
-    best = simpler[best_simpler(simpler)]
-    saved: Float[np.ndarray, " replicate"] = best.per_token(weights) - sae.per_token(weights)
-    return saved
+    for name, dictionary in fitted.items():
+        rows, n = dictionary.directions, len(dictionary.directions)
+        if n == material.n_atoms:
+            twice = dataclasses.replace(material, n_atoms=2 * n)
+            large = BASELINES.entries[name].fit(twice).directions
+            if len(large) == 2 * n:
+                yield Pair(name, rows, large)
+                continue
+        spread = np.square(material.activations @ rows.T).sum(axis=0, dtype=np.float64)
+        large = rows[np.argsort(-spread, kind="stable")[: 2 * (n // 2)]]
+        yield Pair(name, large[: n // 2], large)
 
 
-def marginal_structure(
-    arm: Float[np.ndarray, " replicate"], placebo: Float[np.ndarray, " replicate"]
-) -> Float[np.ndarray, " replicate"]:
-    """Return bits saved on an arm minus bits saved on its placebo, under the same document weights."""
-    structure: Float[np.ndarray, " replicate"] = arm - placebo
-    return structure
+Alone = dict[tuple[str, int], Priced]
+"""Bits of an SAE's strongest latents, by SAE and number of latents."""
+
+
+@dataclass(frozen=True, eq=False)
+class Marginal:
+    """What the latents of every SAE of one arm save beyond existing methods, at one distortion.
+
+    Attributes:
+        gains: Gain, or the reason why there is none, by SAE and method.
+        best: The method whose 2m atoms need the fewest bits on the documents to choose on; None where
+            there is no method.
+        gaussian: The gain beyond `best` on Gaussian vectors, or the reason why there is none, by SAE.
+    """
+
+    gains: Mapping[tuple[str, str], Gain | str]
+    best: str | None
+    gaussian: Mapping[str, Gain | str]
+
+    def gain(self, reading: str, method: str = BEST) -> Gain:
+        """Return the gain of the SAE called `reading` beyond a method.
+
+        Raises:
+            NotEstimable: there is none; the message says why.
+        """
+        if method == BEST:
+            if self.best is None:
+                raise NotEstimable("no existing method could be coded with 2m atoms")
+            method = self.best
+        return _known(self.gains.get((reading, method), f"{method} was not fitted"))
+
+    def by_chance(self, reading: str) -> Gain:
+        """Return what `gain` is beyond the best method on Gaussian vectors.
+
+        Raises:
+            NotEstimable: there is none; the message says why.
+        """
+        return _known(self.gaussian.get(reading, "no existing method could be coded with 2m atoms"))
+
+
+def _known(found: Gain | str) -> Gain:
+    if isinstance(found, str):
+        raise NotEstimable(found)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class CodedArm:
+    """What the gains of one arm share.
+
+    Attributes:
+        saes: The arm's SAEs, by name.
+        sample: The tokens to choose and to score on.
+        dense: Bits of the dense code.
+        whole: Bits of each SAE by pursuit, where they could be counted.
+        distortion: The share of variance that is left.
+        spec: The settings.
+    """
+
+    saes: Mapping[str, Encoded]
+    sample: Sample
+    dense: DocumentBits
+    whole: Mapping[str, Priced]
+    distortion: float
+    spec: BaselinesSpec
+
+    def gains(self, pair: Pair, vectors: Vectors, alone: Alone) -> dict[str, Gain | str]:
+        """Return the gain beyond one method, or the reason why there is none, by SAE.
+
+        Args:
+            pair: The method.
+            vectors: What is coded.
+            alone: Bits of so many latents without any method, by SAE and number; they are added to it.
+        """
+        try:
+            doubled = self.price(pair.large, vectors)
+        except NotEstimable as refusal:
+            return dict.fromkeys(self.saes, f"{pair.method}: {refusal}")
+        found: dict[str, Gain | str] = {}
+        for name in self.saes:
+            try:
+                joined = self._joined(name, pair, doubled, vectors, alone)
+            except NotEstimable as refusal:
+                found[name] = f"{pair.method} with latents: {refusal}"
+                continue
+            found[name] = Gain(pair.method, len(pair.large), self.dense, doubled, joined)
+        return found
+
+    def _joined(
+        self, name: str, pair: Pair, doubled: Priced, vectors: Vectors, alone: Alone
+    ) -> Priced:
+        """Return the bits of m atoms of the method and m latents, or of these latents if they are fewer."""
+        m = len(pair.small)
+        latents = strongest(self.saes[name], self.sample.fit, m)
+        if (name, m) not in alone:
+            alone[name, m] = self.price(latents, vectors)
+        if not doubled.n_atoms:
+            return alone[name, m]
+        joined = self.price(np.concatenate([pair.small, latents]), vectors)
+        return min(alone[name, m], joined, key=lambda one: one.chosen_bits)
+
+    def price(self, rows: Float32[np.ndarray, "atom d_in"], vectors: Vectors) -> Priced:
+        """Return the bits of a dictionary by pursuit.
+
+        Raises:
+            NotEstimable: the best settings lie on the edge of the largest grid that is allowed.
+        """
+        dictionary = Dictionary("", rows, self.sample.center, 0)
+        coded = CodedVectors.pursued(dictionary, vectors, self.spec.most_atoms)
+        quiet = self.spec.model_copy(update={"coded_tokens": 0})
+        bits = token_bits(dictionary, coded, self.distortion, quiet)
+        documents = DocumentBits.of(bits.adjusted, self.sample.documents, self.sample.n_documents)
+        return Priced(documents, bits.settings.bits, bits.settings.n_atoms)
+
+
+def marginal(
+    fitted: Mapping[str, Dictionary],
+    material: Material,
+    arm: CodedArm,
+    advance: Callable[[int], None],
+) -> Marginal:
+    """Return what the latents of every SAE save beyond every existing method.
+
+    Args:
+        fitted: The existing methods' dictionaries, as they were fitted on `material`.
+        material: What they were fitted on.
+        arm: The SAEs, and what is coded.
+        advance: Called with 1 after each method.
+    """
+    gains: dict[tuple[str, str], Gain | str] = {}
+    chosen: dict[str, tuple[float, Pair]] = {}
+    alone = {(name, arm.saes[name].d_sae): bits for name, bits in arm.whole.items()}
+    for pair in pairs(material, fitted) if arm.saes else ():
+        found = arm.gains(pair, arm.sample.vectors, alone)
+        gains |= {(name, pair.method): gain for name, gain in found.items()}
+        known = [gain.doubled.chosen_bits for gain in found.values() if isinstance(gain, Gain)]
+        if known:
+            chosen[pair.method] = known[0], pair
+        advance(1)
+    if not chosen:
+        return Marginal(gains, None, {})
+    best = min(chosen, key=lambda method: chosen[method][0])
+    chance = arm.sample.vectors.gaussian(material.seed)
+    gaussian = arm.gains(chosen[best][1], chance, {})
+    return Marginal(gains, best, gaussian)

@@ -6,6 +6,9 @@ import numpy as np
 
 from sae_placebo.baselines.base import BASELINES, Baseline, Dictionary, Material
 
+PCA_DENSE = "pca_dense"
+"""The name of the code without atoms, whose bits are R(PCA)."""
+
 
 def fit_pca(material: Material) -> Dictionary:
     """Return the dictionary of the covariance's eigenvectors, the one of the largest variance first."""
@@ -18,7 +21,7 @@ def fit_pca(material: Material) -> Dictionary:
 def fit_dense(material: Material) -> Dictionary:
     """Return a dictionary without atoms: all that is coded is the residual, in its principal components."""
     none = np.zeros((0, material.activations.shape[1]), dtype=np.float32)
-    return Dictionary("pca_dense", none, material.center, 0)
+    return Dictionary(PCA_DENSE, none, material.center, 0)
 
 
 BASELINES.add(
@@ -34,7 +37,7 @@ BASELINES.add(
 )
 BASELINES.add(
     Baseline(
-        "pca_dense",
+        PCA_DENSE,
         "PCA, dense",
         "No sparse code: every principal component is quantized with one step and coded, which "
         "spends no bits on components below the step.",

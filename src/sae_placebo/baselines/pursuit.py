@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32, Int32
+from jaxtyping import Float, Float32, Int32, Int64
 
 from sae_placebo.core.lazy import torch
 
@@ -47,6 +47,10 @@ class AtomCodes:
     def sparsity(self) -> float:
         """The mean number of atoms that a token uses."""
         return float((self.values != 0).sum() / max(len(self.values), 1))
+
+    def of_tokens(self, tokens: Int64[np.ndarray, " some"]) -> AtomCodes:
+        """Return the code of some of the tokens."""
+        return AtomCodes(self.atoms[tokens], self.values[tokens], self.n_atoms)
 
     def decode(
         self, directions: Float32[np.ndarray, "atom d_in"]
@@ -97,6 +101,11 @@ class Path:
     mix: Float32[np.ndarray, "token step step"] | None
     n_atoms: int
 
+    def of_tokens(self, tokens: slice) -> Path:
+        """Return the path of some of the tokens."""
+        mix = None if self.mix is None else self.mix[tokens]
+        return Path(self.atoms[tokens], self.along[tokens], mix, self.n_atoms)
+
     def at(self, k: int) -> AtomCodes:
         """Return the least-squares code on the first k atoms."""
         along = self.along[:, :k]
@@ -109,7 +118,10 @@ class Path:
 
 
 def pursue(
-    x: Float32[np.ndarray, "token d_in"], directions: Float32[np.ndarray, "atom d_in"], k: int
+    x: Float32[np.ndarray, "token d_in"],
+    directions: Float32[np.ndarray, "atom d_in"],
+    k: int,
+    begun: Path | None = None,
 ) -> Path:
     """Return k steps of orthogonal matching pursuit, with coefficients of either sign.
 
@@ -122,6 +134,7 @@ def pursue(
         x: Activations less the dictionary's center.
         directions: The dictionary's unit rows.
         k: Steps; at most as many as there are atoms and dimensions.
+        begun: The first steps of the same pursuit, which are not taken again.
 
     Source: Pati, Rezaiifar and Krishnaprasad 1993. Differs: tokens are taken in chunks, and a second pass of
     Gram-Schmidt follows where the first one loses digits.
@@ -140,26 +153,39 @@ def pursue(
             return Path(atoms, np.take_along_axis(codes.values, order, axis=1), None, n_atoms)
     size = max(1, _CHUNK_NUMBERS // max(n_atoms, k * d_in))
     rows = torch.from_numpy(np.ascontiguousarray(directions))
-    parts = [
-        _pursue(torch.from_numpy(x[first : first + size]), rows, k)
-        for first in range(0, len(x), size)
-    ]
+    parts = []
+    for first in range(0, len(x), size):
+        part = slice(first, first + size)
+        parts.append(_pursue(torch.from_numpy(x[part]), rows, k, begun and begun.of_tokens(part)))
     atoms, along, mix = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
     return Path(atoms.astype(np.int32), along, mix, n_atoms)
 
 
 def _pursue(
-    x: Float[torch.Tensor, "token d_in"], rows: Float[torch.Tensor, "atom d_in"], k: int
+    x: Float[torch.Tensor, "token d_in"],
+    rows: Float[torch.Tensor, "atom d_in"],
+    k: int,
+    begun: Path | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the atoms, products and mix of one chunk of tokens; see `Path`."""
     n, d_in = x.shape
     basis = torch.zeros(n, k, d_in)
     mix = torch.eye(k).repeat(n, 1, 1)
     along, atoms = torch.zeros(n, k), torch.zeros(n, k, dtype=torch.int64)
-    left = x.clone()
-    for step in range(k):
+    left, done = x.clone(), 0
+    if begun is not None and begun.mix is not None:
+        done = begun.along.shape[1]
+        atoms[:, :done], along[:, :done] = map(torch.from_numpy, (begun.atoms, begun.along))
+        mix[:, :done, :done] = before = torch.from_numpy(begun.mix)
+        # atoms are sums of the directions before them, so that these follow from the atoms
+        basis[:, :done] = torch.linalg.solve_triangular(
+            before.transpose(1, 2), rows[atoms[:, :done]], upper=False
+        )
+        basis[:, :done] *= (along[:, :done, None] != 0).float()  # an atom that added no direction
+        left -= torch.bmm(along[:, None, :done], basis[:, :done])[:, 0]
+    for step in range(done, k):
         products = left @ rows.T
-        chosen = products.abs().argmax(dim=1)
+        chosen = products.abs_().argmax(dim=1)
         new, so_far = rows[chosen], basis[:, :step]
         # twice is enough: the second pass takes out what rounding left of the first
         within = torch.bmm(so_far, new[:, :, None])
@@ -244,6 +270,25 @@ def refitted(
         right = torch.bmm(chosen, torch.from_numpy(x[part])[:, :, None])
         values[part] = torch.linalg.solve(gram, right)[:, :, 0].numpy()
     return AtomCodes(codes.atoms, values, codes.n_atoms)
+
+
+class Pursuit:
+    """The codes of tokens by pursuit, with any number of atoms; what was pursued once is kept."""
+
+    def __init__(
+        self,
+        x: Float32[np.ndarray, "token d_in"],
+        directions: Float32[np.ndarray, "atom d_in"],
+    ) -> None:
+        """Take activations, less the dictionary's center, and the dictionary's unit rows."""
+        self._x, self._directions = x, directions
+        self._path: Path | None = None
+
+    def __call__(self, k: int) -> AtomCodes:
+        """Return the least-squares code on the first k atoms that pursuit takes."""
+        if self._path is None or self._path.along.shape[1] < min(k, *self._directions.shape):
+            self._path = pursue(self._x, self._directions, k, self._path)
+        return self._path.at(k)
 
 
 def largest_products(products: Float32[np.ndarray, "token atom"], k: int) -> AtomCodes:

@@ -1,15 +1,15 @@
 """Bits per token of one dictionary at a stated distortion.
 
-The scheme is the same for every baseline:
+The scheme is the same for every dictionary:
 
 1. A token, less the dictionary's center, is written with at most k' atoms. Their coefficients are
    rounded to whole steps of one size, and the receiver rebuilds a part of the token from them.
 2. What is left, less its mean, is turned into the basis of its own principal components, rounded to
-   whole steps of one size (away from 0 from .62 of a step on), and coded. So every baseline reaches every
+   whole steps of one size (away from 0 from .62 of a step on), and coded. So every dictionary reaches every
    distortion, and one whose sparse code is poor pays for it in the residual.
 3. The residual's step is set on the scored tokens so that their squared error is exactly the stated
-   share of their variance. k' and the coefficients' step are free: those are taken that need the
-   fewest bits on the documents to choose on, and every baseline has the same choice.
+   share of their variance. k' and the coefficients' step are free: module `settings` takes those that need
+   the fewest bits on the documents to choose on.
 4. All probabilities come from the documents to choose on; bits are counted on the documents to score on.
 
 A receiver must know the basis and the means, as well as the directions; see `dictionary_bits`.
@@ -17,44 +17,51 @@ A receiver must know the basis and the means, as well as the directions; see `di
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32
 
 from sae_placebo.baselines.base import BaselinesSpec, Dictionary
-from sae_placebo.baselines.bits import CodeModel, Quantized, quantize
+from sae_placebo.baselines.bits import CodeModel, Quantized
 from sae_placebo.baselines.coder import encode
-from sae_placebo.baselines.pursuit import AtomCodes
+from sae_placebo.baselines.pursuit import AtomCodes, Pursuit
+from sae_placebo.baselines.residual import principal, rounded, squared, step_for
+from sae_placebo.baselines.sampling import Vectors
+from sae_placebo.baselines.settings import Choosing, Coder, Settings, choose, no_atoms, sparse
 from sae_placebo.core.errors import NotEstimable
 
 BITS_PER_ENTRY = 16
 """Bits for each number that a receiver must know of a dictionary."""
-_ROUND_UP = 0.38
-"""Added to a component's size in steps before it is rounded down; .5 would be plain rounding. With less,
-fewer small components cost bits: on Gaussians, .36 to .4 is shortest at shares left of .05 to .3."""
-_TRIED = 3
-"""Ways to code that are tried before one is taken."""
 PARTS = ("indices", "values", "residual")
 """Parts of a token's code; the first holds the number of atoms as well."""
 
 
 @dataclass(frozen=True, eq=False)
-class ChosenAndScored:
-    """The tokens to choose and to score on, and how a baseline codes them.
+class CodedVectors:
+    """Vectors, and how they are coded with one dictionary.
 
     Attributes:
-        choose: Activations at the tokens to choose on, less the baseline's center.
-        score: Activations at the tokens to score on, which are of other documents, less the center.
-        choose_codes: A function from a number of atoms to the code of `choose` with at most so many.
-        score_codes: The same for `score`.
+        vectors: What is coded, less the dictionary's center.
+        choose: A function from a number of atoms to the code, with so many at most, of the vectors to
+            choose on.
+        score: The same for those to score on.
+        largest: The most atoms that any of these codes can have.
+        cap: The most atoms that are tried.
     """
 
-    choose: Float32[np.ndarray, "chosen d_in"]
-    score: Float32[np.ndarray, "token d_in"]
-    choose_codes: Callable[[int], AtomCodes]
-    score_codes: Callable[[int], AtomCodes]
+    vectors: Vectors
+    choose: Coder
+    score: Coder
+    largest: int
+    cap: int
+
+    @classmethod
+    def pursued(cls, dictionary: Dictionary, vectors: Vectors, most_atoms: int) -> CodedVectors:
+        """Return the codes by orthogonal matching pursuit, which may have up to `most_atoms` atoms."""
+        rows = dictionary.directions
+        codes = Pursuit(vectors.choose, rows), Pursuit(vectors.score, rows)
+        return cls(vectors, *codes, min(rows.shape), most_atoms)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +76,7 @@ class TokenBits:
         distortion: Share of the variance that was to be left.
         reached: Share of the variance that is left; below `distortion` only where the sparse code alone,
             without any residual, does better.
-        n_atoms: The most atoms that a token's code may use.
-        coefficient_step: Step of the quantizer of coefficients, in activation units.
+        settings: The atoms that a token's code may use and the step of coefficients, as they were chosen.
         coder_ratio: Length of the range coder's message over the sum of counted lengths, on the tokens that
             it wrote; NaN where it wrote none.
     """
@@ -81,8 +87,7 @@ class TokenBits:
     slope: float
     distortion: float
     reached: float
-    n_atoms: int
-    coefficient_step: float
+    settings: Settings
     coder_ratio: float
 
     @property
@@ -108,30 +113,33 @@ def dictionary_bits(dictionary: Dictionary) -> int:
 
 
 def token_bits(
-    dictionary: Dictionary, split: ChosenAndScored, k: int, distortion: float, spec: BaselinesSpec
+    dictionary: Dictionary, coded: CodedVectors, distortion: float, spec: BaselinesSpec
 ) -> TokenBits:
     """Return the bits of each scored token at a share of variance that is left unexplained.
 
     Args:
         dictionary: The dictionary that tokens are written with.
-        split: The tokens and their codes.
-        k: Atoms per token at which baselines are compared.
+        coded: The tokens and their codes.
         distortion: The share of variance that is left.
         spec: The settings.
 
     Raises:
-        NotEstimable: the scored activations do not vary.
+        NotEstimable: the best settings lie on the edge of the largest grid that is allowed.
     """
-    energy = _squared(split.score - split.score.mean(axis=0))
-    if not energy.sum() > 0:
-        raise NotEstimable("the scored activations do not vary: there is nothing to code")
-    k_used, step = _choose(dictionary, split, k, distortion, spec)
-    learn = _sparse(dictionary, split.choose, split.choose_codes(k_used), step)
-    coded = _sparse(dictionary, split.score, split.score_codes(k_used), step)
-    learn, coded = _rotated(learn, coded)
-    width = _step_for(coded.left, distortion * float(energy.sum()))
-    parts, error = _lengths(learn, coded, width)
-    coarser, more_error = _lengths(learn, coded, 1.1 * width)
+    vectors, energy = coded.vectors, coded.vectors.energy
+    tokens = Choosing.of(vectors.choose, vectors.documents, distortion * vectors.choose_energy)
+    grid = coded.choose, coded.largest, coded.cap, spec.settings_per_octave
+    settings = choose(dictionary, tokens, *grid)
+    step = settings.step * tokens.even_step
+    learned, scored = (
+        _Coded(*sparse(dictionary, x, _code(coder, settings.n_atoms, len(x)), step))
+        for x, coder in ((vectors.choose, coded.choose), (vectors.score, coded.score))
+    )
+    turned = principal(learned.left)
+    learned, scored = (_Coded(one.codes, turned(one.left)) for one in (learned, scored))
+    width = step_for(scored.left, distortion * float(energy.sum()))
+    parts, error = _lengths(learned, scored, width)
+    coarser, more_error = _lengths(learned, scored, 1.1 * width)
     gained = float(more_error.sum() - error.sum())
     slope = float(parts.sum() - coarser.sum()) / gained if gained > 0 else 0.0
     return TokenBits(
@@ -141,15 +149,13 @@ def token_bits(
         slope=slope,
         distortion=distortion,
         reached=float(error.sum() / energy.sum()),
-        n_atoms=k_used,
-        coefficient_step=step,
-        coder_ratio=_coder_ratio(learn, coded, width, spec.coded_tokens),
+        settings=settings,
+        coder_ratio=_coder_ratio(learned, scored, width, spec.coded_tokens),
     )
 
 
-def _squared(x: Float[np.ndarray, "token d_in"]) -> Float[np.ndarray, " token"]:
-    """Return the squared length of each row."""
-    return np.asarray(np.einsum("td,td->t", x, x, dtype=np.float64))
+def _code(coder: Coder, n_atoms: int, n_tokens: int) -> AtomCodes:
+    return coder(n_atoms) if n_atoms else no_atoms(n_tokens)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,173 +163,27 @@ class _Coded:
     """A quantized code, and what it leaves of the tokens."""
 
     codes: Quantized
-    left: Float32[np.ndarray, "token d_in"]
-
-
-def _sparse(
-    dictionary: Dictionary, x: Float32[np.ndarray, "token d_in"], codes: AtomCodes, step: float
-) -> _Coded:
-    """Return the quantized code, and what it leaves of the tokens."""
-    quantized = quantize(codes, step)
-    return _Coded(quantized, x - quantized.decode(dictionary.directions, step))
-
-
-def _rotated(learn: _Coded, coded: _Coded) -> tuple[_Coded, _Coded]:
-    """Return both with what is left of them turned into the principal components of the first."""
-    mean = learn.left.mean(axis=0)
-    _, basis = np.linalg.eigh(_covariance(learn.left - mean))
-    return (
-        _Coded(learn.codes, (learn.left - mean) @ basis),
-        _Coded(coded.codes, (coded.left - mean) @ basis),
-    )
-
-
-def _covariance(x: Float32[np.ndarray, "token d_in"]) -> Float32[np.ndarray, "d_in d_in"]:
-    """Return the covariance of rows whose mean is 0."""
-    return np.asarray((x.T @ x) / np.float32(len(x)))
-
-
-def _choose(
-    dictionary: Dictionary, split: ChosenAndScored, k: int, distortion: float, spec: BaselinesSpec
-) -> tuple[int, float]:
-    """Return the number of atoms and the coefficients' step that need the fewest bits.
-
-    The three pairs with the shortest estimates are tried: probabilities from three quarters of the tokens to
-    choose on code the fourth quarter. The estimate adds up the entropies of atoms and of coefficients at
-    their frequencies and, for the residual, the rate of a Gaussian with its covariance, by reverse
-    water-filling.
-    """
-    x = split.choose
-    total = distortion * float(_squared(x - x.mean(axis=0)).mean())
-    base = float(np.sqrt(12 * total / x.shape[1]))
-    if not len(dictionary.directions):
-        return 0, base
-    estimates = []
-    for k_used in sorted({max(1, round(k * share)) for share in spec.shares_of_k}):
-        codes = split.choose_codes(k_used)
-        for step in (base * steps for steps in spec.coefficient_steps):
-            coded = _sparse(dictionary, x, codes, step)
-            values = np.linalg.eigvalsh(_covariance(coded.left - coded.left.mean(axis=0)))
-            rest = water_filling(values.astype(np.float64), total)
-            estimates.append((_plain_entropy(coded.codes) + rest, k_used, step))
-    tried = []
-    for _, k_used, step in sorted(estimates)[:_TRIED]:
-        bits = _tried(dictionary, x, split.choose_codes(k_used), step, total)
-        tried.append((bits, k_used, step))
-    return min(tried)[1:]
-
-
-def _tried(
-    dictionary: Dictionary,
-    x: Float32[np.ndarray, "token d_in"],
-    codes: AtomCodes,
-    step: float,
-    total: float,
-) -> float:
-    """Return the bits per token of every fourth token, under probabilities from the other tokens.
-
-    The two sets share their documents: if whole documents were left out, and there are few, it would depend
-    on which ones they are.
-    """
-    apart = np.arange(len(x)) % 4 == 0
-    parts = [
-        _sparse(
-            dictionary,
-            x[part],
-            AtomCodes(codes.atoms[part], codes.values[part], codes.n_atoms),
-            step,
-        )
-        for part in (~apart, apart)
-    ]
-    learn, coded = _rotated(parts[0], parts[1])
-    width = _step_for(coded.left, total * len(coded.left))
-    return float(_lengths(learn, coded, width)[0].sum()) / len(coded.left)
-
-
-def _plain_entropy(codes: Quantized) -> float:
-    """Return the bits per token of independent atoms and of coefficients, at their own frequencies."""
-    n = len(codes.counts)
-    rate = np.bincount(codes.atoms, minlength=codes.n_atoms) / n
-    inside = rate[(rate > 0) & (rate < 1)]
-    index = -(inside * np.log2(inside) + (1 - inside) * np.log2(1 - inside)).sum()
-    _, seen = np.unique(codes.levels, return_counts=True)
-    share = seen / max(seen.sum(), 1)
-    return float(index - (len(codes.levels) / n) * (share * np.log2(share)).sum())
-
-
-def water_filling(variances: Float[np.ndarray, " component"], total: float) -> float:
-    """Return the bits that independent Gaussian components need for a summed squared error of `total`.
-
-    Args:
-        variances: The variance of each component.
-        total: The squared error that is allowed, summed over components.
-
-    Source: reverse water-filling (Cover and Thomas, section 10.3.3).
-    """
-    ascending = np.sort(np.maximum(variances, 0))
-    if ascending.sum() <= total:
-        return 0.0
-    # with the level between two variances, the smaller ones are dropped whole
-    below = np.concatenate([[0], np.cumsum(ascending)[:-1]])
-    levels = (total - below) / np.arange(len(ascending), 0, -1)
-    level = levels[int(np.argmax(levels <= ascending))]
-    return float(0.5 * np.log2(np.maximum(ascending / level, 1)).sum())
-
-
-def _step_for(left: Float32[np.ndarray, "token component"], error: float) -> float:
-    """Return the step whose rounding leaves the squared error `error`.
-
-    Where even rounding everything to 0 leaves less, it is a step that does so.
-    """
-    largest = 4 * float(np.abs(left).max(initial=1e-12)) + 1e-12
-    if float(_squared(left).sum()) <= error:
-        return largest
-    low, high = np.log(largest) - 16, np.log(largest)
-    for _ in range(18):
-        middle = (low + high) / 2
-        step = np.float32(np.exp(middle))
-        missed = float(_squared(left - _whole(left / step) * step).sum())
-        low, high = (middle, high) if missed < error else (low, middle)
-    return float(np.exp(low))
-
-
-def _rounded(
-    left: Float32[np.ndarray, "token component"], width: float
-) -> Int64[np.ndarray, "token component"]:
-    """Return the components in whole steps of this width."""
-    return _whole(left / np.float32(width)).astype(np.int64)
-
-
-def _whole(steps: Float32[np.ndarray, "token component"]) -> Float32[np.ndarray, "token component"]:
-    """Return the steps rounded to whole numbers, by the rule of `_ROUND_UP`; signs are kept."""
-    return np.asarray(np.copysign(np.floor(np.abs(steps) + np.float32(_ROUND_UP)), steps))
+    left: Float32[np.ndarray, "token component"]
 
 
 def _lengths(
-    learn: _Coded, coded: _Coded, width: float
+    learned: _Coded, scored: _Coded, width: float
 ) -> tuple[Float[np.ndarray, "part token"], Float[np.ndarray, " token"]]:
     """Return the bits by part and the squared error of each token, at one step of the residual."""
-    levels = _rounded(coded.left, width)
-    model = CodeModel.fit(learn.codes, _rounded(learn.left, width))
-    error = _squared(coded.left - (levels * width).astype(np.float32))
-    return model.lengths(coded.codes, levels), error
+    levels = rounded(scored.left, width)
+    model = CodeModel.fit(learned.codes, rounded(learned.left, width))
+    error = squared(scored.left - (levels * width).astype(np.float32))
+    return model.lengths(scored.codes, levels), error
 
 
-def _coder_ratio(learn: _Coded, coded: _Coded, width: float, n: int) -> float:
+def _coder_ratio(learned: _Coded, scored: _Coded, width: float, n: int) -> float:
     """Return the length of the range coder's message over the sum of lengths, on the first n tokens."""
     if n < 1:
         return float("nan")
-    model = CodeModel.fit(learn.codes, _rounded(learn.left, width))
-    some, levels = coded.codes.first(n), _rounded(coded.left[:n], width)
+    model = CodeModel.fit(learned.codes, rounded(learned.left, width))
+    some, levels = scored.codes.first(n), rounded(scored.left[:n], width)
     expected = float(model.lengths(some, levels).sum())
     try:
         return encode(model, some, levels).bits / expected if expected > 0 else float("nan")
     except NotEstimable:
         return float("nan")
-
-
-def by_document(
-    values: Float[np.ndarray, " token"], documents: Int64[np.ndarray, " token"], n_documents: int
-) -> Float[np.ndarray, " document"]:
-    """Return the sum of values over each document's tokens."""
-    return np.bincount(documents, weights=values, minlength=n_documents)

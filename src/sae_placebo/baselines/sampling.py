@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int64
 
 from sae_placebo.baselines.base import BaselinesSpec
+from sae_placebo.baselines.residual import squared
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.precision import ROUNDING_ENERGY
 from sae_placebo.core.spec import numpy_generator
@@ -17,7 +19,57 @@ from sae_placebo.latents.base import Folds, TokenTable
 
 _ROWS = 1 << 16
 """Tokens that the table of means takes in at a time."""
+_ADDED = (0.001, 0.01, 0.05, 0.2, 0.5)
+"""Occurrences that may be added to those of each token id."""
 _PURPOSES = ("fit", "choose", "score")
+
+
+@dataclass(frozen=True, eq=False)
+class Vectors:
+    """What is coded: vectors at the tokens to choose on, and at those to score on.
+
+    Attributes:
+        choose: Vectors at the tokens to choose on.
+        score: Vectors at the tokens to score on, which are of other documents.
+        documents: Document of each token to choose on.
+        choose_energy: Mean squared distance of the activations at the tokens to choose on from their mean.
+        energy: Squared distance of each scored token's activation from the mean of all. What may be left is
+            a share of these, also where the vectors are themselves what a table leaves of activations.
+    """
+
+    choose: Float32[np.ndarray, "chosen d_in"]
+    score: Float32[np.ndarray, "token d_in"]
+    documents: Int64[np.ndarray, " chosen"]
+    choose_energy: float
+    energy: Float[np.ndarray, " token"]
+
+    @classmethod
+    def of(
+        cls,
+        choose: Float32[np.ndarray, "chosen d_in"],
+        score: Float32[np.ndarray, "token d_in"],
+        documents: Int64[np.ndarray, " chosen"],
+    ) -> Vectors:
+        """Return vectors that are activations themselves, less any center."""
+        energy = [squared(x - x.mean(axis=0)) for x in (choose, score)]
+        return cls(choose, score, documents, float(energy[0].mean()), energy[1])
+
+    def moved(self, shift: Float32[np.ndarray, " d_in"]) -> Vectors:
+        """Return the vectors plus `shift`."""
+        return dataclasses.replace(self, choose=self.choose + shift, score=self.score + shift)
+
+    def gaussian(self, seed: int) -> Vectors:
+        """Return Gaussian vectors with the same means and covariances.
+
+        Those to choose on and those to score on keep each their own.
+        """
+        drawn = []
+        for name, x in (("choose", self.choose), ("score", self.score)):
+            values, vectors = np.linalg.eigh(np.cov(x, rowvar=False).astype(np.float64))
+            root = (vectors * np.sqrt(np.maximum(values, 0))).T.astype(np.float32)
+            random = numpy_generator(seed, "baselines", "gaussian", name, x.shape[1])
+            drawn.append(random.standard_normal(x.shape, np.float32) @ root + x.mean(axis=0))
+        return Vectors.of(drawn[0], drawn[1], self.documents)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,17 +78,17 @@ class Sample:
 
     Attributes:
         fit: Tokens that dictionaries are fitted on.
-        choose: Tokens that probabilities and probes are fitted on.
+        choose: Tokens that settings, probabilities and probes are chosen and fitted on.
         score: Tokens that are coded and scored.
         center: Mean activation of the tokens in `fit`.
         x_fit: Activations of the tokens in `fit`, less `center`.
-        x_choose: Activations of the tokens in `choose`, less `center`.
-        x_score: Activations of the tokens in `score`, less `center`.
+        vectors: Activations of the tokens in `choose` and in `score`, less `center`.
+        looked_up: What is left of these by the mean activation of their token id, on all documents to fit on.
+        id_bits: Bits that the token id of each token in `score` takes, under frequencies in these documents.
+        n_ids: Token ids that have a mean.
+        probe: Places in `choose` of the tokens that probes are fitted on.
         documents: The document of each token in `score`.
         n_documents: How many documents are held out.
-        energy: Squared distance of each activation in `x_score` from their mean.
-        lookup_error: Squared distance of each activation in `x_score` from the mean activation of its token
-            id on all documents to fit on.
         stream_tokens: Tokens that the bits of a dictionary are spread over.
     """
 
@@ -45,12 +97,13 @@ class Sample:
     score: Int64[np.ndarray, " token"]
     center: Float32[np.ndarray, " d_in"]
     x_fit: Float32[np.ndarray, "fitted d_in"]
-    x_choose: Float32[np.ndarray, "chosen d_in"]
-    x_score: Float32[np.ndarray, "token d_in"]
+    vectors: Vectors
+    looked_up: Vectors
+    id_bits: Float[np.ndarray, " token"]
+    n_ids: int
+    probe: Int64[np.ndarray, " probed"]
     documents: Int64[np.ndarray, " token"]
     n_documents: int
-    energy: Float[np.ndarray, " token"]
-    lookup_error: Float[np.ndarray, " token"]
     stream_tokens: int
 
 
@@ -95,22 +148,44 @@ def draw_sample(
     fit, choose, score = drawn
     center = x[fit].mean(axis=0, dtype=np.float64).astype(np.float32)
     x_fit, x_choose, x_score = (x[part].astype(np.float32) - center for part in drawn)
-    centered = x_score - x_score.mean(axis=0)
-    energy = np.einsum("td,td->t", centered, centered, dtype=np.float64)
-    if not energy.sum() > ROUNDING_ENERGY * float(np.square(x[score], dtype=np.float64).sum()):
-        raise NotEstimable("the scored activations do not vary: there is nothing to explain")
+    vectors = Vectors.of(x_choose, x_score, tokens.documents[choose].astype(np.int64))
+    spreads = vectors.choose_energy * len(choose), float(vectors.energy.sum())
+    for part, spread in zip((choose, score), spreads, strict=True):
+        if not spread > ROUNDING_ENERGY * float(np.square(x[part], dtype=np.float64).sum()):
+            raise NotEstimable("the scored activations do not vary: there is nothing to explain")
     # the means are over every token to fit on: they are cheap, and they are the line to beat
     every = np.flatnonzero(purposes == 0)
     means = _token_means(x, every, center, tokens.ids)
-    missed = x_score - means(tokens.ids[score])
+    id_bits = _id_bits(tokens.ids, every, choose, len(tokens.vocabulary))
     return Sample(
-        *(fit, choose, score, center, x_fit, x_choose, x_score),
+        *(fit, choose, score, center, x_fit, vectors),
+        looked_up=dataclasses.replace(
+            vectors,
+            choose=x_choose - means(tokens.ids[choose]),
+            score=x_score - means(tokens.ids[score]),
+        ),
+        id_bits=id_bits[tokens.ids[score]],
+        n_ids=len(np.unique(tokens.ids[every])),
+        probe=np.unique(np.linspace(0, len(choose) - 1, spec.probe_tokens).round().astype(int)),
         documents=tokens.documents[score].astype(np.int64),
         n_documents=tokens.n_documents,
-        energy=energy,
-        lookup_error=np.einsum("td,td->t", missed, missed, dtype=np.float64),
         stream_tokens=spec.stream_tokens or len(every),
     )
+
+
+def _id_bits(
+    ids: Any,
+    fit: Int64[np.ndarray, " fitted"],
+    choose: Int64[np.ndarray, " chosen"],
+    n_ids: int,
+) -> Float[np.ndarray, " id"]:
+    """Return the length of each token id under its frequency in the documents to fit on.
+
+    Occurrences are added to every id's: the number that codes the tokens to choose on best.
+    """
+    seen, check = (np.bincount(ids[part], minlength=n_ids) for part in (fit, choose))
+    lengths = [-np.log2((seen + extra) / (len(fit) + extra * n_ids)) for extra in _ADDED]
+    return min(lengths, key=lambda bits: float(check @ bits))
 
 
 def _token_means(

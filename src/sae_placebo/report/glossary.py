@@ -36,8 +36,9 @@ _PAGES = (
     ("seed_", "partners"),
     ("r2_", "ladder"),
     ("activations_r2_", "ladder"),
-    ("bits_saved", "structure"),
+    ("marginal_structure", "structure"),
     ("sae_bits", "description-length"),
+    ("sae_pursuit_bits", "description-length"),
 )
 """The beginning of metrics' names, and the page of docs/concepts that says more about them."""
 _DESCRIBED = ("definition", "unit", "null", "source")

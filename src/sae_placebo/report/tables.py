@@ -48,6 +48,7 @@ class Tables:
     ladder: pandas.DataFrame = field(default_factory=lambda: _empty("ladder"))
     sensitivity: pandas.DataFrame = field(default_factory=lambda: _empty("sensitivity"))
     baselines: pandas.DataFrame = field(default_factory=lambda: _empty("baselines"))
+    marginal: pandas.DataFrame = field(default_factory=lambda: _empty("marginal"))
     decoys: pandas.DataFrame = field(default_factory=lambda: _empty("decoys"))
     partners: pandas.DataFrame = field(default_factory=lambda: _empty("partners"))
     mechanism: pandas.DataFrame = field(default_factory=lambda: _empty("mechanism"))

@@ -195,11 +195,12 @@ WORDS: tuple[Term, ...] = (
          "at the same one.", _R2, "none", "`baselines.rate`.", "description-length"),
     Term("bits per token", "Length of a code of one activation vector at a stated distortion: which atoms, "
          "their values, and what is left over; under probabilities from other documents.", "bits/token",
-         "none by itself: the best simpler baseline on the same arm", "`baselines.rate`.",
+         "none by itself: dense PCA on the same arm", "`baselines.rate`.",
          "description-length"),
-    Term("marginal structure", "Bits per token that an SAE saves over the best simpler baseline, trained "
-         "minus placebo.", "bits/token", "0: worth as much on the placebo", "`baselines.marginal`.",
-         "structure"),
+    Term("marginal structure", "Bits per token that m latents of an SAE save beside m atoms of an existing "
+         "method, compared with m more of its atoms; neither code is longer than dense PCA.",
+         "bits/token", "the same on Gaussian activations with the same means and covariances",
+         "`baselines.marginal`.", "structure"),
     Term("probe", "A logistic regression of a label on the codes of the few atoms that differ most with it, "
          "scored on other documents. Its selectivity is its AUC less that of control tasks, random answers "
          "that can be learned by remembering tokens.",
@@ -277,7 +278,7 @@ SCORES: tuple[Term, ...] = (
 
 _OF_BASELINE = (
     "bits/token",
-    "random directions; the SAE is compared with the best of all baselines",
+    "dense PCA, which no code is longer than: one may have no atoms",
 )
 
 BASELINES: tuple[Term, ...] = tuple(
@@ -313,6 +314,9 @@ BASELINES: tuple[Term, ...] = tuple(
          "which spends no bits on components below the step.",
          "Transform coding (Goyal 2001), which is reverse water-filling but for the loss of a scalar "
          "quantizer, about a quarter bit per coded component."),
+        ("token_table", "The token's id is sent, under frequencies in the documents to fit on, and what the "
+         "mean activation of the id leaves is coded in its principal components.",
+         "Ours: what a lookup table of the current token is worth, in the unit of the others."),
     )
 )  # fmt: skip
 

@@ -8,7 +8,7 @@
 | train | <hookpoint>/<sae>/seed-<n>/ (SAELens 6), lookup.safetensors, gaussian.json, log.parquet |
 | measure | measurements, coverage.parquet, replicates and codes.safetensors |
 | profile | latents, measurements, passages, sensitivity.parquet, replicates.safetensors |
-| baselines | baselines.parquet, measurements.parquet, replicates.safetensors |
+| baselines | baselines, measurements, marginal.parquet, replicates.safetensors |
 | use, audit | the tables of `trial.tables` |
 """
 

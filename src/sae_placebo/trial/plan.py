@@ -29,8 +29,8 @@ VERSIONS = {
     "train": 5,
     "measure": 5,
     "profile": 4,
-    "baselines": 2,
-    "use": 6,
+    "baselines": 3,
+    "use": 7,
     "ties": 1,
     "audit": 5,
 }

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from sae_placebo.baselines.marginal_table import marginal_table
 from sae_placebo.core import precision
 from sae_placebo.core.errors import StoreError
 from sae_placebo.core.file_names import name_fault, shown_name
@@ -148,6 +149,7 @@ class Trial:
     decoys = _table_of("decoys")
     sensitivity = _table_of("sensitivity")
     baselines = _table_of("baselines")
+    marginal = _table_of("marginal")
     mechanism = _table_of("mechanism")
     measurements = _table_of("measurements")
     passages = _table_of("passages")
@@ -274,6 +276,7 @@ def _write_results(plan: Plan, store: Store, folder: Path) -> None:
     calibrations = read_calibrations(store.path(plan.harvests[0]))
     widths = {name: len(one.mean) for name, one in calibrations.items()}
     joined["ladder"] = ladder_table(replicates, joined["latents"], widths, least, CONFIDENCE)
+    joined["marginal"] = _marginal(plan, store, replicates)
     joined["decoys"] = decoys_of(plan.spec, joined["latents"])
     joined["partners"] = partners_of(plan.spec, joined["latents"])
     joined["mechanism"] = mechanism_of(
@@ -346,6 +349,23 @@ def _gathered(plan: Plan, store: Store, measured: Sequence[_Measured]) -> Replic
         for row in rows_of_metrics.itertuples():
             _add(table, plan, place, row, values.get(row.metric))
     return table
+
+
+def _marginal(plan: Plan, store: Store, of_metrics: ReplicateTable) -> Any:
+    """Return what the latents of every arm save beyond every existing method."""
+    table = ReplicateTable(of_metrics.n_documents, of_metrics.n_tokens, of_metrics.drawn)
+    parts = []
+    for (one, hookpoint), step in plan.baselines.items():
+        folder = store.path(step)
+        rows, values = read_table(folder / "marginal.parquet"), read_replicates(folder)
+        parts.append(rows.assign(arm=one.arm, hookpoint=hookpoint))
+        for row in rows.itertuples():
+            for kind in ("bits", "share", "gaussian"):
+                key = ReplicateKey(one.arm, hookpoint, row.sae, f"{row.baseline}/{kind}")
+                drawn = values.get(f"{row.sae}/{row.sae_seed}/{row.baseline}/{kind}")
+                why = None if pandas.isna(row.reason) else str(row.reason)
+                table.add(key, one.model_seed or 0, int(row.sae_seed), drawn, None, why)
+    return marginal_table(pandas.concat(parts, ignore_index=True), table, CONFIDENCE)
 
 
 def _add(table: ReplicateTable, plan: Plan, place: Place, row: Any, values: Any | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sae_placebo.core.tables.audits import AUDIT_LATENTS, AUDITS
 from sae_placebo.core.tables.base import Column, Table
-from sae_placebo.core.tables.baselines import BASELINES
+from sae_placebo.core.tables.baselines import BASELINES, MARGINAL
 from sae_placebo.core.tables.effects import EFFECTS, INTERACTIONS, MATCHING, MEASUREMENTS
 from sae_placebo.core.tables.keys import KEYS, MODEL_KEYS
 from sae_placebo.core.tables.labels import COVERAGE
@@ -16,7 +16,7 @@ __all__ = ["KEYS", "MODEL_KEYS", "SCHEMAS", "Column", "Table"]
 
 _ALL = (
     *(EFFECTS, INTERACTIONS, MATCHING, COVERAGE, LATENTS, PARTNERS, LADDER, DECOYS, SENSITIVITY),
-    *(BASELINES, MECHANISM, MEASUREMENTS, PASSAGES),
+    *(BASELINES, MARGINAL, MECHANISM, MEASUREMENTS, PASSAGES),
     *(USE, READERS, WRITERS, DIRECTIONS, PATCHED, USE_PASSAGES, TIES),
     *(AUDITS, AUDIT_LATENTS),
 )

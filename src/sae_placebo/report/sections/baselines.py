@@ -1,4 +1,4 @@
-"""The section on simpler baselines: bits per token and variance explained by each, and what an SAE saves."""
+"""The section on existing methods: what latents save beyond them, bits per token, and variance explained."""
 
 from __future__ import annotations
 
@@ -16,12 +16,26 @@ from sae_placebo.report.sections.base import (
     add_figure,
     by_arm,
 )
-from sae_placebo.report.sections.contrasts import effect_dot, effect_row, side_estimate
+from sae_placebo.report.sections.contrasts import (
+    NO_REASON,
+    Row,
+    effect_dot,
+    effect_row,
+    side_estimate,
+)
 from sae_placebo.report.sections.values import values_at
-from sae_placebo.report.tables import Place
-from sae_placebo.report.wording import Estimate, counted, estimated, fitting, number, title
+from sae_placebo.report.tables import Place, records
+from sae_placebo.report.wording import (
+    Estimate,
+    counted,
+    estimated,
+    finite,
+    fitting,
+    number,
+    title,
+)
 
-METRIC = "bits_saved"
+METRIC = "marginal_structure_above_gaussian"
 TITLES = {
     "pca": "PCA",
     "pca_dense": "PCA, dense",
@@ -32,6 +46,8 @@ TITLES = {
     "embeddings": "rows of W_E",
     "random": "random directions",
     "covariance": "random, by covariance",
+    "token_table": "token table",
+    "best": "the best of them",
 }
 _NUMBERS = (
     *("sparsity", "explained_variance", "ev_low", "ev_high", "lookup_relative_ev", "distortion"),
@@ -39,7 +55,7 @@ _NUMBERS = (
     *("bits_dictionary", "bits_atoms", "probe_auc", "probe_selectivity"),
     *("n_tokens", "n_documents"),
 )
-_COLUMNS = ("arm", "hookpoint", "baseline", "reading", "reason", *_NUMBERS)
+_COLUMNS = ("arm", "hookpoint", "baseline", "reading", "coding", "reason", *_NUMBERS)
 _PARTS = ("bits_indices", "bits_values", "bits_residual", "bits_dictionary", "bits_atoms")
 _SIMPLE = ArmStyle(0, MUTED, "circle")
 
@@ -55,7 +71,8 @@ def _name(row: Any) -> str:
     """Return the name of a baseline in words; an SAE's is its recipe's, so that its seeds are averaged."""
     if pandas.isna(row.reading):
         return TITLES.get(str(row.baseline), title(row.baseline))
-    return f"SAE {str(row.reading).rpartition('/')[0] or row.reading}"
+    name = f"SAE {str(row.reading).rpartition('/')[0] or row.reading}"
+    return f"{name}, by pursuit" if row.coding == "pursuit" else name
 
 
 def _mean(rows: pandas.DataFrame, column: str) -> float | None:
@@ -142,22 +159,56 @@ def _figure(view: View, arm: str, baselines: list[dict[str, Any]]) -> Figure | N
     return dot_rows(dots, "bits per token, the dictionary not counted: fewer is better", lines)
 
 
-def _marginal(view: View, place: Place) -> dict[str, Any] | None:
-    """Return, for each control, the bits that the SAE saves on the trained arm minus those on it."""
+def _marginal(view: View, place: Place) -> dict[str, Any]:
+    """Return what latents save at one place: the difference to each control, and each arm beside methods."""
     rows = [
         row
         for ((arm, _), metric), row in values_at(view, place).rows.items()
         if metric == METRIC and arm == view.trained
     ]
-    if not rows:
-        return None
     dots = [effect_dot(view, f"against {row['control']}", row) for row in rows]
     known = [dot for dot in dots if dot is not None]
-    axis = "bits per token saved by the SAE, trained − control"
+    axis = "marginal structure above a Gaussian's, bits per token, trained − control"
+    table = view.tables.marginal
+    own = table[(table["hookpoint"] == place[0]) & (table["sae"] == place[1])]
+    methods = [_beyond(view, row) for rows in by_arm(view, own).values() for row in records(rows)]
     return {
         "place": ", ".join(place),
         "effects": [effect_row(view, row) | {"trained": side_estimate(row, "arm")} for row in rows],
+        "methods": methods,
         "figure": dot_rows(known, axis, floor=0.0, signed=True) if known else None,
+    }
+
+
+def _beyond(view: View, row: Row) -> dict[str, Any]:
+    """Return what the latents of one arm save beyond one existing method, as the table shows it."""
+    reason, n = str(row["reason"] or NO_REASON), counted(finite(row["n_saes"]), "SAE")
+
+    def shown(name: str, scale: float = 1.0, unit: str = "") -> Estimate:
+        parts = [finite(row[f"{name}{end}"]) for end in ("", "_low", "_high")]
+        value, low, high = (None if part is None else scale * part for part in parts)
+        return estimated(value, low, high, n, reason, unit=unit, signed=True)
+
+    best = row["baseline"] == "best"
+    name = TITLES.get(str(row["baseline"]), title(row["baseline"]))
+    if best and (method := row["method"]) is not None:
+        found = [TITLES.get(one, title(one)) for one in str(method).split(", ")]
+        name = f"{name}: {', '.join(found)}"
+    return {
+        "arm": str(row["arm"]),
+        "index": view.index(str(row["arm"])),
+        "name": name,
+        "is_best": best,
+        "n_atoms": number(finite(row["n_atoms"]), 0),
+        **{
+            bits: number(finite(row[bits]), 1)
+            for bits in ("bits_pca", "bits_doubled", "bits_joined")
+        },
+        "gain": shown("gain"),
+        "share": shown("share", 100.0, "%"),
+        "gaussian": shown("gaussian") if best else None,
+        "above": shown("above") if best else None,
+        "n": n,
     }
 
 
@@ -168,7 +219,7 @@ def build(view: View) -> Content:
     marginal = []
     for place in view.tables.places:
         saved = _marginal(view, place)
-        if saved is not None:
+        if saved["effects"] or saved["methods"]:
             saved |= add_figure(figures, f"marginal-{len(figures)}", saved["figure"])
             marginal.append(saved)
     blocks = []
@@ -188,4 +239,4 @@ def build(view: View) -> Content:
     return Content({"marginal": marginal, "blocks": blocks}, figures)
 
 
-SECTIONS.add(Section("baselines", "Against simpler baselines", (), build))
+SECTIONS.add(Section("baselines", "Beside existing methods", (), build))

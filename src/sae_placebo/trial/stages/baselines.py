@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from sae_placebo.baselines.base import BASELINES, BaselinesSpec
 from sae_placebo.baselines.compare import BaselinesResult, compare_baselines
-from sae_placebo.baselines.savings import refused, saved
+from sae_placebo.baselines.savings import ABOUT_ONE, beyond_methods, refused, saved
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.progress import Advance
@@ -20,7 +22,8 @@ from sae_placebo.trial.table_files import write_replicates, write_table
 def fit_baselines(artefacts: Artefacts) -> None:
     """Fit baselines on every arm's activations that has none, and count bits beside its SAEs."""
     spec = artefacts.spec
-    n = len(BASELINES) + len(spec.saes) * len(spec.sae_seeds)
+    # each is fitted and coded, and most are then coded with latents; those without atoms are not
+    n = 2 * len(BASELINES) - 2 + len(spec.saes) * len(spec.sae_seeds)
     left = {
         s.key: at for at, s in artefacts.plan.baselines.items() if artefacts.store.find(s) is None
     }
@@ -59,21 +62,30 @@ def _compare(artefacts: Artefacts, one: ArmModel, hookpoint: str, advance: Advan
             found = refused(str(refusal))
         write_table(draft / "baselines.parquet", found.table)
         tables, replicates = _measured(artefacts, found, list(saes), shared.tokens.n_documents)
-        write_table(draft / "measurements.parquet", pandas.concat(tables, ignore_index=True))
+        for name, table in tables.items():
+            write_table(draft / f"{name}.parquet", table)
         write_replicates(draft, replicates)
 
 
 def _measured(
     artefacts: Artefacts, found: BaselinesResult, saes: list[tuple[str, int]], n_documents: int
-) -> tuple[list[pandas.DataFrame], dict[str, np.ndarray]]:
-    """Return each SAE's metrics, and their values under document weights by `label/seed/metric`."""
-    spec, tables, replicates = artefacts.spec, [], dict[str, np.ndarray]()
+) -> tuple[dict[str, pandas.DataFrame], dict[str, np.ndarray]]:
+    """Return the two tables about single SAEs, and their values under weights by `label/seed/name`."""
+    spec, measurements = artefacts.spec, []
+    replicates: dict[str, np.ndarray] = {}
+    beyond: list[dict[str, Any]] = []
     weights = document_weights(n_documents, spec.measurement.replicates, spec.seed)
     for label, seed in saes:
-        table, drawn = saved(found, f"{label}/{seed}", weights, spec.baselines)
-        tables.append(table.assign(sae=label, sae_seed=seed))
-        replicates |= {f"{label}/{seed}/{name}": values for name, values in drawn.items()}
-    return tables, replicates
+        name = f"{label}/{seed}"
+        table, drawn = saved(found, name, weights, spec.baselines)
+        measurements.append(table.assign(sae=label, sae_seed=seed))
+        rows, more = beyond_methods(found, name, weights)
+        beyond += [
+            {"sae": label, "sae_seed": seed, **dict.fromkeys(ABOUT_ONE), **row} for row in rows
+        ]
+        replicates |= {f"{name}/{key}": values for key, values in (drawn | more).items()}
+    tables = {"measurements": pandas.concat(measurements, ignore_index=True)}
+    return tables | {"marginal": pandas.DataFrame(beyond)}, replicates
 
 
 def _settings(artefacts: Artefacts) -> BaselinesSpec:

@@ -1,0 +1,76 @@
+"""What latents save beyond every existing method as a table, with intervals over documents and seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from sae_placebo.baselines.marginal import BEST
+from sae_placebo.core.errors import NotEstimable
+from sae_placebo.core.lazy import pandas
+from sae_placebo.core.tables.baselines import MARGINAL
+from sae_placebo.stats.effects import arm_interval
+from sae_placebo.stats.replicates import ReplicateKey, Replicates, ReplicateTable
+
+_MEANS = ("n_atoms", "bits_pca", "bits_doubled", "bits_joined", "atoms_doubled", "atoms_joined")
+_NUMBERS = tuple(one.name for one in MARGINAL.columns if one.kind == "float")
+
+
+def marginal_table(rows: Any, table: ReplicateTable, level: float) -> Any:
+    """Return one row per arm, hookpoint, SAE and existing method, about all seeds together.
+
+    Args:
+        rows: One row per SAE and method of every model, as `savings.beyond_methods` gives them, with the
+            columns arm, hookpoint and sae.
+        table: The gains under document weights, as metrics `<method>/bits`, `<method>/share` and
+            `<method>/gaussian`.
+        level: Level of the intervals.
+    """
+    keys = ["arm", "hookpoint", "sae", "baseline"]
+    found = []
+    for place, part in rows.groupby(keys, sort=False):
+        row: dict[str, Any] = dict(zip(keys, place, strict=True))
+        row |= {name: part[name].mean() for name in _MEANS}
+        methods = dict.fromkeys(part["method"].dropna())
+        row |= {"method": ", ".join(methods) or None, "n_saes": len(part)}
+        reasons = dict.fromkeys(str(reason) for reason in part["reason"].dropna())
+        for name, kind in (("gain", "bits"), ("share", "share"), ("gaussian", "gaussian")):
+            if kind != "gaussian" or row["baseline"] == BEST:
+                row |= _interval(table, place, kind, name, level, reasons)
+        found.append(row | {"reason": "; ".join(reasons) or None})
+    made = pandas.DataFrame(found, columns=list(MARGINAL.names))
+    return made.astype(dict.fromkeys(_NUMBERS, "float64") | {"n_saes": "Int64"})
+
+
+def _interval(
+    table: ReplicateTable,
+    place: tuple[str, ...],
+    kind: str,
+    name: str,
+    level: float,
+    reasons: dict[str, None],
+) -> dict[str, float]:
+    """Return the value and bounds of one number; why there is none is added to `reasons`.
+
+    Of the gain on Gaussian activations there are also those of the gain above it.
+    """
+    arm, hookpoint, sae, baseline = place
+    n_documents, row = table.n_documents[hookpoint], dict[str, float]()
+
+    def add(name: str, values: Replicates) -> None:
+        row[name] = values.point
+        try:
+            around = arm_interval(values, n_documents, level)
+            row.update({f"{name}_low": around.low, f"{name}_high": around.high})
+        except NotEstimable as refusal:
+            reasons[str(refusal)] = None
+
+    try:
+        values = table[ReplicateKey(arm, hookpoint, sae, f"{baseline}/{kind}")]
+        add(name, values)
+        if kind == "gaussian":
+            gain = table[ReplicateKey(arm, hookpoint, sae, f"{baseline}/bits")]
+            add("above", dataclasses.replace(gain, values=gain.values - values.values))
+    except NotEstimable as refusal:
+        reasons[str(refusal)] = None
+    return row
