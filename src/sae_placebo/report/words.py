@@ -141,11 +141,11 @@ WORDS: tuple[Term, ...] = (
     Term("use", "Whether the model's predictions hang on a direction at a hookpoint: used, not used or "
          "undetermined. It is about these tokens and predictions a few tokens ahead.", "share of latents",
          "a random direction is as costly as its null directions", "`causal.use.rule`.", "use"),
-    Term("used", "A direction whose removal costs more than that of null directions, by "
-         "Benjamini-Hochberg over the latents asked, and surely at least the smallest effect of interest.",
+    Term("used", "A direction whose removal costs more than that of null directions and at least the "
+         "smallest effect of interest, by Benjamini-Hochberg on the larger p of both over the latents asked.",
          "share of latents", "no more than the false discovery rate", "`causal.use.rule`.", "use"),
-    Term("not used", "A claim of its own, not what is left: the effect of removing a direction is surely "
-         "negligible, alone and among all that can go at once, under the worst masks found as well.",
+    Term("not used", "A claim of its own, not what is left: at firings drawn uniformly, what removing a "
+         "direction costs is surely negligible, alone and as the last of all that can go at once.",
          "share of latents", "none: it is a claim of equivalence", "`causal.use.rule`.", "use"),
     Term("use undetermined", "Neither used nor not used can be said; the reason says why.",
          "share of latents", "", "`causal.use.rule`.", "use"),

@@ -30,7 +30,7 @@ VERSIONS = {
     "measure": 5,
     "profile": 4,
     "baselines": 2,
-    "use": 5,
+    "use": 6,
     "audit": 5,
 }
 
