@@ -20,7 +20,7 @@ from sae_placebo.causal.use.base import (
 from sae_placebo.causal.use.evidence import Asked, ask, ask_alone
 from sae_placebo.causal.use.firing_screen import FiringScreen, screen_firings
 from sae_placebo.causal.use.firings import Firings, important_firings, uniform_firings
-from sae_placebo.causal.use.null_directions import null_edits, turned
+from sae_placebo.causal.use.null_directions import NullEdits, turned
 from sae_placebo.causal.use.null_test import costlier_share, pooled_test
 from sae_placebo.causal.use.spec import UseSpec
 from sae_placebo.core.errors import NotEstimable
@@ -160,7 +160,8 @@ def test_nulls_of_a_set_are_as_long_and_at_its_angle(
     token = int(sets.held(0)[0])
     taken = torch.from_numpy(sets.taken_away(np.array([0]), np.array([token]))[0])
     x = subject.activations[token]
-    found = -null_edits(subject, sets, 0, token, 7, (0, "test"))
+    firings = uniform_firings(sets, np.array([0]), 10_000, 0)
+    found = -NullEdits.of(subject, sets, firings).at(0, 7, (0, "test"))
     assert torch.allclose(found.norm(dim=1), taken.norm().expand(7), rtol=1e-4)
     assert torch.allclose(found @ x, (taken @ x).expand(7), rtol=1e-3, atol=1e-4)
 

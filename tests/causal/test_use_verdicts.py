@@ -11,7 +11,6 @@ from sae_placebo.causal.use.null_test import ROUNDING
 from sae_placebo.causal.use.rule import (
     BETWEEN,
     FEW,
-    GROUP,
     JOINT,
     NOT_USED,
     PART,
@@ -47,7 +46,7 @@ def _measured(**changes: float) -> DirectionEvidence:
     given: dict[str, float] = {
         **{"low": 0.002, "high": 0.004, "beside": np.nan, "p": 0.001, "survives": 0, "ratio": 3.0},
         **{"null": 0.001, "firings": 0, "documents": 40, "alone": np.nan, "last": np.nan},
-        **{"above": np.nan, "last_above": np.nan, "grouped": 0, "active": 1000},
+        **{"above": np.nan, "last_above": np.nan, "active": 1000},
     } | changes
     few = int(given["documents"])
     absence = Absence(
@@ -59,14 +58,13 @@ def _measured(**changes: float) -> DirectionEvidence:
     )
     return DirectionEvidence(
         effect=_bounded(given["low"], given["high"]),
-        beside=_bounded(given["beside"], given["beside"]),
+        beside=_bounded(given["beside"] / 1.2, given["beside"] * 1.2),
         p=_one(given["p"]),
         null=_one(given["null"]),
         expected=_one(given["null"]),
         ratio=_one(given["ratio"]),
         survives=np.array([bool(given["survives"])]),
         absence=absence,
-        in_used_group=np.array([bool(given["grouped"])]),
         n_active=np.array([int(given["active"])]),
         asked=np.array([0]),
     )
@@ -94,7 +92,6 @@ UNUSED |= {"firings": 92, "alone": 0.0001, "last": 0.0001, "above": 0.6, "last_a
         (UNUSED | {"alone": 0.01, "above": 0.05}, NOT_USED, ""),
         (UNUSED | {"alone": 0.01, "above": 0.2}, UNDETERMINED, BETWEEN),
         (UNUSED | {"alone": np.nan, "above": np.nan}, UNDETERMINED, PART),
-        (UNUSED | {"grouped": 1}, UNDETERMINED, GROUP),
         (UNUSED | {"documents": 5}, UNDETERMINED, FEW),
         (UNUSED | {"firings": 0, "active": 91}, UNDETERMINED, FEW),
         ({"active": 91}, USED, ""),

@@ -147,6 +147,14 @@ WORDS: tuple[Term, ...] = (
     Term("not used", "A claim of its own, not what is left: at firings drawn uniformly, what removing a "
          "direction costs is surely negligible, alone and as the last of all that can go at once.",
          "share of latents", "none: it is a claim of equivalence", "`causal.use.rule`.", "use"),
+    Term("costlier", "The share of latents that truly cost more than null directions, 1 − π₀, whether or not "
+         "a single one can be shown to: read off how many p-values are above one half.", "share of latents",
+         "0: that of pseudo-latents and of the placebo", "Storey 2002. `causal.use.null_test`.", "use"),
+    Term("last-in marginal", "What it costs that a direction is gone as well where all that can be removed "
+         "together, and what is related to it, is gone already; at its own firings.",
+         "share of a full swap", "0", "`causal.use.absence`.", "use"),
+    Term("unseen share", "With so many firings ablated, the largest share of a direction's firings that may "
+         "be critical and were not among them, at 99%.", "share", "", "`causal.use.absence`.", "use"),
     Term("use undetermined", "Neither used nor not used can be said; the reason says why.",
          "share of latents", "", "`causal.use.rule`.", "use"),
     Term("carried, not used", "Explained and not used: structure of the data that the model passes along.",

@@ -51,7 +51,7 @@ class Ablations:
 def full_swap(subject: Subject, window: int, seed: int) -> float:
     """Return the unit of effects: what swapping the activation of a random token costs on average, in nats.
 
-    It is a property of the hookpoint and the tokens, and hangs on no direction.
+    It is a property of the hookpoint and the tokens, and hangs on no direction. It is measured once and kept.
 
     Args:
         subject: The model behind the hookpoint, and the tokens.
@@ -61,6 +61,9 @@ def full_swap(subject: Subject, window: int, seed: int) -> float:
     Raises:
         NotEstimable: a full swap costs nothing.
     """
+    key = ("full swap", window, seed)
+    if key in subject.kept:
+        return float(subject.kept[key])
     x = subject.activations
     random = numpy_generator(seed, "full swaps")
     tokens = np.sort(random.permutation(len(x))[:_SWAPS])
@@ -77,6 +80,7 @@ def full_swap(subject: Subject, window: int, seed: int) -> float:
             f"the swap of a token's whole activation costs {unit:.1g} nats, so predictions do not depend "
             "on this hookpoint in a way that effects could be shares of"
         )
+    subject.kept[key] = unit
     return unit
 
 
@@ -102,12 +106,11 @@ def ablate(
     (2024, arXiv 2409.09951). Ablating one latent with the reconstruction error left in place is that of
     Marks et al. (2024, arXiv 2403.19647).
     """
-    scale = _resampled(sets, firings, seed)
+    scale = torch.from_numpy(_resampled(sets, firings, seed).astype(np.float32))
+    taken = torch.from_numpy(sets.taken_away(firings.sets, firings.tokens))
 
     def edits(i: int) -> Float[torch.Tensor, "edit d_in"]:
-        taken = sets.taken_away(firings.sets[i : i + 1], firings.tokens[i : i + 1])
-        scales = np.array([[-1.0], [scale[i]]], dtype=np.float32)
-        return torch.from_numpy(scales * taken)
+        return torch.stack([-taken[i], scale[i] * taken[i]])
 
     cost = costs_of_edits(subject, firings.tokens, edits, 2, window, advance)
     return Ablations(firings, cost[:, 0], cost[:, 1])

@@ -4,9 +4,10 @@ Draws by importance show that something is used. That something is *not* used ca
 favor no firing. At each of them three things are compared, all for one direction:
 
 - its ablation alone, with what a full swap costs and with the ablation of null directions, new ones at each;
-- its **last-in marginal**: all of a joint set S* is removed from every token of the row, and the direction is
-  put back at this one firing. What it costs that it is gone as well is the cost of S* less the cost of S*
-  without it. Where either of two directions suffices and both are in S*, this is the cost of both.
+- its **last-in marginal**: all of a joint set S* is removed from every token of the row, what is related to
+  the direction is removed from its token, and the direction is put back at this one firing. What it costs
+  that it is gone as well is the cost of all less the cost of all without it. Where either of two
+  directions suffices, and both are in S* or they are related, this is the cost of both.
 
 Firings that were not drawn may still be critical. With n draws and none of them critical, the share of
 critical firings is surely below 1 - .01^(1/n), the **unseen share**.
@@ -14,16 +15,18 @@ critical firings is surely below 1 - .01^(1/n), the **unseen share**.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int64
 
-from sae_placebo.causal.use.base import DirectionSets, Subject
+from sae_placebo.causal.use.ablation import full_swap
+from sae_placebo.causal.use.base import DirectionSets, Subject, direction_sets
 from sae_placebo.causal.use.edits import costs_of_edits
 from sae_placebo.causal.use.effects import Effects, effects_of
 from sae_placebo.causal.use.firings import Firings, uniform_firings
-from sae_placebo.causal.use.null_directions import null_edits
+from sae_placebo.causal.use.null_directions import NullEdits
 from sae_placebo.causal.use.null_test import ROUNDING
 from sae_placebo.causal.use.removal import only, removed, subset
 from sae_placebo.causal.use.spec import UseSpec
@@ -72,7 +75,7 @@ def ask_absence(
     sets: DirectionSets,
     which: Int64[np.ndarray, " candidate"],
     joint: Int64[np.ndarray, " subset"],
-    unit: float,
+    related: Mapping[int, Int64[np.ndarray, "_"]],
     spec: UseSpec,
     seed: int,
     track: Track = untracked,
@@ -84,7 +87,7 @@ def ask_absence(
         sets: All directions at the hookpoint, as sets of one.
         which: The directions that are asked, all of them in the joint set.
         joint: The joint set S*.
-        unit: What a full swap costs, in nats.
+        related: The directions related to each, itself among them or not; none where it has no entry.
         spec: How many firings and null directions there are.
         seed: The seed of the draws and of the null directions.
         track: It shows the progress.
@@ -92,25 +95,28 @@ def ask_absence(
     n = len(sets)
     if not len(which):
         return no_absence(n)
+    unit = full_swap(subject, spec.window, seed)
     firings = uniform_firings(sets, which, spec.uniform_firings, seed)
-    with track("ablate at uniform firings", len(firings) * (3 + spec.uniform_nulls), "edits") as on:
-        alone = costs_of_edits(
-            subject,
-            firings.tokens,
-            lambda i: _alone(subject, sets, firings, i, spec.uniform_nulls, seed),
-            1 + spec.uniform_nulls,
-            spec.window,
-            on,
-        )
-        last = costs_of_edits(
-            subject,
-            firings.tokens,
-            lambda i: _put_back(sets, firings, i),
-            2,
-            spec.window,
-            on,
-            lambda row: _without(subject, sets, subset(sets.directions, joint), row),
-        )
+    edits, n_nulls = NullEdits.of(subject, sets, firings), spec.uniform_nulls
+    taken = torch.from_numpy(edits.taken)
+    rest = torch.from_numpy(_rest(sets, firings, joint, related))
+    wanted = subset(sets.directions, joint)
+
+    def alone_and_nulls(i: int) -> Float[torch.Tensor, "edit d_in"]:
+        one, token = int(firings.sets[i]), int(firings.tokens[i])
+        named = (seed, "null directions at uniform firings", one, token)
+        return torch.cat([-taken[i : i + 1], edits.at(i, n_nulls, named)])
+
+    def gone_and_put_back(i: int) -> Float[torch.Tensor, "edit d_in"]:
+        return torch.stack([-rest[i], taken[i] - rest[i]])
+
+    def without(row: int) -> Float[torch.Tensor, "pos d_in"]:
+        return _without(subject, sets, wanted, row)
+
+    tokens, window = firings.tokens, spec.window
+    with track("ablate at uniform firings", len(firings) * (3 + n_nulls), "edits") as on:
+        alone = costs_of_edits(subject, tokens, alone_and_nulls, 1 + n_nulls, window, on)
+        last = costs_of_edits(subject, tokens, gone_and_put_back, 2, window, on, without)
     floor = ROUNDING * unit
     own, null = np.maximum(alone[:, 0], floor), np.maximum(alone[:, 1:].mean(1), floor)
     marginal = np.maximum(last[:, 0] - last[:, 1], floor)
@@ -131,20 +137,17 @@ def ask_absence(
     )
 
 
-def _alone(
-    subject: Subject, sets: DirectionSets, firings: Firings, i: int, n_nulls: int, seed: int
-) -> Float[torch.Tensor, "edit d_in"]:
-    """Return the ablation at the i-th firing, and those of null directions there."""
-    one, token = int(firings.sets[i]), int(firings.tokens[i])
-    taken = torch.from_numpy(sets.taken_away(firings.sets[i : i + 1], firings.tokens[i : i + 1]))
-    named = (seed, "null directions at uniform firings", one, token)
-    return torch.cat([-taken, null_edits(subject, sets, one, token, n_nulls, named)])
-
-
-def _put_back(sets: DirectionSets, firings: Firings, i: int) -> Float[torch.Tensor, "edit d_in"]:
-    """Return two edits on top of the removal of S*: none, and putting the i-th firing back."""
-    taken = sets.taken_away(firings.sets[i : i + 1], firings.tokens[i : i + 1])
-    return torch.from_numpy(np.concatenate([np.zeros_like(taken), taken]))
+def _rest(
+    sets: DirectionSets,
+    firings: Firings,
+    joint: Int64[np.ndarray, " subset"],
+    related: Mapping[int, Int64[np.ndarray, "_"]],
+) -> Float32[np.ndarray, "firing d_in"]:
+    """Return what the related directions outside the joint set add to each firing's token."""
+    which, at = np.unique(firings.sets, return_inverse=True)
+    none = np.zeros(0, dtype=np.int64)
+    others = [np.setdiff1d(related.get(int(i), none), np.append(joint, i)) for i in which]
+    return direction_sets(sets.directions, others).taken_away(at.astype(np.int64), firings.tokens)
 
 
 def _without(

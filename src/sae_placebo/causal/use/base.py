@@ -134,12 +134,18 @@ class DirectionSets:
         by = self.by_set
         return np.asarray(by.indices[by.indptr[i] : by.indptr[i + 1]], dtype=np.int64)
 
+    def held_members(
+        self, sets: Int64[np.ndarray, " firing"], tokens: Int64[np.ndarray, " firing"]
+    ) -> Any:
+        """Return what a token holds of a set's members, for each pair of both: CSR [firing, direction]."""
+        return self.directions.amounts[tokens].multiply(self.membership[sets]).tocsr()
+
     def taken_away(
         self, sets: Int64[np.ndarray, " firing"], tokens: Int64[np.ndarray, " firing"]
     ) -> Float32[np.ndarray, "firing d_in"]:
         """Return what removing a set takes away at a token, for each pair of both."""
-        amounts = self.directions.amounts[tokens].multiply(self.membership[sets])
-        return np.asarray(amounts.tocsr() @ self.directions.vectors, dtype=np.float32)
+        held = self.held_members(sets, tokens)
+        return np.asarray(held @ self.directions.vectors, dtype=np.float32)
 
 
 def single_sets(directions: Directions) -> DirectionSets:
@@ -150,9 +156,7 @@ def single_sets(directions: Directions) -> DirectionSets:
     return DirectionSets(directions, alone, directions.amounts)
 
 
-def direction_sets(
-    directions: Directions, members: list[Int64[np.ndarray, " member"]]
-) -> DirectionSets:
+def direction_sets(directions: Directions, members: list[Int64[np.ndarray, "_"]]) -> DirectionSets:
     """Return sets of directions, given the members of each."""
     from scipy.sparse import csr_matrix
 

@@ -95,16 +95,14 @@ class AskedGroups:
         of_direction: The index of each direction's group; -1 where it is in none.
     """
 
-    members: list[Int64[np.ndarray, " member"]]
+    members: list[Int64[np.ndarray, "_"]]
     asked: Asked | None
     used: Bool[np.ndarray, " group"]
     of_direction: Int64[np.ndarray, " direction"]
 
-    @property
-    def direction_is_used(self) -> Bool[np.ndarray, " direction"]:
-        """Whether each direction is in a group that is used."""
-        used = np.append(self.used, False)
-        return np.asarray(used[self.of_direction])
+    def related(self) -> dict[int, Int64[np.ndarray, "_"]]:
+        """Return the group of each direction that is in one."""
+        return {int(i): members for members in self.members for i in members}
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,12 +185,13 @@ def ask(
         ratio=asked.ratio.mean,
         survives=survives,
         absence=no_absence(len(directions)),
-        in_used_group=groups.direction_is_used,
         n_active=directions.n_active,
         asked=which,
     )
     candidates = _may_be_unused(measured, spec)
-    absence = ask_absence(subject, sets, candidates, together.s_star, unit, spec, seed, track)
+    absence = ask_absence(
+        subject, sets, candidates, together.s_star, groups.related(), spec, seed, track
+    )
     measured = replace(measured, absence=absence)
     return Answer(which, asked, groups, together, measured, use_verdicts(measured, spec))
 
@@ -204,6 +203,28 @@ def ask_alone(
     unit = full_swap(subject, spec.window, seed)
     which = np.arange(len(directions))
     return _ask_sets(subject, single_sets(directions), which, unit, spec, seed, track)
+
+
+def effect_alone(
+    subject: Subject,
+    sets: DirectionSets,
+    which: Int64[np.ndarray, " asked"],
+    spec: UseSpec,
+    seed: int,
+) -> Effects:
+    """Return the effect of zero ablation of sets of directions, without null directions.
+
+    Args:
+        subject: The model behind the hookpoint, and the held-out tokens.
+        sets: All sets.
+        which: The sets that are ablated.
+        spec: How many firings there are.
+        seed: The seed of all draws.
+    """
+    screened = screen_firings(subject, sets, which, spec.screen_tokens, seed)
+    firings = important_firings(sets, which, screened, spec.firings, seed)
+    cost = ablate(subject, sets, firings, spec.window, seed).zero
+    return _weighted(subject, firings, cost, full_swap(subject, spec.window, seed), len(sets), seed)
 
 
 def _ask_sets(
@@ -235,7 +256,7 @@ def _ask_sets(
     test = pooled_test(pool, unit)
     n = len(sets)
     effect, resampled = (
-        _weighted(subject, firings, np.maximum(costs, ROUNDING * unit) / unit, n, seed)
+        _weighted(subject, firings, costs, unit, n, seed)
         for costs in (ablated.zero, ablated.resample)
     )
     ratio = effects_of(
@@ -267,13 +288,14 @@ def _ask_sets(
 def _weighted(
     subject: Subject,
     firings: Firings,
-    values: Float64[np.ndarray, " firing"],
+    costs: Float64[np.ndarray, " firing"],
+    unit: float,
     n: int,
     seed: int,
 ) -> Effects:
-    """Return the mean over all firings of each set, from values at some of them, with bounds."""
+    """Return the mean over all firings of each set, as a share of `unit`, from costs at some, with bounds."""
     documents = subject.tokens.documents[firings.tokens]
-    weighted = firings.draws * firings.weights * values
+    weighted = firings.draws * firings.weights * np.maximum(costs / unit, ROUNDING)
     return effects_of(weighted, firings.draws, firings.sets, documents, n, seed)
 
 
@@ -320,7 +342,7 @@ def _may_be_unused(measured: DirectionEvidence, spec: UseSpec) -> Int64[np.ndarr
     used = use_verdicts(measured, spec).verdict == USED
     with np.errstate(invalid="ignore"):
         may = ~used & measured.survives[at] & (measured.ratio[at] <= 1)
-    may &= ~is_redundant(measured.beside, spec)[at] & ~measured.in_used_group[at]
+    may &= ~is_redundant(measured.beside, spec)[at]
     may &= measured.n_active[at] >= spec.uniform_firings
     return np.asarray(at[may])
 

@@ -17,7 +17,7 @@ from sae_placebo.causal.use.spec import UseSpec
 
 def related_groups(
     directions: Directions, which: Int64[np.ndarray, " asked"], spec: UseSpec
-) -> list[Int64[np.ndarray, " member"]]:
+) -> list[Int64[np.ndarray, "_"]]:
     """Return groups of related directions, each with a member that is asked; no direction is in two.
 
     A group grows around an asked direction that is in none yet: it takes in those most like it that are
@@ -47,7 +47,7 @@ def related_groups(
 
 
 def group_of(
-    groups: list[Int64[np.ndarray, " member"]], n_directions: int
+    groups: list[Int64[np.ndarray, "_"]], n_directions: int
 ) -> Int64[np.ndarray, " direction"]:
     """Return the index of each direction's group; -1 where it is in none."""
     found = np.full(n_directions, -1, dtype=np.int64)

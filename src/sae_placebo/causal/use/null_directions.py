@@ -22,6 +22,7 @@ Null vectors are named by the set that they stand beside, so that those of two s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64
@@ -94,11 +95,15 @@ def null_costs(
     place = {(int(i), int(token)): k for k, (i, token) in enumerate(_pairs(ablated.firings))}
     own = ablated.zero[[place[int(i), int(token)] for i, token in _pairs(firings)]]
 
-    def edits(i: int) -> Float[torch.Tensor, "edit d_in"]:
-        one, token = int(firings.sets[i]), int(firings.tokens[i])
-        return null_edits(subject, sets, one, token, n_nulls, (seed, "null directions", one))
-
-    costs = costs_of_edits(subject, firings.tokens, edits, n_nulls, window, advance)
+    edits = NullEdits.of(subject, sets, firings)
+    costs = costs_of_edits(
+        subject,
+        firings.tokens,
+        lambda i: edits.at(i, n_nulls, (seed, "null directions", int(firings.sets[i]))),
+        n_nulls,
+        window,
+        advance,
+    )
     return NullCosts(firings, own, costs)
 
 
@@ -106,49 +111,64 @@ def _pairs(firings: Firings) -> Int64[np.ndarray, "firing two"]:
     return np.stack([firings.sets, firings.tokens], axis=1)
 
 
-def null_edits(
-    subject: Subject,
-    sets: DirectionSets,
-    one: int,
-    token: int,
-    n: int,
-    named: tuple[int, *tuple[str | int, ...]],
-) -> Float[torch.Tensor, "null d_in"]:
-    """Return what ablating null directions adds to a token's activation.
+@dataclass(frozen=True, eq=False)
+class NullEdits:
+    """The ablations of null directions at some firings.
 
-    Args:
+    Attributes:
         subject: The model behind the hookpoint, and the tokens.
-        sets: All sets of directions.
-        one: The set that they stand beside.
-        token: The token, which holds the set.
-        n: How many null directions there are.
-        named: The seed of their random vectors, and the name of the draw.
+        sets: The sets of directions that they stand beside.
+        firings: The firings.
+        held: scipy CSR [firing, direction], the amounts of the members.
+        taken: What removing the set takes away at each firing.
     """
-    taken = sets.taken_away(np.array([one]), np.array([token]))[0]
-    length = float(np.linalg.norm(taken))
-    x = subject.activations[token].float().cpu()
-    drawn = torch.from_numpy(_null_sums(sets, one, token, n, named))
-    unit = torch.from_numpy(taken / max(length, 1e-30))
-    return -length * turned(drawn, unit, x)
 
+    subject: Subject
+    sets: DirectionSets
+    firings: Firings
+    held: Any
+    taken: Float32[np.ndarray, "firing d_in"]
 
-def _null_sums(
-    sets: DirectionSets, one: int, token: int, n: int, named: tuple[int, *tuple[str | int, ...]]
-) -> Float32[np.ndarray, "null d_in"]:
-    """Return, for each null, the sum of its members times the amounts that the token holds.
+    @classmethod
+    def of(cls, subject: Subject, sets: DirectionSets, firings: Firings) -> NullEdits:
+        """Return the ablations at these firings."""
+        held = sets.held_members(firings.sets, firings.tokens)
+        taken = np.asarray(held @ sets.directions.vectors, dtype=np.float32)
+        return cls(subject, sets, firings, held, taken)
 
-    Members of a null are random vectors with the angles to each other that the set's have: the set's
-    coordinates in an orthonormal basis, in a random orthonormal basis.
-    """
-    vectors = sets.directions.vectors[sets.members(one)]
-    random = numpy_generator(*named)
-    drawn = random.standard_normal((n, len(vectors), vectors.shape[1])).astype(np.float32)
-    held = np.asarray(sets.directions.amounts[token, sets.members(one)].todense()).ravel()
-    if len(vectors) == 1:
-        return np.asarray(drawn[:, 0] * np.sign(held[0]), dtype=np.float32)
-    coordinates = held @ np.linalg.qr(vectors.T)[1].T
-    bases = np.linalg.qr(drawn.transpose(0, 2, 1))[0]
-    return np.asarray(bases @ coordinates, dtype=np.float32)
+    def at(
+        self, i: int, n: int, named: tuple[int, *tuple[str | int, ...]]
+    ) -> Float[torch.Tensor, "null d_in"]:
+        """Return what ablating `n` null directions adds to the activation of the i-th firing's token.
+
+        Random vectors are drawn from the seed and the name in `named`; the same name gives the same null
+        directions at every firing of a set.
+        """
+        taken = torch.from_numpy(self.taken[i])
+        length = float(taken.norm())
+        x = self.subject.activations[int(self.firings.tokens[i])].float().cpu()
+        sums = torch.from_numpy(self._sums(i, n, named))
+        return -length * turned(sums, taken / max(length, 1e-30), x)
+
+    def _sums(
+        self, i: int, n: int, named: tuple[int, *tuple[str | int, ...]]
+    ) -> Float32[np.ndarray, "null d_in"]:
+        """Return, for each null, the sum of its members times the amounts that the token holds.
+
+        Members of a null are random vectors with the angles to each other that the set's have: the set's
+        coordinates in an orthonormal basis, in a random orthonormal basis.
+        """
+        stored = slice(self.held.indptr[i], self.held.indptr[i + 1])
+        amounts, random = self.held.data[stored], numpy_generator(*named)
+        members = self.sets.members(int(self.firings.sets[i]))
+        drawn = random.standard_normal((n, len(members), self.taken.shape[1])).astype(np.float32)
+        if len(members) == 1:
+            return np.asarray(drawn[:, 0] * np.sign(amounts[0]), dtype=np.float32)
+        held = np.zeros(len(members))
+        held[np.searchsorted(members, self.held.indices[stored])] = amounts
+        coordinates = np.linalg.qr(self.sets.directions.vectors[members].T)[1] @ held
+        bases = np.linalg.qr(drawn.transpose(0, 2, 1))[0]
+        return np.asarray(bases @ coordinates, dtype=np.float32)
 
 
 def turned(

@@ -19,10 +19,10 @@ it is measured at firings drawn uniformly:
    of something that is used has a small effect as well, but a larger one than they.
 4. It is in a set of directions whose removal at once, from all tokens, costs next to nothing, on
    documents that had no say in choosing the set, and under the worst masks that were found.
-5. As the last of that set to go, at its own firings, it costs next to nothing: its last-in marginal is
-   negligible as its effect is.
+5. As the last of that set to go, at its own firings, where related directions are gone as well, it costs next
+   to nothing: its last-in marginal is negligible as its effect is.
 6. It is not redundant: removing it while others are removed at random does not surely cost an effect of
-   interest. And it is in no group of related directions that is used as a whole.
+   interest.
 
 **Undetermined** is every other direction, with the reason.
 
@@ -40,6 +40,7 @@ from sae_placebo.causal.use.absence import Absence
 from sae_placebo.causal.use.effects import Effects
 from sae_placebo.causal.use.spec import UseSpec
 from sae_placebo.stats.multiplicity import adjusted, share_of_true_nulls
+from sae_placebo.stats.quantiles import normal_quantile
 
 USES = ("used", "not_used", "undetermined")
 USED, NOT_USED, UNDETERMINED = range(3)
@@ -50,9 +51,8 @@ SMALL = "costlier than null directions, but perhaps by less than the smallest ef
 BETWEEN = "its effect may be larger than what is negligible"
 REDUNDANT = "negligible alone, but not when others are removed as well"
 PART = "negligible, but perhaps costlier than null directions: a small part of something used"
-GROUP = "negligible alone, but its group of related latents is used"
 JOINT = "negligible alone, but removing all such directions at once is not"
-REASONS = (FEW, UNSHOWN, SMALL, BETWEEN, PART, GROUP, REDUNDANT, JOINT)
+REASONS = (FEW, UNSHOWN, SMALL, BETWEEN, PART, REDUNDANT, JOINT)
 """The reasons for which a verdict is undetermined."""
 
 
@@ -72,7 +72,6 @@ class DirectionEvidence:
         ratio: The direction's mean cost divided by that of its null directions, at the same firings.
         survives: Whether the direction is in the set whose joint removal is negligible.
         absence: The evidence at firings drawn uniformly.
-        in_used_group: Whether the direction is in a group that is used as a whole.
         n_active: How many tokens hold the direction.
         asked: The directions that get a verdict.
     """
@@ -85,7 +84,6 @@ class DirectionEvidence:
     ratio: Float64[np.ndarray, " direction"]
     survives: Bool[np.ndarray, " direction"]
     absence: Absence
-    in_used_group: Bool[np.ndarray, " direction"]
     n_active: Int64[np.ndarray, " direction"]
     asked: Int64[np.ndarray, " asked"]
 
@@ -135,9 +133,8 @@ def use_verdicts(measured: DirectionEvidence, spec: UseSpec) -> UseVerdicts:
         small = measured.effect.high[at] < spec.negligible
         may_cost_less = measured.ratio[at] <= 1
     redundant = is_redundant(measured.beside, spec)[at]
-    grouped = measured.in_used_group[at]
     survives = measured.survives[at]
-    unused = ~used & enough & alone & below_nulls & survives & last & ~redundant & ~grouped
+    unused = ~used & enough & alone & below_nulls & survives & last & ~redundant
     verdict = np.full(len(at), UNDETERMINED, dtype=np.int8)
     verdict[used], verdict[unused] = USED, NOT_USED
     reason = np.full(len(at), "", dtype=object)
@@ -150,7 +147,6 @@ def use_verdicts(measured: DirectionEvidence, spec: UseSpec) -> UseVerdicts:
         (SMALL, beats),
         (PART, ~beats & small & (~may_cost_less | (enough & ~below_nulls))),
         (JOINT, small & may_cost_less & ~survives),
-        (GROUP, small & grouped),
         (REDUNDANT, small & may_cost_less & (redundant | (enough & ~last))),
         (FEW, ~beats & (measured.n_active[at] < spec.uniform_firings)),
         (FEW, ~beats & (absence.n_firings[at] > 0) & ~enough),
@@ -160,9 +156,12 @@ def use_verdicts(measured: DirectionEvidence, spec: UseSpec) -> UseVerdicts:
 
 
 def is_redundant(beside: Effects, spec: UseSpec) -> Bool[np.ndarray, " direction"]:
-    """Return which directions surely cost an effect of interest when others are removed at random."""
+    """Return which directions surely cost an effect of interest when others are removed at random.
+
+    It is sure at 99%, so that chance takes the verdict from about one in a hundred that are not redundant.
+    """
     with np.errstate(invalid="ignore"):
-        return np.asarray(beside.low >= spec.least_effect)
+        return np.asarray(beside.mean - normal_quantile(0.98) * beside.se >= spec.least_effect)
 
 
 def screen_weights(
