@@ -12,9 +12,8 @@ import numpy as np
 from remaining import Row, Rows, processes_or_none, rows_in, run_remaining
 from worlds import spec_of
 
-from sae_placebo.causal.use.ablation import ablate
-from sae_placebo.causal.use.effects import effects_of
-from sae_placebo.causal.use.firings import choose_firings
+from sae_placebo.causal.use.base import single_sets
+from sae_placebo.causal.use.evidence import effect_alone
 from sae_placebo.causal.use.spec import UseSpec
 from sae_placebo.core.errors import PlaceboError
 from sae_placebo.core.spec import numpy_generator
@@ -73,11 +72,7 @@ def statistics(world: World, hookpoint: str, seed: int, spec: UseSpec) -> dict[s
     found["probe accuracy"] = probe(world, hookpoint, seed)
     if len(which) < 2:
         return found | {name: [float("nan")] * 3 for name in ("effect", *BASELINES)}
-    documents = subject.tokens.documents
-    firings = choose_firings(units.directions, which, documents, spec.firings, seed)
-    lost = ablate(subject, units.directions, firings, spec.window, seed)
-    n = len(units.directions)
-    effect = effects_of(lost.zero / lost.full_swap, firings.directions, n, seed)
+    effect = effect_alone(subject, single_sets(units.directions), which, spec, seed)
     values = {"effect": effect.mean} | baselines(subject, units.directions, seed).values
     return found | {name: of_latents(x[which], seed) for name, x in values.items()}
 

@@ -199,8 +199,8 @@ def tiny_table(model: Path, text: Path, hookpoints: list[str]) -> dict[str, Any]
         },
         "use": asked
         | {
-            **{"latents": 3, "firings": 2, "documents": 2, "nulls": 3, "first_nulls": 2},
-            **{"glance_nulls": 1, "null_firings": 1, "pseudo": 0, "error_directions": 0},
+            **{"latents": 3, "firings": 2, "documents": 4, "nulls": 3},
+            **{"null_firings": 1, "pseudo": 0, "error_directions": 0},
             **{"shown_per_cell": 1},
             "masks": {"n_masks": 2, "n_pivots": 0, "n_tokens": 60},
             "joint": {"n_tokens": 60, "replicates": 100, "min_documents": 2},

@@ -146,7 +146,7 @@ def trial_table(model: Path, text: Path, **changes: Any) -> dict[str, Any]:
             **{"sae_pursuit_tokens": 20, "coded_tokens": 8, "n_labels": 3},
         },
         "use": {
-            **{"latents": 8, "firings": 6, "documents": 4, "nulls": 19, "first_nulls": 9},
+            **{"latents": 8, "firings": 6, "documents": 4, "nulls": 9},
             **{"pseudo": 4, "error_directions": 2},
             "masks": {"n_masks": 4, "n_pivots": 0, "n_tokens": 300},
             "joint": {"n_tokens": 300, "replicates": 100, "min_documents": 2},

@@ -54,7 +54,7 @@ TABLE: dict[str, Any] = {
         **{"sae_pursuit_tokens": 20, "coded_tokens": 8, "n_labels": 1},
     },
     "use": {
-        **{"latents": 8, "firings": 6, "documents": 4, "nulls": 9, "first_nulls": 9},
+        **{"latents": 8, "firings": 6, "documents": 4, "nulls": 9},
         **{"pseudo": 2, "error_directions": 2},
         "masks": {"n_masks": 2, "n_pivots": 0, "n_tokens": 200},
         "joint": {"n_tokens": 200, "replicates": 100, "min_documents": 2},

@@ -17,9 +17,9 @@ KEYS = ("arm", "control_kind", "model_seed", "sae_seed", "hookpoint", "sae")
 ORIGINS = ("explained", "not_explained", "undetermined")
 USES = ("used", "not_used", "undetermined")
 REASONS = (
-    "no costlier than null directions",
+    "not shown to cost more than null directions",
     "its effect may be larger than what is negligible",
-    "too few documents hold it",
+    "too few firings to claim that it is not used",
 )
 READERS = (
     ("unembedding", "unembedding"),
@@ -119,8 +119,17 @@ def _one(own: pd.DataFrame, seed: int) -> dict[str, pd.DataFrame]:
     column |= {
         "effect_resampled": 1.2 * effect, "effect_documents": np.full(n, 30.0),
         "null_effect": np.full(n, 6e-4), "null_firings": np.full(n, 16.0),
-        "effect_at_nulls": 0.9 * effect, "use_p": p, "use_p_decoders": p,
-        "n_nulls": np.full(n, 99.0), "beats_nulls": (use == "used").astype(float),
+        "effect_at_nulls": 0.9 * effect, "use_p": p, "use_p_effect": p, "use_q": p,
+        "null_ratio": effect / 6e-4, "null_ratio_low": effect / 8e-4, "null_ratio_high": effect / 4e-4,
+        "uniform_firings": np.where(use == "not_used", 92.0, np.nan),
+        "uniform_effect_high": np.where(use == "not_used", 2e-4, np.nan),
+        "uniform_ratio_high": np.where(use == "not_used", 0.6, np.nan),
+        "last_in_high": np.where(use == "not_used", 2e-4, np.nan),
+        "unseen_share": np.where(use == "not_used", 0.0488, np.nan),
+        "tokens_needed": np.full(n, np.nan),
+        **{f"group{x}": np.full(n, np.nan)
+           for x in ("", "_size", "_effect", "_effect_low", "_p", "_used")},
+        "n_nulls": np.full(n, 24.0), "beats_nulls": (use == "used").astype(float),
         "survives_joint": (use == "not_used").astype(float), "screen": effect,
         "screen_ratio": effect / 6e-4, "screen_p": p,
         "path_unembedding": np.full(n, 0.4), "path_qk": np.full(n, 0.1),
@@ -196,7 +205,8 @@ def _record(table: pd.DataFrame) -> dict[str, Any]:
     cost = [0.0, 1e-5, 1e-3, 8e-3, 0.2, 1.1]
     return {
         "n_latents": len(asked), "n_firings": 3000, "n_visited": 3000, "full_swap_nats": 2.3,
-        "shares": {}, "reasons": {},
+        "shares": {}, "reasons": {}, "groups": {"n": 3, "used": 1},
+        "costlier": {"share": 0.7, "low": 0.6, "high": 0.8},
         "sensitivity": {
             "limits": list(LIMITS), "used": used, "not_used": unused, "undetermined": left,
         },
@@ -208,5 +218,6 @@ def _record(table: pd.DataFrame) -> dict[str, Any]:
         "worst": {
             "sizes": [160, 120], "shares": [0.02, 0.004], "holds": True, "survive": 120, "n_tokens": 4000,
         },
-        "pseudo": {"n": 40, "below_5_percent": 0.05, "ks_p": 0.62},
+        "pseudo": {"n": 40, "below_5_percent": 0.05, "below_half_percent": 0.0, "ks_p": 0.62,
+                   "costlier": {"share": 0.05, "low": 0.0, "high": 0.3}},
     }  # fmt: skip

@@ -14,13 +14,14 @@ from architectures import build
 from planted_readings import token_table
 from planted_subjects import rows, subject_of
 from sae_placebo.causal.use import null_directions
-from sae_placebo.causal.use.ablation import ablate
-from sae_placebo.causal.use.base import Directions, Subject, pseudo_latents
+from sae_placebo.causal.use.ablation import ablate, full_swap
+from sae_placebo.causal.use.absence import ask_absence
+from sae_placebo.causal.use.base import Directions, Subject, pseudo_latents, single_sets
 from sae_placebo.causal.use.downstream import Downstream
-from sae_placebo.causal.use.evidence import ask
-from sae_placebo.causal.use.firings import choose_firings
-from sae_placebo.causal.use.null_directions import against_nulls
-from sae_placebo.causal.use.rule import NOT_USED, REDUNDANT, USED
+from sae_placebo.causal.use.evidence import ask, ask_alone
+from sae_placebo.causal.use.firings import uniform_firings
+from sae_placebo.causal.use.masks import MaskSpec
+from sae_placebo.causal.use.rule import NOT_USED, REDUNDANT
 from sae_placebo.causal.use.screen import ScreenSpec, screen
 from sae_placebo.causal.use.spec import UseSpec
 from sae_placebo.data.rows import Rows
@@ -29,10 +30,8 @@ from sae_placebo.latents.base import TokenTable
 # --- the null has to be at the angle to the activation that the direction is at ------------------------
 
 _FIRINGS = 3
-_NULLS = UseSpec(
-    firings=_FIRINGS, null_firings=_FIRINGS, window=1, first_nulls=10, nulls=39, give_up=1.0
-)
-_N = 100
+_NULLS = UseSpec(firings=_FIRINGS, null_firings=_FIRINGS, window=1, nulls=24)
+_N = 80
 _COSINE = 0.7
 
 
@@ -55,12 +54,8 @@ def aligned(subject: Subject, seed: int) -> Directions:
 
 
 def rejected(subject: Subject, directions: Directions, seed: int) -> float:
-    """Share of directions with p of at most 5%, which 2 of 40 ranks are."""
-    which = np.arange(len(directions))
-    firings = choose_firings(directions, which, subject.tokens.documents, _FIRINGS, seed)
-    ablated = ablate(subject, directions, firings, _NULLS.window, seed)
-    found = against_nulls(subject, directions, ablated, which, _NULLS, seed)
-    return float((found.p <= 0.05).mean())
+    """Share of directions with p of at most 5%."""
+    return float((ask_alone(subject, directions, _NULLS, seed).p <= 0.05).mean())
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +64,12 @@ def untrained() -> Subject:
 
 
 def test_ours_is_calibrated_on_directions_that_mean_nothing(untrained: Subject) -> None:
-    # null directions are shared by all candidates of a seed, so several seeds
-    found = [rejected(untrained, aligned(untrained, seed), seed) for seed in range(3)]
+    found = [rejected(untrained, aligned(untrained, seed), seed) for seed in range(2)]
     found += [
         rejected(untrained, pseudo_latents(aligned(untrained, seed), seed, _N), seed)
-        for seed in range(3)
+        for seed in range(2)
     ]
-    assert 0.03 <= np.mean(found) <= 0.07, found
+    assert 0.02 <= np.mean(found) <= 0.09, found
 
 
 def test_isotropic_nulls_are_not(untrained: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,8 +78,8 @@ def test_isotropic_nulls_are_not(untrained: Subject, monkeypatch: pytest.MonkeyP
         return found
 
     monkeypatch.setattr(null_directions, "turned", isotropic)
-    found = [rejected(untrained, aligned(untrained, seed), seed) for seed in range(3)]
-    assert np.mean(found) > 0.12, found  # measured: 0.22 over five seeds
+    found = [rejected(untrained, aligned(untrained, seed), seed) for seed in range(2)]
+    assert np.mean(found) > 0.12, found
 
 
 # --- gradients are flat behind steps and hard attention -------------------------------------------------
@@ -120,39 +114,71 @@ def test_gradients_alone_are_wrong_on_a_compiled_program() -> None:
     direction = Directions((level / size)[None].astype(np.float32), amounts)
 
     predicted = screen(subject, direction, ScreenSpec(nulls=50), 0).phi[0] / 2
-    firings = choose_firings(direction, np.array([0]), subject.tokens.documents, 60, 0)
-    ablated = ablate(subject, direction, firings, length, 0)
-    cost = ablated.zero.mean()
+    sets = single_sets(direction)
+    firings = uniform_firings(sets, np.array([0]), 60, 0)
+    cost = ablate(subject, sets, firings, length, 0).zero.mean()
     assert variable_truth(world, hookpoint, name, n=192).is_used
-    assert cost > 0.1 * ablated.full_swap, "finite ablation finds it"
+    assert cost > 0.1 * full_swap(subject, length, 0), "finite ablation finds it"
     assert predicted < 1e-3 * cost, "and gradients do not"
 
 
 # --- either of two suffices -----------------------------------------------------------------------------
 
 
-def test_single_ablation_alone_would_call_both_of_two_unused() -> None:
-    random = np.random.default_rng(3)
+def _world(density: float, n_documents: int, length: int, seed: int) -> tuple[Subject, Directions]:
+    """Return the planted model, with either of the two held by one token id of a frequency.
+
+    Either suffices; both are held at the same tokens. The other directions are held by half of all ids.
+    """
+    random = np.random.default_rng(seed)
     held = _held(random)
+    held[:, EITHER] = 0
+    held[0, EITHER] = 1
     head = np.zeros((SIZE, WIDTH), dtype=np.float32)
     head[:, [READ, READ_ALONE]] = random.normal(size=(SIZE, 2))
     downstream = Downstream(_model(held, head), "resid_post.0")
-    ids = random.integers(0, SIZE, (120, 16))
-    tokens = token_table(ids, 60, tuple(f"t{i}" for i in range(SIZE)))
+    chance = np.full(SIZE, (1 - density) / (SIZE - 1))
+    chance[0] = density
+    ids = random.choice(SIZE, (n_documents, length), p=chance)
+    tokens = token_table(ids, n_documents, tuple(f"t{i}" for i in range(SIZE)))
     vectors = np.eye(WIDTH, dtype=np.float32)[:13]
     amounts = held[tokens.ids]
     subject = Subject(downstream, tokens, torch.from_numpy(amounts @ vectors))
-    spec = UseSpec(firings=40, window=2, nulls=399)
-    answer = ask(subject, Directions(vectors, csr_matrix(amounts)), np.arange(13), spec, 1)
+    return subject, Directions(vectors, csr_matrix(amounts))
 
+
+@pytest.mark.parametrize("density", [0.5, 0.05])
+def test_neither_of_two_that_each_suffice_is_called_unused(density: float) -> None:
+    """`benchmarks/redundancy.py` has 200 worlds, down to densities of .0005."""
+    subject, directions = _world(density, 60, 30, 3)
+    answer = ask(
+        subject,
+        directions,
+        np.arange(13),
+        UseSpec(window=2, firings=16, null_firings=8, masks=MaskSpec(n_masks=16)),
+        1,
+    )
     verdict, effect = answer.verdicts.verdict, answer.asked.effect
-    # alone, each of the two is surely negligible, in documents enough: not used, one would say
-    assert (effect.high[EITHER] < spec.negligible).all()
-    assert (effect.n[EITHER] >= spec.documents).all()
-    # removed together they are not
-    assert not answer.measured.survives[EITHER].all()
-    assert not (verdict[EITHER] == NOT_USED).all()
-    left = [i for i in EITHER if verdict[i] != NOT_USED]
-    assert (answer.verdicts.reason[left] == REDUNDANT).all()
-    assert verdict[READ_ALONE] == USED
+    # alone, each of the two costs nothing at all
+    assert (effect.high[EITHER] < UseSpec().negligible).all()
+    assert not (verdict[EITHER] == NOT_USED).any()
+    assert set(answer.verdicts.reason[EITHER]) <= {REDUNDANT}
+    assert answer.groups.of_direction[0] == answer.groups.of_direction[1] >= 0
     assert (verdict[PASSENGERS] == NOT_USED).all()
+
+
+def test_as_the_last_to_go_a_rare_pair_is_not_negligible() -> None:
+    """Per token of all text a rare pair costs next to nothing, so that joint removal lets both go."""
+    subject, pair = _world(0.005, 300, 30, 3)
+    sets = single_sets(pair)
+    spec = UseSpec(window=1, uniform_firings=30)
+    joint = np.array([*EITHER, *PASSENGERS])
+    both = ask_absence(subject, sets, np.array(EITHER), joint, {}, spec, 0)
+    assert (both.effect.high[EITHER] < spec.negligible).all()
+    assert (both.last.low[EITHER] > 100 * spec.negligible).all()
+    less = np.array([0, *PASSENGERS])
+    one = ask_absence(subject, sets, np.array([0]), less, {}, spec, 0)
+    assert one.last.high[0] < spec.negligible, "where the other one stays it can go"
+    known = ask_absence(subject, sets, np.array([0]), less, {0: np.array(EITHER)}, spec, 0)
+    assert known.last.low[0] > 100 * spec.negligible, "where they are related it cannot"
+    assert one.unseen[0] == pytest.approx(1 - 0.01 ** (1 / 30))

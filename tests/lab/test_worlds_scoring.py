@@ -8,8 +8,8 @@ import torch
 from scipy.sparse import csr_matrix
 
 from sae_placebo.causal.use.ablation import ablate
-from sae_placebo.causal.use.base import Directions, Subject
-from sae_placebo.causal.use.firings import choose_firings
+from sae_placebo.causal.use.base import Directions, Subject, single_sets
+from sae_placebo.causal.use.firings import uniform_firings
 from sae_placebo.causal.use.masks import MaskSpec
 from sae_placebo.causal.use.rule import NOT_USED, USED
 from sae_placebo.causal.use.spec import UseSpec
@@ -122,8 +122,9 @@ def test_gradients_foretell_small_edits(subject: Subject) -> None:
     amounts = csr_matrix(np.full((n, 1), 1e-2, dtype=np.float32))
     tiny = Directions(vector.astype(np.float32), amounts)
     screened = baselines(subject, tiny, 0).values["Fisher screen"][0]
-    firings = choose_firings(tiny, np.array([0]), subject.tokens.documents, 128, 0)
-    cost = ablate(subject, tiny, firings, 16, 0).zero.mean()
+    sets = single_sets(tiny)
+    firings = uniform_firings(sets, np.array([0]), 128, 0)
+    cost = ablate(subject, sets, firings, 16, 0).zero.mean()
     assert screened / 2 == pytest.approx(cost, rel=0.5)
 
 
@@ -157,15 +158,15 @@ def test_a_world_is_scored_right(score: WorldScore) -> None:
 
 def test_limits_move_verdicts(score: WorldScore) -> None:
     measured, at = score.answer.measured, score.answer.which
-    survives = measured.survives[at]
+    absence, ratio = measured.absence, score.spec.negligible_of_null
     # what costs a tenth of null directions is negligible whatever the other limit is
-    far_below = measured.effect.high[at] < score.spec.negligible_of_null * measured.null[at]
+    far_below = (absence.ratio.high[at] < ratio) & (absence.last_ratio.high[at] < ratio)
     none = score.judged(1e9, 1e-12)
     assert (none.verdict != USED).all()
-    assert not (none.verdict == NOT_USED)[~far_below | ~survives].any()
+    assert not (none.verdict == NOT_USED)[~far_below].any()
     everything = score.judged(1e9, 1e8)
-    below = far_below | (measured.ratio[at] <= 1)
-    assert ((everything.verdict == NOT_USED) == (survives & below)).all()
+    assert ((everything.verdict == NOT_USED) == (absence.ratio.high[at] < 1)).all()
+    assert measured.survives[at][everything.verdict == NOT_USED].all()
     assert (everything.verdict == NOT_USED).any()
 
 

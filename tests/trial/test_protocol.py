@@ -75,8 +75,6 @@ def test_aliases_of_one_hookpoint_are_one(table: dict[str, Any]) -> None:
         ('name="a b"', r"at name: a name holds letters .*, digits, '_', '-' and '.' .*found 'a b'"),
         ('arms."a b".control="redraw"', r"at arms.a b: a name holds letters"),
         ("text={source='python-stdlib'}", r"at text.train_tokens: it is missing: set it"),
-        ("use.first_nulls=20", r"at use: first_nulls is 20 and nulls 19: .*raise nulls"),
-        ("use.glance_nulls=10", r"at use: glance_nulls is 10 and first_nulls 9"),
         ("use.null_firings=7", r"at use: null_firings is 7 and firings 6"),
         ('text.source="/nowhere"', r"at text: no text is at '/nowhere'"),
         ("text.train_tokens=0", r"at text.train_tokens: .*found 0"),
@@ -152,9 +150,8 @@ def test_a_name_of_thousands_of_letters_is_one_short_sentence(
 
 
 def test_a_default_part_of_a_small_whole_is_all_of_it(table: dict[str, Any]) -> None:
-    del table["use"]["first_nulls"]
     spec = load_trial(table, overrides=["use.nulls=3", "use.firings=2"])
-    assert (spec.use.nulls, spec.use.first_nulls, spec.use.null_firings) == (3, 9, 16)
+    assert (spec.use.firings, spec.use.null_firings) == (2, 16)
     assert load_trial(spec.model_dump(mode="json")) == spec
 
 

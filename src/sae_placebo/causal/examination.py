@@ -46,6 +46,7 @@ class Examination:
     Attributes:
         answer: The verdicts on the sampled latents, with the evidence.
         weights: How many latents each of these stands for.
+        n_tokens: How many held-out tokens there are.
         errors: The evidence on the main directions of what the SAE misses; None where none are wanted.
         error_variance: The share of the error's variance that each of these has.
         pseudo: The evidence on pseudo-latents, which mean nothing; None where none are wanted.
@@ -57,6 +58,7 @@ class Examination:
 
     answer: Answer
     weights: Float64[np.ndarray, " drawn"]
+    n_tokens: int
     errors: Asked | None
     error_variance: Float64[np.ndarray, " component"]
     pseudo: Asked | None
@@ -110,6 +112,7 @@ def examine(
     return Examination(
         answer=answer,
         weights=weights,
+        n_tokens=len(subject.tokens),
         errors=errors,
         error_variance=variance,
         pseudo=_pseudo(subject, directions, spec, seed, track),
@@ -209,7 +212,7 @@ def confirmed(
         # the unembedding is left out: it reads nearly everything, so it tells latents apart least
         order = found.readers.top(latent, len(found.readers.names), least=0.0)
         top = [m for m in order if found.readers.kinds[m] != "unembedding"]
-        tokens = firings.tokens[firings.directions == latent][:_PATCHED]
+        tokens = firings.tokens[firings.sets == latent][:_PATCHED]
         if not top or not len(tokens):
             continue
         name = found.readers.names[top[0]]

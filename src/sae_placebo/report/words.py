@@ -144,12 +144,20 @@ WORDS: tuple[Term, ...] = (
     Term("use", "Whether the model's predictions hang on a direction at a hookpoint: used, not used or "
          "undetermined. It is about these tokens and predictions a few tokens ahead.", "share of latents",
          "a random direction is as costly as its null directions", "`causal.use.rule`.", "use"),
-    Term("used", "A direction whose removal costs more than that of null directions, by "
-         "Benjamini-Hochberg over the latents asked, and surely at least the smallest effect of interest.",
+    Term("used", "A direction whose removal costs more than that of null directions and at least the "
+         "smallest effect of interest, by Benjamini-Hochberg on the larger p of both over the latents asked.",
          "share of latents", "no more than the false discovery rate", "`causal.use.rule`.", "use"),
-    Term("not used", "A claim of its own, not what is left: the effect of removing a direction is surely "
-         "negligible, alone and among all that can go at once, under the worst masks found as well.",
+    Term("not used", "A claim of its own, not what is left: at firings drawn uniformly, what removing a "
+         "direction costs is surely negligible, alone and as the last of all that can go at once.",
          "share of latents", "none: it is a claim of equivalence", "`causal.use.rule`.", "use"),
+    Term("costlier", "The share of latents that truly cost more than null directions, 1 − π₀, whether or not "
+         "a single one can be shown to: read off how many p-values are above one half.", "share of latents",
+         "0: that of pseudo-latents and of the placebo", "Storey 2002. `causal.use.null_test`.", "use"),
+    Term("last-in marginal", "What it costs that a direction is gone as well where all that can be removed "
+         "together, and what is related to it, is gone already; at its own firings.",
+         "share of a full swap", "0", "`causal.use.absence`.", "use"),
+    Term("unseen share", "With so many firings ablated, the largest share of a direction's firings that may "
+         "be critical and were not among them, at 99%.", "share", "", "`causal.use.absence`.", "use"),
     Term("use undetermined", "Neither used nor not used can be said; the reason says why.",
          "share of latents", "", "`causal.use.rule`.", "use"),
     Term("carried, not used", "Explained and not used: structure of the data that the model passes along.",

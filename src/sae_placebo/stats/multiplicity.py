@@ -133,7 +133,11 @@ def adjusted(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
     return q
 
 
-def share_of_true_nulls(p: Float[np.ndarray, " test"], above: float = 0.5) -> float:
+def share_of_true_nulls(
+    p: Float[np.ndarray, " test"],
+    above: float = 0.5,
+    weights: Float[np.ndarray, " test"] | None = None,
+) -> float:
     """Return the share of tests in which there is nothing to find (pi0), at most 1; NaN counts as no test.
 
     P values above a cut are nearly all of true nulls, which spread evenly; one is added to their count, so
@@ -142,16 +146,21 @@ def share_of_true_nulls(p: Float[np.ndarray, " test"], above: float = 0.5) -> fl
     Args:
         p: P values of one family.
         above: The cut.
+        weights: Weights of mean 1 by which p values will be divided; none where they will not be.
 
     Raises:
         NotEstimable: there is no p value.
 
     Source: Storey 2002 (JRSS B 64:479); the added 1 is of Storey, Taylor and Siegmund 2004 (JRSS B 66:187).
+    With weights: Ramdas, Barber, Wainwright and Jordan 2019 (Annals of Statistics 47:2790), where the largest
+    weight takes the place of the 1.
     """
-    tests = p[np.isfinite(p)]
-    if not len(tests):
+    known = np.isfinite(p)
+    if not known.any():
         raise NotEstimable("there is no p value")
-    return min(1.0, float(1 + (tests > above).sum()) / ((1 - above) * len(tests)))
+    w = np.ones(known.sum()) if weights is None else weights[known]
+    true = float(w.max() + w[p[known] > above].sum())
+    return min(1.0, true / ((1 - above) * float(w.sum())))
 
 
 def p_values(

@@ -21,16 +21,16 @@ from sae_placebo.trial.plan import ArmModel, Place, Plan
 from sae_placebo.trial.reference import asked_hookpoints
 from sae_placebo.trial.spec import TrialSpec
 
-_TOKENS_PER_DOCUMENT = 860
-"""Of Python's standard library, where a document has at most 1,016."""
 _CREW = 0.9
 """What a further thread adds where jobs run side by side."""
 _LANE = 0.4
 """What a further lane adds to the speed of code that computes nothing large."""
-_SURVIVE = 0.5
-"""Share of directions that are held against all null directions."""
-_TOGETHER = 2.5
-"""Latents asked about that share a token."""
+_CANDIDATES = 0.15
+"""Share of directions that are asked at uniform firings."""
+_GROUPS = 0.2
+"""Groups of related latents per latent asked."""
+_TOGETHER = 1.2
+"""Firings that share a token: each latent draws its own."""
 _ROUNDS = 2
 """Rounds in which directions leave S*, about."""
 _MANY, _FEW = 7, 2
@@ -94,9 +94,6 @@ class TimeEstimate:
         self.shape: ModelSize = shape_of(spec.model)
         self.train, self.held = spec.text.train_tokens, spec.text.heldout_tokens
         self.context = spec.text.context_tokens
-        most = spec.text.max_document_tokens or 4_000
-        each = min(_TOKENS_PER_DOCUMENT, 0.85 * most)
-        self.documents = max(2.0, self.held / each)
         self.width = self.shape.width
         self.numbers = 1 / self.machine.numbers
         self.code = 1 / self.machine.code
@@ -238,9 +235,9 @@ class TimeEstimate:
 
     # --- what is asked of models -----------------------------------------------------------------
 
-    def _asked(self, n: int, per_direction: int) -> float:
-        """Return how many firings `n` directions are ablated at, about: one per document at most."""
-        return n * min(0.9 * per_direction, 0.9 * self.documents)
+    def _drawn(self, n: int, per_direction: int) -> float:
+        """Return how many firings `n` directions are ablated at, about: some draws fall on the same."""
+        return 0.9 * n * per_direction
 
     def _at(self, hookpoint: str) -> Machine:
         """Return the rates behind a hookpoint; probes are of the first that is asked about."""
@@ -259,22 +256,31 @@ class TimeEstimate:
         rows = self.held / self.context
         return self.context * min(rows, tokens)
 
-    def _ablated(self, n: int, machine: Machine, together: float = _TOGETHER) -> float:
-        firings = self._asked(n, self.spec.use.firings)
-        edits = firings * 2.5 * (self.spec.use.window + 1)
-        passes, rows = firings / together, self._rows(firings / together)
-        return edits * machine.edit + passes * machine.start + rows * machine.row
+    def _screened(self, machine: Machine) -> float:
+        """Return what the gradients take that tell which firings are important."""
+        return min(self.spec.use.screen_tokens, self.held) * 2 * machine.slope
 
-    def _against_nulls(
-        self, n: int, given_up: float, machine: Machine, together: float = _TOGETHER
-    ) -> float:
+    def _edited(self, firings: float, edits: float, machine: Machine, together: float) -> float:
+        """Return what so many edits of each of some firings take; `together` of these share a token."""
+        places = firings / together
+        passes = firings * edits * (self.spec.use.window + 1) * machine.edit
+        return passes + places * machine.start + self._rows(places) * machine.row
+
+    def _ablated(self, n: int, machine: Machine, together: float = _TOGETHER) -> float:
+        """Return what the ablations of `n` sets of directions take: two edits of each firing."""
+        return self._edited(self._drawn(n, self.spec.use.firings), 2, machine, together)
+
+    def _against_nulls(self, n: int, machine: Machine, together: float = _TOGETHER) -> float:
         how = self.spec.use
-        firings = self._asked(n, how.null_firings)
-        first = min(how.first_nulls, how.nulls)
-        later = how.nulls - first + how.first_nulls
-        edits = firings * (first + (1 - given_up) * later) * (how.window + 1)
-        passes, rows = 2 * firings / together, 2 * self._rows(firings / together)
-        return edits * machine.edit + passes * machine.start + rows * machine.row
+        firings = self._drawn(n, min(how.null_firings, how.firings))
+        return self._edited(firings, how.nulls, machine, together)
+
+    def _uniform(self, n: int, machine: Machine) -> float:
+        """Return what is asked at uniform firings of those that may not be used."""
+        how = self.spec.use
+        firings = _CANDIDATES * n * how.uniform_firings
+        rows = self._rows(firings) * machine.row
+        return self._edited(firings, 3 + how.uniform_nulls, machine, 1.0) + 2 * rows
 
     def _questions(self) -> Iterator[WorkPiece]:
         """Yield what each arm's model is asked, each arm in a lane; the model is built first."""
@@ -304,17 +310,24 @@ class TimeEstimate:
         how, d_sae, numbers = self.spec.use, self.spec.saes[label].d_sae, self.numbers * less
         machine = self._at(hookpoint)
         n = d_sae if how.latents == "all" else min(how.latents, d_sae)
-        yield f"ablate: {name}", self._ablated(n, machine)
-        yield from self._removed(name, n, machine, numbers)
         null = f"hold against null directions: {name}"
-        yield null, self._against_nulls(n, 1 - _SURVIVE, machine)
+        yield f"screen firings: {name}", self._screened(machine)
+        yield f"ablate: {name}", self._ablated(n, machine)
+        yield null, self._against_nulls(n, machine)
+        if how.group_size > 1:
+            groups = int(_GROUPS * n)
+            yield f"ablate, groups: {name}", self._ablated(groups, machine)
+            of_groups = f"hold against null directions, groups: {name}"
+            yield of_groups, self._against_nulls(groups, machine)
+        yield from self._removed(name, n, machine, numbers)
+        yield f"ablate at uniform firings: {name}", self._uniform(n, machine)
         yield from self._circuits(place, less)
         # every token holds all directions of the error
         every = float(max(how.error_directions, 1))
         for few, shared in ((how.error_directions, every), (how.pseudo, _TOGETHER)):
             if few:
                 yield f"ablate: {name}", self._ablated(few, machine, shared)
-                yield null, self._against_nulls(few, 0.0, machine, shared)
+                yield null, self._against_nulls(few, machine, shared)
         shown = 6 * how.shown_per_cell
         edits = shown * 16 * (1 + self.spec.circuits.patch.nulls) * (how.window + 5)
         yield f"patch readers: {name}", edits * machine.edit

@@ -1,12 +1,12 @@
-"""What it costs the model to lose a direction at a token, by finite ablations.
+"""What it costs the model to lose a set of directions at a token, by finite ablations.
 
-With x the activation of a token, d the unit direction and a the amount of it that the token holds, three
-edits are made at one token each:
+With x the activation of a token and v what the set's members add to it, two edits are made at one token each:
 
-- zero ablation, x -> x - a d: the direction is removed;
-- resample ablation, x -> x + (a' - a) d: its amount becomes a', that of another firing of it;
-- the full swap, x -> x': the whole activation becomes that of another token. Its mean cost is the unit of
-  effects.
+- zero ablation, x -> x - v: the set is removed;
+- resample ablation, x -> x + (a' / a - 1) v: its length a becomes a', that of another firing of it.
+
+The unit of effects is the mean cost of a **full swap**, x -> x': the whole activation becomes that of another
+token.
 
 Ablations leave the rest of the activation as it was, the SAE's error included. The cost of an edit is
 KL(unedited || edited), summed over the predictions at the token and at a few tokens after it, in nats.
@@ -17,114 +17,113 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float, Float64
 
-from sae_placebo.causal.use.base import Directions, Subject, grouped
-from sae_placebo.causal.use.downstream import Downstream
+from sae_placebo.causal.use.base import DirectionSets, Subject, grouped
+from sae_placebo.causal.use.edits import costs_of_edits
 from sae_placebo.causal.use.firings import Firings
-from sae_placebo.causal.use.parallel_rows import side_by_side
+from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Advance, unheard
 from sae_placebo.core.spec import numpy_generator
 
+_SWAPS = 400
+"""The unit of effects is measured at no more than this many tokens."""
+_NOTHING = 1e-9
+"""A full swap that costs no more nats than this changes predictions by rounding alone."""
+
 
 @dataclass(frozen=True, eq=False)
 class Ablations:
-    """The costs of ablations by firing, and of full swaps by token.
+    """The costs of ablations by firing, in nats.
 
     Attributes:
         firings: The firings that were ablated.
-        amounts: The amount of its direction that each firing's token holds, in model units.
-        zero: The cost of each firing's zero ablation, in nats.
-        resample: The cost of each firing's resample ablation, in nats.
-        full: The cost of a full swap at each token in `visited`, in nats.
-        visited: The tokens of the firings, each once, ascending.
+        zero: The cost of each firing's zero ablation.
+        resample: The cost of each firing's resample ablation.
     """
 
     firings: Firings
-    amounts: Float64[np.ndarray, " firing"]
     zero: Float64[np.ndarray, " firing"]
     resample: Float64[np.ndarray, " firing"]
-    full: Float64[np.ndarray, " visited"]
-    visited: Int64[np.ndarray, " visited"]
 
-    @property
-    def full_swap(self) -> float:
-        """The mean cost of a full swap, in nats per token, which is the unit of effects."""
-        return float(self.full.mean())
+
+def full_swap(subject: Subject, window: int, seed: int) -> float:
+    """Return the unit of effects: what swapping the activation of a random token costs on average, in nats.
+
+    It is a property of the hookpoint and the tokens, and hangs on no direction. It is measured once and kept.
+
+    Args:
+        subject: The model behind the hookpoint, and the tokens.
+        window: The predictions at this many tokens after the edited one are compared too.
+        seed: The seed of the tokens, and of those that take their places.
+
+    Raises:
+        NotEstimable: a full swap costs nothing.
+    """
+    key = ("full swap", window, seed)
+    if key in subject.kept:
+        return float(subject.kept[key])
+    x = subject.activations
+    random = numpy_generator(seed, "full swaps")
+    tokens = np.sort(random.permutation(len(x))[:_SWAPS])
+    # a shift of 1 or more around the circle of tokens: every token but itself is equally likely
+    other = (tokens + random.integers(1, max(len(x), 2), len(tokens))) % len(x)
+
+    def edits(i: int) -> Float[torch.Tensor, "edit d_in"]:
+        change: torch.Tensor = (x[int(other[i])] - x[int(tokens[i])])[None].float()
+        return change
+
+    unit = float(costs_of_edits(subject, tokens, edits, 1, window).mean())
+    if not unit > _NOTHING:  # nor is a number that is none
+        raise NotEstimable(
+            f"the swap of a token's whole activation costs {unit:.1g} nats, so predictions do not depend "
+            "on this hookpoint in a way that effects could be shares of"
+        )
+    subject.kept[key] = unit
+    return unit
 
 
 def ablate(
     subject: Subject,
-    directions: Directions,
+    sets: DirectionSets,
     firings: Firings,
     window: int,
     seed: int,
     advance: Advance = unheard,
 ) -> Ablations:
-    """Return what it costs the model to lose each firing, and to have each of their tokens swapped.
-
-    All edits of one token share one pass of the model.
+    """Return what it costs the model to lose each firing, or to have it resampled.
 
     Args:
         subject: The model behind the hookpoint, and the tokens.
-        directions: The directions that are ablated.
+        sets: The sets of directions that are ablated.
         firings: The firings at which they are ablated.
         window: The predictions at this many tokens after the edited one are compared too.
-        seed: The seed of the amounts that firings are resampled to, and of the tokens swapped in.
-        advance: It is called with the number of firings done.
+        seed: The seed of the lengths that firings are resampled to.
+        advance: It is called with the number of edits done.
 
     Source: zero and resample ablation are those of Chan et al. (2022, causal scrubbing) and Li and Janson
     (2024, arXiv 2409.09951). Ablating one latent with the reconstruction error left in place is that of
     Marks et al. (2024, arXiv 2403.19647).
     """
-    random = numpy_generator(seed, "values that firings are resampled to")
-    held, other = _amounts(directions, firings, random.random(len(firings)))
-    visited = np.unique(firings.tokens)
-    # a shift of 1 or more around the circle of tokens: every token but itself is equally likely
-    swap = random.integers(1, len(subject.activations), len(visited))
-    swap = (visited + swap) % len(subject.activations)
-    zero, resample = np.zeros(len(firings)), np.zeros(len(firings))
-    full = np.zeros(len(visited))
-    starts = np.append(np.searchsorted(firings.tokens, visited), len(firings))
-    x = subject.activations
+    scale = torch.from_numpy(_resampled(sets, firings, seed).astype(np.float32))
+    taken = torch.from_numpy(sets.taken_away(firings.sets, firings.tokens))
 
-    def work(model: Downstream, row: int, part: Int64[np.ndarray, " part"]) -> int:
-        clean = model.read(subject.ids_of(row))
-        for i in part:
-            token, at = visited[i], slice(starts[i], starts[i + 1])
-            vectors = torch.from_numpy(directions.vectors[firings.directions[at]])
-            # zero ablations, then resample ablations, then the full swap
-            scale = torch.from_numpy(
-                np.concatenate([-held[at], other[at] - held[at]]).astype(np.float32)
-            )
-            deltas = torch.cat(
-                [torch.cat([vectors, vectors]) * scale[:, None], (x[swap[i]] - x[token])[None]]
-            )
-            position = int(subject.tokens.places[token, 1])
-            cost = model.kl_of_edits(clean, position, deltas, window).double().cpu().numpy()
-            n = at.stop - at.start
-            zero[at], resample[at], full[i] = cost[:n], cost[n : 2 * n], cost[2 * n]
-        return int(sum(starts[i + 1] - starts[i] for i in part))
+    def edits(i: int) -> Float[torch.Tensor, "edit d_in"]:
+        return torch.stack([-taken[i], scale[i] * taken[i]])
 
-    for n in side_by_side(subject.downstream, list(subject.by_row(visited)), work):
-        advance(n)
-    return Ablations(firings, held, zero, resample, full, visited)
+    cost = costs_of_edits(subject, firings.tokens, edits, 2, window, advance)
+    return Ablations(firings, cost[:, 0], cost[:, 1])
 
 
-def _amounts(
-    directions: Directions, firings: Firings, drawn: Float64[np.ndarray, " firing"]
-) -> tuple[Float64[np.ndarray, " firing"], Float64[np.ndarray, " firing"]]:
-    """Return the amount that each firing's token holds, and that of a random firing of its direction.
-
-    The random firing is picked by `drawn`, uniform from 0 to 1, among all firings of the direction.
-    """
-    columns = directions.by_direction
-    held, other = np.empty(len(firings)), np.empty(len(firings))
-    for part in grouped(firings.directions):
-        direction = firings.directions[part[0]]
-        stored = slice(columns.indptr[direction], columns.indptr[direction + 1])
-        values = columns.data[stored]
-        held[part] = values[np.searchsorted(columns.indices[stored], firings.tokens[part])]
-        other[part] = values[(drawn[part] * len(values)).astype(np.int64)]
-    return held, other
+def _resampled(sets: DirectionSets, firings: Firings, seed: int) -> Float64[np.ndarray, " firing"]:
+    """Return a' / a - 1 of each firing, where a' is the length of a random firing of its set."""
+    by, scale = sets.by_set, np.empty(len(firings))
+    for part in grouped(firings.sets):
+        i = int(firings.sets[part[0]])
+        stored = slice(by.indptr[i], by.indptr[i + 1])
+        lengths = by.data[stored].astype(np.float64)
+        held = lengths[np.searchsorted(by.indices[stored], firings.tokens[part])]
+        random = numpy_generator(seed, "lengths that firings are resampled to", i)
+        scale[part] = random.choice(lengths, len(part)) / held - 1
+    return scale

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,9 @@ from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import numpy_generator
 from sae_placebo.latents.base import Encoded, TokenTable
 
+_AT_ONCE = 1 << 14
+"""What so many firings of sets take away is computed at once."""
+
 
 @dataclass(frozen=True, eq=False)
 class Subject:
@@ -31,11 +34,13 @@ class Subject:
         downstream: The model, run from the hookpoint to its predictions.
         tokens: The held-out tokens that count.
         activations: Their activations at the hookpoint, in model units.
+        kept: What was computed of the subject alone and is needed again, by name and settings.
     """
 
     downstream: Downstream
     tokens: TokenTable
     activations: Float[torch.Tensor, "token d_in"]
+    kept: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
 
     def ids_of(self, row: int) -> Int64[torch.Tensor, " pos"]:
         """Return the token ids of a row without its padding."""
@@ -90,6 +95,84 @@ class Directions:
         """Return the directions that a token holds, and the amount of each."""
         stored = slice(self.amounts.indptr[token], self.amounts.indptr[token + 1])
         return self.amounts.indices[stored].astype(np.int64), self.amounts.data[stored]
+
+
+@dataclass(frozen=True, eq=False)
+class DirectionSets:
+    """Sets of directions, each of which is removed as a whole.
+
+    A token **holds** a set where it holds a member of it, and such a pair is a firing of the set. A single
+    direction is a set of one. What removing a set takes away at a token is one vector, the sum over members
+    of amount times direction.
+
+    Attributes:
+        directions: All directions at the hookpoint.
+        membership: scipy CSR [set, direction], 1 for members.
+        amounts: scipy CSR [token, set], the length of what removing the set takes away at the token. Of a set
+            of one it is the amount, with its sign.
+    """
+
+    directions: Directions
+    membership: Any
+    amounts: Any
+
+    def __len__(self) -> int:
+        return int(self.membership.shape[0])
+
+    @functools.cached_property
+    def by_set(self) -> Any:
+        """The lengths as scipy CSC: `indptr`, `indices` (tokens, ascending) and `data` by set."""
+        return self.amounts.tocsc()
+
+    def members(self, i: int) -> Int64[np.ndarray, " member"]:
+        """Return the directions in a set, ascending."""
+        stored = slice(self.membership.indptr[i], self.membership.indptr[i + 1])
+        return np.sort(self.membership.indices[stored]).astype(np.int64)
+
+    def held(self, i: int) -> Int64[np.ndarray, " firing"]:
+        """Return the tokens that hold a set, ascending."""
+        by = self.by_set
+        return np.asarray(by.indices[by.indptr[i] : by.indptr[i + 1]], dtype=np.int64)
+
+    def held_members(
+        self, sets: Int64[np.ndarray, " firing"], tokens: Int64[np.ndarray, " firing"]
+    ) -> Any:
+        """Return what a token holds of a set's members, for each pair of both: CSR [firing, direction]."""
+        return self.directions.amounts[tokens].multiply(self.membership[sets]).tocsr()
+
+    def taken_away(
+        self, sets: Int64[np.ndarray, " firing"], tokens: Int64[np.ndarray, " firing"]
+    ) -> Float32[np.ndarray, "firing d_in"]:
+        """Return what removing a set takes away at a token, for each pair of both."""
+        held = self.held_members(sets, tokens)
+        return np.asarray(held @ self.directions.vectors, dtype=np.float32)
+
+
+def single_sets(directions: Directions) -> DirectionSets:
+    """Return every direction as a set of one; the sets have the directions' indices."""
+    from scipy.sparse import identity
+
+    alone = identity(len(directions), dtype=np.float32, format="csr")
+    return DirectionSets(directions, alone, directions.amounts)
+
+
+def direction_sets(directions: Directions, members: list[Int64[np.ndarray, "_"]]) -> DirectionSets:
+    """Return sets of directions, given the members of each."""
+    from scipy.sparse import csr_matrix
+
+    n, columns = len(members), np.concatenate([np.zeros(0, dtype=np.int64), *members])
+    starts = np.cumsum([0, *map(len, members)])
+    ones = np.ones(len(columns), dtype=np.float32)
+    membership = csr_matrix((ones, columns, starts), shape=(n, len(directions)))
+    held = (directions.amounts != 0).astype(np.float32) @ membership.T
+    pairs = DirectionSets(directions, membership, held.tocsr())
+    tokens, sets = (np.asarray(at, dtype=np.int64) for at in pairs.amounts.nonzero())
+    parts = [slice(start, start + _AT_ONCE) for start in range(0, len(tokens), _AT_ONCE)]
+    lengths = [np.linalg.norm(pairs.taken_away(sets[at], tokens[at]), axis=1) for at in parts]
+    data = np.concatenate([np.zeros(0), *lengths]).astype(np.float32)
+    amounts = csr_matrix((data, (tokens, sets)), shape=(len(held.indptr) - 1, n))
+    amounts.eliminate_zeros()
+    return DirectionSets(directions, membership, amounts)
 
 
 def grouped(keys: Integer[np.ndarray, " entry"]) -> list[Int64[np.ndarray, "_"]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxtyping import Float, Int64
@@ -43,6 +43,7 @@ class CleanRow:
         entering: The hidden states that enter the first layer that runs again; `site` where none does.
         log_probs: The log probabilities of the next token at each position, in nats.
         prefix: The keys and values of each layer that runs again; None where they cannot be kept.
+        base: What is added at the hookpoint at every position, before any edit; None for nothing.
     """
 
     token_ids: Int64[torch.Tensor, " pos"]
@@ -50,6 +51,7 @@ class CleanRow:
     entering: Float[torch.Tensor, "pos d_model"]
     log_probs: Float[torch.Tensor, "pos vocabulary"]
     prefix: list[tuple[torch.Tensor, torch.Tensor]] | None
+    base: Float[torch.Tensor, "pos d_in"] | None = None
 
 
 class Downstream:
@@ -121,6 +123,16 @@ class Downstream:
             self.model(input_ids=token_ids.to(self.device), use_cache=False)
         return seen["site"], seen["entering"]
 
+    def on_top(self, row: CleanRow, base: Float[torch.Tensor, "pos d_in"]) -> CleanRow:
+        """Return a row whose further edits come on top of `base`, added at every position.
+
+        What they cost is still counted from the unedited predictions.
+        """
+        base = base.to(self.device)
+        with torch.no_grad(), self._sites.hooked({self.hookpoint: lambda x: x + base}):
+            output = self.model(input_ids=row.token_ids[None], use_cache=self.keeps_prefix)
+        return replace(row, prefix=self._kept(output, len(row.token_ids)), base=base)
+
     # --- edited --------------------------------------------------------------------------------------
 
     def logits(
@@ -171,7 +183,9 @@ class Downstream:
         n = len(deltas)
         span = slice(start, stop)
         delta = torch.zeros(n, stop - start, deltas.shape[1], device=self.device)
-        delta[:, position - start] = deltas.to(self.device)
+        if row.base is not None:
+            delta += row.base[span]
+        delta[:, position - start] += deltas.to(self.device)
         with torch.no_grad():
             logits = self.logits(
                 row.token_ids[span].expand(n, -1),

@@ -1,88 +1,144 @@
-"""Mean effects with bounds, for few values per direction, none below 0 and some far above the rest."""
+"""Mean effects and ratios with bounds, for few values per direction, some of them far above the rest."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float, Float64, Int64, Integer, Real
 
+from sae_placebo.causal.use.base import grouped
 from sae_placebo.core.spec import numpy_generator
 from sae_placebo.stats.bootstrap import resampled_counts
 
-_RESAMPLES = 999
-LOW_LEVEL, HIGH_LEVEL = 0.95, 0.99
-"""The nominal confidence of each bound alone. That of the upper bound is raised, since a bootstrap of few
-skewed values falls short: with 32 log-normal values of log deviation 1 (1.5) the nominal 99% bound holds in
-96% (93%) of cases, and a nominal 95% bound would hold in 90% (86%)."""
+_RESAMPLES = 1999
+LOW_LEVEL, HIGH_LEVEL = 0.95, 0.995
+"""The nominal confidence of each bound alone. That of the upper bound is raised so that it holds in 95% of
+cases where costs are as skewed as they are (`docs/concepts/use.md` has the measured rates)."""
+_FEWEST = 4
+"""A bound takes values from so many documents."""
+_NO_BOUND = 20.0
+"""An upper bound e to this power above the estimate is none."""
 
 
 @dataclass(frozen=True, eq=False)
 class Effects:
-    """The mean of each direction's values, with one-sided bounds, all in the unit of the values.
+    """A mean or a ratio by direction, with one-sided bounds; NaN where there are too few values.
 
     Attributes:
-        mean: The mean; NaN where there is no value.
-        low: The lower bound of the mean, at confidence `LOW_LEVEL`; NaN where there are too few values.
-        high: The upper bound of the mean, at nominal confidence `HIGH_LEVEL`; NaN likewise.
-        n: How many values there are, each from another document.
+        mean: The estimate.
+        se: Its standard error, clustered by document.
+        low: The lower bound, at confidence `LOW_LEVEL`.
+        high: The upper bound, at nominal confidence `HIGH_LEVEL`.
+        n: How many documents there are values from.
     """
 
     mean: Float64[np.ndarray, " direction"]
+    se: Float64[np.ndarray, " direction"]
     low: Float64[np.ndarray, " direction"]
     high: Float64[np.ndarray, " direction"]
     n: Int64[np.ndarray, " direction"]
 
+    def p_below(self, limit: float) -> Float64[np.ndarray, " direction"]:
+        """Return the p-value of the hypothesis that the truth is below a limit, which is above 0.
+
+        It is .05 where `low` is the limit: both come from Student's t of the logarithm. NaN where there is
+        no bound.
+        """
+        from scipy.stats import t
+
+        with np.errstate(divide="ignore", invalid="ignore"):
+            z = np.log(self.mean / limit) * self.mean / self.se
+        p = t.sf(np.nan_to_num(z, nan=0.0), np.maximum(self.n - 1, 1))
+        # values that are all equal have no error
+        p = np.where(self.se == 0, np.where(self.mean < limit, 1.0, 0.0), p)
+        return np.where(np.isfinite(self.low), p, np.nan)
+
 
 def effects_of(
-    values: Float64[np.ndarray, " firing"],
-    directions: Int64[np.ndarray, " firing"],
+    values: Float[np.ndarray, " firing"],
+    counts: Real[np.ndarray, " firing"],
+    directions: Integer[np.ndarray, " firing"],
+    documents: Integer[np.ndarray, " firing"],
     n_directions: int,
     seed: int,
 ) -> Effects:
-    """Return the mean of each direction's values, with bounds from resampled documents.
+    """Return each direction's sum of values over its sum of counts, with bounds clustered by document.
 
-    The bounds are those of the bootstrap-t. Each resample gives t, the distance of its mean from the mean
-    of the data in its own standard errors. The bounds are mean - t se, at quantiles of t. So they follow
-    the skew of such values; a percentile interval does not, and its upper bound is too low. A direction
-    with fewer than four values has no bounds.
+    With the draws of firings as counts, and draws times weight times cost as values, this is the mean cost
+    per firing. With the costs of null directions as counts it is the ratio to them.
+
+    Both bounds are of the logarithm, since the errors of a mean of skewed values are more alike there. The
+    lower one is mean * exp(-t se / mean) with Student's t; the upper one takes t from the bootstrap instead,
+    which resamples documents and computes t in each. A direction with values from fewer than four documents
+    has no bounds, and one whose values are too few and too different no upper one. Where all documents
+    agree, both are the estimate itself.
 
     Args:
-        values: One value per firing, each from another document of its direction.
-        directions: The direction of each value.
+        values: The numerator's value of each firing, not below 0.
+        counts: The denominator's value of each firing.
+        directions: The direction of each firing.
+        documents: The document of each firing.
         n_directions: How many directions there are, with and without values.
         seed: The seed of the resamples.
 
-    Source: Efron (1981); Hall (1988), "percentile-t". Differs: a resample's standard error counts as at
-    least a hundredth of that of the data.
+    Source: the linearized error of a ratio of sums over clusters is that of survey sampling (Cochran 1977,
+    section 6.3); bootstrap-t: Efron (1981), Hall (1988). Differs: a resample's standard error counts as
+    at least a hundredth of that of the data.
     """
-    mean, low, high = (np.full(n_directions, np.nan) for _ in range(3))
-    n = np.bincount(directions, minlength=n_directions).astype(np.int64)
-    order = np.argsort(directions, kind="stable")
-    starts = np.concatenate([[0], np.cumsum(n)])
-    for size in np.unique(n[n > 0]):
-        which = np.flatnonzero(n == size)
-        table = values[order[starts[which][:, None] + np.arange(size)]]
-        mean[which] = table.mean(1)
-        if size >= 4:
-            low[which], high[which] = _bounds(table, seed)
-    return Effects(mean, low, high, n)
+    from scipy.stats import t
+
+    mean, se, low, high = (np.full(n_directions, np.nan) for _ in range(4))
+    n = np.zeros(n_directions, dtype=np.int64)
+    resamples: dict[int, Float64[np.ndarray, "resample document"]] = {}
+    for part in grouped(directions):
+        i = directions[part[0]]
+        _, cluster = np.unique(documents[part], return_inverse=True)
+        y = np.bincount(cluster, values[part])
+        x = np.bincount(cluster, counts[part])
+        n[i] = len(x)
+        if not x.sum() > 0:
+            continue
+        mean[i] = y.sum() / x.sum()
+        if n[i] < _FEWEST:
+            continue
+        se[i] = _error(y, x, mean[i])
+        if not se[i] > 1e-9 * mean[i]:
+            se[i], low[i], high[i] = 0.0, mean[i], mean[i]
+            continue
+        if n[i] not in resamples:
+            random = numpy_generator(seed, "resampled documents of effects", int(n[i]))
+            resamples[int(n[i])] = resampled_counts(random, int(n[i]), _RESAMPLES)
+        step = se[i] / mean[i]
+        low[i] = mean[i] * np.exp(-t.ppf(LOW_LEVEL, n[i] - 1) * step)
+        drawn = _resampled_t(y, x, mean[i], se[i], resamples[int(n[i])])
+        reach = -float(np.quantile(drawn, 1 - HIGH_LEVEL)) * step
+        high[i] = mean[i] * np.exp(reach) if reach < _NO_BOUND else np.nan
+    return Effects(mean, se, low, high, n)
 
 
-def _bounds(
-    values: Float64[np.ndarray, "direction value"], seed: int
-) -> tuple[Float64[np.ndarray, " direction"], Float64[np.ndarray, " direction"]]:
-    """Return the lower and upper bounds of directions that have equally many values."""
-    n = values.shape[1]
-    random = numpy_generator(seed, "resampled documents of effects", n)
-    counts = resampled_counts(random, n, _RESAMPLES)
-    mean = values.mean(1, keepdims=True)
-    resampled = values @ counts.T / n
-    square = (values - mean) ** 2 @ counts.T / n
-    se = values.std(1, ddof=1, keepdims=True) / np.sqrt(n)
-    variance = np.maximum(square - (resampled - mean) ** 2, 0) * n / (n - 1)
-    # a resample that draws (nearly) one value only would have an infinite t
-    least = 1e-2 * se
-    t = (resampled - mean) / np.maximum(np.sqrt(variance / n), least + 1e-300)
-    lower, upper = np.quantile(t, [LOW_LEVEL, 1 - HIGH_LEVEL], axis=1)
-    return mean[:, 0] - lower * se[:, 0], mean[:, 0] - upper * se[:, 0]
+def _error(
+    y: Float64[np.ndarray, " document"], x: Float64[np.ndarray, " document"], ratio: float
+) -> float:
+    """Return the standard error of a ratio of sums over documents."""
+    left = y - ratio * x
+    return float(np.sqrt((left**2).sum() * len(x) / (len(x) - 1)) / x.sum())
+
+
+def _resampled_t(
+    y: Float64[np.ndarray, " document"],
+    x: Float64[np.ndarray, " document"],
+    ratio: float,
+    error: float,
+    times: Float64[np.ndarray, "resample document"],
+) -> Float64[np.ndarray, " resample"]:
+    """Return how far the logarithm of each resample's ratio is from that of the data, in its errors."""
+    n, bottom = len(x), np.maximum(times @ x, 1e-300)
+    drawn = times @ y / bottom
+    square = times @ (y * y) - 2 * drawn * (times @ (x * y)) + drawn**2 * (times @ (x * x))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        step = np.sqrt(np.maximum(square, 0) * n / (n - 1)) / bottom / drawn
+        # a resample that draws (nearly) one value only would have an infinite t
+        found = np.log(drawn / ratio) / np.maximum(step, 1e-2 * error / ratio)
+    # a resample without any cost is as far below as can be
+    return np.asarray(np.nan_to_num(found, nan=-1e6, neginf=-1e6))

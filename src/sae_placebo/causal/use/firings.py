@@ -1,7 +1,13 @@
-"""The firings at which directions are ablated: few tokens, each of which serves many directions.
+"""The firings at which directions are ablated.
 
-A pass of the model costs about as much for one direction as for all that a token holds. So the tokens are
-screened: those that hold many of the directions still wanted come first.
+Two kinds of draws are made, and what each may show differs.
+
+- **By importance**: most draws go to firings that a screen by gradients expects to cost much. A few draws
+  then say how large a mean cost is, but they say little about the firings where the screen expects nothing.
+- **Uniformly**: every firing is as likely as every other. Only such draws can show that something is absent.
+
+Each set of directions draws by a generator of its own, named by the set. So where it is ablated does not
+depend on which others are asked.
 """
 
 from __future__ import annotations
@@ -9,82 +15,107 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int64, Integer
+from jaxtyping import Bool, Float64, Int64
 
-from sae_placebo.causal.use.base import Directions
+from sae_placebo.causal.use.base import DirectionSets
+from sae_placebo.causal.use.firing_screen import FiringScreen
 from sae_placebo.core.spec import numpy_generator
-
-_SHARED = (8, 4, 2, 1)
-"""A token is taken in each round if it serves at least so many directions that still need firings."""
 
 
 @dataclass(frozen=True, eq=False)
 class Firings:
-    """Pairs of a direction and a token that holds it, sorted by token.
+    """Pairs of a set of directions and a token that holds it, sorted by set, then by token.
 
     Attributes:
-        directions: The direction of each pair.
-        tokens: The token of each pair, ascending.
+        sets: The set of each pair; a single direction is a set of one.
+        tokens: The token of each pair.
+        draws: How many of the set's draws fell on the pair.
+        weights: By how much a draw counts: the chance of the pair under uniform draws over the chance that
+            it had. The mean over draws of weight times cost is an unbiased estimate of the mean cost over
+            all firings of the set.
     """
 
-    directions: Int64[np.ndarray, " firing"]
+    sets: Int64[np.ndarray, " firing"]
     tokens: Int64[np.ndarray, " firing"]
+    draws: Int64[np.ndarray, " firing"]
+    weights: Float64[np.ndarray, " firing"]
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def kept(self, mask: Bool[np.ndarray, " firing"]) -> Firings:
         """Return the firings for which the mask is true."""
-        return Firings(self.directions[mask], self.tokens[mask])
+        return Firings(self.sets[mask], self.tokens[mask], self.draws[mask], self.weights[mask])
 
 
-def choose_firings(
-    directions: Directions,
+def important_firings(
+    sets: DirectionSets,
     which: Int64[np.ndarray, " asked"],
-    documents: Integer[np.ndarray, " token"],
-    per_direction: int,
+    screened: FiringScreen,
+    n: int,
     seed: int,
 ) -> Firings:
-    """Return up to `per_direction` firings of each wanted direction, at most one in a document.
+    """Return `n` draws of firings of each set, by importance; all firings, once, where it has no more.
 
-    Tokens are visited in one random order, in rounds. In the first round a token is taken if it holds at
-    least eight directions that still need firings and have none yet in its document; in later rounds four,
-    two and one suffice. A taken token gives a firing to every such direction that it holds. So tokens
-    that hold several of the wanted directions are a little more likely to be drawn than others.
+    Draws are independent, so that fewer of them are the first of more: the firings for a smaller `n` are
+    among those for a larger one.
 
     Args:
-        directions: All directions at the hookpoint.
-        which: The directions whose firings are wanted.
-        documents: The document of each token.
-        per_direction: How many firings of each direction are wanted.
-        seed: The seed of the order of tokens.
+        sets: All sets.
+        which: The sets whose firings are wanted.
+        screened: What each firing is expected to cost.
+        n: How many draws are made for each set.
+        seed: The seed of the draws.
+
+    Source: Hansen and Hurwitz (1943), draws with replacement at unequal chances. The mixture of the chances
+    is this package's.
     """
-    column = np.full(len(directions), -1, dtype=np.int64)
-    column[which] = np.arange(len(which))
-    amounts = directions.amounts
-    wanted = np.full(len(which), per_direction, dtype=np.int64)
-    n_documents = int(documents.max()) + 1 if len(documents) else 0
-    used = np.zeros((len(which), n_documents), dtype=bool)
-    order = numpy_generator(seed, "tokens to ablate at").permutation(amounts.shape[0])
-    held = column[amounts.indices]
-    asked = np.where(held >= 0, held, 0)
-    row = np.repeat(np.arange(amounts.shape[0]), np.diff(amounts.indptr))
-    taken: list[tuple[Int64[np.ndarray, " served"], int]] = []
-    for least in _SHARED:
-        # how many directions each token could serve at the start of the round; it can only fall from here
-        open_ = (held >= 0) & (wanted[asked] > 0) & ~used[asked, documents[row]]
-        promising = np.bincount(row[open_], minlength=amounts.shape[0]) >= least
-        for token in order[promising[order]]:
-            served = held[amounts.indptr[token] : amounts.indptr[token + 1]]
-            served = served[served >= 0]
-            served = served[(wanted[served] > 0) & ~used[served, documents[token]]]
-            if len(served) >= least:
-                wanted[served] -= 1
-                used[served, documents[token]] = True
-                taken.append((served, int(token)))
-    if not taken:
-        return Firings(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
-    tokens = np.repeat([token for _, token in taken], [len(served) for served, _ in taken])
-    owners = which[np.concatenate([served for served, _ in taken])]
-    by_token = np.lexsort((owners, tokens))
-    return Firings(owners[by_token].astype(np.int64), tokens[by_token].astype(np.int64))
+    parts = []
+    for i in which:
+        tokens = sets.held(int(i))
+        if len(tokens) <= n:
+            parts.append(_all_of(int(i), tokens))
+            continue
+        chance = screened.chances(int(i))
+        points = numpy_generator(seed, "firings", int(i)).random(n)
+        at = np.minimum(np.searchsorted(np.cumsum(chance), points), len(tokens) - 1)
+        at, draws = np.unique(at, return_counts=True)
+        weights = 1 / (len(tokens) * chance[at])
+        parts.append(Firings(np.full(len(at), i), tokens[at], draws.astype(np.int64), weights))
+    return _joined(parts)
+
+
+def uniform_firings(
+    sets: DirectionSets, which: Int64[np.ndarray, " asked"], n: int, seed: int
+) -> Firings:
+    """Return up to `n` firings of each set, drawn uniformly without replacement.
+
+    Args:
+        sets: All sets.
+        which: The sets whose firings are wanted.
+        n: How many are drawn of each.
+        seed: The seed of the draws.
+    """
+    parts = []
+    for i in which:
+        tokens = sets.held(int(i))
+        random = numpy_generator(seed, "uniform firings", int(i))
+        drawn = np.sort(random.permutation(tokens)[:n])
+        parts.append(_all_of(int(i), drawn))
+    return _joined(parts)
+
+
+def _all_of(i: int, tokens: Int64[np.ndarray, " firing"]) -> Firings:
+    """Return firings of one set that all count once."""
+    ones = np.ones(len(tokens), dtype=np.int64)
+    return Firings(np.full(len(tokens), i), tokens, ones, ones.astype(np.float64))
+
+
+def _joined(parts: list[Firings]) -> Firings:
+    none = np.zeros(0, dtype=np.int64)
+    return Firings(
+        np.concatenate([none, *(part.sets for part in parts)]),
+        np.concatenate([none, *(part.tokens for part in parts)]),
+        np.concatenate([none, *(part.draws for part in parts)]),
+        np.concatenate([none.astype(np.float64), *(part.weights for part in parts)]),
+    )

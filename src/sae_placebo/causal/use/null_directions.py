@@ -1,4 +1,4 @@
-"""The test whether ablating a direction costs more than ablating null directions, which mean nothing.
+"""Null directions, which mean nothing, and what ablating them costs.
 
 A null direction must be matched to the direction that it is compared with. A random direction is no fair
 null, even with the same amount removed: an ablation shortens the activation, since a latent fires where
@@ -9,164 +9,166 @@ after the ablation that is tested.
 
 With x the activation, c the cosine between it and the direction d, and w a random unit vector across x (at a
 right angle to it), the null direction is u = c x / |x| + sqrt(1 - c^2) w. A null direction is **one** random
-vector for all firings of d, from which w is made at each firing.
+vector for all firings of d, from which w is made at each firing. For the firings of a latent are alike, so
+that the costs of one direction at several firings go together, and a null with a new vector at each firing
+would scatter too little.
+
+The null of a set of several directions is a set as well: random vectors that have the members' lengths and
+angles to each other, with the same amounts. Their sum is turned and brought to the length of the set's.
+
+Null vectors are named by the set that they stand beside, so that those of two sets are independent.
 """
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float32, Float64, Int64
 
 from sae_placebo.causal.use.ablation import Ablations
-from sae_placebo.causal.use.base import Directions, Subject, grouped
-from sae_placebo.causal.use.downstream import Downstream
+from sae_placebo.causal.use.base import DirectionSets, Subject
+from sae_placebo.causal.use.edits import costs_of_edits
 from sae_placebo.causal.use.firings import Firings
-from sae_placebo.causal.use.parallel_rows import side_by_side
-from sae_placebo.causal.use.spec import UseSpec
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Advance, unheard
 from sae_placebo.core.spec import numpy_generator
 
-_EDITS = 128
-"""How many edits of one token are run in one pass."""
 TIE = 1e-6
 """Costs come from float32 products, so two that differ by no more than this share count as tied."""
 
 
 @dataclass(frozen=True, eq=False)
-class NullTest:
-    """The rank of each direction's cost among those of null directions; NaN where it was not tested.
+class NullCosts:
+    """The costs of null directions by firing, beside those of what they are compared with, in nats.
 
     Attributes:
-        p: [direction] (1 + how many nulls cost at least as much) / (1 + how many there are). After all
-            nulls, where none costs as much, it is the tail of a distribution fitted to their costs, if
-            that is smaller.
-        null: [direction] The mean cost of the null directions, in nats per firing.
-        cost: [direction] The mean cost of the direction itself at the same firings, in nats per firing.
-        n_firings: [direction] How many firings these are, at most one in a document.
-        n_nulls: [direction] How many null directions it was compared with.
-        p_decoders: [direction] The rank among other directions at the hookpoint that have about the same
-            angle to its activations. It is NaN for a direction that was given up before it was compared
-            with these.
+        firings: The firings at which null directions were ablated.
+        own: The cost of ablating the set itself.
+        nulls: The cost of ablating each of its null directions.
     """
 
-    p: Float64[np.ndarray, " direction"]
-    null: Float64[np.ndarray, " direction"]
-    cost: Float64[np.ndarray, " direction"]
-    n_firings: Int64[np.ndarray, " direction"]
-    n_nulls: Int64[np.ndarray, " direction"]
-    p_decoders: Float64[np.ndarray, " direction"]
+    firings: Firings
+    own: Float64[np.ndarray, " firing"]
+    nulls: Float64[np.ndarray, "firing null"]
+
+    def means(self, which: Int64[np.ndarray, " asked"]) -> Float64[np.ndarray, "asked cost"]:
+        """Return mean costs over all firings of each set: first its own, then those of its null directions.
+
+        They are weighted by how the firings were drawn. A set without firings has NaN.
+        """
+        f = self.firings
+        at = np.searchsorted(which, f.sets)
+        draws = np.bincount(at, f.draws, minlength=len(which))
+        costs = np.column_stack([self.own, self.nulls]) * (f.draws * f.weights)[:, None]
+        sums = np.stack([np.bincount(at, column, minlength=len(which)) for column in costs.T], 1)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(sums / np.where(draws > 0, draws, np.nan)[:, None])
 
 
-def against_nulls(
+def null_costs(
     subject: Subject,
-    directions: Directions,
+    sets: DirectionSets,
     ablated: Ablations,
-    candidates: Int64[np.ndarray, " candidate"],
-    spec: UseSpec,
+    firings: Firings,
+    n_nulls: int,
+    window: int,
     seed: int,
     advance: Advance = unheard,
-) -> NullTest:
-    """Return how the cost of ablating each candidate ranks among those of ablating null directions.
-
-    Costs are summed over the firings of a candidate before they are ranked. One null direction is one
-    random vector for all of them, turned at each firing to the candidate's angle. For the firings of a
-    latent are alike, so that the costs of one direction at several firings go together, and a null with a
-    new vector at each firing would scatter too little.
-
-    Nulls come in stages, to save passes. A candidate whose p after the first nulls is at least
-    `spec.give_up` is given up: it keeps that p and gets no further nulls. One that after the glance, which
-    is a part of the first nulls, is bound to be given up, is so at once, with the p that it has then.
-    Neither makes p-values below `spec.give_up` more frequent. Candidates that are left get the rest of the
-    nulls, and are then compared with other directions at the hookpoint as well.
+) -> NullCosts:
+    """Return what ablating null directions costs at some of the firings at which sets were ablated.
 
     Args:
         subject: The model behind the hookpoint, and the tokens.
-        directions: All directions at the hookpoint; the others serve as the second null.
-        ablated: The costs of ablating the candidates.
-        candidates: The directions that are tested.
-        spec: How many firings and nulls there are, and when a candidate is given up.
+        sets: The sets of directions.
+        ablated: The costs of ablating them, at all of these firings and perhaps at others.
+        firings: The firings at which null directions are ablated.
+        n_nulls: How many null directions there are for each set.
+        window: The predictions at this many later tokens are compared too.
         seed: The seed of the null directions.
-        advance: It is called with the number of edits done, of those of all firings. Edits that are saved
-            by giving a candidate up count as done.
+        advance: It is called with the number of edits done.
 
-    Source: matching norm and cosine is in arXiv 2605.03160; rank p-values with an early end are
-    Besag and Clifford (1991). One vector for all firings is this package's.
+    Source: matching norm and cosine is in arXiv 2605.03160. One vector for all firings, and sets, are this
+    package's.
     """
-    m = len(directions)
-    cost, null, p, p_decoders = (np.full(m, np.nan) for _ in range(4))
-    n_nulls = np.zeros(m, dtype=np.int64)
-    firings, amounts, firing_costs = _few_firings(ablated, candidates, spec.null_firings, seed)
-    if not len(firings):
-        return NullTest(p, null, cost, n_nulls.copy(), n_nulls, p_decoders)
-    random = numpy_generator(seed, "null directions")
-    shape = (spec.nulls, directions.vectors.shape[1])
-    drawn = torch.from_numpy(random.standard_normal(shape).astype(np.float32))
-    alike = _alike(subject, directions, firings, candidates, spec.first_nulls)
-    totals = np.zeros((m, spec.nulls + alike.shape[1]))
-    edits = _NullEdits(subject, directions, firings, amounts, spec.window, drawn, alike)
-    zero = np.bincount(firings.directions, firing_costs, minlength=m)
-    n = np.bincount(firings.directions, minlength=m)
-    first = min(spec.first_nulls, spec.nulls)
-    # if so many nulls cost as much by the glance, p after the first nulls is too large whatever the rest cost
-    sure = spec.give_up * (1 + first) - 1 - 1e-9
-    left = np.arange(len(firings))  # firings of candidates that have not been given up
-    stages = sorted({0, min(spec.glance_nulls, first), first, spec.nulls})
-    for start, stop in itertools.pairwise(stages):
-        if not len(left):
-            continue
-        edits.add_costs(totals, left, start, stop, advance)
-        which = np.unique(firings.directions[left])
-        nulls = totals[which, :stop]
-        n_nulls[which] = stop
-        higher = _at_least(nulls, zero[which])
-        p[which] = (1 + higher) / (1 + stop)
-        null[which] = nulls.mean(1) / n[which]
-        if stop == spec.nulls:
-            beyond = which[higher == 0]
-            p[beyond] = np.minimum(p[beyond], _tail(zero[beyond], totals[beyond, :stop]))
-            above = _at_least(totals[which, spec.nulls :], zero[which])
-            p_decoders[which] = (1 + above) / (1 + alike.shape[1])
-        given_up = higher >= sure if stop < first else p[which] >= spec.give_up
-        kept = ~np.isin(firings.directions[left], which[given_up])
-        advance(int((~kept).sum()) * (totals.shape[1] - stop if stop < spec.nulls else 0))
-        left = left[kept]
-    tested = n > 0
-    cost[tested] = zero[tested] / n[tested]
-    return NullTest(p, null, cost, n.astype(np.int64), n_nulls, p_decoders)
+    place = {(int(i), int(token)): k for k, (i, token) in enumerate(_pairs(ablated.firings))}
+    own = ablated.zero[[place[int(i), int(token)] for i, token in _pairs(firings)]]
+
+    edits = NullEdits.of(subject, sets, firings)
+    costs = costs_of_edits(
+        subject,
+        firings.tokens,
+        lambda i: edits.at(i, n_nulls, (seed, "null directions", int(firings.sets[i]))),
+        n_nulls,
+        window,
+        advance,
+    )
+    return NullCosts(firings, own, costs)
 
 
-def _at_least(
-    nulls: Float64[np.ndarray, "direction null"], cost: Float64[np.ndarray, " direction"]
-) -> Int64[np.ndarray, " direction"]:
-    """Return how many null directions cost at least as much as each direction, ties included."""
-    return np.asarray((nulls >= cost[:, None] * (1 - TIE)).sum(1))
+def _pairs(firings: Firings) -> Int64[np.ndarray, "firing two"]:
+    return np.stack([firings.sets, firings.tokens], axis=1)
 
 
-def _tail(
-    cost: Float64[np.ndarray, " direction"], nulls: Float64[np.ndarray, "direction null"]
-) -> Float64[np.ndarray, " direction"]:
-    """Return p-values of costs above all of their nulls, from how far above on a log scale.
+@dataclass(frozen=True, eq=False)
+class NullEdits:
+    """The ablations of null directions at some firings.
 
-    The distance from the mean of the logarithms, in standard errors of a prediction, is compared with
-    Student's t with 6 degrees of freedom: logarithms of null costs have somewhat heavier tails than a
-    normal, and this t has heavier ones still. Of 1,200 pseudo-latents with 24 nulls, 3.8% (4.6%), .6% (.7%)
-    and .08% (0) had a p of at most 5%, 1% and .3% on a re-drawn (trained) model of 4 layers; a gamma or a
-    log-normal tail gave two to five times too many small ones.
+    Attributes:
+        subject: The model behind the hookpoint, and the tokens.
+        sets: The sets of directions that they stand beside.
+        firings: The firings.
+        held: scipy CSR [firing, direction], the amounts of the members.
+        taken: What removing the set takes away at each firing.
     """
-    from scipy.stats import t
 
-    n = nulls.shape[1]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.log(nulls)
-        spread = logs.std(axis=1, ddof=1) * np.sqrt(1 + 1 / n)
-        z = (np.log(cost) - logs.mean(axis=1)) / spread
-    p = t.sf(z, 6) if n > 2 else np.ones(len(cost))
-    # nulls that cost nothing, or all the same, do not show a tail
-    return np.asarray(np.where(np.isfinite(z) & (spread > TIE), p, 1.0), dtype=np.float64)
+    subject: Subject
+    sets: DirectionSets
+    firings: Firings
+    held: Any
+    taken: Float32[np.ndarray, "firing d_in"]
+
+    @classmethod
+    def of(cls, subject: Subject, sets: DirectionSets, firings: Firings) -> NullEdits:
+        """Return the ablations at these firings."""
+        held = sets.held_members(firings.sets, firings.tokens)
+        taken = np.asarray(held @ sets.directions.vectors, dtype=np.float32)
+        return cls(subject, sets, firings, held, taken)
+
+    def at(
+        self, i: int, n: int, named: tuple[int, *tuple[str | int, ...]]
+    ) -> Float[torch.Tensor, "null d_in"]:
+        """Return what ablating `n` null directions adds to the activation of the i-th firing's token.
+
+        Random vectors are drawn from the seed and the name in `named`; the same name gives the same null
+        directions at every firing of a set.
+        """
+        taken = torch.from_numpy(self.taken[i])
+        length = float(taken.norm())
+        x = self.subject.activations[int(self.firings.tokens[i])].float().cpu()
+        sums = torch.from_numpy(self._sums(i, n, named))
+        return -length * turned(sums, taken / max(length, 1e-30), x)
+
+    def _sums(
+        self, i: int, n: int, named: tuple[int, *tuple[str | int, ...]]
+    ) -> Float32[np.ndarray, "null d_in"]:
+        """Return, for each null, the sum of its members times the amounts that the token holds.
+
+        Members of a null are random vectors with the angles to each other that the set's have: the set's
+        coordinates in an orthonormal basis, in a random orthonormal basis.
+        """
+        stored = slice(self.held.indptr[i], self.held.indptr[i + 1])
+        amounts, random = self.held.data[stored], numpy_generator(*named)
+        members = self.sets.members(int(self.firings.sets[i]))
+        drawn = random.standard_normal((n, len(members), self.taken.shape[1])).astype(np.float32)
+        if len(members) == 1:
+            return np.asarray(drawn[:, 0] * np.sign(amounts[0]), dtype=np.float32)
+        held = np.zeros(len(members))
+        held[np.searchsorted(members, self.held.indices[stored])] = amounts
+        coordinates = np.linalg.qr(self.sets.directions.vectors[members].T)[1] @ held
+        bases = np.linalg.qr(drawn.transpose(0, 2, 1))[0]
+        return np.asarray(bases @ coordinates, dtype=np.float32)
 
 
 def turned(
@@ -185,144 +187,3 @@ def turned(
     across = across / across.norm(dim=1, keepdim=True).clamp_min(1e-30)
     result: torch.Tensor = cosine * unit + (1 - cosine**2).sqrt() * across
     return result
-
-
-def _few_firings(
-    ablated: Ablations, candidates: Int64[np.ndarray, " candidate"], most: int, seed: int
-) -> tuple[Firings, Float64[np.ndarray, " firing"], Float64[np.ndarray, " firing"]]:
-    """Return up to `most` firings of each candidate, with their amounts and the costs of zero ablation.
-
-    They are those at the first tokens of one random order that all candidates share, so that many
-    candidates keep the same tokens and their edits share a pass.
-    """
-    tokens = ablated.firings.tokens
-    visited, at = np.unique(tokens, return_inverse=True)
-    turn = numpy_generator(seed, "tokens for nulls").permutation(len(visited))[at]
-    by_owner = np.lexsort((turn, ablated.firings.directions))
-    owner = ablated.firings.directions[by_owner]
-    rank = np.empty(len(tokens), dtype=np.int64)
-    rank[by_owner] = np.arange(len(tokens)) - np.searchsorted(owner, owner)
-    kept = (rank < most) & np.isin(ablated.firings.directions, candidates)
-    return ablated.firings.kept(kept), ablated.amounts[kept], ablated.zero[kept]
-
-
-def n_alike(directions: Directions, spec: UseSpec) -> int:
-    """Return with how many other directions at the hookpoint each candidate is compared as well."""
-    return min(spec.first_nulls, max(int(directions.vectors.any(axis=1).sum()) - 1, 0))
-
-
-def _alike(
-    subject: Subject,
-    directions: Directions,
-    firings: Firings,
-    candidates: Int64[np.ndarray, " candidate"],
-    n: int,
-) -> Int64[np.ndarray, "direction other"]:
-    """Return the `n` other directions whose mean cosine with a candidate's activations is nearest to its own.
-
-    Cosines are means over the tokens of the candidate's firings. There are fewer where there are fewer
-    directions; rows of directions that are no candidates hold zeros.
-    """
-    x = subject.activations[torch.from_numpy(firings.tokens)].float().cpu().numpy()
-    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-30)
-    usable = np.flatnonzero(directions.vectors.any(axis=1))
-    n = min(n, len(usable) - 1)
-    nearest = np.zeros((len(directions), n), dtype=np.int64)
-    sums = np.zeros((len(directions), x.shape[1]), dtype=np.float32)
-    np.add.at(sums, firings.directions, x)
-    counts = np.bincount(firings.directions, minlength=len(directions))
-    for direction in candidates:
-        if not counts[direction]:
-            continue
-        cosines = directions.vectors[usable] @ (sums[direction] / counts[direction])
-        cosine = directions.vectors[direction] @ (sums[direction] / counts[direction])
-        apart = np.where(usable == direction, np.inf, np.abs(cosines - cosine))
-        nearest[direction] = usable[np.argpartition(apart, n - 1)[:n]]
-    return nearest
-
-
-@dataclass(frozen=True, eq=False)
-class _NullEdits:
-    """Ablations of null directions at the firings of the directions that they are compared with.
-
-    Attributes:
-        subject: The model behind the hookpoint, and the tokens.
-        directions: All directions at the hookpoint.
-        firings: The firings.
-        amounts: What is removed at each firing.
-        window: The predictions at this many later tokens are compared too.
-        drawn: Random vectors, from which null directions are made at each firing.
-        alike: For each direction, others at about its angle to the activations.
-    """
-
-    subject: Subject
-    directions: Directions
-    firings: Firings
-    amounts: Float64[np.ndarray, " firing"]
-    window: int
-    drawn: Float[torch.Tensor, "null d_in"]
-    alike: Int64[np.ndarray, "direction other"]
-
-    def add_costs(
-        self,
-        totals: Float64[np.ndarray, "direction column"],
-        left: Int64[np.ndarray, " left"],
-        start: int,
-        stop: int,
-        advance: Advance,
-    ) -> None:
-        """Add the costs of the null directions from `start` to `stop`, summed over firings, to `totals`.
-
-        With the last of the null directions come the other directions, whose columns are behind those of
-        the nulls. Firings at one token share passes.
-
-        Args:
-            totals: The sums, in nats.
-            left: The firings whose directions have not been given up.
-            start: The first null direction.
-            stop: The one after the last.
-            advance: It is called with the number of edits done.
-        """
-        subject, firings = self.subject, self.firings
-        with_alike = stop == len(self.drawn)
-        columns = np.arange(start, stop)
-        if with_alike:
-            columns = np.concatenate([columns, np.arange(stop, totals.shape[1])])
-
-        def work(
-            model: Downstream, row: int, part: Int64[np.ndarray, " part"]
-        ) -> tuple[Int64[np.ndarray, " part"], Float64[np.ndarray, "part column"]]:
-            clean = model.read(subject.ids_of(row))
-            at, costs = [], []
-            for group in grouped(firings.tokens[left[part]]):
-                together = left[part][group]
-                position = int(subject.tokens.places[firings.tokens[together[0]], 1])
-                edits = torch.cat([self._edits(int(i), start, stop, with_alike) for i in together])
-                kl = [
-                    model.kl_of_edits(clean, position, chunk, self.window)
-                    for chunk in torch.split(edits, _EDITS)
-                ]
-                at.append(together)
-                costs.append(torch.cat(kl).double().cpu().numpy().reshape(len(together), -1))
-            return np.concatenate(at), np.concatenate(costs)
-
-        by_firing = np.zeros((len(firings), len(columns)))
-        parts = list(subject.by_row(firings.tokens[left]))
-        for at, costs in side_by_side(subject.downstream, parts, work):
-            by_firing[at] = costs
-            advance(costs.size)
-        # summed in the order of firings, whichever was done first
-        np.add.at(totals, (firings.directions[left][:, None], columns), by_firing[left])
-
-    def _edits(
-        self, i: int, start: int, stop: int, with_alike: bool
-    ) -> Float[torch.Tensor, "edit d_in"]:
-        """Return what the i-th firing's ablation would add along every null direction."""
-        direction = int(self.firings.directions[i])
-        vectors = self.directions.vectors
-        x = self.subject.activations[int(self.firings.tokens[i])].float().cpu()
-        nulls = turned(self.drawn[start:stop], torch.from_numpy(vectors[direction]), x)
-        if with_alike:
-            nulls = torch.cat([nulls, torch.from_numpy(vectors[self.alike[direction]])])
-        edits: torch.Tensor = -float(self.amounts[i]) * nulls
-        return edits

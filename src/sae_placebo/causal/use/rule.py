@@ -1,20 +1,28 @@
 """The rule by which a direction is called used, not used, or undetermined.
 
-A direction is **used** if both of these hold:
+A direction is **used** if two hypotheses fall together:
 
-1. Ablating it costs more than ablating null directions: its p-value passes Benjamini-Hochberg over all
-   directions that get a verdict.
-2. The lower bound of its effect is at least the smallest effect of interest.
+1. Ablating it costs no more than ablating null directions.
+2. Its effect is below the smallest effect of interest.
 
-**Not used** is a claim of its own and not what is left over. It takes all of these:
+The larger of their p-values is the direction's. It is divided by a weight that tells at how many directions
+an effect of interest can be expected at all, and passes Benjamini-Hochberg, with Storey's share of true
+hypotheses, over all directions that get a verdict.
 
-1. The direction was ablated in enough documents.
-2. Its effect is negligible: the upper bound is below `negligible`, a share of a full swap, or below
-   `negligible_of_null` times the mean effect of null directions.
-3. At the firings at which both were ablated, it costs no more than null directions do on average. For a
-   small part of something that is used has a small effect as well, but a larger one than they.
+**Not used** is a claim of its own and not what is left over. It takes all of these, and what is measured for
+it is measured at firings drawn uniformly:
+
+1. The direction was ablated at enough firings, in enough documents.
+2. Its effect is negligible: the upper bound is below `negligible`, a share of a full swap, or the upper bound
+   of its ratio to null directions is below `negligible_of_null`.
+3. The upper bound of its ratio to null directions is below 1: it costs less than they do. For a small part
+   of something that is used has a small effect as well, but a larger one than they.
 4. It is in a set of directions whose removal at once, from all tokens, costs next to nothing, on
    documents that had no say in choosing the set, and under the worst masks that were found.
+5. As the last of that set to go, at its own firings, where related directions are gone as well, it costs next
+   to nothing: its last-in marginal is negligible as its effect is.
+6. It is not redundant: removing it while others are removed at random does not surely cost an effect of
+   interest.
 
 **Undetermined** is every other direction, with the reason.
 
@@ -28,21 +36,23 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float64, Int8, Int64, Shaped
 
+from sae_placebo.causal.use.absence import Absence
 from sae_placebo.causal.use.effects import Effects
 from sae_placebo.causal.use.spec import UseSpec
-from sae_placebo.stats.multiplicity import adjusted
+from sae_placebo.stats.multiplicity import adjusted, share_of_true_nulls
+from sae_placebo.stats.quantiles import normal_quantile
 
 USES = ("used", "not_used", "undetermined")
 USED, NOT_USED, UNDETERMINED = range(3)
 
-FEW = "too few documents hold it"
-LIKE_NULLS = "no costlier than null directions"
+FEW = "too few firings to claim that it is not used"
+UNSHOWN = "not shown to cost more than null directions"
 SMALL = "costlier than null directions, but perhaps by less than the smallest effect of interest"
 BETWEEN = "its effect may be larger than what is negligible"
 REDUNDANT = "negligible alone, but not when others are removed as well"
-PART = "negligible, but costlier than null directions: perhaps a small part of something used"
+PART = "negligible, but perhaps costlier than null directions: a small part of something used"
 JOINT = "negligible alone, but removing all such directions at once is not"
-REASONS = (FEW, LIKE_NULLS, SMALL, BETWEEN, PART, REDUNDANT, JOINT)
+REASONS = (FEW, UNSHOWN, SMALL, BETWEEN, PART, REDUNDANT, JOINT)
 """The reasons for which a verdict is undetermined."""
 
 
@@ -51,15 +61,18 @@ class DirectionEvidence:
     """The measurements that the rule reads. Effects are shares of a full swap.
 
     Attributes:
-        effect: The effect of zero ablation, with bounds.
+        effect: The effect of zero ablation at firings drawn by importance, with bounds.
         beside: The effect of removing the direction while others are removed at random, with bounds; NaN
-            where it was not measured. It decides nothing, since any direction costs more when half of the
-            others are gone. It serves to tell that a direction is redundant.
+            where it was not measured. It serves to tell that a direction is redundant.
         p: The p-value of the direction's cost among those of null directions; NaN where it was not tested
             against them, which counts as 1.
         null: The mean effect of its null directions; NaN where it was not tested against them.
+        expected: The mean effect that the screen expects of null directions at all of its firings; NaN where
+            no firing was screened.
         ratio: The direction's mean cost divided by that of its null directions, at the same firings.
         survives: Whether the direction is in the set whose joint removal is negligible.
+        absence: The evidence at firings drawn uniformly.
+        n_active: How many tokens hold the direction.
         asked: The directions that get a verdict.
     """
 
@@ -67,8 +80,11 @@ class DirectionEvidence:
     beside: Effects
     p: Float64[np.ndarray, " direction"]
     null: Float64[np.ndarray, " direction"]
+    expected: Float64[np.ndarray, " direction"]
     ratio: Float64[np.ndarray, " direction"]
     survives: Bool[np.ndarray, " direction"]
+    absence: Absence
+    n_active: Int64[np.ndarray, " direction"]
     asked: Int64[np.ndarray, " asked"]
 
 
@@ -79,12 +95,14 @@ class UseVerdicts:
     Attributes:
         verdict: The verdict, as an index into `USES`.
         reason: One of `REASONS` where the verdict is undetermined, else an empty string.
-        beats_nulls: Whether the p-value passes Benjamini-Hochberg.
+        beats_nulls: Whether it costs more than null directions, by its p-value against these alone.
+        q: The smallest false discovery rate at which it would be called used.
     """
 
     verdict: Int8[np.ndarray, " asked"]
     reason: Shaped[np.ndarray, " asked"]
     beats_nulls: Bool[np.ndarray, " asked"]
+    q: Float64[np.ndarray, " asked"]
 
 
 def use_verdicts(measured: DirectionEvidence, spec: UseSpec) -> UseVerdicts:
@@ -96,36 +114,98 @@ def use_verdicts(measured: DirectionEvidence, spec: UseSpec) -> UseVerdicts:
         measured: The effects, the p-values, and what survives joint removal.
         spec: The limits.
     """
-    at = measured.asked
-    p = np.where(np.isfinite(measured.p[at]), measured.p[at], 1.0)
-    beats = adjusted(p) <= spec.false_discovery_rate
-    effect, beside = measured.effect, measured.beside
+    at, level = measured.asked, spec.false_discovery_rate
+    p_null, p_effect = (
+        _or_one(p[at]) for p in (measured.p, measured.effect.p_below(spec.least_effect))
+    )
+    weights = screen_weights(measured.expected[at], spec.least_effect)
+    q = false_discovery(np.maximum(p_null, p_effect), weights)
+    beats = false_discovery(p_null, np.ones(len(at))) <= level
+    used = q <= level
+    absence = measured.absence
     with np.errstate(invalid="ignore"):
-        large = effect.low[at] >= spec.least_effect
-        alone = effect.high[at] < spec.negligible
-        alone |= effect.high[at] < spec.negligible_of_null * measured.null[at]
-        below_nulls = measured.ratio[at] <= 1
-        redundant = beside.low[at] >= spec.least_effect
-    enough = effect.n[at] >= spec.documents
-    used = beats & large
-    negligible = enough & alone
-    unused = ~used & negligible & below_nulls & measured.survives[at]
+        large = measured.effect.low[at] >= spec.least_effect
+        enough = absence.n_firings[at] >= spec.uniform_firings
+        enough &= absence.effect.n[at] >= spec.documents
+        alone = _negligible(absence.effect, absence.ratio, spec)[at]
+        below_nulls = absence.ratio.high[at] < 1
+        last = _negligible(absence.last, absence.last_ratio, spec)[at]
+        small = measured.effect.high[at] < spec.negligible
+        may_cost_less = measured.ratio[at] <= 1
+    redundant = is_redundant(measured.beside, spec)[at]
+    survives = measured.survives[at]
+    unused = ~used & enough & alone & below_nulls & survives & last & ~redundant
     verdict = np.full(len(at), UNDETERMINED, dtype=np.int8)
     verdict[used], verdict[unused] = USED, NOT_USED
     reason = np.full(len(at), "", dtype=object)
     left = ~used & ~unused
+    small |= alone
     # where several reasons hold, the last of them is given
     for why, holds in (
-        (LIKE_NULLS, ~beats),
-        (BETWEEN, ~beats & ~alone & large),
-        (SMALL, beats & ~large),
-        (PART, negligible & ~below_nulls),
-        (JOINT, negligible & ~redundant & below_nulls),
-        (REDUNDANT, negligible & redundant & below_nulls),
-        (FEW, ~enough & ~beats),
+        (UNSHOWN, ~beats),
+        (BETWEEN, ~beats & (large | (enough & ~alone))),
+        (SMALL, beats),
+        (PART, ~beats & small & (~may_cost_less | (enough & ~below_nulls))),
+        (JOINT, small & may_cost_less & ~survives),
+        (REDUNDANT, small & may_cost_less & (redundant | (enough & ~last))),
+        (FEW, ~beats & (measured.n_active[at] < spec.uniform_firings)),
+        (FEW, ~beats & (absence.n_firings[at] > 0) & ~enough),
     ):
         reason[left & holds] = why
-    return UseVerdicts(verdict, reason, beats)
+    return UseVerdicts(verdict, reason, beats, q)
+
+
+def is_redundant(beside: Effects, spec: UseSpec) -> Bool[np.ndarray, " direction"]:
+    """Return which directions surely cost an effect of interest when others are removed at random.
+
+    It is sure at 99%, so that chance takes the verdict from about one in a hundred that are not redundant.
+    """
+    with np.errstate(invalid="ignore"):
+        return np.asarray(beside.mean - normal_quantile(0.98) * beside.se >= spec.least_effect)
+
+
+def screen_weights(
+    expected: Float64[np.ndarray, " asked"], least_effect: float
+) -> Float64[np.ndarray, " asked"]:
+    """Return weights of p-values, of mean 1, by what effect the screen expects of *null* directions there.
+
+    Where even they are expected to cost far less than an effect of interest, few directions will have one.
+    The weight is r / (r + least_effect), r the expected effect, and at least a tenth before it is scaled. A
+    direction without an expected effect has the mean weight.
+
+    The screen of the direction itself would tell more, but it would hang on the p-value where the direction
+    is a null one: a random direction that happens to matter has a large screen and a small p. What is
+    expected of null directions is the same whichever of them the direction is.
+    """
+    weights = np.maximum(expected / (expected + least_effect), 0.1)
+    known = np.isfinite(weights)
+    if not known.any():
+        return np.ones(len(expected))
+    weights = np.where(known, weights, weights[known].mean())
+    return np.asarray(weights / weights.mean())
+
+
+def false_discovery(
+    p: Float64[np.ndarray, " test"], weights: Float64[np.ndarray, " test"]
+) -> Float64[np.ndarray, " test"]:
+    """Return the smallest false discovery rate at which each test is a discovery.
+
+    Source: Benjamini and Hochberg 1995, with weights of mean 1 (Genovese, Roeder and Wasserman 2006) and
+    Storey's share of true hypotheses (`stats.multiplicity`).
+    """
+    if not len(p):
+        return p.copy()
+    q = adjusted(np.minimum(p / weights, 1.0)) * share_of_true_nulls(p, weights=weights)
+    return np.asarray(np.minimum(q, 1.0))
+
+
+def _or_one(p: Float64[np.ndarray, " test"]) -> Float64[np.ndarray, " test"]:
+    return np.where(np.isfinite(p), p, 1.0)
+
+
+def _negligible(effect: Effects, ratio: Effects, spec: UseSpec) -> Bool[np.ndarray, " direction"]:
+    """Return where an effect is surely negligible, by itself or beside that of null directions."""
+    return np.asarray((effect.high < spec.negligible) | (ratio.high < spec.negligible_of_null))
 
 
 def sensitivity(
@@ -136,7 +216,8 @@ def sensitivity(
     """Return the share of each verdict, in the order of `USES`, at other smallest effects of interest.
 
     `negligible` is moved in proportion to `least_effect`. The set that survives joint removal stays as it
-    was measured, and so do the p-values.
+    was measured, and so do the p-values against null directions, the groups that are used, and the
+    directions that were asked at firings drawn uniformly.
 
     Args:
         measured: The measurements.

@@ -13,7 +13,7 @@ from sae_placebo.core.errors import SpecError
 from sae_placebo.core.spec import Spec, distinct
 from sae_placebo.models.hookpoints import HookpointNames
 
-_PARTS = {"null_firings": "firings", "first_nulls": "nulls", "glance_nulls": "first_nulls"}
+_PARTS = {"null_firings": "firings"}
 """The first setting of each pair counts a part of what the second counts, so it cannot be larger."""
 
 
@@ -34,36 +34,42 @@ class UseSpec(Spec):
     """How many latents of each SAE get a verdict. They are drawn evenly from the cells of class and
     origin. With `all`, every latent that fires often enough gets one."""
     firings: int = Field(32, ge=2)
-    """At how many tokens each direction is ablated, at most one per document."""
+    """At how many firings each direction is ablated. They are drawn by importance, with replacement."""
+    screen_tokens: int = Field(50_000, ge=1)
+    """At most this many held-out tokens are read by the gradients that tell which firings are important."""
     window: int = Field(4, ge=0)
     """The predictions at this many tokens after the edited one are compared too, beside its own."""
     null_firings: int = Field(16, ge=1)
-    """At this many of the firings, null directions are ablated as well."""
-    first_nulls: int = Field(9, ge=1)
-    """Every direction is compared with this many null directions at first. It gets the rest only where
-    its p-value after these is below `give_up`."""
-    glance_nulls: int = Field(4, ge=1)
-    """After this many of the first nulls a direction is dropped early, if it is sure by then that it will
-    be given up."""
-    nulls: int = Field(24, ge=1)
-    """How many null directions there are in all. More firings make a sharper test than more nulls, since
-    p-values below 1 / (nulls + 1) come from a tail that is fitted to the nulls."""
-    give_up: float = Field(0.3, gt=0, le=1)
-    """A direction whose p-value after the first nulls is at least this gets no further nulls."""
+    """At the first so many of these draws, null directions are ablated as well."""
+    nulls: int = Field(24, ge=3)
+    """How many null directions each direction is compared with. Null costs of all directions are pooled, so
+    p-values reach down to 1 / (1 + directions * nulls)."""
     false_discovery_rate: float = Field(0.05, gt=0, lt=1)
-    """The false discovery rate among the directions said to cost more than their nulls
-    (Benjamini-Hochberg)."""
+    """The false discovery rate among the directions called used (Benjamini-Hochberg, with Storey's share of
+    true nulls)."""
     least_effect: float = Field(0.001, gt=0)
     """The smallest effect of interest: the lower bound of a used direction's effect is at least this
     share of a full swap."""
     negligible: float = Field(0.0005, gt=0)
-    """An effect is negligible if its upper bound is below this share of a full swap."""
+    """An effect is negligible if its upper bound, at firings drawn uniformly, is below this share of a full
+    swap."""
     negligible_of_null: float = Field(0.1, gt=0, lt=1)
-    """An effect is negligible as well if its upper bound is below this share of the mean effect of null
-    directions. For an ablation of a large direction costs something whatever it means, since norms
-    rescale the rest."""
-    documents: int = Field(20, ge=2)
-    """A direction must have been ablated in this many documents before it may be called not used."""
+    """An effect is negligible as well if the upper bound of its ratio to that of null directions is below
+    this. For an ablation of a large direction costs something whatever it means, since norms rescale the
+    rest."""
+    uniform_firings: int = Field(92, ge=4)
+    """A direction must have been ablated at this many firings, drawn uniformly, before it may be called not
+    used. With 92, one that is critical at 5% of its firings is missed at most once in 100 times."""
+    uniform_nulls: int = Field(2, ge=1)
+    """How many null directions, new ones at each, are ablated at these firings."""
+    documents: int = Field(20, ge=4)
+    """These firings must lie in this many documents."""
+    group_size: int = Field(8, ge=1)
+    """At most so many latents are asked about as one group; 1 for no groups."""
+    group_cosine: float = Field(0.7, gt=0, le=1)
+    """Latents belong to one group if the cosine of their decoder directions is at least this, in size."""
+    group_overlap: float = Field(0.5, gt=0, le=1)
+    """They do as well if at least this share of the tokens that hold one of both hold both."""
     masks: MaskSpec = MaskSpec()
     joint: JointSpec = JointSpec()
     worst: WorstSpec = WorstSpec()

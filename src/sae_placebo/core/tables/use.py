@@ -25,13 +25,14 @@ USE = Table(
         *alike(
             "effect effect_low effect_high",
             "float",
-            "cost of removing it; bootstrap-t bounds, 5% below the lower and 1% above the upper",
+            "mean cost of removing it, from firings drawn by importance; bounds of the logarithm, 5% below "
+            "the lower (Student's t) and nominally .5% above the upper (bootstrap-t), by document",
             _SWAP,
         ),
         *alike(
             "beside beside_low beside_high",
             "float",
-            "cost of removing it where many others are removed too; decides nothing",
+            "cost of removing it where many others are removed too; says that it is redundant",
             _SWAP,
         ),
         Column(
@@ -49,18 +50,64 @@ USE = Table(
             "firings",
         ),
         Column("effect_at_nulls", "float", "the latent's own effect at these firings", _SWAP),
-        Column(
-            "null_ratio",
+        *alike(
+            "null_ratio null_ratio_low null_ratio_high",
             "float",
-            "cost of removing it over the mean cost of null directions, at the same firings",
+            "cost of removing it over the mean cost of null directions, at the same firings; bounds as those "
+            "of `effect`",
         ),
-        Column("use_p", "float", "rank among null directions"),
-        Column("use_p_decoders", "float", "rank among other decoders of about its angle"),
-        Column("n_nulls", "float", "how many null directions"),
-        Column("beats_nulls", "float", "1 or 0, after Benjamini-Hochberg"),
+        Column("use_p", "float", "rank among the standardized null directions of all latents"),
+        Column("use_p_effect", "float", "p of an effect below the smallest effect of interest"),
+        Column(
+            "use_q",
+            "float",
+            "smallest false discovery rate at which it is used, by the larger of both p",
+        ),
+        Column("n_nulls", "float", "how many null directions of its own"),
+        Column("beats_nulls", "float", "1 or 0: `use_p` alone, after Benjamini-Hochberg"),
         Column(
             "survives_joint", "float", "1: it is among those that can all be removed at once; or 0"
         ),
+        Column(
+            "uniform_firings",
+            "float",
+            "firings drawn uniformly at which it was ablated; null: it could not be *not used* any more",
+            "firings",
+        ),
+        Column("uniform_effect_high", "float", "upper bound of its effect there", _SWAP),
+        Column(
+            "uniform_ratio_high",
+            "float",
+            "upper bound there of its cost over null directions'; below 1: surely no costlier",
+        ),
+        Column(
+            "last_in_high",
+            "float",
+            "upper bound there of what it adds to the cost of removing the joint set",
+            _SWAP,
+        ),
+        Column(
+            "unseen_share",
+            "float",
+            "largest share of its firings (99%) that may be critical and were not seen",
+            "share",
+        ),
+        Column(
+            "tokens_needed",
+            "float",
+            "held-out tokens at which it would fire often enough to be *not used*; null: it does",
+            "tokens",
+        ),
+        Column("group", "float", "which group of related latents it is in; null: none"),
+        Column("group_size", "float", "latents in the group", "latents"),
+        *alike(
+            "group_effect group_effect_low",
+            "float",
+            "cost of removing the whole group where a member fires, and its lower bound",
+            _SWAP,
+        ),
+        Column("group_p", "float", "rank of that cost among null groups"),
+        Column("group_used", "float", "1: the group is used as a whole; or 0"),
         Column("screen", "float", "Fisher sensitivity to second order", "nats per firing"),
         Column("screen_ratio", "float", "`screen` over that of matched random directions"),
         Column("screen_p", "float", "rank of `screen` among matched random directions"),
@@ -172,7 +219,7 @@ DIRECTIONS = Table(
         Column("null_effect", "float", "as in `use.parquet`", _SWAP),
         Column("null_firings", "int", "as in `use.parquet`", "firings", nullable=False),
         Column("effect_at_nulls", "float", "as in `use.parquet`", _SWAP),
-        Column("p", "float", "rank among null directions"),
+        Column("p", "float", "rank among the standardized null directions of its kind"),
         Column("documents", "int", "documents it was ablated in", "documents", nullable=False),
     ),
     only=_ASKED,

@@ -43,7 +43,7 @@ OURS = ("effect / null", "effect", "effect or beside", "1 - p")
 """Names of our statistics. `effect` is the cost of ablating a direction, and `effect / null` is the cost over
 that of null directions, which does not depend on how much of the direction tokens hold. `effect or beside` is
 the larger of `effect` and of the cost of removing the direction among others that are removed at random, and
-`1 - p` is the rank of the cost among null directions."""
+`1 - p` is the rank of the cost among the null directions of all units."""
 STATISTICS = (*OURS, *BASELINES)
 """Names of all statistics; a higher value says more use."""
 _RESAMPLES = 1000
@@ -179,8 +179,8 @@ class WorldScore:
     def judged(self, least_effect: float, negligible: float) -> WorldScore:
         """Return the score with verdicts by other limits; `joint_share` stays as it is.
 
-        Only directions that may reach `spec.least_effect` were compared with null directions. So with a limit
-        below that, some directions have no p-value.
+        What was asked at firings drawn uniformly stays as it was: those that might not have been used by the
+        limits of `spec`.
 
         Args:
             least_effect: Takes the place of `spec.least_effect`.
@@ -355,6 +355,5 @@ def _ours(answer: Answer) -> dict[str, Float64[np.ndarray, " unit"]]:
         "effect": effect,
         "effect / null": np.nan_to_num(evidence.ratio[judged]),
         "effect or beside": np.fmax(effect, evidence.beside.mean[judged]),
-        # a cost that cannot be large enough to count was not compared with null directions
         "1 - p": np.where(np.isfinite(p), 1 - p, 0.0),
     }

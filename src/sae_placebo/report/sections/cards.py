@@ -154,7 +154,6 @@ def _effects(row: dict[str, Any]) -> dict[str, Estimate]:
         "null": of_full_swap(row["null_effect"], n=held, why=missing),
         "at_nulls": of_full_swap(row["effect_at_nulls"], n=held, why=missing),
         "p": p_value(row["use_p"], row["n_nulls"]),
-        "p_decoders": p_value(row["use_p_decoders"], row["n_nulls"]),
     }
 
 

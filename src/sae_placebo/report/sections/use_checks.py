@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,33 @@ def build(view: View, place: Place) -> tuple[dict[str, Any], dict[str, Figure | 
     tested = [record for record in recorded(view, place) if not record.get("refused")]
     uniform, distribution = _pseudo(view, place, tested)
     missed, effects = _errors(view, place)
-    shown = {"pseudo": uniform, "errors": missed}
+    shown = {"pseudo": uniform, "errors": missed, "costlier": _costlier(view, tested)}
     return shown, {"pseudo": distribution, "errors": effects}
+
+
+def _costlier(view: View, tested: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return, by arm, the share that truly costs more than null directions, beside pseudo-latents'."""
+    rows = []
+    for record in tested:
+        pseudo = part(record, "pseudo")
+        own, null = (_bounded(part(one, "costlier")) for one in (record, pseudo))
+        if own is None:
+            continue
+        groups = part(record, "groups")
+        rows.append(
+            arm_of(view, str(record["arm"]))
+            | {
+                "own": percent(own, counted(record.get("n_latents"), "latent")),
+                "pseudo": percent(null, counted(pseudo.get("n"), "direction")),
+                "groups": f"{count(groups.get('used'))} of {count(groups.get('n'))}",
+            }
+        )
+    return rows
+
+
+def _bounded(share: Mapping[str, Any]) -> tuple[float, float, float] | None:
+    found = tuple(finite(share.get(name)) for name in ("share", "low", "high"))
+    return None if None in found else (float(found[0]), float(found[1]), float(found[2]))  # type: ignore[arg-type]
 
 
 # --- directions that mean nothing ------------------------------------------------------------

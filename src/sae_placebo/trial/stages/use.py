@@ -53,7 +53,7 @@ def _examine(
     shown = _shown(artefacts, found, kinds)
     with track("patch readers", len(shown), "latents") as advance:
         patched = confirmed(subject, encoded, found, shown, spec.circuits, spec.seed, advance)
-    write_use(draft, found, spec.use, spec.circuits)
+    write_use(draft, found, spec.use, spec.circuits, spec.seed)
     passages = passages_of(encoded, shown, spec.measurement)
     write_table(draft / "use_passages.parquet", passages)
     write_table(draft / "patched.parquet", patched)

@@ -16,6 +16,8 @@ from sae_placebo.causal.circuits.traces import KINDS
 from sae_placebo.causal.circuits.writers import Writers
 from sae_placebo.causal.examination import Examination
 from sae_placebo.causal.use.evidence import Asked
+from sae_placebo.causal.use.firings import Firings
+from sae_placebo.causal.use.null_test import costlier_share
 from sae_placebo.causal.use.rule import USES, sensitivity
 from sae_placebo.causal.use.sampling import share
 from sae_placebo.causal.use.spec import UseSpec
@@ -30,7 +32,9 @@ NAMES = ("use", "readers", "writers", "directions", "patched", "use_passages")
 """The tables of one SAE have these names; the last two are of latents that get a card."""
 
 
-def write_use(draft: Path, found: Examination, spec: UseSpec, circuits: CircuitSpec) -> None:
+def write_use(
+    draft: Path, found: Examination, spec: UseSpec, circuits: CircuitSpec, seed: int
+) -> None:
     """Write one SAE's tables and `use.json` into a folder.
 
     Args:
@@ -38,16 +42,17 @@ def write_use(draft: Path, found: Examination, spec: UseSpec, circuits: CircuitS
         found: What was found about the SAE.
         spec: How use was asked about.
         circuits: How many readers and writers are kept.
+        seed: The trial's seed, for the bootstrap of shares.
     """
     tables = {
-        "use": latent_rows(found, circuits.level),
+        "use": latent_rows(found, spec, circuits.level),
         "readers": reader_rows(found.readers, circuits.kept),
         "writers": writer_rows(found.writers, circuits.kept),
         "directions": direction_rows(found),
     }
     for name, table in tables.items():
         table.to_parquet(draft / f"{name}.parquet", index=False)
-    write_json(draft / "use.json", record(found, spec))
+    write_json(draft / "use.json", record(found, spec, seed))
 
 
 def read_use(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -56,7 +61,7 @@ def read_use(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return tables, dict(read_json(folder / "use.json"))
 
 
-def latent_rows(found: Examination, level: float) -> pandas.DataFrame:
+def latent_rows(found: Examination, spec: UseSpec, level: float) -> pandas.DataFrame:
     """Return one row per latent of the SAE; what was not asked about one is null."""
     asked, measured, n = found.answer.asked, found.answer.measured, len(found.answer.measured.p)
     which = found.latents
@@ -71,19 +76,25 @@ def latent_rows(found: Examination, level: float) -> pandas.DataFrame:
     columns |= {"use": verdict, "use_reason": reason, "use_weight": weight}
     for name, one in (("effect", measured.effect), ("beside", measured.beside)):
         columns |= {name: one.mean, f"{name}_low": one.low, f"{name}_high": one.high}
+    q = np.full(n, np.nan)
+    q[which] = found.answer.verdicts.q
     columns |= {
         "effect_resampled": asked.resampled.mean,
         "effect_documents": measured.effect.n.astype(np.float64),
         "null_effect": measured.null,
-        "null_firings": asked.nulls.n_firings.astype(np.float64),
-        "effect_at_nulls": asked.nulls.cost / asked.ablated.full_swap,
-        "null_ratio": measured.ratio,
-        "use_p": asked.nulls.p,
-        "use_p_decoders": asked.nulls.p_decoders,
-        "n_nulls": asked.nulls.n_nulls.astype(np.float64),
+        "null_firings": _firings(asked.null_costs.firings, n),
+        "effect_at_nulls": asked.own / asked.unit,
+        "null_ratio": asked.ratio.mean,
+        "null_ratio_low": asked.ratio.low,
+        "null_ratio_high": asked.ratio.high,
+        "use_p": asked.p,
+        "use_p_effect": measured.effect.p_below(spec.least_effect),
+        "use_q": q,
+        "n_nulls": np.where(np.isfinite(asked.p), float(spec.nulls), np.nan),
         "beats_nulls": beats,
         "survives_joint": survives,
     }
+    columns |= _absence_columns(found, spec) | _group_columns(found)
     if found.screen is not None:
         screen = found.screen
         columns |= {"screen": screen.phi / 2, "screen_ratio": screen.ratio, "screen_p": screen.p}
@@ -94,6 +105,51 @@ def latent_rows(found: Examination, level: float) -> pandas.DataFrame:
         columns[f"path_{kind}"] = split
     columns |= _ties(found, n, level)
     return pandas.DataFrame(columns)
+
+
+def _firings(firings: Firings, n: int) -> Any:
+    """Return at how many firings each direction was ablated; NaN where at none."""
+    counts = np.bincount(firings.sets, minlength=n).astype(np.float64)
+    return np.where(counts > 0, counts, np.nan)
+
+
+def _absence_columns(found: Examination, spec: UseSpec) -> dict[str, Any]:
+    """Return what was measured of each latent at firings drawn uniformly, and what that would take."""
+    measured, n = found.answer.measured, len(found.answer.measured.p)
+    absence = measured.absence
+    needed = np.full(n, np.nan)
+    few = measured.n_active[found.latents] < spec.uniform_firings
+    rates = np.maximum(measured.n_active[found.latents][few], 1) / found.n_tokens
+    needed[found.latents[few]] = np.ceil(spec.uniform_firings / rates)
+    return {
+        "uniform_firings": np.where(absence.n_firings > 0, absence.n_firings, np.nan),
+        "uniform_effect_high": absence.effect.high,
+        "uniform_ratio_high": absence.ratio.high,
+        "last_in_high": absence.last.high,
+        "unseen_share": absence.unseen,
+        "tokens_needed": needed,
+    }
+
+
+def _group_columns(found: Examination) -> dict[str, Any]:
+    """Return each latent's group of related latents, and what was found when it was asked as one."""
+    groups = found.answer.groups
+    of, inside = groups.of_direction, groups.of_direction >= 0
+    names = ("group", "group_size", "group_effect", "group_effect_low", "group_p", "group_used")
+    columns: dict[str, Any] = {name: np.full(len(of), np.nan) for name in names}
+    if groups.asked is None:
+        return columns
+    by_group = (
+        np.arange(len(groups.members)),
+        np.array([len(members) for members in groups.members]),
+        groups.asked.effect.mean,
+        groups.asked.effect.low,
+        groups.asked.p,
+        groups.used,
+    )
+    for name, values in zip(names, by_group, strict=True):
+        columns[name][inside] = np.asarray(values, dtype=np.float64)[of[inside]]
+    return columns
 
 
 def _ties(found: Examination, n: int, level: float) -> dict[str, Any]:
@@ -152,23 +208,21 @@ def direction_rows(found: Examination) -> pandas.DataFrame:
     for kind, asked in (("error", found.errors), ("pseudo", found.pseudo)):
         if asked is None:
             continue
-        n = len(asked.nulls.p)
+        n = len(asked.p)
         variance = found.error_variance if kind == "error" else np.full(n, np.nan)
-        # as a share of the latents' full swap, so that all effects of an SAE have one unit
-        scale = asked.ablated.full_swap / found.answer.asked.ablated.full_swap
         parts.append(
             pandas.DataFrame(
                 {
                     "kind": kind,
                     "index": np.arange(n),
                     "variance": variance,
-                    "effect": asked.effect.mean * scale,
-                    "effect_low": asked.effect.low * scale,
-                    "effect_high": asked.effect.high * scale,
-                    "null_effect": asked.nulls.null / found.answer.asked.ablated.full_swap,
-                    "null_firings": asked.nulls.n_firings,
-                    "effect_at_nulls": asked.nulls.cost / found.answer.asked.ablated.full_swap,
-                    "p": asked.nulls.p,
+                    "effect": asked.effect.mean,
+                    "effect_low": asked.effect.low,
+                    "effect_high": asked.effect.high,
+                    "null_effect": asked.null / asked.unit,
+                    "null_firings": np.bincount(asked.null_costs.firings.sets, minlength=n),
+                    "effect_at_nulls": asked.own / asked.unit,
+                    "p": asked.p,
                     "documents": asked.effect.n,
                 }
             )
@@ -178,27 +232,28 @@ def direction_rows(found: Examination) -> pandas.DataFrame:
     return pandas.concat(parts, ignore_index=True)
 
 
-def record(found: Examination, spec: UseSpec) -> dict[str, Any]:
+def record(found: Examination, spec: UseSpec, seed: int) -> dict[str, Any]:
     """Return the numbers about the SAE as a whole, for JSON; what is not known is null."""
-    ablated = found.answer.asked.ablated
+    asked, groups = found.answer.asked, found.answer.groups
     shares = {}
     for i, name in enumerate(USES):
-        p, low, high = share(found.answer.verdicts.verdict == i, found.weights)
-        shares[name] = {"share": _or_none(p), "low": _or_none(low), "high": _or_none(high)}
+        shares[name] = _share(share(found.answer.verdicts.verdict == i, found.weights))
     curve = sensitivity(found.answer.measured, spec, np.array(LIMITS))
     return {
         "n_latents": len(found.latents),
-        "n_firings": len(ablated.firings),
-        "n_visited": len(ablated.visited),
-        "full_swap_nats": _or_none(ablated.full_swap),
+        "n_firings": len(asked.ablated.firings),
+        "n_visited": len(np.unique(asked.ablated.firings.tokens)),
+        "full_swap_nats": _or_none(asked.unit),
         "shares": shares,
+        "costlier": _costlier(found, seed),
+        "groups": {"n": len(groups.members), "used": int(groups.used.sum())},
         "sensitivity": {
             "limits": list(LIMITS),
             **{name: [float(x) for x in curve[:, i]] for i, name in enumerate(USES)},
         },
         "joint": _joint(found),
         "worst": _worst(found),
-        "pseudo": _uniform(found.pseudo),
+        "pseudo": _uniform(found.pseudo, seed),
         "reasons": found.reasons,
     }
 
@@ -233,17 +288,32 @@ def _worst(found: Examination) -> dict[str, Any] | None:
     }
 
 
-def _uniform(pseudo: Asked | None) -> dict[str, Any] | None:
+def _costlier(found: Examination, seed: int) -> dict[str, Any]:
+    """Return the share of latents that truly cost more than null directions; related ones go together."""
+    which, of = found.latents, found.answer.groups.of_direction
+    clusters = np.where(of >= 0, of, len(of) + np.arange(len(of)))[which]
+    return _share(costlier_share(found.answer.asked.p[which], found.weights, clusters, seed))
+
+
+def _uniform(pseudo: Asked | None, seed: int) -> dict[str, Any] | None:
     """Return how uniform p-values are on directions that mean nothing."""
     from scipy.stats import kstest
 
-    if pseudo is None or not np.isfinite(pseudo.nulls.p).any():
+    if pseudo is None or not np.isfinite(pseudo.p).any():
         return None
-    p = pseudo.nulls.p[np.isfinite(pseudo.nulls.p)]
-    k = int(pseudo.nulls.n_nulls.max())
-    # p-values are multiples of 1 / (k + 1): the middle of each step is compared
-    test = kstest(p - 0.5 / (k + 1), "uniform")
-    return {"n": len(p), "below_5_percent": float((p <= 0.05).mean()), "ks_p": float(test.pvalue)}
+    p = pseudo.p[np.isfinite(pseudo.p)]
+    costlier = costlier_share(p, np.ones(len(p)), np.arange(len(p)), seed)
+    return {
+        "n": len(p),
+        "below_5_percent": float((p <= 0.05).mean()),
+        "below_half_percent": float((p <= 0.005).mean()),
+        "ks_p": float(kstest(p, "uniform").pvalue),
+        "costlier": _share(costlier),
+    }
+
+
+def _share(bounded: tuple[float, float, float]) -> dict[str, Any]:
+    return dict(zip(("share", "low", "high"), map(_or_none, bounded), strict=True))
 
 
 def _or_none(value: float) -> float | None:
