@@ -12,7 +12,7 @@ import pytest
 import sae_placebo as sp
 from conftest import trial_table
 from sae_placebo.latents.classes.classification import CLASS_NAMES
-from sae_placebo.latents.ladder.ladder import RUNGS
+from sae_placebo.latents.ladder.fitting import RUNGS
 from sae_placebo.latents.origin.rule import ORIGINS
 from sae_placebo.trial.results import EVERY_METRIC
 

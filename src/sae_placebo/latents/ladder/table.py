@@ -9,7 +9,7 @@ from typing import Any
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.tables.structure import LADDER
-from sae_placebo.latents.ladder.ladder import RUNGS
+from sae_placebo.latents.ladder.fitting import RUNGS
 from sae_placebo.stats.effects import arm_interval
 from sae_placebo.stats.replicates import ReplicateKey, Replicates, ReplicateTable
 
