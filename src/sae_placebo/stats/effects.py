@@ -266,7 +266,9 @@ def _row(
             row |= {f"{name}_low": around.low, f"{name}_high": around.high}
     if nulls:
         row["metric_null"] = f"{metric.null} ({', '.join(nulls)})"
-    if len(sides) == 2:
+    if pair in table.withheld:
+        reasons.append(table.withheld[pair])
+    elif len(sides) == 2:
         row["effect"] = sides[0].point - sides[1].point
         try:
             around = effect_interval(sides[0], sides[1], n_documents, confidence)

@@ -78,6 +78,8 @@ class ReplicateTable:
         families: What is drawn in each arm, in a word: re-draws of one family are taken to vary
             alike. Arms that are not named here are of one family.
         same_as: Arms whose SAEs are another arm's, and that arm.
+        withheld: Why a number is not told though it was measured, by the cells that it is made of: one arm's,
+            both of an effect, or all four of an interaction.
     """
 
     n_documents: Mapping[str, int]
@@ -85,6 +87,7 @@ class ReplicateTable:
     drawn: frozenset[str]
     families: Mapping[str, str] = field(default_factory=dict)
     same_as: Mapping[str, str] = field(default_factory=dict)
+    withheld: dict[tuple[ReplicateKey, ...], str] = field(default_factory=dict, init=False)
     _values: dict[ReplicateKey, dict[tuple[int, int], Float[np.ndarray, " replicate"]]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -125,8 +128,10 @@ class ReplicateTable:
         """Return all seeds of one cell.
 
         Raises:
-            NotEstimable: a seed's value is missing; the message says why.
+            NotEstimable: a seed's value is missing or withheld; the message says why.
         """
+        if (cell,) in self.withheld:
+            raise NotEstimable(f"{cell.arm}: {self.withheld[cell,]}")
         if cell not in self._values:
             raise NotEstimable(f"{cell.arm}: not measured")
         if cell in self._reasons:

@@ -16,6 +16,7 @@ from sae_placebo.models.loading import identify, ties_embeddings
 from sae_placebo.models.specs import check_weights_of
 from sae_placebo.trial.arms import ArmSpec, arm_label
 from sae_placebo.trial.reference import asked_arms, asked_hookpoints
+from sae_placebo.trial.sizes import fit_tokens
 from sae_placebo.trial.spec import TrialSpec
 
 # raised by hand when what a stage writes changes its meaning
@@ -244,7 +245,7 @@ class _Planner:
             model,
             words,
         )
-        n = min(spec.structure.ladder.fit_tokens, spec.text.train_tokens)
+        n = fit_tokens(spec)
         fit_text = self.step("fit_text", one.label, [n, spec.seed], harvest)
         recipe = [spec.saes, list(spec.sae_seeds), spec.training, controls.dictionary]
         train = self.step("train", one.label, recipe, harvest)

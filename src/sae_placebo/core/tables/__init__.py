@@ -9,13 +9,24 @@ from sae_placebo.core.tables.effects import EFFECTS, INTERACTIONS, MATCHING, MEA
 from sae_placebo.core.tables.keys import KEYS, MODEL_KEYS
 from sae_placebo.core.tables.labels import COVERAGE
 from sae_placebo.core.tables.latents import LATENTS, PASSAGES, SENSITIVITY, USE_PASSAGES
-from sae_placebo.core.tables.structure import DECOYS, LADDER, MECHANISM, PARTNERS
+from sae_placebo.core.tables.structure import DECOYS, FIT_CURVE, LADDER, MECHANISM, PARTNERS
 from sae_placebo.core.tables.use import DIRECTIONS, PATCHED, READERS, USE, WRITERS
 
 __all__ = ["KEYS", "MODEL_KEYS", "SCHEMAS", "Column", "Table"]
 
 _ALL = (
-    *(EFFECTS, INTERACTIONS, MATCHING, COVERAGE, LATENTS, PARTNERS, LADDER, DECOYS, SENSITIVITY),
+    *(
+        EFFECTS,
+        INTERACTIONS,
+        MATCHING,
+        COVERAGE,
+        LATENTS,
+        PARTNERS,
+        LADDER,
+        FIT_CURVE,
+        DECOYS,
+        SENSITIVITY,
+    ),
     *(BASELINES, MECHANISM, MEASUREMENTS, PASSAGES),
     *(USE, READERS, WRITERS, DIRECTIONS, PATCHED, USE_PASSAGES),
     *(AUDITS, AUDIT_LATENTS),

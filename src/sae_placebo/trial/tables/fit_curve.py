@@ -1,0 +1,177 @@
+"""How every number of the ladder moves with the text that it is fitted on, and which are withheld for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sae_placebo.core.errors import NotEstimable
+from sae_placebo.core.lazy import pandas
+from sae_placebo.core.store import Store
+from sae_placebo.core.tables.structure import FIT_CURVE
+from sae_placebo.latents.metrics.ladder_shares import DECLARED, is_r2
+from sae_placebo.stats.convergence import Change, change, end_of_curve
+from sae_placebo.stats.effects import arm_interval
+from sae_placebo.stats.interactions import SIGNS
+from sae_placebo.stats.replicates import ReplicateKey, Replicates, ReplicateTable
+from sae_placebo.trial.plan import Plan
+from sae_placebo.trial.table_files import read_replicates, read_table
+
+_UNKNOWN = (
+    "withheld: the text to fit on has too few documents for half of it, so that it is not known whether "
+    "more of it moves the number"
+)
+
+
+@dataclass(frozen=True)
+class FitCurves:
+    """The numbers of the ladder by portion of the text to fit on.
+
+    Attributes:
+        table: Values, whose metrics are the number's name, "@" and the portion.
+        sizes: By hookpoint, tokens and documents of each portion.
+        cells: Every arm's number.
+    """
+
+    table: ReplicateTable
+    sizes: Mapping[str, list[tuple[int, int]]]
+    cells: tuple[ReplicateKey, ...]
+
+    @classmethod
+    def read(cls, plan: Plan, store: Store, measured: ReplicateTable) -> FitCurves:
+        """Return the curves that the profiles of a trial left.
+
+        Args:
+            plan: The trial's.
+            store: Where its artefacts are.
+            measured: Every metric of every SAE, on the same documents.
+        """
+        table = ReplicateTable(
+            measured.n_documents,
+            measured.n_tokens,
+            measured.drawn,
+            measured.families,
+            measured.same_as,
+        )
+        sizes: dict[str, list[tuple[int, int]]] = {}
+        cells: dict[ReplicateKey, None] = {}
+        for (one, hookpoint, sae, sae_seed), step in plan.profile.items():
+            folder = store.path(step)
+            rows, values = read_table(folder / "curve.parquet"), read_replicates(folder)
+            by_portion = rows.drop_duplicates("portion").sort_values("portion")
+            found = list(zip(by_portion["fit_tokens"], by_portion["fit_documents"], strict=True))
+            sizes[hookpoint] = max(sizes.get(hookpoint, []), found, key=len)
+            for row in rows.itertuples():
+                name = f"{row.metric}@{row.portion}"
+                cells[ReplicateKey(one.arm, hookpoint, sae, row.metric)] = None
+                counts = DECLARED[row.metric].counts_latents
+                table.add(
+                    ReplicateKey(one.arm, hookpoint, sae, name),
+                    one.model_seed or 0,
+                    sae_seed,
+                    values.get(name),
+                    reason=None if pandas.isna(row.reason) else str(row.reason),
+                    step=1 / plan.spec.saes[sae].d_sae if counts else 0.0,
+                )
+        return cls(table, sizes, tuple(cells))
+
+    def _at(self, cell: ReplicateKey, portion: int) -> Replicates:
+        return self.table[cell._replace(metric=f"{cell.metric}@{portion}")]
+
+    def _change(self, cells: Sequence[ReplicateKey], signs: Sequence[int]) -> Change | None:
+        """Return what the second half of the text moves a signed sum of arms by; None without halves."""
+        hookpoint, metric = cells[0].hookpoint, cells[0].metric
+        last = len(self.sizes[hookpoint]) - 1
+        if last < 1:
+            return None
+        halves, wholes = ([self._at(cell, p) for cell in cells] for p in (last - 1, last))
+        n = self.table.n_documents[hookpoint]
+        return change(halves, wholes, signs, n, is_rest=is_r2(metric))
+
+    def withhold(
+        self,
+        measured: ReplicateTable,
+        contrasts: Iterable[tuple[str, str]],
+        quads: Iterable[Sequence[str]],
+    ) -> None:
+        """Withhold every number, effect and interaction that twice the text still moves.
+
+        An effect is withheld with either of its arms.
+
+        Args:
+            measured: Every metric of every SAE; what is withheld is written into it.
+            contrasts: Pairs of arm and control.
+            quads: The four arms of each interaction.
+        """
+        signs = {1: (1,), 2: (1, -1), 4: SIGNS}
+        places = dict.fromkeys(cell[1:] for cell in self.cells)
+        of_arms = [(cell,) for cell in self.cells]
+        of_several = [
+            tuple(ReplicateKey(arm, *place) for arm in arms)
+            for arms in (*contrasts, *quads)
+            for place in places
+        ]
+        for cells in (*of_arms, *of_several):
+            try:
+                found = self._change(cells, signs[len(cells)])
+            except NotEstimable:
+                continue  # it has no value, and a reason of its own
+            why = _UNKNOWN if found is None else found.withheld
+            if why is not None:
+                measured.withheld[cells] = why
+
+    def rows(self, level: float) -> Any:
+        """Return the table `fit_curve`, with intervals at `level`."""
+        rows = []
+        for cell in self.cells:
+            sizes = self.sizes[cell.hookpoint]
+            for portion, (tokens, documents) in enumerate(sizes):
+                row: dict[str, Any] = dict.fromkeys(FIT_CURVE.names)
+                row |= {"arm": cell.arm, "hookpoint": cell.hookpoint, "sae": cell.sae}
+                row |= {"metric": cell.metric, "portion": portion}
+                row |= {"fit_tokens": tokens, "fit_documents": documents}
+                row |= self._value(cell, portion, level)
+                if portion == len(sizes) - 1:
+                    row |= self._told(cell) | self._end(cell, level)
+                rows.append(row)
+        whole = dict.fromkeys(("portion", "fit_tokens", "fit_documents"), "Int64")
+        names = ("value", "low", "high", "change", "change_se", "end", "end_low", "end_high")
+        table = pandas.DataFrame(rows, columns=list(FIT_CURVE.names))
+        return table.astype(whole | dict.fromkeys(names, "float64"))
+
+    def _value(self, cell: ReplicateKey, portion: int, level: float) -> dict[str, Any]:
+        try:
+            found = self._at(cell, portion)
+        except NotEstimable as refusal:
+            return {"reason": str(refusal)}
+        try:
+            around = arm_interval(found, self.table.n_documents[cell.hookpoint], level)
+        except NotEstimable as refusal:
+            return {"value": found.point, "reason": str(refusal)}
+        return {"value": found.point, "low": around.low, "high": around.high}
+
+    def _told(self, cell: ReplicateKey) -> dict[str, Any]:
+        try:
+            found = self._change((cell,), (1,))
+        except NotEstimable as refusal:
+            return {"withheld": str(refusal)}
+        if found is None:
+            return {"withheld": _UNKNOWN}
+        return {"change": found.change, "change_se": found.se, "withheld": found.withheld}
+
+    def _end(self, cell: ReplicateKey, level: float) -> dict[str, Any]:
+        sizes = self.sizes[cell.hookpoint]
+        try:
+            points = [self._at(cell, portion) for portion in range(len(sizes))]
+            end = end_of_curve([tokens for tokens, _ in sizes], points)
+        except NotEstimable as refusal:
+            return {"end_reason": str(refusal)}
+        try:
+            around = arm_interval(end, self.table.n_documents[cell.hookpoint], level)
+        except NotEstimable as refusal:
+            return {"end": end.point, "end_reason": str(refusal)}
+        low, high = np.clip([around.low, around.high], 0, 1)
+        return {"end": end.point, "end_low": low, "end_high": high}
