@@ -130,6 +130,11 @@ WORDS: tuple[Term, ...] = (
          _R2, _NO_BETTER, "`latents.ladder`.", "ladder"),
     Term("rung", "One step of the ladder: one more predictor, beside all the ones below.", _R2,
          "its gain is 0", "`latents.ladder`.", "ladder"),
+    Term("withheld", "Measured, and not told, since twice the text to fit on still moves it by a tenth of "
+         "itself or more, its standard error counted in.", "", "", "`stats.convergence`.", "ladder"),
+    Term("stable", "Of a latent: it has a partner in the SAE of another seed. Shares given stable are of "
+         "such latents alone, as if they fired as often as the trained arm's.", "share of stable latents",
+         "the same share in the placebo arms", "`latents.metrics.ladder_shares`.", "origin"),
     Term("unexplained share", "1 − R² of the ladder up to the placebo's activations: what no token "
          "and no untrained model accounts for.", _R2,
          "the same of the placebo beside another re-draw of it", "`latents.ladder`.", "ladder"),
