@@ -141,9 +141,10 @@ def memory_needs(spec: TrialSpec) -> Iterator[Need]:
 
 def _ladder_needs(spec: TrialSpec, d_sae: int) -> Iterator[Need]:
     ladder, assignment = spec.structure.ladder, spec.structure.assignment
-    n, each = fit_tokens(spec), ladder.fit_bytes(width(spec.model) or 1, len(spec.hookpoints))
-    what = "activations and features of the text to fit on"
-    yield Need("structure.ladder.fit_tokens", n, what, n * each)
+    n, d_in = fit_tokens(spec), width(spec.model) or 1
+    # of every hookpoint, while a model is read; or of two models at one, with what is read of the placebo's
+    each = max(len(spec.hookpoints) * d_in, 2 * d_in + min(ladder.readout, d_in)) * _NUMBER
+    yield Need("structure.ladder.fit_tokens", n, "activations of the text to fit on", n * each)
     n = ladder.bag
     yield Need(
         "structure.ladder.bag", n, "the bags of a token", 2 * n * len(ladder.decays) * _NUMBER

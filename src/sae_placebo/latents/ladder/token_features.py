@@ -35,7 +35,9 @@ class LadderSpec(Spec):
 
     Attributes:
         fit_tokens: How many tokens of the training text tables and readouts are fitted on at most, in whole
-            documents. The default takes 8 GiB of memory at a width of 768; see `fit_bytes`.
+            documents. Each takes 4 bytes of memory for every dimension of the arm's and of the placebo's
+            activations, every dense feature and every column of `readout`: with all else as it is, the
+            default takes 8 GiB at a width of 768.
         prior: How many occurrences the shorter context's prediction is worth in a lookup table.
         least_pair: A pair of tokens that occurs less often in the fitted documents is backed off to the
             token.
@@ -67,15 +69,6 @@ class LadderSpec(Spec):
     partners: int = Field(4, ge=0)
     partner_tokens: int = Field(20_000, ge=1)
     least_active: int = Field(10, ge=1)
-
-    def fit_bytes(self, d_in: int, n_hookpoints: int) -> int:
-        """Return the bytes that a token of the text to fit on takes in memory.
-
-        Either its activations at every hookpoint are held, while a model is read; or, at one hookpoint,
-        those of the arm and of the placebo with the features of both.
-        """
-        features = 1 + 2 * n_bag_columns(self) + sum(self.window) + min(self.readout, d_in)
-        return 4 * max(n_hookpoints * d_in, 2 * d_in + features)
 
 
 @dataclass(frozen=True, eq=False)
