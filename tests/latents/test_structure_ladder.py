@@ -358,7 +358,7 @@ def test_the_section_shows_each_arm_on_one_scale() -> None:
     assert ends[1:, 0] == pytest.approx(ends[:-1, 1], abs=1e-5), "a bar begins where one ended"
     assert ends[-1, 1] == pytest.approx(1)
     html = render_section(section, View.of(tables))
-    assert "Model-made share" in html
+    assert "Left over, 1 − R²" in html
     assert "<b>placebo</b>" not in html
     assert "&lt;b&gt;placebo" in html
     # 1 less the six rungs up to the placebo's activations

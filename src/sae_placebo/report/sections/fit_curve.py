@@ -118,8 +118,8 @@ def build(view: View) -> Content:
             for metric in _DRAWN
             if (figure := _figure(view, table, metric)) is not None
         ]
-        points = max(len(row["points"]) for one in numbers for row in one["rows"])
-        heads = ("an eighth", "a quarter", "half", "all of it")[-points:]
+        sizes = sorted(set(table["fit_tokens"].dropna()))
+        heads = [f"{round(100 * size / sizes[-1])}% of the text" for size in sizes]
         blocks.append(
             {"name": ", ".join(place), "numbers": numbers, "drawn": drawn, "heads": heads}
         )

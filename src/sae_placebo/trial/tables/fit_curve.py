@@ -20,6 +20,8 @@ from sae_placebo.stats.replicates import ReplicateKey, Replicates, ReplicateTabl
 from sae_placebo.trial.plan import Plan
 from sae_placebo.trial.table_files import read_replicates, read_table
 
+_ABOUT_HALF = 0.6
+"""Part of the text up to which the last portion but one counts as half of it."""
 _UNKNOWN = (
     "withheld: the text to fit on has too few documents for half of it, so that it is not known whether "
     "more of it moves the number"
@@ -84,8 +86,9 @@ class FitCurves:
     def _change(self, cells: Sequence[ReplicateKey], signs: Sequence[int]) -> Change | None:
         """Return what the second half of the text moves a signed sum of arms by; None without halves."""
         hookpoint, metric = cells[0].hookpoint, cells[0].metric
-        last = len(self.sizes[hookpoint]) - 1
-        if last < 1:
+        sizes = [tokens for tokens, _ in self.sizes[hookpoint]]
+        last = len(sizes) - 1
+        if last < 1 or sizes[last - 1] > _ABOUT_HALF * sizes[last]:
             return None
         halves, wholes = ([self._at(cell, p) for cell in cells] for p in (last - 1, last))
         n = self.table.n_documents[hookpoint]
