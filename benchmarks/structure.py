@@ -55,12 +55,14 @@ from structure_inputs import (
 from sae_placebo.core.devices import settings
 from sae_placebo.latents import measurement
 from sae_placebo.latents import profile as profiling
-from sae_placebo.latents.base import Encoded, Folds, Placebo, TokenTable
+from sae_placebo.latents.base import Encoded, Folds, TokenTable
 from sae_placebo.latents.columns.domains import domains_of
-from sae_placebo.latents.ladder.ladder import whole_ladder
+from sae_placebo.latents.ladder.fit_text import LadderText, Stacked
+from sae_placebo.latents.ladder.ladder import ladder, whole_ladder
 from sae_placebo.latents.ladder.predictors import Readouts
 from sae_placebo.latents.ladder.token_features import TokenFeatures
 from sae_placebo.latents.measurement import HeldOut, MeasurementSpec
+from sae_placebo.latents.metrics.ladder_shares import rates_of
 from sae_placebo.latents.partners import assignment
 from sae_placebo.latents.spec import StructureSpec
 from sae_placebo.saes import SAE
@@ -79,7 +81,7 @@ STATISTICS = (
     *("attributes", "geometry", "ngrams", "positions", "outputs", "subsets", "in_context"),
     *("induction", "nonlinear_aurocs"),
 )
-MATCHED = ("token_statistics", "latent_table", "best_partners", "ladder")
+MATCHED = ("token_statistics", "latent_table", "best_partners")
 CLOCKED = (*STATISTICS, *MATCHED, "decide", "verdicts", "passages", "sensitivity")
 BEFORE = ("contexts", "by_latent", "repeats", "features", "readouts", "whole_ladder")
 # by name: the clocked parts that are added up, and those that are taken off
@@ -93,13 +95,13 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "other statistics": ((*BEFORE[:3], *(f"profile/{name}" for name in STATISTICS)), ()),
     "readouts": (("features", "readouts"), ()),
     "ladder of activations": (("whole_ladder",), ()),
-    "ladder": (("profile/ladder",), ()),
+    "ladder": (("ladder",), ()),
     "partners": (("profile/best_partners",), ()),
     "assignment": (("sharing",), ()),
     "rest of profile": (("profile",), tuple(f"profile/{n}" for n in (*STATISTICS, *MATCHED))),
     "profile": (("profile",), ()),
-    "everything but assignment": (("measure", *BEFORE, "profile"), ()),
-    "everything": (("measure", *BEFORE, "sharing", "profile"), ()),
+    "everything but assignment": (("measure", *BEFORE, "ladder", "profile"), ()),
+    "everything": (("measure", *BEFORE, "sharing", "ladder", "profile"), ()),
 }
 
 
@@ -193,12 +195,14 @@ def describe(clocks: Clocks, tokens: TokenTable, given: dict[str, Any], d_sae: i
         folds = Folds.of(tokens.documents, tokens.n_documents, SEED)
         domains = domains_of(tokens, SEED)
     with clocks.part("features"):
-        features = TokenFeatures.of(tokens, folds, embedding, SEED, spec.ladder)
+        ladder_text = LadderText.within(tokens, folds, SEED)
+        features = TokenFeatures.of(ladder_text, embedding, SEED, spec.ladder)
     with clocks.part("readouts"):
-        readouts = Readouts.of(features, placebo_x)
+        readouts = Readouts.of(features, [placebo_x])
         _ = readouts.readings, readouts.choose, readouts.score  # made on first use
     with clocks.part("whole_ladder"):
-        whole = whole_ladder(x.numpy(), readouts, given["placebo"], spec.ladder)
+        others = Stacked([given["placebo"]])
+        whole = whole_ladder(Stacked([x.numpy()]), readouts, others)
     with clocks.part("sharing"):
         both = [_directions(one) for one in (sae, sae_of(d_sae, "sibling"))]
         shared = assignment.sharing_of_both(both[0], both[1], spec.assignment, SEED)[0]
@@ -209,15 +213,18 @@ def describe(clocks: Clocks, tokens: TokenTable, given: dict[str, Any], d_sae: i
         n_repeats = spec.repeat_rows * (spec.repeat_block - 1)
         fresh = codes_of(sae, x[:n_repeats])
         repeated = codes_of(sae, x[n_repeats : 2 * n_repeats])
+    with clocks.part("ladder"):
+        climbed = ladder(Stacked([codes]), readouts, others, whole)
+    fires = np.asarray(codes.getnnz(axis=0), dtype=np.int64)
     around = profiling.Around(
-        placebo=Placebo("another model", placebo_x, given["placebo"]),
+        ladder=climbed,
+        placebo=given["placebo"],
+        rates=rates_of(fires, shown.thresholds.min_firings),
         sibling=given["sibling"],
         shared=shared,
         repeats=(fresh, repeated),
         unembedding=torch.from_numpy(rows_of("unembedding") + embedding),
         embedding=embedding,
-        readouts=readouts,
-        whole=whole,
         domains=domains,
     )
     with clocks.part("profile"):

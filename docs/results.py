@@ -20,7 +20,7 @@ from results_use import TABLES as USE_TABLES
 from results_use import markdown
 
 from sae_placebo.latents.classes.classification import CLASS_NAMES
-from sae_placebo.latents.ladder.ladder import RUNGS
+from sae_placebo.latents.ladder.fitting import RUNGS
 from sae_placebo.latents.origin.rule import ORIGINS
 
 LEAST = 0.005

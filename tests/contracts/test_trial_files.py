@@ -44,7 +44,7 @@ LEGAL: dict[tuple[str, Any], str] = {
     },
     **{
         (f"measurement.thresholds.{limit}", 0): "a threshold of 0 takes its condition off"
-        for limit in ("ultra_rare_density", "recall", "context_recall", "output_lift", "model_lift")
+        for limit in ("ultra_rare_density", "recall", "context_recall", "output_lift")
     },
     ("structure.ladder.partners", 0): NONE_OF_THEM,
     ("structure.ladder.window", "twice"): "widths of one position each: they may be alike",

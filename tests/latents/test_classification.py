@@ -22,7 +22,6 @@ PLAIN = {
     **{"top_token_mass": 0.1, "top_token_recall": 0.1, "family_mass": 0.1},
 }
 DOMAIN = {"domain_precision": 0.8, "domain_recall": 0.29, "domain_auc": 0.59, "seed_r": 0.4}
-MADE = {"r2_placebo": 0.4, "placebo_r": 0.4, "seed_r": 0.6, "output_lift": 1.1}
 ONE = {"top_token_mass": 0.9, "effective_tokens": 1.5, "family_mass": 0.95}
 CASES: dict[str, tuple[dict[str, float], str]] = {
     "never active": ({"n_active": 0, "density": 0.0}, "dead"),
@@ -63,12 +62,6 @@ CASES: dict[str, tuple[dict[str, float], str]] = {
     "subset, no other seed": ({**DOMAIN, "seed_r": np.nan}, "other"),
     "most of the domain": ({**DOMAIN, "domain_recall": 0.3}, "other"),
     "predictable subset": ({**DOMAIN, "domain_auc": 0.6}, "other"),
-    "made": (MADE, "model_made"),
-    "explained": ({**MADE, "r2_placebo": 0.5}, "other"),
-    "in a placebo": ({**MADE, "placebo_r": 0.5}, "other"),
-    "no placebo": ({**MADE, "placebo_r": np.nan}, "other"),
-    "not stable": ({**MADE, "seed_r": 0.49}, "other"),
-    "promotes nothing": ({**MADE, "output_lift": 1.0}, "other"),
     "nothing": ({}, "other"),
 }
 EXPECTED = [answer for _, answer in CASES.values()]

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sae_placebo.latents.ladder.ladder import RUNGS
+from sae_placebo.latents.ladder.fitting import RUNGS
 from sae_placebo.latents.ladder.table import COLUMNS, SUBJECTS, ladder_table
 from sae_placebo.stats.replicates import ReplicateKey, ReplicateTable
 

@@ -11,8 +11,16 @@ from scipy.sparse import csr_matrix
 
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.data.rows import Rows
-from sae_placebo.latents.base import Encoded, Folds, Placebo, TokenTable
-from sae_placebo.latents.ladder.ladder import RUNGS, Ladder, _climb, _partners, ladder
+from sae_placebo.latents.base import Encoded, Folds, TokenTable
+from sae_placebo.latents.ladder.fit_text import LadderText, Stacked
+from sae_placebo.latents.ladder.ladder import (
+    RUNGS,
+    Ladder,
+    _climb,
+    _partners,
+    ladder,
+    whole_ladder,
+)
 from sae_placebo.latents.ladder.predictors import Readouts
 from sae_placebo.latents.ladder.targets import Latents
 from sae_placebo.latents.ladder.token_features import LadderSpec, TokenFeatures
@@ -25,6 +33,7 @@ from sae_placebo.saes import SAE
 from sae_placebo.saes.topk import TopKSpec
 
 VOCABULARY, WIDTH, CONTEXT, N_ROWS = 48, 12, 33, 1_280
+EMBEDDED = object()
 SPEC = LadderSpec(bag=12, window=(12, 12, 12, 12), position_bins=32)
 NAMES = (
     *("token", "previous", "pair", "position", "bag", "placebo", "placebo latent"),
@@ -50,7 +59,7 @@ class KeptActivations:
         x = random.standard_normal((n, 16)).astype(np.float32)
         other = random.standard_normal((n, 16)).astype(np.float32)
         mine = random.random((n, 30)).astype(np.float32) * (random.random((n, 30)) < 0.1)
-        self.placebo = Placebo("placebo", torch.from_numpy(other), csr_matrix(mine))
+        self.placebo = torch.from_numpy(other), csr_matrix(mine)
         u, w, p = self.tokens.previous, self.tokens.ids, self.tokens.positions
         bag = np.zeros(n)
         for back in range(1, CONTEXT):
@@ -76,13 +85,27 @@ class KeptActivations:
 
     def ladder(self, folds: Folds | None = None, **changed: Any) -> Ladder:
         given: dict[str, Any] = {"embeddings": self.embeddings, "placebo": self.placebo} | changed
-        return ladder(
-            self.reading, folds or self.folds, given["embeddings"], given["placebo"], 0, SPEC
-        )
+        placebo, reading = given["placebo"], given.get("reading", self.reading)
+        x = () if placebo is None else placebo[:1]
+        readouts = Readouts.of(self.features(folds, given["embeddings"]), x)
+        others = None if placebo is None else Stacked(placebo[1:])
+        whole = whole_ladder(Stacked([reading.activations.numpy()]), readouts, others)
+        return ladder(Stacked([reading.codes]), readouts, others, whole)
+
+    def features(self, folds: Folds | None = None, embeddings: Any = EMBEDDED) -> TokenFeatures:
+        rows = self.embeddings if embeddings is EMBEDDED else embeddings
+        text = LadderText.within(self.tokens, folds or self.folds, 0)
+        return TokenFeatures.of(text, rows, 0, SPEC)
 
     def readouts(self) -> Readouts:
-        tokens = TokenFeatures.of(self.tokens, self.folds, self.embeddings, 0, SPEC)
-        return Readouts.of(tokens, self.placebo.activations)
+        return Readouts.of(self.features(), self.placebo[:1])
+
+    def targets(self, dense: bool = False) -> Any:
+        readouts, placebo = self.readouts(), Stacked(self.placebo[1:])
+        codes = self.reading.codes.toarray() if dense else self.reading.codes
+        partners = _partners(Stacked([codes]), placebo, readouts.tokens)
+        kind = Vector if dense else Latents
+        return kind(Stacked([codes]), readouts, partners, placebo)
 
 
 def spread_folds(n_documents: int, n_groups: int = 5) -> Folds:
@@ -172,7 +195,7 @@ def test_a_vector_of_embeddings_is_explained_by_its_rungs(bed: KeptActivations) 
     noise = np.random.default_rng(5).standard_normal(values.shape)
     x = torch.from_numpy((values + 0.5 * noise).astype(np.float32))
     reading = Encoded(bed.reading.sae, bed.tokens, bed.reading.codes, x)
-    whole = ladder(reading, bed.folds, bed.embeddings, None, 0, SPEC).whole[:, 0]
+    whole = bed.ladder(reading=reading, placebo=None).whole[:, 0]
     of_token = bed.embeddings.var(0).sum()
     total = 1.25 * of_token + 0.25 * WIDTH
     assert whole[RUNGS.index("token")] == pytest.approx(of_token / total, abs=0.01)
@@ -182,30 +205,24 @@ def test_a_vector_of_embeddings_is_explained_by_its_rungs(bed: KeptActivations) 
 
 
 def test_sums_over_keys_equal_predictions_written_down(bed: KeptActivations) -> None:
-    readouts = bed.readouts()
-    dense = bed.reading.codes.toarray()
-    partners = _partners(bed.reading.codes, bed.placebo.codes, readouts.tokens, SPEC)
-    assert np.array_equal(partners, _partners(dense, bed.placebo.codes, readouts.tokens, SPEC))
-    sparse = _climb(
-        Latents(bed.reading.codes, readouts, partners, bed.placebo.codes), readouts, SPEC
-    )
-    written = _climb(Vector(dense, readouts, partners, bed.placebo.codes), readouts, SPEC)
+    latents, vector = bed.targets(), bed.targets(dense=True)
+    assert np.array_equal(latents.partners, vector.partners)
+    sparse, written = _climb(latents, latents.readouts), _climb(vector, vector.readouts)
     for found, expected in zip(sparse, written, strict=True):
         assert found.shape == expected.shape
     assert np.array_equal(sparse[3], written[3])
     live = sparse[1] > 0
-    ratio = np.where(live, (sparse[0] - written[0]) / np.where(live, sparse[1], 1), 0)
+    ratio = (sparse[0] - written[0]) / np.where(live, sparse[1], 1)[:, None]
+    ratio = np.where(live[:, None], ratio, 0)
     assert np.abs(ratio).max() < 2e-4
 
 
 def test_partners_added_up_give_the_errors_of_each(bed: KeptActivations) -> None:
     """One weighted column in place of all partners changes no squared error."""
-    readouts = bed.readouts()
-    partners = _partners(bed.reading.codes, bed.placebo.codes, readouts.tokens, SPEC)
-    latents = Latents(bed.reading.codes, readouts, partners, bed.placebo.codes)
-    mix = np.random.default_rng(8).standard_normal(partners.shape)
-    sums = readouts.score[1]
-    each, one = latents.moments(sums).gram, latents.moments(sums, mix).gram
+    latents = bed.targets()
+    mix = np.random.default_rng(8).standard_normal(latents.partners.shape)
+    sums, portion = latents.readouts.score[1], latents.at(3)
+    each, one = portion.moments(sums).gram, portion.moments(sums, mix).gram
     joint = np.zeros((len(NAMES), 6, 9))
     joint[:, np.arange(5), np.arange(5)] = 1
     joint[:, 5, 5:] = mix.T
@@ -217,18 +234,18 @@ def test_partners_added_up_give_the_errors_of_each(bed: KeptActivations) -> None
 
 
 def test_readouts_hold_no_second_copy_of_what_tokens_tell(bed: KeptActivations) -> None:
-    tokens = TokenFeatures.of(bed.tokens, bed.folds, bed.embeddings, 0, SPEC)
-    readouts = Readouts.of(tokens, bed.placebo.activations)
+    readouts = bed.readouts()
+    tokens = readouts.tokens
     assert readouts.own is not None
     assert readouts.own.shape == (len(tokens.order), 16)
     for sums in (readouts.choose, *readouts.score):
         shared, own = sums.parts
         assert np.shares_memory(shared, tokens.x)
         assert np.shares_memory(own, readouts.own)
-    x = np.concatenate(readouts.fitted, axis=1)
+    x = np.concatenate(readouts.rows(slice(0, len(tokens.fit))), axis=1)
     assert x[:, 1:].mean(0) == pytest.approx(0, abs=1e-5)
     assert x.std(0)[1:] == pytest.approx(1, abs=1e-4)
-    assert readouts.fit_gram == pytest.approx(x.T.astype(float) @ x, abs=0.1)
+    assert readouts._grams[-1] == pytest.approx(x.T.astype(float) @ x, abs=0.1)
 
 
 def test_the_rung_of_the_token_by_hand(bed: KeptActivations, climbed: Ladder) -> None:
@@ -241,7 +258,7 @@ def test_the_rung_of_the_token_by_hand(bed: KeptActivations, climbed: Ladder) ->
     mean = a[fit].mean()
     features = bed.readouts().tokens
     pieces = []
-    for keys in (features.bins, bed.tokens.ids):
+    for keys in (features.keys.bins, bed.tokens.ids):
         table = np.array(
             [
                 (a[fit & (keys == k)] - mean).sum() / ((fit & (keys == k)).sum() + 1)
@@ -294,7 +311,7 @@ def test_random_rows_stand_for_tokens_without_embeddings(bed: KeptActivations) -
 
 def test_r2_does_not_depend_on_units(bed: KeptActivations, climbed: Ladder) -> None:
     reading = Encoded(bed.reading.sae, bed.tokens, bed.reading.codes * 64, bed.reading.activations)
-    other = ladder(reading, bed.folds, bed.embeddings, bed.placebo, 0, SPEC)
+    other = bed.ladder(reading=reading)
     assert np.nan_to_num(other.r2) == pytest.approx(np.nan_to_num(climbed.r2), abs=1e-4)
 
 
@@ -341,7 +358,7 @@ def test_the_section_shows_each_arm_on_one_scale() -> None:
     assert ends[1:, 0] == pytest.approx(ends[:-1, 1], abs=1e-5), "a bar begins where one ended"
     assert ends[-1, 1] == pytest.approx(1)
     html = render_section(section, View.of(tables))
-    assert "Model-made share" in html
+    assert "Left over, 1 − R²" in html
     assert "<b>placebo</b>" not in html
     assert "&lt;b&gt;placebo" in html
     # 1 less the six rungs up to the placebo's activations

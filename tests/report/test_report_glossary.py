@@ -17,7 +17,7 @@ from sae_placebo.controls.data import DATA_CONTROLS
 from sae_placebo.controls.dictionary import DICTIONARY_CONTROLS
 from sae_placebo.controls.model.base import CONTROLS
 from sae_placebo.latents.classes.classification import CLASSES
-from sae_placebo.latents.ladder.ladder import RUNGS
+from sae_placebo.latents.ladder.fitting import RUNGS
 from sae_placebo.latents.origin.decoy_scores import SCORES
 from sae_placebo.latents.origin.rule import ORIGINS
 from sae_placebo.report import Tables, read_tables

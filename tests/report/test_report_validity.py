@@ -1,4 +1,4 @@
-"""The section on the validity of headlines: what was measured is read from files, and what was not is said."""
+"""The section on the validity of headlines reads files, and says what was not measured."""
 
 from __future__ import annotations
 

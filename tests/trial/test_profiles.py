@@ -12,7 +12,8 @@ import pytest
 import sae_placebo as sp
 from conftest import trial_table
 from sae_placebo.latents.classes.classification import CLASS_NAMES
-from sae_placebo.latents.ladder.ladder import RUNGS
+from sae_placebo.latents.ladder.fitting import RUNGS
+from sae_placebo.latents.metrics import ladder_shares
 from sae_placebo.latents.origin.rule import ORIGINS
 from sae_placebo.trial.results import EVERY_METRIC
 
@@ -52,7 +53,7 @@ def test_shares_of_classes_and_verdicts_are_those_of_the_latents(
     counted = counted.unstack(column).reindex(columns=list(names), fill_value=0.0).fillna(0.0)
     of_latents = counted.set_axis(wanted, axis=1).reindex(measured.index)
     # other tokens are no evidence of what the trained arm or the model made
-    absent = {name for name in wanted if name == "share_model_made" or column == "origin"}
+    absent = {name for name in wanted if column == "origin"}
     shuffled = measured.index.get_level_values("arm") == "shuffled"
     of_latents.loc[shuffled, list(absent)] = np.nan
     pd.testing.assert_frame_equal(measured, of_latents, check_names=False, rtol=1e-9)
@@ -73,6 +74,31 @@ def test_an_arm_with_other_tokens_has_no_verdicts_but_a_ladder(trial: sp.Trial) 
     assert "rewritten" in of.loc["origin_explained", "reason"]
     assert "rewritten" in of.loc["ladder_r2_placebo_latents", "reason"]
     assert np.isfinite(of.loc["ladder_r2_token", "control_value"])
+
+
+def test_every_share_of_the_ladder_has_its_curve_and_what_moves_is_withheld(
+    trial: sp.Trial,
+) -> None:
+    curve = trial.fit_curve
+    assert set(curve["metric"]) == set(ladder_shares.DECLARED)
+    place = ["arm", "hookpoint", "sae", "metric"]
+    sizes = curve.groupby(place)["portion"].agg(list)
+    assert {tuple(portions) for portions in sizes} == {(0, 1, 2, 3)}
+    whole = curve[curve["portion"] == 3].set_index(place)
+    assert whole["fit_tokens"].nunique() == 1
+    # the curve ends in what every SAE's number is, whether that is told or not
+    measured = trial.measurements[trial.measurements["metric"].isin(ladder_shares.DECLARED)]
+    means = measured.groupby(place)["value"].mean().dropna()
+    assert len(means) == whole["value"].notna().sum() > 30
+    np.testing.assert_allclose(means, whole.loc[means.index, "value"])
+    told = whole["value"].notna() & whole["withheld"].isna()
+    assert 0 < told.sum() < len(means)
+    for row in trial.effects[trial.effects["metric"].isin(ladder_shares.DECLARED)].itertuples():
+        sides = [(arm, row.hookpoint, row.sae, row.metric) for arm in (row.arm, row.control)]
+        for value, side in zip((row.arm_value, row.control_value), sides, strict=True):
+            assert np.isfinite(value) == told[side]
+        assert np.isnan(row.effect) or all(told[side] for side in sides)
+        assert np.isfinite(row.effect) or row.reason
 
 
 def test_a_placebo_is_held_against_another_re_draw_of_it(trial: sp.Trial) -> None:
@@ -104,7 +130,8 @@ def test_the_same_spec_gives_the_same_bits(
     trial: sp.Trial, table: dict[str, Any], tmp_path: Path
 ) -> None:
     again = sp.run(table, tmp_path)
-    for name in ("latents", "measurements", "effects", "baselines", "partners", "ladder", "decoys"):
+    names = ("latents", "measurements", "effects", "baselines", "partners", "ladder", "decoys")
+    for name in (*names, "fit_curve"):
         pd.testing.assert_frame_equal(
             pd.read_parquet(trial.folder / f"{name}.parquet"),
             pd.read_parquet(again.folder / f"{name}.parquet"),

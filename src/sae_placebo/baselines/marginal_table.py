@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -9,8 +10,9 @@ from sae_placebo.baselines.marginal import BEST
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.tables.baselines import MARGINAL
-from sae_placebo.stats.effects import arm_interval
-from sae_placebo.stats.replicates import ReplicateKey, Replicates, ReplicateTable
+from sae_placebo.stats.effects import arm_bounds
+from sae_placebo.stats.replicates import ReplicateKey, ReplicateTable
+from sae_placebo.stats.spreads import Spreads
 
 _MEANS = ("n_atoms", "bits_pca", "bits_doubled", "bits_joined", "atoms_doubled", "atoms_joined")
 _NUMBERS = tuple(one.name for one in MARGINAL.columns if one.kind == "float")
@@ -27,7 +29,7 @@ def marginal_table(rows: Any, table: ReplicateTable, level: float) -> Any:
         level: Level of the intervals.
     """
     keys = ["arm", "hookpoint", "sae", "baseline"]
-    found = []
+    found, spreads = [], (Spreads(table), Spreads(_above(table)))
     for place, part in rows.groupby(keys, sort=False):
         row: dict[str, Any] = dict(zip(keys, place, strict=True))
         row |= {name: part[name].mean() for name in _MEANS}
@@ -36,17 +38,27 @@ def marginal_table(rows: Any, table: ReplicateTable, level: float) -> Any:
         reasons = dict.fromkeys(str(reason) for reason in part["reason"].dropna())
         for name, kind in (("gain", "bits"), ("share", "share"), ("gaussian", "gaussian")):
             if kind != "gaussian" or row["baseline"] == BEST:
-                row |= _interval(table, place, kind, name, level, reasons)
+                row |= _interval(spreads, place, (kind, name), level, reasons)
         found.append(row | {"reason": "; ".join(reasons) or None})
     made = pandas.DataFrame(found, columns=list(MARGINAL.names))
     return made.astype(dict.fromkeys(_NUMBERS, "float64") | {"n_saes": "Int64"})
 
 
+def _above(table: ReplicateTable) -> ReplicateTable:
+    """Return the gains above those on Gaussian activations, where there are such."""
+    above = dataclasses.replace(table)
+    for cell in table:
+        if cell.metric == f"{BEST}/gaussian":
+            with contextlib.suppress(NotEstimable):
+                gain, chance = table[cell._replace(metric=f"{BEST}/bits")], table[cell]
+                above.put(cell, dataclasses.replace(gain, values=gain.values - chance.values))
+    return above
+
+
 def _interval(
-    table: ReplicateTable,
+    spreads: tuple[Spreads, Spreads],
     place: tuple[str, ...],
-    kind: str,
-    name: str,
+    names: tuple[str, str],
     level: float,
     reasons: dict[str, None],
 ) -> dict[str, float]:
@@ -55,22 +67,13 @@ def _interval(
     Of the gain on Gaussian activations there are also those of the gain above it.
     """
     arm, hookpoint, sae, baseline = place
-    n_documents, row = table.n_documents[hookpoint], dict[str, float]()
-
-    def add(name: str, values: Replicates) -> None:
-        row[name] = values.point
-        try:
-            around = arm_interval(values, n_documents, level)
-            row.update({f"{name}_low": around.low, f"{name}_high": around.high})
-        except NotEstimable as refusal:
-            reasons[str(refusal)] = None
-
+    (kind, name), row = names, dict[str, float]()
+    cell = ReplicateKey(arm, hookpoint, sae, f"{baseline}/{kind}")
+    shown = [(name, spreads[0]), ("above", spreads[1])][: 2 if kind == "gaussian" else 1]
     try:
-        values = table[ReplicateKey(arm, hookpoint, sae, f"{baseline}/{kind}")]
-        add(name, values)
-        if kind == "gaussian":
-            gain = table[ReplicateKey(arm, hookpoint, sae, f"{baseline}/bits")]
-            add("above", dataclasses.replace(gain, values=gain.values - values.values))
+        for called, of in shown:
+            row[called] = of.table[cell].point
+            row[f"{called}_low"], row[f"{called}_high"] = arm_bounds(of, cell, level)
     except NotEstimable as refusal:
         reasons[str(refusal)] = None
     return row

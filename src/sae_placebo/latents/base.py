@@ -118,21 +118,6 @@ class Encoded:
 
 
 @dataclass(frozen=True, eq=False)
-class Placebo:
-    """The placebo that an SAE is compared with: another model, and its SAE, at the same tokens.
-
-    Attributes:
-        name: Arm, re-draw and SAE seed, written for people.
-        activations: Activations of the placebo's model at the tokens of the `Encoded`, in model units.
-        codes: Codes of the placebo's SAE at these tokens, scipy CSR [token, d_sae].
-    """
-
-    name: str
-    activations: Float[torch.Tensor, "token d_in"]
-    codes: Any
-
-
-@dataclass(frozen=True, eq=False)
 class Folds:
     """Groups of documents that are left out in turn, and the purpose that each document serves.
 

@@ -7,8 +7,7 @@ replicates are made on the same documents as those of every other metric.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +17,7 @@ from jaxtyping import Float
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas, torch
 from sae_placebo.core.progress import Advance, unheard
-from sae_placebo.latents.base import Columns, Encoded, Folds, Placebo
+from sae_placebo.latents.base import Columns, Encoded, Folds
 from sae_placebo.latents.classes.classification import (
     CLASS_NAMES,
     decide,
@@ -36,13 +35,14 @@ from sae_placebo.latents.columns.outputs import outputs
 from sae_placebo.latents.columns.positions import positions
 from sae_placebo.latents.columns.repeats import induction
 from sae_placebo.latents.columns.subsets import subsets
-from sae_placebo.latents.ladder.ladder import Ladder, ladder, no_ladder
-from sae_placebo.latents.ladder.predictors import Readouts
+from sae_placebo.latents.ladder.ladder import Ladder
 from sae_placebo.latents.measurement import COLUMNS, MeasurementSpec
 from sae_placebo.latents.metrics import Evidence, latent_table, token_statistics
 from sae_placebo.latents.metrics import structure as structure_metrics
+from sae_placebo.latents.metrics.base import Number
+from sae_placebo.latents.metrics.ladder_shares import LatentFacts, ladder_shares
 from sae_placebo.latents.metrics.tokens import token_evidence
-from sae_placebo.latents.origin.rule import ORIGINS, verdicts
+from sae_placebo.latents.origin.rule import ORIGINS, Verdicts, verdicts
 from sae_placebo.latents.partners.assignment import Sharing
 from sae_placebo.latents.partners.partners import (
     Partners,
@@ -53,7 +53,7 @@ from sae_placebo.latents.partners.partners import (
 from sae_placebo.latents.passages import passages
 from sae_placebo.latents.spec import StructureSpec
 
-PARTS = 5
+PARTS = 4
 """Number of parts of the work on one SAE, each of which `profile` reports to `advance`."""
 
 
@@ -62,27 +62,26 @@ class Around:
     """What an SAE that is profiled is compared with, and what else is known of its model and tokens.
 
     Attributes:
-        placebo: The placebo that the SAE is compared with; None where there is none.
+        ladder: The SAE on the ladder.
+        placebo: Codes of the placebo's SAE on the same tokens; None where there is none.
+        rates: Ends of bins of how often the trained arm's latents fire; None where that is not known.
         sibling: Codes of the SAE of another seed on the same tokens; None where there is none.
         shared: What the SAE has in common with its sibling by their directions; None where there is none.
         repeats: The SAE's codes on fresh and on repeated random blocks; None where no model was read.
         unembedding: W_U of the arm's model; None where it has none.
         embedding: W_E of the trained model; None where it has none.
-        readouts: What the ladder reads of the tokens and of the placebo's activations; None where there
-            are too few documents.
-        whole: [rung, fold] the ladder of the activations themselves; None where `readouts` is None.
         domains: Recognizable contexts of the tokens.
-        reasons: Why there is no `placebo`, `sibling`, `repeats` or `ladder`.
+        reasons: Why there is no `placebo`, `sibling` or `repeats`.
     """
 
-    placebo: Placebo | None
+    ladder: Ladder
+    placebo: Any | None
+    rates: Float[np.ndarray, " inner_end"] | None
     sibling: Any | None
     shared: Sharing | None
     repeats: tuple[Any, Any] | None
     unembedding: Float[torch.Tensor, "vocabulary d_in"] | None
     embedding: Float[np.ndarray, "vocabulary d_embed"] | None
-    readouts: Readouts | None
-    whole: Float[np.ndarray, "rung fold"] | None
     domains: Domains
     reasons: Mapping[str, str] = field(default_factory=dict)
 
@@ -97,6 +96,7 @@ class Profile:
         replicates: Values of each metric under resampled documents, [replicate]; 0 is the point estimate.
         passages: Top activating passages of the latents that were drawn to be shown.
         sensitivity: How many latents change class as a threshold moves.
+        curve: One row per number that the ladder gives and portion of the text that it is fitted on.
     """
 
     latents: Any
@@ -104,6 +104,7 @@ class Profile:
     replicates: dict[str, Float[np.ndarray, " replicate"]]
     passages: Any
     sensitivity: Any
+    curve: Any
 
 
 def profile(
@@ -129,9 +130,7 @@ def profile(
         advance: Called with 1 after each of the `PARTS` parts of the work.
     """
     evidence = token_evidence(reading, shown.thresholds)
-    climbed = _climbed(reading, folds, around, spec, seed)
-    advance(1)
-    rungs = dict(zip(climbed.rungs, climbed.r2, strict=True))
+    climbed = around.ladder
     in_placebo, in_sibling = _partners(reading, folds, around, spec, seed)
     advance(1)
     columns, attribute = statistics(
@@ -140,23 +139,20 @@ def profile(
     if around.repeats is not None:
         columns |= induction(*around.repeats, folds)
     advance(1)
+    rungs = dict(zip(climbed.rungs, climbed.r2, strict=True))
     columns |= climbed.solo | {"placebo_r": in_placebo.r, "seed_r": in_sibling.r}
     columns |= {f"r2_{name}": r2 for name, r2 in rungs.items() if f"r2_{name}" not in columns}
-    columns["r2_placebo"] = rungs["placebo_latents"]  # the whole ladder
     classes = decide(columns, shown.thresholds)
     judged = columns["n_active"] >= shown.thresholds.min_firings
-    origins = verdicts(
-        judged,
-        rungs,
-        in_placebo.has,
-        in_sibling.has,
-        spec.explained,
-        _reasons(around, in_placebo, in_sibling),
-    )
+    facts = LatentFacts(judged, columns["n_active"][:, 0], in_placebo, in_sibling, around.rates)
+    origins = _origins(facts, climbed, spec.explained, around.reasons)
     latents = latent_table(evidence, folds.weights)
     latents.insert(1, "class", np.array(CLASS_NAMES, dtype=object)[classes[:, 0]])
-    latents["origin"] = np.array(ORIGINS, dtype=object)[origins.verdict[:, 0]]
-    latents["evidence"], latents["attribute"] = origins.evidence, np.array(attribute, dtype=object)
+    latents["origin"] = np.array(ORIGINS, dtype=object)[origins[-1].verdict[:, 0]]
+    latents["evidence"], latents["attribute"] = (
+        origins[-1].evidence,
+        np.array(attribute, dtype=object),
+    )
     for name in sorted(set(columns) - set(latents.columns)):
         latents[name] = columns[name][:, 0].astype(np.float64)
     latents["is_arbitrary"] = is_arbitrary(columns, shown.thresholds)[:, 0]
@@ -169,15 +165,22 @@ def profile(
     advance(1)
     _add_partners(latents, in_placebo, in_sibling, around.shared)
     missing = not_estimable(columns, shown.thresholds)
-    numbers = structure_metrics.numbers(
-        classes, origins, climbed, in_placebo, in_sibling, judged, missing
-    )
+    numbers = structure_metrics.numbers(classes, in_placebo, in_sibling, missing)
+    by_portion = [
+        ladder_shares(facts, climbed, portion, verdict, spec.explained)
+        for portion, verdict in enumerate(origins)
+    ]
+    numbers |= by_portion[-1]
     numbers |= structure_metrics.of_sharing(around.shared, 1 + folds.n_groups, in_sibling.reason)
+    measured, replicates = _measured(numbers, folds, weights, len(reading.tokens))
+    curve, of_curve = _curve(by_portion, climbed, folds, weights)
     tables = Profile(
         latents,
-        *_measured(numbers, folds, weights, len(reading.tokens)),
+        measured,
+        replicates | of_curve,
         passages(reading, latents, shown, seed),
         sensitivity(columns, shown.thresholds),
+        curve,
     )
     advance(1)
     return tables
@@ -209,33 +212,26 @@ def statistics(
     return columns | in_context(reading, folds, embedding), names
 
 
-def _climbed(
-    reading: Encoded, folds: Folds, around: Around, spec: StructureSpec, seed: int
-) -> Ladder:
-    """Return the ladder, with the reasons for the rungs that it lacks."""
-    if around.readouts is None or around.whole is None:
-        reason = around.reasons.get("ladder", "no features were read off the tokens")
-        return no_ladder(reading.d_sae, 1 + folds.n_groups, reason)
-    climbed = ladder(
-        reading,
-        folds,
-        None,
-        around.placebo,
-        seed,
-        spec.ladder,
-        readouts=around.readouts,
-        whole=around.whole,
-    )
-    known = {rung: around.reasons.get("placebo", why) for rung, why in climbed.reasons.items()}
-    return dataclasses.replace(climbed, reasons=known)
+def _origins(
+    facts: LatentFacts, climbed: Ladder, explained: float, reasons: Mapping[str, str]
+) -> list[Verdicts]:
+    """Return the verdict on every latent, from each portion of the text to fit on.
 
-
-def _reasons(
-    around: Around, in_placebo: FoundPartners, in_sibling: FoundPartners
-) -> dict[str, str]:
-    """Return why there are no partners; a reason of the search itself goes before one of `around`."""
-    searched = {"placebo": in_placebo.reason, "sibling": in_sibling.reason}
-    return dict(around.reasons) | {name: why for name, why in searched.items() if why is not None}
+    A reason of the search for partners goes before one of `reasons`.
+    """
+    searched = {"placebo": facts.in_placebo.reason, "sibling": facts.in_sibling.reason}
+    why = dict(reasons) | {name: one for name, one in searched.items() if one is not None}
+    return [
+        verdicts(
+            facts.judged,
+            dict(zip(climbed.rungs, r2, strict=True)),
+            facts.in_placebo.has,
+            facts.in_sibling.has,
+            explained,
+            why,
+        )
+        for r2 in climbed.by_portion
+    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,8 +276,7 @@ def _partners(
     reading: Encoded, folds: Folds, around: Around, spec: StructureSpec, seed: int
 ) -> tuple[FoundPartners, FoundPartners]:
     """Return the partners in the placebo SAE, and in the SAE of another seed."""
-    placebo = None if around.placebo is None else around.placebo.codes
-    others = {"placebo": placebo, "sibling": around.sibling}
+    others = {"placebo": around.placebo, "sibling": around.sibling}
     in_placebo, in_sibling = (
         _partners_in(reading, folds, codes, spec, seed, around.reasons.get(name, "not given"))
         for name, codes in others.items()
@@ -313,7 +308,7 @@ def _partners_in(
 
 
 def _measured(
-    numbers: Mapping[str, structure_metrics.Number],
+    numbers: Mapping[str, Number],
     folds: Folds,
     weights: Float[np.ndarray, "document replicate"],
     n_tokens: int,
@@ -329,3 +324,27 @@ def _measured(
         reason = None if value is not None else number.reason or "undefined on these tokens"
         rows.append([name, value, declared.unit, number.null_value, n_tokens, reason])
     return pandas.DataFrame(rows, columns=list(COLUMNS)), replicates
+
+
+def _curve(
+    by_portion: Sequence[Mapping[str, Number]],
+    climbed: Ladder,
+    folds: Folds,
+    weights: Float[np.ndarray, "document replicate"],
+) -> tuple[Any, dict[str, Float[np.ndarray, " replicate"]]]:
+    """Return what the ladder gives by portion of its text, and the values under the document weights.
+
+    The values of portion p go by the number's name, "@" and p.
+    """
+    rows, replicates = [], {}
+    for portion, numbers in enumerate(by_portion):
+        size = climbed.fit_tokens[portion], climbed.fit_documents[portion]
+        for name, (values, _, reason) in numbers.items():
+            value = None
+            if values is not None and np.isfinite(values[0]):
+                replicates[f"{name}@{portion}"] = folds.replicates(values, weights)
+                value = float(values[0])
+            why = None if value is not None else reason or "undefined on these tokens"
+            rows.append([name, portion, *size, value, why])
+    names = ["metric", "portion", "fit_tokens", "fit_documents", "value", "reason"]
+    return pandas.DataFrame(rows, columns=names), replicates

@@ -46,6 +46,7 @@ class Tables:
     interactions: pandas.DataFrame = field(default_factory=lambda: _empty("interactions"))
     matching: pandas.DataFrame = field(default_factory=lambda: _empty("matching"))
     ladder: pandas.DataFrame = field(default_factory=lambda: _empty("ladder"))
+    fit_curve: pandas.DataFrame = field(default_factory=lambda: _empty("fit_curve"))
     sensitivity: pandas.DataFrame = field(default_factory=lambda: _empty("sensitivity"))
     baselines: pandas.DataFrame = field(default_factory=lambda: _empty("baselines"))
     marginal: pandas.DataFrame = field(default_factory=lambda: _empty("marginal"))

@@ -86,7 +86,8 @@ WORDS: tuple[Term, ...] = (
          "each of 20 groups left out, and bootstrap replicates are made from that.", "", "",
          "`latents.base`; the delete-a-group jackknife, Kott 2001.", "statistics"),
     Term("to fit, to choose, to score", "What a document serves for: predictors are fitted on some, settings "
-         "chosen on others, and R² is taken on a third part.", source="`latents.base`.",
+         "chosen on others, and R² is taken on a third part. The ladder is fitted on training text.",
+         source="`latents.base`, `latents.ladder.fit_text`.",
          page="ladder"),
     Term("held out", "Documents that no SAE was trained on; everything in the tables is computed there."),
     Term("masked", "Left out of every arm's measurements: the first position, padding, and norm outliers "
@@ -133,7 +134,12 @@ WORDS: tuple[Term, ...] = (
          _R2, _NO_BETTER, "`latents.ladder`.", "ladder"),
     Term("rung", "One step of the ladder: one more predictor, beside all the ones below.", _R2,
          "its gain is 0", "`latents.ladder`.", "ladder"),
-    Term("unexplained share", "1 − R² of the ladder up to the placebo's activations: what no token "
+    Term("withheld", "Measured, and not told, since twice the text to fit on still moves it by a tenth of "
+         "itself or more, its standard error counted in.", "", "", "`stats.convergence`.", "ladder"),
+    Term("stable", "Of a latent: it has a partner in the SAE of another seed. Shares given stable are of "
+         "such latents alone, as if they fired as often as the trained arm's.", "share of stable latents",
+         "the same share in the placebo arms", "`latents.metrics.ladder_shares`.", "origin"),
+    Term("left over", "1 − R² of the ladder up to the placebo's activations: what no token "
          "and no untrained model accounts for.", _R2,
          "the same of the placebo beside another re-draw of it", "`latents.ladder`.", "ladder"),
     Term("origin", "Where a latent comes from: explained, not explained or undetermined. It is about origin, "

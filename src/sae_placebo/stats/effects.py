@@ -137,7 +137,10 @@ def _row(
         row |= {f"{name}_low": around.low, f"{name}_high": around.high}
     row["metric_null"] = _null_of(metric, pair, table)
     made: AnyDifference | None = None
-    if len(values) == 2:
+    if pair in table.withheld:
+        reasons.append(table.withheld[pair])
+        numbers.clear()
+    elif len(values) == 2:
         row["effect"] = values[0].point - values[1].point
     if len(numbers) == 2:
         try:

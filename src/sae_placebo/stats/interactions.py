@@ -81,7 +81,9 @@ def _row(spreads: Spreads, cells: Sequence[ReplicateKey], confidence: float) -> 
             sides.append(table[cell])
         except NotEstimable as refusal:
             reasons.append(str(refusal))
-    if len(sides) == 4:
+    if tuple(cells) in table.withheld:
+        reasons.append(table.withheld[tuple(cells)])
+    elif len(sides) == 4:
         row["effect"] = sum(s * side.point for s, side in zip(SIGNS, sides, strict=True))
         row["n_sae_seeds"] = min(len(side.sae_seeds) for side in sides)
         row["n_models"] = [len(side.model_seeds) for side in sides]

@@ -78,6 +78,8 @@ class ReplicateTable:
         families: What is drawn in each arm, in a word: re-draws of one family are taken to vary
             alike. Arms that are not named here are of one family.
         same_as: Arms whose SAEs are another arm's, and that arm.
+        withheld: Why a number is not told though it was measured, by the cells that it is made of: one arm's,
+            both of an effect, or all four of an interaction.
     """
 
     n_documents: Mapping[str, int]
@@ -85,6 +87,7 @@ class ReplicateTable:
     drawn: frozenset[str]
     families: Mapping[str, str] = field(default_factory=dict)
     same_as: Mapping[str, str] = field(default_factory=dict)
+    withheld: dict[tuple[ReplicateKey, ...], str] = field(default_factory=dict, init=False)
     _values: dict[ReplicateKey, dict[tuple[int, int], Float[np.ndarray, " replicate"]]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -115,6 +118,13 @@ class ReplicateTable:
         if null_value is not None:
             self._nulls.setdefault(cell, []).append(null_value)
 
+    def put(self, cell: ReplicateKey, found: Replicates) -> None:
+        """Add all seeds of one cell."""
+        for m, model_seed in enumerate(found.model_seeds):
+            for s, sae_seed in enumerate(found.sae_seeds):
+                values = found.values[m, s]
+                self.add(cell, model_seed, sae_seed, values, counted=found.counted)
+
     def counted(self, cell: ReplicateKey) -> int:
         """Return how many things the metric of a cell is a share of; 0 where it counts none."""
         return self._counted.get(cell, 0)
@@ -129,8 +139,10 @@ class ReplicateTable:
         """Return all seeds of one cell.
 
         Raises:
-            NotEstimable: a seed's value is missing; the message says why.
+            NotEstimable: a seed's value is missing or withheld; the message says why.
         """
+        if (cell,) in self.withheld:
+            raise NotEstimable(f"{cell.arm}: {self.withheld[cell,]}")
         if cell not in self._values:
             raise NotEstimable(f"{cell.arm}: not measured")
         if cell in self._reasons:

@@ -5,9 +5,11 @@
 | tokenize | rows.safetensors, names.json, labels.json where text is Python, text.json, vocabulary.json |
 | build | recipe.json, card.json, heads.safetensors (harvest and train keep a copy of the recipe) |
 | harvest | activations, norms, repeats.safetensors, calibration.safetensors and .json, precision.json |
+| fit_text | activations, norms.safetensors, calibration.safetensors and .json, of the text to fit on |
 | train | <hookpoint>/<sae>/seed-<n>/ (SAELens 6), lookup.safetensors, gaussian.json, log.parquet |
 | measure | measurements, coverage.parquet, replicates and codes.safetensors |
-| profile | latents, measurements, passages, sensitivity.parquet, replicates.safetensors |
+| encode | codes.safetensors, of the text to fit on |
+| profile | latents, measurements, passages, sensitivity, curve.parquet, replicates.safetensors |
 | baselines | baselines, measurements, marginal.parquet, replicates.safetensors |
 | use, audit | the tables of `trial.tables` |
 """
@@ -17,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,9 +29,11 @@ from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.shared_values import Shelf
 from sae_placebo.core.store import Store
+from sae_placebo.data.rows import Rows
 from sae_placebo.latents.base import Encoded, Folds, TokenTable
 from sae_placebo.latents.code_files import read_codes
 from sae_placebo.latents.columns.domains import Domains, domains_of
+from sae_placebo.latents.ladder.fit_text import LadderText, Stacked, rows_to_fit_on
 from sae_placebo.latents.measurement import HeldOut, held_out
 from sae_placebo.models import activation_files
 from sae_placebo.saes import SAE
@@ -100,6 +104,34 @@ class Artefacts:
             for name in self.spec.hookpoints
         }
 
+    @functools.cached_property
+    def to_fit_on(self) -> dict[str, HeldOut]:
+        """Return, by hookpoint, the tokens of the text to fit on that no arm leaves out."""
+        folders = [self.store.path(step) for step in self.plan.fit_texts]
+        rows, vocabulary = self._rows_to_fit_on(self.materials.rows), self.materials.vocabulary
+        return {
+            name: held_out(rows, [activation_files.outliers(f, name) for f in folders], vocabulary)
+            for name in self.spec.hookpoints
+        }
+
+    def rows_to_fit_on(self, one: ArmModel) -> Rows:
+        """Return the rows of the text to fit on as one arm reads them."""
+        return self._rows_to_fit_on(self.materials.rows_of(one))
+
+    def _rows_to_fit_on(self, rows: Mapping[str, Rows]) -> Rows:
+        spec = self.spec
+        return rows_to_fit_on(rows["train"], spec.structure.ladder.fit_tokens, spec.seed)
+
+    def ladder_text(self, one: ArmModel, hookpoint: str) -> LadderText:
+        """Return the tokens that the ladders of an arm are fitted and scored on.
+
+        Raises:
+            NotEstimable: too few documents to fit, choose and score on.
+        """
+        rows, found = self.rows_to_fit_on(one), self.shared(one, hookpoint)
+        fit = TokenTable(rows, self.to_fit_on[hookpoint].places, tuple(self.materials.vocabulary))
+        return LadderText.beside(found.tokens, found.folds, fit, self.spec.seed)
+
     def tokens(self, one: ArmModel, hookpoint: str) -> TokenTable:
         """Return the held-out tokens as one arm reads them."""
         rows = self.materials.rows_of(one)["heldout"]
@@ -142,6 +174,13 @@ class Artefacts:
 
         return self.shelf.get(self.activations_key(one, hookpoint), read)
 
+    def fit_activations(self, one: ArmModel, hookpoint: str) -> torch.Tensor:
+        """Return an arm's activations on the text to fit on, at tokens that no arm leaves out."""
+        folder = self.store.path(self.plan.fit_text[one])
+        found = activation_files.read_activations(folder, hookpoint)
+        usable = self.to_fit_on[hookpoint].usable
+        return found if usable.all() else found[torch.from_numpy(np.flatnonzero(usable))]
+
     def repeats(self, one: ArmModel, hookpoint: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return activations on fresh and on repeated random blocks; None where no model was read."""
         return activation_files.read_repeats(self.store.path(self.plan.harvest[one]), hookpoint)
@@ -156,6 +195,10 @@ class Artefacts:
     def codes(self, place: Place) -> Any:
         """Return an SAE's codes on the held-out tokens that no arm leaves out: CSR [token, d_sae]."""
         return read_codes(self.store.path(self.plan.measure[place]))
+
+    def ladder_codes(self, place: Place) -> Stacked:
+        """Return an SAE's codes at the tokens of `ladder_text`."""
+        return Stacked([self.codes(place), read_codes(self.store.path(self.plan.encode[place]))])
 
     def encoded(self, place: Place) -> Encoded:
         """Return an SAE with these tokens, its codes of them, and their activations."""

@@ -17,7 +17,7 @@ from sae_placebo.trial.probes import probe
 from sae_placebo.trial.remaining import remaining
 from sae_placebo.trial.result_folders import in_the_way, store_folder
 from sae_placebo.trial.results import environment, trial_folder
-from sae_placebo.trial.sizes import check_sizes
+from sae_placebo.trial.sizes import check_sizes, fit_tokens
 from sae_placebo.trial.spec import TrialSpec, load_trial
 
 
@@ -134,11 +134,14 @@ def _by_stage(plan: Plan) -> Iterator[tuple[str, list[Step]]]:
 def _tokens(spec: TrialSpec, stage: str) -> int:
     """Return the tokens that one step of a stage reads."""
     text = spec.text
+    fitted = fit_tokens(spec)
     return {
         "tokenize": text.train_tokens + text.heldout_tokens,
         "harvest": text.heldout_tokens + spec.harvest.calibration_rows * text.context_tokens,
         "train": text.train_tokens,
         "measure": text.heldout_tokens,
+        "fit_text": fitted,
+        "encode": fitted,
     }.get(stage, 0)
 
 

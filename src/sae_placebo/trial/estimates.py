@@ -19,6 +19,7 @@ from sae_placebo.models.specs import ModelSize, shape_of
 from sae_placebo.trial.machine import SEVERAL, Machine, usual_threads
 from sae_placebo.trial.plan import ArmModel, Place, Plan
 from sae_placebo.trial.reference import asked_hookpoints
+from sae_placebo.trial.sizes import fit_tokens
 from sae_placebo.trial.spec import TrialSpec
 
 _CREW = 0.9
@@ -93,6 +94,7 @@ class TimeEstimate:
         spec = self.spec = self.plan.spec
         self.shape: ModelSize = shape_of(spec.model)
         self.train, self.held = spec.text.train_tokens, spec.text.heldout_tokens
+        self.fitted = fit_tokens(spec)
         self.context = spec.text.context_tokens
         self.width = self.shape.width
         self.numbers = 1 / self.machine.numbers
@@ -104,7 +106,13 @@ class TimeEstimate:
         found = [*self._materials()]
         for group in self.plan.groups:
             found += self._arms(group)
-        for stage in (self._measured, self._profiled, self._baselines, self._questions):
+        for stage in (
+            self._measured,
+            self._encoded,
+            self._profiled,
+            self._baselines,
+            self._questions,
+        ):
             found += stage()
         seconds = 0.5 + 0.12 * len(self.plan.measure)
         return [*found, WorkPiece("report", "compare and report", seconds * self.code)]
@@ -138,7 +146,9 @@ class TimeEstimate:
                 seconds = (0.5 + 2e-6 * (self.train + self.held)) * self.numbers
                 yield WorkPiece("text", f"text {one.label}", seconds)
         trained = {plan.train[one].key: one for one in group if self.is_left(plan.train[one])}
-        unread = bool(trained) or self.is_left(plan.harvest[first])
+        unread = bool(trained) or any(
+            self.is_left(of[first]) for of in (plan.harvest, plan.fit_text)
+        )
         built = [one for one in group if self.is_left(plan.build[one])]
         for one in built or ([first] if unread else []):
             seconds = self.machine.build + (self._card() if self.is_left(plan.build[one]) else 0.0)
@@ -150,6 +160,11 @@ class TimeEstimate:
             bytes_ = 4 * self.held * self.width * n_places
             seconds = tokens * self.machine.reading + 2 * bytes_ / self.machine.disk
             yield WorkPiece("harvest", f"harvest {first.label}", 0.1 + seconds)
+        if self.is_left(plan.fit_text[first]):
+            bytes_ = 4 * self.fitted * self.width * n_places
+            seconds = self.fitted * self.machine.reading + 2 * bytes_ / self.machine.disk
+            label = f"read text to fit on {first.label}"
+            yield WorkPiece("fit_text", label, 0.1 + seconds)
         if trained:
             yield from self._trained(first, list(trained.values()))
 
@@ -200,6 +215,16 @@ class TimeEstimate:
             encode = 2 * self.held * self.spec.saes[label].d_sae * self.width / self.one_thread
             seconds += encode + (0.25 + 0.6e-6 * pairs) * self.numbers
         yield WorkPiece("measure", "measure", seconds / self._workers(len(places)))
+
+    def _encoded(self) -> Iterator[WorkPiece]:
+        places = self._places(self.plan.encode)
+        if not places:
+            return
+        seconds = 0.0
+        for *_, label, _ in places:
+            products = 2 * self.fitted * self.spec.saes[label].d_sae * self.width
+            seconds += products / self.one_thread
+        yield WorkPiece("encode", "encode text to fit on", seconds / self._workers(len(places)))
 
     def _profiled(self) -> Iterator[WorkPiece]:
         places = self._places(self.plan.profile)

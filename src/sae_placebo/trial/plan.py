@@ -16,6 +16,7 @@ from sae_placebo.models.loading import identify, ties_embeddings
 from sae_placebo.models.specs import check_weights_of
 from sae_placebo.trial.arms import ArmSpec, arm_label
 from sae_placebo.trial.reference import asked_arms, asked_hookpoints, tie_arms
+from sae_placebo.trial.sizes import fit_tokens
 from sae_placebo.trial.spec import TrialSpec
 
 # raised by hand when what a stage writes changes its meaning
@@ -26,9 +27,11 @@ VERSIONS = {
     "text": 1,
     "build": 3,
     "harvest": 3,
+    "fit_text": 1,
     "train": 5,
     "measure": 5,
-    "profile": 4,
+    "encode": 1,
+    "profile": 5,
     "baselines": 3,
     "use": 7,
     "ties": 1,
@@ -71,8 +74,10 @@ class Plan:
     text: dict[ArmModel, Step]
     build: dict[ArmModel, Step]
     harvest: dict[ArmModel, Step]
+    fit_text: dict[ArmModel, Step]
     train: dict[ArmModel, Step]
     measure: dict[Place, Step]
+    encode: dict[Place, Step]
     profile: dict[Place, Step]
     baselines: dict[tuple[ArmModel, str], Step]
     use: dict[Place, Step]
@@ -93,8 +98,10 @@ class Plan:
             yield from (self.text[one] for one in group if self.text[one] is not self.tokenize)
             yield from (self.build[one] for one in group)
             yield self.harvest[group[0]]
+            yield self.fit_text[group[0]]
             yield from (self.train[one] for one in group)
         yield from self.measure.values()
+        yield from self.encode.values()
         yield from self.profile.values()
         yield from self.baselines.values()
         yield from self.use.values()
@@ -121,6 +128,11 @@ class Plan:
     def harvests(self) -> tuple[Step, ...]:
         """Return every harvest once."""
         return tuple({step.key: step for step in self.harvest.values()}.values())
+
+    @property
+    def fit_texts(self) -> tuple[Step, ...]:
+        """Return every reading of the text to fit on once."""
+        return tuple({step.key: step for step in self.fit_text.values()}.values())
 
     def lanes(self, threads: int, model_bytes: int) -> int:
         """Return how many arms are asked side by side, of `use`, `ties` and `audit` together."""
@@ -196,7 +208,7 @@ class _Planner:
             readability = self.step("readability", tokenize.name, spec.seed, tokenize)
         tied = ties_embeddings(spec.model) is not False
         parts: dict[str, dict[ArmModel, Step]] = {
-            s: {} for s in ("text", "build", "harvest", "train")
+            s: {} for s in ("text", "build", "harvest", "fit_text", "train")
         }
         for arm, controls in spec.arms.items():
             for model_seed in spec.seeds_of(arm):
@@ -204,7 +216,11 @@ class _Planner:
                 for stage, made in self._arm(one, controls, tied, model, tokenize).items():
                     parts[stage][one] = made
         measure = self._measure(parts["train"], parts["harvest"], readability)
-        profile, baselines = self._profile(measure, parts), self._baselines(measure, parts)
+        encode = self._encode(measure, parts)
+        profile, baselines = (
+            self._profile(measure, encode, parts),
+            self._baselines(measure, parts),
+        )
         use = self._use(profile, parts)
         return Plan(
             spec=spec,
@@ -214,8 +230,10 @@ class _Planner:
             text=parts["text"],
             build=parts["build"],
             harvest=parts["harvest"],
+            fit_text=parts["fit_text"],
             train=parts["train"],
             measure=measure,
+            encode=encode,
             profile=profile,
             baselines=baselines,
             use=use,
@@ -251,9 +269,12 @@ class _Planner:
             model,
             words,
         )
+        n = fit_tokens(spec)
+        fit_text = self.step("fit_text", one.label, [n, spec.seed], harvest)
         recipe = [spec.saes, list(spec.sae_seeds), spec.training, controls.dictionary]
         train = self.step("train", one.label, recipe, harvest)
-        return {"text": words, "build": build, "harvest": harvest, "train": train}
+        made = {"text": words, "build": build, "harvest": harvest}
+        return made | {"fit_text": fit_text, "train": train}
 
     def _measure(
         self,
@@ -278,15 +299,28 @@ class _Planner:
                         )
         return found
 
-    def _profile(
+    def _encode(
         self, measure: Mapping[Place, Step], parts: Mapping[str, Mapping[ArmModel, Step]]
+    ) -> dict[Place, Step]:
+        """Return one step per SAE; outliers of any arm are left out of all, so it reads every arm's text."""
+        read = list({step.key: step for step in parts["fit_text"].values()}.values())
+        return {
+            place: self.step("encode", step.name, list(place[1:]), parts["train"][place[0]], *read)
+            for place, step in measure.items()
+        }
+
+    def _profile(
+        self,
+        measure: Mapping[Place, Step],
+        encode: Mapping[Place, Step],
+        parts: Mapping[str, Mapping[ArmModel, Step]],
     ) -> dict[Place, Step]:
         """Return one step per SAE; it reads every SAE of its hookpoint."""
         spec, found = self.spec, {}
         reference = parts["build"][ArmModel(spec.trained_arm, None)]
         for place, step in measure.items():
             one, hookpoint, sae, sae_seed = place
-            others = [s for p, s in measure.items() if p[1] == hookpoint]
+            others = [s for of in (measure, encode) for p, s in of.items() if p[1] == hookpoint]
             inputs = list({s.key: s for s in others}.values())
             settings = [spec.structure, spec.measurement, hookpoint, sae, sae_seed]
             found[place] = self.step(

@@ -44,6 +44,7 @@ from sae_placebo.trial.result_folders import written_beside
 from sae_placebo.trial.spec import TrialSpec
 from sae_placebo.trial.table_files import read_replicates, read_table
 from sae_placebo.trial.tables.audit import audit_tables
+from sae_placebo.trial.tables.fit_curve import FitCurves
 from sae_placebo.trial.tables.latents import decoys_of, mechanism_of, partners_of
 from sae_placebo.trial.tables.ties import ties_table
 from sae_placebo.trial.tables.use import joined as joined_table
@@ -146,6 +147,7 @@ class Trial:
     latents = _table_of("latents")
     partners = _table_of("partners")
     ladder = _table_of("ladder")
+    fit_curve = _table_of("fit_curve")
     decoys = _table_of("decoys")
     sensitivity = _table_of("sensitivity")
     baselines = _table_of("baselines")
@@ -268,10 +270,12 @@ def _write_results(plan: Plan, store: Store, folder: Path) -> None:
         plan.spec.measurement.l0_tolerance,
     )
     replicates = _gathered(plan, store, measured)
+    four = quads(plan.spec.parts)
+    curves = FitCurves.read(plan, store, replicates)
+    curves.withhold(replicates, plan.spec.compared, four.values())
+    joined["fit_curve"] = curves.rows(CONFIDENCE)
     joined["effects"] = effects(replicates, plan.spec.compared, EVERY_METRIC, CONFIDENCE)
-    joined["interactions"] = interactions(
-        replicates, quads(plan.spec.parts), EVERY_METRIC, CONFIDENCE
-    )
+    joined["interactions"] = interactions(replicates, four, EVERY_METRIC, CONFIDENCE)
     least = plan.spec.measurement.thresholds.min_firings
     calibrations = read_calibrations(store.path(plan.harvests[0]))
     widths = {name: len(one.mean) for name, one in calibrations.items()}

@@ -5,7 +5,8 @@ in a placebo: the same model with its weights re-drawn. Every arm reads the same
 order, and its SAEs start from the same bits; only the model differs.
 
     protocol -> tokenize -> for each arm and re-draw: build, harvest, train
-             -> for each SAE: measure, profile -> for each arm: baselines -> for some SAEs: use, ties, audit
+             -> for each SAE: measure, encode, profile -> for each arm: baselines
+             -> for some SAEs: use, ties, audit
              -> compare -> report
 
 Arms that read the same activations are trained in one pass. Each step's result is an artefact, keyed by
@@ -39,6 +40,7 @@ from sae_placebo.trial.sizes import check_sizes
 from sae_placebo.trial.spec import TrialSpec, load_trial
 from sae_placebo.trial.stages.baselines import fit_baselines
 from sae_placebo.trial.stages.build import build_arms
+from sae_placebo.trial.stages.encode import encode_saes
 from sae_placebo.trial.stages.harvest import harvest_arms
 from sae_placebo.trial.stages.measure import measure_saes
 from sae_placebo.trial.stages.profile import profile_saes
@@ -105,6 +107,7 @@ def run(
                 del model, reader
             memory.give_back()
         measure_saes(artefacts)
+        encode_saes(artefacts)
         profile_saes(artefacts)
         fit_baselines(artefacts)
         failures = Failures(progress.note)

@@ -141,6 +141,10 @@ def memory_needs(spec: TrialSpec) -> Iterator[Need]:
 
 def _ladder_needs(spec: TrialSpec, d_sae: int) -> Iterator[Need]:
     ladder, assignment = spec.structure.ladder, spec.structure.assignment
+    n, d_in = fit_tokens(spec), width(spec.model) or 1
+    # of every hookpoint, while a model is read; or of two models at one, with what is read of the placebo's
+    each = max(len(spec.hookpoints) * d_in, 2 * d_in + min(ladder.readout, d_in)) * _NUMBER
+    yield Need("structure.ladder.fit_tokens", n, "activations of the text to fit on", n * each)
     n = ladder.bag
     yield Need(
         "structure.ladder.bag", n, "the bags of a token", 2 * n * len(ladder.decays) * _NUMBER
@@ -153,6 +157,11 @@ def _ladder_needs(spec: TrialSpec, d_sae: int) -> Iterator[Need]:
         n = assignment.optimal_up_to
         what = f"all cosines of {d_sae:,} latents with as many"
         yield Need("structure.assignment.optimal_up_to", n, what, d_sae**2 * _NUMBER)
+
+
+def fit_tokens(spec: TrialSpec) -> int:
+    """Return how many tokens of the training text ladders are fitted on, about."""
+    return min(spec.structure.ladder.fit_tokens, spec.text.train_tokens)
 
 
 def disk_needs(spec: TrialSpec) -> Iterator[Need]:
@@ -172,6 +181,9 @@ def disk_needs(spec: TrialSpec) -> Iterator[Need]:
             trainings.add(canonical([seen, arm.data, seed, arm.dictionary]))
     kept = len(harvests) * text.heldout_tokens * d_in * places * _NUMBER
     yield Need("text.heldout_tokens", text.heldout_tokens, "held-out activations", kept)
+    read = len(harvests) * fit_tokens(spec) * d_in * places * _NUMBER
+    what = "activations of the text to fit on"
+    yield Need("structure.ladder.fit_tokens", fit_tokens(spec), what, read)
     label, d_sae = max(((name, sae.d_sae) for name, sae in spec.saes.items()), key=lambda s: s[1])
     numbers = sum(sae.d_sae for sae in spec.saes.values()) * 2 * d_in
     trained = len(trainings) * len(spec.sae_seeds) * places * numbers * _NUMBER

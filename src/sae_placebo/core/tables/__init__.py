@@ -9,14 +9,14 @@ from sae_placebo.core.tables.effects import EFFECTS, INTERACTIONS, MATCHING, MEA
 from sae_placebo.core.tables.keys import KEYS, MODEL_KEYS
 from sae_placebo.core.tables.labels import COVERAGE
 from sae_placebo.core.tables.latents import LATENTS, PASSAGES, SENSITIVITY, USE_PASSAGES
-from sae_placebo.core.tables.structure import DECOYS, LADDER, MECHANISM, PARTNERS
+from sae_placebo.core.tables.structure import DECOYS, FIT_CURVE, LADDER, MECHANISM, PARTNERS
 from sae_placebo.core.tables.use import DIRECTIONS, PATCHED, READERS, TIES, USE, WRITERS
 
 __all__ = ["KEYS", "MODEL_KEYS", "SCHEMAS", "Column", "Table"]
 
 _ALL = (
-    *(EFFECTS, INTERACTIONS, MATCHING, COVERAGE, LATENTS, PARTNERS, LADDER, DECOYS, SENSITIVITY),
-    *(BASELINES, MARGINAL, MECHANISM, MEASUREMENTS, PASSAGES),
+    *(EFFECTS, INTERACTIONS, MATCHING, COVERAGE, LATENTS, PARTNERS, LADDER, FIT_CURVE, DECOYS),
+    *(SENSITIVITY, BASELINES, MARGINAL, MECHANISM, MEASUREMENTS, PASSAGES),
     *(USE, READERS, WRITERS, DIRECTIONS, PATCHED, USE_PASSAGES, TIES),
     *(AUDITS, AUDIT_LATENTS),
 )

@@ -140,11 +140,6 @@ LATENTS = Table(
         Column("position_bits", "float", "mutual information of position and being active", "bits"),
         *alike("r2_constant r2_position r2_token r2_previous r2_pair r2_bag", "float", _R2),
         *alike("r2_window r2_placebo_readout r2_placebo_latents", "float", _RUNG),
-        Column(
-            "r2_placebo",
-            "float",
-            "`r2_placebo_latents` again, the whole ladder, as the rule of `model_made` reads it",
-        ),
         Column("unembedding_kurtosis", "float", "kurtosis of its cosines with W_U"),
         Column(
             "is_arbitrary",

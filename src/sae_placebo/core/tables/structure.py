@@ -61,6 +61,45 @@ LADDER = Table(
     ),
 )
 
+FIT_CURVE = Table(
+    "fit_curve",
+    "arm × hookpoint × SAE × metric × portion of the text to fit on",
+    (
+        ARM,
+        HOOKPOINT,
+        SAE,
+        Column("metric", "string", "a number that the ladder gives", nullable=False),
+        Column(
+            "portion",
+            "int",
+            "0, 1, 2, 3: an eighth, a quarter, half and all of the text; fewer where documents are few",
+            nullable=False,
+        ),
+        Column("fit_tokens", "int", "tokens that were fitted on", "tokens", nullable=False),
+        Column("fit_documents", "int", "documents of these", "documents", nullable=False),
+        *alike(
+            "value low high", "float", "the number, mean over seeds, with its 95% interval", "share"
+        ),
+        Column("reason", "string", "why value or interval are null"),
+        Column(
+            "change",
+            "float",
+            "what the second half of the text moved it by; only in the last row",
+            "share",
+        ),
+        Column("change_se", "float", "standard error of that over documents and seeds", "share"),
+        Column("withheld", "string", "why the number is not told elsewhere; null where it is"),
+        *alike(
+            "end end_low end_high",
+            "float",
+            "where the curve a + b n^-c would end, with its 95% interval; only in the last row",
+            "share",
+        ),
+        Column("end_reason", "string", "why there is no end, or no interval of it"),
+    ),
+    note="Values stand here whether they are told elsewhere or not; see [the ladder](../concepts/ladder.md).",
+)
+
 DECOYS = Table(
     "decoys",
     "hookpoint × SAE × score",

@@ -18,7 +18,6 @@ simplest class that describes it:
    by intervention and so comes before the two that are shown by correlation. A bag is simpler than a parse.
 7. `output`: nothing so far describes what the latent fires on, but the tokens that it promotes come next.
 8. `arbitrary_subset`: a negative result within a domain, given only after every positive one was tried.
-9. `model_made`: it comes last, since it claims that all of the above and every placebo have failed.
 
 The classes are a description, not a verdict. Nearly all of them are known or expected to occur in SAEs on
 random models too, and what counts is how their shares differ between arms.
@@ -187,15 +186,6 @@ CLASSES: tuple[LatentClass, ...] = (
         (("domain_precision", "domain_recall", "domain_auc", "seed_r"),),
     ),
     LatentClass(
-        "model_made",
-        "Spread over at least model_tokens tokens, the whole ladder with placebo activations has an "
-        "R2 below model_r2, no placebo has a partner at placebo_r, another SAE seed has one at "
-        "seed_r, and the tokens it promotes come next more than model_lift times as often as the "
-        "current token alone says.",
-        "Should be close to none: one placebo scored against another says how many pass by chance.",
-        (("effective_tokens", "r2_placebo", "placebo_r", "seed_r", "output_lift"),),
-    ),
-    LatentClass(
         "other",
         "None of the above. Where a class cannot be estimated, its latents are here, or in a class "
         "further down.",
@@ -303,11 +293,6 @@ def _by_model(c: _RuleTable, t: ClassThresholds) -> dict[str, Any]:
         "induction": c["induction_d"] >= t.induction_d,
         "output": (c["unembedding_kurtosis"] > t.kurtosis) & (c["output_lift"] > t.output_lift),
         "arbitrary_subset": arbitrary,
-        "model_made": (c["effective_tokens"] >= t.model_tokens)
-        & (c["r2_placebo"] < t.model_r2)
-        & (c["placebo_r"] < t.placebo_r)
-        & (c["seed_r"] >= t.seed_r)
-        & (c["output_lift"] > t.model_lift),
     }
 
 

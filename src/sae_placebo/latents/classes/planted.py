@@ -22,8 +22,10 @@ from sae_placebo.data.rows import Rows
 from sae_placebo.latents.base import Columns, Encoded, Folds, TokenTable
 from sae_placebo.latents.classes.classification import CLASS_NAMES
 from sae_placebo.latents.columns.domains import domains_of
+from sae_placebo.latents.ladder.fit_text import LadderText, Stacked
 from sae_placebo.latents.ladder.ladder import ladder
-from sae_placebo.latents.ladder.token_features import LadderSpec
+from sae_placebo.latents.ladder.predictors import Readouts
+from sae_placebo.latents.ladder.token_features import LadderSpec, TokenFeatures
 from sae_placebo.latents.latent_blocks import on_every_fold
 from sae_placebo.latents.metrics.tokens import token_evidence
 from sae_placebo.latents.profile import statistics
@@ -118,7 +120,6 @@ def plant(spec: PlantedSpec) -> Planted:
         "arbitrary_subset": lambda s, i: (
             (s.domain == i % s.spec.domains) & (s.draw.random(len(s.tokens)) < 0.15)
         ),
-        "model_made": lambda s, i: _before(s, _promoted(s, i, 20), 0.15),
         "other": lambda s, i: s.draw.random(len(s.tokens)) < 0.01,
     }
     where, truth = [], []
@@ -138,7 +139,9 @@ def planted_columns(planted: Planted, folds: Folds) -> Columns:
     reading, embeddings = planted.reading, planted.embeddings
     evidence, domains = token_evidence(reading), domains_of(reading.tokens, 0)
     columns, _ = statistics(reading, evidence, folds, domains, planted.unembedding, embeddings)
-    columns |= ladder(reading, folds, embeddings, None, 0, LadderSpec()).solo
+    text = LadderText.within(reading.tokens, folds, 0)
+    readouts = Readouts.of(TokenFeatures.of(text, embeddings, 0, LadderSpec()), ())
+    columns |= ladder(Stacked([reading.codes]), readouts, None).solo
     return columns | {name: on_every_fold(c, folds) for name, c in planted.given.items()}
 
 
@@ -294,9 +297,8 @@ def _planted(scene: _Scene, where: Sequence[Where], truth: Int8[np.ndarray, " la
     decoder = draw.standard_normal((m, spec.d_in))
     for latent, index in enumerate(truth):
         name, i = CLASS_NAMES[index], latent % spec.per_class
-        if name in ("output", "model_made"):
-            rows = unembedding[_promoted(scene, i, 2 if name == "output" else 20)]
-            decoder[latent] = rows.sum(0)
+        if name == "output":
+            decoder[latent] = unembedding[_promoted(scene, i, 2)].sum(0)
         elif name == "artefact" and i % 3 == 1:
             decoder[latent] = directions[:, i // 3 % 8]
     decoder /= np.linalg.norm(decoder, axis=1, keepdims=True)
@@ -346,12 +348,8 @@ def _given(
         return np.isin(truth, [CLASS_NAMES.index(name) for name in names])
 
     unseen = of("arbitrary_subset", "other")
-    made = of("model_made")
     copies = of("induction")
-    high, low = draw.beta(30, 6, n), draw.beta(6, 30, n)
     return {
         "induction_d": np.where(copies, draw.normal(1.6, 0.3, n), draw.normal(0, 0.25, n)),
-        "seed_r": np.where(unseen, low, np.where(made, high, draw.random(n))),
-        "placebo_r": np.where(made, low, draw.random(n)),
-        "r2_placebo": np.where(made | unseen | copies, low, high),
+        "seed_r": np.where(unseen, draw.beta(6, 30, n), draw.random(n)),
     }

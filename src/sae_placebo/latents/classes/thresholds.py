@@ -64,14 +64,5 @@ class ClassThresholds(Spec):
     domain_auc: float = Field(0.6, ge=0.5, le=1)
     """AUC of the best simple predictor inside the domain below which a subset is arbitrary."""
     seed_r: float = Field(0.5, gt=0, le=1)
-    """Correlation at which a latent counts as found again in another SAE seed. An arbitrary subset stays
-    below it, a model-made latent does not. With 1 there is no such condition on arbitrary subsets."""
-    model_tokens: float = Field(20.0, ge=1)
-    """Fewest effective tokens of a model-made latent."""
-    model_r2: float = Field(0.5, gt=0, le=1)
-    """R2 of the whole ladder, placebo activations included, below which a latent is unexplained."""
-    placebo_r: float = Field(0.5, gt=0, le=1)
-    """Correlation at which a latent counts as found in a placebo."""
-    model_lift: float = Field(1.0, ge=0)
-    """Output lift that a model-made latent must exceed. The null is 1, where promoted tokens come next as
-    often as the current token alone implies; where the placebo's own lift is known, it can be given."""
+    """Correlation at which a latent counts as found again in another SAE seed; an arbitrary subset stays
+    below it. With 1 there is no such condition."""

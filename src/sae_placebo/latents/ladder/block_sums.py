@@ -19,13 +19,15 @@ class Keys:
 
     Attributes:
         of: Key of each token; `len(n) - 1` where the table has none, and backs off to the shorter context.
-        n: Occurrences of each key in the fitted documents, 0 for the last.
+        n: Occurrences of each key in the fitted documents; 0 for the last, and for keys that are too rare.
         prior: Number of occurrences that the prediction of the shorter context is worth.
+        least: Occurrences below which a key is backed off.
     """
 
     of: Int64[np.ndarray, " token"]
     n: Int64[np.ndarray, " key"]
     prior: float
+    least: int = 1
 
     @classmethod
     def among(
@@ -34,22 +36,49 @@ class Keys:
         fit: Int64[np.ndarray, " fitted"],
         prior: float,
         least: int = 1,
+        wanted: Int64[np.ndarray, " wanted"] | None = None,
     ) -> Keys:
-        """Return the keys seen at least `least` times at the tokens `fit`."""
+        """Return the keys seen at least `least` times at the tokens `fit`.
+
+        Args:
+            keys: What a token is looked up by.
+            fit: Fitted tokens.
+            prior: Number of occurrences that the prediction of the shorter context is worth.
+            least: Occurrences below which a key is backed off.
+            wanted: Only keys that occur at these tokens too are kept, since no other is ever looked up;
+                None keeps all.
+        """
         known, n = np.unique(keys[fit], return_counts=True)
-        known, n = known[n >= least], n[n >= least]
+        kept = n >= least
+        if wanted is not None:
+            kept &= np.isin(known, keys[wanted])
+        known, n = known[kept], n[kept]
         if not len(known):
-            return cls(np.zeros(len(keys), dtype=np.int64), np.zeros(1, dtype=np.int64), prior)
+            none = np.zeros(len(keys), dtype=np.int64)
+            return cls(none, np.zeros(1, dtype=np.int64), prior, least)
         at = np.minimum(np.searchsorted(known, keys), len(known) - 1)
         of = np.where(known[at] == keys, at, len(known)).astype(np.int64)
-        return cls(of, np.append(n, 0).astype(np.int64), prior)
+        return cls(of, np.append(n, 0).astype(np.int64), prior, least)
+
+    def counted(self, fit: Int64[np.ndarray, " fitted"]) -> Keys:
+        """Return the same keys, counted at a part of the fitted tokens."""
+        n = np.bincount(self.of[fit], minlength=len(self.n))
+        n[-1] = 0
+        n[n < self.least] = 0
+        return Keys(self.of, n.astype(np.int64), self.prior, self.least)
 
     @functools.cached_property
     def rest(self) -> Float64[np.ndarray, " key"]:
         """Weight of the shorter context's prediction, prior / (n + prior), for each key."""
         return np.asarray(self.prior / (self.n + self.prior))
 
-    def sums(self, tokens: Int64[np.ndarray, " chosen"]) -> Any:
+    @functools.cached_property
+    def weight(self) -> Float32[np.ndarray, " key"]:
+        """What a sum over a key's fitted tokens is multiplied with; 0 where the key is backed off."""
+        weight = np.where(self.n > 0, 1 / (self.n + self.prior), 0)
+        return np.asarray(weight, dtype=np.float32)
+
+    def adder(self, tokens: Int64[np.ndarray, " chosen"]) -> Any:
         """Return the sparse matrix [key, chosen] that adds up by key; the last key has zeros only."""
         matrix = adder(self.of[tokens], len(self.n))
         matrix.data[matrix.indptr[-2] :] = 0
@@ -88,29 +117,30 @@ class LookupKeys(NamedTuple):
     bins: Int64[np.ndarray, " token"]
     n_bins: int
 
+    def counted(self, fit: Int64[np.ndarray, " fitted"]) -> LookupKeys:
+        """Return the same keys, counted at a part of the fitted tokens."""
+        words, previous, pairs = (k.counted(fit) for k in (self.words, self.previous, self.pairs))
+        return LookupKeys(words, previous, pairs, self.bins, self.n_bins)
+
 
 @dataclass(frozen=True, eq=False)
 class BlockKeys:
-    """The tokens of a block by key, which depend on no SAE and no placebo.
+    """The tokens of a block by key, which depend on no SAE, no placebo, and not on what is fitted on.
 
     Attributes:
         block: The block.
         n: Number of tokens.
-        share: Share of the table of pairs in each token's prediction, n / (n + prior).
         bins: Bin of each token's position.
         word_at, pair_at, before_at: Index of each token's key among the keys that occur.
         word_keys, pair_keys, before_keys: The keys that occur.
-        by_word, by_share, by_pair, by_bin: [key, token] matrices that add up by key; the entries of
-            `by_share` are `share`, those of the others 1.
-        word_bins, share_bins, pair_bins: [key, bin] numbers of tokens, the second weighted by `share`.
-        powers: [word, 3] numbers of tokens, unweighted, weighted by `share` and by its square.
-        n_pair: Number of tokens of each pair that occurs.
-        n_before: Number of tokens of each key of the token before, of all keys.
+        pair_word: Index among the words that occur of each pair's current token.
+        by_word, by_pair, by_bin: [key, token] matrices that add up by key.
+        word_bins, pair_bins: [key, bin] numbers of tokens.
+        n_word, n_pair, n_before: Number of tokens of each key that occurs.
     """
 
     block: TokenBlock
     n: int
-    share: Float32[np.ndarray, " chosen"]
     bins: Int64[np.ndarray, " chosen"]
     word_at: Int64[np.ndarray, " chosen"]
     pair_at: Int64[np.ndarray, " chosen"]
@@ -118,36 +148,35 @@ class BlockKeys:
     word_keys: Int64[np.ndarray, " word"]
     pair_keys: Int64[np.ndarray, " pair"]
     before_keys: Int64[np.ndarray, " seen"]
+    pair_word: Int64[np.ndarray, " pair"]
     by_word: Any
-    by_share: Any
     by_pair: Any
     by_bin: Any
     word_bins: Float64[np.ndarray, "word bin"]
-    share_bins: Float64[np.ndarray, "word bin"]
     pair_bins: Float64[np.ndarray, "pair bin"]
-    powers: Float64[np.ndarray, "word 3"]
+    n_word: Float64[np.ndarray, " word"]
     n_pair: Float64[np.ndarray, " pair"]
-    n_before: Float64[np.ndarray, " key"]
+    n_before: Float64[np.ndarray, " seen"]
 
     @classmethod
     def of(cls, tables: LookupKeys, block: TokenBlock) -> BlockKeys:
         """Return the keys of the tokens of a block."""
         at = block.tokens
-        share = (1 - tables.pairs.rest[tables.pairs.of[at]]).astype(np.float32)
         words, at_word = np.unique(tables.words.of[at], return_inverse=True)
         pairs, at_pair = np.unique(tables.pairs.of[at], return_inverse=True)
+        befores, at_before = np.unique(tables.previous.of[at], return_inverse=True)
+        pair_word = np.zeros(len(pairs), dtype=np.int64)
+        # the pair that has no key goes with several words, but nothing is ever looked up for it
+        pair_word[at_pair] = at_word
+        bins = tables.bins[at]
         by_word, by_pair = adder(at_word, len(words)), adder(at_pair, len(pairs))
-        by_share, bins = by_word.multiply(share).tocsr(), tables.bins[at]
-        by_bin, before = adder(bins, tables.n_bins), tables.previous.of[at]
-        befores, at_before = np.unique(before, return_inverse=True)
-        word_bins, share_bins, pair_bins = (
-            (by @ by_bin.T).toarray().astype(np.float64) for by in (by_word, by_share, by_pair)
+        by_bin = adder(bins, tables.n_bins)
+        word_bins, pair_bins = (
+            (by @ by_bin.T).toarray().astype(np.float64) for by in (by_word, by_pair)
         )
-        square = by_share @ share.astype(np.float64)
         return cls(
             block=block,
             n=len(at),
-            share=share,
             bins=bins,
             word_at=at_word.astype(np.int64),
             pair_at=at_pair.astype(np.int64),
@@ -155,16 +184,15 @@ class BlockKeys:
             word_keys=words,
             pair_keys=pairs,
             before_keys=befores,
+            pair_word=pair_word,
             by_word=by_word,
-            by_share=by_share,
             by_pair=by_pair,
             by_bin=by_bin,
             word_bins=word_bins,
-            share_bins=share_bins,
             pair_bins=pair_bins,
-            powers=np.stack([word_bins.sum(1), share_bins.sum(1), square], axis=1),
-            n_pair=np.bincount(at_pair, minlength=len(pairs)).astype(np.float64),
-            n_before=np.bincount(before, minlength=len(tables.previous.n)).astype(np.float64),
+            n_word=word_bins.sum(1),
+            n_pair=pair_bins.sum(1),
+            n_before=np.bincount(at_before, minlength=len(befores)).astype(np.float64),
         )
 
 
@@ -177,16 +205,14 @@ class BlockSums:
         parts: [chosen, part] the features side by side, as views: those of tokens, then those of a placebo.
         total: Sum of each feature over the tokens.
         gram: X'X.
-        by_word: [word, feature] sums, and to their right the sums weighted by `BlockKeys.share`.
-        by_pair: [pair, feature] sums.
-        by_bin: [bin, feature] sums.
+        by_word, by_pair, by_bin: [key, feature] sums.
     """
 
     keys: BlockKeys
     parts: tuple[Float32[np.ndarray, "chosen _"], ...]
     total: Float32[np.ndarray, " feature"]
     gram: Float64[np.ndarray, "feature feature"]
-    by_word: Float32[np.ndarray, "word twice"]
+    by_word: Float32[np.ndarray, "word feature"]
     by_pair: Float32[np.ndarray, "pair feature"]
     by_bin: Float32[np.ndarray, "bin feature"]
 
@@ -199,25 +225,15 @@ class BlockSums:
     ) -> BlockSums:
         """Return the sums; those of the first part are taken from `known` where it is given."""
         new = parts if known is None else parts[1:]
-        by_word, by_share, by_pair, by_bin = (
-            [by @ x for x in new] for by in (keys.by_word, keys.by_share, keys.by_pair, keys.by_bin)
-        )
+        sums = [[by @ x for x in new] for by in (keys.by_word, keys.by_pair, keys.by_bin)]
         if known is not None:
-            d = known.gram.shape[0]
-            by_word.insert(0, known.by_word[:, :d])
-            by_share.insert(0, known.by_word[:, d:])
-            by_pair.insert(0, known.by_pair)
-            by_bin.insert(0, known.by_bin)
-        in_bins = np.concatenate(by_bin, axis=1)
-        return cls(
-            keys=keys,
-            parts=parts,
-            total=in_bins.sum(0),
-            gram=gram_of(parts, None if known is None else known.gram),
-            by_word=np.concatenate([*by_word, *by_share], axis=1),
-            by_pair=np.concatenate(by_pair, axis=1),
-            by_bin=in_bins,
-        )
+            for parts_of_sum, first in zip(
+                sums, (known.by_word, known.by_pair, known.by_bin), strict=True
+            ):
+                parts_of_sum.insert(0, first)
+        by_word, by_pair, by_bin = (np.concatenate(one, axis=1) for one in sums)
+        gram = gram_of(parts, None if known is None else known.gram)
+        return cls(keys, parts, by_bin.sum(0), gram, by_word, by_pair, by_bin)
 
     @property
     def n_features(self) -> int:

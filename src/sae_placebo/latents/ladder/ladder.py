@@ -1,44 +1,29 @@
 """The ladder: how much of a latent predictors of increasing complexity explain on held-out documents.
 
 Rungs are nested: each has all predictors of the rungs before it. Lookup tables and ridge readouts are fitted
-on one set of documents. The weight of each predictor, per latent and anew at each rung, and the ridge penalty
-are chosen on a second set, and R2 is taken on a third. What the last rungs leave is accounted for neither by
-anything simpler nor by another model that is read linearly.
+on one set of documents, and on an eighth, a quarter and half of it. The weight of each predictor, per latent
+and anew at each rung, and the ridge penalty are chosen on a second set, and R2 is taken on a third. What the
+last rungs leave is accounted for neither by anything simpler nor by another model that is read linearly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 
-from sae_placebo.latents.base import Columns, Encoded, Folds, Placebo
-from sae_placebo.latents.ladder.chosen_penalties import readout, weigh
-from sae_placebo.latents.ladder.inner_products import (
-    N_LOOKUPS,
-    PAIR,
-    POSITION,
-    PREVIOUS,
-    TOKEN,
-    Fitted,
-    PieceProducts,
-)
+from sae_placebo.latents.base import Columns
+from sae_placebo.latents.ladder.fit_text import Stacked
+from sae_placebo.latents.ladder.fitting import RUNGS, SOLO, fit
 from sae_placebo.latents.ladder.predictors import Readouts
 from sae_placebo.latents.ladder.targets import Latents
-from sae_placebo.latents.ladder.token_features import LadderSpec, TokenFeatures
+from sae_placebo.latents.ladder.token_features import TokenFeatures
 from sae_placebo.latents.ladder.vectors import Vector
 
-RUNGS = (
-    *("constant", "position", "token", "pair", "bag", "window"),
-    *("placebo_readout", "placebo_latents"),
-)
 NO_PLACEBO = "there is no placebo beside this SAE"
 _LATENTS_AT_ONCE = 8_192
-READOUTS = ("bag_alone", "bag", "window", "placebo_readout")
-_SOLO = ("r2_position", "r2_token", "r2_previous", "r2_pair", "r2_bag")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,20 +32,34 @@ class Ladder:
 
     Attributes:
         rungs: Names of the rungs, from the constant upwards.
-        r2: R2 of each latent; fold g + 1 is without the scored documents of group g, with nothing refitted.
-        whole: R2 of the activation vector, its dimensions weighted by their variance.
+        by_portion: R2 of each latent, fitted on each portion of the text to fit on; fold g + 1 is without
+            the scored documents of group g, with nothing refitted.
+        whole_by_portion: R2 of the activation vector, its dimensions weighted by their variance.
         solo: `r2_position`, `r2_token`, `r2_previous`, `r2_pair` and `r2_bag` of each predictor alone, over
-            the constant; and `r2_window`, which is the rung "window".
+            the constant; and `r2_window`, which is the rung "window". They are fitted on all of the text.
+        fit_tokens, fit_documents: Tokens and documents of each portion.
         reasons: Why a rung cannot be estimated, by rung.
         features: What stands for a token in bags and windows.
     """
 
     rungs: tuple[str, ...]
-    r2: Float[np.ndarray, "rung latent fold"]
-    whole: Float[np.ndarray, "rung fold"]
+    by_portion: Float[np.ndarray, "portion rung latent fold"]
+    whole_by_portion: Float[np.ndarray, "portion rung fold"]
     solo: Columns
+    fit_tokens: tuple[int, ...]
+    fit_documents: tuple[int, ...]
     reasons: dict[str, str]
     features: str
+
+    @property
+    def r2(self) -> Float[np.ndarray, "rung latent fold"]:
+        """R2 of each latent, fitted on all of the text to fit on."""
+        return np.asarray(self.by_portion[-1])
+
+    @property
+    def whole(self) -> Float[np.ndarray, "rung fold"]:
+        """R2 of the activation vector, fitted on all of the text to fit on."""
+        return np.asarray(self.whole_by_portion[-1])
 
     def mean(self) -> Float64[np.ndarray, "rung fold"]:
         """Return each rung's mean R2 over the latents that have one at the rung "constant"."""
@@ -73,61 +72,47 @@ class Ladder:
 
 
 def ladder(
-    reading: Encoded,
-    folds: Folds,
-    embeddings: Float[np.ndarray, "vocabulary d_embed"] | None,
-    placebo: Placebo | None,
-    seed: int,
-    spec: LadderSpec,
-    readouts: Readouts | None = None,
-    whole: Float[np.ndarray, "rung fold"] | None = None,
+    codes: Stacked,
+    readouts: Readouts,
+    placebo: Stacked | None,
+    whole: Float[np.ndarray, "portion rung fold"] | None = None,
 ) -> Ladder:
-    """Return R2 by rung of every latent, and of the activation vector as a whole.
+    """Return R2 by rung of every latent of an SAE.
 
     R2 = 1 - SSE / SST, with SST about the mean over the fitted documents. It is not clipped: below 0 a
     prediction is worse than a constant. A rung's prediction is the mean plus a weighted sum of three things:
     what the position's bin, the current token and the pair of tokens add (lookup tables, backed off to one
     another); one ridge readout of all dense features up to the rung together; and, on the last rung, the
     placebo latents that correlate most with the latent on the fitted documents. The weights are least squares
-    on the documents to choose on (`ridge.weigh`), and the ridge penalty is chosen there, both per latent. A
-    table's prior is fixed.
+    on the documents to choose on (`chosen_penalties.weigh`), and the ridge penalty is chosen there, both per
+    latent. A table's prior is fixed.
 
     Deviations from a stagewise fit: the weights of lower rungs are chosen anew at each rung, and a readout is
     fitted beside the table of tokens (the token's mean is subtracted from its features), not to a table's
     residuals, which are too small on the documents that the table was counted on.
 
     Args:
-        reading: The SAE on the held-out tokens.
-        folds: Groups of documents, and the purpose that each document serves.
-        embeddings: The trained model's W_E; None for fixed random rows by token.
-        placebo: The other model at the same tokens; None for none.
-        seed: It names the draw of the random rows.
-        spec: Settings.
-        readouts: `Readouts.of(TokenFeatures.of(...), placebo.activations)`, where it is computed already.
-        whole: `whole_ladder` of the same activations and placebo, where it is computed already.
-
-    Raises:
-        NotEstimable: no documents to fit, choose or score on.
+        codes: Codes of the SAE, CSR [token, latent], at the tokens of `readouts`.
+        readouts: What is read of the tokens, and of the placebo's activations if there is one.
+        placebo: Codes of the placebo at the same tokens; None for none.
+        whole: `whole_ladder` of the activations that the SAE reads; NaN where it is not given.
     """
-    if readouts is None:
-        tokens = TokenFeatures.of(reading.tokens, folds, embeddings, seed, spec)
-        readouts = Readouts.of(tokens, None if placebo is None else placebo.activations)
-    others = None if placebo is None else placebo.codes.tocsr()
-    parts = []
-    for first in range(0, reading.d_sae, _LATENTS_AT_ONCE):
-        codes = reading.codes
-        if reading.d_sae > _LATENTS_AT_ONCE:
-            codes = reading.by_latent[:, first : first + _LATENTS_AT_ONCE].tocsr()
-        partners = _partners(codes, others, readouts.tokens, spec)
-        parts.append(_climb(Latents(codes, readouts, partners, others), readouts, spec))
+    tokens, parts, m = readouts.tokens, [], codes.shape[1]
+    for first in range(0, m, _LATENTS_AT_ONCE):
+        some = codes
+        if m > _LATENTS_AT_ONCE:
+            some = codes.columns(slice(first, first + _LATENTS_AT_ONCE))
+        partners = _partners(some, placebo, tokens)
+        parts.append(_climb(Latents(some, readouts, partners, placebo), readouts))
     sse, sst, solo, living = (np.concatenate(part, axis=-2) for part in zip(*parts, strict=True))
-    r2 = _r2(sse, sst, living)
-    alone = dict(zip(_SOLO, _r2(solo, sst, living), strict=True))
-    alone["r2_window"] = r2[RUNGS.index("window")]
-    if whole is None:
-        whole = whole_ladder(reading.activations.float().cpu().numpy(), readouts, others, spec)
+    r2 = _r2(sse, sst[:, None], living[:, None])
+    alone = dict(zip(SOLO, _r2(solo[-1], sst[-1], living[-1]), strict=True))
+    alone["r2_window"] = r2[-1, RUNGS.index("window")]
     reasons = {} if placebo is not None else dict.fromkeys(RUNGS[-2:], NO_PLACEBO)
-    return Ladder(RUNGS, r2, whole, alone, reasons, readouts.tokens.source)
+    if whole is None:
+        whole = np.full((*r2.shape[:2], r2.shape[3]), np.nan)
+    sizes = tokens.text.n_fitted, tokens.text.n_documents
+    return Ladder(RUNGS, r2, whole, alone, *sizes, reasons, tokens.source)
 
 
 def no_ladder(n_latents: int, n_folds: int, reason: str) -> Ladder:
@@ -138,34 +123,33 @@ def no_ladder(n_latents: int, n_folds: int, reason: str) -> Ladder:
         n_folds: Number of folds, the one with all documents included.
         reason: Why no rung can be estimated.
     """
-    r2 = np.full((len(RUNGS), n_latents, n_folds), np.nan)
-    solo = {name: r2[0].copy() for name in (*_SOLO, "r2_window")}
-    return Ladder(RUNGS, r2, r2[:, 0].copy(), solo, dict.fromkeys(RUNGS, reason), "nothing")
+    r2 = np.full((1, len(RUNGS), n_latents, n_folds), np.nan)
+    solo = {name: r2[0, 0].copy() for name in (*SOLO, "r2_window")}
+    reasons = dict.fromkeys(RUNGS, reason)
+    return Ladder(RUNGS, r2, r2[:, :, 0].copy(), solo, (0,), (0,), reasons, "nothing")
 
 
 def whole_ladder(
-    values: Float[np.ndarray, "token target"], readouts: Readouts, placebo: Any, spec: LadderSpec
-) -> Float64[np.ndarray, "rung fold"]:
+    values: Stacked, readouts: Readouts, placebo: Stacked | None
+) -> Float64[np.ndarray, "portion rung fold"]:
     """Return R2 by rung of a vector, which is 1 - total SSE / total SST over its dimensions.
 
     Args:
-        values: The vectors at the tokens.
+        values: The vectors at the tokens, float32.
         readouts: Features of the same tokens, with the placebo's if there is one.
         placebo: Codes of the placebo, CSR [token, placebo latent], or None.
-        spec: Settings.
     """
-    dense = np.asarray(values, dtype=np.float32)
-    partners = _partners(dense, placebo, readouts.tokens, spec)
-    sse, sst, _, _ = _climb(Vector(dense, readouts, partners, placebo), readouts, spec)
-    total = sst.sum(0)
-    return np.asarray(1 - sse.sum(1) / np.where(total > 0, total, np.nan))
+    partners = _partners(values, placebo, readouts.tokens)
+    sse, sst, _, _ = _climb(Vector(values, readouts, partners, placebo), readouts)
+    total = sst.sum(1)[:, None]
+    return np.asarray(1 - sse.sum(2) / np.where(total > 0, total, np.nan))
 
 
 def _partners(
-    codes: Any, placebo: Any, tokens: TokenFeatures, spec: LadderSpec
+    codes: Stacked, placebo: Stacked | None, tokens: TokenFeatures
 ) -> Int64[np.ndarray, "partner target"]:
     """Return the placebo latents whose correlation with each target on fitted tokens is largest in size."""
-    m = codes.shape[1]
+    m, spec = codes.shape[1], tokens.spec
     if placebo is None or not spec.partners:
         return np.zeros((0, m), dtype=np.int64)
     step = -(-len(tokens.fit) // spec.partner_tokens)
@@ -194,99 +178,42 @@ def _variance(codes: Any, n: int) -> Float64[np.ndarray, " other"]:
 
 
 def _climb(
-    targets: Latents | Vector, readouts: Readouts, spec: LadderSpec
+    targets: Latents | Vector, readouts: Readouts
 ) -> tuple[
-    Float64[np.ndarray, "rung target fold"],
-    Float64[np.ndarray, "target fold"],
-    Float64[np.ndarray, "solo target fold"],
-    Bool[np.ndarray, "target fold"],
+    Float64[np.ndarray, "portion rung target fold"],
+    Float64[np.ndarray, "portion target fold"],
+    Float64[np.ndarray, "portion solo target fold"],
+    Bool[np.ndarray, "portion target fold"],
 ]:
     """Return sums of squared errors by rung, of the constant and of each predictor alone.
 
     The last array says which targets are active often enough to have an R2.
     """
-    fitted = _fitted(targets, targets.moments(readouts.choose), readouts, spec)
-    m, n_groups = len(targets.n_fitted), readouts.tokens.n_groups
-    errors = np.zeros((len(fitted.names), m, 1 + n_groups))
-    active = np.zeros((m, 1 + n_groups))
+    spec, text = readouts.tokens.spec, readouts.tokens.text
+    portions = [targets.at(portion) for portion in range(len(text.fit))]
+    fits = [fit(one, p, readouts, spec.penalties) for p, one in enumerate(portions)]
+    m, names = len(portions[0].n_fitted), len(fits[0].names)
+    errors = np.zeros((len(portions), names, m, 1 + text.n_groups))
+    active = np.zeros((m, 1 + text.n_groups))
     for sums in readouts.score:
         group = 1 + sums.keys.block.group
-        active[:, group], errors[:, :, group] = targets.errors(sums, fitted)
+        for portion, (one, fitted) in enumerate(zip(portions, fits, strict=True)):
+            active[:, group], errors[portion, :, :, group] = one.errors(sums, fitted)
     for values in (errors, active):
         # until here each value is of one group; from here it is of all groups, then of all but one
         values[..., 0] = values[..., 1:].sum(-1)
         values[..., 1:] = values[..., :1] - values[..., 1:]
-    living = active >= spec.least_active
-    living[targets.n_fitted < spec.least_active] = False
-    return errors[: len(RUNGS)], errors[0], errors[len(RUNGS) :], living
-
-
-def _fitted(
-    targets: Latents | Vector, chosen: PieceProducts, readouts: Readouts, spec: LadderSpec
-) -> Fitted:
-    """Return the fitted predictions, without those of a placebo where there is none."""
-    events = chosen.squares**2 / np.maximum(chosen.fourths, 1e-300)
-    m, k = chosen.gram.shape[:2]
-    # the products are computed once for all readouts
-    products = tuple(chosen.products(slice(0, m)))
-    chosen = replace(chosen, products=lambda rows: [product[rows] for product in products])
-    gram = chosen.with_room(len(READOUTS))
-    fitted: list[tuple[slice, Any] | None] = [None] * len(READOUTS)
-    pair, partners = (POSITION, TOKEN, PAIR), tuple(range(N_LOOKUPS, k))
-    weights = {"constant": np.zeros((m, gram.shape[1]))}
-
-    def weighed(*pieces: int) -> Float64[np.ndarray, "target piece"]:
-        return weigh(gram, np.eye(gram.shape[1])[list(pieces)], events)
-
-    weights["position"], weights["token"] = weighed(POSITION), weighed(POSITION, TOKEN)
-    weights["pair"] = below = weighed(*pair)
-    for i, name in enumerate(READOUTS):
-        reading = readouts.readings.get(name)
-        if reading is None:
-            continue
-        left = products[0]
-        if name in RUNGS:
-            left = _left(products, chosen.features, below, fitted)
-        b = readout(reading, targets.fitted, left, chosen.features, spec.penalties)
-        fitted[i] = reading.columns, b
-        chosen.put(gram, {i: (reading.columns, b)})
-        if name in RUNGS:
-            weights[name] = below = weighed(*pair, k + i)
-            if name == "placebo_readout":
-                weights["placebo_latents"] = weighed(*pair, k + i, *partners)
-        else:
-            weights["r2_bag"] = weighed(k + i)
-    weights["r2_position"], weights["r2_token"] = weighed(POSITION), weighed(TOKEN)
-    weights["r2_previous"] = weighed(PREVIOUS)
-    # the table of pairs predicts what tokens add plus what pairs add to them, as one piece
-    both = np.eye(gram.shape[1])[[TOKEN, PAIR]].sum(0, keepdims=True)
-    weights["r2_pair"] = weigh(gram, both, events)
-    return Fitted((*RUNGS, *_SOLO), weights, tuple(fitted), k - N_LOOKUPS)
-
-
-def _left(
-    products: Sequence[Float32[np.ndarray, "target feature"]],
-    features: Float64[np.ndarray, "feature feature"],
-    weights: Float64[np.ndarray, "target piece"],
-    readouts: Sequence[tuple[slice, Any] | None],
-) -> Float32[np.ndarray, "target feature"]:
-    """Return X'r, with r what a rung leaves of each target on the tokens to choose on."""
-    of = weights.astype(np.float32)
-    left: Float32[np.ndarray, "target feature"] = products[0].copy()
-    for piece in (POSITION, TOKEN, PAIR):
-        left -= of[:, piece, None] * products[piece]
-    for i, read in enumerate(readouts, of.shape[1] - len(readouts)):
-        if read is not None and of[:, i].any():
-            columns, b = read
-            left -= (of[:, i, None] * b) @ features[columns].astype(np.float32)
-    return left
+    fires = np.stack([one.n_fitted >= spec.least_active for one in portions])
+    living = (active >= spec.least_active) & fires[:, :, None]
+    rungs = len(RUNGS)
+    return errors[:, :rungs], errors[:, 0], errors[:, rungs:], living
 
 
 def _r2(
-    sse: Float64[np.ndarray, "what target fold"],
-    sst: Float64[np.ndarray, "target fold"],
-    living: Bool[np.ndarray, "target fold"],
-) -> Float64[np.ndarray, "what target fold"]:
+    sse: Float64[np.ndarray, "*#what target fold"],
+    sst: Float64[np.ndarray, "*#what target fold"],
+    living: Bool[np.ndarray, "*#what target fold"],
+) -> Float64[np.ndarray, "..."]:
     """Return R2 from the sums of squared errors and of squares; NaN where either says too little."""
     usable = living & (sst > 0)
     return np.where(usable, 1 - sse / np.where(usable, sst, 1), np.nan)

@@ -1,6 +1,6 @@
 """Lookup tables of latents, and the inner products of what they predict over the tokens of a block.
 
-A table is sparse: its prediction at a token is one of its rows plus a multiple of the latent's mean.
+A table is sparse: its prediction at a token is one of its entries plus a multiple of the latent's mean.
 Predictions are never written down by token, since sums over tokens can be computed as sums over keys.
 """
 
@@ -13,229 +13,320 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64, Int64, Integer
 
-from sae_placebo.latents.ladder.block_sums import BlockSums, Keys, adder, parts_of
-from sae_placebo.latents.ladder.inner_products import N_LOOKUPS
-from sae_placebo.latents.ladder.token_features import TokenFeatures
+from sae_placebo.latents.ladder.block_sums import BlockSums, Keys, LookupKeys, adder, parts_of
+from sae_placebo.latents.ladder.inner_products import N_LOOKUPS, PAIR, POSITION, PREVIOUS, TOKEN
+from sae_placebo.latents.ladder.predictors import Readouts
 
 _AT_ONCE = 512
 """Number of latents whose products are formed at a time."""
 
 
 @dataclass(frozen=True, eq=False)
-class LatentTables:
-    """Lookup tables of latents, [key, latent], as the fitted tokens give them.
+class FitSums:
+    """Sums of latents over fitted tokens; those of two sets of documents add up.
 
     Attributes:
-        codes: Codes of the latents on the fitted tokens, CSR [fitted, latent].
-        mean: Mean of each latent over the fitted tokens.
-        tokens: Keys and bins of the tokens.
+        n: Number of tokens.
+        active: Number of tokens on which each latent is active.
+        total: Sum of each latent.
+        products: X'y.
+        words, previous, pairs: Sums by key, CSR [key, latent].
+        bins: Sums by bin of the position.
     """
 
-    codes: Any
-    mean: Float32[np.ndarray, " latent"]
-    tokens: TokenFeatures
+    n: int
+    active: Int64[np.ndarray, " latent"]
+    total: Float64[np.ndarray, " latent"]
+    products: Float32[np.ndarray, "latent feature"]
+    words: Any
+    previous: Any
+    pairs: Any
+    bins: Float32[np.ndarray, "bin latent"]
 
-    @functools.cached_property
-    def word(self) -> Any:
-        """Table of the current token, without the multiple of the mean: CSR [key, latent]."""
-        return self._table(self.tokens.words)
+    @classmethod
+    def of(cls, codes: Any, readouts: Readouts, portion: int) -> FitSums:
+        """Return the sums over the fitted tokens that a portion adds to the one before.
 
-    @functools.cached_property
-    def previous(self) -> Any:
-        """Table of the token before, without the multiple of the mean."""
-        return self._table(self.tokens.previous)
+        Args:
+            codes: Codes of the latents at these tokens, CSR [added, latent].
+            readouts: Features that are read linearly.
+            portion: Index of the portion.
+        """
+        tokens = readouts.tokens
+        at, keys = tokens.fit[tokens.added[portion]], tokens.keys
+        words, previous, pairs = ((k.adder(at) @ codes).tocsr() for k in keys[:3])
+        by_latent = codes.T
+        products = [by_latent @ x for x in readouts.fitted(portion)]
+        return cls(
+            n=len(at),
+            active=np.asarray(codes.getnnz(axis=0), dtype=np.int64),
+            total=np.asarray(codes.sum(axis=0, dtype=np.float64)).ravel(),
+            products=np.concatenate(products, axis=1, dtype=np.float32),
+            words=words,
+            previous=previous,
+            pairs=pairs,
+            bins=(adder(keys.bins[at], keys.n_bins) @ codes).toarray(),
+        )
 
-    @functools.cached_property
-    def previous_squared(self) -> Any:
-        """Squares of the entries of `previous`."""
-        return squared(self.previous)
+    def __add__(self, other: FitSums) -> FitSums:
+        return FitSums(
+            self.n + other.n,
+            self.active + other.active,
+            self.total + other.total,
+            self.products + other.products,
+            self.words + other.words,
+            self.previous + other.previous,
+            self.pairs + other.pairs,
+            self.bins + other.bins,
+        )
 
-    @functools.cached_property
-    def pair(self) -> Any:
-        """Table of pairs, without the multiple of the token's prediction."""
-        return self._table(self.tokens.pairs)
-
-    @functools.cached_property
-    def pair_with_word(self) -> Any:
-        """Entries of `pair` times those of `word` for the pair's current token."""
-        pair, word, n = self.pair, self.word, self.word.shape[1]
-        wanted = self.tokens.word_of_pair[row_of(pair.indptr)] * n + pair.indices
-        known = row_of(word.indptr) * n + word.indices
-        at = np.minimum(np.searchsorted(known, wanted), max(len(known) - 1, 0))
-        there = known[at] == wanted if len(known) else np.zeros(0, dtype=bool)
-        both = pair.copy()
-        both.data = np.where(there, pair.data * word.data[at], 0).astype(np.float32)
-        return both
-
-    @functools.cached_property
-    def position(self) -> Float32[np.ndarray, "bin latent"]:
-        """What each bin of the position adds to the mean."""
-        tokens = self.tokens
-        bins = tokens.bins[tokens.fit]
-        n = np.bincount(bins, minlength=tokens.n_bins).astype(np.float32)[:, None]
-        sums = (adder(bins, tokens.n_bins) @ self.codes).toarray()
-        added = (sums - n * self.mean) / (n + np.float32(tokens.spec.prior))
-        return np.asarray(added, dtype=np.float32)
-
-    def _table(self, keys: Keys) -> Any:
-        table = (keys.sums(self.tokens.fit) @ self.codes).tocsr()
-        table.sort_indices()
-        weight = 1 / (keys.n + keys.prior)
-        table.data *= np.repeat(weight, np.diff(table.indptr)).astype(np.float32)
-        return table
+    @property
+    def mean(self) -> Float32[np.ndarray, " latent"]:
+        """Mean of each latent."""
+        return np.asarray(self.total / self.n, dtype=np.float32)
 
 
 @dataclass(frozen=True, eq=False)
-class BlockTables:
-    """The rows of the latents' tables that occur in a block, and their inner products there.
+class LatentTables:
+    """Lookup tables of latents, [key, latent], as a portion of the text to fit on gives them.
 
     Attributes:
-        latents: The tables.
-        of: Sums of the features over the block.
+        keys: The keys, as the portion counts them.
+        mean: Mean of each latent.
+        word, previous: CSR tables without the multiple of the mean.
+        pair: CSR table without the multiple of the token's prediction.
+        position: What each bin of the position adds to the mean.
     """
 
-    latents: LatentTables
-    of: BlockSums
+    keys: LookupKeys
+    mean: Float32[np.ndarray, " latent"]
+    word: Any
+    previous: Any
+    pair: Any
+    position: Float32[np.ndarray, "bin latent"]
 
-    @functools.cached_property
-    def word(self) -> Any:
-        """Rows of the table of the current token."""
-        return self.latents.word[self.of.keys.word_keys]
+    @classmethod
+    def of(
+        cls, sums: FitSums, keys: LookupKeys, fit: Int64[np.ndarray, " fitted"], prior: float
+    ) -> LatentTables:
+        """Return the tables.
 
-    @functools.cached_property
-    def pair(self) -> Any:
-        """Rows of the table of pairs."""
-        return self.latents.pair[self.of.keys.pair_keys]
+        Args:
+            sums: Sums over the portion.
+            keys: The keys, as the portion counts them.
+            fit: The portion's tokens.
+            prior: Number of occurrences that the mean is worth at a position.
+        """
+        n = np.bincount(keys.bins[fit], minlength=keys.n_bins).astype(np.float32)[:, None]
+        position = (sums.bins - n * sums.mean) / (n + np.float32(prior))
+        return cls(
+            keys=keys,
+            mean=sums.mean,
+            word=_table(sums.words, keys.words),
+            previous=_table(sums.previous, keys.previous),
+            pair=_table(sums.pairs, keys.pairs),
+            position=position,
+        )
 
-    @functools.cached_property
-    def by_latent(self) -> tuple[Any, Any]:
-        """Both tables transposed, [latent, key]."""
-        return self.word.T.tocsr(), self.pair.T.tocsr()
 
-    @functools.cached_property
-    def rest(self) -> Float64[np.ndarray, " word"]:
-        """Weight of the mean in each current token's prediction."""
-        return np.asarray(self.latents.tokens.words.rest[self.of.keys.word_keys])
+def _table(sums: Any, keys: Keys) -> Any:
+    """Return sums by key as a table, without the keys that are backed off."""
+    table = sums.copy()
+    table.data *= np.repeat(keys.weight, np.diff(table.indptr))
+    table.eliminate_zeros()
+    table.sort_indices()
+    return table
 
-    @functools.cached_property
-    def of_mean(self) -> Float32[np.ndarray, " twice"]:
-        """Product of the weight of the mean with the features, as they are and weighted by the share."""
-        products: Float32[np.ndarray, " twice"] = self.rest.astype(np.float32) @ self.of.by_word
-        products[: self.of.n_features] -= self.of.total
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a table predicts of each latent at each key: an entry plus a multiple of the latent's mean.
+
+    Attributes:
+        entries: CSR [latent, key].
+        rest: The multiple of the mean at each key.
+        mean: Mean of each latent.
+    """
+
+    entries: Any
+    rest: Float64[np.ndarray, " key"]
+    mean: Float64[np.ndarray, " latent"]
+
+    def sums(
+        self, weights: Float64[np.ndarray, "key weighting"]
+    ) -> Float64[np.ndarray, "latent weighting"]:
+        """Return the weighted sums of the predictions over the keys."""
+        return np.asarray(self.entries @ weights + np.outer(self.mean, self.rest @ weights))
+
+    def squares(
+        self, weights: Float64[np.ndarray, "key weighting"]
+    ) -> Float64[np.ndarray, "latent weighting"]:
+        """Return the weighted sums of the squared predictions over the keys."""
+        mean = self.mean[:, None]
+        both = self.entries @ (self.rest[:, None] * weights)
+        squares = squared(self.entries) @ weights + 2 * mean * both
+        return np.asarray(squares + mean**2 * (self.rest**2 @ weights))
+
+    def products(
+        self, rows: slice, features: Float32[np.ndarray, "key feature"]
+    ) -> Float32[np.ndarray, "some feature"]:
+        """Return the products of some latents' predictions with the sums of features by key."""
+        products: Float32[np.ndarray, "some feature"] = self.entries[rows] @ features
+        if self.rest.any():
+            of_mean = self.rest.astype(np.float32) @ features
+            products += self.mean[rows, None].astype(np.float32) * of_mean
         return products
 
-    def products(self, rows: slice) -> tuple[Float32[np.ndarray, "some feature"], ...]:
-        """Return the products of position, token and pair of some latents with the features."""
-        of, mean, d = self.of, self.latents.mean[rows, None], self.of.n_features
-        word, pair = self.by_latent
-        position = self.latents.position[:, rows].T @ of.by_bin
-        # the rows' multiples of the mean, less the mean
-        token = word[rows] @ of.by_word
-        token += mean * self.of_mean
-        paired = pair[rows] @ of.by_pair
-        paired -= token[:, d:]
-        return position, token[:, :d], paired
+
+class BlockTables:
+    """The latents' tables at the keys of a block, and the inner products there of what lookups add.
+
+    With P the entry of the position's bin, W the prediction from the current token, V that from the token
+    before, R the entry of the pair, s = n / (n + prior) of the pair, and m the mean, lookups add
+
+        position: P,    token: W - m,    pair: R - s W,    token before: V - m.
+    """
+
+    def __init__(self, tables: LatentTables, of: BlockSums) -> None:
+        """Look the keys of a block up.
+
+        Args:
+            tables: The tables.
+            of: Sums of the features over the block.
+        """
+        keys, counted = of.keys, tables.keys
+        self.of, self.keys = of, keys
+        self.mean = mean = tables.mean.astype(np.float64)
+        self.position = tables.position.astype(np.float64)
+
+        def predictions(table: Any, at: Any, rest: Any) -> Predictions:
+            return Predictions(table[at].T.tocsr(), rest, mean)
+
+        words, pairs, befores = keys.word_keys, keys.pair_keys, keys.before_keys
+        self.word = predictions(tables.word, words, counted.words.rest[words])
+        self.previous = predictions(tables.previous, befores, counted.previous.rest[befores])
+        self.pair = predictions(tables.pair, pairs, np.zeros(len(pairs)))
+        self.share = 1 - counted.pairs.rest[pairs]
 
     @functools.cached_property
-    def _linear(self) -> Float64[np.ndarray, "latent weighting"]:
-        """Sums of the rows of words by power of the share, the same with the mean's weight, and by bin."""
-        keys = self.of.keys
-        rest = self.rest[:, None] * keys.powers
-        by = np.concatenate([keys.powers, rest, keys.word_bins, keys.share_bins], axis=1)
-        return np.asarray(self.by_latent[0] @ by)
+    def _shared(self) -> Any:
+        """The matrix [word, pair] that adds pairs up by their current token, each times its share."""
+        by_word = adder(self.keys.pair_word, len(self.keys.word_keys))
+        return by_word.multiply(self.share).tocsr()
 
     @functools.cached_property
     def sums(self) -> Float64[np.ndarray, "latent lookup"]:
-        """Sum of what each lookup adds to the mean."""
-        keys, latents = self.of.keys, self.latents
-        mean, before = latents.mean.astype(np.float64), latents.tokens.previous
-        rest = self.rest @ keys.powers
-        position = latents.position.T.astype(np.float64) @ keys.word_bins.sum(0)
-        token = self._linear[:, 0] + mean * (rest[0] - keys.n)
-        pair = self.by_latent[1] @ keys.n_pair - self._linear[:, 1] - mean * rest[1]
-        previous = latents.previous.T @ keys.n_before + mean * (keys.n_before @ (before.rest - 1))
-        return np.stack([position, token, pair, previous], axis=1)
+        """Sum over the block of what each lookup adds to the mean."""
+        keys, of_mean = self.keys, self.mean * self.keys.n
+        sums = np.zeros((len(self.mean), N_LOOKUPS - 1))
+        sums[:, POSITION - 1] = self.position.T @ keys.word_bins.sum(0)
+        sums[:, TOKEN - 1] = self._of_word[:, 0] - of_mean
+        sums[:, PAIR - 1] = self._of_pair[:, 0] - self._of_word[:, 1]
+        sums[:, PREVIOUS - 1] = self.previous.sums(keys.n_before[:, None])[:, 0] - of_mean
+        return sums
+
+    @functools.cached_property
+    def _of_word(self) -> Float64[np.ndarray, "latent weighting"]:
+        """Sums of W and of s W, over the block; then of W and of s W by bin."""
+        keys = self.keys
+        shared = self._shared @ np.concatenate([keys.n_pair[:, None], keys.pair_bins], axis=1)
+        plain = (keys.n_word[:, None], keys.word_bins)
+        return self.word.sums(
+            np.concatenate([plain[0], shared[:, :1], plain[1], shared[:, 1:]], axis=1)
+        )
+
+    @functools.cached_property
+    def _of_pair(self) -> Float64[np.ndarray, "latent weighting"]:
+        """Sums of R over the block; then by bin."""
+        keys = self.keys
+        return self.pair.sums(np.concatenate([keys.n_pair[:, None], keys.pair_bins], axis=1))
 
     @functools.cached_property
     def gram(self) -> Float64[np.ndarray, "latent piece piece"]:
-        """Inner products of the lookups with one another; those with the target are left 0."""
-        keys, position = self.of.keys, self.latents.position.astype(np.float64)
-        mean, n_bins, n = self.latents.mean.astype(np.float64), len(position), keys.n
-        rest, linear = self.rest[:, None], self._linear
-        squares = squared(self.by_latent[0]) @ keys.powers
-        squares += 2 * mean[:, None] * linear[:, 3:6]
-        squares += mean[:, None] ** 2 * (rest**2 * keys.powers).sum(0)
-        of_mean = (rest * np.concatenate([keys.word_bins, keys.share_bins], axis=1)).sum(0)
-        by_bin = linear[:, 6:] + mean[:, None] * of_mean
-        bins = np.einsum("bm,mb->m", position, by_bin[:, :n_bins])
-        shared_bins = np.einsum("bm,mb->m", position, by_bin[:, n_bins:])
-        pair_pair, pair_token, pair_shared, pair_bins, total_pair = self._pairs()
-        token_sum = self.sums[:, 1] + mean * n
-        shared_sum = total_pair - self.sums[:, 2]
+        """Inner products of the lookups with one another; those with the target are left 0.
+
+        Those of the token before with other lookups are left 0, since no prediction has both.
+        """
+        keys, mean, n, n_bins = self.keys, self.mean, self.keys.n, len(self.position)
+        shared = self._shared @ keys.n_pair, self._shared @ (self.share * keys.n_pair)
+        w_w, w_sw, sw_sw = self.word.squares(np.stack([keys.n_word, *shared], axis=1)).T
+        r_w, r_sw = self._pairs_with_words()
+        v_v = self.previous.squares(keys.n_before[:, None])[:, 0]
+        position, token, _, previous = self.sums.T
+        by_bin = self._of_word[:, 2:]
+        p_w, p_sw, p_r = (
+            np.einsum("mb,bm->m", sums, self.position)
+            for sums in (by_bin[:, :n_bins], by_bin[:, n_bins:], self._of_pair[:, 1:])
+        )
         gram = np.zeros((len(mean), N_LOOKUPS, N_LOOKUPS))
-        gram[:, 1, 1] = keys.word_bins.sum(0) @ position**2
-        gram[:, 2, 2] = squares[:, 0] - 2 * mean * token_sum + mean**2 * n
-        gram[:, 3, 3] = pair_pair - 2 * pair_shared + squares[:, 2]
-        gram[:, 1, 2] = gram[:, 2, 1] = bins - mean * self.sums[:, 0]
-        gram[:, 1, 3] = gram[:, 3, 1] = pair_bins - shared_bins
-        across = pair_token - squares[:, 1] - mean * (total_pair - shared_sum)
-        gram[:, 2, 3] = gram[:, 3, 2] = across
-        gram[:, 4, 4] = self._previous()
+
+        def put(one: int, other: int, products: Float64[np.ndarray, " latent"]) -> None:
+            gram[:, one, other] = gram[:, other, one] = products
+
+        put(POSITION, POSITION, keys.word_bins.sum(0) @ self.position**2)
+        put(POSITION, TOKEN, p_w - mean * position)
+        put(POSITION, PAIR, p_r - p_sw)
+        # the sum of W is that of W - m, and n m
+        put(TOKEN, TOKEN, w_w - 2 * mean * token - mean**2 * n)
+        put(TOKEN, PAIR, r_w - w_sw - mean * (self._of_pair[:, 0] - self._of_word[:, 1]))
+        put(PAIR, PAIR, self.pair.squares(keys.n_pair[:, None])[:, 0] - 2 * r_sw + sw_sw)
+        put(PREVIOUS, PREVIOUS, v_v - 2 * mean * previous - mean**2 * n)
         return gram
 
-    def _pairs(self) -> tuple[Any, Any, Any, Any, Any]:
-        """Return the inner products of the rows of pairs with five things, in this order.
+    def _pairs_with_words(self) -> Float64[np.ndarray, "two latent"]:
+        """Return the inner products of R with W, and with s W."""
+        keys, pair, word = self.keys, self.pair.entries, self.word
+        n_words = len(keys.word_keys)
+        wanted = row_of(pair.indptr) * n_words + keys.pair_word[pair.indices]
+        known = row_of(word.entries.indptr) * n_words + word.entries.indices
+        # one more than there are, so that what is wanted beyond the last is found to differ from it
+        at = np.searchsorted(known, wanted)
+        known, entries = np.append(known, -1), np.append(word.entries.data, 0)
+        both = pair.copy()
+        both.data = np.where(known[at] == wanted, pair.data * entries[at], 0)
+        weights = np.stack([keys.n_pair, self.share * keys.n_pair], axis=1)
+        of_mean = pair @ (word.rest[keys.pair_word][:, None] * weights)
+        return np.asarray(both @ weights + self.mean[:, None] * of_mean).T
 
-        They are the rows themselves, the token's row, the same weighted by the share, the row of the bin,
-        and ones.
-        """
-        keys, tokens, pair = self.of.keys, self.latents.tokens, self.by_latent[1]
-        mean = self.latents.mean.astype(np.float64)
-        n = keys.n_pair
-        share = 1 - tokens.pairs.rest[keys.pair_keys]
-        rest = tokens.words.rest[tokens.word_of_pair[keys.pair_keys]]
-        weights = np.stack([n, share * n], axis=1)
-        linear = pair @ np.concatenate(
-            [n[:, None], rest[:, None] * weights, keys.pair_bins], axis=1
-        )
-        both = self.latents.pair_with_word[keys.pair_keys]
-        with_word = both.T @ weights + mean[:, None] * linear[:, 1:3]
-        with_bin = np.einsum("mb,bm->m", linear[:, 3:], self.latents.position)
-        return squared(pair) @ n, with_word[:, 0], with_word[:, 1], with_bin, linear[:, 0]
+    @functools.cached_property
+    def _by_share(self) -> Float32[np.ndarray, "word feature"]:
+        """Sums of the features by word, each token times its share."""
+        return np.asarray(self._shared.astype(np.float32) @ self.of.by_pair)
 
-    def _previous(self) -> Float64[np.ndarray, " latent"]:
-        keys, n = self.latents.tokens.previous, self.of.keys.n_before
-        mean, less = self.latents.mean.astype(np.float64), keys.rest - 1
-        squares = self.latents.previous_squared.T @ n
-        linear = self.latents.previous.T @ (n * less)
-        return np.asarray(squares + 2 * mean * linear + mean**2 * (n @ less**2))
+    def products(self, rows: slice) -> tuple[Float32[np.ndarray, "some feature"], ...]:
+        """Return the products of position, token and pair of some latents with the features."""
+        of = self.of
+        position = self.position[:, rows].T.astype(np.float32) @ of.by_bin
+        token = self.word.products(rows, of.by_word)
+        token -= self.mean[rows, None].astype(np.float32) * of.total
+        pair = self.pair.products(rows, of.by_pair)
+        pair -= self.word.products(rows, self._by_share)
+        return position, token, pair
 
     def with_lookups(self, codes: list[Any]) -> list[Float64[np.ndarray, "latent lookup"]]:
         """Return the inner products of sparse codes, each [latent, token], with what each lookup adds.
 
         Only the first codes have products with the lookup of the token before; for others these are 0.
         """
-        tokens, of = self.latents.tokens, self.of.keys
-        word, pair = self.by_latent
-        before = self.latents.previous[of.before_keys].T.tocsr()
-        rest, before_less = self.rest, tokens.previous.rest[of.before_keys] - 1
-        products = [np.zeros((len(self.latents.mean), N_LOOKUPS - 1)) for _ in codes]
-        for rows in parts_of(len(self.latents.mean), _AT_ONCE):
-            tables = [table[rows].toarray() for table in (word, pair, before)]
-            bins = self.latents.position[:, rows].T
+        keys = self.keys
+        products = [np.zeros((len(self.mean), N_LOOKUPS - 1)) for _ in codes]
+        for rows in parts_of(len(self.mean), _AT_ONCE):
+            word, pair, before = (
+                table.entries[rows].toarray() for table in (self.word, self.pair, self.previous)
+            )
+            bins = np.ascontiguousarray(self.position[:, rows].T)
             for matrix, inner in zip(codes, products, strict=True):
                 bounds = matrix.indptr[rows.start : rows.stop + 1]
                 at, latent = slice(bounds[0], bounds[-1]), row_of(bounds)
-                token, mean = matrix.indices[at], self.latents.mean[rows][latent].astype(np.float64)
-                words, share = of.word_at[token], of.share[token]
-                by_word = _entries(tables[0], latent, words) + mean * rest[words]
-                by_pair = _entries(tables[1], latent, of.pair_at[token])
-                in_bin = _entries(bins, latent, of.bins[token])
-                added = [in_bin, by_word - mean, by_pair - share * by_word]
+                token, mean = matrix.indices[at], self.mean[rows][latent]
+                words, pairs = keys.word_at[token], keys.pair_at[token]
+                by_word = _entries(word, latent, words) + mean * self.word.rest[words]
+                by_pair = _entries(pair, latent, pairs) - self.share[pairs] * by_word
+                added = [_entries(bins, latent, keys.bins[token]), by_word - mean, by_pair]
                 if matrix is codes[0]:
-                    keys = of.before_at[token]
-                    previous = _entries(tables[2], latent, keys)
-                    added.append(previous + mean * before_less[keys])
+                    befores = keys.before_at[token]
+                    by_before = _entries(before, latent, befores)
+                    added.append(by_before + mean * (self.previous.rest[befores] - 1))
                 for lookup, values in enumerate(added):
                     values = values * matrix.data[at]
                     inner[rows, lookup] = np.bincount(latent, values, minlength=len(bins))
@@ -243,10 +334,8 @@ class BlockTables:
 
 
 def _entries(
-    table: Float32[np.ndarray, "some key"],
-    rows: Int64[np.ndarray, " entry"],
-    columns: Int64[np.ndarray, " entry"],
-) -> Float32[np.ndarray, " entry"]:
+    table: Any, rows: Int64[np.ndarray, " entry"], columns: Int64[np.ndarray, " entry"]
+) -> Any:
     return np.asarray(table.ravel().take(rows * table.shape[1] + columns))
 
 

@@ -6,12 +6,10 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.tables.structure import LADDER
-from sae_placebo.latents.ladder.ladder import RUNGS
+from sae_placebo.latents.ladder.fitting import RUNGS
 from sae_placebo.stats.effects import arm_bounds
 from sae_placebo.stats.replicates import ReplicateKey, Replicates, ReplicateTable
 from sae_placebo.stats.spreads import Spreads
@@ -67,8 +65,7 @@ def _gains(table: ReplicateTable, places: Iterable[tuple[str, str, str]]) -> Rep
                     gains.add(cell, 0, 0, None, reason=str(refusal))
                     continue
                 step = r2.values if before is None else r2.values - before.values
-                for m, s in np.ndindex(*step.shape[:2]):
-                    gains.add(cell, r2.model_seeds[m], r2.sae_seeds[s], step[m, s])
+                gains.put(cell, dataclasses.replace(r2, values=step))
                 before = r2
     return gains
 

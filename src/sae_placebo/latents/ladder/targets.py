@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+import itertools
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from sae_placebo.latents.ladder.block_sums import BlockSums
+from sae_placebo.latents.ladder.fit_text import Stacked
 from sae_placebo.latents.ladder.inner_products import (
     N_LOOKUPS,
     PREVIOUS,
@@ -21,6 +23,7 @@ from sae_placebo.latents.ladder.inner_products import (
 )
 from sae_placebo.latents.ladder.latent_tables import (
     BlockTables,
+    FitSums,
     LatentTables,
     row_sums,
     squared,
@@ -28,40 +31,132 @@ from sae_placebo.latents.ladder.latent_tables import (
 from sae_placebo.latents.ladder.predictors import Readouts
 
 
-@dataclass(frozen=True, eq=False)
 class Latents:
     """Latents as targets, which are 0 at most tokens.
 
-    Attributes:
-        codes: Codes of the latents, CSR [token, latent].
-        readouts: Features that are read linearly.
-        partners: [partner, latent] placebo latents that each latent is predicted from; no rows without a
-            placebo.
-        placebo: Codes of the placebo, CSR [token, placebo latent]; None without a placebo.
-        n_fitted: Number of fitted tokens on which the latent is active.
-        mean: Mean over the fitted tokens.
-        fitted: X'y on the fitted tokens.
+    What is summed over fitted tokens is summed over what each portion adds, once. `at` gives the latents as
+    one portion of the text to fit on knows them.
     """
 
-    codes: Any
-    readouts: Readouts
-    partners: Int64[np.ndarray, "partner latent"]
-    placebo: Any
-    n_fitted: Int64[np.ndarray, " latent"] = field(init=False)
-    mean: Float32[np.ndarray, " latent"] = field(init=False)
-    fitted: Float32[np.ndarray, "latent feature"] = field(init=False)
-    _tables: LatentTables = field(init=False, repr=False)
+    def __init__(
+        self,
+        codes: Stacked,
+        readouts: Readouts,
+        partners: Int64[np.ndarray, "partner latent"],
+        placebo: Stacked | None,
+    ) -> None:
+        """Sum over the fitted tokens.
 
-    def __post_init__(self) -> None:
+        Args:
+            codes: Codes of the latents, CSR [token, latent].
+            readouts: Features that are read linearly.
+            partners: Placebo latents that each latent is predicted from; no rows without a placebo.
+            placebo: Codes of the placebo, CSR [token, placebo latent]; None without a placebo.
+        """
+        self.codes, self.readouts, self.partners, self.placebo = codes, readouts, partners, placebo
+        self._block: BlockCodes | None = None
+
+    @functools.cached_property
+    def _portions(self) -> tuple[PortionOfLatents, ...]:
         tokens = self.readouts.tokens
-        codes = self.codes[tokens.fit]
-        put = functools.partial(object.__setattr__, self)
-        put("n_fitted", np.asarray(codes.getnnz(axis=0), dtype=np.int64))
-        put("mean", np.asarray(codes.mean(axis=0), dtype=np.float32).ravel())
-        # columns of x have mean 0, so the target's mean does not matter
-        fitted = [codes.T @ x for x in self.readouts.fitted]
-        put("fitted", np.concatenate(fitted, axis=1, dtype=np.float32))
-        put("_tables", LatentTables(codes, self.mean, tokens))
+        sums = itertools.accumulate(
+            FitSums.of(self.codes[tokens.fit[rows]], self.readouts, portion)
+            for portion, rows in enumerate(tokens.added)
+        )
+        return tuple(
+            PortionOfLatents(self, portion, one, self._tables(portion, one))
+            for portion, one in enumerate(sums)
+        )
+
+    def _tables(self, portion: int, sums: FitSums) -> LatentTables:
+        tokens = self.readouts.tokens
+        fit = tokens.fit[: tokens.text.n_fitted[portion]]
+        return LatentTables.of(sums, tokens.counted[portion], fit, tokens.spec.prior)
+
+    def at(self, portion: int) -> PortionOfLatents:
+        """Return the latents as a portion of the text to fit on knows them."""
+        return self._portions[portion]
+
+    def in_block(self, sums: BlockSums) -> BlockCodes:
+        """Return the codes in a block, which are kept until another block is asked for."""
+        if self._block is None or self._block.sums is not sums:
+            self._block = BlockCodes(self, sums)
+        return self._block
+
+    @functools.cached_property
+    def placebo_mean(self) -> Float32[np.ndarray, " other"]:
+        """Mean of each placebo latent over all fitted tokens."""
+        assert self.placebo is not None
+        fitted = self.placebo[self.readouts.tokens.fit]
+        return np.asarray(fitted.mean(axis=0), dtype=np.float32).ravel()
+
+
+class BlockCodes:
+    """Codes of latents and of their placebo at the tokens of a block, whatever is fitted on."""
+
+    def __init__(self, latents: Latents, sums: BlockSums) -> None:
+        """Take the codes of a block, of which `sums` are the sums of features."""
+        self.latents, self.sums = latents, sums
+        self.codes = latents.codes[sums.keys.block.tokens].T.tocsr()
+        squares = squared(self.codes)
+        self.total, self.squares = row_sums(self.codes), row_sums(squares)
+        self.fourths = row_sums(squared(squares))
+        self.active = np.diff(self.codes.indptr).astype(np.int64)
+
+    @functools.cached_property
+    def products(self) -> Float32[np.ndarray, "latent feature"]:
+        """Products of the latents with the features."""
+        return _dot(self.codes, self.sums)
+
+    @functools.cached_property
+    def _placebo(self) -> tuple[Any, Any, Float32[np.ndarray, "other feature"]]:
+        """Codes of the placebo, by token and by latent, and their products with the features."""
+        assert self.latents.placebo is not None
+        codes = self.latents.placebo[self.sums.keys.block.tokens]
+        by_latent = codes.T.tocsr()
+        return codes, by_latent, _dot(by_latent, self.sums)
+
+    def partners(self, mix: Float64[np.ndarray, "partner latent"] | None) -> list[_Partner]:
+        """Return the partners of each latent, or their sum with these weights alone."""
+        latents, partners = self.latents, []
+        if not len(latents.partners):
+            return []
+        codes, by_latent, by_other = self._placebo
+        for at, weights in partner_weights(latents.partners, mix):
+            picked = mixer(at, weights, codes.shape[1])
+            # transposing leaves the entries sorted
+            column = by_latent[at[0]] if mix is None else (codes @ picked).T.tocsr()
+            mean = (weights * latents.placebo_mean[at]).sum(0)
+            partners.append(_Partner(column, mean, row_sums(column), picked.T, by_other))
+        return partners
+
+
+@dataclass(frozen=True, eq=False)
+class PortionOfLatents:
+    """Latents as a portion of the text to fit on knows them.
+
+    Attributes:
+        latents: The latents.
+        portion: Index of the portion.
+        sums: Sums over the portion's tokens.
+        tables: Lookup tables.
+    """
+
+    latents: Latents
+    portion: int
+    sums: FitSums
+    tables: LatentTables
+
+    @property
+    def n_fitted(self) -> Int64[np.ndarray, " latent"]:
+        """Number of fitted tokens on which each latent is active."""
+        return self.sums.active
+
+    @property
+    def fitted(self) -> Float32[np.ndarray, "latent feature"]:
+        """X'y on the fitted tokens, about the means."""
+        totals = self.latents.readouts.totals[self.portion].astype(np.float32)
+        return self.sums.products - self.sums.mean[:, None] * totals
 
     def moments(
         self, sums: BlockSums, mix: Float64[np.ndarray, "partner latent"] | None = None
@@ -72,47 +167,38 @@ class Latents:
             sums: Sums of the features over the block.
             mix: Weights of the partners, whose weighted sum is then one piece; None makes each a piece.
         """
-        codes = self.codes[sums.keys.block.tokens].T.tocsr()
-        tables = BlockTables(self._tables, sums)
-        partners = self._beside(sums, mix) if len(self.partners) else []
-        m, k = len(self.mean), N_LOOKUPS + len(partners)
-        gram = np.zeros((m, k, k))
-        gram[:, :N_LOOKUPS, :N_LOOKUPS] = tables.gram
-        total, squares = row_sums(codes), squared(codes)
-        square = row_sums(squares)
-        mean = self.mean.astype(np.float64)
-        target, *others = tables.with_lookups([codes, *(partner.codes for partner in partners)])
-        # the target less its mean
-        target -= mean[:, None] * tables.sums
-        gram[:, TARGET, 1:N_LOOKUPS] = gram[:, 1:N_LOOKUPS, TARGET] = target
-        gram[:, 0, 0] = square - 2 * mean * total + mean**2 * sums.keys.n
-        for p, (partner, inner) in enumerate(zip(partners, others, strict=True)):
-            piece = N_LOOKUPS + p
-            inner -= partner.mean[:, None] * tables.sums
-            # products with the token before are not needed, since no rung has it and partners
-            gram[:, piece, 1:PREVIOUS] = gram[:, 1:PREVIOUS, piece] = inner[:, : PREVIOUS - 1]
-            less = partner.total - partner.mean * sums.keys.n
-            y = row_sums(partner.codes.multiply(codes)) - partner.mean * total - mean * less
-            gram[:, piece, 0] = gram[:, 0, piece] = y
-            for q, other in enumerate(partners[: p + 1]):
-                same = p == q
-                product = squared(partner.codes) if same else partner.codes.multiply(other.codes)
-                both = row_sums(product) - partner.mean * other.total - other.mean * less
-                gram[:, piece, N_LOOKUPS + q] = gram[:, N_LOOKUPS + q, piece] = both
+        block, tables = self.latents.in_block(sums), BlockTables(self.tables, sums)
+        partners, mean32 = block.partners(mix), self.sums.mean
+        mean, n = mean32.astype(np.float64), sums.keys.n
+        k = N_LOOKUPS + len(partners)
+        gram = np.zeros((len(mean), k, k))
 
-        def products(rows: slice) -> list[Float32[np.ndarray, "some feature"]]:
-            of_target = _dot(codes[rows], sums)
-            of_target -= self.mean[rows, None] * sums.total
+        def put(one: int, other: int | slice, products: Float64[np.ndarray, "latent ..."]) -> None:
+            gram[:, one, other] = gram[:, other, one] = products
+
+        gram[:, :N_LOOKUPS, :N_LOOKUPS] = tables.gram
+        target, *others = tables.with_lookups([block.codes, *(p.codes for p in partners)])
+        put(TARGET, TARGET, block.squares - 2 * mean * block.total + mean**2 * n)
+        put(TARGET, slice(1, N_LOOKUPS), target - mean[:, None] * tables.sums)
+        for i, (partner, inner) in enumerate(zip(partners, others, strict=True)):
+            piece, less = N_LOOKUPS + i, partner.total - partner.mean * n
+            products = row_sums(partner.codes.multiply(block.codes))
+            put(piece, TARGET, products - partner.mean * block.total - mean * less)
+            # products with the token before are not needed, since no rung has it and partners
+            with_lookups = inner - partner.mean[:, None] * tables.sums
+            put(piece, slice(1, PREVIOUS), with_lookups[:, : PREVIOUS - 1])
+            for j, other in enumerate(partners[: i + 1]):
+                both = squared(other.codes) if i == j else partner.codes.multiply(other.codes)
+                less_means = row_sums(both) - partner.mean * other.total - other.mean * less
+                put(piece, N_LOOKUPS + j, less_means)
+
+        def with_features(rows: slice) -> list[Float32[np.ndarray, "some feature"]]:
+            of_target = block.products[rows] - mean32[rows, None] * sums.total
             of_partners = (partner.product(rows, sums) for partner in partners)
             return [of_target, *tables.products(rows), *of_partners]
 
         return PieceProducts(
-            gram=gram,
-            products=products,
-            features=sums.gram,
-            squares=square,
-            fourths=row_sums(squared(squares)),
-            active=np.diff(codes.indptr).astype(np.int64),
+            gram, with_features, sums.gram, block.squares, block.fourths, block.active
         )
 
     def errors(
@@ -130,27 +216,6 @@ class Latents:
         signed = fitted.signed
         errors = np.einsum("mnk,mnk->nm", signed @ gram, signed)
         return moments.active, fitted.spread(errors)
-
-    def _beside(
-        self, sums: BlockSums, mix: Float64[np.ndarray, "partner latent"] | None
-    ) -> list[_Partner]:
-        """Return the partners of each latent at the tokens of a block, or their weighted sum alone."""
-        codes = self.placebo[sums.keys.block.tokens]
-        others = codes.T.tocsr()
-        by_other = _dot(others, sums)
-        beside = []
-        for at, weights in partner_weights(self.partners, mix):
-            picked = mixer(at, weights, codes.shape[1])
-            # transposing leaves the entries sorted
-            column = others[at[0]] if mix is None else (codes @ picked).T.tocsr()
-            mean = (weights * self._placebo_mean[at]).sum(0)
-            beside.append(_Partner(column, mean, row_sums(column), picked.T, by_other))
-        return beside
-
-    @functools.cached_property
-    def _placebo_mean(self) -> Float32[np.ndarray, " other"]:
-        fitted = self.placebo[self.readouts.tokens.fit]
-        return np.asarray(fitted.mean(axis=0), dtype=np.float32).ravel()
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,16 +6,16 @@ Nothing here depends on an SAE, so that all SAEs that are read at the same token
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64, Integer
 from pydantic import Field
 
-from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.spec import LARGEST, Distinct, Spec, numpy_generator
-from sae_placebo.latents.base import Folds, TokenTable
+from sae_placebo.latents.base import TokenTable
 from sae_placebo.latents.ladder.block_sums import (
     BlockKeys,
     BlockSums,
@@ -25,8 +25,8 @@ from sae_placebo.latents.ladder.block_sums import (
     gram_of,
     parts_of,
 )
+from sae_placebo.latents.ladder.fit_text import LadderText
 
-FIT, CHOOSE, SCORE = 0, 1, 2
 AT_ONCE = 4_096
 
 
@@ -34,6 +34,10 @@ class LadderSpec(Spec):
     """Settings of the ladder.
 
     Attributes:
+        fit_tokens: How many tokens of the training text tables and readouts are fitted on at most, in whole
+            documents. Each takes 4 bytes of memory for every dimension of the arm's and of the placebo's
+            activations, every dense feature and every column of `readout`: with all else as it is, the
+            default takes 8 GiB at a width of 768.
         prior: How many occurrences the shorter context's prediction is worth in a lookup table.
         least_pair: A pair of tokens that occurs less often in the fitted documents is backed off to the
             token.
@@ -51,6 +55,7 @@ class LadderSpec(Spec):
             since that would be a ratio of two noises.
     """
 
+    fit_tokens: int = Field(2**20, ge=1, lt=LARGEST)
     prior: float = Field(default=1.0, gt=0)
     least_pair: int = Field(2, ge=1)
     position_bins: int = Field(16, ge=2)
@@ -70,40 +75,30 @@ class LadderSpec(Spec):
 class TokenFeatures:
     """What is known of the tokens without a model, which all SAEs that are read at them share.
 
+    Features (components of embedding rows, their means by token, bins) are those of the whole text to fit
+    on, whichever portion of it is fitted on. What is fitted to a target knows the portion alone.
+
     Attributes:
-        words: Keys of the table of the current token.
-        previous: Keys of the table of the token before.
-        pairs: Keys of the table of both.
-        bins: Bin of each token's position.
-        n_bins: Number of bins.
-        x: The columns of `Readouts` that need no placebo. Rows are the fitted tokens, then those chosen on,
-            then the scored ones by group, so that the rows of a block are a view.
-        fit: Fitted tokens.
-        choose: Tokens to choose on.
-        score: Scored tokens by group of documents.
-        n_groups: Number of groups of documents.
+        text: The tokens, and what they serve.
+        keys: Keys of the tables of the current token, the token before, and both; bins of the position.
+        x: The columns of `Readouts` that need no placebo. Rows are the fitted tokens by portion, then those
+            chosen on, then the scored ones by group, so that the rows of a portion or a block are a view.
+        blocks: The tokens to choose on, then the scored ones by group.
         source: What stands for a token in bags and windows, in words for people.
         spec: Settings.
     """
 
-    words: Keys
-    previous: Keys
-    pairs: Keys
-    bins: Int64[np.ndarray, " token"]
-    n_bins: int
+    text: LadderText
+    keys: LookupKeys
     x: Float32[np.ndarray, "ordered feature"]
-    fit: Int64[np.ndarray, " fitted"]
-    choose: TokenBlock
-    score: tuple[TokenBlock, ...]
-    n_groups: int
+    blocks: tuple[TokenBlock, ...]
     source: str
     spec: LadderSpec
 
     @classmethod
     def of(
         cls,
-        tokens: TokenTable,
-        folds: Folds,
+        text: LadderText,
         embeddings: Float[np.ndarray, "vocabulary d_embed"] | None,
         seed: int,
         spec: LadderSpec,
@@ -111,91 +106,88 @@ class TokenFeatures:
         """Return the features of the tokens.
 
         Args:
-            tokens: The tokens that were read.
-            folds: Which documents are fitted, chosen and scored on.
+            text: The tokens, and what they serve.
             embeddings: Row of each token id, the trained model's W_E; None for fixed random rows.
             seed: It names the draw of the random rows.
             spec: Settings.
-
-        Raises:
-            NotEstimable: no token is left to fit, choose or score on.
         """
-        purposes = folds.purposes[tokens.documents]
-        fit, choose, score = (np.flatnonzero(purposes == p) for p in (FIT, CHOOSE, SCORE))
-        for part, what in ((fit, "fit"), (choose, "choose penalties"), (score, "score")):
-            if not len(part):
-                raise NotEstimable(f"no document to {what} on: the ladder needs more documents")
-        groups = folds.groups[tokens.documents[score]]
-        blocks = _blocks(len(fit), choose, [(g, score[groups == g]) for g in np.unique(groups)])
-        order = np.concatenate([fit, *(block.tokens for block in blocks)])
+        tokens, fit = text.tokens, np.concatenate(text.fit)
+        blocks = _blocks(len(fit), text.choose, text.score)
+        held = np.concatenate([block.tokens for block in blocks])
+        order = np.concatenate([fit, held])
         ids, before = tokens.ids.astype(np.int64), tokens.previous.astype(np.int64)
         width = int(tokens.rows.token_ids.max()) + 1
         rows, source = _token_rows(tokens, fit, embeddings, seed, spec)
-        edges = np.unique(
-            np.quantile(
-                tokens.positions[fit], np.arange(1, spec.position_bins) / spec.position_bins
-            )
-        )
-        words = Keys.among(ids, fit, spec.prior)
-        x, n_bag = _features(tokens, rows, order, spec), n_bag_columns(spec)
-        less_words(x, words, order, len(fit), 1 + n_bag)
-        scale_columns(x, len(fit), (slice(1, 1 + n_bag), slice(1 + n_bag, None)))
-        return cls(
-            words=words,
-            previous=Keys.among(before, fit, spec.prior),
+        ends = np.arange(1, spec.position_bins) / spec.position_bins
+        edges = np.unique(np.quantile(tokens.positions[fit], ends))
+        keys = LookupKeys(
+            words=Keys.among(ids, fit, spec.prior),
+            previous=Keys.among(before, fit, spec.prior, wanted=held),
             # pairs are sorted by the current token, since it comes first
-            pairs=Keys.among(ids * width + before, fit, spec.prior, spec.least_pair),
+            pairs=Keys.among(ids * width + before, fit, spec.prior, spec.least_pair, held),
             bins=np.searchsorted(edges, tokens.positions, side="right").astype(np.int64),
             n_bins=len(edges) + 1,
-            x=x,
-            fit=fit,
-            choose=blocks[0],
-            score=tuple(blocks[1:]),
-            n_groups=folds.n_groups,
-            source=source,
-            spec=spec,
         )
-
-    def __len__(self) -> int:
-        return len(self.bins)
+        x, n_bag = _features(tokens, rows, order, spec), n_bag_columns(spec)
+        less_words(x, keys.words, order, len(fit), 1 + n_bag)
+        scale_columns(x, len(fit), (slice(1, 1 + n_bag), slice(1 + n_bag, None)))
+        return cls(text, keys, x, blocks, source, spec)
 
     @functools.cached_property
-    def word_of_pair(self) -> Int64[np.ndarray, " key"]:
-        """Key of the current token of each pair."""
-        words = np.full(len(self.pairs.n), len(self.words.n) - 1, dtype=np.int64)
-        words[self.pairs.of] = self.words.of
-        words[-1] = len(self.words.n) - 1
-        return words
+    def fit(self) -> Int64[np.ndarray, " fitted"]:
+        """The tokens that may be fitted on, by portion."""
+        return np.concatenate(self.text.fit)
 
     @functools.cached_property
     def order(self) -> Int64[np.ndarray, " ordered"]:
         """Token of each row of the features."""
-        return np.concatenate([self.fit, self.choose.tokens, *(b.tokens for b in self.score)])
+        return np.concatenate([self.fit, *(block.tokens for block in self.blocks)])
+
+    @property
+    def added(self) -> tuple[slice, ...]:
+        """Rows of the features that each portion adds to the one before."""
+        ends = self.text.n_fitted
+        return tuple(map(slice, (0, *ends), ends))
 
     @functools.cached_property
-    def fit_gram(self) -> Float64[np.ndarray, "feature feature"]:
-        """X'X of the features on the fitted tokens."""
-        return gram_of((self.x[: len(self.fit)],))
+    def counted(self) -> tuple[LookupKeys, ...]:
+        """The keys as each portion of the text to fit on counts them."""
+        return tuple(self.keys.counted(self.fit[:n]) for n in self.text.n_fitted)
+
+    @functools.cached_property
+    def word_of_pair(self) -> Int64[np.ndarray, " key"]:
+        """Key of the current token of each pair."""
+        words, pairs = self.keys.words, self.keys.pairs
+        of = np.full(len(pairs.n), len(words.n) - 1, dtype=np.int64)
+        of[pairs.of] = words.of
+        of[-1] = len(words.n) - 1
+        return of
+
+    @functools.cached_property
+    def fit_grams(self) -> tuple[Float64[np.ndarray, "feature feature"], ...]:
+        """X'X of the features on the tokens that each portion adds to the one before."""
+        return tuple(gram_of((self.x[rows],)) for rows in self.added)
 
     @functools.cached_property
     def sums(self) -> tuple[BlockSums, ...]:
         """Sums of the features that need no placebo over each block, the one to choose on first."""
-        tables = LookupKeys(self.words, self.previous, self.pairs, self.bins, self.n_bins)
         return tuple(
-            BlockSums.of(BlockKeys.of(tables, block), (self.x[block.rows],), None)
-            for block in (self.choose, *self.score)
+            BlockSums.of(BlockKeys.of(self.keys, block), (self.x[block.rows],), None)
+            for block in self.blocks
         )
 
 
 def _blocks(
-    start: int, choose: Int64[np.ndarray, " chosen"], score: list[tuple[Any, Any]]
-) -> list[TokenBlock]:
+    start: int,
+    choose: Int64[np.ndarray, " chosen"],
+    score: Sequence[tuple[int, Int64[np.ndarray, "_"]]],
+) -> tuple[TokenBlock, ...]:
     """Return the blocks, whose rows in the features follow one another from row `start`."""
     blocks = []
     for group, tokens in ((-1, choose), *score):
-        blocks.append(TokenBlock(tokens, int(group), slice(start, start + len(tokens))))
+        blocks.append(TokenBlock(tokens, group, slice(start, start + len(tokens))))
         start += len(tokens)
-    return blocks
+    return tuple(blocks)
 
 
 def n_bag_columns(spec: LadderSpec) -> int:
@@ -300,7 +292,7 @@ def less_words(
         first: Columns before this one are left as they are.
     """
     n = (words.n + words.prior).astype(np.float32)[:, None]
-    sums = words.sums(order[:n_fit]) @ x[:n_fit]
+    sums = words.adder(order[:n_fit]) @ x[:n_fit]
     table = ((sums + words.prior * _moment(x[:n_fit])) / n).astype(np.float32)
     table[:, :first] = 0
     of = words.of[order]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from sae_placebo.latents.ladder.block_sums import BlockSums, Keys, parts_of
+from sae_placebo.latents.ladder.fit_text import Stacked
 from sae_placebo.latents.ladder.inner_products import (
     N_LOOKUPS,
     PREVIOUS,
@@ -22,66 +22,89 @@ from sae_placebo.latents.ladder.predictors import Readouts
 
 _AT_ONCE = 1_024
 _FITTED_AT_ONCE = 4_096
+_TABLE_AT_ONCE = 65_536
 
 
 class Vector:
-    """The dimensions of a dense vector as targets, with the same numbers as `Latents` of the same values.
-
-    Attributes:
-        n_fitted: Number of fitted tokens where the dimension is not 0.
-        fitted: X'y on the fitted tokens.
-    """
+    """The dimensions of a dense vector as targets, with the same numbers as `Latents` of the same values."""
 
     def __init__(
         self,
-        values: Float32[np.ndarray, "token target"],
+        values: Stacked,
         readouts: Readouts,
         partners: Int64[np.ndarray, "partner target"],
-        placebo: Any,
+        placebo: Stacked | None,
     ) -> None:
-        self._values, self._readouts = values, readouts
-        self._partners, self._placebo = partners, placebo
-        tokens = readouts.tokens
-        n, m = len(tokens.fit), values.shape[1]
+        """Take the values, float32 [token, target]; the others are those of `Latents`."""
+        self.values, self.readouts, self.partners, self.placebo = (
+            values,
+            readouts,
+            partners,
+            placebo,
+        )
+        self._portions = [
+            PortionOfVector(self, portion) for portion in range(len(readouts.tokens.added))
+        ]
+
+    def at(self, portion: int) -> PortionOfVector:
+        """Return the dimensions as a portion of the text to fit on knows them."""
+        return self._portions[portion]
+
+
+class PortionOfVector:
+    """The dimensions of a dense vector as a portion of the text to fit on knows them.
+
+    Attributes:
+        n_fitted: Number of fitted tokens where the dimension is not 0.
+        fitted: X'y on the fitted tokens, about the means.
+    """
+
+    def __init__(self, vector: Vector, portion: int) -> None:
+        """Fit the tables of a vector on a portion."""
+        tokens = vector.readouts.tokens
+        self._values, self._tokens, self._keys = vector.values, tokens, tokens.counted[portion]
+        self._partners, self._placebo = vector.partners, vector.placebo
+        self._fit = tokens.fit[: tokens.text.n_fitted[portion]]
+        n, m = len(self._fit), vector.values.shape[1]
         total, self.n_fitted = np.zeros(m), np.zeros(m, dtype=np.int64)
         parts = list(parts_of(n, _FITTED_AT_ONCE))
         for part in parts:
-            y = values[tokens.fit[part]]
+            y = self._values[self._fit[part]]
             total += y.sum(0, dtype=np.float64)
             self.n_fitted += np.count_nonzero(y, axis=0)
         self._mean = (total / n).astype(np.float32)
-        products = [np.zeros((m, x.shape[1]), dtype=np.float32) for x in readouts.fitted]
+        features = vector.readouts.rows(slice(0, n))
+        products = [np.zeros((m, x.shape[1]), dtype=np.float32) for x in features]
         for part in parts:
-            y = values[tokens.fit[part]]
-            y -= self._mean
-            for x, product in zip(readouts.fitted, products, strict=True):
+            y = self._values[self._fit[part]] - self._mean
+            for x, product in zip(features, products, strict=True):
                 product += y.T @ x[part]
+        # what is summed is less the targets' means, so that the features' do not matter
         self.fitted = np.concatenate(products, axis=1)
-        in_bins = np.bincount(tokens.bins[tokens.fit], minlength=tokens.n_bins + 1)
-        self._position = self._table(Keys(tokens.bins, in_bins, tokens.spec.prior))
-        self._word, self._previous = self._table(tokens.words), self._table(tokens.previous)
+        bins = self._keys.bins
+        in_bins = np.bincount(bins[self._fit], minlength=self._keys.n_bins + 1)
+        self._position = self._table(Keys(bins, in_bins, tokens.spec.prior))
+        self._word, self._previous = (
+            self._table(k) for k in (self._keys.words, self._keys.previous)
+        )
         # what pairs add is n / (n + prior) of what they are beyond their current token's prediction
-        keys = tokens.pairs
-        self._pair = self._table(keys)
-        share = (keys.n / (keys.n + keys.prior)).astype(np.float32)[:, None]
+        pairs = self._keys.pairs
+        self._pair = self._table(pairs)
+        share = (1 - pairs.rest).astype(np.float32)[:, None]
         self._pair -= share * self._word[tokens.word_of_pair]
-        self._pair[keys.n == 0] = 0
-        if len(partners):
-            fitted = placebo[tokens.fit].mean(axis=0)
+        if len(self._partners):
+            assert self._placebo is not None
+            fitted = self._placebo[tokens.fit].mean(axis=0)
             self._placebo_mean = np.asarray(fitted, dtype=np.float32).ravel()
 
     def _table(self, keys: Keys) -> Float32[np.ndarray, "key target"]:
         """Return what each key adds to the mean."""
-        from scipy.sparse import csr_matrix
-
-        fit, n = self._readouts.tokens.fit, len(keys.n)
-        known = fit[keys.of[fit] < n - 1]
-        ones = np.ones(len(known), dtype=np.float32)
-        # columns are all tokens, so that no fitted vectors are copied
-        adder = csr_matrix((ones, (keys.of[known], known)), shape=(n, len(self._values)))
-        table: Float32[np.ndarray, "key target"] = adder @ self._values
+        table = np.zeros((len(keys.n), self._values.shape[1]), dtype=np.float32)
+        for part in parts_of(len(self._fit), _TABLE_AT_ONCE):
+            at = self._fit[part]
+            table += keys.adder(at) @ self._values[at]
         table -= keys.n.astype(np.float32)[:, None] * self._mean
-        table /= (keys.n + keys.prior).astype(np.float32)[:, None]
+        table *= keys.weight[:, None]
         return table
 
     def moments(self, sums: BlockSums) -> PieceProducts:
@@ -114,13 +137,14 @@ class Vector:
 
     def _products(self, sums: BlockSums) -> list[Float32[np.ndarray, "target feature"]]:
         """Return the products of position, token, pair and partners with the features."""
-        keys, d = sums.keys, sums.n_features
+        keys = sums.keys
         products = [
             self._position[: len(sums.by_bin)].T @ sums.by_bin,
-            self._word[keys.word_keys].T @ np.ascontiguousarray(sums.by_word[:, :d]),
+            self._word[keys.word_keys].T @ sums.by_word,
             self._pair[keys.pair_keys].T @ sums.by_pair,
         ]
         if len(self._partners):
+            assert self._placebo is not None
             codes = self._placebo[keys.block.tokens].T
             by_other = np.concatenate([codes @ x for x in sums.parts], axis=1)
             by_other -= self._placebo_mean[:, None] * sums.total
@@ -158,10 +182,11 @@ class Vector:
         self, sums: BlockSums, fitted: Fitted | None
     ) -> Iterator[tuple[slice, list[Float32[np.ndarray, "part target"]]]]:
         """Yield the pieces of a few tokens at a time, with each partner or, once fitted, their sum."""
-        tokens, all_tokens = self._readouts.tokens, sums.keys.block.tokens
+        keys, all_tokens = self._keys, sums.keys.block.tokens
         mixed = []
         if len(self._partners):
             mix = None if fitted is None else fitted.mix
+            assert self._placebo is not None
             for at, weights in partner_weights(self._partners, mix):
                 mean = (weights * self._placebo_mean[at]).sum(0).astype(np.float32)
                 mixed.append((mixer(at, weights, self._placebo.shape[1]), mean))
@@ -169,12 +194,13 @@ class Vector:
             at = all_tokens[part]
             pieces = [
                 self._values[at] - self._mean,
-                self._position[tokens.bins[at]],
-                self._word[tokens.words.of[at]],
-                self._pair[tokens.pairs.of[at]],
-                self._previous[tokens.previous.of[at]],
+                self._position[keys.bins[at]],
+                self._word[keys.words.of[at]],
+                self._pair[keys.pairs.of[at]],
+                self._previous[keys.previous.of[at]],
             ]
             if mixed:
+                assert self._placebo is not None
                 codes = self._placebo[at]
                 pieces += [(codes @ picked).toarray() - mean for picked, mean in mixed]
             yield part, pieces

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Float32, Int32, Int64, Integer, Num
@@ -128,6 +128,14 @@ class Evidence:
 Values = Callable[
     [Evidence, Float[np.ndarray, "document replicate"]], Float[np.ndarray, " replicate"]
 ]
+
+
+class Number(NamedTuple):
+    """A number on each fold with its null, or the reason why there is no number."""
+
+    values: Float[np.ndarray, " fold"] | None
+    null_value: float | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,27 +1,17 @@
-"""The numbers about one SAE that are made of its latents' classes, verdicts, partners and ladder."""
+"""The numbers about one SAE that are made of its latents' classes, partners and directions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int8
+from jaxtyping import Int8
 
 from sae_placebo.latents.classes.classification import CLASSES
-from sae_placebo.latents.ladder.ladder import RUNGS, Ladder
-from sae_placebo.latents.metrics.base import Declared, ratio
-from sae_placebo.latents.origin.rule import ORIGINS, Verdicts
+from sae_placebo.latents.metrics import ladder_shares
+from sae_placebo.latents.metrics.base import Declared, Number, ratio
 from sae_placebo.latents.partners.assignment import Sharing
-
-
-class Number(NamedTuple):
-    """A number on each fold with its null, or the reason why there is no number."""
-
-    values: Float[np.ndarray, " fold"] | None
-    null_value: float | None = None
-    reason: str | None = None
-
 
 _BY_DIRECTION = {
     "seed_pw_mcc": (
@@ -41,14 +31,6 @@ _BY_DIRECTION = {
         "Paulo and Belrose 2025 (arXiv 2501.16615).",
     ),
 }
-_PLACEBO = "the same share in the placebo arms, held against another re-draw (A/A)"
-_VERDICT_WORDS = {
-    "explained": "explained by tokens, embeddings or the placebo model, or with a partner in the "
-    "placebo SAE",
-    "not_explained": "that nothing on the ladder explains, that have no partner in the placebo SAE, and that "
-    "the SAE of another seed has too",
-    "undetermined": "about which neither can be said",
-}
 
 
 def _declared() -> Iterator[Declared]:
@@ -63,16 +45,6 @@ def _declared() -> Iterator[Declared]:
             counts_latents=True,
             reads="outputs" if kind.name == "output" else "activations",
         )
-    for verdict in ORIGINS:
-        yield Declared(
-            name=f"origin_{verdict}",
-            unit="share",
-            better="neither",
-            null=_PLACEBO,
-            definition=f"share of all latents {_VERDICT_WORDS[verdict]}",
-            source="This package; see `latents.origin.rule`.",
-            counts_latents=True,
-        )
     for name, who in (("placebo", "the placebo SAE"), ("seed", "the SAE of another seed")):
         yield Declared(
             name=f"has_{name}_partner",
@@ -84,23 +56,6 @@ def _declared() -> Iterator[Declared]:
             source="Bricken et al. 2023 (universality, by correlation). Differs: the threshold and the "
             "nulls are of this package.",
             counts_latents=True,
-        )
-    for rung in RUNGS[1:]:
-        yield Declared(
-            name=f"ladder_r2_{rung}",
-            unit="share",
-            better="neither",
-            null="0: no better than the mean; the value in the placebo arms is the comparison",
-            definition=f"mean over judged latents of held-out R2 of the ladder up to {rung!r}",
-            source="This package; see `latents.ladder`.",
-        )
-        yield Declared(
-            name=f"activations_r2_{rung}",
-            unit="share",
-            better="neither",
-            null="0: no better than the mean; the value in the placebo arms is the comparison",
-            definition=f"held-out share of the activations' variance explained by the ladder up to {rung!r}",
-            source="This package; see `latents.ladder`.",
         )
 
 
@@ -118,29 +73,24 @@ def _of_directions() -> Iterator[Declared]:
 
 
 DECLARED: dict[str, Declared] = {
-    number.name: number for number in (*_declared(), *_of_directions())
+    number.name: number
+    for number in (*_declared(), *ladder_shares.DECLARED.values(), *_of_directions())
 }
-"""What each number of `numbers` and of `of_sharing` is, by name."""
+"""What each number of a profile is, by name."""
 
 
 def numbers(
     classes: Int8[np.ndarray, "latent fold"],
-    verdicts: Verdicts,
-    climbed: Ladder,
     in_placebo: Any,
     in_sibling: Any,
-    judged: Bool[np.ndarray, "latent fold"],
     missing: dict[str, str],
 ) -> dict[str, Number]:
-    """Return every number about one SAE, each with a value per fold.
+    """Return the numbers about one SAE that need no ladder, each with a value per fold.
 
     Args:
         classes: Class of each latent.
-        verdicts: Verdict on each latent.
-        climbed: The ladder.
         in_placebo: Partners in the placebo SAE, a `latents.profile.FoundPartners`.
         in_sibling: Partners in the SAE of another seed.
-        judged: Whether the latent fires often enough to be judged.
         missing: Why a class cannot be decided for this SAE, by class.
     """
     made: dict[str, Number] = {}
@@ -148,20 +98,8 @@ def numbers(
         why = missing.get(kind.name)
         share = (classes == index).mean(axis=0)
         made[f"share_{kind.name}"] = Number(None if why else share, None, why)
-    for index, verdict in enumerate(ORIGINS):
-        why = in_placebo.reason if in_placebo.has is None else None
-        made[f"origin_{verdict}"] = Number(None if why else verdicts.share(index), None, why)
     for name, partners in (("placebo", in_placebo), ("seed", in_sibling)):
         made[f"has_{name}_partner"] = _partner_share(partners)
-    alive = judged & judged[:, :1]
-    for rung, r2, whole in list(zip(climbed.rungs, climbed.r2, climbed.whole, strict=True))[1:]:
-        known = alive & np.isfinite(r2)
-        mean = ratio(np.where(known, r2, 0).sum(axis=0), known.sum(axis=0, dtype=np.float64))
-        why = climbed.reasons.get(rung)
-        made[f"ladder_r2_{rung}"] = Number(
-            None if why else mean, 0.0, why or "no latent fires often enough"
-        )
-        made[f"activations_r2_{rung}"] = Number(None if why else whole, 0.0, why)
     return made
 
 

@@ -13,6 +13,7 @@ from sae_placebo.report.sections import (  # isort: skip
     coverage as coverage,
     classes as classes,
     origin as origin,
+    fit_curve as fit_curve,
     use as use,
     circuits as circuits,
     partners as partners,

@@ -44,6 +44,20 @@ def _evidence(view: View, place: Place, arms: list[str]) -> list[dict[str, Any]]
     return rows
 
 
+def _stable(view: View, place: Place, arms: list[str]) -> list[dict[str, Any]]:
+    """Return, per arm, the share of latents that are stable, and of these the shares by origin."""
+    seeds, given = (arm_shares(view, place, prefix) for prefix in ("has_seed_", "stable_"))
+    return [
+        arm_of(view, arm)
+        | {
+            "seed": share_cell(seeds.get((arm, "partner"))),
+            "cells": [share_cell(given.get((arm, origin))) for origin in ORIGINS],
+        }
+        for arm in arms
+        if any((arm, origin) in given for origin in ORIGINS)
+    ]
+
+
 def _decoys(view: View, place: Place) -> list[dict[str, Any]]:
     """Return, per score and threshold, how many trained latents pass for which no decoy accounts."""
     rows = []
@@ -94,6 +108,7 @@ def build(view: View) -> Content:
                     | {"cells": [share_cell(known.get((arm, verdict))) for verdict in ORIGINS]}
                     for arm in arms
                 ],
+                "stable": _stable(view, place, arms),
                 "evidence": _evidence(view, place, judged),
                 "decoys": decoys,
             }

@@ -26,7 +26,7 @@ def build_arms(artefacts: Artefacts, arms: Sequence[ArmModel]) -> Any | None:
         their SAEs trained already.
     """
     plan, store, model = artefacts.plan, artefacts.store, None
-    unread = store.find(plan.harvest[arms[0]]) is None
+    unread = any(store.find(of[arms[0]]) is None for of in (plan.harvest, plan.fit_text))
     unread = unread or any(store.find(plan.train[one]) is None for one in arms)
     for one in arms:
         if store.find(plan.build[one]) is None or (unread and model is None):

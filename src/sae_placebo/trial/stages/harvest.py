@@ -1,4 +1,4 @@
-"""An arm's activations: what reads them, the held-out ones that are kept, and their calibration."""
+"""An arm's activations: what reads them, the ones that are kept, and their calibration."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from sae_placebo.core.progress import Advance
 from sae_placebo.data.rows import Rows
 from sae_placebo.latents.columns.repeats import repeat_rows
 from sae_placebo.models import loading as models
-from sae_placebo.models.activation_files import write_harvest, write_repeats
+from sae_placebo.models.activation_files import (
+    read_calibrations,
+    write_harvest,
+    write_repeats,
+)
 from sae_placebo.models.activations import Calibration, HarvestSpec, blocks
 from sae_placebo.models.gaussian import GaussianReader
 from sae_placebo.models.harvest_precision import (
@@ -33,7 +37,9 @@ from sae_placebo.trial.stages.stream import AnyReader, calibrated, in_its_place
 
 
 def harvest_arms(artefacts: Artefacts, arms: Sequence[ArmModel], model: Any) -> AnyReader:
-    """Return what reads the activations of arms that share them; the held-out ones are kept.
+    """Return what reads the activations of arms that share them.
+
+    Those of the held-out text are kept, and those of the text that ladders are fitted on.
 
     Args:
         artefacts: Of the trial.
@@ -45,6 +51,7 @@ def harvest_arms(artefacts: Artefacts, arms: Sequence[ArmModel], model: Any) -> 
         models.truncate(model, spec.hookpoints)
         reader, used = _reader(artefacts, arms, model.to(spec.device))
         _harvest(artefacts, first, reader, used)
+        _read_text_to_fit_on(artefacts, first, reader)
     return reader
 
 
@@ -100,6 +107,19 @@ def _harvest(
         write_repeats(draft, _repeats(artefacts, reader, rows["heldout"]))
 
 
+def _read_text_to_fit_on(artefacts: Artefacts, one: ArmModel, reader: AnyReader) -> None:
+    """Keep the arm's activations on the part of the training text that ladders are fitted on."""
+    store, plan, spec = artefacts.store, artefacts.plan, artefacts.spec
+    step = plan.fit_text[one]
+    if store.find(step) is not None:
+        return
+    rows = artefacts.rows_to_fit_on(one)
+    label, total = f"read text to fit on {one.label}", int(rows.usable().sum())
+    with artefacts.progress.track(label, total) as advance, store.write(step) as draft:
+        kept = activations_of(reader, rows, spec.harvest.block_rows, advance)
+        write_harvest(draft, kept, read_calibrations(store.path(plan.harvest[one])))
+
+
 def _repeats(artefacts: Artefacts, reader: AnyReader, rows: Rows) -> dict[str, Any]:
     """Return the activations on random blocks, fresh and repeated; none where no model is read."""
     spec = artefacts.spec
@@ -124,17 +144,23 @@ def harvest(
     The calibration is of the head of the training stream.
     """
     calibrations = calibrated(reader, rows["train"], spec, seed)
-    heldout = rows["heldout"]
-    total = int(heldout.usable().sum())
+    return activations_of(reader, rows["heldout"], spec.block_rows, advance), calibrations
+
+
+def activations_of(
+    reader: AnyReader, rows: Rows, block_rows: int, advance: Advance
+) -> dict[str, Float[torch.Tensor, "token d_in"]]:
+    """Return the activations of all tokens of some rows in reading order, in model units."""
+    total = int(rows.usable().sum())
     kept = {name: torch.empty(total, reader.d_in) for name in reader.names}
     done = 0
-    for block in blocks(reader, heldout, np.arange(len(heldout.lengths)), spec.block_rows):
+    for block in blocks(reader, rows, np.arange(len(rows.lengths)), block_rows):
         n = len(block.token_ids)
         for name, x in block.activations.items():
             kept[name][done : done + n] = x
         done += n
         advance(n)
-    return kept, calibrations
+    return kept
 
 
 def random_rows(rows: Rows, n: int, block: int, seed: int, repeated: bool) -> Rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ import numpy as np
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Advance
-from sae_placebo.latents.base import Placebo
-from sae_placebo.latents.ladder.ladder import whole_ladder
+from sae_placebo.latents.ladder.fit_text import Stacked
+from sae_placebo.latents.ladder.ladder import NO_PLACEBO, Ladder, ladder, no_ladder, whole_ladder
 from sae_placebo.latents.ladder.predictors import Readouts
 from sae_placebo.latents.ladder.token_features import TokenFeatures
+from sae_placebo.latents.metrics.ladder_shares import rates_of
 from sae_placebo.latents.partners.assignment import Sharing, sharing_of_both
 from sae_placebo.latents.profile import PARTS, Around, Profile, profile
 from sae_placebo.saes import SAE
@@ -36,7 +38,7 @@ def profile_saes(artefacts: Artefacts) -> None:
     for place in places:
         artefacts.shelf.announce(profiling.used(place))
     label = f"profile {len(places)} SAEs"
-    each_job(artefacts.progress, label, profiling.batches(places), 1 + PARTS, profiling.work)
+    each_job(artefacts.progress, label, profiling.batches(places), 2 + PARTS, profiling.work)
 
 
 class _Held(NamedTuple):
@@ -66,7 +68,7 @@ class _Profiling:
             self.artefacts.store.write(step) as draft,
         ):
             found = self._profiled(place, advance)
-            for name in ("latents", "measurements", "passages", "sensitivity"):
+            for name in ("latents", "measurements", "passages", "sensitivity", "curve"):
                 write_table(draft / f"{name}.parquet", getattr(found, name))
             write_replicates(draft, found.replicates)
 
@@ -99,12 +101,20 @@ class _Profiling:
         against = held.against
         models = [one] if against is None else [one, against.one]
         keys = [self.artefacts.activations_key(model, hookpoint) for model in models]
-        keys += [self._features_key(one, hookpoint), ("whole", one, hookpoint)]
+        keys += [self._fit_key(model, hookpoint) for model in models]
+        keys += [
+            ("rates", hookpoint, sae, sae_seed),
+            self._features_key(one, hookpoint),
+            ("whole", one, hookpoint),
+        ]
         keys.append(self._readouts_key(one, hookpoint, against))
         if held.sibling is not None:
             pair = frozenset((sae_seed, held.sibling.sae_seed))
             keys.append(("sharing", one, hookpoint, sae, pair))
         return keys
+
+    def _fit_key(self, one: ArmModel, hookpoint: str) -> Hashable:
+        return "activations to fit on", self.artefacts.plan.fit_text[one].key, hookpoint
 
     def _features_key(self, one: ArmModel, hookpoint: str) -> Hashable:
         return "features", self.artefacts.plan.text[one].key, hookpoint
@@ -130,18 +140,13 @@ class _Profiling:
         """Return what the ladder reads off tokens, or why there is nothing."""
 
         def make() -> tuple[TokenFeatures | None, str | None]:
-            found, spec = self.artefacts.shared(one, hookpoint), self.spec
+            spec = self.spec
             try:
-                made = TokenFeatures.of(
-                    found.tokens,
-                    found.folds,
-                    self.artefacts.embedding,
-                    spec.seed,
-                    spec.structure.ladder,
-                )
+                text = self.artefacts.ladder_text(one, hookpoint)
             except NotEstimable as refusal:
                 return None, str(refusal)
-            return made, None
+            how, embedding = spec.structure.ladder, self.artefacts.embedding
+            return TokenFeatures.of(text, embedding, spec.seed, how), None
 
         return self.artefacts.shelf.get(self._features_key(one, hookpoint), make)
 
@@ -154,27 +159,43 @@ class _Profiling:
         weights = document_weights(
             reading.tokens.n_documents, spec.measurement.replicates, spec.seed
         )
-        around = self._around(place, reading.sae)
+        climbed = self._climbed(place)
+        advance(1)
+        around = self._around(place, reading.sae, climbed)
         advance(1)
         return profile(
             reading, folds, around, weights, spec.structure, spec.measurement, spec.seed, advance
         )
 
-    def _around(self, place: Place, sae: SAE) -> Around:
+    def _climbed(self, place: Place) -> Ladder:
+        """Return the ladder of an SAE's latents."""
+        one, hookpoint, label, sae_seed = place
+        against, _, reasons = self._held(one, sae_seed)
+        readouts = self._readouts(one, hookpoint, against)
+        if readouts is None:
+            n_groups = self.artefacts.shared(one, hookpoint).folds.n_groups
+            why = self._features(one, hookpoint)[1] or "no features were read off the tokens"
+            return no_ladder(self.spec.saes[label].d_sae, 1 + n_groups, why)
+        codes, whole = self.artefacts.ladder_codes(place), self._whole(one, hookpoint, against)
+        others = None
+        if against is not None:
+            other = (against.one, hookpoint, label, against.sae_seed)
+            others = self.artefacts.ladder_codes(other)
+        climbed = ladder(codes, readouts, others, whole)
+        told = climbed.reasons.items()
+        better = {r: reasons["placebo"] if why == NO_PLACEBO else why for r, why in told}
+        return dataclasses.replace(climbed, reasons=better)
+
+    def _around(self, place: Place, sae: SAE, climbed: Ladder) -> Around:
         one, hookpoint, label, sae_seed = place
         against, sibling, reasons = self._held(one, sae_seed)
         placebo = None
         if against is not None:
-            placebo = Placebo(
-                f"{against.one.label}, SAE seed {against.sae_seed}",
-                self.artefacts.activations(against.one, hookpoint),
-                self.artefacts.codes((against.one, hookpoint, label, against.sae_seed)),
-            )
-        why = self._features(one, hookpoint)[1]
-        if why is not None:
-            reasons["ladder"] = why
+            placebo = self.artefacts.codes((against.one, hookpoint, label, against.sae_seed))
         return Around(
+            climbed,
             placebo,
+            self._rates(place),
             None
             if sibling is None
             else self.artefacts.codes((one, hookpoint, label, sibling.sae_seed)),
@@ -182,11 +203,21 @@ class _Profiling:
             self._repeats(one, hookpoint, sae, reasons),
             self.artefacts.head(one, "unembedding"),
             self.artefacts.embedding,
-            self._readouts(one, hookpoint, against),
-            self._whole(one, hookpoint, against),
             self.artefacts.shared(one, hookpoint).domains,
             reasons,
         )
+
+    def _rates(self, place: Place) -> Any:
+        """Return the bins of how often the trained arm's latents fire, of the SAE of the same seed."""
+        _, hookpoint, label, sae_seed = place
+        trained = ArmModel(self.spec.trained_arm, None)
+        least = self.spec.measurement.thresholds.min_firings
+
+        def make() -> Any:
+            codes = self.artefacts.codes((trained, hookpoint, label, sae_seed))
+            return rates_of(np.asarray(codes.getnnz(axis=0), dtype=np.int64), least)
+
+        return self.artefacts.shelf.get(("rates", hookpoint, label, sae_seed), make)
 
     def _sharing(self, place: Place, sibling: int) -> Sharing:
         """Return what an SAE has in common with that of another seed, found once for both."""
@@ -205,22 +236,34 @@ class _Profiling:
 
         return self.artefacts.shelf.get(("sharing", one, hookpoint, label, pair), make)[sae_seed]
 
+    def _ladder_activations(self, one: ArmModel, hookpoint: str) -> list[torch.Tensor]:
+        """Return the activations at the tokens of `Artefacts.ladder_text`, in the parts that were read."""
+
+        def read() -> torch.Tensor:
+            return self.artefacts.fit_activations(one, hookpoint)
+
+        to_fit_on = self.artefacts.shelf.get(self._fit_key(one, hookpoint), read)
+        return [self.artefacts.activations(one, hookpoint), to_fit_on]
+
     def _whole(self, one: ArmModel, hookpoint: str, against: Held | None) -> Any:
         """Return the ladder of the activations themselves, made once per arm's model.
 
         Its last rung has the latents of the placebo's first SAE, whichever SAE is profiled.
         """
-        readouts = self._readouts(one, hookpoint, against)
-        if readouts is None:
-            return None
 
         def make() -> Any:
             codes, spec = None, self.spec
             if against is not None:
                 first = next(iter(spec.saes))
-                codes = self.artefacts.codes((against.one, hookpoint, first, spec.sae_seeds[0]))
-            values = self.artefacts.activations(one, hookpoint).float().numpy()
-            return whole_ladder(values, readouts, codes, spec.structure.ladder)
+                other = (against.one, hookpoint, first, spec.sae_seeds[0])
+                codes = self.artefacts.ladder_codes(other)
+            parts = self._ladder_activations(one, hookpoint)
+            values, readouts = (
+                Stacked([x.numpy() for x in parts]),
+                self._readouts(one, hookpoint, against),
+            )
+            assert readouts is not None
+            return whole_ladder(values, readouts, codes)
 
         return self.artefacts.shelf.get(("whole", one, hookpoint), make)
 
@@ -231,7 +274,7 @@ class _Profiling:
             return None
 
         def make() -> Readouts:
-            x = None if against is None else self.artefacts.activations(against.one, hookpoint)
+            x = () if against is None else self._ladder_activations(against.one, hookpoint)
             return Readouts.of(features, x)
 
         return self.artefacts.shelf.get(self._readouts_key(one, hookpoint, against), make)
