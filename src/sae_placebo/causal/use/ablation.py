@@ -124,6 +124,6 @@ def _resampled(sets: DirectionSets, firings: Firings, seed: int) -> Float64[np.n
         stored = slice(by.indptr[i], by.indptr[i + 1])
         lengths = by.data[stored].astype(np.float64)
         held = lengths[np.searchsorted(by.indices[stored], firings.tokens[part])]
-        random = numpy_generator(seed, "lengths that firings are resampled to", i)
+        random = numpy_generator(seed, "lengths that firings are resampled to", sets.kind, i)
         scale[part] = random.choice(lengths, len(part)) / held - 1
     return scale

@@ -110,11 +110,13 @@ class DirectionSets:
         membership: scipy CSR [set, direction], 1 for members.
         amounts: scipy CSR [token, set], the length of what removing the set takes away at the token. Of a set
             of one it is the amount, with its sign.
+        kind: What the sets are; draws for a set are named by it and by the set's index.
     """
 
     directions: Directions
     membership: Any
     amounts: Any
+    kind: str = "direction"
 
     def __len__(self) -> int:
         return int(self.membership.shape[0])
@@ -172,7 +174,7 @@ def direction_sets(directions: Directions, members: list[Int64[np.ndarray, "_"]]
     data = np.concatenate([np.zeros(0), *lengths]).astype(np.float32)
     amounts = csr_matrix((data, (tokens, sets)), shape=(len(held.indptr) - 1, n))
     amounts.eliminate_zeros()
-    return DirectionSets(directions, membership, amounts)
+    return DirectionSets(directions, membership, amounts, "group")
 
 
 def grouped(keys: Integer[np.ndarray, " entry"]) -> list[Int64[np.ndarray, "_"]]:

@@ -47,7 +47,6 @@ from sae_placebo.causal.use.spec import UseSpec
 from sae_placebo.causal.use.together import Together, remove_together
 from sae_placebo.causal.use.worst import WorstCase
 from sae_placebo.core.progress import Track, untracked
-from sae_placebo.core.spec import numpy_generator
 from sae_placebo.stats.quantiles import normal_quantile
 
 
@@ -67,7 +66,7 @@ class Asked:
         null: The mean cost of null directions, in nats.
         expected: The mean cost that the screen expects of null directions at all firings, in nats.
         p: The p-value against null directions.
-        test: The test that it comes from; its arrays are over `which`.
+        test: The test that it comes from; its arrays are over `which`, then over sets asked beside them.
     """
 
     which: Int64[np.ndarray, " asked"]
@@ -293,7 +292,7 @@ def _weighted(
     n: int,
     seed: int,
 ) -> Effects:
-    """Return the mean over all firings of each set, as a share of `unit`, from costs at some, with bounds."""
+    """Return the mean over all firings of each set as a share of `unit`, from costs at some, with bounds."""
     documents = subject.tokens.documents[firings.tokens]
     weighted = firings.draws * firings.weights * np.maximum(costs / unit, ROUNDING)
     return effects_of(weighted, firings.draws, firings.sets, documents, n, seed)
@@ -322,14 +321,12 @@ def _ask_groups(
     if not members:
         return AskedGroups(members, None, np.zeros(0, dtype=bool), of_direction)
     sets = direction_sets(directions, members)
-    # draws are named by index: those of a group are not those of the direction of its index
-    own = int(numpy_generator(seed, "groups").integers(2**31))
 
     def named(what: str, total: int, unit: str) -> Any:
         return track(f"{what}, groups", total, unit)
 
     which = np.arange(len(members))
-    found = _ask_sets(subject, sets, which, asked.unit, spec, own, named, asked)
+    found = _ask_sets(subject, sets, which, asked.unit, spec, seed, named, asked)
     p = np.maximum(found.p, found.effect.p_below(spec.least_effect))
     p = np.where(np.isfinite(p), p, 1.0)
     used = false_discovery(p, np.ones(len(p))) <= spec.false_discovery_rate

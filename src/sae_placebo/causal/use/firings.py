@@ -77,7 +77,7 @@ def important_firings(
             parts.append(_all_of(int(i), tokens))
             continue
         chance = screened.chances(int(i))
-        points = numpy_generator(seed, "firings", int(i)).random(n)
+        points = numpy_generator(seed, "firings", sets.kind, int(i)).random(n)
         at = np.minimum(np.searchsorted(np.cumsum(chance), points), len(tokens) - 1)
         at, draws = np.unique(at, return_counts=True)
         weights = 1 / (len(tokens) * chance[at])
@@ -99,7 +99,7 @@ def uniform_firings(
     parts = []
     for i in which:
         tokens = sets.held(int(i))
-        random = numpy_generator(seed, "uniform firings", int(i))
+        random = numpy_generator(seed, "uniform firings", sets.kind, int(i))
         drawn = np.sort(random.permutation(tokens)[:n])
         parts.append(_all_of(int(i), drawn))
     return _joined(parts)

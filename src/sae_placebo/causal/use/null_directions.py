@@ -99,7 +99,7 @@ def null_costs(
     costs = costs_of_edits(
         subject,
         firings.tokens,
-        lambda i: edits.at(i, n_nulls, (seed, "null directions", int(firings.sets[i]))),
+        lambda i: edits.at(i, n_nulls, (seed, "null directions", sets.kind, int(firings.sets[i]))),
         n_nulls,
         window,
         advance,
