@@ -1,4 +1,4 @@
-"""The section on the validity of headlines: what was measured is read from files, and what was not is said."""
+"""The section on the validity of headlines: what was measured is read from files, all else is said in red."""
 
 from __future__ import annotations
 
