@@ -1,4 +1,4 @@
-"""The section on the validity of headlines reads files, and says what was not measured."""
+"""The section on the validity of headlines: what was measured is read from files, all else is said in red."""
 
 from __future__ import annotations
 

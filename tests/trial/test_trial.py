@@ -26,6 +26,7 @@ from sae_placebo.trial import results
 from sae_placebo.trial.plan import plan_steps
 from sae_placebo.trial.results import EVERY_METRIC, TABLES
 from sae_placebo.trial.spec import load_trial
+from sae_placebo.trial.tables.ties import lacking
 
 
 class Spy(Progress):
@@ -83,6 +84,43 @@ def test_the_folder_holds_the_documented_files(finished: sp.Trial) -> None:
         assert set(SCHEMAS[name].names) <= set(getattr(finished, name).columns)
     assert finished.report.exists()
     assert set(finished.record["arms"]) == {"trained", "redraw", "redraw_keep_embeddings"}
+
+
+def test_ties_stand_beside_both_re_draws_and_their_a_a(finished: sp.Trial) -> None:
+    both = ("redraw_keep_embeddings", "redraw")
+    ties = finished.ties
+    ties = ties[(ties["class"] == "all") & (ties["measure"] == "tied")]
+    found = {(row.comparison, row.arm, row.control): row for row in ties.itertuples()}
+    expected = {("contrast", "trained", arm) for arm in both} | {("aa", arm, arm) for arm in both}
+    shares = {arm: row for (kind, arm, _), row in found.items() if kind == "share"}
+    assert set(shares) == {"trained", *both}
+    assert {key for key in found if key[0] != "share"} == expected
+    assert all(row.n_saes == 2 and row.n_latents > 50 for row in shares.values())
+    for arm in both:
+        row = found["contrast", "trained", arm]
+        assert row.value == pytest.approx(shares["trained"].value - shares[arm].value)
+        assert -1 <= row.low <= row.value <= row.high <= 1
+        aa = found["aa", arm, arm]
+        assert (aa.n_saes, aa.control_saes) == (1, 1)
+        assert aa.low <= aa.value <= aa.high
+    asked = finished.use
+    first = asked[(asked["arm"] == "trained") & asked["tied"].notna()]
+    both_small = (first["written_p"] <= 0.05) & (first["read_p"] <= 0.05)
+    assert (first["tied"] == both_small).all()
+
+
+def test_a_trial_without_a_kind_of_re_draw_says_so(table: dict[str, Any]) -> None:
+    arms = {name: arm for name, arm in table["arms"].items() if name != "redraw"}
+    plan = plan_steps(load_trial(table | {"arms": arms}))
+    (sentence,) = lacking(plan)
+    assert "add arms.redraw.control = 'redraw'" in sentence
+    assert lacking(plan_steps(load_trial(table))) == []
+    table = table | {"circuits": table["circuits"] | {"arms": ["trained", "redraw"]}}
+    assert lacking(plan_steps(load_trial(table))) == [
+        "circuits.arms leaves redraw_keep_embeddings out"
+    ]
+    nothing = table | {"use": {"arms": []}, "circuits": {}}
+    assert not plan_steps(load_trial(nothing)).ties
 
 
 def test_a_writer_that_forgets_a_column_fails_and_the_result_stays(

@@ -79,7 +79,7 @@ def ties_table(plan: Plan, store: Store) -> Any:
     for (hookpoint, sae), hits in cells.items():
         counts = Counts(hits, plan.spec.trained_arm, controls, dispersions)
         rows += [
-            {"hookpoint": hookpoint, "sae": sae} | row for row in rows_of(counts, _lacking(plan))
+            {"hookpoint": hookpoint, "sae": sae} | row for row in rows_of(counts, lacking(plan))
         ]
     return pandas.DataFrame(rows) if rows else SCHEMAS["ties"].empty()
 
@@ -115,12 +115,12 @@ def _counted(
                 )
 
 
-def rows_of(counts: Counts, lacking: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one place: shares, contrasts, A/A, and a row for each kind that is lacking.
+def rows_of(counts: Counts, without: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one place: shares, contrasts, A/A, and a row for each kind that lacks.
 
     Args:
         counts: What was counted.
-        lacking: Why there is no contrast with a kind of re-draw, a sentence each.
+        without: Why there is no contrast with a kind of re-draw, a sentence each.
     """
     for (arm, measure, kind), counted in counts.hits.items():
         yield _row("share", arm, None, measure, kind) | _share(counted, counts.over(measure))
@@ -137,7 +137,7 @@ def rows_of(counts: Counts, lacking: Sequence[str]) -> Iterator[dict[str, Any]]:
                 if halves:  # what is compared must not say how much it varies
                     aa = _contrast(halves, counts.over(measure, without=control))
                 yield _row("aa", control, control, measure, EVERY) | aa
-    for reason in lacking:
+    for reason in without:
         yield _row("contrast", counts.trained, None, "tied", EVERY) | {"reason": reason}
 
 
@@ -178,7 +178,7 @@ def _contrast(both: Sequence[Counted], over: Dispersion) -> dict[str, Any]:
     return found | difference(*(interval(one, over) for one in both))._asdict()
 
 
-def _lacking(plan: Plan) -> list[str]:
+def lacking(plan: Plan) -> list[str]:
     """Return a sentence for each kind of re-draw that the trial lacks or was not asked of."""
     found = re_draws(plan.spec)
     said = {
@@ -187,10 +187,10 @@ def _lacking(plan: Plan) -> list[str]:
         True: "the trial has no re-draw that keeps the embeddings: add arms.keep.control = 'redraw', "
         "arms.keep.keep = ['embeddings', 'unembedding']",
     }
-    lacking = []
+    sentences = []
     for keeps, sentence in said.items():
         if keeps not in found:
-            lacking.append(sentence)
+            sentences.append(sentence)
         elif found[keeps] not in tie_arms(plan.spec):
-            lacking.append(f"circuits.arms leaves {found[keeps]} out")
-    return lacking
+            sentences.append(f"circuits.arms leaves {found[keeps]} out")
+    return sentences
