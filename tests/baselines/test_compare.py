@@ -13,8 +13,9 @@ from sae_placebo.baselines import (
     BaselinesSpec,
     compare_baselines,
 )
-from sae_placebo.baselines.compare import COLUMNS, ENCODER, PURSUIT
-from sae_placebo.baselines.marginal import BEST
+from sae_placebo.baselines.compare import COLUMNS, ENCODER, PURSUIT, methods_frame
+from sae_placebo.baselines.document_bits import DocumentBits
+from sae_placebo.baselines.marginal import BEST, Gain, Marginal, Priced
 from sae_placebo.baselines.savings import DECLARED, beyond_methods, saved
 from sae_placebo.baselines.settings import FEWEST_TOKENS
 from sae_placebo.baselines.token_table import TOKEN_TABLE
@@ -187,6 +188,34 @@ def test_the_rows_beyond_methods_have_both_dictionaries_and_the_best_of_them(
     gain = best["bits_doubled"] - best["bits_joined"]
     assert drawn["best/bits"][0] == pytest.approx(gain)
     assert drawn["best/share"][0] == pytest.approx(gain / best["bits_pca"])
+
+
+def priced(bits: float, chosen: float) -> Priced:
+    return Priced(DocumentBits(np.array([bits, bits, bits]), np.ones(3)), chosen, 2)
+
+
+def test_the_envelope_is_of_the_saes_of_a_seed_and_chosen_on_other_documents() -> None:
+    dense = DocumentBits(np.full(3, 20.0), np.ones(3))
+    # the second recipe promises fewer bits and keeps it; the third would keep more than it promises
+    joined = {"a/0": (9.0, 8.0), "b/0": (6.0, 5.0), "c/0": (2.0, 7.0), "b/1": (1.0, 1.0)}
+    gains = {
+        (name, "kmeans"): Gain("kmeans", 4, dense, priced(10, 9), priced(*bits))
+        for name, bits in joined.items()
+    }
+    chance = {name: Gain("kmeans", 4, dense, priced(20, 20), priced(19, 19)) for name in joined}
+    found = BaselinesResult(
+        methods_frame([]), {}, Marginal(gains, "kmeans", chance), 2, FEWEST_TOKENS, 3
+    )
+    weights = np.array([[1.0, 2], [1, 1], [1, 0]])
+    for name in ("a/0", "b/0", "c/0"):
+        table, drawn = saved(found, name, weights, SPEC)
+        values = table.set_index("metric")
+        assert values.loc["marginal_structure_envelope", "value"] == 10 - 6
+        assert values.loc["marginal_structure", "value"] == 10 - joined[name][0]
+        assert values.loc["marginal_structure", "null_value"] == 1
+        assert values.loc["marginal_structure_above_gaussian", "value"] == 9 - joined[name][0]
+        np.testing.assert_allclose(drawn["marginal_structure_share"], (10 - joined[name][0]) / 20)
+        assert values.loc["sae_bits", "reason"] == "its bits cannot be counted: it was not coded"
 
 
 def test_a_finer_grid_moves_marginal_structure_by_less_than_half_its_interval(

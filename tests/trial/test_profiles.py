@@ -119,7 +119,16 @@ def test_the_tables_behind_the_sections_are_there(trial: sp.Trial) -> None:
     assert set(ladder["rung"]) == set(RUNGS[1:])
     baselines = pd.read_parquet(trial.folder / "baselines.parquet")
     assert set(baselines["arm"]) == {"trained", "redraw", "shuffled"}
-    assert {"pca", "kmeans", "random", "sae"} <= set(baselines["baseline"])
+    assert {"pca", "kmeans", "random", "token_table", "sae"} <= set(baselines["baseline"])
+    marginal = pd.read_parquet(trial.folder / "marginal.parquet")
+    assert set(marginal["arm"]) == {"trained", "redraw", "shuffled"}
+    assert {"pca", "kmeans", "best"} <= set(marginal["baseline"])
+    known = marginal.dropna(subset="gain")
+    assert len(known) > 0
+    saved = known["bits_doubled"] - known["bits_joined"]
+    np.testing.assert_allclose(saved, known["gain"], atol=1e-9)
+    assert (known["gain_low"].isna() | (known["gain_low"] <= known["gain"])).all()
+    assert known["reason"].str.contains("fewer than 8000").all()
     decoys = pd.read_parquet(trial.folder / "decoys.parquet")
     assert (decoys["passing"].notna() | decoys["reason"].notna()).all()
     mechanism = pd.read_parquet(trial.folder / "mechanism.parquet")

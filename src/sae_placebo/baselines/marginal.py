@@ -123,6 +123,9 @@ Alone = dict[tuple[str, int], Priced]
 """Bits of an SAE's strongest latents, by SAE and number of latents."""
 
 
+_NONE = "no existing method could be fitted"
+
+
 @dataclass(frozen=True, eq=False)
 class Marginal:
     """What the latents of every SAE of one arm save beyond existing methods, at one distortion.
@@ -130,13 +133,15 @@ class Marginal:
     Attributes:
         gains: Gain, or the reason why there is none, by SAE and method.
         best: The method whose 2m atoms need the fewest bits on the documents to choose on; None where
-            there is no method.
+            there is no method, or where one that might be it could not be coded.
         gaussian: The gain beyond `best` on Gaussian vectors, or the reason why there is none, by SAE.
+        reason: Why there is no best method; None where there is one.
     """
 
     gains: Mapping[tuple[str, str], Gain | str]
     best: str | None
     gaussian: Mapping[str, Gain | str]
+    reason: str | None = None
 
     def gain(self, reading: str, method: str = BEST) -> Gain:
         """Return the gain of the SAE called `reading` beyond a method.
@@ -146,7 +151,7 @@ class Marginal:
         """
         if method == BEST:
             if self.best is None:
-                raise NotEstimable("no existing method could be coded with 2m atoms")
+                raise NotEstimable(self.reason or _NONE)
             method = self.best
         return _known(self.gains.get((reading, method), f"{method} was not fitted"))
 
@@ -156,7 +161,7 @@ class Marginal:
         Raises:
             NotEstimable: there is none; the message says why.
         """
-        return _known(self.gaussian.get(reading, "no existing method could be coded with 2m atoms"))
+        return _known(self.gaussian.get(reading, self.reason or _NONE))
 
 
 def _known(found: Gain | str) -> Gain:
@@ -185,18 +190,17 @@ class CodedArm:
     distortion: float
     spec: BaselinesSpec
 
-    def gains(self, pair: Pair, vectors: Vectors, alone: Alone) -> dict[str, Gain | str]:
+    def gains(
+        self, pair: Pair, doubled: Priced, vectors: Vectors, alone: Alone
+    ) -> dict[str, Gain | str]:
         """Return the gain beyond one method, or the reason why there is none, by SAE.
 
         Args:
             pair: The method.
+            doubled: Its bits with 2m atoms.
             vectors: What is coded.
             alone: Bits of so many latents without any method, by SAE and number; they are added to it.
         """
-        try:
-            doubled = self.price(pair.large, vectors)
-        except NotEstimable as refusal:
-            return dict.fromkeys(self.saes, f"{pair.method}: {refusal}")
         found: dict[str, Gain | str] = {}
         for name in self.saes:
             try:
@@ -248,19 +252,31 @@ def marginal(
         arm: The SAEs, and what is coded.
         advance: Called with 1 after each method.
     """
-    gains: dict[tuple[str, str], Gain | str] = {}
+    vectors, gains = arm.sample.vectors, dict[tuple[str, str], Gain | str]()
     chosen: dict[str, tuple[float, Pair]] = {}
     alone = {(name, arm.saes[name].d_sae): bits for name, bits in arm.whole.items()}
+    reason = None
     for pair in pairs(material, fitted) if arm.saes else ():
-        found = arm.gains(pair, arm.sample.vectors, alone)
+        try:
+            doubled = arm.price(pair.large, vectors)
+        except NotEstimable as refusal:
+            reason = f"{pair.method}: {refusal}"
+            gains |= {(name, pair.method): reason for name in arm.saes}
+            continue
+        found = arm.gains(pair, doubled, vectors, alone)
         gains |= {(name, pair.method): gain for name, gain in found.items()}
-        known = [gain.doubled.chosen_bits for gain in found.values() if isinstance(gain, Gain)]
-        if known:
-            chosen[pair.method] = known[0], pair
+        chosen[pair.method] = doubled.chosen_bits, pair
         advance(1)
-    if not chosen:
-        return Marginal(gains, None, {})
+    if reason is not None or not chosen:
+        return Marginal(gains, None, {}, reason)
     best = min(chosen, key=lambda method: chosen[method][0])
-    chance = arm.sample.vectors.gaussian(material.seed)
-    gaussian = arm.gains(chosen[best][1], chance, {})
-    return Marginal(gains, best, gaussian)
+    return Marginal(gains, best, _by_chance(chosen[best][1], arm, material.seed))
+
+
+def _by_chance(pair: Pair, arm: CodedArm, seed: int) -> dict[str, Gain | str]:
+    """Return the gain beyond one method on Gaussian vectors, or the reason why there is none, by SAE."""
+    chance = arm.sample.vectors.gaussian(seed)
+    try:
+        return arm.gains(pair, arm.price(pair.large, chance), chance, {})
+    except NotEstimable as refusal:
+        return dict.fromkeys(arm.saes, f"{pair.method} on a Gaussian: {refusal}")

@@ -159,11 +159,9 @@ def choose(
             break
         best = nearest
     found = Settings(atoms[best[0]], 2 ** (best[1] / per_octave), tried[best])
-    if dense.bits <= found.bits:
-        return dense
-    if found.n_atoms == cap < largest or best[1] in (steps[0], steps[-1]):
+    if found.n_atoms == cap < largest or best[1] == steps[0]:
         raise NotEstimable(
             f"its shortest code has {found.n_atoms} atoms and a step of {found.step:g}, on the edge of the "
             "largest grid that is allowed, so that a shorter one may lie outside: raise baselines.most_atoms"
         )
-    return found
+    return min(dense, found, key=lambda one: one.bits)

@@ -34,8 +34,10 @@ _TOGETHER = 1.2
 """Firings that share a token: each latent draws its own."""
 _ROUNDS = 2
 """Rounds in which directions leave S*, about."""
-_MANY, _FEW = 7, 2
-"""Baselines whose codes are pursued, and others."""
+_FREE, _SMALL = 4, 4
+"""Baselines with as many atoms as the settings say, and those with fewer."""
+_CELLS = 12
+"""Pairs of settings that are tried for a code, about."""
 Pieces = Iterator[tuple[str, float]]
 """Pieces of work of one SAE, each a label and the seconds that it adds to the whole."""
 
@@ -244,16 +246,20 @@ class TimeEstimate:
         k = how.k or sum(self._active(label) for label in saes) / len(saes)
         atoms = min(how.n_atoms, *(sae.d_sae for sae in saes.values()))
         fit = min(how.fit_tokens, self.held / 2)
-        coded = sum(min(n, self.held / 4) for n in (how.choose_tokens, how.score_tokens))
+        wanted = how.choose_tokens, how.probe_tokens + how.score_tokens
+        chosen, coded = (min(n, self.held / 4) for n in wanted)
         d, n_saes = self.width, len(saes) * len(self.spec.sae_seeds)
-        # fits of k-means, ICA and the non-negative dictionary; codes; their bits
-        fits = 0.25e-9 * fit * atoms * d
+        # fits of k-means with m and 2m atoms, of ICA and of the non-negative dictionary
+        fits = 0.75e-9 * fit * atoms * d
         fits += 1.1e-10 * how.iterations * min(how.ica_tokens, fit) * d**2
         fits += 2.7e-10 * how.iterations * min(how.nmf_tokens, fit) * how.nmf_atoms * d
-        pursued = _MANY * 6.4e-9 * coded * k * atoms
-        n = _MANY + _FEW + n_saes
-        bits = n * len(how.distortions) * coded * (1.0e-7 * d + 1e-6 * k)
-        seconds = (0.8 + fits + pursued + bits) * self.numbers
+        # pursuit takes k atoms for explained variance; to choose settings, a few, and as many as SAEs need
+        taken = (_FREE + n_saes) * coded * k
+        taken += chosen * (15 * _FREE + n_saes * (22 + 1.5 * k))
+        # of methods, alone and with 2m atoms, and of each SAE, alone and beside methods
+        codes = 2 * (_FREE + _SMALL) + 3 + 9 * n_saes
+        cells = len(how.distortions) * codes * _CELLS * chosen * 2.2e-8 * d
+        seconds = (0.8 + fits + 4e-11 * d * atoms * taken + cells) * self.numbers
         yield WorkPiece(
             "baselines", "compare baselines", seconds * len(left) / self._workers(len(left))
         )
