@@ -117,6 +117,36 @@ def ladder(page: Page, prefix: str) -> str:
     return by_arm(page, list(RUNGS[1:]), lambda rung: f"{stem}r2_{rung}", scale=1, digits=3)
 
 
+CURVES = (
+    *("origin_explained", "origin_not_explained", "stable_not_explained"),
+    *("explained_up_to_window", "ladder_r2_window", "ladder_r2_placebo_readout"),
+)
+
+
+def fit_curve(page: Page) -> str:
+    """Return how the ladder's main numbers move with the text that it is fitted on."""
+    table = page.table("fit_curve")
+    table = table[table["metric"].isin(CURVES)]
+    rows = []
+    for (metric, hookpoint, arm), part in table.groupby(["metric", "hookpoint", "arm"], sort=False):
+        part = part.sort_values("portion")
+        last = part.iloc[-1]
+        points = " → ".join("–" if pd.isna(v) else f"{v:.3f}" for v in part["value"])
+        moved = "–"
+        if pd.notna(last["change"]):
+            moved = f"{last['change']:+.3f}"
+        if pd.notna(last["change_se"]):
+            moved += f" ± {1.64 * last['change_se']:.3f}"
+        end = f"– ({str(last['end_reason'])[:60]})"
+        if pd.notna(last["end"]):
+            end = f"{last['end']:.3f} [{last['end_low']:.3f}, {last['end_high']:.3f}]"
+        told = "told" if pd.isna(last["withheld"]) else "withheld"
+        rows.append([metric, hookpoint, arm, points, moved, told, end])
+    sizes = ", ".join(f"{n:,}" for n in sorted(table["fit_tokens"].unique()))
+    head = ["number", "hookpoint", "arm", "by portion", "last doubling", "", "end of the curve"]
+    return f"Fitted on {sizes} tokens.\n\n{markdown(head, rows)}"
+
+
 def bits(page: Page) -> str:
     table = page.table("baselines")
     first = table["distortion"].dropna().iloc[0]
@@ -211,6 +241,7 @@ TABLES: dict[str, Callable[[Page], str]] = {
     "classes": classes,
     "verdicts": verdicts,
     "partners": partners,
+    "ladder by fitted text": fit_curve,
     "ladder of latents": lambda page: ladder(page, "ladder_"),
     "ladder of activations": lambda page: ladder(page, "activations_"),
     "bits": bits,

@@ -236,6 +236,8 @@ class TimeEstimate:
         for *_, label, _ in places:
             k, m = self._active(label), self.spec.saes[label].d_sae
             seconds += 0.45 + 1.4e-8 * self.held * k**2 + 6e-7 * self.held * k + 2e-7 * m**2
+            # the ladder at four portions of its text
+            seconds += 8e-7 * (self.fitted + self.held) * k
         yield WorkPiece("profile", "profile", seconds * self.numbers / self._workers(len(places)))
 
     def _baselines(self) -> Iterator[WorkPiece]:
