@@ -227,14 +227,14 @@ def _subject(model: Any, tokens: TokenTable) -> Subject:
 # --- A/A ---------------------------------------------------------------------------------------------
 
 
-def aa_part(work: Path, quick: bool, progress: Progress) -> dict[str, Any]:
+def aa_part(work: Path, quick: bool, progress: Progress, pools: int = 2) -> dict[str, Any]:
     """Return how many A/A intervals of one re-draw against another leave 0 out, by measure.
 
     Each is made as a trial of two re-draws makes it: its dispersion is that of the trained arm's two SAEs and
     of two re-draws of the other placebo. Pairs share no re-draw; those of one pool share text.
     """
     counts: dict[str, list[tuple[bool, float]]] = {name: [] for name in MEASURES}
-    for pool in range(1 if quick else 2):
+    for pool in range(1 if quick else pools):
         table = protocol(f"aa-{pool}", 10 + pool, [PLACE], 4 if quick else 12, quick)
         table["circuits"] = {"arms": list(ARMS)}
         spec_path = sp.run(table, work, progress=progress)
@@ -320,6 +320,49 @@ def _covered(random: np.random.Generator, shares: tuple[float, ...], ratio: floa
     return np.array([e.low <= t <= e.high for e, t in zip((*ends[:2], apart), truth, strict=True)])
 
 
+def markdown(results: dict[str, Any]) -> Iterator[str]:
+    """Yield the tables of docs/concepts/circuits.md, in percent."""
+    if "edges" in results:
+        lines = [
+            "| arm | targets | n | below .05 | below .01 | q ≤ .05 |",
+            "|---|---|---|---|---|---|",
+        ]
+        for row in results["edges"]:
+            cells = [f"{100 * row[f'below_{x}']:.1f} ± {100 * row[f'se_{x}']:.1f}" for x in LEVELS]
+            cells += [f"{row['n_q_below_0.05']} of {row['n_edges']:,}"]
+            lines.append(f"| {row['arm']} | {row['readouts']} | {row['n']} | {' | '.join(cells)} |")
+        yield "\n".join(lines)
+    if "planted" in results:
+        lines = ["| planted | strength | n | tied | written | read |", "|---|---|---|---|---|---|"]
+        for row in results["planted"]:
+            cells = [_percent(row[x], row[f"{x}_low"], row[f"{x}_high"]) for x in MEASURES]
+            lines.append(
+                f"| {row['planted']} | {row['strength']:g} | {row['n']} | {' | '.join(cells)} |"
+            )
+        yield "\n".join(lines)
+    if "aa" in results:
+        lines = ["| A/A of | pairs | leave 0 out | largest difference |", "|---|---|---|---|"]
+        for row in results["aa"]:
+            rate = _percent(row["outside"] / row["n"], row["low"], row["high"])
+            largest = f"{100 * row['largest_difference']:.1f} points"
+            lines.append(f"| {row['measure']} | {row['n']} | {rate} | {largest} |")
+        yield "\n".join(lines)
+    if "coverage" in results:
+        lines = [
+            "| over-dispersion | shares | trained | placebo | difference |",
+            "|---|---|---|---|---|",
+        ]
+        for row in results["coverage"]:
+            shares = ", ".join(f"{100 * x:g}" for x in row["shares"])
+            cells = [f"{100 * row[x]:.1f}" for x in ("trained", "placebo", "difference")]
+            lines.append(f"| {row['dispersion']:g} | {shares} | {' | '.join(cells)} |")
+        yield "\n".join(lines)
+
+
+def _percent(value: float, low: float, high: float) -> str:
+    return f"{100 * value:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
+
+
 def _validity(results: dict[str, Any]) -> dict[str, Any]:
     """Return what every report shows of the validity of ties, from whatever parts were measured."""
     found: dict[str, Any] = {}
@@ -349,6 +392,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=[], help=f"any of {', '.join(PARTS)}")
     parser.add_argument("--work", type=Path, default=Path("runs/circuits"))
     parser.add_argument("--out", type=Path, default=machine.RESULTS / "circuits.json")
+    parser.add_argument("--pools", type=int, default=2, help="trials of 12 re-draws of A/A")
     parser.add_argument("--quick", action="store_true", help="small; shows that it works")
     args = parser.parse_args()
     known = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
@@ -357,13 +401,14 @@ def main() -> None:
     progress = for_terminal()
     for name in args.parts or PARTS:
         start = time.process_time()
-        results |= globals()[f"{name}_part"](args.work, args.quick, progress)
+        more = {"pools": args.pools} if name == "aa" else {}
+        results |= globals()[f"{name}_part"](args.work, args.quick, progress, **more)
         seconds[name] = time.process_time() - start
         settings = {"quick": args.quick, "place": PLACE, "strengths": list(STRENGTHS)}
         machine.save(args.out, "circuits", settings, results | {"seconds": seconds})
     if not args.quick:
         validity.write("tied", _validity(results), "python benchmarks/circuits.py", args.out)
-    print(json.dumps(machine.rounded(results), indent=1))
+    print("\n\n".join(markdown(results)))
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def test_ties_stand_beside_both_re_draws_and_their_a_a(finished: sp.Trial) -> No
     shares = {arm: row for (kind, arm, _), row in found.items() if kind == "share"}
     assert set(shares) == {"trained", *both}
     assert {key for key in found if key[0] != "share"} == expected
-    assert all(row.n_saes == 2 and row.n_latents > 50 for row in shares.values())
+    assert all(row.n_saes == 2 and row.n_latents > 0 for row in shares.values())
     for arm in both:
         row = found["contrast", "trained", arm]
         assert row.value == pytest.approx(shares["trained"].value - shares[arm].value)
