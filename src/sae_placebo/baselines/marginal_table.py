@@ -32,7 +32,8 @@ def marginal_table(rows: Any, table: ReplicateTable, level: float) -> Any:
     found, spreads = [], (Spreads(table), Spreads(_above(table)))
     for place, part in rows.groupby(keys, sort=False):
         row: dict[str, Any] = dict(zip(keys, place, strict=True))
-        row |= {name: part[name].mean() for name in _MEANS}
+        # a column without any number is read back as one of objects
+        row |= {name: pandas.to_numeric(part[name], errors="coerce").mean() for name in _MEANS}
         methods = dict.fromkeys(part["method"].dropna())
         row |= {"method": ", ".join(methods) or None, "n_saes": len(part)}
         reasons = dict.fromkeys(str(reason) for reason in part["reason"].dropna())
