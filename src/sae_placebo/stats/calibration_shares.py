@@ -80,14 +80,12 @@ def planted_shares(
             ratios[trial, c] = (high - low) / 2 / true
             aa = placebo_against_placebo(spreads, cells[1], 0.95)
             hits[2, c] += not aa["aa_low"] <= 0 <= aa["aa_high"]
-    return [
-        ShareCoverage(
-            count,
-            *(TrialShare.of(int(of_kind[c]), trials) for of_kind in hits),
-            float(np.median(ratios[:, c])),
-        )
-        for c, count in enumerate(expected)
-    ]
+    found = []
+    for c, count in enumerate(expected):
+        control, effect, placebo = (TrialShare.of(int(kind[c]), trials) for kind in hits)
+        width = float(np.median(ratios[:, c]))
+        found.append(ShareCoverage(count, control, effect, placebo, width))
+    return found
 
 
 def _table(

@@ -58,6 +58,7 @@ class Downstream:
     Args:
         model: A causal language model, as `load_model` returns.
         hookpoint: The place at which activations are edited.
+        like: One whose model has the same weights, and was found to run; else this one is checked.
 
     Attributes:
         model: The model.
@@ -71,7 +72,12 @@ class Downstream:
         ModelError: the model has no such place, cannot be run from there on, or gives no finite logits.
     """
 
-    def __init__(self, model: torch.nn.Module, hookpoint: str | Hookpoint) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        hookpoint: str | Hookpoint,
+        like: Downstream | None = None,
+    ) -> None:
         place = parse_hookpoint(hookpoint) if isinstance(hookpoint, str) else hookpoint
         self.model: Any = model
         self.hookpoint = place
@@ -83,7 +89,10 @@ class Downstream:
         self._beside: dict[int, tuple[str | int | None, ...]] = {}
         self._copies: list[Downstream] = []
         self.keeps_prefix = True
-        self.keeps_prefix = self._checked()
+        if like is None:
+            self.keeps_prefix = self._checked()
+        else:
+            self.keeps_prefix, self._beside = like.keeps_prefix, dict(like._beside)
 
     @property
     def device(self) -> torch.device:
@@ -95,7 +104,7 @@ class Downstream:
     def copies(self, n: int) -> list[Downstream]:
         """Return `n` copies with models of their own, for threads. They are made once and kept."""
         while len(self._copies) < n:
-            self._copies.append(Downstream(copy.deepcopy(self.model), self.hookpoint))
+            self._copies.append(Downstream(copy.deepcopy(self.model), self.hookpoint, self))
         return self._copies[:n]
 
     # --- unedited ------------------------------------------------------------------------------------
