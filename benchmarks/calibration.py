@@ -48,7 +48,7 @@ from sae_placebo.trial.spec import load_trial
 ARM = "redraw"
 EACH = (2, 3)
 PLANTED, PLANTED_PLACEBO, PLANTED_DECOYS = 2_500, 400, 400
-PLANTED_SHARES = 600
+PLANTED_SHARES = 200
 RATES_ASKED = (0.05, 0.1, 0.2)
 SHARE_SHAPES = ((2, 2), (3, 3))
 OVERDISPERSIONS = (0.0, 0.0005, 0.003)

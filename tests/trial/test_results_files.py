@@ -76,7 +76,10 @@ def as_link(path: Path) -> None:
 
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "one bit": (flip, "has other bytes than were written"),
-    "other columns": (other_columns, "is not what the trial wrote"),
+    "other columns": (
+        other_columns,
+        r"is not what the trial wrote .*: the column .arm. is missing",
+    ),
     "other values": (other_values, "is not what the trial wrote"),
     "truncated": (truncated, "bytes where"),
     "empty": (lambda path: path.write_bytes(b""), "has 0 bytes where"),

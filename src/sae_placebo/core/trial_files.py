@@ -134,10 +134,21 @@ def check_table(folder: Path, name: str, record: Mapping[str, Any]) -> Path:
         raise StoreError(f"{str(path)!r} is missing; run the trial again, which makes it anew")
     if changed is not None:
         raise StoreError(
-            f"{str(path)!r} is not what the trial wrote (it {changed}); run the trial again, which makes it "
-            "anew and keeps this one beside it, or work on a copy elsewhere"
+            f"{str(path)!r} is not what the trial wrote (it {changed}{_wrong_columns(path, name)}); run the "
+            "trial again, which makes it anew and keeps this one beside it, or work on a copy elsewhere"
         )
     return path
+
+
+def _wrong_columns(path: Path, name: str) -> str:
+    """Return which columns a changed table lacks or has too many, as the end of a sentence; else nothing."""
+    try:
+        SCHEMAS[name].check(pandas.read_parquet(path))
+    except StoreError as error:
+        return f": {error}"
+    except (OSError, ValueError):
+        return ""
+    return ""
 
 
 def load_table(folder: Path, name: str, record: Mapping[str, Any]) -> pandas.DataFrame:
