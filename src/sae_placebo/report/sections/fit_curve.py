@@ -79,13 +79,13 @@ def _curve(view: View, arm: str, part: pandas.DataFrame) -> Curve | None:
     points = [row for row in records(part.sort_values("portion")) if row["value"] is not None]
     if not points:
         return None
-    bounds = ([finite(row[name]) for row in points] for name in ("low", "high"))
     return Curve(
         arm,
         view.styles[arm],
         [float(row["fit_tokens"]) for row in points],
         [float(row["value"]) for row in points],
-        *bounds,
+        [finite(row["low"]) for row in points],
+        [finite(row["high"]) for row in points],
         [arm] * len(points),
         [_sample(row) for row in points],
     )
