@@ -191,7 +191,7 @@ def test_the_rows_beyond_methods_have_both_dictionaries_and_the_best_of_them(
 
 
 def priced(bits: float, chosen: float) -> Priced:
-    return Priced(DocumentBits(np.full(3, float(bits)), np.ones(3)), chosen, 2)
+    return Priced(DocumentBits(np.full(3, float(bits)), np.ones(3)), float(chosen), 2)
 
 
 def test_the_envelope_is_of_the_saes_of_a_seed_and_chosen_on_other_documents() -> None:
