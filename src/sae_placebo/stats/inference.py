@@ -30,8 +30,8 @@ from sae_placebo.stats.replicates import ReplicateKey
 from sae_placebo.stats.scales import CountScale
 from sae_placebo.stats.spreads import Spread, Spreads
 
-# p values are not told apart below this
-_LEAST_P = 1e-12
+LEAST_P = 1e-12
+"""P values are not told apart below this."""
 _LEAST_CONFIDENCE = 1e-6
 # what stands for a bound without end
 _FAR = 1e6
@@ -213,18 +213,18 @@ def _p(bounds: Callable[[float], Bounds], clear: Callable[[Bounds], float]) -> f
     """
     from scipy.optimize import brentq
 
-    wide, narrow = bounds(1 - _LEAST_P), bounds(_LEAST_CONFIDENCE)
+    wide, narrow = bounds(1 - LEAST_P), bounds(_LEAST_CONFIDENCE)
     if not (math.isfinite(narrow.low) or math.isfinite(narrow.high)):
         return 1.0
     if wide.low == wide.high:
         raise NotEstimable("nothing varied between documents, seeds or re-draws, so no p value")
     if clear(wide) > 0:
-        return _LEAST_P
+        return LEAST_P
     if clear(narrow) <= 0:
         return 1.0
 
     def at(log_p: float) -> float:
         return min(max(clear(bounds(1 - math.exp(log_p))), -_FAR), _FAR)
 
-    ends = math.log(_LEAST_P), math.log1p(-_LEAST_CONFIDENCE)
+    ends = math.log(LEAST_P), math.log1p(-_LEAST_CONFIDENCE)
     return math.exp(brentq(at, *ends, xtol=1e-6))

@@ -83,7 +83,8 @@ def _between_redraws(
     df = sum(len(half) - 1 for half in halves)
     squares = sum(float(((half - half.mean()) ** 2).sum()) for half in halves)
     own = MeanSquare(n_seeds * squares / df if df else 0.0, df)
-    found = spreads.moderated(cell, MODEL_SEEDS, own, without_own_arm=True)
-    if found.df == 0:
-        raise NotEstimable(_NO_OTHERS)
-    return found
+    if not df:
+        own = spreads.others(cell, MODEL_SEEDS)
+        if not own.df:
+            raise NotEstimable(_NO_OTHERS)
+    return spreads.moderated(cell, MODEL_SEEDS, own, without_own_arm=True)

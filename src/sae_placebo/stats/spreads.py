@@ -25,6 +25,7 @@ earlier version took it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -146,12 +147,18 @@ class Spreads:
                 found = self.table[key]
             except NotEstimable:
                 continue
-            scale = self.scale(found)
+            scale, least = self.scale(found), 0.0
             if isinstance(scale, CountScale):
                 count = found.point * scale.n
                 if not _LEAST_COUNT <= count <= scale.n - _LEAST_COUNT:
                     continue
-            yield key, mean_squares(scale.forward(found.values[:, :, 0]), found.drawn)
+                # two counts that are equal differ by less than their rounding, and not by nothing
+                least = 1 / (12 * count * (1 - found.point))
+            squares = mean_squares(scale.forward(found.values[:, :, 0]), found.drawn)
+            yield (
+                key,
+                {name: MeanSquare(max(one.value, least), one.df) for name, one in squares.items()},
+            )
 
     def scale(self, found: Replicates) -> Scale:
         """Return the scale on which an arm's seeds are averaged."""
@@ -168,15 +175,25 @@ class Spreads:
         own = self.table.same_as.get(key.arm, key.arm) if without_own_arm else ""
         if (kind, own) not in self._priors:
             groups = self._groups(kind, own)
-            found = variance_priors(groups)
-            for name, (values, df) in groups.items():
-                if own and found[name].df == 0 and df.sum() > 0:
-                    pooled = float(np.average(values, weights=df))
-                    found[name] = VariancePrior(pooled, float(df.sum()))
-            self._priors[kind, own] = found
+            self._priors[kind, own] = variance_priors(groups)
         return self._priors[kind, own].get(
             self._group(key, source), VariancePrior(float("nan"), 0.0)
         )
+
+    def others(self, key: ReplicateKey, source: str) -> MeanSquare:
+        """Return the pooled mean square of the other arms of a cell's family, at its place; df 0 for none."""
+        own, family = self.table.same_as.get(key.arm, key.arm), self.table.families.get(key.arm)
+        squares: list[MeanSquare] = []
+        for arm in sorted(self.table.drawn - {key.arm}):
+            same = self.table.same_as.get(arm, arm) == own
+            if same or self.table.families.get(arm) != family:
+                continue
+            with contextlib.suppress(NotEstimable):
+                found = self.table[key._replace(arm=arm)]
+                y = self.scale(found).forward(found.values[:, :, 0])
+                squares += [one for n, one in mean_squares(y, True).items() if n == source]
+        df = sum(one.df for one in squares)
+        return MeanSquare(sum(one.value * one.df for one in squares) / df if df else 0.0, df)
 
     def _group(self, key: ReplicateKey, source: str) -> tuple[str, str]:
         return source, self.table.families.get(key.arm, "") if source == MODEL_SEEDS else ""

@@ -36,6 +36,7 @@ from sae_placebo.report.wording import (
     metric_title,
     number,
 )
+from sae_placebo.stats.inference import LEAST_P
 
 
 def _forest_row(row: Row) -> ForestRow:
@@ -80,7 +81,10 @@ def _tests(row: Row) -> dict[str, str]:
     """Return the p and q value of no effect, and what is concluded or why nothing is."""
     p, q = finite(row["p"]), finite(row["q"])
     said = row["conclusion"] or row["conclusion_reason"] or NO_REASON
-    return {"p": "–" if p is None or q is None else f"{p:.2g} ({q:.2g})", "conclusion": str(said)}
+    if p is None or q is None:
+        return {"p": "–", "conclusion": str(said)}
+    least = "≤ " if p <= LEAST_P else ""
+    return {"p": f"{least}{p:.2g} ({q:.2g})", "conclusion": str(said)}
 
 
 def _single_saes(view: View) -> list[dict[str, Any]]:

@@ -34,7 +34,12 @@ def _seed_limits(view: View, rows: list[dict[str, Any]]) -> list[str]:
             f"{counted(min(seeds), 'SAE seed')}: how much SAEs vary from seed to seed is known "
             "roughly at best."
         )
-    redraws = [v for row in rows if (v := finite(row["n_control_models"])) is not None]
+    redraws = [
+        v
+        for row in rows
+        if (v := finite(row["n_control_models"])) is not None
+        and "its model is given" not in str(row["aa_reason"])
+    ]
     if redraws and min(redraws) < FEW:
         sentences.append(
             f"{counted(min(redraws), 'model re-draw')} per placebo: the interval says little about "
