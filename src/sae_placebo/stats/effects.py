@@ -25,7 +25,7 @@ from sae_placebo.core.lazy import pandas
 from sae_placebo.core.spec import numpy_generator
 from sae_placebo.core.tables.effects import EFFECTS
 from sae_placebo.stats.bootstrap import resampled_counts
-from sae_placebo.stats.components import MODEL_SEEDS, Component, interval
+from sae_placebo.stats.components import interval
 from sae_placebo.stats.inference import AnyDifference, ArmNumber, Difference, difference
 from sae_placebo.stats.multiplicity import MultiplicitySpec, judged, p_values
 from sae_placebo.stats.placebo_effects import placebo_against_placebo
@@ -182,19 +182,3 @@ def arm_bounds(
     """
     around = ArmNumber.of(spreads, cell).bounds(confidence)
     return around.low, around.high
-
-
-__all__ = [
-    "COLUMNS",
-    "MODEL_SEEDS",
-    "Component",
-    "Described",
-    "ReplicateKey",
-    "ReplicateTable",
-    "Replicates",
-    "Spreads",
-    "arm_bounds",
-    "document_weights",
-    "effects",
-    "interval",
-]

@@ -56,10 +56,11 @@ def placebo_against_placebo(
         square = _between_redraws(spreads, cell, y)
     except NotEstimable as refusal:
         return found | {"aa_reason": str(refusal)}
-    least = 1.0 if isinstance(scale, CountScale) else 0.0
     sides = []
     for value, of_half in zip(halves, (y[: n // 2], y[n // 2 :]), strict=True):
-        part = Component(MODEL_SEEDS, max(square.value, least) / of_half.size, square.df)
+        part = Component(
+            MODEL_SEEDS, max(square.value, scale.least_variance) / of_half.size, square.df
+        )
         spread = Spread(scale, float(of_half.mean()), np.empty(0), 0.0, (part,))
         sides.append(ArmNumber(float(value.mean()), spread, (part,)))
     made: Difference | DifferenceOfShares = DifferenceOfShares(sides[0], sides[1], 0.0)

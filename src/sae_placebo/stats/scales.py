@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -11,7 +12,13 @@ from jaxtyping import Float
 
 @dataclass(frozen=True)
 class OwnScale:
-    """The scale of the metric itself."""
+    """The scale of the metric itself.
+
+    Attributes:
+        least_variance: What one value varies by at least: nothing is known.
+    """
+
+    least_variance: ClassVar[float] = 0.0
 
     def forward(self, values: Float[np.ndarray, "*any"]) -> Float[np.ndarray, "*any"]:
         """Return the values as they are."""
@@ -33,10 +40,15 @@ class CountScale:
     y = 2 sqrt(n + 1/2) arcsin sqrt((x + 3/8) / (n + 3/4)) of a count x. It is steady to within a few percent
     from an expected count of 2 on; at one of 0.5 the variance is 0.5.
 
+    Attributes:
+        n: How many are counted.
+        least_variance: What one value varies by at least: as a count does.
+
     Source: Anscombe 1948 (Biometrika 35:246), equation 3.1.
     """
 
     n: int
+    least_variance: ClassVar[float] = 1.0
 
     def forward(self, values: Float[np.ndarray, "*any"]) -> Float[np.ndarray, "*any"]:
         """Return y of each share."""

@@ -131,6 +131,7 @@ class Spreads:
     table: ReplicateTable
     shares_on_own_scale: bool = False
     _squares: dict[ReplicateKey, dict[str, MeanSquare]] = field(init=False, repr=False)
+    _arms: dict[ReplicateKey, Spread] = field(init=False, repr=False, default_factory=dict)
     _priors: dict[tuple[str, str], dict[tuple[str, str], VariancePrior]] = field(
         init=False, repr=False, default_factory=dict
     )
@@ -219,13 +220,15 @@ class Spreads:
         return _drawn_towards(own, self.prior(key, source, without_own_arm))
 
     def of(self, key: ReplicateKey) -> Spread:
-        """Return the spread of one arm's number.
+        """Return the spread of one arm's number; it is computed once for all contrasts.
 
         Raises:
             NotEstimable: a seed's value is missing; there is one SAE seed, one re-draw of a model that is
                 drawn, or one document.
         """
-        return self.signed({key: 1})
+        if key not in self._arms:
+            self._arms[key] = self.signed({key: 1})
+        return self._arms[key]
 
     def signed(self, signs: Mapping[ReplicateKey, int]) -> Spread:
         """Return the spread of a signed sum of arms, such as an arm minus its control.
@@ -278,7 +281,7 @@ class Spreads:
             variance = sum(prior.variance for prior in priors)
             df = min(prior.df for prior in priors)
             squares[source] = _drawn_towards(own, VariancePrior(variance, df))
-        least = 1.0 if isinstance(scale, CountScale) and len(signs) == 1 else 0.0
+        least = scale.least_variance if len(signs) == 1 else 0.0
         n_documents = self.table.n_documents[next(iter(signs)).hookpoint]
         return Spread(
             scale,

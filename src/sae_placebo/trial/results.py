@@ -34,9 +34,10 @@ from sae_placebo.latents.metrics.sparsity import l0_matches
 from sae_placebo.models.activation_files import outliers, read_calibrations
 from sae_placebo.report import build_report
 from sae_placebo.stats.designs import quads
-from sae_placebo.stats.effects import ReplicateKey, ReplicateTable, effects
+from sae_placebo.stats.effects import effects
 from sae_placebo.stats.failed_fits import failed_fits
 from sae_placebo.stats.interactions import interactions
+from sae_placebo.stats.replicates import ReplicateKey, ReplicateTable
 from sae_placebo.trial.plan import Place, Plan
 from sae_placebo.trial.publishing import publish
 from sae_placebo.trial.record import CONFIDENCE, EVERY_METRIC, record

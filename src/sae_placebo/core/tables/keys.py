@@ -19,6 +19,6 @@ SAE = Column("sae", "string", "label of the SAE in the settings", nullable=False
 LATENT = Column("latent", "int", "index of the latent in its SAE, from 0", nullable=False)
 
 KEYS = (ARM, CONTROL_KIND, MODEL_SEED, SAE_SEED, HOOKPOINT, SAE)
-"""What a row about one SAE of an arm is about."""
+"""A row about one SAE of an arm is found by these columns."""
 MODEL_KEYS = (ARM, CONTROL_KIND, MODEL_SEED, HOOKPOINT)
 """What a row about the activations of one model of an arm is about."""

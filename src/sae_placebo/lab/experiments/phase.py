@@ -37,7 +37,7 @@ from sae_placebo.lab.scores.composition import composition
 from sae_placebo.lab.sizes import check_generator, check_training
 from sae_placebo.saes import SAE, SAES, PenalizedSpec, SAESpec, parse_sae
 from sae_placebo.saes.fast import SWITCH
-from sae_placebo.stats.effects import Component, interval
+from sae_placebo.stats.components import Component, interval
 
 MEASURES = ("conjunction", "atomic", "contrast", "mmcs", "ev", "l0")
 """What is measured of an SAE, in this order: the share of live latents that fire for pairs; the share whose

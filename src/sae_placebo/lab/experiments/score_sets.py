@@ -20,7 +20,7 @@ from sae_placebo.lab.text_tables import bounds, in_columns, number
 from sae_placebo.saes import SAE
 
 SCORING = "score SAEs"
-"""What the progress of `scored` is called."""
+"""The progress of `scored` has this name."""
 
 
 @dataclass(frozen=True)

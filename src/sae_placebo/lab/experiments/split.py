@@ -44,7 +44,7 @@ Cause = Literal[
 Losses = Float64[np.ndarray, " block"]
 Row = dict[str, str | float | int | None]
 TRAINING, CODING = "train SAEs", "best codes"
-"""What the progress of a split is called."""
+"""The progress of a split has this name."""
 _LABEL = "sae"
 _SAME_TOKENS = 1e-3
 """A dictionary makes the same tokens as the truth if, with as many atoms per token as there are active
