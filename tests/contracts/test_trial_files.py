@@ -186,6 +186,7 @@ GIVEN = {
     "audit.hookpoints": "resid_post.1",
     "use.arms": "trained",
     "audit.arms": "trained",
+    "circuits.arms": "trained",
     "contrasts": ["trained", "redraw"],
     "saes.matryoshka.prefixes": 1.0,
     "saes.matryoshka.weights": 1.0,

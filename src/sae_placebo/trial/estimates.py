@@ -293,7 +293,7 @@ class TimeEstimate:
         """Return what the gradients take that tell which firings are important."""
         return min(self.spec.use.screen_tokens, self.held) * 2 * machine.slope
 
-    def _edited(self, firings: float, edits: float, machine: Machine, together: float) -> float:
+    def _edited(self, firings: float, edits: int, machine: Machine, together: float) -> float:
         """Return what so many edits of each of some firings take; `together` of these share a token."""
         places = firings / together
         passes = firings * edits * (self.spec.use.window + 1) * machine.edit
