@@ -23,6 +23,8 @@ def trial(tiny_model: Path, tiny_text: Path, tmp_path: Path) -> Path:
 
 
 WITHIN = ("audit meta_sae", "audit hedging", "check what is there")
+# how many groups and candidates there are, a plan cannot know; a small trial has none
+PERHAPS = ("ablate, groups", "hold against null directions, groups", "ablate at uniform firings")
 
 
 def assert_planned(trial: Path, said: str) -> None:
@@ -32,7 +34,8 @@ def assert_planned(trial: Path, said: str) -> None:
     shown = re.findall(r"^(.+): [\d,]+ \S.* in [\d.]+ s", said, re.MULTILINE)
     unplanned = [label for label in shown if not label.startswith((*pieces, *WITHIN))]
     assert not unplanned
-    assert not [label for label in pieces if not any(one.startswith(label) for one in shown)]
+    sure = [label for label in pieces if not label.startswith(PERHAPS)]
+    assert not [label for label in sure if not any(one.startswith(label) for one in shown)]
     # the rest of the trial is shown beside each
     assert said.count("; whole trial ") >= len(pieces)
 

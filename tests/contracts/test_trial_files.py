@@ -54,6 +54,7 @@ LEGAL: dict[tuple[str, Any], str] = {
         for table in ("use", "audit")
         for asked in ("arms", "hookpoints")
     },
+    ("circuits.arms", ()): "an empty list asks about none",
     **{
         (
             f"{place}hookpoints",

@@ -10,10 +10,11 @@ from sae_placebo.core.progress import Progress
 from sae_placebo.core.store import Step, Store
 from sae_placebo.core.time_left import WorkPiece
 from sae_placebo.trial.artefacts import Artefacts
-from sae_placebo.trial.estimates import estimate, lanes_of, rates_key
+from sae_placebo.trial.estimates import estimate, rates_key
 from sae_placebo.trial.machine import Machine, load, save, usual_threads
 from sae_placebo.trial.plan import Plan, plan_steps
 from sae_placebo.trial.probes import probe
+from sae_placebo.trial.question_estimates import lanes_of
 from sae_placebo.trial.remaining import remaining
 from sae_placebo.trial.result_folders import in_the_way, store_folder
 from sae_placebo.trial.results import environment, trial_folder
