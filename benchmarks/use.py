@@ -205,7 +205,7 @@ def bounds(arguments: argparse.Namespace) -> None:
     """Print how often bounds from few firings miss the mean over many, by how the few are drawn."""
     draws, spec = 200, UseSpec()
     for arm, subject, directions in sites(arguments):
-        sets, unit = single_sets(directions), full_swap(subject, spec.window, 0)
+        sets, unit = single_sets(directions), full_swap(subject, spec.window, spec.swap_tokens, 0)
         which = often(directions, arguments.many, arguments.latents)
         many = uniform_firings(sets, which, arguments.many, 0)
         cost = ablate(subject, sets, many, spec.window, 0).zero / unit

@@ -199,7 +199,7 @@ def tiny_table(model: Path, text: Path, hookpoints: list[str]) -> dict[str, Any]
         },
         "use": asked
         | {
-            **{"latents": 3, "firings": 2, "documents": 4, "nulls": 3},
+            **{"latents": 3, "firings": 2, "documents": 4, "nulls": 3, "swap_tokens": 24},
             **{"null_firings": 1, "pseudo": 0, "error_directions": 0},
             **{"shown_per_cell": 1},
             "masks": {"n_masks": 2, "n_pivots": 0, "n_tokens": 60},

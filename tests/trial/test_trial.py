@@ -204,7 +204,9 @@ def test_one_seed_gives_no_interval_and_says_why(table: dict[str, Any], tmp_path
     known = effects["effect"].notna()
     assert effects["reason"][known & ~bits].str.contains("seed").all()
     assert effects["reason"].notna().all()
-    assert (known & ~bits).sum() > 0.5 * len(effects)
+    withheld = effects["reason"].str.contains("withheld")  # so little text settles no share
+    assert ((known & ~bits) | withheld).sum() > 0.5 * len(effects)
+    assert (known & ~bits).sum() > 0.2 * len(effects)
     assert effects["aa_low"].isna().all()
     assert effects["aa_reason"].notna().all()
 

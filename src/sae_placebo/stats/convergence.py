@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -97,6 +99,14 @@ def _se(moved: Sequence[Replicates], signs: Sequence[int], n_documents: int) -> 
     return signed_interval(Spreads(table, shares_on_own_scale=True), cells, signs).se
 
 
+@lru_cache
+def _fits(n_tokens: tuple[int, ...]) -> tuple[list[Any], Any]:
+    """Return, by exponent, the design of a curve over these points and its least-squares solver."""
+    n = np.asarray(n_tokens, dtype=np.float64) / n_tokens[-1]
+    designs = [np.stack([np.ones_like(n), n**-c], axis=1) for c in EXPONENTS]
+    return designs, np.stack([np.linalg.pinv(design) for design in designs])
+
+
 def end_of_curve(n_tokens: Sequence[int], points: Sequence[Replicates]) -> Replicates:
     """Return where a curve would end that falls or rises as a + b n^-c: a, of each seed and replicate.
 
@@ -117,10 +127,7 @@ def end_of_curve(n_tokens: Sequence[int], points: Sequence[Replicates]) -> Repli
         raise NotEstimable(f"{len(points)} portions of text to fit on; a curve needs {_FEWEST}")
     values = np.stack([point.values for point in points])
     pooled = values.mean(axis=(1, 2))
-    n = np.asarray(n_tokens, dtype=np.float64) / n_tokens[-1]
-    # the projection onto what a line in n^-c misses, by exponent
-    designs = [np.stack([np.ones_like(n), n**-c], axis=1) for c in EXPONENTS]
-    solvers = np.stack([np.linalg.pinv(design) for design in designs])
+    designs, solvers = _fits(tuple(n_tokens))
     missed = [
         np.square(pooled - design @ (solver @ pooled)).sum(0)
         for design, solver in zip(designs, solvers, strict=True)

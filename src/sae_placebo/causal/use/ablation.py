@@ -27,8 +27,6 @@ from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Advance, unheard
 from sae_placebo.core.spec import numpy_generator
 
-_SWAPS = 400
-"""The unit of effects is measured at no more than this many tokens."""
 _NOTHING = 1e-9
 """A full swap that costs no more nats than this changes predictions by rounding alone."""
 
@@ -48,7 +46,7 @@ class Ablations:
     resample: Float64[np.ndarray, " firing"]
 
 
-def full_swap(subject: Subject, window: int, seed: int) -> float:
+def full_swap(subject: Subject, window: int, n_tokens: int, seed: int) -> float:
     """Return the unit of effects: what swapping the activation of a random token costs on average, in nats.
 
     It is a property of the hookpoint and the tokens, and hangs on no direction. It is measured once and kept.
@@ -56,17 +54,18 @@ def full_swap(subject: Subject, window: int, seed: int) -> float:
     Args:
         subject: The model behind the hookpoint, and the tokens.
         window: The predictions at this many tokens after the edited one are compared too.
+        n_tokens: At so many tokens it is measured, or at all where there are fewer.
         seed: The seed of the tokens, and of those that take their places.
 
     Raises:
         NotEstimable: a full swap costs nothing.
     """
-    key = ("full swap", window, seed)
+    key = ("full swap", window, n_tokens, seed)
     if key in subject.kept:
         return float(subject.kept[key])
     x = subject.activations
     random = numpy_generator(seed, "full swaps")
-    tokens = np.sort(random.permutation(len(x))[:_SWAPS])
+    tokens = np.sort(random.permutation(len(x))[:n_tokens])
     # a shift of 1 or more around the circle of tokens: every token but itself is equally likely
     other = (tokens + random.integers(1, max(len(x), 2), len(tokens))) % len(x)
 

@@ -95,7 +95,7 @@ def ask_absence(
     n = len(sets)
     if not len(which):
         return no_absence(n)
-    unit = full_swap(subject, spec.window, seed)
+    unit = full_swap(subject, spec.window, spec.swap_tokens, seed)
     firings = uniform_firings(sets, which, spec.uniform_firings, seed)
     edits, n_nulls = NullEdits.of(subject, sets, firings), spec.uniform_nulls
     taken = torch.from_numpy(edits.taken)

@@ -169,7 +169,7 @@ def ask(
         NotEstimable: a full swap costs nothing.
     """
     which = np.unique(which).astype(np.int64)
-    sets, unit = single_sets(directions), full_swap(subject, spec.window, seed)
+    sets, unit = single_sets(directions), full_swap(subject, spec.window, spec.swap_tokens, seed)
     asked = _ask_sets(subject, sets, which, unit, spec, seed, track)
     groups = _ask_groups(subject, directions, asked, spec, seed, track)
     together = remove_together(subject, directions, which, asked.ablated, spec, seed, track)
@@ -199,7 +199,7 @@ def ask_alone(
     subject: Subject, directions: Directions, spec: UseSpec, seed: int, track: Track = untracked
 ) -> Asked:
     """Return the evidence on each direction alone, with no verdict; arguments are those of `ask`."""
-    unit = full_swap(subject, spec.window, seed)
+    unit = full_swap(subject, spec.window, spec.swap_tokens, seed)
     which = np.arange(len(directions))
     return _ask_sets(subject, single_sets(directions), which, unit, spec, seed, track)
 
@@ -223,7 +223,14 @@ def effect_alone(
     screened = screen_firings(subject, sets, which, spec.screen_tokens, seed)
     firings = important_firings(sets, which, screened, spec.firings, seed)
     cost = ablate(subject, sets, firings, spec.window, seed).zero
-    return _weighted(subject, firings, cost, full_swap(subject, spec.window, seed), len(sets), seed)
+    return _weighted(
+        subject,
+        firings,
+        cost,
+        full_swap(subject, spec.window, spec.swap_tokens, seed),
+        len(sets),
+        seed,
+    )
 
 
 def _ask_sets(

@@ -37,6 +37,8 @@ class UseSpec(Spec):
     """At how many firings each direction is ablated. They are drawn by importance, with replacement."""
     screen_tokens: int = Field(50_000, ge=1)
     """At most this many held-out tokens are read by the gradients that tell which firings are important."""
+    swap_tokens: int = Field(400, ge=1)
+    """At so many random tokens a full swap, the unit of effects, is measured."""
     window: int = Field(4, ge=0)
     """The predictions at this many tokens after the edited one are compared too, beside its own."""
     null_firings: int = Field(16, ge=1)
