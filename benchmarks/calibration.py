@@ -23,6 +23,7 @@ from typing import Any
 import machine
 import numpy as np
 import pandas as pd
+import validity
 
 from sae_placebo.core.progress import Progress, for_terminal
 from sae_placebo.core.spec import digest, numpy_generator
@@ -127,7 +128,7 @@ def share_table(trials: int) -> list[dict[str, Any]]:
         for overdispersion in OVERDISPERSIONS:
             for found in planted_shares(shape, overdispersion, trials):
                 row = {"shape": list(shape), "overdispersion": overdispersion}
-                kinds = ("control", "effect", "placebo")
+                kinds = ("control", "effect", "placebo", "power")
                 row |= {kind: getattr(found, kind)._asdict() for kind in kinds}
                 rows.append(row | {"expected": found.expected, "width": found.width})
     return rows
@@ -179,12 +180,13 @@ def markdown(found: list[dict[str, Any]], coverage: list[dict[str, Any]]) -> str
 
 def share_markdown(rows: list[dict[str, Any]]) -> str:
     """Return the table of planted shares of the docs, in percent, and widths over the true spread."""
-    lines = ["| re-draws, SAE seeds | overdispersion | expected | arm | effect | A/A | width |"]
-    lines.append("|---|" + "---|" * 6)
+    names = ("control", "effect", "placebo", "power")
+    lines = [
+        "| re-draws, SAE seeds | overdispersion | expected | arm | effect | A/A | power | width |"
+    ]
+    lines.append("|---|" + "---|" * 7)
     for row in rows:
-        shares = " | ".join(
-            f"{100 * row[k]['share']:.1f}" for k in ("control", "effect", "placebo")
-        )
+        shares = " | ".join(f"{100 * row[name]['share']:.1f}" for name in names)
         shape = ", ".join(map(str, row["shape"]))
         at = f"| {shape} | {row['overdispersion']:g} | {row['expected']:g} |"
         lines.append(f"{at} {shares} | {row['width']:.2f} |")
@@ -224,6 +226,36 @@ def write_shown(found: list[dict[str, Any]], out: Path) -> None:
     (folder / "calibration.json").write_text(text + "\n", encoding="utf-8")
 
 
+def write_validity(rows: list[dict[str, Any]], out: Path) -> None:
+    """Write how planted shares of latents did, two re-draws and two seeds, beside every headline share."""
+    at_two = [row for row in rows if row["shape"] == [2, 2]]
+
+    def of(kind: str, cells: list[dict[str, Any]], what: str) -> dict[str, Any]:
+        n = sum(row[kind]["n"] for row in cells)
+        hits = sum(row[kind]["share"] * row[kind]["n"] for row in cells)
+        lowest = min(row[kind]["share"] for row in cells)
+        return validity.rate(round(hits), n, f"{what}; lowest cell {100 * lowest:.1f}%")
+
+    found = {
+        "coverage": of("effect", at_two, "planted shares of 1,024 latents"),
+        "power": of("power", [row for row in at_two if row["expected"] >= 30],
+                    "planted shares, 3% and 10% of latents, odds 1.5 times as large"),
+    }  # fmt: skip
+    for headline in ("explained", "not_explained", "classes"):
+        validity.write(headline, found, "python benchmarks/calibration.py --shares", out)
+
+
+def only_shares(out: Path) -> None:
+    """Measure planted shares anew, beside what the file holds of everything else."""
+    kept = json.loads(out.read_text(encoding="utf-8"))
+    shares = share_table(PLANTED_SHARES)
+    names = ("rates", "coverage", "placebo", "false_discoveries", "seconds")
+    results = {name: kept[name] for name in names} | {"shares": shares}
+    machine.save(out, "calibration", kept["settings"], results)
+    write_validity(shares, out)
+    print(share_markdown(shares))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--pools", type=int, default=10)
@@ -232,7 +264,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/calibration"))
     parser.add_argument("--out", type=Path, default=machine.RESULTS / "calibration.json")
     parser.add_argument("--quick", action="store_true", help="two small pools; measures nothing")
+    parser.add_argument(
+        "--shares", action="store_true", help="planted shares alone; the rest stays"
+    )
     args = parser.parse_args()
+    if args.shares:
+        only_shares(args.out)
+        return
     if args.quick:
         args.pools, args.redraws, args.trials = 2, 6, 3
     progress = for_terminal()
@@ -270,6 +308,7 @@ def main() -> None:
     machine.save(args.out, "calibration", settings, results)
     if not args.quick:
         write_shown(found, args.out)
+        write_validity(shares, args.out)
     print(markdown(found, coverage))
     print(share_markdown(shares))
 

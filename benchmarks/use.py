@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import machine
+import validity
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -203,7 +204,7 @@ def often(directions: Directions, least: int, n: int) -> Any:
 
 def bounds(arguments: argparse.Namespace) -> None:
     """Print how often bounds from few firings miss the mean over many, by how the few are drawn."""
-    draws, spec = 200, UseSpec()
+    draws, spec, held = 200, UseSpec(), []
     for arm, subject, directions in sites(arguments):
         sets, unit = single_sets(directions), full_swap(subject, spec.window, spec.swap_tokens, 0)
         which = often(directions, arguments.many, arguments.latents)
@@ -236,11 +237,20 @@ def bounds(arguments: argparse.Namespace) -> None:
                 error = np.sqrt(np.mean((found.mean - truth) ** 2)) / truth
                 rates = float((found.low > truth).mean()), float((found.high < truth).mean())
                 missed.setdefault(name, []).append((*rates, float(error)))
+        held.append((len(which), *(missed[kind] for kind in ("by importance", "uniform"))))
         for name, parts in missed.items():
             low, high, error = np.array(parts).T
             print(f"{arm}, {len(parts)} latents, {name}: lower bound misses {100 * low.mean():.1f}% (worst "
                   f"{100 * low.max():.1f}), upper {100 * high.mean():.1f}% (worst {100 * high.max():.1f}), "
                   f"relative error {np.median(error):.3f}")  # fmt: skip
+    n = draws * sum(one[0] for one in held)
+    for headline, at, end in (("used", 1, 0), ("not_used", 2, 1)):
+        rates = np.concatenate([[part[end] for part in one[at]] for one in held])
+        what = (f"{draws} draws of firings of each of {len(rates)} latents of `pylm` and a re-draw; "
+                f"worst latent {100 * (1 - rates.max()):.0f}%")  # fmt: skip
+        cover = validity.rate(round(n * (1 - rates.mean())), n, what)
+        where = arguments.results / "use.json"
+        validity.write(headline, {"coverage": cover}, "python benchmarks/use.py bounds", where)
 
 
 def pseudo(arguments: argparse.Namespace) -> None:
@@ -261,6 +271,7 @@ def pseudo(arguments: argparse.Namespace) -> None:
 
 def verdicts(arguments: argparse.Namespace) -> None:
     """Print the verdicts on latents of both arms, and Cohen's kappa of two draws of firings."""
+    called = [0, 0]
     for arm, subject, directions in sites(arguments):
         which = often(directions, 8, arguments.latents)
         found = []
@@ -269,6 +280,9 @@ def verdicts(arguments: argparse.Namespace) -> None:
             answer = ask(subject, directions, which, UseSpec(), seed)
             verdict, measured = answer.verdicts.verdict, answer.measured
             found.append(verdict)
+            if arm == "placebo":
+                called[0] += int((verdict == USED).sum())
+                called[1] += len(verdict)
             shares = {name: int((verdict == i).sum()) for i, name in enumerate(USES)}
             reasons = {w: int((answer.verdicts.reason == w).sum())
                        for w in np.unique(answer.verdicts.reason) if w}  # fmt: skip
@@ -282,6 +296,9 @@ def verdicts(arguments: argparse.Namespace) -> None:
         if len(found) > 1:
             print(f"{arm}: kappa of used or not {kappa(found[0] == USED, found[1] == USED):.2f}, of all "
                   f"three verdicts {kappa(found[0], found[1]):.2f}")  # fmt: skip
+    wrong = validity.rate(*called, "latents of a re-draw of `pylm` called used")
+    where = arguments.results / "use.json"
+    validity.write("used", {"aa": wrong}, "python benchmarks/use.py verdicts", where)
 
 
 def kappa(one: Any, other: Any) -> float:

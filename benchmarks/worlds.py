@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import machine
+import validity
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -126,6 +127,10 @@ def counts(score: WorldScore) -> Row:
         "undetermined": score.undetermined,
         "labeled_false_not_used": among(plain == IS_USED, score.verdict == USES.index("not_used")),
         "labeled_false_used": among(plain == IS_PASSENGER, score.verdict == USES.index("used")),
+        "found_used": among(score.kinds == IS_USED, score.verdict == USES.index("used")),
+        "found_not_used": among(
+            score.kinds == IS_PASSENGER, score.verdict == USES.index("not_used")
+        ),
         "right": among(
             score.kinds != IS_NEITHER,
             score.verdict
@@ -220,8 +225,21 @@ def score(arguments: argparse.Namespace) -> None:
     jobs = {(kind, seed): (kind, seed, spec) for seed in seeds for kind in arguments.kinds}
     with processes_or_none(arguments.workers) as pool:
         run_remaining(rows, world_rows, jobs, pool)
-    for entry in summary(rows.rows):
+    found = summary(rows.rows)
+    write_validity(found, path)
+    for entry in found:
         print(told(entry))
+
+
+def write_validity(found: list[Row], path: Path) -> None:
+    """Write how many planted units of each kind were told, at the default limits, over all sites."""
+    for headline, kind in (("used", "used values"), ("not_used", "passengers")):
+        parts = [entry["limits"][0].get(f"found_{headline}") for entry in found]
+        told = [part for part in parts if part is not None]
+        n = sum(part["n"] for part in told)
+        if n:
+            power = validity.rate(sum(part["hits"] for part in told), n, f"{kind} of worlds")
+            validity.write(headline, {"power": power}, "python benchmarks/worlds.py score", path)
 
 
 def told(entry: Row) -> str:

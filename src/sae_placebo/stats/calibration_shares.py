@@ -18,6 +18,9 @@ from sae_placebo.stats.spreads import Spreads
 EXPECTED = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 100.0)
 """Latents of a class that are expected in an SAE."""
 ARMS = ("trained", "one", "two", "three")
+MORE = "more"
+MORE_ODDS = 1.5
+"""An arm in which every class has so much larger odds: the smallest effect of interest."""
 _D_SAE, _DOCUMENTS = 1_024, 60
 # the other classes of a trial, by which these are moderated
 _OTHERS = np.exp(np.linspace(np.log(0.002), np.log(0.3), 10))
@@ -33,6 +36,8 @@ class ShareCoverage(NamedTuple):
         control: How often a control's own interval holds its share.
         effect: How often that of trained minus control holds the difference of 0.
         placebo: How often the A/A interval leaves 0 out.
+        power: How often the effect's interval leaves 0 out where the arm's odds are 1.5 times the control's,
+            the smallest effect of interest.
         width: Median half-width of the effect's interval over the true standard deviation of the effect.
     """
 
@@ -40,6 +45,7 @@ class ShareCoverage(NamedTuple):
     control: TrialShare
     effect: TrialShare
     placebo: TrialShare
+    power: TrialShare
     width: float
 
 
@@ -52,8 +58,9 @@ def planted_shares(
 ) -> list[ShareCoverage]:
     """Return how intervals of shares do, by the expected count.
 
-    A trial has one trained and three drawn arms. Counts are beta-binomial, of 1,024 latents, drawn anew for
-    each SAE: all that varies is a re-draw and a seed together. Documents do not vary.
+    A trial has one trained arm, another with larger shares, and three drawn ones. Counts are beta-binomial,
+    of 1,024 latents, drawn anew for each SAE: all that varies is a re-draw and a seed together. Documents
+    do not vary.
 
     Args:
         shape: Re-draws of each control, and SAE seeds.
@@ -64,7 +71,7 @@ def planted_shares(
     """
     random = numpy_generator(seed, "planted shares", *shape, str(overdispersion))
     rates = np.concatenate([np.array(expected) / _D_SAE, _OTHERS])
-    hits = np.zeros((3, len(expected)))
+    hits = np.zeros((4, len(expected)))
     ratios = np.zeros((trials, len(expected)))
     for trial in range(trials):
         correlations = overdispersion * _DF / random.chisquare(_DF, len(rates))
@@ -80,11 +87,14 @@ def planted_shares(
             ratios[trial, c] = (high - low) / 2 / true
             aa = placebo_against_placebo(spreads, cells[1], 0.95)
             hits[2, c] += not aa["aa_low"] <= 0 <= aa["aa_high"]
+            more = ReplicateKey(MORE, "here", "sae", f"share_{c}")
+            low, high = difference(spreads, (more, cells[1])).bounds()
+            hits[3, c] += not low <= 0 <= high
     found = []
     for c, count in enumerate(expected):
-        control, effect, placebo = (TrialShare.of(int(kind[c]), trials) for kind in hits)
+        rates_of = [TrialShare.of(int(kind[c]), trials) for kind in hits]
         width = float(np.median(ratios[:, c]))
-        found.append(ShareCoverage(count, control, effect, placebo, width))
+        found.append(ShareCoverage(count, *rates_of, width))
     return found
 
 
@@ -96,9 +106,11 @@ def _table(
 ) -> ReplicateTable:
     """Return the shares of every class in every arm; resamples of the documents change nothing."""
     table = ReplicateTable({"here": _DOCUMENTS}, {"here": _DOCUMENTS}, frozenset(ARMS[1:]))
-    for arm in ARMS:
-        grid = (1 if arm == "trained" else shape[0], shape[1])
-        for c, (rate, correlation) in enumerate(zip(rates, correlations, strict=True)):
+    odds = rates / (1 - rates) * MORE_ODDS
+    for arm in (*ARMS, MORE):
+        grid = (1 if arm in ("trained", MORE) else shape[0], shape[1])
+        own = odds / (1 + odds) if arm == MORE else rates
+        for c, (rate, correlation) in enumerate(zip(own, correlations, strict=True)):
             share = np.full(grid, rate)
             if correlation > 0:
                 size = 1 / correlation - 1

@@ -51,7 +51,7 @@ HEADLINES: Mapping[str, Headline] = {
     "used": Headline("Used", table="use"),
     "not_used": Headline("Not used", table="use"),
     "tied": Headline("Tied to circuitry", table="ties"),
-    "marginal_bits": Headline("Marginal bits", ("marginal_bits*", "bits_saved")),
+    "marginal_structure": Headline("Marginal structure", ("marginal_structure*",)),
     "classes": Headline("Shares of classes", ("share_*",)),
 }
 """Every headline, by the name under which its measurements are kept."""
