@@ -92,9 +92,10 @@ def planted_shares(
             hits[3, c] += not low <= 0 <= high
     found = []
     for c, count in enumerate(expected):
-        rates_of = [TrialShare.of(int(kind[c]), trials) for kind in hits]
+        rates_of = (TrialShare.of(int(kind[c]), trials) for kind in hits)
+        control, effect, placebo, power = rates_of
         width = float(np.median(ratios[:, c]))
-        found.append(ShareCoverage(count, *rates_of, width))
+        found.append(ShareCoverage(count, control, effect, placebo, power, width))
     return found
 
 
