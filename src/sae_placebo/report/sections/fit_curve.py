@@ -119,7 +119,8 @@ def build(view: View) -> Content:
             if (figure := _figure(view, table, metric)) is not None
         ]
         sizes = sorted(set(table["fit_tokens"].dropna()))
-        heads = [f"{round(100 * size / sizes[-1])}% of the text" for size in sizes]
+        # where no token could be fitted on, every portion has as many: none
+        heads = [f"{round(100 * size / max(sizes[-1], 1))}% of the text" for size in sizes]
         blocks.append(
             {"name": ", ".join(place), "numbers": numbers, "drawn": drawn, "heads": heads}
         )
