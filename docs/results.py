@@ -52,7 +52,17 @@ class Page:
                 if pd.notna(row[f"{side}_value"]):
                     return said(row, f"{side}_", scale, digits)
         reasons = own[(own["arm"] == arm) | (own["control"] == arm)]["reason"].dropna()
-        return f"– ({reasons.iloc[0].split(': ', 1)[-1][:80]})" if len(reasons) else "–"
+        mine = [why.split(": ", 1)[1] for why in reasons if why.startswith(f"{arm}: ")]
+        why = mine[0] if mine else next(iter(reasons), "")
+        return brief(why) if why else "–"
+
+
+def brief(why: str) -> str:
+    """Return a reason in few words: how far twice the text moves what is withheld, or its beginning."""
+    moved = re.search(r"withheld: .*moved it by (\S+ ± [\d.]+)", why)
+    if moved:
+        return f"withheld ({moved[1]})"
+    return "withheld" if "withheld" in why else f"– ({why[:80]})"
 
 
 def said(row: dict[str, Any], prefix: str, scale: float, digits: int) -> str:
@@ -202,11 +212,10 @@ def contrasts(page: Page) -> str:
         effect = {"value": row["effect"], "low": row["low"], "high": row["high"]}
         aa = {"value": row["aa_effect"], "low": row["aa_low"], "high": row["aa_high"]}
         cells = [said(e, "", scale, 1) if pd.notna(e["value"]) else "–" for e in (effect, aa)]
-        reason = row["reason"] if pd.isna(row["effect"]) else ""
-        rows.append(
-            [row["metric"], row["hookpoint"], row["control"], *cells, unit, str(reason or "")[:90]]
-        )
-    head = ["metric", "hookpoint", f"{trained} minus", "effect", "A/A", "unit", "reason"]
+        if pd.isna(row["effect"]):
+            cells[0] = brief(str(row["reason"] or ""))
+        rows.append([row["metric"], row["hookpoint"], row["control"], *cells, unit])
+    head = ["metric", "hookpoint", f"{trained} minus", "effect", "A/A", "unit"]
     return markdown(
         head, sorted(rows, key=lambda cells: (wanted.index(cells[0]), cells[1], cells[2]))
     )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from sae_placebo.latents.classes.classification import CLASS_NAMES
 from sae_placebo.report.sections.use_rows import ORIGINS, UNJUDGED, USES, weighted_share, weights
-from sae_placebo.stats.proportions import wilson
 
 Rows = Callable[[pd.DataFrame], pd.DataFrame]
 
@@ -92,26 +91,69 @@ def undetermined(folder: Path) -> str:
     return "\n\n".join(parts)
 
 
+def costlier(folder: Path) -> str:
+    """Return 1 - pi0 of every arm's latents and pseudo-latents, and how many were asked."""
+    told = json.loads((folder / "trial.json").read_text(encoding="utf-8"))["use"]
+    rows = []
+    for one in told:
+        where = f"{one['hookpoint']}, {one['sae']}"
+        if "costlier" not in one:
+            rows.append([one["arm"], where, "–", "–", str(one.get("refused", ""))])
+            continue
+        pseudo = one.get("pseudo") or {}
+        cells = [_share(one["costlier"]), _share(pseudo.get("costlier"))]
+        cells.append(f"{one['n_latents']:,} and {pseudo.get('n', 0):,}")
+        rows.append([one["arm"], where, *cells])
+    head = ["arm", "hookpoint, SAE", "1 − π₀ of its latents", "of pseudo-latents", "n"]
+    return markdown(head, rows)
+
+
+def _share(found: dict[str, float] | None) -> str:
+    if not found:
+        return "–"
+    share, low, high = (100 * found[name] for name in ("share", "low", "high"))
+    return f"{share:.0f} [{low:.0f}, {high:.0f}]"
+
+
 def tied(folder: Path) -> str:
-    """Return the share of latents whose writers and readers both beat their nulls, by class."""
-    table = pd.read_parquet(folder / "use.parquet")
-    table = table[np.isfinite(table["tied"].astype(float))]
+    """Return the share of latents tied to circuitry, by class, then trained minus each control, and A/A."""
+    table = pd.read_parquet(folder / "ties.parquet")
     parts = []
     for place, here in places(table):
-        arms = list(dict.fromkeys(here["arm"]))
+        shares = here[here["comparison"] == "share"]
+        arms = list(dict.fromkeys(shares["arm"]))
         rows = []
-        for name in ["all", *(c for c in CLASS_NAMES if (here["class"] == c).any())]:
-            cells = [name.replace("_", " ")]
+        kinds = [("tied", "all"), ("written", "all"), ("read", "all")]
+        kinds += [("tied", c) for c in CLASS_NAMES if (shares["class"] == c).any()]
+        for measure, name in kinds:
+            cells = [f"{measure}, {name.replace('_', ' ')}"]
             for arm in arms:
-                own = here[here["arm"] == arm]
-                own = own if name == "all" else own[own["class"] == name]
-                hits, n = int((own["tied"] > 0).sum()), len(own)
-                low, high = wilson(hits, n) if n else (0.0, 0.0)
-                said = f"{100 * hits / n:.1f} [{100 * low:.1f}, {100 * high:.1f}]" if n else "–"
-                cells.append(f"{said}, n = {n:,}")
+                own = shares[(shares["arm"] == arm) & (shares["class"] == name)]
+                own = own[own["measure"] == measure]
+                cells.append(_interval(own.iloc[0], n=True) if len(own) else "–")
             rows.append(cells)
-        parts.append(f"**{place}**\n\n{markdown(['class', *arms], rows)}")
+        parts.append(f"**{place}**\n\n{markdown(['', *arms], rows)}")
+        rows = []
+        whole = here[(here["class"] == "all") & (here["comparison"] == "contrast")]
+        for row in whole.to_dict("records"):
+            same = here[(here["comparison"] == "aa") & (here["control"] == row["control"])]
+            same = same[same["measure"] == row["measure"]]
+            aa = _interval(same.iloc[0]) if len(same) else "–"
+            rows.append([row["measure"], f"{row['arm']} − {row['control']}", _interval(row), aa])
+        parts.append(markdown(["", "points", "effect", "A/A"], rows))
     return "\n\n".join(parts)
 
 
-TABLES = {"use": use, "use_by_class": use_by_class, "undetermined": undetermined, "tied": tied}
+def _interval(row: Any, n: bool = False) -> str:
+    if pd.isna(row["value"]):
+        return f"– ({str(row['reason'])[:60]})"
+    said = f"{100 * row['value']:.1f}"
+    if pd.notna(row["low"]):
+        said += f" [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+    return said + (f", n = {row['n_latents']:,}" if n else "")
+
+
+TABLES = {
+    **{"use": use, "use_by_class": use_by_class, "undetermined": undetermined},
+    **{"costlier": costlier, "tied": tied},
+}

@@ -148,10 +148,10 @@ def test_a_planted_latent_is_explained_at_its_rung(
 
 def test_the_token_before_is_seen_alone_and_in_the_pair(climbed: Ladder) -> None:
     of = NAMES.index("previous")
-    assert climbed.solo["r2_previous"][of, 0] > 0.99
-    assert abs(climbed.solo["r2_token"][of, 0]) < 0.01
+    assert climbed.columns()["r2_previous"][of, 0] > 0.99
+    assert abs(climbed.columns()["r2_token"][of, 0]) < 0.01
     # the table of pairs is shrunk; the window of embeddings sees only what is linear in them
-    assert climbed.solo["r2_pair"][of, 0] > 0.9
+    assert climbed.columns()["r2_pair"][of, 0] > 0.9
     assert climbed.r2[RUNGS.index("token"), of, 0] < 0.01 < 0.9 < climbed.r2[3, of, 0]
 
 
@@ -164,7 +164,7 @@ def test_alone_is_as_good_as_nested_where_nothing_else_matters(
     of = NAMES.index(kind)
     nested = climbed.r2[RUNGS.index(column), of, 0]
     assert climbed.solo[f"r2_{column}"][of, 0] == pytest.approx(nested, abs=0.02)
-    assert climbed.solo["r2_previous"][of, 0] < 0.5
+    assert climbed.columns()["r2_previous"][of, 0] < 0.5
 
 
 @pytest.mark.parametrize("kind", ["noise", "rare noise"])

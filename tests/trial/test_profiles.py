@@ -14,6 +14,7 @@ from conftest import trial_table
 from sae_placebo.latents.classes.classification import CLASS_NAMES
 from sae_placebo.latents.ladder.fitting import RUNGS
 from sae_placebo.latents.metrics import ladder_shares
+from sae_placebo.latents.metrics.structure import WITHOUT_LADDER
 from sae_placebo.latents.origin.rule import ORIGINS
 from sae_placebo.trial.results import EVERY_METRIC
 
@@ -80,14 +81,18 @@ def test_every_share_of_the_ladder_has_its_curve_and_what_moves_is_withheld(
     trial: sp.Trial,
 ) -> None:
     curve = trial.fit_curve
-    assert set(curve["metric"]) == set(ladder_shares.DECLARED)
+    classes = {f"share_{name}" for name in CLASS_NAMES} - set(WITHOUT_LADDER)
+    hang = set(ladder_shares.DECLARED) | classes
+    assert "share_n_gram" in classes
+    assert "share_single_token" not in classes
+    assert set(curve["metric"]) == hang
     place = ["arm", "hookpoint", "sae", "metric"]
     sizes = curve.groupby(place)["portion"].agg(list)
     assert {tuple(portions) for portions in sizes} == {(0, 1, 2, 3)}
     whole = curve[curve["portion"] == 3].set_index(place)
     assert whole["fit_tokens"].nunique() == 1
     # the curve ends in what every SAE's number is, whether that is told or not
-    measured = trial.measurements[trial.measurements["metric"].isin(ladder_shares.DECLARED)]
+    measured = trial.measurements[trial.measurements["metric"].isin(hang)]
     # an arm has a number where every SAE of it has one
     values = measured.groupby(place)["value"]
     means = values.mean()[values.count() == values.size()]
@@ -95,7 +100,7 @@ def test_every_share_of_the_ladder_has_its_curve_and_what_moves_is_withheld(
     np.testing.assert_allclose(means, whole.loc[means.index, "value"])
     told = whole["value"].notna() & whole["withheld"].isna()
     assert 0 < told.sum() < len(means)
-    for row in trial.effects[trial.effects["metric"].isin(ladder_shares.DECLARED)].itertuples():
+    for row in trial.effects[trial.effects["metric"].isin(hang)].itertuples():
         sides = [(arm, row.hookpoint, row.sae, row.metric) for arm in (row.arm, row.control)]
         for value, side in zip((row.arm_value, row.control_value), sides, strict=True):
             assert np.isfinite(value) == told[side]

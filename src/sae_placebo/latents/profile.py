@@ -41,6 +41,7 @@ from sae_placebo.latents.metrics import Evidence, latent_table, token_statistics
 from sae_placebo.latents.metrics import structure as structure_metrics
 from sae_placebo.latents.metrics.base import Number
 from sae_placebo.latents.metrics.ladder_shares import LatentFacts, ladder_shares
+from sae_placebo.latents.metrics.structure import WITHOUT_LADDER, class_shares
 from sae_placebo.latents.metrics.tokens import token_evidence
 from sae_placebo.latents.origin.rule import ORIGINS, Verdicts, verdicts
 from sae_placebo.latents.partners.assignment import Sharing
@@ -96,7 +97,7 @@ class Profile:
         replicates: Values of each metric under resampled documents, [replicate]; 0 is the point estimate.
         passages: Top activating passages of the latents that were drawn to be shown.
         sensitivity: How many latents change class as a threshold moves.
-        curve: One row per number that the ladder gives and portion of the text that it is fitted on.
+        curve: One row per number that hangs on the ladder and portion of the text that it is fitted on.
     """
 
     latents: Any
@@ -139,15 +140,14 @@ def profile(
     if around.repeats is not None:
         columns |= induction(*around.repeats, folds)
     advance(1)
-    rungs = dict(zip(climbed.rungs, climbed.r2, strict=True))
-    columns |= climbed.solo | {"placebo_r": in_placebo.r, "seed_r": in_sibling.r}
-    columns |= {f"r2_{name}": r2 for name, r2 in rungs.items() if f"r2_{name}" not in columns}
-    classes = decide(columns, shown.thresholds)
+    columns |= climbed.columns() | {"placebo_r": in_placebo.r, "seed_r": in_sibling.r}
+    of_portions = [columns | climbed.columns(p) for p in range(len(climbed.by_portion))]
+    classes = [decide(one, shown.thresholds) for one in of_portions]
     judged = columns["n_active"] >= shown.thresholds.min_firings
     facts = LatentFacts(judged, columns["n_active"][:, 0], in_placebo, in_sibling, around.rates)
     origins = _origins(facts, climbed, spec.explained, around.reasons)
     latents = latent_table(evidence, folds.weights)
-    latents.insert(1, "class", np.array(CLASS_NAMES, dtype=object)[classes[:, 0]])
+    latents.insert(1, "class", np.array(CLASS_NAMES, dtype=object)[classes[-1][:, 0]])
     latents["origin"] = np.array(ORIGINS, dtype=object)[origins[-1].verdict[:, 0]]
     latents["evidence"], latents["attribute"] = (
         origins[-1].evidence,
@@ -164,13 +164,12 @@ def profile(
     )
     advance(1)
     _add_partners(latents, in_placebo, in_sibling, around.shared)
-    missing = not_estimable(columns, shown.thresholds)
-    numbers = structure_metrics.numbers(classes, in_placebo, in_sibling, missing)
     by_portion = [
         ladder_shares(facts, climbed, portion, verdict, spec.explained)
+        | class_shares(classes[portion], not_estimable(of_portions[portion], shown.thresholds))
         for portion, verdict in enumerate(origins)
     ]
-    numbers |= by_portion[-1]
+    numbers = structure_metrics.partner_shares(in_placebo, in_sibling) | by_portion[-1]
     numbers |= structure_metrics.of_sharing(around.shared, 1 + folds.n_groups, in_sibling.reason)
     measured, replicates = _measured(numbers, folds, weights, len(reading.tokens))
     curve, of_curve = _curve(by_portion, climbed, folds, weights)
@@ -332,14 +331,15 @@ def _curve(
     folds: Folds,
     weights: Float[np.ndarray, "document replicate"],
 ) -> tuple[Any, dict[str, Float[np.ndarray, " replicate"]]]:
-    """Return what the ladder gives by portion of its text, and the values under the document weights.
+    """Return what hangs on the ladder by portion of its text, and the values under the document weights.
 
     The values of portion p go by the number's name, "@" and p.
     """
     rows, replicates = [], {}
     for portion, numbers in enumerate(by_portion):
         size = climbed.fit_tokens[portion], climbed.fit_documents[portion]
-        for name, (values, _, reason) in numbers.items():
+        hang = {name: one for name, one in numbers.items() if name not in WITHOUT_LADDER}
+        for name, (values, _, reason) in hang.items():
             value = None
             if values is not None and np.isfinite(values[0]):
                 replicates[f"{name}@{portion}"] = folds.replicates(values, weights)

@@ -141,7 +141,7 @@ def planted_columns(planted: Planted, folds: Folds) -> Columns:
     columns, _ = statistics(reading, evidence, folds, domains, planted.unembedding, embeddings)
     text = LadderText.within(reading.tokens, folds, 0)
     readouts = Readouts.of(TokenFeatures.of(text, embeddings, 0, LadderSpec()), ())
-    columns |= ladder(Stacked([reading.codes]), readouts, None).solo
+    columns |= ladder(Stacked([reading.codes]), readouts, None).columns()
     return columns | {name: on_every_fold(c, folds) for name, c in planted.given.items()}
 
 

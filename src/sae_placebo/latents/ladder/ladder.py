@@ -35,8 +35,7 @@ class Ladder:
         by_portion: R2 of each latent, fitted on each portion of the text to fit on; fold g + 1 is without
             the scored documents of group g, with nothing refitted.
         whole_by_portion: R2 of the activation vector, its dimensions weighted by their variance.
-        solo: `r2_position`, `r2_token`, `r2_previous`, `r2_pair` and `r2_bag` of each predictor alone, over
-            the constant; and `r2_window`, which is the rung "window". They are fitted on all of the text.
+        alone_by_portion: R2 of each predictor alone, over the constant, in the order of `fitting.SOLO`.
         fit_tokens, fit_documents: Tokens and documents of each portion.
         reasons: Why a rung cannot be estimated, by rung.
         features: What stands for a token in bags and windows.
@@ -45,7 +44,7 @@ class Ladder:
     rungs: tuple[str, ...]
     by_portion: Float[np.ndarray, "portion rung latent fold"]
     whole_by_portion: Float[np.ndarray, "portion rung fold"]
-    solo: Columns
+    alone_by_portion: Float[np.ndarray, "portion predictor latent fold"]
     fit_tokens: tuple[int, ...]
     fit_documents: tuple[int, ...]
     reasons: dict[str, str]
@@ -60,6 +59,16 @@ class Ladder:
     def whole(self) -> Float[np.ndarray, "rung fold"]:
         """R2 of the activation vector, fitted on all of the text to fit on."""
         return np.asarray(self.whole_by_portion[-1])
+
+    def columns(self, portion: int = -1) -> Columns:
+        """Return what classes read: every predictor alone, and the rungs of which there is none alone.
+
+        Args:
+            portion: Index of the portion of the text to fit on; all of it unless it is given.
+        """
+        rungs = zip(self.rungs, self.by_portion[portion], strict=True)
+        alone = zip(SOLO, self.alone_by_portion[portion], strict=True)
+        return {f"r2_{name}": r2 for name, r2 in rungs} | dict(alone)
 
     def mean(self) -> Float64[np.ndarray, "rung fold"]:
         """Return each rung's mean R2 over the latents that have one at the rung "constant"."""
@@ -106,8 +115,7 @@ def ladder(
         parts.append(_climb(Latents(some, readouts, partners, placebo), readouts))
     sse, sst, solo, living = (np.concatenate(part, axis=-2) for part in zip(*parts, strict=True))
     r2 = _r2(sse, sst[:, None], living[:, None])
-    alone = dict(zip(SOLO, _r2(solo[-1], sst[-1], living[-1]), strict=True))
-    alone["r2_window"] = r2[-1, RUNGS.index("window")]
+    alone = _r2(solo, sst[:, None], living[:, None])
     reasons = {} if placebo is not None else dict.fromkeys(RUNGS[-2:], NO_PLACEBO)
     if whole is None:
         whole = np.full((*r2.shape[:2], r2.shape[3]), np.nan)
@@ -124,9 +132,9 @@ def no_ladder(n_latents: int, n_folds: int, reason: str) -> Ladder:
         reason: Why no rung can be estimated.
     """
     r2 = np.full((1, len(RUNGS), n_latents, n_folds), np.nan)
-    solo = {name: r2[0, 0].copy() for name in (*SOLO, "r2_window")}
+    alone = r2[:, : len(SOLO)].copy()
     reasons = dict.fromkeys(RUNGS, reason)
-    return Ladder(RUNGS, r2, r2[:, :, 0].copy(), solo, (0,), (0,), reasons, "nothing")
+    return Ladder(RUNGS, r2, r2[:, :, 0].copy(), alone, (0,), (0,), reasons, "nothing")
 
 
 def whole_ladder(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -79,18 +80,20 @@ DECLARED: dict[str, Declared] = {
 """What each number of a profile is, by name."""
 
 
-def numbers(
-    classes: Int8[np.ndarray, "latent fold"],
-    in_placebo: Any,
-    in_sibling: Any,
-    missing: dict[str, str],
+WITHOUT_LADDER = tuple(
+    f"share_{kind.name}"
+    for kind in itertools.takewhile(lambda kind: kind.name != "positional", CLASSES)
+)
+"""Shares of the classes that are decided before any rule reads the ladder."""
+
+
+def class_shares(
+    classes: Int8[np.ndarray, "latent fold"], missing: dict[str, str]
 ) -> dict[str, Number]:
-    """Return the numbers about one SAE that need no ladder, each with a value per fold.
+    """Return the share of latents in each class, with a value per fold.
 
     Args:
         classes: Class of each latent.
-        in_placebo: Partners in the placebo SAE, a `latents.profile.FoundPartners`.
-        in_sibling: Partners in the SAE of another seed.
         missing: Why a class cannot be decided for this SAE, by class.
     """
     made: dict[str, Number] = {}
@@ -98,6 +101,17 @@ def numbers(
         why = missing.get(kind.name)
         share = (classes == index).mean(axis=0)
         made[f"share_{kind.name}"] = Number(None if why else share, None, why)
+    return made
+
+
+def partner_shares(in_placebo: Any, in_sibling: Any) -> dict[str, Number]:
+    """Return the shares of latents with a partner, with a value per fold.
+
+    Args:
+        in_placebo: Partners in the placebo SAE, a `latents.profile.FoundPartners`.
+        in_sibling: Partners in the SAE of another seed.
+    """
+    made: dict[str, Number] = {}
     for name, partners in (("placebo", in_placebo), ("seed", in_sibling)):
         made[f"has_{name}_partner"] = _partner_share(partners)
     return made

@@ -24,6 +24,8 @@ SHOWN = {
     "origin_not_explained": "not explained",
     "stable_not_explained": "not explained, given stable",
     "explained_up_to_window": "explained by tokens and their embeddings",
+    "share_n_gram": "in the class n_gram",
+    "share_other": "in no class",
     "ladder_r2_window": "R² of tokens and their embeddings, mean of latents",
     "ladder_r2_placebo_readout": "R² up to the placebo's activations, mean of latents",
 }

@@ -1,4 +1,8 @@
-"""How every number of the ladder moves with the text that it is fitted on, and which are withheld for it."""
+"""How every number that hangs on the ladder moves with the text that it is fitted on, and which are withheld.
+
+The share of a class of latents is one of these. It is told as well where no portion of the text gives another
+one, so that a class that no arm has is not withheld.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.store import Store
 from sae_placebo.core.tables.structure import FIT_CURVE
-from sae_placebo.latents.metrics.ladder_shares import DECLARED, is_r2
+from sae_placebo.latents.metrics.ladder_shares import is_r2
+from sae_placebo.latents.metrics.structure import DECLARED
 from sae_placebo.stats.convergence import Change, change, end_of_curve
 from sae_placebo.stats.effects import arm_bounds
 from sae_placebo.stats.interactions import SIGNS
-from sae_placebo.stats.replicates import ReplicateKey, ReplicateTable
+from sae_placebo.stats.replicates import ReplicateKey, Replicates, ReplicateTable
 from sae_placebo.stats.spreads import Spreads
 from sae_placebo.trial.plan import Plan
 from sae_placebo.trial.table_files import read_replicates, read_table
@@ -82,9 +89,12 @@ class FitCurves:
         last = len(sizes) - 1
         if last < 1 or sizes[last - 1] > _ABOUT_HALF * sizes[last]:
             return None
-        halves, wholes = ([self.tables[p][cell] for cell in cells] for p in (last - 1, last))
+        points = [[table[cell] for cell in cells] for table in self.tables[: last + 1]]
+        if metric.startswith("share_") and _never_moved(points):
+            value = sum(sign * one.point for sign, one in zip(signs, points[-1], strict=True))
+            return Change(0.0, 0.0, float(value), None)
         n = self.tables[0].n_documents[hookpoint]
-        return change(halves, wholes, signs, n, is_rest=is_r2(metric))
+        return change(points[-2], points[-1], signs, n, is_rest=is_r2(metric))
 
     def withhold(
         self,
@@ -158,6 +168,15 @@ class FitCurves:
             except NotEstimable as refusal:
                 ends.add(cell, 0, 0, None, reason=str(refusal))
         return Spreads(ends)
+
+
+def _never_moved(points: Sequence[Sequence[Replicates]]) -> bool:
+    """Return whether no portion gives another number than the whole, in any seed and any resample."""
+    return all(
+        np.array_equal(one.values, whole.values)
+        for point in points
+        for one, whole in zip(point, points[-1], strict=True)
+    )
 
 
 def _value(
