@@ -12,6 +12,7 @@ import pytest
 from conftest import trial_table
 from sae_placebo.latents.classes.classification import ClassThresholds
 from sae_placebo.latents.origin.decoy_scores import SCORES
+from sae_placebo.stats.replicates import ReplicateKey, ReplicateTable
 from sae_placebo.trial.spec import TrialSpec, load_trial
 from sae_placebo.trial.tables.latents import (
     attention_ablated,
@@ -98,7 +99,7 @@ def test_partners_carry_each_comparisons_own_numbers(spec: TrialSpec) -> None:
 
 
 def test_decoys_are_the_reference_placebos(spec: TrialSpec) -> None:
-    found = decoys_of(spec, latents(spec))
+    found = decoys_of(spec, latents(spec), ReplicateTable({}, {}, frozenset()))
     assert len(found) == len(PLACES) * len(SCORES)
     assert set(found["placebo"]) == {"kept"}
     rows = found[found["score"] == "attribute_r2"]
@@ -111,10 +112,20 @@ def test_decoys_are_the_reference_placebos(spec: TrialSpec) -> None:
     assert absent["reason"].notna().all()
 
 
+def test_a_score_of_the_ladder_is_withheld_with_its_share(spec: TrialSpec) -> None:
+    measured = ReplicateTable({}, {}, frozenset())
+    cell = ReplicateKey("trained", PLACES[0], "topk", "explained_up_to_window")
+    measured.withheld[(cell,)] = "withheld: it moves"
+    found = decoys_of(spec, latents(spec), measured)
+    moves = found["reason"] == "trained: withheld: it moves"
+    assert list(found.loc[moves, "score"]) == ["stable_unexplained"]
+    assert list(found.loc[moves, "hookpoint"]) == [PLACES[0]]
+
+
 def test_without_a_placebo_decoys_say_why(table: dict[str, Any]) -> None:
     arms = {name: table["arms"][name] for name in ("trained", "shuffled")}
     spec = load_trial(table | {"arms": arms})
-    found = decoys_of(spec, latents(spec))
+    found = decoys_of(spec, latents(spec), ReplicateTable({}, {}, frozenset()))
     assert found["passing"].isna().all()
     assert found["reason"].str.contains("no arm re-draws").all()
     assert (found["n_decoys"] == 0).all()

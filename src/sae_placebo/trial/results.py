@@ -282,7 +282,7 @@ def _write_results(plan: Plan, store: Store, folder: Path) -> None:
     widths = {name: len(one.mean) for name, one in calibrations.items()}
     joined["ladder"] = ladder_table(replicates, joined["latents"], widths, least, CONFIDENCE)
     joined["marginal"] = _marginal(plan, store, replicates)
-    joined["decoys"] = decoys_of(plan.spec, joined["latents"])
+    joined["decoys"] = decoys_of(plan.spec, joined["latents"], replicates)
     joined["partners"] = partners_of(plan.spec, joined["latents"])
     joined["mechanism"] = mechanism_of(
         plan.spec, joined["latents"], _cards(plan, store), plan.spec.measurement.thresholds

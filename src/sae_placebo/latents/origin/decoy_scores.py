@@ -14,10 +14,17 @@ from sae_placebo.latents.origin.decoys import decoys
 
 
 class DecoyScore(NamedTuple):
-    """One score of a latent; a larger value should be less like a placebo's."""
+    """One score of a latent; a larger value should be less like a placebo's.
+
+    Attributes:
+        definition: What it is, in words.
+        of: Returns it for each row of a table of latents.
+        hangs_on: The share of the ladder with which it is withheld.
+    """
 
     definition: str
     of: Callable[[Any], Float[np.ndarray, " latent"]]
+    hangs_on: str | None = None
 
 
 def _column(name: str) -> Callable[[Any], Float[np.ndarray, " latent"]]:
@@ -44,6 +51,7 @@ SCORES: Mapping[str, DecoyScore] = {
         "the lesser of 1 - R2 of the ladder up to the embeddings of a window, and the correlation with "
         "the best partner in the SAE of another seed: not explained by tokens, and yet no accident",
         _stable_unexplained,
+        "explained_up_to_window",
     ),
     "attribute_r2": DecoyScore(
         "share of variance removed by the best attribute of the token (its spelling, its labels)",
@@ -68,7 +76,13 @@ COLUMNS = DECOYS.names
 
 
 def decoy_table(
-    latents: Any, trained: str, placebo: str | None, why: str | None, rate: float, seed: int
+    latents: Any,
+    trained: str,
+    placebo: str | None,
+    why: str | None,
+    rate: float,
+    seed: int,
+    withheld: Mapping[tuple[str, str, str], str],
 ) -> pandas.DataFrame:
     """Return how many trained latents pass each score's threshold, by hookpoint and SAE.
 
@@ -80,6 +94,7 @@ def decoy_table(
         why: Why there is no placebo.
         rate: Share of decoys that is allowed among what passes.
         seed: It names the draws of the intervals.
+        withheld: Why a number of the ladder is withheld, by hookpoint, SAE and metric.
     """
     rows: list[dict[str, Any]] = []
     for (hookpoint, sae), part in latents.groupby(["hookpoint", "sae"], sort=False):
@@ -87,6 +102,10 @@ def decoy_table(
         for name, score in SCORES.items():
             row: dict[str, Any] = {"hookpoint": hookpoint, "sae": sae, "arm": trained}
             row |= {"placebo": placebo, "score": name, "rate": rate, "n_targets": len(targets)}
+            moves = withheld.get((str(hookpoint), str(sae), score.hangs_on or ""))
+            if moves is not None:
+                rows.append(row | {"n_decoys": len(others), "reason": moves})
+                continue
             scores = [score.of(side).astype(np.float64) for side in (targets, others)]
             if not len(others):
                 rows.append(row | {"n_decoys": 0, "reason": why or "no placebo's latents"})

@@ -13,6 +13,7 @@ from sae_placebo.core.lazy import pandas
 from sae_placebo.latents.classes.classification import ClassThresholds
 from sae_placebo.latents.columns.mechanism import mechanism_predictions
 from sae_placebo.latents.origin.decoy_scores import decoy_table
+from sae_placebo.stats.replicates import ReplicateTable
 from sae_placebo.trial.placebos import Held, placebo_of, sibling_of
 from sae_placebo.trial.plan import ArmModel
 from sae_placebo.trial.reference import reference_placebo
@@ -22,15 +23,26 @@ _KEYS = ["arm", "model_seed", "sae_seed", "hookpoint", "sae"]
 _RATIO = "block_to_embedding_ratio"
 
 
-def decoys_of(spec: TrialSpec, latents: Any) -> Any:
-    """Return how many trained latents pass where a share of what passes is a placebo's."""
+def decoys_of(spec: TrialSpec, latents: Any, measured: ReplicateTable) -> Any:
+    """Return how many trained latents pass where a share of what passes is a placebo's.
+
+    Args:
+        spec: The trial's.
+        latents: All arms' latents.
+        measured: Every metric of every SAE, with what is withheld of it.
+    """
     placebo, why = None, None
     try:
         placebo = reference_placebo(spec)
     except NotEstimable as refusal:
         why = str(refusal)
     rate = spec.structure.decoy_rate
-    return decoy_table(latents, spec.trained_arm, placebo, why, rate, spec.seed)
+    withheld = {
+        (cells[0].hookpoint, cells[0].sae, cells[0].metric): f"{cells[0].arm}: {moves}"
+        for cells, moves in measured.withheld.items()
+        if len(cells) == 1 and cells[0].arm in (spec.trained_arm, placebo)
+    }
+    return decoy_table(latents, spec.trained_arm, placebo, why, rate, spec.seed, withheld)
 
 
 def partners_of(spec: TrialSpec, latents: Any) -> Any:
