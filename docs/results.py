@@ -191,33 +191,32 @@ def bits(page: Page) -> str:
     return f"At {first:.0%} of the variance left.\n\n" + "\n\n".join(parts)
 
 
+CONTRASTS = [
+    *("coverage_context", "coverage_token", "mean_token_entropy_bits"),
+    *("explained_variance_above_gaussian", "marginal_structure_above_gaussian"),
+    *("origin_not_explained", "origin_explained", "stable_not_explained", "has_seed_partner"),
+    *("has_placebo_partner", "share_n_gram", "share_single_token", "share_arbitrary_subset"),
+]
+"""Metrics whose contrasts a page shows, in order."""
+
+
 def contrasts(page: Page) -> str:
-    wanted = [
-        "origin_not_explained",
-        "origin_explained",
-        "has_placebo_partner",
-        "share_single_token",
-    ]
-    wanted += [
-        "share_arbitrary_subset",
-        "marginal_structure_above_gaussian",
-        "explained_variance_above_gaussian",
-    ]
     rows = []
     trained = page.arms[0]
     for row in page.effects.to_dict("records"):
-        if row["metric"] not in wanted or row["arm"] != trained:
+        if row["metric"] not in CONTRASTS or row["arm"] != trained:
             continue
         scale, unit = (100, "points") if row["unit"] == "share" else (1, row["unit"])
         effect = {"value": row["effect"], "low": row["low"], "high": row["high"]}
         aa = {"value": row["aa_effect"], "low": row["aa_low"], "high": row["aa_high"]}
-        cells = [said(e, "", scale, 1) if pd.notna(e["value"]) else "–" for e in (effect, aa)]
+        digits = 2 if unit == "bits" else 1
+        cells = [said(e, "", scale, digits) if pd.notna(e["value"]) else "–" for e in (effect, aa)]
         if pd.isna(row["effect"]):
             cells[0] = brief(str(row["reason"] or ""))
         rows.append([row["metric"], row["hookpoint"], row["control"], *cells, unit])
     head = ["metric", "hookpoint", f"{trained} minus", "effect", "A/A", "unit"]
     return markdown(
-        head, sorted(rows, key=lambda cells: (wanted.index(cells[0]), cells[1], cells[2]))
+        head, sorted(rows, key=lambda cells: (CONTRASTS.index(cells[0]), cells[1], cells[2]))
     )
 
 
