@@ -88,7 +88,7 @@ def protocol(name: str, seed: int, hookpoints: list[str], seeds: int, quick: boo
         "baselines": {
             "n_atoms": 64, "nmf_atoms": 16, "fit_tokens": 1_500, "ica_tokens": 800, "nmf_tokens": 500,
             "iterations": 5, "choose_tokens": 600, "score_tokens": 600, "sae_pursuit_tokens": 0,
-            "coded_tokens": 0, "distortions": [0.2], "shares_of_k": [1.0], "coefficient_steps": [2.0],
+            "coded_tokens": 0, "distortions": [0.2],
             "n_labels": 2,
         },
     }  # fmt: skip
