@@ -166,7 +166,8 @@ class FitCurves:
                 points = [table[cell] for table in self.tables[: len(sizes)]]
                 ends.put(cell, end_of_curve([tokens for tokens, _ in sizes], points))
             except NotEstimable as refusal:
-                ends.add(cell, 0, 0, None, reason=str(refusal))
+                why = str(refusal).removeprefix(f"{cell.arm}: ")  # the table names the arm itself
+                ends.add(cell, 0, 0, None, reason=why)
         return Spreads(ends)
 
 
