@@ -110,6 +110,8 @@ def pairs(material: Material, fitted: Mapping[str, Dictionary]) -> Iterator[Pair
         material: What methods are fitted on.
         fitted: Methods as they were fitted on it, by name.
     """
+    x = material.activations
+    second = x.T @ x
     for name, dictionary in fitted.items():
         rows, n = dictionary.directions, len(dictionary.directions)
         if n == material.n_atoms:
@@ -118,7 +120,7 @@ def pairs(material: Material, fitted: Mapping[str, Dictionary]) -> Iterator[Pair
             if len(large) == 2 * n:
                 yield Pair(name, rows, large)
                 continue
-        spread = np.square(material.activations @ rows.T).sum(axis=0, dtype=np.float64)
+        spread = np.einsum("ad,ad->a", rows @ second, rows, dtype=np.float64)
         large = rows[np.argsort(-spread, kind="stable")[: 2 * (n // 2)]]
         yield Pair(name, large[: n // 2], large)
 
