@@ -300,9 +300,9 @@ def marginal(
         best = Choice(method, len(chosen[method][1].large))
     common = common or best
     chance: dict[tuple[str, str], Gain | str] = {}
-    for method in {best.method, common.method} & set(chosen):
-        by_sae = _by_chance(chosen[method][1], arm, material.seed)
-        chance |= {(name, method): gain for name, gain in by_sae.items()}
+    for name in set(chosen) & {best.method, common.method}:
+        by_sae = _by_chance(chosen[name][1], arm, material.seed)
+        chance |= {(sae, name): gain for sae, gain in by_sae.items()}
     return Marginal(gains, best, common, chance)
 
 

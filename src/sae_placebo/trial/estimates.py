@@ -242,7 +242,7 @@ class TimeEstimate:
         # of methods, alone and with 2m atoms, and of each SAE, alone and beside methods
         codes = 2 * _FREE + _SMALL + 3 + 8 * n_saes
         cells = len(how.distortions) * codes * _CELLS * chosen * 2.2e-8 * d
-        seconds = (0.8 + fits + 4e-11 * d * atoms * taken + cells) * self.numbers
+        seconds = (3 + fits + 4e-11 * d * atoms * taken + cells) * self.numbers
         # the trained arm is first, since the others read which method is best there
         first = sum(one.arm == self.spec.trained_arm for one, _ in left.values())
         rounds = sum(n / self._workers(n) for n in (first, len(left) - first))

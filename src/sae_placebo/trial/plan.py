@@ -339,7 +339,8 @@ class _Planner:
         The trained arm's is read by all others, since it chooses the method that arms are compared beyond.
         """
         spec, trained = self.spec, ArmModel(self.spec.trained_arm, None)
-        build, found = parts["build"], {}
+        build = parts["build"]
+        found: dict[tuple[ArmModel, str], Step] = {}
         for one in (trained, *parts["harvest"]):
             for at in [(one, hookpoint) for hookpoint in spec.hookpoints]:
                 inputs = [build[trained], build[one], parts["harvest"][one]]
