@@ -183,8 +183,11 @@ def bits(page: Page) -> str:
             rows.append(cells)
         rows.append(
             [
-                "marginal structure",
-                *(page.arm(a, hookpoint, "marginal_structure", 1, 1) for a in page.arms),
+                "marginal structure above a Gaussian's, beyond the trained arm's best method",
+                *(
+                    page.arm(a, hookpoint, "marginal_structure_above_gaussian", 1, 1)
+                    for a in page.arms
+                ),
             ]
         )
         parts.append(f"**{hookpoint}**\n\n" + markdown(["bits per token", *page.arms], rows))

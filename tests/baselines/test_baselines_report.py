@@ -59,14 +59,15 @@ def baselines_table(arms: list[str]) -> pd.DataFrame:
 def marginal_table(arms: list[str], place: tuple[str, str]) -> pd.DataFrame:
     rows = []
     for arm in arms:
-        for baseline, gain in (("kmeans", -6.8), ("random", 85.0), ("best", -6.8)):
+        gains = ("kmeans", -6.8), ("random", 85.0), ("best", -6.8), ("common", -6.8)
+        for baseline, gain in gains:
             row: dict[str, object] = dict.fromkeys(MARGINAL.names, np.nan)
             row |= {
                 "arm": arm,
                 "hookpoint": place[0],
                 "sae": place[1],
                 "baseline": baseline,
-                "method": "kmeans" if baseline == "best" else baseline,
+                "method": "kmeans" if baseline in ("best", "common") else baseline,
                 "reason": None if baseline == "kmeans" else "one <SAE> seed",
                 "n_saes": 4,
                 "n_atoms": 2048.0,
@@ -78,7 +79,7 @@ def marginal_table(arms: list[str], place: tuple[str, str]) -> pd.DataFrame:
             }
             if baseline == "kmeans":
                 row |= {"gain_low": gain - 4, "gain_high": gain + 4}
-            if baseline == "best":
+            if baseline in ("best", "common"):
                 row |= {"gaussian": 0.5, "above": gain - 0.5}
             rows.append(row)
     return pd.DataFrame(rows)
@@ -122,16 +123,18 @@ def test_methods_by_arm_the_shortest_first_and_seeds_averaged(tmp_path: Path) ->
 def test_what_latents_save_stands_beside_every_method_and_chance(tmp_path: Path) -> None:
     found = view(tmp_path, True)
     first = build(found).values["marginal"][0]
-    assert len(first["methods"]) == 3 * len(found.arms)
-    kmeans, random, best = first["methods"][:3]
-    assert [one["name"] for one in (kmeans, random, best)] == [
+    assert len(first["methods"]) == 4 * len(found.arms)
+    kmeans, random, best, common = first["methods"][:4]
+    assert [one["name"] for one in (kmeans, random, best, common)] == [
         "k-means",
         "random directions",
         "the best of them: k-means",
+        "that of every arm, the trained arm's best: k-means",
     ]
     assert kmeans["gain"].interval == "[\u221210.8, \u22122.8]"
     assert kmeans["above"] is None
     assert best["above"].value == "\u22127.30"
+    assert common["above"].value == "\u22127.30"
     assert random["gain"].reason == "one <SAE> seed"
     assert first["effects"]
     html = render_section(SECTIONS["baselines"], found)

@@ -11,11 +11,14 @@ from sae_placebo.baselines import (
     BASELINES,
     BaselinesResult,
     BaselinesSpec,
+    Choice,
+    FitText,
+    Given,
     compare_baselines,
 )
 from sae_placebo.baselines.compare import COLUMNS, ENCODER, PURSUIT, methods_frame
 from sae_placebo.baselines.document_bits import DocumentBits
-from sae_placebo.baselines.marginal import BEST, Gain, Marginal, Priced
+from sae_placebo.baselines.marginal import BEST, COMMON, Gain, Marginal, Priced
 from sae_placebo.baselines.savings import DECLARED, beyond_methods, saved
 from sae_placebo.baselines.settings import FEWEST_TOKENS
 from sae_placebo.baselines.token_table import TOKEN_TABLE
@@ -95,13 +98,21 @@ def planted(table: TokenTable, sparse: bool) -> tuple[np.ndarray, Encoded]:
     return x, Encoded(sae, table, codes, torch.from_numpy(x))
 
 
-def run(sparse: bool, **changes: object) -> tuple[BaselinesResult, TokenTable]:
+def run(
+    sparse: bool,
+    text: FitText | None = None,
+    common: Choice | None = None,
+    x: np.ndarray | None = None,
+    **changes: object,
+) -> tuple[BaselinesResult, TokenTable]:
     table = tokens()
-    x, reading = planted(table, sparse)
+    drawn, reading = planted(table, sparse)
     folds = Folds.of(table.documents, table.n_documents, 0)
     spec = SPEC.model_copy(update=changes)
     embeddings = np.random.default_rng(5).standard_normal((VOCABULARY, D)).astype(np.float32)
-    return compare_baselines(x, table, folds, {"one/0": reading}, embeddings, 0, spec), table
+    read = drawn if x is None else x
+    given = Given(embeddings, text, common)
+    return compare_baselines(read, table, folds, {"one/0": reading}, given, 0, spec), table
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +128,9 @@ def test_every_method_has_a_row_and_every_number_is_in_range(
         assert tuple(table.columns) == COLUMNS
         assert list(table["baseline"]) == [*BASELINES, "sae", "sae"]
         assert list(table["coding"][-2:]) == [ENCODER, PURSUIT]
-        assert set(table["reason"]) == {
-            f"settings were chosen on {found.n_chosen} tokens, fewer than {FEWEST_TOKENS}"
-        }
+        said = f"settings were chosen on 600 tokens, fewer than {FEWEST_TOKENS}"
+        assert set(table["reason"]) == {said}
+        assert found.caveat == said
         assert (table["reached_distortion"] < 0.0505).all()
         parts = table[["bits_indices", "bits_values", "bits_residual"]].sum(axis=1)
         np.testing.assert_allclose(parts, table["bits"], rtol=1e-9)
@@ -157,12 +168,13 @@ def test_marginal_structure_is_what_was_planted(
         assert found.gain("one/0", method).bits(weights)[0] > 8
     # on a Gaussian they save what they save on another Gaussian of the same covariance
     assert abs(values[1][above]) < 1.5
-    assert values[1]["marginal_structure"] < 1.5
+    gains = [float(one.marginal.gain("one/0").bits(weights)[0]) for one in arms]
+    assert gains[1] < 1.5
     dense = arms[0].table.set_index("baseline").loc["pca_dense", "bits"]
-    share = values[0]["marginal_structure"] / dense
-    assert values[0]["marginal_structure_share"] == pytest.approx(share)
-    # one SAE is the envelope of itself
-    assert values[0]["marginal_structure_envelope"] == values[0]["marginal_structure"]
+    assert values[0]["marginal_structure_share"] == pytest.approx(gains[0] / dense)
+    # one recipe is the envelope of itself, and is not told twice
+    assert np.isnan(values[0]["marginal_structure_envelope"])
+    assert "one recipe" in sparse.set_index("metric").loc["marginal_structure_envelope", "reason"]
     table = arms[0].table.set_index(["baseline", "coding"])
     assert values[0]["sae_bits"] == pytest.approx(table.loc[("sae", ENCODER), "bits"])
     assert values[0]["sae_pursuit_bits"] == pytest.approx(table.loc[("sae", PURSUIT), "bits"])
@@ -173,13 +185,13 @@ def test_the_rows_beyond_methods_have_both_dictionaries_and_the_best_of_them(
 ) -> None:
     rows, drawn = beyond_methods(arms[0], "one/0", weights_of_documents())
     by_method = {row["baseline"]: row for row in rows}
-    assert set(by_method) == set(BASELINES.entries) - {"pca_dense", TOKEN_TABLE} | {BEST}
+    assert set(by_method) == set(BASELINES.entries) - {"pca_dense", TOKEN_TABLE} | {BEST, COMMON}
     best = by_method[BEST]
     assert best["method"] in by_method
     chosen = {
         name: arms[0].marginal.gain("one/0", name).doubled.chosen_bits
         for name in by_method
-        if name != BEST
+        if name not in (BEST, COMMON)
     }
     assert best["method"] == min(chosen, key=lambda name: chosen[name])
     # those whose size is free have twice the atoms that the settings say, the others their own
@@ -202,20 +214,75 @@ def test_the_envelope_is_of_the_saes_of_a_seed_and_chosen_on_other_documents() -
         (name, "kmeans"): Gain("kmeans", 4, dense, priced(10, 9), priced(*bits))
         for name, bits in joined.items()
     }
-    chance = {name: Gain("kmeans", 4, dense, priced(20, 20), priced(19, 19)) for name in joined}
-    found = BaselinesResult(
-        methods_frame([]), {}, Marginal(gains, "kmeans", chance), 2, FEWEST_TOKENS, 3
-    )
+    kmeans = Choice("kmeans", 4)
+    chance: dict[tuple[str, str], Gain | str] = {
+        (name, "kmeans"): Gain("kmeans", 4, dense, priced(20, 20), priced(19, 19))
+        for name in joined
+    }
+    found = BaselinesResult(methods_frame([]), {}, Marginal(gains, kmeans, kmeans, chance), 2, 3)
     weights = np.array([[1.0, 2], [1, 1], [1, 0]])
     for name in ("a/0", "b/0", "c/0"):
         table, drawn = saved(found, name, weights, SPEC)
         values = table.set_index("metric")
         assert values.loc["marginal_structure_envelope", "value"] == 10 - 6
-        assert values.loc["marginal_structure", "value"] == 10 - joined[name][0]
-        assert values.loc["marginal_structure", "null_value"] == 1
         assert values.loc["marginal_structure_above_gaussian", "value"] == 9 - joined[name][0]
         np.testing.assert_allclose(drawn["marginal_structure_share"], (10 - joined[name][0]) / 20)
         assert values.loc["sae_bits", "reason"] == "its bits cannot be counted: it was not coded"
+
+
+def test_arms_are_compared_beyond_one_method_of_one_size(
+    arms: tuple[BaselinesResult, BaselinesResult],
+) -> None:
+    weights = weights_of_documents()
+    best = arms[0].marginal.best
+    other = next(name for name in ("neurons", "pca", "random") if name != best.method)
+    same = run(True, common=Choice(other, 2 * 64 if other == "random" else D))[0]
+    assert same.marginal.best == best
+    drawn, gains = saved(same, "one/0", weights, SPEC)[1], same.marginal
+    beyond = gains.gain("one/0", other).bits(weights)
+    chance = gains.gain("one/0", COMMON, by_chance=True).bits(weights)
+    np.testing.assert_array_equal(drawn["marginal_structure_above_gaussian"], beyond - chance)
+    rows, _ = beyond_methods(same, "one/0", weights)
+    assert [row["method"] for row in rows[-2:]] == [best.method, other]
+    # elsewhere it has another size, or could not be fitted, or the trained arm has none
+    for common, why in (
+        (Choice(other, 6), f"{other} has .* atoms here and 6 in the trained arm"),
+        (Choice("ica_of_old", 6), "ica_of_old was not fitted"),
+        (Choice(None, reason="kmeans: too long"), "kmeans: too long"),
+    ):
+        marginal = Marginal(gains.gains, best, common, gains.gaussian)
+        with pytest.raises(NotEstimable, match=why):
+            marginal.gain("one/0")
+
+
+def test_methods_are_fitted_on_the_text_and_not_on_what_is_held_out() -> None:
+    table = tokens()
+    x, reading = planted(table, True)
+    folds = Folds.of(table.documents, table.n_documents, 0)
+    there = np.flatnonzero(folds.purposes[table.documents] == 0)
+    text = FitText(x.copy(), there, table.ids[there], {"one/0": reading.codes[there]}, 2_000)
+    found = run(True, text)[0]
+    fitted = (
+        f"methods were fitted on {SPEC.fit_tokens} of the 2000 tokens that SAEs were trained on"
+    )
+    assert found.caveat is not None
+    assert found.caveat.endswith(fitted)
+    # what is held out elsewhere moves no dictionary: documents to fit on are scored, not fitted on
+    moved = x.copy()
+    moved[folds.purposes[table.documents] != 1] *= 1.5
+    table_of = {
+        name: run(True, text, x=moved if name == "moved" else None)[0].table
+        for name in ("same", "moved")
+    }
+    sizes = [one.set_index("baseline")["bits_dictionary"] for one in table_of.values()]
+    assert sizes[0].equals(sizes[1])
+    ev = [one.set_index("baseline")["explained_variance"] for one in table_of.values()]
+    assert ev[0]["pca"] == pytest.approx(ev[1]["pca"], abs=2e-3)
+    # but the text moves them
+    noise = np.random.default_rng(9).standard_normal(x.shape).astype(np.float32)
+    other = FitText(noise, there, table.ids[there], text.codes, None)
+    worse = run(True, other)[0].table.set_index("baseline")["explained_variance"]
+    assert worse["kmeans"] < ev[0]["kmeans"] - 0.1
 
 
 def test_a_finer_grid_moves_marginal_structure_by_less_than_half_its_interval(
@@ -256,15 +323,15 @@ def test_what_cannot_be_had_is_said() -> None:
     table = tokens(labeled=False)
     x, _ = planted(table, True)
     folds = Folds.of(table.documents, table.n_documents, 0)
-    found = compare_baselines(x, table, folds, {}, None, 0, SPEC).table.set_index("baseline")
+    found = compare_baselines(x, table, folds, {}, Given(), 0, SPEC).table.set_index("baseline")
     assert found.loc["embeddings", "reason"] == "the rows of W_E are not known for this arm"
     assert np.isnan(found.loc["embeddings", "bits"])
     assert found.loc["pca", "probe_reason"].startswith("the text has no labels")
     few = TokenTable(table.rows, table.places[:60], table.vocabulary)
     with pytest.raises(NotEstimable, match="hold out more documents"):
-        compare_baselines(x[:60], few, folds, {}, None, 0, SPEC)
+        compare_baselines(x[:60], few, folds, {}, Given(), 0, SPEC)
     same = np.full(x.shape, 0.1, dtype=np.float32)
     for _ in range(2):
         with pytest.raises(NotEstimable, match="do not vary"):
-            compare_baselines(same.astype(x.dtype), table, folds, {}, None, 0, SPEC)
+            compare_baselines(same.astype(x.dtype), table, folds, {}, Given(), 0, SPEC)
         same[::7] = np.nextafter(same[::7], np.float32(1))  # and up to rounding

@@ -136,6 +136,24 @@ def test_the_tables_behind_the_sections_are_there(trial: sp.Trial) -> None:
     np.testing.assert_allclose(saved, known["gain"], atol=1e-9)
     assert (known["gain_low"].isna() | (known["gain_low"] <= known["gain"])).all()
     assert known["reason"].str.contains("fewer than 8000").all()
+    # so few tokens are said beside every number, and are of the text that SAEs were trained on
+    assert known["reason"].str.contains(r"fitted on \d+ of the \d+ tokens that SAEs").all()
+    common = marginal[marginal["baseline"] == "common"].set_index("arm")
+    best = marginal[(marginal["baseline"] == "best") & (marginal["arm"] == "trained")]
+    assert set(common["method"]) == set(best["method"])
+    assert common["n_atoms"].nunique() == 1
+    effects = pd.read_parquet(trial.folder / "effects.parquet").set_index(
+        ["metric", "arm", "control"]
+    )
+    above = effects.loc[("marginal_structure_above_gaussian", "trained", "redraw")]
+    assert above["effect"].item() == pytest.approx(
+        common.loc["trained", "above"] - common.loc["redraw", "above"]
+    )
+    envelope = effects.loc[("marginal_structure_envelope", "trained", "redraw")]
+    assert "one recipe" in envelope["reason"].item()
+    share = effects.loc[("marginal_structure_share", "trained", "redraw")]
+    assert share["conclusion"].isna().all()
+    assert share["family"].item() != above["family"].item()
     decoys = pd.read_parquet(trial.folder / "decoys.parquet")
     assert (decoys["passing"].notna() | decoys["reason"].notna()).all()
     mechanism = pd.read_parquet(trial.folder / "mechanism.parquet")

@@ -15,7 +15,9 @@ from sae_placebo.baselines import (  # isort: skip
 from sae_placebo.baselines.base import BASELINES, Baseline, BaselinesSpec, Dictionary, Material
 from sae_placebo.baselines.compare import COLUMNS, BaselinesResult, Coded, compare_baselines
 from sae_placebo.baselines.document_bits import DocumentBits
-from sae_placebo.baselines.marginal import Gain, Marginal
+from sae_placebo.baselines.given import Given
+from sae_placebo.baselines.marginal import Choice, Gain, Marginal
+from sae_placebo.baselines.sampling import FitText
 
 __all__ = [
     "BASELINES",
@@ -23,10 +25,13 @@ __all__ = [
     "Baseline",
     "BaselinesResult",
     "BaselinesSpec",
+    "Choice",
     "Coded",
     "Dictionary",
     "DocumentBits",
+    "FitText",
     "Gain",
+    "Given",
     "Marginal",
     "Material",
     "compare_baselines",

@@ -1,6 +1,7 @@
 """What a baseline is: something simpler than an SAE that gives directions to write activations with.
 
-Every baseline is fitted on the same tokens of an arm and gives a `Dictionary`: unit directions and a center.
+Every baseline is fitted on tokens of the text that the arm's SAEs were trained on, and gives a `Dictionary`:
+unit directions and a center.
 Module `pursuit` writes an activation with few of the directions, and `rate` counts what that costs in bits.
 """
 
@@ -22,8 +23,8 @@ from sae_placebo.core.spec import Distinct, Registry, Spec, numpy_generator
 class BaselinesSpec(Spec):
     """Settings of the comparison with baselines.
 
-    Tokens are drawn at random from the documents that serve each purpose. Where there are fewer than wanted,
-    all of them are taken.
+    Tokens are drawn at random from the text or the documents that serve each purpose. Where there are fewer
+    than wanted, all of them are taken.
     """
 
     k: int | None = Field(default=None, ge=1)
@@ -33,8 +34,9 @@ class BaselinesSpec(Spec):
     structure also needs them with twice as many."""
     nmf_atoms: int = Field(default=128, ge=2)
     """Atoms of the non-negative dictionary, which is the slowest to fit."""
-    fit_tokens: int = Field(default=20_000, ge=100)
-    """Tokens that dictionaries are fitted on."""
+    fit_tokens: int = Field(default=2**17, ge=100)
+    """The most tokens that dictionaries are fitted on, of the text that the SAEs were trained on
+    (`structure.ladder.fit_tokens` of it are kept)."""
     ica_tokens: int = Field(default=6_000, ge=100)
     """Tokens that ICA is fitted on."""
     nmf_tokens: int = Field(default=3_000, ge=100)
@@ -59,7 +61,7 @@ class BaselinesSpec(Spec):
     settings_per_octave: int = Field(default=2, ge=1, le=8)
     """Numbers of atoms, and steps of their coefficients, that are tried for each doubling."""
     stream_tokens: int | None = Field(default=None, ge=1)
-    """Tokens that a dictionary's own bits are spread over; unless given, those of the documents to fit on."""
+    """Tokens that a dictionary's own bits are spread over; unless given, those of the text to fit on."""
     n_labels: int = Field(default=20, ge=1)
     """The most labels that are probed; the most frequent ones are taken."""
 

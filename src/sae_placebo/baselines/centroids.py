@@ -31,6 +31,7 @@ def fit_kmeans(material: Material) -> Dictionary:
         n_init=1,
         max_iter=8,
         random_state=material.random_state("kmeans"),
+        compute_labels=False,
     ).fit(x)
     means = np.asarray(model.cluster_centers_, dtype=np.float32)
     lengths = np.maximum(np.linalg.norm(means, axis=1), 1e-12)

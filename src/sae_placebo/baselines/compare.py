@@ -12,14 +12,14 @@ from jaxtyping import Float, Float32
 
 from sae_placebo.baselines.base import BASELINES, Baseline, BaselinesSpec, Dictionary, Material
 from sae_placebo.baselines.document_bits import DocumentBits, by_document, ratio_interval
+from sae_placebo.baselines.given import Given
 from sae_placebo.baselines.marginal import CodedArm, Marginal, Priced, marginal
 from sae_placebo.baselines.principal_components import PCA_DENSE
 from sae_placebo.baselines.probing import ProbeTasks, probe, probe_tasks
 from sae_placebo.baselines.pursuit import AtomCodes, pursue, pursue_nonnegative
 from sae_placebo.baselines.rate import PARTS, CodedVectors, TokenBits, dictionary_bits, token_bits
-from sae_placebo.baselines.sae_codes import SAE, encoded, sae_dictionary
-from sae_placebo.baselines.sampling import Sample, as_numpy, draw_sample
-from sae_placebo.baselines.settings import FEWEST_TOKENS
+from sae_placebo.baselines.sae_codes import SAE, encoded, sae_dictionary, strongest_first
+from sae_placebo.baselines.sampling import FitText, Sample, as_numpy, draw_sample
 from sae_placebo.baselines.token_table import TOKEN_TABLE
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
@@ -53,18 +53,18 @@ class BaselinesResult:
         bits: The bits of each document behind the bits of the table.
         marginal: What latents save beyond existing methods at the first distortion.
         k: Atoms per token at which explained variance is compared.
-        n_chosen: Tokens that settings were chosen on.
         n_scored: Tokens that were scored.
         reason: Why there is no comparison at all; None where there is one.
+        caveat: What is to be known beside every number; None where there is nothing.
     """
 
     table: pandas.DataFrame
     bits: Mapping[Coded, DocumentBits]
     marginal: Marginal
     k: int
-    n_chosen: int
     n_scored: int
     reason: str | None = None
+    caveat: str | None = None
 
     @property
     def dense_bits(self) -> float:
@@ -127,9 +127,10 @@ class _Comparison:
             )
             self.bits[Coded(dictionary.name, reading, coding, distortion)] = documents
             self.rows.append({**shared, **_bits_row(bits, documents, of_dictionary)})
-            if reading and coding == PURSUIT and distortion == self.spec.distortions[0]:
+            if coding == PURSUIT and distortion == self.spec.distortions[0]:
                 chosen = bits.settings
-                self.priced[reading] = Priced(documents, chosen.bits, chosen.n_atoms)
+                priced = Priced(documents, chosen.bits, chosen.n_atoms)
+                self.priced[reading or dictionary.name] = priced
 
     def refuse(self, baseline: str, reason: str) -> None:
         """Add the row of a baseline that could not be fitted."""
@@ -149,7 +150,7 @@ class _Comparison:
             "n_tokens": len(self.sample.score),
             "n_chosen": len(self.sample.choose),
             "n_documents": len(np.unique(self.sample.documents)),
-            "reason": reason or few_chosen(len(self.sample.choose)),
+            "reason": reason or self.sample.caveat,
         }
 
     def fidelity(
@@ -200,23 +201,23 @@ def compare_baselines(
     tokens: TokenTable,
     folds: Folds,
     saes: Mapping[str, Encoded],
-    embeddings: Any,
+    given: Given,
     seed: int,
     spec: BaselinesSpec | None = None,
     advance: Advance = unheard,
 ) -> BaselinesResult:
     """Return how every baseline and every SAE of one arm do at the same sparsity and distortions.
 
-    Methods are fitted on documents to fit on, probabilities of codes and probes on documents to choose on,
-    and everything is scored on documents to score on. The same seed and tokens give the same samples for
-    every arm, so that arms are paired.
+    Methods are fitted on the text that is given, probabilities of codes and probes on held-out documents to
+    choose on, and everything is scored on the other held-out documents. The same seed and tokens give the
+    same samples for every arm, so that arms are paired.
 
     Args:
         activations: Activations [token, d_in] at the held-out tokens, NumPy or torch.
         tokens: The held-out tokens.
         folds: Which purpose each document serves.
         saes: The arm's SAEs at these tokens, by name.
-        embeddings: Rows of the arm's W_E, NumPy or torch; None where they are not known.
+        given: What is known of the arm beside these.
         seed: The seed that the samples and every baseline's draws are named by.
         spec: The settings; the defaults unless given.
         advance: Called with 1 after each baseline and each SAE.
@@ -225,12 +226,13 @@ def compare_baselines(
         NotEstimable: a purpose has fewer than 50 tokens, or the activations do not vary.
     """
     spec = spec or BaselinesSpec()
-    sample = draw_sample(as_numpy(activations), tokens, folds, seed, spec)
+    text = given.text or FitText.held_out(activations, tokens, folds, saes)
+    sample = draw_sample(as_numpy(activations), tokens, folds, text, seed, spec)
     k = spec.k or _usual_k(saes, sample)
     n_atoms = min([spec.n_atoms, *(one.d_sae for one in saes.values())])
     tasks, why = _tasks(tokens, sample, seed, spec)
-    table = None if embeddings is None else as_numpy(embeddings)
-    ids = tokens.ids[sample.fit].astype(np.int64)
+    table = None if given.embeddings is None else as_numpy(given.embeddings)
+    ids = text.ids[sample.fit].astype(np.int64)
     material = Material(sample.x_fit, sample.center, ids, table, n_atoms, seed, spec)
     comparison = _Comparison(sample, k, spec, tasks, why)
     fitted: dict[str, Dictionary] = {}
@@ -243,17 +245,14 @@ def compare_baselines(
         advance(1)
     first = spec.distortions[0]
     dense = comparison.bits[Coded(PCA_DENSE, None, DENSE, first)]
-    arm = CodedArm(saes, sample, dense, comparison.priced, first, spec)
-    gains = marginal(fitted, material, arm, advance)
+    latents = {
+        name: strongest_first(sae, text.codes[name][sample.fit]) for name, sae in saes.items()
+    }
+    arm = CodedArm(latents, sample, dense, comparison.priced, first, spec)
+    gains = marginal(fitted, material, arm, advance, given.common)
     table = methods_frame(comparison.rows)
-    return BaselinesResult(table, comparison.bits, gains, k, len(sample.choose), len(sample.score))
-
-
-def few_chosen(n_tokens: int) -> str | None:
-    """Return in words that settings were chosen on few tokens; None where they were not."""
-    if n_tokens >= FEWEST_TOKENS:
-        return None
-    return f"settings were chosen on {n_tokens} tokens, fewer than {FEWEST_TOKENS}"
+    n_scored, caveat = len(sample.score), sample.caveat
+    return BaselinesResult(table, comparison.bits, gains, k, n_scored, caveat=caveat)
 
 
 def _add_baseline(

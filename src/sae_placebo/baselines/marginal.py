@@ -15,12 +15,15 @@ So a method's useless atoms are not held against the latents.
 No dictionary gets shorter codes by its size alone, since both have the same. What is left of chance is
 computed: G of the same dictionaries on Gaussian vectors with the same means and covariances, where no
 direction is better than the principal components but for what a quantizer of many directions gains.
+
+G beyond one method and G beyond another are different numbers. So arms are compared beyond a `common` method:
+the one that is best in the trained arm, with as many atoms in every arm.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,13 +32,14 @@ from jaxtyping import Float, Float32, Num
 from sae_placebo.baselines.base import BASELINES, BaselinesSpec, Dictionary, Material
 from sae_placebo.baselines.document_bits import DocumentBits
 from sae_placebo.baselines.rate import CodedVectors, token_bits
-from sae_placebo.baselines.sae_codes import strongest
 from sae_placebo.baselines.sampling import Sample, Vectors
 from sae_placebo.core.errors import NotEstimable
-from sae_placebo.latents.base import Encoded
+from sae_placebo.core.progress import Advance
 
 BEST = "best"
 """The name of the existing method that needs the fewest bits at 2m atoms on the documents to choose on."""
+COMMON = "common"
+"""The name of the method that arms are compared beyond: the best one of the trained arm."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +110,8 @@ def pairs(material: Material, fitted: Mapping[str, Dictionary]) -> Iterator[Pair
         material: What methods are fitted on.
         fitted: Methods as they were fitted on it, by name.
     """
+    x = material.activations
+    second = x.T @ x
     for name, dictionary in fitted.items():
         rows, n = dictionary.directions, len(dictionary.directions)
         if n == material.n_atoms:
@@ -114,7 +120,7 @@ def pairs(material: Material, fitted: Mapping[str, Dictionary]) -> Iterator[Pair
             if len(large) == 2 * n:
                 yield Pair(name, rows, large)
                 continue
-        spread = np.square(material.activations @ rows.T).sum(axis=0, dtype=np.float64)
+        spread = np.einsum("ad,ad->a", rows @ second, rows, dtype=np.float64)
         large = rows[np.argsort(-spread, kind="stable")[: 2 * (n // 2)]]
         yield Pair(name, large[: n // 2], large)
 
@@ -123,7 +129,19 @@ Alone = dict[tuple[str, int], Priced]
 """Bits of an SAE's strongest latents, by SAE and number of latents."""
 
 
-_NONE = "no existing method could be fitted"
+@dataclass(frozen=True)
+class Choice:
+    """The existing method that latents are held against, or the reason why there is none.
+
+    Attributes:
+        method: Its name; None where there is none.
+        size: Atoms of each of the two dictionaries, 2m.
+        reason: Why there is none.
+    """
+
+    method: str | None
+    size: int = 0
+    reason: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,42 +150,44 @@ class Marginal:
 
     Attributes:
         gains: Gain, or the reason why there is none, by SAE and method.
-        best: The method whose 2m atoms need the fewest bits on the documents to choose on; None where
-            there is no method, or where one that might be it could not be coded.
-        gaussian: The gain beyond `best` on Gaussian vectors, or the reason why there is none, by SAE.
-        reason: Why there is no best method; None where there is one.
+        best: The method whose 2m atoms need the fewest bits on the documents to choose on. There is none
+            where one that might be it could not be coded.
+        common: The method that all arms are compared beyond.
+        gaussian: The gain beyond these two on Gaussian vectors, or the reason why there is none, by SAE and
+            method.
     """
 
     gains: Mapping[tuple[str, str], Gain | str]
-    best: str | None
-    gaussian: Mapping[str, Gain | str]
-    reason: str | None = None
+    best: Choice
+    common: Choice
+    gaussian: Mapping[tuple[str, str], Gain | str]
 
-    def gain(self, reading: str, method: str = BEST) -> Gain:
-        """Return the gain of the SAE called `reading` beyond a method.
+    def gain(self, reading: str, method: str = COMMON, by_chance: bool = False) -> Gain:
+        """Return the gain of the SAE called `reading` beyond a method, `best`, `common` or one by name.
 
-        Raises:
-            NotEstimable: there is none; the message says why.
-        """
-        if method == BEST:
-            if self.best is None:
-                raise NotEstimable(self.reason or _NONE)
-            method = self.best
-        return _known(self.gains.get((reading, method), f"{method} was not fitted"))
-
-    def by_chance(self, reading: str) -> Gain:
-        """Return what `gain` is beyond the best method on Gaussian vectors.
+        Args:
+            reading: The SAE.
+            method: The method.
+            by_chance: Whether it is that on Gaussian vectors.
 
         Raises:
             NotEstimable: there is none; the message says why.
         """
-        return _known(self.gaussian.get(reading, self.reason or _NONE))
-
-
-def _known(found: Gain | str) -> Gain:
-    if isinstance(found, str):
-        raise NotEstimable(found)
-    return found
+        choice = {BEST: self.best, COMMON: self.common}.get(method, Choice(method))
+        if choice.method is None:
+            raise NotEstimable(choice.reason or "no existing method could be fitted")
+        gains, other = (
+            (self.gaussian if by_chance else self.gains),
+            f"{choice.method} was not fitted",
+        )
+        found = gains.get((reading, choice.method), other)
+        if isinstance(found, str):
+            raise NotEstimable(found)
+        if choice.size not in (0, found.size):
+            raise NotEstimable(
+                f"{choice.method} has {found.size} atoms here and {choice.size} in the trained arm"
+            )
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,15 +195,16 @@ class CodedArm:
     """What the gains of one arm share.
 
     Attributes:
-        saes: The arm's SAEs, by name.
+        latents: Directions of each SAE's latents by name, the strongest on the text to fit on first.
         sample: The tokens to choose and to score on.
         dense: Bits of the dense code.
-        whole: Bits of each SAE by pursuit, where they could be counted.
+        whole: Bits by pursuit of each SAE, and of each existing method with all that it has, by name, where
+            they could be counted.
         distortion: The share of variance that is left.
         spec: The settings.
     """
 
-    saes: Mapping[str, Encoded]
+    latents: Mapping[str, Float32[np.ndarray, "atom d_in"]]
     sample: Sample
     dense: DocumentBits
     whole: Mapping[str, Priced]
@@ -202,7 +223,7 @@ class CodedArm:
             alone: Bits of so many latents without any method, by SAE and number; they are added to it.
         """
         found: dict[str, Gain | str] = {}
-        for name in self.saes:
+        for name in self.latents:
             try:
                 joined = self._joined(name, pair, doubled, vectors, alone)
             except NotEstimable as refusal:
@@ -216,7 +237,7 @@ class CodedArm:
     ) -> Priced:
         """Return the bits of m atoms of the method and m latents, or of these latents if they are fewer."""
         m = len(pair.small)
-        latents = strongest(self.saes[name], self.sample.fit, m)
+        latents = self.latents[name][:m]
         if (name, m) not in alone:
             alone[name, m] = self.price(latents, vectors)
         if not doubled.n_atoms:
@@ -242,7 +263,8 @@ def marginal(
     fitted: Mapping[str, Dictionary],
     material: Material,
     arm: CodedArm,
-    advance: Callable[[int], None],
+    advance: Advance,
+    common: Choice | None = None,
 ) -> Marginal:
     """Return what the latents of every SAE save beyond every existing method.
 
@@ -251,26 +273,48 @@ def marginal(
         material: What they were fitted on.
         arm: The SAEs, and what is coded.
         advance: Called with 1 after each method.
+        common: The method that arms are compared beyond; the best one of this arm unless given.
     """
     vectors, gains = arm.sample.vectors, dict[tuple[str, str], Gain | str]()
     chosen: dict[str, tuple[float, Pair]] = {}
-    alone = {(name, arm.saes[name].d_sae): bits for name, bits in arm.whole.items()}
+    alone = {
+        (name, len(rows)): arm.whole[name]
+        for name, rows in arm.latents.items()
+        if name in arm.whole
+    }
     reason = None
-    for pair in pairs(material, fitted) if arm.saes else ():
+    for pair in pairs(material, fitted) if arm.latents else ():
         try:
-            doubled = arm.price(pair.large, vectors)
+            doubled = _doubled(pair, fitted, arm)
         except NotEstimable as refusal:
             reason = f"{pair.method}: {refusal}"
-            gains |= {(name, pair.method): reason for name in arm.saes}
+            gains |= {(name, pair.method): reason for name in arm.latents}
             continue
         found = arm.gains(pair, doubled, vectors, alone)
         gains |= {(name, pair.method): gain for name, gain in found.items()}
         chosen[pair.method] = doubled.chosen_bits, pair
         advance(1)
-    if reason is not None or not chosen:
-        return Marginal(gains, None, {}, reason)
-    best = min(chosen, key=lambda method: chosen[method][0])
-    return Marginal(gains, best, _by_chance(chosen[best][1], arm, material.seed))
+    best = Choice(None) if reason is None else Choice(None, reason=reason)
+    if chosen and reason is None:
+        method = min(chosen, key=lambda name: chosen[name][0])
+        best = Choice(method, len(chosen[method][1].large))
+    common = common or best
+    chance: dict[tuple[str, str], Gain | str] = {}
+    for name in set(chosen) & {best.method, common.method}:
+        by_sae = _by_chance(chosen[name][1], arm, material.seed)
+        chance |= {(sae, name): gain for sae, gain in by_sae.items()}
+    return Marginal(gains, best, common, chance)
+
+
+def _doubled(pair: Pair, fitted: Mapping[str, Dictionary], arm: CodedArm) -> Priced:
+    """Return the bits of a method with 2m atoms, which may be all that were coded already.
+
+    Raises:
+        NotEstimable: the best settings lie on the edge of the largest grid that is allowed.
+    """
+    if pair.method in arm.whole and len(pair.large) == len(fitted[pair.method].directions):
+        return arm.whole[pair.method]
+    return arm.price(pair.large, arm.sample.vectors)
 
 
 def _by_chance(pair: Pair, arm: CodedArm, seed: int) -> dict[str, Gain | str]:
@@ -279,4 +323,4 @@ def _by_chance(pair: Pair, arm: CodedArm, seed: int) -> dict[str, Gain | str]:
     try:
         return arm.gains(pair, arm.price(pair.large, chance), chance, {})
     except NotEstimable as refusal:
-        return dict.fromkeys(arm.saes, f"{pair.method} on a Gaussian: {refusal}")
+        return dict.fromkeys(arm.latents, f"{pair.method} on a Gaussian: {refusal}")

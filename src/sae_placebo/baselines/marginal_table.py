@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from typing import Any
 
-from sae_placebo.baselines.marginal import BEST
+from sae_placebo.baselines.marginal import BEST, COMMON
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.tables.baselines import MARGINAL
@@ -38,7 +38,7 @@ def marginal_table(rows: Any, table: ReplicateTable, level: float) -> Any:
         row |= {"method": ", ".join(methods) or None, "n_saes": len(part)}
         reasons = dict.fromkeys(str(reason) for reason in part["reason"].dropna())
         for name, kind in (("gain", "bits"), ("share", "share"), ("gaussian", "gaussian")):
-            if kind != "gaussian" or row["baseline"] == BEST:
+            if kind != "gaussian" or row["baseline"] in (BEST, COMMON):
                 row |= _interval(spreads, place, (kind, name), level, reasons)
         found.append(row | {"reason": "; ".join(reasons) or None})
     made = pandas.DataFrame(found, columns=list(MARGINAL.names))
@@ -49,9 +49,10 @@ def _above(table: ReplicateTable) -> ReplicateTable:
     """Return the gains above those on Gaussian activations, where there are such."""
     above = dataclasses.replace(table)
     for cell in table:
-        if cell.metric == f"{BEST}/gaussian":
+        method, _, kind = cell.metric.partition("/")
+        if kind == "gaussian" and method in (BEST, COMMON):
             with contextlib.suppress(NotEstimable):
-                gain, chance = table[cell._replace(metric=f"{BEST}/bits")], table[cell]
+                gain, chance = table[cell._replace(metric=f"{method}/bits")], table[cell]
                 above.put(cell, dataclasses.replace(gain, values=gain.values - chance.values))
     return above
 

@@ -191,10 +191,12 @@ def _pursue(
         within = torch.bmm(so_far, new[:, :, None])
         rest = new - torch.bmm(within.transpose(1, 2), so_far)[:, 0]
         length = rest.norm(dim=1)
-        if float(length.min()) < _NEARLY:
-            again = torch.bmm(so_far, rest[:, :, None])
-            rest -= torch.bmm(again.transpose(1, 2), so_far)[:, 0]
-            within, length = within + again, rest.norm(dim=1)
+        near = (length < _NEARLY).nonzero()[:, 0]
+        if len(near):
+            again = torch.bmm(so_far[near], rest[near, :, None])
+            rest[near] -= torch.bmm(again.transpose(1, 2), so_far[near])[:, 0]
+            within[near] += again
+            length[near] = rest[near].norm(dim=1)
         fresh = length > _IN_SPAN
         new = torch.where(fresh[:, None], rest / length.clamp_min(1e-20)[:, None], 0.0)
         basis[:, step], atoms[:, step] = new, chosen

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float32, Int64
 
@@ -45,17 +47,17 @@ def encoded(reading: Encoded, dictionary: Dictionary, sample: Sample) -> CodedVe
     return CodedVectors(vectors, *coders, widest, widest)
 
 
-def strongest(
-    reading: Encoded, tokens: Int64[np.ndarray, " token"], n: int
-) -> Float32[np.ndarray, "atom d_in"]:
-    """Return the directions of the n latents with the largest summed squared activation at these tokens."""
-    dictionary = sae_dictionary(reading)
-    codes = _codes(reading, tokens)
-    used = codes.values != 0
-    energy = np.bincount(
-        codes.atoms[used], weights=np.square(codes.values[used]), minlength=codes.n_atoms
-    )
-    return dictionary.directions[np.sort(np.argsort(-energy, kind="stable")[:n])]
+def strongest_first(reading: Encoded, codes: Any) -> Float32[np.ndarray, "atom d_in"]:
+    """Return the latents' directions, that with the largest summed squared activation first.
+
+    Args:
+        reading: The SAE.
+        codes: What its encoder gives at the tokens that activations are summed over, scipy CSR.
+    """
+    lengths = np.linalg.norm(as_numpy(reading.sae.params["W_dec"]), axis=1)
+    squares = np.square(codes.data, dtype=np.float64)
+    energy = np.bincount(codes.indices, weights=squares, minlength=codes.shape[1]) * lengths**2
+    return sae_dictionary(reading).directions[np.argsort(-energy, kind="stable")]
 
 
 def _codes(reading: Encoded, tokens: Int64[np.ndarray, " token"]) -> AtomCodes:

@@ -1,9 +1,13 @@
-"""The tokens of one arm that baselines are fitted on, chosen on and scored on."""
+"""The tokens of one arm that baselines are fitted on, chosen on and scored on.
+
+Methods are fitted on the text that the SAEs were trained on, so that both dictionaries of a comparison have
+had the same text. Held-out documents serve to choose and to score.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,16 +16,49 @@ from jaxtyping import Float, Float32, Int64
 
 from sae_placebo.baselines.base import BaselinesSpec
 from sae_placebo.baselines.residual import squared
+from sae_placebo.baselines.settings import FEWEST_TOKENS
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.precision import ROUNDING_ENERGY
 from sae_placebo.core.spec import numpy_generator
-from sae_placebo.latents.base import Folds, TokenTable
+from sae_placebo.latents.base import Encoded, Folds, TokenTable
 
 _ROWS = 1 << 16
 """Tokens that the table of means takes in at a time."""
 _ADDED = (0.001, 0.01, 0.05, 0.2, 0.5)
 """Occurrences that may be added to those of each token id."""
 _PURPOSES = ("fit", "choose", "score")
+_NEARLY_ALL = 0.95
+"""Share of the tokens that SAEs were trained on from which they count as all: outliers are left out."""
+
+
+@dataclass(frozen=True, eq=False)
+class FitText:
+    """The text that existing methods are fitted on.
+
+    Attributes:
+        activations: Activations [token, d_in], NumPy or torch, also of tokens that are not used.
+        tokens: Which of these tokens are used.
+        ids: Token id of each that is used.
+        codes: What each SAE's encoder gives at each that is used, scipy CSR [token, d_sae], by SAE.
+        n_trained: Tokens that the SAEs were trained on; None where it is not known.
+        is_held_out: Whether it consists of the held-out documents to fit on, which are not scored then.
+    """
+
+    activations: Any
+    tokens: Int64[np.ndarray, " used"]
+    ids: Any
+    codes: Mapping[str, Any]
+    n_trained: int | None = None
+    is_held_out: bool = False
+
+    @classmethod
+    def held_out(
+        cls, activations: Any, tokens: TokenTable, folds: Folds, saes: Mapping[str, Encoded]
+    ) -> FitText:
+        """Return the held-out documents to fit on, where there is no text of its own to fit on."""
+        there = np.flatnonzero(folds.purposes[tokens.documents] == 0)
+        codes = {name: sae.codes[there] for name, sae in saes.items()}
+        return cls(activations, there, tokens.ids[there], codes, is_held_out=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,19 +114,20 @@ class Sample:
     """The tokens of one arm that are used, and their activations less `center`.
 
     Attributes:
-        fit: Tokens that dictionaries are fitted on.
+        fit: Tokens of the text to fit on that dictionaries are fitted on, in an order that is drawn.
         choose: Tokens that settings, probabilities and probes are chosen and fitted on.
         score: Tokens that are coded and scored.
         center: Mean activation of the tokens in `fit`.
         x_fit: Activations of the tokens in `fit`, less `center`.
         vectors: Activations of the tokens in `choose` and in `score`, less `center`.
-        looked_up: What is left of these by the mean activation of their token id, on all documents to fit on.
-        id_bits: Bits that the token id of each token in `score` takes, under frequencies in these documents.
+        looked_up: What is left of these by their token id's mean activation in all of the text to fit on.
+        id_bits: Bits that the token id of each token in `score` takes, under frequencies in this text.
         n_ids: Token ids that have a mean.
         probe: Places in `choose` of the tokens that probes are fitted on.
         documents: The document of each token in `score`.
         n_documents: How many documents are held out.
         stream_tokens: Tokens that the bits of a dictionary are spread over.
+        n_trained: Tokens that the SAEs were trained on; None where it is not known.
     """
 
     fit: Int64[np.ndarray, " fitted"]
@@ -105,6 +143,18 @@ class Sample:
     documents: Int64[np.ndarray, " token"]
     n_documents: int
     stream_tokens: int
+    n_trained: int | None
+
+    @property
+    def caveat(self) -> str | None:
+        """Say that settings were chosen on few tokens, or that methods had less text than the SAEs."""
+        chosen, fitted, said = len(self.choose), len(self.fit), []
+        if chosen < FEWEST_TOKENS:
+            said.append(f"settings were chosen on {chosen} tokens, fewer than {FEWEST_TOKENS}")
+        if self.n_trained is not None and fitted < _NEARLY_ALL * self.n_trained:
+            text = f"{fitted} of the {self.n_trained} tokens that SAEs were trained on"
+            said.append(f"methods were fitted on {text}")
+        return "; ".join(said) or None
 
 
 def as_numpy(x: Any) -> Float[np.ndarray, "row d_in"]:
@@ -116,47 +166,41 @@ def draw_sample(
     x: Float[np.ndarray, "token d_in"],
     tokens: TokenTable,
     folds: Folds,
+    text: FitText,
     seed: int,
     spec: BaselinesSpec,
 ) -> Sample:
     """Return the tokens that baselines are compared on, which are the same for every arm.
 
-    They depend on the held-out tokens, their documents' purposes and the seed alone.
+    They depend on the held-out tokens, their documents' purposes, the length of the text to fit on and the
+    seed alone.
 
     Args:
         x: Activations at the held-out tokens.
         tokens: The held-out tokens.
         folds: Which purpose each document serves.
+        text: The text to fit on.
         seed: The seed that the draws are named by.
         spec: Settings, which say how many tokens are drawn for each purpose.
 
     Raises:
         NotEstimable: a purpose has fewer than 50 tokens, or the scored activations do not vary.
     """
-    purposes = folds.purposes[tokens.documents]
-    drawn = []
-    for purpose, limit in enumerate((spec.fit_tokens, spec.choose_tokens, spec.score_tokens)):
-        serving = np.flatnonzero(purposes == purpose)
-        if len(serving) < 50:
-            raise NotEstimable(
-                "the comparison with baselines needs 50 tokens of documents to fit on, as many to "
-                f"choose on and to score on, and has {len(serving)} to {_PURPOSES[purpose]} on: hold out "
-                "more documents"
-            )
-        random = numpy_generator(seed, "methods", "tokens", purpose)
-        drawn.append(np.sort(random.permutation(serving)[:limit]))
-    fit, choose, score = drawn
-    center = x[fit].mean(axis=0, dtype=np.float64).astype(np.float32)
-    x_fit, x_choose, x_score = (x[part].astype(np.float32) - center for part in drawn)
+    fit, choose, score = _drawn(folds.purposes[tokens.documents], text, seed, spec)
+    choose, score = np.sort(choose), np.sort(score)
+    to_fit_on = as_numpy(text.activations)
+    x_fit = to_fit_on[text.tokens[fit]].astype(np.float32)
+    center = x_fit.mean(axis=0, dtype=np.float64).astype(np.float32)
+    x_fit -= center
+    x_choose, x_score = (x[part].astype(np.float32) - center for part in (choose, score))
     vectors = Vectors.of(x_choose, x_score, tokens.documents[choose].astype(np.int64))
     spreads = vectors.choose_energy * len(choose), float(vectors.energy.sum())
     for part, spread in zip((choose, score), spreads, strict=True):
         if not spread > ROUNDING_ENERGY * float(np.square(x[part], dtype=np.float64).sum()):
             raise NotEstimable("the scored activations do not vary: there is nothing to explain")
     # the means are over every token to fit on: they are cheap, and they are the line to beat
-    every = np.flatnonzero(purposes == 0)
-    means = _token_means(x, every, center, tokens.ids)
-    id_bits = _id_bits(tokens.ids, every, choose, len(tokens.vocabulary))
+    means = _token_means(to_fit_on, text.tokens, center, text.ids)
+    id_bits = _id_bits(text.ids, tokens.ids[choose], len(tokens.vocabulary))
     return Sample(
         *(fit, choose, score, center, x_fit, vectors),
         looked_up=dataclasses.replace(
@@ -165,25 +209,52 @@ def draw_sample(
             score=x_score - means(tokens.ids[score]),
         ),
         id_bits=id_bits[tokens.ids[score]],
-        n_ids=len(np.unique(tokens.ids[every])),
+        n_ids=len(np.unique(text.ids)),
         probe=np.unique(np.linspace(0, len(choose) - 1, spec.probe_tokens).round().astype(int)),
         documents=tokens.documents[score].astype(np.int64),
         n_documents=tokens.n_documents,
-        stream_tokens=spec.stream_tokens or len(every),
+        stream_tokens=spec.stream_tokens or len(text.tokens),
+        n_trained=text.n_trained,
     )
 
 
-def _id_bits(
-    ids: Any,
-    fit: Int64[np.ndarray, " fitted"],
-    choose: Int64[np.ndarray, " chosen"],
-    n_ids: int,
-) -> Float[np.ndarray, " id"]:
-    """Return the length of each token id under its frequency in the documents to fit on.
+def _drawn(
+    purposes: Int64[np.ndarray, " token"], text: FitText, seed: int, spec: BaselinesSpec
+) -> list[Int64[np.ndarray, " some"]]:
+    """Return tokens of the text to fit on, and held-out tokens to choose and to score on, as drawn.
+
+    With a text of its own to fit on, all held-out documents that do not serve to choose are scored.
+
+    Raises:
+        NotEstimable: a purpose has fewer than 50 tokens.
+    """
+    limits = spec.fit_tokens, spec.choose_tokens, spec.score_tokens
+    scored = purposes == 2 if text.is_held_out else purposes != 1
+    serving = np.arange(len(text.tokens)), np.flatnonzero(purposes == 1), np.flatnonzero(scored)
+    drawn = []
+    for purpose, (some, limit) in enumerate(zip(serving, limits, strict=True)):
+        if len(some) < 50:
+            raise NotEstimable(
+                "the comparison with baselines needs 50 tokens to fit on, as many of held-out documents "
+                f"to choose on and to score on, and has {len(some)} to {_PURPOSES[purpose]} on: give more "
+                "text, or hold out more documents"
+            )
+        random = numpy_generator(seed, "methods", "tokens", purpose)
+        drawn.append(random.permutation(some)[:limit])
+    return drawn
+
+
+def _id_bits(fit: Any, choose: Any, n_ids: int) -> Float[np.ndarray, " id"]:
+    """Return the length of each token id under its frequency in the text to fit on.
 
     Occurrences are added to every id's: the number that codes the tokens to choose on best.
+
+    Args:
+        fit: Token ids of the text to fit on.
+        choose: Token ids of the tokens to choose on.
+        n_ids: How many ids there are.
     """
-    seen, check = (np.bincount(ids[part], minlength=n_ids) for part in (fit, choose))
+    seen, check = (np.bincount(ids, minlength=n_ids) for ids in (fit, choose))
     lengths = [-np.log2((seen + extra) / (len(fit) + extra * n_ids)) for extra in _ADDED]
     return min(lengths, key=lambda bits: float(check @ bits))
 
@@ -200,11 +271,11 @@ def _token_means(
         x: Activations.
         rows: Tokens that means are taken over.
         center: A vector that is subtracted from the means.
-        ids: Token id of each activation.
+        ids: Token id of each of these tokens.
     """
     from scipy.sparse import csr_matrix
 
-    known, index, seen = np.unique(ids[rows], return_inverse=True, return_counts=True)
+    known, index, seen = np.unique(ids, return_inverse=True, return_counts=True)
     means = np.zeros((len(known) + 1, x.shape[1]), dtype=np.float32)
     for first in range(0, len(rows), _ROWS):
         part, place = rows[first : first + _ROWS], index[first : first + _ROWS]

@@ -9,14 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from sae_placebo.baselines.base import BASELINES, BaselinesSpec
-from sae_placebo.baselines.compare import (
-    ENCODER,
-    PURSUIT,
-    BaselinesResult,
-    few_chosen,
-    methods_frame,
-)
-from sae_placebo.baselines.marginal import BEST, Marginal
+from sae_placebo.baselines.compare import ENCODER, PURSUIT, BaselinesResult, methods_frame
+from sae_placebo.baselines.marginal import BEST, COMMON, Choice, Marginal
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
 from sae_placebo.latents.metrics.base import Declared
@@ -28,38 +22,32 @@ DECLARED: dict[str, Declared] = {
     one.name: one
     for one in (
         Declared(
-            name="marginal_structure",
-            unit="bits/token",
-            better="higher",
-            null="the same on Gaussian activations with the same means and covariances",
-            definition="bits per token at the headline distortion with 2m atoms of the best existing method, "
-            "minus those with m of its atoms and m latents of the SAE; neither is above dense PCA",
-            source=_SOURCE,
-        ),
-        Declared(
             name="marginal_structure_above_gaussian",
             unit="bits/token",
             better="higher",
             null="0: no more than on Gaussian activations with the same means and covariances",
-            definition="marginal structure minus what it is on Gaussian activations with the same means and "
-            "covariances, for the same dictionaries",
+            definition="bits per token at the headline distortion with 2m atoms of an existing method, the "
+            "one that is best in the trained arm, minus those with m of its atoms and m latents of the SAE "
+            "(neither is above dense PCA); minus what this is on Gaussian activations with the same means "
+            "and covariances, for the same dictionaries",
             source=_SOURCE,
         ),
         Declared(
             name="marginal_structure_share",
-            unit="share",
+            unit="share of dense PCA's bits",
             better="higher",
-            null="0: the SAE's latents are worth as much as so many more atoms of the best existing method",
-            definition="marginal structure as a share of the bits of dense PCA",
+            null="0: the SAE's latents are worth as much as so many more atoms of the existing method",
+            definition="marginal structure, on the activations alone, as a share of the bits of dense PCA",
             source=_SOURCE,
         ),
         Declared(
             name="marginal_structure_envelope",
             unit="bits/token",
             better="higher",
-            null="0: no SAE's latents are worth more than so many more atoms of the best existing method",
-            definition="marginal structure of the SAE, of all the trial's SAEs of this seed, whose latents "
-            "need the fewest bits on the documents to choose on: the lower envelope over recipes",
+            null="0: no SAE's latents are worth more than so many more atoms of the existing method",
+            definition="marginal structure, on the activations alone, of the SAE, of all the trial's SAEs of "
+            "this seed, whose latents need the fewest bits on the documents to choose on: the lower envelope "
+            "over recipes, where there are several",
             source=_SOURCE,
         ),
         Declared(
@@ -98,7 +86,8 @@ def refused(reason: str) -> BaselinesResult:
     rows: list[dict[str, Any]] = [
         {"baseline": name, "reason": reason} for name in BASELINES.entries
     ]
-    return BaselinesResult(methods_frame(rows), {}, Marginal({}, None, {}), 0, 0, 0, reason)
+    none = Choice(None, reason=reason)
+    return BaselinesResult(methods_frame(rows), {}, Marginal({}, none, none, {}), 0, 0, reason)
 
 
 def saved(
@@ -116,14 +105,10 @@ def saved(
         spec: The settings, of which the first distortion is the headline.
     """
     distortion = spec.distortions[0]
-
-    def gaussian() -> Float[np.ndarray, " replicate"]:
-        return found.marginal.by_chance(reading).bits(weights)
-
     values: Mapping[str, Callable[[], Float[np.ndarray, " replicate"]]] = {
-        "marginal_structure": lambda: found.marginal.gain(reading).bits(weights),
         "marginal_structure_above_gaussian": lambda: (
-            found.marginal.gain(reading).bits(weights) - gaussian()
+            found.marginal.gain(reading).bits(weights)
+            - found.marginal.gain(reading, by_chance=True).bits(weights)
         ),
         "marginal_structure_share": lambda: found.marginal.gain(reading).share(weights),
         "marginal_structure_envelope": lambda: found.marginal.gain(_shortest(found, reading)).bits(
@@ -132,13 +117,13 @@ def saved(
         "sae_bits": lambda: found.of_sae(reading, ENCODER, distortion).per_token(weights),
         "sae_pursuit_bits": lambda: found.of_sae(reading, PURSUIT, distortion).per_token(weights),
     }
-    rows, replicates, few = [], Replicates(), few_chosen(found.n_chosen)
+    rows, replicates = [], Replicates()
     for name, declared in DECLARED.items():
         value = null = None
         try:
             replicates[name] = values[name]()
-            value, why = float(replicates[name][0]), few
-            null = _null(found, name, gaussian)
+            value, why = float(replicates[name][0]), found.caveat
+            null = found.dense_bits if name.startswith("sae_") else 0.0
         except NotEstimable as refusal:
             why = found.reason or str(refusal)
         rows.append([name, value, declared.unit, null, found.n_scored, why])
@@ -146,24 +131,17 @@ def saved(
     return pandas.DataFrame(rows, columns=columns), replicates
 
 
-def _null(
-    found: BaselinesResult, name: str, gaussian: Callable[[], Float[np.ndarray, " replicate"]]
-) -> float:
-    """Return the null of a metric on all scored documents."""
-    if name == "marginal_structure":
-        return float(gaussian()[0])
-    return found.dense_bits if name.startswith("sae_") else 0.0
-
-
 def _shortest(found: BaselinesResult, reading: str) -> str:
-    """Return, of the SAEs of this seed, the one whose latents need the fewest bits beside the best method.
+    """Return, of the SAEs of this seed, the one whose latents need the fewest bits beside the method.
 
     Raises:
-        NotEstimable: one of them has no bits; the message says why.
+        NotEstimable: there is one SAE of this seed, or one of them has no bits; the message says why.
     """
     seed = reading.rpartition("/")[2]
     readings = dict.fromkeys(name for name, _ in found.marginal.gains)
-    of_seed = [name for name in readings if name.rpartition("/")[2] == seed] or [reading]
+    of_seed = [name for name in readings if name.rpartition("/")[2] == seed]
+    if len(of_seed) < 2:
+        raise NotEstimable("there is one recipe, whose envelope is its own marginal structure")
     return min(of_seed, key=lambda name: found.marginal.gain(name).joined.chosen_bits)
 
 
@@ -173,12 +151,13 @@ def beyond_methods(
     """Return what one SAE saves beyond every existing method, and the values under document weights.
 
     The rows have the columns of the table `marginal` that are about one SAE; replicates are named
-    `<method>/bits` and `<method>/share`, and those of the best method's null `best/gaussian`.
+    `<method>/bits` and `<method>/share`, and the nulls of the best method and of the common one
+    `best/gaussian` and `common/gaussian`.
     """
     rows, replicates = [], Replicates()
     methods = dict.fromkeys(method for one, method in found.marginal.gains if one == reading)
-    for method in (*methods, BEST):
-        row: dict[str, Any] = {"baseline": method, "reason": few_chosen(found.n_chosen)}
+    for method in (*methods, BEST, COMMON):
+        row: dict[str, Any] = {"baseline": method, "reason": found.caveat}
         try:
             gain = found.marginal.gain(reading, method)
             replicates |= {
@@ -195,8 +174,9 @@ def beyond_methods(
                 "atoms_doubled": gain.doubled.n_atoms,
                 "atoms_joined": gain.joined.n_atoms,
             }
-            if method == BEST:
-                replicates["best/gaussian"] = found.marginal.by_chance(reading).bits(weights)
+            if method in (BEST, COMMON):
+                chance = found.marginal.gain(reading, method, by_chance=True)
+                replicates[f"{method}/gaussian"] = chance.bits(weights)
         except NotEstimable as refusal:
             row["reason"] = found.reason or str(refusal)
         rows.append(row)

@@ -3,12 +3,12 @@
 The grid has 1, 2, 3, 4, 6, 8, 11, ... atoms, and steps of ..., .7, 1, 1.4, 2, ... times the step that would
 spend the error evenly: `settings_per_octave` values for each doubling. A cell is tried by coding half of the
 documents to choose on under probabilities, means and a basis from the other half, as scored documents are
-coded later. The search begins at the best of 1, 2 and 4 atoms at a step of 1, and goes on to the shortest of
-the eight cells around, with the next numbers of atoms or the next steps, until none is shorter. So the best
-cell has tried neighbors on every side, and no code is long because its grid ended there. Three ends of the
-grid are none of its own: no token can use more atoms than there are; without atoms, and with a step so coarse
-that nothing is sent, the code is that of the residual alone (dense PCA), which is tried as well, and taken
-where it is the shortest.
+coded later. The search begins at the best of 1, 2 and 4 atoms at a step of 1, and goes on to the first of the
+eight cells around that is shorter, with the next numbers of atoms or the next steps, until none is. So the
+best cell has tried neighbors on every side, and no code is long because its grid ended there. Three ends of
+the grid are none of its own: no token can use more atoms than there are; without atoms, and with a step so
+coarse that nothing is sent, the code is that of the residual alone (dense PCA), which is tried as well, and
+taken where it is the shortest.
 """
 
 from __future__ import annotations
@@ -151,13 +151,13 @@ def choose(
     best = min(((i, 0) for i in sorted(first, reverse=True)), key=bits)
     while True:
         i, j = best
-        # more atoms first: their codes hold those of fewer
-        around = [(a, b) for a in (i + 1, i, i - 1) for b in (j - 1, j, j + 1)]
+        around = [(i + 1, j), (i, j + 1), (i - 1, j), (i, j - 1)]
+        around += [(a, b) for a in (i + 1, i - 1) for b in (j + 1, j - 1)]
         allowed = [(a, b) for a, b in around if 0 <= a < len(atoms) and b in steps]
-        nearest = min(allowed, key=bits)
-        if tried[nearest] >= tried[best]:
+        shorter = next((cell for cell in allowed if bits(cell) < tried[best]), None)
+        if shorter is None:
             break
-        best = nearest
+        best = shorter
     found = Settings(atoms[best[0]], 2 ** (best[1] / per_octave), tried[best])
     if found.n_atoms == cap < largest or best[1] == steps[0]:
         raise NotEstimable(

@@ -25,7 +25,7 @@ BASELINES.add(
     Baseline(
         TOKEN_TABLE,
         "Token table",
-        "The token's id is sent, under frequencies in the documents to fit on, and what the mean "
+        "The token's id is sent, under frequencies in the text to fit on, and what the mean "
         "activation of the id leaves is coded in its principal components.",
         "Ours: what a lookup table of the current token is worth, in the unit of the others.",
         fit_token_table,

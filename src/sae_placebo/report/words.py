@@ -212,7 +212,8 @@ WORDS: tuple[Term, ...] = (
          "none by itself: dense PCA on the same arm", "`baselines.rate`.",
          "description-length"),
     Term("marginal structure", "Bits per token that m latents of an SAE save beside m atoms of an existing "
-         "method, compared with m more of its atoms; neither code is longer than dense PCA.",
+         "method, compared with m more of its atoms; neither code is longer than dense PCA. Arms are "
+         "compared beyond one method, the best of the trained arm.",
          "bits/token", "the same on Gaussian activations with the same means and covariances",
          "`baselines.marginal`.", "structure"),
     Term("probe", "A logistic regression of a label on the codes of the few atoms that differ most with it, "
@@ -328,7 +329,7 @@ BASELINES: tuple[Term, ...] = tuple(
          "which spends no bits on components below the step.",
          "Transform coding (Goyal 2001), which is reverse water-filling but for the loss of a scalar "
          "quantizer, about a quarter bit per coded component."),
-        ("token_table", "The token's id is sent, under frequencies in the documents to fit on, and what the "
+        ("token_table", "The token's id is sent, under frequencies in the text to fit on, and what the "
          "mean activation of the id leaves is coded in its principal components.",
          "Ours: what a lookup table of the current token is worth, in the unit of the others."),
     )

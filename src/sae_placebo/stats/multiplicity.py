@@ -76,6 +76,7 @@ _GROUPS: Mapping[str, str] = {
     "share_*": "classes",
     "mean_token_entropy_bits": "tokens",
     "token_entropy_*": "tokens",
+    "marginal_structure_share": "bits as a share",
 }
 
 

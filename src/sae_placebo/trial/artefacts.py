@@ -10,7 +10,7 @@
 | measure | measurements, coverage.parquet, replicates and codes.safetensors |
 | encode | codes.safetensors, of the text to fit on |
 | profile | latents, measurements, passages, sensitivity, curve.parquet, replicates.safetensors |
-| baselines | baselines, measurements, marginal.parquet, replicates.safetensors |
+| baselines | baselines, measurements, marginal.parquet, replicates.safetensors, choice.json |
 | use, audit | the tables of `trial.tables` |
 """
 
@@ -25,10 +25,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sae_placebo.baselines.marginal import Choice
+from sae_placebo.baselines.sampling import FitText
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.shared_values import Shelf
-from sae_placebo.core.store import Store
+from sae_placebo.core.store import Store, read_json
 from sae_placebo.data.rows import Rows
 from sae_placebo.latents.base import Encoded, Folds, TokenTable
 from sae_placebo.latents.code_files import read_codes
@@ -180,6 +182,32 @@ class Artefacts:
         found = activation_files.read_activations(folder, hookpoint)
         usable = self.to_fit_on[hookpoint].usable
         return found if usable.all() else found[torch.from_numpy(np.flatnonzero(usable))]
+
+    def text_to_fit_on(self, one: ArmModel, hookpoint: str) -> FitText:
+        """Return the text that existing methods are fitted on: what an arm's SAEs were trained on."""
+        spec, usable = self.spec, np.flatnonzero(self.to_fit_on[hookpoint].usable)
+        places = self.to_fit_on[hookpoint].places
+        codes = {
+            f"{sae}/{seed}": read_codes(
+                self.store.path(self.plan.encode[one, hookpoint, sae, seed])
+            )
+            for sae in spec.saes
+            for seed in spec.sae_seeds
+        }
+        # mapped, so that no copy of the whole is made
+        folder = self.store.path(self.plan.fit_text[one])
+        return FitText(
+            activation_files.read_activations(folder, hookpoint),
+            usable,
+            self.rows_to_fit_on(one).token_ids[places[:, 0], places[:, 1]],
+            codes,
+            spec.text.train_tokens,
+        )
+
+    def chosen_method(self, hookpoint: str) -> Choice:
+        """Return the existing method that is best in the trained arm, as its baselines have found."""
+        step = self.plan.baselines[ArmModel(self.spec.trained_arm, None), hookpoint]
+        return Choice(**read_json(self.store.path(step) / "choice.json"))
 
     def repeats(self, one: ArmModel, hookpoint: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return activations on fresh and on repeated random blocks; None where no model was read."""

@@ -29,8 +29,10 @@ from sae_placebo.trial.spec import TrialSpec
 
 _FREE, _SMALL = 4, 4
 """Baselines with as many atoms as the settings say, and those with fewer."""
-_CELLS = 12
+_CELLS = 10
 """Pairs of settings that are tried for a code, about."""
+_VISITS = 450_000
+"""Tokens that k-means visits before it stops of itself, about; it makes at most eight passes."""
 
 
 def of_usual_machine(spec: TrialSpec, threads: int) -> Machine:
@@ -226,24 +228,25 @@ class TimeEstimate:
         how, saes = self.spec.baselines, self.spec.saes
         k = how.k or sum(self._active(label) for label in saes) / len(saes)
         atoms = min(how.n_atoms, *(sae.d_sae for sae in saes.values()))
-        fit = min(how.fit_tokens, self.held / 2)
+        fit = min(how.fit_tokens, self.fitted)
         wanted = how.choose_tokens, how.probe_tokens + how.score_tokens
         chosen, coded = (min(n, self.held / 4) for n in wanted)
         d, n_saes = self.width, len(saes) * len(self.spec.sae_seeds)
         # fits of k-means with m and 2m atoms, of ICA and of the non-negative dictionary
-        fits = 0.75e-9 * fit * atoms * d
+        fits = 7e-11 * min(8 * fit, _VISITS) * atoms * d + 1e-10 * fit * d**2
         fits += 1.1e-10 * how.iterations * min(how.ica_tokens, fit) * d**2
         fits += 2.7e-10 * how.iterations * min(how.nmf_tokens, fit) * how.nmf_atoms * d
         # pursuit takes k atoms for explained variance; to choose settings, a few, and as many as SAEs need
         taken = (_FREE + n_saes) * coded * k
         taken += chosen * (15 * _FREE + n_saes * (22 + 1.5 * k))
         # of methods, alone and with 2m atoms, and of each SAE, alone and beside methods
-        codes = 2 * (_FREE + _SMALL) + 3 + 9 * n_saes
+        codes = 2 * _FREE + _SMALL + 3 + 8 * n_saes
         cells = len(how.distortions) * codes * _CELLS * chosen * 2.2e-8 * d
-        seconds = (0.8 + fits + 4e-11 * d * atoms * taken + cells) * self.numbers
-        yield WorkPiece(
-            "baselines", "compare baselines", seconds * len(left) / self._workers(len(left))
-        )
+        seconds = (3 + fits + 4e-11 * d * atoms * taken + cells) * self.numbers
+        # the trained arm is first, since the others read which method is best there
+        first = sum(one.arm == self.spec.trained_arm for one, _ in left.values())
+        rounds = sum(n / self._workers(n) for n in (first, len(left) - first))
+        yield WorkPiece("baselines", "compare baselines", seconds * rounds)
 
 
 def estimate(

@@ -219,7 +219,7 @@ class _Planner:
         encode = self._encode(measure, parts)
         profile, baselines = (
             self._profile(measure, encode, parts),
-            self._baselines(measure, parts),
+            self._baselines(measure, encode, parts),
         )
         use = self._use(profile, parts)
         return Plan(
@@ -329,22 +329,25 @@ class _Planner:
         return found
 
     def _baselines(
-        self, measure: Mapping[Place, Step], parts: Mapping[str, Mapping[ArmModel, Step]]
+        self,
+        measure: Mapping[Place, Step],
+        encode: Mapping[Place, Step],
+        parts: Mapping[str, Mapping[ArmModel, Step]],
     ) -> dict[tuple[ArmModel, str], Step]:
-        """Return one step per arm's model and hookpoint; it reads all SAEs there."""
-        spec, found = self.spec, {}
-        for one, harvest in parts["harvest"].items():
-            for hookpoint in spec.hookpoints:
-                saes = [s for p, s in measure.items() if p[:2] == (one, hookpoint)]
-                found[one, hookpoint] = self.step(
-                    "baselines",
-                    f"{one.label}-{hookpoint}",
-                    [spec.baselines, spec.measurement.replicates, hookpoint],
-                    parts["build"][ArmModel(spec.trained_arm, None)],
-                    parts["build"][one],
-                    harvest,
-                    *saes,
-                )
+        """Return one step per arm's model and hookpoint; it reads all SAEs there.
+
+        The trained arm's is read by all others, since it chooses the method that arms are compared beyond.
+        """
+        spec, trained = self.spec, ArmModel(self.spec.trained_arm, None)
+        build = parts["build"]
+        found: dict[tuple[ArmModel, str], Step] = {}
+        for one in (trained, *parts["harvest"]):
+            for at in [(one, hookpoint) for hookpoint in spec.hookpoints]:
+                inputs = [build[trained], build[one], parts["harvest"][one]]
+                inputs += [s for of in (measure, encode) for p, s in of.items() if p[:2] == at]
+                inputs += [] if one == trained else [found[trained, at[1]]]
+                settings = [spec.baselines, spec.measurement.replicates, at[1]]
+                found[at] = self.step("baselines", f"{one.label}-{at[1]}", settings, *inputs)
         return found
 
     def _use(

@@ -136,6 +136,9 @@ def memory_needs(spec: TrialSpec) -> Iterator[Need]:
     n, block_tokens = spec.structure.repeat_rows, min(spec.structure.repeat_block, 4)
     repeats = n * 2 * block_tokens * d_in * places * _NUMBER
     yield Need("structure.repeat_rows", n, "the activations on repeated blocks", repeats)
+    n = min(spec.baselines.fit_tokens, fit_tokens(spec))
+    what = "the activations that existing methods are fitted on"
+    yield Need("baselines.fit_tokens", n, what, n * d_in * _NUMBER)
     yield from _ladder_needs(spec, d_sae)
 
 

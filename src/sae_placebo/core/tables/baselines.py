@@ -91,7 +91,8 @@ BASELINES = Table(
         Column(
             "reason",
             "string",
-            "why it could not be fitted or coded; beside bits: settings were chosen on few tokens",
+            "why it could not be fitted or coded; beside bits: settings were chosen on few tokens, or "
+            "methods fitted on less text than the SAEs",
         ),
     ),
     note="""See [description length](../concepts/description-length.md). What latents save
@@ -108,10 +109,15 @@ MARGINAL = Table(
         Column(
             "baseline",
             "string",
-            "the existing method; `best`: the one with the fewest bits on the documents to choose on",
+            "the existing method; `best`: the one with the fewest bits on the documents to choose on; "
+            "`common`: the one that is best in the trained arm, beyond which arms are compared",
             nullable=False,
         ),
-        Column("method", "string", "its name; of `best`, those of all models, joined by commas"),
+        Column(
+            "method",
+            "string",
+            "its name; of `best` and `common`, those of all models, joined by commas",
+        ),
         Column("n_atoms", "float", "atoms of each of the two dictionaries, 2m", "atoms"),
         Column("bits_pca", "float", "dense PCA, R(PCA)", "bits/token"),
         Column("bits_doubled", "float", "the method with 2m atoms", "bits/token"),
@@ -132,12 +138,16 @@ MARGINAL = Table(
         *alike(
             "gaussian gaussian_low gaussian_high",
             "float",
-            "`gain` on Gaussian activations with the same means and covariances; `best` alone",
+            "`gain` on Gaussian activations with the same means and covariances; of `best` and `common`",
             "bits/token",
         ),
         *alike("above above_low above_high", "float", "`gain` − `gaussian`", "bits/token"),
         Column("n_saes", "int", "SAEs that the row is about", "SAEs"),
-        Column("reason", "string", "why a number or interval is null, or that few tokens chose"),
+        Column(
+            "reason",
+            "string",
+            "why a number or interval is null; or that few tokens chose, or that methods had less text",
+        ),
     ),
     note="""See [marginal structure](../concepts/structure.md). Sizes and bits are means over all SAEs of the
 arm.""",

@@ -48,6 +48,7 @@ TITLES = {
     "covariance": "random, by covariance",
     "token_table": "token table",
     "best": "the best of them",
+    "common": "that of every arm, the trained arm's best",
 }
 _NUMBERS = (
     *("sparsity", "explained_variance", "ev_low", "ev_high", "lookup_relative_ev", "distortion"),
@@ -189,16 +190,16 @@ def _beyond(view: View, row: Row) -> dict[str, Any]:
         value, low, high = (None if part is None else scale * part for part in parts)
         return estimated(value, low, high, n, reason, unit=unit, signed=True)
 
-    best = row["baseline"] == "best"
+    chosen = row["baseline"] in ("best", "common")
     name = TITLES.get(str(row["baseline"]), title(row["baseline"]))
-    if best and (method := row["method"]) is not None:
+    if chosen and (method := row["method"]) is not None:
         found = [TITLES.get(one, title(one)) for one in str(method).split(", ")]
         name = f"{name}: {', '.join(found)}"
     return {
         "arm": str(row["arm"]),
         "index": view.index(str(row["arm"])),
         "name": name,
-        "is_best": best,
+        "is_chosen": chosen,
         "n_atoms": number(finite(row["n_atoms"]), 0),
         **{
             bits: number(finite(row[bits]), 1)
@@ -206,8 +207,8 @@ def _beyond(view: View, row: Row) -> dict[str, Any]:
         },
         "gain": shown("gain"),
         "share": shown("share", 100.0, "%"),
-        "gaussian": shown("gaussian") if best else None,
-        "above": shown("above") if best else None,
+        "gaussian": shown("gaussian") if chosen else None,
+        "above": shown("above") if chosen else None,
         "n": n,
     }
 

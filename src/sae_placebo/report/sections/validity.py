@@ -51,7 +51,9 @@ HEADLINES: Mapping[str, Headline] = {
     "used": Headline("Used", table="use"),
     "not_used": Headline("Not used", table="use"),
     "tied": Headline("Tied to circuitry", table="ties"),
-    "marginal_structure": Headline("Marginal structure", ("marginal_structure*",)),
+    "marginal_structure": Headline(
+        "Marginal structure", ("marginal_structure_above_gaussian", "marginal_structure_envelope")
+    ),
     "classes": Headline("Shares of classes", ("share_*",)),
 }
 """Every headline, by the name under which its measurements are kept."""

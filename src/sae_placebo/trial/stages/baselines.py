@@ -1,17 +1,23 @@
-"""Baselines are fitted beside the SAEs of every arm, and bits are counted for all of them."""
+"""Baselines are fitted beside the SAEs of every arm, and bits are counted for all of them.
+
+The trained arm comes first: the method that is best there is the one that all arms are compared beyond.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
 from sae_placebo.baselines.base import BASELINES, BaselinesSpec
 from sae_placebo.baselines.compare import BaselinesResult, compare_baselines
+from sae_placebo.baselines.given import Given
 from sae_placebo.baselines.savings import ABOUT_ONE, beyond_methods, refused, saved
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.progress import Advance
+from sae_placebo.core.sealing import write_json
 from sae_placebo.stats.effects import document_weights
 from sae_placebo.trial.artefacts import Artefacts
 from sae_placebo.trial.plan import ArmModel
@@ -27,6 +33,10 @@ def fit_baselines(artefacts: Artefacts) -> None:
     left = {
         s.key: at for at, s in artefacts.plan.baselines.items() if artefacts.store.find(s) is None
     }
+    trained = ArmModel(spec.trained_arm, None)
+    batches = [
+        [at for at in left.values() if (at[0] == trained) == first] for first in (True, False)
+    ]
     for at in left.values():
         artefacts.shelf.announce([artefacts.activations_key(*at)])
     label = f"compare baselines on {len(left)} models"
@@ -35,7 +45,7 @@ def fit_baselines(artefacts: Artefacts) -> None:
         with artefacts.shelf.serving([artefacts.activations_key(*at)]):
             _compare(artefacts, *at, advance)
 
-    each_job(artefacts.progress, label, [list(left.values())], n, work)
+    each_job(artefacts.progress, label, batches, n, work)
 
 
 def _compare(artefacts: Artefacts, one: ArmModel, hookpoint: str, advance: Advance) -> None:
@@ -45,7 +55,12 @@ def _compare(artefacts: Artefacts, one: ArmModel, hookpoint: str, advance: Advan
         for label in spec.saes
         for seed in spec.sae_seeds
     }
-    embedding = artefacts.head(one, "embedding")
+    is_trained = one == ArmModel(spec.trained_arm, None)
+    given = Given(
+        artefacts.head(one, "embedding"),
+        artefacts.text_to_fit_on(one, hookpoint),
+        None if is_trained else artefacts.chosen_method(hookpoint),
+    )
     with artefacts.store.write(artefacts.plan.baselines[one, hookpoint]) as draft:
         try:
             found = compare_baselines(
@@ -53,13 +68,14 @@ def _compare(artefacts: Artefacts, one: ArmModel, hookpoint: str, advance: Advan
                 shared.tokens,
                 shared.folds,
                 {f"{label}/{seed}": encoded for (label, seed), encoded in saes.items()},
-                embedding,
+                given,
                 spec.seed,
                 _settings(artefacts),
                 advance,
             )
         except NotEstimable as refusal:
             found = refused(str(refusal))
+        write_json(draft / "choice.json", dataclasses.asdict(found.marginal.best))
         write_table(draft / "baselines.parquet", found.table)
         tables, replicates = _measured(artefacts, found, list(saes), shared.tokens.n_documents)
         for name, table in tables.items():
