@@ -80,8 +80,8 @@ def _moments(
         x = subject.activations
         mean = x.mean(0, dtype=torch.float64).cpu()
         products = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)
-        for part in x.split(_TOKENS_AT_ONCE):
-            centered = part.cpu().double() - mean
+        for start in range(0, len(x), _TOKENS_AT_ONCE):
+            centered = x[start : start + _TOKENS_AT_ONCE].cpu().double() - mean
             products += centered.T @ centered
         subject.kept[key] = mean.numpy(), (products / max(len(x), 1)).numpy()
     kept: tuple[Any, Any] = subject.kept[key]

@@ -242,7 +242,7 @@ def _of_both(
     p: Float64[np.ndarray, " direction"], effect: Effects, spec: UseSpec
 ) -> Float64[np.ndarray, " direction"]:
     """Return the larger p-value of the two hypotheses that fall where a direction is used."""
-    return np.maximum(_or_one(p), _or_one(effect.p_below(spec.least_effect)))
+    return np.asarray(np.maximum(_or_one(p), _or_one(effect.p_below(spec.least_effect))))
 
 
 def _or_one(p: Float64[np.ndarray, " test"]) -> Float64[np.ndarray, " test"]:
