@@ -3,13 +3,13 @@
 python benchmarks/use.py redundancy [--worlds 200] [--densities .5 .05 .005 .0005]
 python benchmarks/use.py bounds [--latents 24] [--many 300]
 python benchmarks/use.py pseudo [--latents 200]
-python benchmarks/use.py verdicts [--latents 150] [--seeds 0 1]
+python benchmarks/use.py verdicts [--latents 150] [--controls 80] [--seeds 0 1]
 
 `redundancy`: worlds in which either of two directions suffices, at several densities; how often both, or one,
 are called not used. The other three train SAEs on `pylm` and on a re-draw of it (kept under --work).
 `bounds`: many firings of some latents are taken as the truth, and bounds from few of them are held against
-it. `pseudo`: p-values of directions that mean nothing. `verdicts`: the shares of each verdict, and how well
-two draws of firings agree.
+it. `pseudo`: p-values of directions of no trained dictionary. `verdicts`: the shares of each verdict, and how
+well two draws of firings agree, beside what is called used of control directions on the same model.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +39,23 @@ from sae_placebo.causal.use.base import (
     pseudo_latents,
     single_sets,
 )
+from sae_placebo.causal.use.control_directions import (
+    COVARIANCE,
+    PSEUDO,
+    UNTRAINED,
+    covariance_directions,
+    untrained_directions,
+)
 from sae_placebo.causal.use.downstream import Downstream
 from sae_placebo.causal.use.effects import effects_of
-from sae_placebo.causal.use.evidence import ask, ask_alone
+from sae_placebo.causal.use.evidence import Answer, ask, ask_alone
 from sae_placebo.causal.use.firing_screen import screen_firings
 from sae_placebo.causal.use.firings import uniform_firings
 from sae_placebo.causal.use.joint import JointSpec
 from sae_placebo.causal.use.masks import MaskSpec
 from sae_placebo.causal.use.null_test import costlier_share
-from sae_placebo.causal.use.rule import NOT_USED, USED, USES
+from sae_placebo.causal.use.rule import NOT_USED, USED, USES, used_beside
+from sae_placebo.causal.use.sampling import share
 from sae_placebo.causal.use.spec import UseSpec
 from sae_placebo.causal.use.worst import WorstSpec
 from sae_placebo.core.progress import Progress, for_terminal
@@ -54,6 +63,7 @@ from sae_placebo.core.spec import numpy_generator
 from sae_placebo.core.store import Store
 from sae_placebo.data.rows import Rows as TokenRows
 from sae_placebo.latents.base import TokenTable
+from sae_placebo.stats.clustered_shares import Bounded, difference
 from sae_placebo.trial.artefacts import Artefacts
 from sae_placebo.trial.plan import Place, plan_steps
 from sae_placebo.trial.run import run
@@ -253,31 +263,64 @@ def bounds(arguments: argparse.Namespace) -> None:
         validity.write(headline, {"coverage": cover}, "python benchmarks/use.py bounds", where)
 
 
+def controls(
+    subject: Subject, directions: Directions, n: int, seed: int
+) -> Iterator[tuple[str, Directions]]:
+    """Yield the kinds of control directions, `n` of each, like latents that fire often enough."""
+    often_held = often(directions, 8, len(directions))
+    like = Directions(directions.vectors[often_held], directions.amounts[:, often_held])
+    yield PSEUDO, pseudo_latents(like, seed, n)
+    yield COVARIANCE, covariance_directions(subject, like, seed, n)
+    yield UNTRAINED, untrained_directions(subject, like, seed, n)
+
+
+def percent(bounded: tuple[float, ...]) -> str:
+    value, low, high = (100 * x for x in bounded)
+    return f"{value:.1f}% [{low:.1f}, {high:.1f}]"
+
+
 def pseudo(arguments: argparse.Namespace) -> None:
-    """Print how many p-values of pseudo-latents lie below each level."""
+    """Print how many p-values of control directions lie below each level, each kind by itself."""
     for arm, subject, directions in sites(arguments):
-        often_held = often(directions, 8, len(directions))
-        like = Directions(directions.vectors[often_held], directions.amounts[:, often_held])
-        found = ask_alone(subject, pseudo_latents(like, 0, arguments.latents), UseSpec(), 0)
-        p = found.p[np.isfinite(found.p)]
-        told = ", ".join(
-            f"{int((p <= level).sum())} below {level:g} ({level * len(p):.1f} expected)"
-            for level in (0.05, 0.005, 0.0005)
-        )
-        share = costlier_share(p, np.ones(len(p)), np.arange(len(p)), 0)
-        print(f"{arm}, {len(p)} pseudo-latents: {told}; above one half {(p > 0.5).mean():.3f}; "
-              f"1 - pi0 {share[0]:.3f} [{share[1]:.3f}, {share[2]:.3f}]")  # fmt: skip
+        for kind, drawn in controls(subject, directions, arguments.latents, 0):
+            found = ask_alone(subject, drawn, UseSpec(), 0, kind=kind)
+            p = found.p[np.isfinite(found.p)]
+            told = ", ".join(
+                f"{int((p <= level).sum())} below {level:g} ({level * len(p):.1f} expected)"
+                for level in (0.05, 0.005, 0.0005)
+            )
+            costlier = costlier_share(p, np.ones(len(p)), np.arange(len(p)), 0)
+            print(f"{arm}, {len(p)} {kind}: {told}; above one half {(p > 0.5).mean():.3f}; 1 - pi0 "
+                  f"{percent(costlier)}")  # fmt: skip
+
+
+def beside(
+    subject: Subject, directions: Directions, answer: Answer, n: int, spec: UseSpec, seed: int
+) -> list[str]:
+    """Return, in words, what of each kind of control directions costs more than nulls and is called used."""
+    told = []
+    latents = share(answer.verdicts.verdict == USED, np.ones(len(answer.which)))
+    for kind, drawn in controls(subject, directions, n, seed):
+        found = ask_alone(subject, drawn, spec, seed, kind=kind, beside=answer.asked)
+        expected = found.expected / found.unit
+        used = used_beside(answer.measured, found.p, found.effect, expected, spec)
+        own = share(used, np.ones(len(used)))
+        costlier = costlier_share(found.p, np.ones(len(used)), np.arange(len(used)), 0)
+        margin = difference(Bounded(*latents), Bounded(*own))
+        told.append(f"{kind}: 1 - pi0 {percent(costlier)}, used {used.sum()} of {len(used)}, "
+                    f"{percent(own)}; latents less these {percent(margin)}")  # fmt: skip
+    return told
 
 
 def verdicts(arguments: argparse.Namespace) -> None:
     """Print the verdicts on latents of both arms, and Cohen's kappa of two draws of firings."""
-    called = [0, 0]
+    called, spec = [0, 0], UseSpec()
     for arm, subject, directions in sites(arguments):
         which = often(directions, 8, arguments.latents)
         found = []
         for seed in arguments.seeds:
             start = time.process_time()
-            answer = ask(subject, directions, which, UseSpec(), seed)
+            answer = ask(subject, directions, which, spec, seed)
             verdict, measured = answer.verdicts.verdict, answer.measured
             found.append(verdict)
             if arm == "placebo":
@@ -292,7 +335,11 @@ def verdicts(arguments: argparse.Namespace) -> None:
                   f"{int(answer.verdicts.beats_nulls.sum())}, 1 - pi0 {costlier[0]:.2f} [{costlier[1]:.2f}, "
                   f"{costlier[2]:.2f}], in the joint set {int(measured.survives.sum())}, asked uniformly "
                   f"{int((measured.absence.n_firings > 0).sum())}, groups used {int(groups.used.sum())} of "
-                  f"{len(groups.members)}; {reasons}; {time.process_time() - start:.0f} s")  # fmt: skip
+                  f"{len(groups.members)}; {reasons}; {time.process_time() - start:.0f} s",
+                  flush=True)  # fmt: skip
+            if seed == arguments.seeds[0]:
+                told = beside(subject, directions, answer, arguments.controls, spec, seed)
+                print(*told, sep="\n", flush=True)
         if len(found) > 1:
             print(f"{arm}: kappa of used or not {kappa(found[0] == USED, found[1] == USED):.2f}, of all "
                   f"three verdicts {kappa(found[0], found[1]):.2f}")  # fmt: skip
@@ -315,6 +362,7 @@ def main() -> None:
     parser.add_argument("--worlds", type=int, default=200)
     parser.add_argument("--densities", nargs="+", type=float, default=[0.5, 0.05, 0.005, 0.0005])
     parser.add_argument("--latents", type=int, default=150)
+    parser.add_argument("--controls", type=int, default=80)
     parser.add_argument("--many", type=int, default=300)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--work", type=Path, default=Path("runs/use"))

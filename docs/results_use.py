@@ -12,6 +12,11 @@ import pandas as pd
 from sae_placebo.latents.classes.classification import CLASS_NAMES
 from sae_placebo.report.sections.use_rows import ORIGINS, UNJUDGED, USES, weighted_share, weights
 
+CONTROLS = {
+    "untrained": "untrained dictionary",
+    "covariance": "covariance directions",
+    "pseudo": "isotropic directions",
+}
 Rows = Callable[[pd.DataFrame], pd.DataFrame]
 
 
@@ -92,19 +97,31 @@ def undetermined(folder: Path) -> str:
 
 
 def costlier(folder: Path) -> str:
-    """Return 1 - pi0 of every arm's latents and pseudo-latents, and how many were asked."""
+    """Return 1 - pi0 and the share used of every arm's latents, and of control directions on its model."""
     told = json.loads((folder / "trial.json").read_text(encoding="utf-8"))["use"]
     rows = []
     for one in told:
         where = f"{one['hookpoint']}, {one['sae']}"
         if "costlier" not in one:
-            rows.append([one["arm"], where, "–", "–", str(one.get("refused", ""))])
+            rows.append([one["arm"], where, "–", "–", "–", "–", str(one.get("refused", ""))])
             continue
-        pseudo = one.get("pseudo") or {}
-        cells = [_share(one["costlier"]), _share(pseudo.get("costlier"))]
-        cells.append(f"{one['n_latents']:,} and {pseudo.get('n', 0):,}")
-        rows.append([one["arm"], where, *cells])
-    head = ["arm", "hookpoint, SAE", "1 − π₀ of its latents", "of pseudo-latents", "n"]
+        used = _share(one["shares"].get("used"))
+        cells = [_share(one["costlier"]), used, "", f"{one['n_latents']:,}"]
+        rows.append([one["arm"], where, "latents", *cells])
+        for kind, name in CONTROLS.items():
+            found = one.get(kind)
+            if found:
+                shares = [_share(found.get(what)) for what in ("costlier", "used", "margin")]
+                rows.append([one["arm"], where, name, *shares, f"{found['n']:,}"])
+    head = [
+        "arm",
+        "hookpoint, SAE",
+        "directions",
+        "1 − π₀",
+        "used",
+        "used: latents less these",
+        "n",
+    ]
     return markdown(head, rows)
 
 

@@ -201,6 +201,7 @@ def tiny_table(model: Path, text: Path, hookpoints: list[str]) -> dict[str, Any]
         | {
             **{"latents": 3, "firings": 2, "documents": 4, "nulls": 3, "swap_tokens": 24},
             **{"null_firings": 1, "pseudo": 0, "error_directions": 0},
+            **{"covariance_directions": 0, "untrained_directions": 0},
             **{"shown_per_cell": 1},
             "masks": {"n_masks": 2, "n_pivots": 0, "n_tokens": 60},
             "joint": {"n_tokens": 60, "replicates": 100, "min_documents": 2},

@@ -147,7 +147,8 @@ def trial_table(model: Path, text: Path, **changes: Any) -> dict[str, Any]:
         },
         "use": {
             **{"latents": 8, "firings": 6, "documents": 4, "nulls": 9},
-            **{"pseudo": 4, "error_directions": 2, "swap_tokens": 60},
+            **{"pseudo": 4, "covariance_directions": 2, "untrained_directions": 3},
+            **{"error_directions": 2, "swap_tokens": 60},
             "masks": {"n_masks": 4, "n_pivots": 0, "n_tokens": 300},
             "joint": {"n_tokens": 300, "replicates": 100, "min_documents": 2},
             "worst": {"n_tokens": 150, "steps": 2},

@@ -55,7 +55,8 @@ TABLE: dict[str, Any] = {
     },
     "use": {
         **{"latents": 8, "firings": 6, "documents": 4, "nulls": 9},
-        **{"pseudo": 2, "error_directions": 2},
+        **{"pseudo": 2, "covariance_directions": 2, "untrained_directions": 2},
+        "error_directions": 2,
         "masks": {"n_masks": 2, "n_pivots": 0, "n_tokens": 200},
         "joint": {"n_tokens": 200, "replicates": 100, "min_documents": 2},
         "worst": {"n_tokens": 100, "steps": 1},

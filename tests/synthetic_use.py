@@ -173,7 +173,7 @@ def _one(own: pd.DataFrame, seed: int) -> dict[str, pd.DataFrame]:
 
 def _directions() -> pd.DataFrame:
     rows = []
-    for kind, n in (("error", 6), ("pseudo", 40)):
+    for kind, n in (("error", 6), ("pseudo", 40), ("covariance", 40), ("untrained", 80)):
         for i in range(n):
             effect = 0.01 / (i + 1) if kind == "error" else 0.001
             p = 0.01 if kind == "error" and i < 3 else (i + 0.5) / n
@@ -196,6 +196,15 @@ def _passages(passages: pd.DataFrame, shown: pd.Series) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+def _control(n: int, used: int, costlier: float) -> dict[str, Any]:
+    share = used / n
+    return {
+        "n": n, "n_used": used, "costlier": {"share": costlier, "low": 0.0, "high": costlier + 0.2},
+        "used": {"share": share, "low": max(share - 0.05, 0), "high": share + 0.05},
+        "margin": {"share": 0.3 - share, "low": 0.2 - share, "high": 0.4 - share},
+    }  # fmt: skip
+
+
 def _record(table: pd.DataFrame) -> dict[str, Any]:
     asked = table[table["use"].notna()]
     used = [max(0.0, 0.6 - 0.09 * i) for i in range(len(LIMITS))]
@@ -205,7 +214,8 @@ def _record(table: pd.DataFrame) -> dict[str, Any]:
     cost = [0.0, 1e-5, 1e-3, 8e-3, 0.2, 1.1]
     return {
         "n_latents": len(asked), "n_firings": 3000, "n_visited": 3000, "full_swap_nats": 2.3,
-        "shares": {}, "reasons": {}, "groups": {"n": 3, "used": 1},
+        "shares": {"used": {"share": 0.3, "low": 0.2, "high": 0.4}}, "reasons": {},
+        "groups": {"n": 3, "used": 1},
         "costlier": {"share": 0.7, "low": 0.6, "high": 0.8},
         "sensitivity": {
             "limits": list(LIMITS), "used": used, "not_used": unused, "undetermined": left,
@@ -218,6 +228,7 @@ def _record(table: pd.DataFrame) -> dict[str, Any]:
         "worst": {
             "sizes": [160, 120], "shares": [0.02, 0.004], "holds": True, "survive": 120, "n_tokens": 4000,
         },
-        "pseudo": {"n": 40, "below_5_percent": 0.05, "below_half_percent": 0.0, "ks_p": 0.62,
-                   "costlier": {"share": 0.05, "low": 0.0, "high": 0.3}},
+        "pseudo": {"below_5_percent": 0.05, "below_half_percent": 0.0, "ks_p": 0.62,
+                   **_control(40, 0, 0.05)},
+        "covariance": _control(40, 2, 0.5), "untrained": _control(80, 16, 0.6),
     }  # fmt: skip

@@ -24,6 +24,7 @@ from sae_placebo.causal.use.rule import (
     screen_weights,
     sensitivity,
     use_verdicts,
+    used_beside,
 )
 from sae_placebo.causal.use.spec import UseSpec
 
@@ -195,3 +196,48 @@ def test_false_discoveries_are_controlled_with_weights_and_more_is_found() -> No
                 true.append((hit & ~real).sum() / max(hit.sum(), 1))
     assert np.mean(true) <= 0.05
     assert np.mean(weighted) > np.mean(plain) + 0.03
+
+
+def _many(used: bool) -> DirectionEvidence:
+    """Return 60 directions; of half of them the p-values are small where some are to be used."""
+    random, n, none = np.random.default_rng(0), 60, np.full(60, np.nan)
+    p = random.random(n)
+    p[: n // 2] *= 0.02 if used else 1.0
+    mean = np.exp(random.normal(np.log(0.003), 0.5, n))
+    effect = Effects(mean, 0.2 * mean, 0.7 * mean, 1.5 * mean, np.full(n, 32))
+    nothing = Effects(none, none, none, none, np.zeros(n, dtype=np.int64))
+    absence = Absence(nothing, nothing, nothing, nothing, np.zeros(n, dtype=np.int64))
+    return DirectionEvidence(
+        effect=effect,
+        beside=nothing,
+        p=p,
+        null=mean,
+        expected=random.exponential(0.002, n),
+        ratio=np.ones(n),
+        survives=np.zeros(n, dtype=bool),
+        absence=absence,
+        n_active=np.full(n, 1000),
+        asked=np.arange(n),
+    )
+
+
+def test_further_directions_are_used_at_the_cut_off_of_those_with_a_verdict() -> None:
+    """So one with the numbers of a used one is, whatever else is asked beside it."""
+    measured = _many(used=True)
+    used = use_verdicts(measured, SPEC).verdict == USED
+    assert 5 < used.sum() < 55
+    again = used_beside(measured, measured.p, measured.effect, measured.expected, SPEC)
+    assert np.array_equal(again, used)
+    part = np.flatnonzero(used)[:3]
+    one = (values[part] for values in vars(measured.effect).values())
+    alone = used_beside(measured, measured.p[part], Effects(*one), measured.expected[part], SPEC)
+    assert alone.all()
+    unknown = np.full(60, np.nan)
+    assert not used_beside(measured, unknown, measured.effect, measured.expected, SPEC).any()
+
+
+def test_no_further_direction_is_used_where_none_is() -> None:
+    measured = _many(used=False)
+    assert not (use_verdicts(measured, SPEC).verdict == USED).any()
+    smallest = np.full(60, 1e-9)
+    assert not used_beside(measured, smallest, measured.effect, measured.expected, SPEC).any()

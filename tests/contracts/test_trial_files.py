@@ -68,7 +68,10 @@ LEGAL: dict[tuple[str, Any], str] = {
     },
     **{
         (f"use.{n}", 0): NONE_OF_THEM
-        for n in ("pseudo", "shown_per_cell", "error_directions", "masks.n_pivots")
+        for n in (
+            *("pseudo", "covariance_directions", "untrained_directions"),
+            *("shown_per_cell", "error_directions", "masks.n_pivots"),
+        )
     },
     ("use.worst.rounds", 0): "the set is tried, and nothing leaves it",
     ("contrasts", ()): "none given: the default contrasts",

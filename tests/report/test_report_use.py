@@ -275,3 +275,22 @@ def test_the_record_on_worlds_marks_where_the_test_falls_short(monkeypatch: Any)
     assert "4 of 10" in shown["auroc"].n
     monkeypatch.undo()
     assert len(use_record.record()) >= 12
+
+
+def test_directions_that_nobody_trained_stand_beside_latents(tables: Tables) -> None:
+    found = block(tables)["costlier"]
+    arms = list(dict.fromkeys(row["name"] for row in found))
+    for arm in arms:
+        own = [row for row in found if row["name"] == arm]
+        terms = ["", "untrained dictionary", "covariance direction", "pseudo-latent", "group"]
+        assert [row["term"] for row in own] == terms
+        latents, untrained = own[:2]
+        assert (latents["costlier"].value, latents["used"].value) == ("70%", "30%")
+        assert latents["margin"] is None
+        assert untrained["used"].n == "16 of 80 directions"
+        assert untrained["margin"].value == "10%"
+    text = render_section(SECTIONS["use"], View.of(tables))
+    assert "untrained dictionary" in text
+    old = [one | {"untrained": None} for one in tables.trial["use"]]
+    fewer = block(dataclasses.replace(tables, trial=tables.trial | {"use": old}))["costlier"]
+    assert "untrained dictionary" not in {row["term"] for row in fewer}

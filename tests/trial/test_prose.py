@@ -182,6 +182,7 @@ def test_text_of_other_scripts_and_shapes_runs_to_the_end(
         "train_tokens": 2_000, "heldout_tokens": 1_200, "max_document_tokens": cap
     }  # fmt: skip
     table["use"] |= {"latents": 4, "pseudo": 2, "error_directions": 1, "arms": ["trained"]}
+    table["use"] |= {"covariance_directions": 2, "untrained_directions": 2}
     table["baselines"] |= {"iterations": 1, "coded_tokens": 4}
     table["audit"] |= {"arms": ["trained"]}
     trial = sp.run(table, tmp_path / "store")

@@ -109,6 +109,18 @@ def test_ties_stand_beside_both_re_draws_and_their_a_a(finished: sp.Trial) -> No
     assert (first["tied"] == both_small).all()
 
 
+def test_directions_that_nobody_trained_are_asked_beside_latents(finished: sp.Trial) -> None:
+    for one in finished.record["use"]:
+        used, of_latents = one["untrained"]["used"], one["shares"]["used"]
+        assert [one[kind]["n"] for kind in ("pseudo", "covariance", "untrained")] == [4, 2, 3]
+        assert used["low"] <= used["share"] <= used["high"]
+        margin = one["untrained"]["margin"]
+        assert margin["share"] == pytest.approx(of_latents["share"] - used["share"])
+        assert -1 <= margin["low"] <= margin["share"] <= margin["high"] <= 1
+    kinds = pd.read_parquet(finished.folder / "directions.parquet").groupby("arm")["kind"]
+    assert all(set(kind) == {"error", "pseudo", "covariance", "untrained"} for _, kind in kinds)
+
+
 def test_a_trial_without_a_kind_of_re_draw_says_so(table: dict[str, Any]) -> None:
     arms = {name: arm for name, arm in table["arms"].items() if name != "redraw"}
     plan = plan_steps(load_trial(table | {"arms": arms}))

@@ -1,7 +1,8 @@
 """The examination of one SAE: does the model use its latents, and which parts write and read them.
 
 A sample of latents gets a verdict on use. Readers and writers are measured of every latent. The main
-directions of what the SAE misses, and random directions as a check of the tests, are ablated as well.
+directions of what the SAE misses are ablated as well, and so are directions of no trained dictionary: random
+ones as a check of the tests, and those of the activations' covariance, which latents have to beat.
 """
 
 from __future__ import annotations
@@ -23,6 +24,13 @@ from sae_placebo.causal.use.base import (
     error_directions,
     latent_directions,
     pseudo_latents,
+)
+from sae_placebo.causal.use.control_directions import (
+    COVARIANCE,
+    PSEUDO,
+    UNTRAINED,
+    covariance_directions,
+    untrained_directions,
 )
 from sae_placebo.causal.use.evidence import Answer, Asked, ask, ask_alone
 from sae_placebo.causal.use.sampling import draw
@@ -49,7 +57,8 @@ class Examination:
         n_tokens: How many held-out tokens there are.
         errors: The evidence on the main directions of what the SAE misses; None where none are wanted.
         error_variance: The share of the error's variance that each of these has.
-        pseudo: The evidence on pseudo-latents, which mean nothing; None where none are wanted.
+        controls: The evidence on directions of no trained dictionary, by kind (`use.control_directions`); a
+            kind of which none are wanted is not there.
         screen: The Fisher sensitivity of predictions to all latents; None where it is not available.
         readers: The parts of the model that read each latent; None where they are not available.
         writers: The parts of the model that write each latent; None where they are not available.
@@ -61,7 +70,7 @@ class Examination:
     n_tokens: int
     errors: Asked | None
     error_variance: Float64[np.ndarray, " component"]
-    pseudo: Asked | None
+    controls: dict[str, Asked]
     screen: Screen | None
     readers: Readers | None
     writers: Writers | None
@@ -109,13 +118,14 @@ def examine(
         subject, reading, directions, circuits, seed, reasons, track
     )
     errors, variance = _errors(subject, reading, spec, seed, track)
+    like = Directions(directions.vectors[able], directions.amounts[:, able])
     return Examination(
         answer=answer,
         weights=weights,
         n_tokens=len(subject.tokens),
         errors=errors,
         error_variance=variance,
-        pseudo=_pseudo(subject, directions, spec, seed, track),
+        controls=_controls(subject, like, answer.asked, spec, seed, track),
         screen=screened,
         readers=read,
         writers=written,
@@ -166,13 +176,25 @@ def _error_energy(reading: Encoded) -> float:
     return float(((error - error.mean(0)) ** 2).sum())
 
 
-def _pseudo(
-    subject: Subject, directions: Directions, spec: UseSpec, seed: int, track: Track
-) -> Asked | None:
-    """Return the evidence on pseudo-latents; None where none are wanted."""
-    if not spec.pseudo:
-        return None
-    return ask_alone(subject, pseudo_latents(directions, seed, spec.pseudo), spec, seed, track)
+def _controls(
+    subject: Subject, like: Directions, latents: Asked, spec: UseSpec, seed: int, track: Track
+) -> dict[str, Asked]:
+    """Return the evidence on directions of no trained dictionary, by kind, by the test that latents have.
+
+    Their tokens and amounts, or how many tokens there are, are those of the latents `like`.
+    """
+    drawn = {}
+    if spec.pseudo:
+        drawn[PSEUDO] = pseudo_latents(like, seed, spec.pseudo)
+    if spec.covariance_directions:
+        n = spec.covariance_directions
+        drawn[COVARIANCE] = covariance_directions(subject, like, seed, n)
+    if spec.untrained_directions:
+        drawn[UNTRAINED] = untrained_directions(subject, like, seed, spec.untrained_directions)
+    return {
+        kind: ask_alone(subject, directions, spec, seed, track, kind, latents)
+        for kind, directions in drawn.items()
+    }
 
 
 def confirmed(

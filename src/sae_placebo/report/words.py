@@ -156,9 +156,17 @@ WORDS: tuple[Term, ...] = (
     Term("not used", "A claim of its own, not what is left: at firings drawn uniformly, what removing a "
          "direction costs is surely negligible, alone and as the last of all that can go at once.",
          "share of latents", "none: it is a claim of equivalence", "`causal.use.rule`.", "use"),
-    Term("costlier", "The share of latents that truly cost more than null directions, 1 − π₀, whether or not "
-         "a single one can be shown to: read off how many p-values are above one half.", "share of latents",
-         "0: that of pseudo-latents and of the placebo", "Storey 2002. `causal.use.null_test`.", "use"),
+    Term("costlier", "The share of latents that cost more than null directions, 1 − π₀, whether or not a "
+         "single one can be shown to: read off how many p-values are above one half. Null directions are "
+         "isotropic, so it counts all that lies where activations vary.", "share of latents",
+         "that of an untrained dictionary on the same model; 0 of pseudo-latents and of the placebo",
+         "Storey 2002. `causal.use.null_test`.", "use"),
+    Term("untrained dictionary", "Directions drawn from the activations' covariance, each firing on its own "
+         "top tokens, as many as a latent fires on: what the test of use finds on this model without an SAE.",
+         "share used", "what an SAE has to beat", "`causal.use.control_directions`.", "use"),
+    Term("covariance direction", "A direction drawn from the activations' covariance, held by the same "
+         "tokens as some latent, and as much.", "share used", "what an SAE has to beat",
+         "`causal.use.control_directions`.", "use"),
     Term("last-in marginal", "What it costs that a direction is gone as well where all that can be removed "
          "together, and what is related to it, is gone already; at its own firings.",
          "share of a full swap", "0", "`causal.use.absence`.", "use"),

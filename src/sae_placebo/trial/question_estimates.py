@@ -165,7 +165,8 @@ class QuestionEstimate:
         yield from self._circuits(place, less)
         # every token holds all directions of the error
         every = float(max(how.error_directions, 1))
-        for few, shared in ((how.error_directions, every), (how.pseudo, _TOGETHER)):
+        controls = (how.pseudo, how.covariance_directions, how.untrained_directions)
+        for few, shared in ((how.error_directions, every), *((n, _TOGETHER) for n in controls)):
             if few:
                 yield f"ablate: {name}", self._ablated(few, machine, shared)
                 yield null, self._against_nulls(few, machine, shared)

@@ -196,12 +196,30 @@ def ask(
 
 
 def ask_alone(
-    subject: Subject, directions: Directions, spec: UseSpec, seed: int, track: Track = untracked
+    subject: Subject,
+    directions: Directions,
+    spec: UseSpec,
+    seed: int,
+    track: Track = untracked,
+    kind: str = "direction",
+    beside: Asked | None = None,
 ) -> Asked:
-    """Return the evidence on each direction alone, with no verdict; arguments are those of `ask`."""
+    """Return the evidence on each direction alone, with no verdict.
+
+    Args:
+        subject: The model behind the hookpoint, and the held-out tokens.
+        directions: The directions.
+        spec: How much is measured.
+        seed: The seed of all draws.
+        track: It shows the progress of each step.
+        kind: What the directions are. Draws are named by it, so that those of two kinds are independent.
+        beside: The evidence on others. Their null costs join the null distribution, so that p-values are
+            against the same nulls and reach as far down.
+    """
     unit = full_swap(subject, spec.window, spec.swap_tokens, seed)
     which = np.arange(len(directions))
-    return _ask_sets(subject, single_sets(directions), which, unit, spec, seed, track)
+    sets = replace(single_sets(directions), kind=kind)
+    return _ask_sets(subject, sets, which, unit, spec, seed, track, beside)
 
 
 def effect_alone(

@@ -115,11 +115,9 @@ def use_verdicts(measured: DirectionEvidence, spec: UseSpec) -> UseVerdicts:
         spec: The limits.
     """
     at, level = measured.asked, spec.false_discovery_rate
-    p_null, p_effect = (
-        _or_one(p[at]) for p in (measured.p, measured.effect.p_below(spec.least_effect))
-    )
+    p_null = _or_one(measured.p[at])
     weights = screen_weights(measured.expected[at], spec.least_effect)
-    q = false_discovery(np.maximum(p_null, p_effect), weights)
+    q = false_discovery(_of_both(measured.p, measured.effect, spec)[at], weights)
     beats = false_discovery(p_null, np.ones(len(at))) <= level
     used = q <= level
     absence = measured.absence
@@ -155,6 +153,37 @@ def use_verdicts(measured: DirectionEvidence, spec: UseSpec) -> UseVerdicts:
     return UseVerdicts(verdict, reason, beats, q)
 
 
+def used_beside(
+    measured: DirectionEvidence,
+    p: Float64[np.ndarray, " other"],
+    effect: Effects,
+    expected: Float64[np.ndarray, " other"],
+    spec: UseSpec,
+) -> Bool[np.ndarray, " other"]:
+    """Return which further directions would be called used at the cut-off of those that have a verdict.
+
+    The cut-off is the largest p over weight among those called used; where none is, no other is either. The
+    weight of a further direction is on the scale of theirs. So it is called used just where one of
+    them with its p-value, and with the same effect expected of null directions, is. How many further
+    directions there are, and of what kind, does not matter.
+
+    Args:
+        measured: The measurements of the directions that have a verdict.
+        p: The p-values of the others against null directions.
+        effect: Their effects.
+        expected: The mean effect that the screen expects of null directions at their firings.
+        spec: The limits.
+    """
+    at, least = measured.asked, spec.least_effect
+    used = use_verdicts(measured, spec).verdict == USED
+    if not used.any():
+        return np.zeros(len(p), dtype=bool)
+    known = measured.expected[at]
+    own = _of_both(measured.p, measured.effect, spec)[at] / screen_weights(known, least)
+    others = _of_both(p, effect, spec) / screen_weights(expected, least, known)
+    return np.asarray(others <= own[used].max())
+
+
 def is_redundant(beside: Effects, spec: UseSpec) -> Bool[np.ndarray, " direction"]:
     """Return which directions surely cost an effect of interest when others are removed at random.
 
@@ -165,7 +194,9 @@ def is_redundant(beside: Effects, spec: UseSpec) -> Bool[np.ndarray, " direction
 
 
 def screen_weights(
-    expected: Float64[np.ndarray, " asked"], least_effect: float
+    expected: Float64[np.ndarray, " asked"],
+    least_effect: float,
+    among: Float64[np.ndarray, " other"] | None = None,
 ) -> Float64[np.ndarray, " asked"]:
     """Return weights of p-values, of mean 1, by what effect the screen expects of *null* directions there.
 
@@ -176,13 +207,21 @@ def screen_weights(
     The screen of the direction itself would tell more, but it would hang on the p-value where the direction
     is a null one: a random direction that happens to matter has a large screen and a small p. What is
     expected of null directions is the same whichever of them the direction is.
+
+    Args:
+        expected: The effect that the screen expects of null directions at each direction's firings.
+        least_effect: The smallest effect of interest.
+        among: The same of the directions whose weights have mean 1; without them, of these.
     """
-    weights = np.maximum(expected / (expected + least_effect), 0.1)
-    known = np.isfinite(weights)
+    weights, others = (
+        np.maximum(r / (r + least_effect), 0.1)
+        for r in (expected, expected if among is None else among)
+    )
+    known = np.isfinite(others)
     if not known.any():
         return np.ones(len(expected))
-    weights = np.where(known, weights, weights[known].mean())
-    return np.asarray(weights / weights.mean())
+    mean = others[known].mean()
+    return np.asarray(np.where(np.isfinite(weights), weights, mean) / mean)
 
 
 def false_discovery(
@@ -197,6 +236,13 @@ def false_discovery(
         return p.copy()
     q = adjusted(np.minimum(p / weights, 1.0)) * share_of_true_nulls(p, weights=weights)
     return np.asarray(np.minimum(q, 1.0))
+
+
+def _of_both(
+    p: Float64[np.ndarray, " direction"], effect: Effects, spec: UseSpec
+) -> Float64[np.ndarray, " direction"]:
+    """Return the larger p-value of the two hypotheses that fall where a direction is used."""
+    return np.asarray(np.maximum(_or_one(p), _or_one(effect.p_below(spec.least_effect))))
 
 
 def _or_one(p: Float64[np.ndarray, " test"]) -> Float64[np.ndarray, " test"]:

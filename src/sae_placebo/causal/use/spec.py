@@ -77,6 +77,12 @@ class UseSpec(Spec):
     worst: WorstSpec = WorstSpec()
     pseudo: int = Field(40, ge=0)
     """How many pseudo-latents are tested, whose p-values must be uniform; 0 for none."""
+    covariance_directions: int = Field(40, ge=0)
+    """How many directions of the activations' covariance are tested, at the tokens and amounts of latents;
+    0 for none."""
+    untrained_directions: int = Field(80, ge=0)
+    """How many directions of an untrained dictionary are tested, each on its own top tokens; 0 for none.
+    What latents have beyond them is what the SAE adds."""
     shown_per_cell: int = Field(4, ge=0)
     """How many latents of each pair of origin and use get a card in the report, with passages of text and
     with a patch of their top reader."""

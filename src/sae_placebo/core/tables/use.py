@@ -209,8 +209,9 @@ DIRECTIONS = Table(
         Column(
             "kind",
             "string",
-            "`pseudo` (random directions that fire as latents do) or `error` (principal components of "
-            "what the SAE misses)",
+            "`pseudo` (random directions that fire as latents do), `covariance` (the same, of the "
+            "activations' covariance), `untrained` (of that covariance too, each on its own top tokens) or "
+            "`error` (principal components of what the SAE misses)",
             nullable=False,
         ),
         Column("index", "int", "which of its kind, from 0", nullable=False),

@@ -1,4 +1,4 @@
-"""Whether the test of use keeps its level, and what the model uses that the SAE leaves out."""
+"""What the test of use finds of directions that nobody trained, and what the SAE leaves out and is used."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ from sae_placebo.report.tables import Place, at, known_values, records
 from sae_placebo.report.wording import Estimate, count, counted, finite, number
 from sae_placebo.stats.proportions import wilson
 
+_CONTROLS = {
+    "untrained": "untrained dictionary",
+    "covariance": "covariance direction",
+    "pseudo": "pseudo-latent",
+}
+"""The kinds of control directions in a record, and the term of each."""
 _FEWEST = 3
 """Pseudo-latents that an arm must have for the distribution of their p-values to be drawn."""
 
@@ -38,23 +44,50 @@ def build(view: View, place: Place) -> tuple[dict[str, Any], dict[str, Figure | 
 
 
 def _costlier(view: View, tested: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return, by arm, the share that truly costs more than null directions, beside pseudo-latents'."""
+    """Return, by arm, what is costlier than null directions and used: latents, then control directions."""
     rows = []
     for record in tested:
-        pseudo = part(record, "pseudo")
-        own, null = (_bounded(part(one, "costlier")) for one in (record, pseudo))
+        own = _bounded(part(record, "costlier"))
         if own is None:
             continue
-        groups = part(record, "groups")
+        arm, n = arm_of(view, str(record["arm"])), counted(record.get("n_latents"), "latent")
+        used = _bounded(part(part(record, "shares"), "used"))
         rows.append(
-            arm_of(view, str(record["arm"]))
-            | {
-                "own": percent(own, counted(record.get("n_latents"), "latent")),
-                "pseudo": percent(null, counted(pseudo.get("n"), "direction")),
-                "groups": f"{count(groups.get('used'))} of {count(groups.get('n'))}",
-            }
+            arm
+            | {"term": "", "costlier": percent(own, n), "used": percent(used, n), "margin": None}
         )
+        rows += [
+            arm | _control(part(record, kind), term)
+            for kind, term in _CONTROLS.items()
+            if part(record, kind)
+        ]
+        rows += [arm | groups for groups in _groups(part(record, "groups"))]
     return rows
+
+
+def _control(found: Mapping[str, Any], term: str) -> dict[str, Any]:
+    """Return what the template shows of one kind of control directions."""
+    n = counted(found.get("n"), "direction")
+    costlier, used, margin = (
+        _bounded(part(found, name)) for name in ("costlier", "used", "margin")
+    )
+    hits = f"{count(found.get('n_used'))} of {n}"
+    return {
+        "term": term,
+        "costlier": percent(costlier, n),
+        "used": percent(used, hits),
+        "margin": percent(margin, n, "not compared"),
+    }
+
+
+def _groups(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the row of groups of related latents; none where there is no group."""
+    used, n = finite(found.get("used")), finite(found.get("n"))
+    if not n or used is None:
+        return []
+    share = (used / n, *wilson(used, n))
+    shown = percent(share, f"{count(used)} of {counted(n, 'group')}")
+    return [{"term": "group", "costlier": None, "used": shown, "margin": None}]
 
 
 def _bounded(share: Mapping[str, Any]) -> tuple[float, float, float] | None:

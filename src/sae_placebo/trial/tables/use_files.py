@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 
 from sae_placebo.causal.circuits.readers import Readers
 from sae_placebo.causal.circuits.spec import CircuitSpec
@@ -15,16 +16,17 @@ from sae_placebo.causal.circuits.ties import tied
 from sae_placebo.causal.circuits.traces import KINDS
 from sae_placebo.causal.circuits.writers import Writers
 from sae_placebo.causal.examination import Examination
-from sae_placebo.causal.use.evidence import Asked
+from sae_placebo.causal.use.control_directions import CONTROLS, PSEUDO
 from sae_placebo.causal.use.firings import Firings
 from sae_placebo.causal.use.null_test import costlier_share
-from sae_placebo.causal.use.rule import USES, sensitivity
+from sae_placebo.causal.use.rule import USED, USES, sensitivity, used_beside
 from sae_placebo.causal.use.sampling import share
 from sae_placebo.causal.use.spec import UseSpec
 from sae_placebo.core.lazy import pandas
 from sae_placebo.core.store import read_json, write_json
 from sae_placebo.core.tables import KEYS
 from sae_placebo.core.tables.use import DIRECTIONS, READERS, WRITERS
+from sae_placebo.stats.clustered_shares import Bounded, difference
 
 LIMITS = tuple(float(x) for x in np.geomspace(1e-4, 1e-1, 13))
 """The sensitivity curve has a point at each of these smallest effects of interest."""
@@ -203,9 +205,9 @@ def writer_rows(writers: Writers | None, kept: int) -> pandas.DataFrame:
 
 
 def direction_rows(found: Examination) -> pandas.DataFrame:
-    """Return the main directions of the error, and pseudo-latents: effects and p-values."""
+    """Return the main directions of the error, and control directions: effects and p-values."""
     parts = []
-    for kind, asked in (("error", found.errors), ("pseudo", found.pseudo)):
+    for kind, asked in (("error", found.errors), *found.controls.items()):
         if asked is None:
             continue
         n = len(asked.p)
@@ -253,7 +255,7 @@ def record(found: Examination, spec: UseSpec, seed: int) -> dict[str, Any]:
         },
         "joint": _joint(found),
         "worst": _worst(found),
-        "pseudo": _uniform(found.pseudo, seed),
+        **{kind: _control(found, kind, spec, seed) for kind in CONTROLS},
         "reasons": found.reasons,
     }
 
@@ -295,20 +297,41 @@ def _costlier(found: Examination, seed: int) -> dict[str, Any]:
     return _share(costlier_share(found.answer.asked.p[which], found.weights, clusters, seed))
 
 
-def _uniform(pseudo: Asked | None, seed: int) -> dict[str, Any] | None:
+def _control(found: Examination, kind: str, spec: UseSpec, seed: int) -> dict[str, Any] | None:
+    """Return what the test finds of one kind of control directions, and what latents have beyond them.
+
+    It is null where none were asked. Of pseudo-latents it is told as well how uniform their p-values are.
+    """
+    asked = found.controls.get(kind)
+    if asked is None or not np.isfinite(asked.p).any():
+        return None
+    known = np.isfinite(asked.p)
+    p = asked.p[known]
+    verdicts, expected = found.answer.verdicts, asked.expected / asked.unit
+    used = used_beside(found.answer.measured, asked.p, asked.effect, expected, spec)[known]
+    own, latents = (
+        Bounded(*share(*shared))
+        for shared in ((used, np.ones(len(p))), (verdicts.verdict == USED, found.weights))
+    )
+    costlier = costlier_share(p, np.ones(len(p)), np.arange(len(p)), seed)
+    told = {
+        "n": len(p),
+        "costlier": _share(costlier),
+        "n_used": int(used.sum()),
+        "used": _share(own),
+        "margin": _share(difference(latents, own)),
+    }
+    return told | _uniform(p) if kind == PSEUDO else told
+
+
+def _uniform(p: Float64[np.ndarray, " direction"]) -> dict[str, float]:
     """Return how uniform p-values are on directions that mean nothing."""
     from scipy.stats import kstest
 
-    if pseudo is None or not np.isfinite(pseudo.p).any():
-        return None
-    p = pseudo.p[np.isfinite(pseudo.p)]
-    costlier = costlier_share(p, np.ones(len(p)), np.arange(len(p)), seed)
     return {
-        "n": len(p),
         "below_5_percent": float((p <= 0.05).mean()),
         "below_half_percent": float((p <= 0.005).mean()),
         "ks_p": float(kstest(p, "uniform").pvalue),
-        "costlier": _share(costlier),
     }
 
 
