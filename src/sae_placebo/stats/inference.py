@@ -3,18 +3,22 @@
 A p value is one minus the largest confidence at which the interval leaves the hypothesis out, found by
 bisection. So it is below 0.05 exactly where the 95% interval does, whatever the interval is made of.
 
-A difference of a metric on its own scale has a symmetric interval. That of two shares is put together from
-the intervals of the two (MOVER): each is made on the scale of counts and carried back, so that none leaves
-0 to 100%, and
+A difference of a metric on its own scale has a symmetric interval. That of two shares is judged on the scale
+of counts, where it is y_a - y_c, of variance
 
-    low = e - sqrt((a - la)^2 + (uc - c)^2 - 2 r (a - la) (uc - c)),
+    V = V_a + V_c - 2 C,    C = C_documents + C_seeds,
 
-the upper bound alike, with a and c the two shares, la, ua, lc, uc their bounds, e = a - c, and r their
-correlation over the documents and seeds that they share. On the scale of log odds the same is done with
-the log odds of all of these.
+with the covariance C of what the two share taken source by source, each at most sqrt(V_a V_c) of its source.
+With q the multiplier of the interval of y_a - y_c, a pair of true means is held possible where it lies in the
+ellipse of q standard errors around the two. The interval of the difference of shares reaches from the least
+to the largest that occurs in it, and so does that of the difference of log odds. An ellipse holds two equal
+shares exactly where y_a - y_c is within q sqrt(V), and a larger q holds all that a smaller one does: so the
+interval, the p value and the scale of counts say the same, and p falls as the difference grows.
 
-Source: Zou and Donner 2008 (Statistics in Medicine 27:1693); with correlation, Zou 2007 (Psychological
-Methods 12:399).
+Source: a function's range over a likelihood region as its interval, Venzon and Moolgavkar 1988 (Applied
+Statistics 37:87), with Student's quantile in place of the normal one. An earlier version put the intervals of
+the two shares together (MOVER, Zou and Donner 2008), which is not monotone in the confidence where a share's
+bound is cut off at 0.
 """
 
 from __future__ import annotations
@@ -23,6 +27,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
 
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.stats.components import Component, half_width
@@ -35,6 +42,11 @@ LEAST_P = 1e-12
 _LEAST_CONFIDENCE = 1e-6
 # what stands for a bound without end
 _FAR = 1e6
+# where a share may be nearer to 0 or 1 than this, log odds are without end
+_LEAST_SHARE = 1e-12
+# the grid of angles on an ellipse, and how often it is made finer
+_ANGLES, _FINER = 121, 3
+_Values = Float[np.ndarray, "*any"]
 
 
 class Bounds(NamedTuple):
@@ -94,36 +106,78 @@ class Difference:
 
 @dataclass(frozen=True)
 class DifferenceOfShares:
-    """A difference of two shares of what is counted."""
+    """A difference of two shares of what is counted.
+
+    Attributes:
+        arm: The first share.
+        control: The share that is taken off.
+        components: Parts of the variance of the difference, on the scale of counts.
+    """
 
     arm: ArmNumber
     control: ArmNumber
-    correlation: float
+    components: tuple[Component, ...]
+
+    @property
+    def covariance(self) -> float:
+        """Return the covariance of the two, on the scale of counts."""
+        apart = self.arm.variance + self.control.variance
+        return (apart - sum(part.variance for part in self.components)) / 2
 
     @property
     def se(self) -> float:
         """Return the standard error of the difference, to first order."""
-        one, other = (
-            math.sqrt(side.variance) * side.spread.scale.slope(side.spread.center)
-            for side in (self.arm, self.control)
-        )
-        return math.sqrt(max(one**2 + other**2 - 2 * self.correlation * one * other, 0.0))
+        one, other = (s.spread.scale.slope(s.spread.center) for s in (self.arm, self.control))
+        variance = one**2 * self.arm.variance + other**2 * self.control.variance
+        return math.sqrt(max(variance - 2 * self.covariance * one * other, 0.0))
 
     def bounds(self, confidence: float = 0.95) -> Bounds:
         """Return the interval of the difference, as a share."""
-        sides = self.arm.bounds(confidence), self.control.bounds(confidence)
-        return _mover(self.arm.value, sides[0], self.control.value, sides[1], self.correlation)
+        value = self.arm.value - self.control.value
+        return self._around(value, lambda share: share, confidence)
 
     def against_margin(self, confidence: float = 0.95) -> Bounds:
         """Return the interval in log odds; it is without end where a share may be 0 or 1."""
-        numbers, bounds = [], []
-        for one in (self.arm, self.control):
-            found = one.bounds(confidence)
-            n = one.spread.scale.n if isinstance(one.spread.scale, CountScale) else 1
-            count = min(max(one.value * n, 0.5), n - 0.5)
-            numbers.append(_log_odds(count / n))
-            bounds.append(Bounds(_log_odds(found.low), _log_odds(found.high)))
-        return _mover(numbers[0], bounds[0], numbers[1], bounds[1], self.correlation)
+        one, other = (float(_log_odds(np.array(side.value))) for side in (self.arm, self.control))
+        low, high = self._around(one - other, _log_odds, confidence)
+        q = self._multiplier(confidence)
+        for side, sign in ((self.arm, 1), (self.control, -1)):
+            far = q * math.sqrt(side.variance)
+            least, most = (side.spread.scale.back(side.spread.center + s * far) for s in (-1, 1))
+            if least <= 0 or side.value <= 0:
+                low, high = (-math.inf, high) if sign > 0 else (low, math.inf)
+            if most >= 1 or side.value >= 1:
+                low, high = (low, math.inf) if sign > 0 else (-math.inf, high)
+        return Bounds(low, high)
+
+    def _multiplier(self, confidence: float) -> float:
+        variance = sum(part.variance for part in self.components)
+        return (
+            half_width(self.components, confidence) / math.sqrt(variance) if variance > 0 else 0.0
+        )
+
+    def _around(
+        self, value: float, of_share: Callable[[_Values], _Values], confidence: float
+    ) -> Bounds:
+        """Return the least and the largest difference of a function of the shares in the ellipse."""
+        q = self._multiplier(confidence)
+        if q == 0:
+            return Bounds(value, value)
+        sides = (self.arm, self.control)
+        deviations = [math.sqrt(side.variance) for side in sides]
+        size = deviations[0] * deviations[1]
+        r = min(max(self.covariance / size, -1.0), 1.0) if size > 0 else 0.0
+
+        def at(angle: _Values) -> _Values:
+            steps = np.cos(angle), r * np.cos(angle) + math.sqrt(1 - r * r) * np.sin(angle)
+            one, other = (
+                of_share(_shares(side, side.spread.center + q * deviation * step))
+                for side, deviation, step in zip(sides, deviations, steps, strict=True)
+            )
+            return np.asarray(one - other)
+
+        low, high = _ends(at)
+        return Bounds(min(low, value), max(high, value))
 
 
 AnyDifference = Difference | DifferenceOfShares
@@ -136,32 +190,73 @@ def difference(spreads: Spreads, cells: tuple[ReplicateKey, ReplicateKey]) -> An
         NotEstimable: as `ArmNumber.of`.
     """
     n_documents = spreads.table.n_documents[cells[0].hookpoint]
-    together = spreads.signed({cells[0]: 1, cells[1]: -1}).components(n_documents)
+    together = spreads.signed({cells[0]: 1, cells[1]: -1})
+    parts = together.components(n_documents)
     arm, control = (ArmNumber.of(spreads, cell) for cell in cells)
     if not isinstance(arm.spread.scale, CountScale):
-        return Difference(arm.value - control.value, together)
-    size = math.sqrt(arm.variance * control.variance)
-    apart = arm.variance + control.variance - sum(part.variance for part in together)
-    correlation = apart / (2 * size) if size > 0 else 0.0
-    return DifferenceOfShares(arm, control, min(max(correlation, -1.0), 1.0))
+        return Difference(arm.value - control.value, parts)
+    return DifferenceOfShares(arm, control, _of_counts(arm, control, parts, together.measured))
 
 
-def _mover(a: float, of_a: Bounds, c: float, of_c: Bounds, correlation: float) -> Bounds:
-    def reach(x: float, y: float) -> float:
-        if math.isinf(x) or math.isinf(y):
-            return math.inf
-        return math.sqrt(max(x * x + y * y - 2 * correlation * x * y, 0.0))
+def _of_counts(
+    arm: ArmNumber, control: ArmNumber, parts: tuple[Component, ...], measured: float
+) -> tuple[Component, ...]:
+    """Return the parts of the variance of a difference of counts, no covariance above what it can be.
 
-    value = a - c
-    return Bounds(
-        value - reach(a - of_a.low, of_c.high - c), value + reach(of_a.high - a, c - of_c.low)
-    )
+    The correlation over seeds is that of what was measured: an arm's variance may have been raised to that of
+    independent latents, which would look like something that the two share.
+
+    Args:
+        arm: The first.
+        control: The second.
+        parts: Those of the difference taken seed by seed, that of the documents first.
+        measured: The sum of its seeds' parts.
+    """
+    (documents, *first), (also, *second) = arm.components, control.components
+    shared = _covariance(documents.variance, also.variance, parts[0].variance)
+    apart = documents.variance + also.variance - 2 * shared
+    found = [parts[0]._replace(variance=apart)]
+    a, c = (sum(part.variance for part in side) for side in (first, second))
+    before = arm.spread.measured, control.spread.measured
+    size = math.sqrt(before[0] * before[1])
+    r = _covariance(*before, measured) / size if size > 0 else 0.0
+    seeds = parts[1:] if measured > 0 else (*first, *second)
+    total = sum(part.variance for part in seeds)
+    times = (a + c - 2 * r * math.sqrt(a * c)) / total if total > 0 else 0.0
+    return (*found, *(part._replace(variance=times * part.variance) for part in seeds))
 
 
-def _log_odds(share: float) -> float:
-    if share <= 0:
-        return -math.inf
-    return math.inf if share >= 1 else math.log(share / (1 - share))
+def _covariance(a: float, c: float, apart: float) -> float:
+    """Return the covariance of two numbers from the variance of their difference, at most what it can be."""
+    size = math.sqrt(a * c)
+    return min(max((a + c - apart) / 2, -size), size)
+
+
+def _shares(side: ArmNumber, y: _Values) -> _Values:
+    scale = side.spread.scale
+    return scale.shares(y) if isinstance(scale, CountScale) else y
+
+
+def _log_odds(share: _Values) -> _Values:
+    inside = np.clip(share, _LEAST_SHARE, 1 - _LEAST_SHARE)
+    return np.asarray(np.log(inside / (1 - inside)))
+
+
+def _ends(of_angle: Callable[[_Values], _Values]) -> Bounds:
+    """Return the least and the largest value of a function of an angle.
+
+    They are sought on a grid that is made finer around the best.
+    """
+    signs = np.array([[-1.0], [1.0]])
+    centers, width = np.full((2, 1), math.pi), math.pi
+    ends = np.full(2, -math.inf)
+    for _ in range(_FINER):
+        angles = centers + width * np.linspace(-1, 1, _ANGLES)
+        values = signs * of_angle(angles)
+        best = values.argmax(axis=1, keepdims=True)
+        ends = np.maximum(ends, np.take_along_axis(values, best, 1)[:, 0])
+        centers, width = np.take_along_axis(angles, best, 1), 2 * width / (_ANGLES - 1)
+    return Bounds(-float(ends[0]), float(ends[1]))
 
 
 def p_of_none(found: AnyDifference) -> float:
@@ -224,7 +319,9 @@ def _p(bounds: Callable[[float], Bounds], clear: Callable[[Bounds], float]) -> f
         return 1.0
 
     def at(log_p: float) -> float:
-        return min(max(clear(bounds(1 - math.exp(log_p))), -_FAR), _FAR)
+        by = min(max(clear(bounds(1 - math.exp(log_p))), -_FAR), _FAR)
+        # an interval that ends at the hypothesis does not leave it out
+        return by if by > 0 else min(by, -_LEAST_CONFIDENCE)
 
     ends = math.log(LEAST_P), math.log1p(-_LEAST_CONFIDENCE)
     return math.exp(brentq(at, *ends, xtol=1e-6))

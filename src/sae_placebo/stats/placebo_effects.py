@@ -1,11 +1,14 @@
 """A/A: the difference between two halves of a control's own re-draws, which is 0 but for chance.
 
 The variance between re-draws must come from elsewhere than the difference itself, which would be covered by
-construction. It comes from within the halves where there are three re-draws or more, and from the re-draws of
-the other arms of the control's family, by which it is moderated (`stats.spreads`); with two, from those
-alone. A mean over SAE seeds of a re-draw holds all that depends on it and on the seeds jointly, and what
-depends on the seed alone cancels, so SAE seeds add no part of their own; nor do documents, for what a
-document and a re-draw do together is in the re-draws' spread.
+construction. It comes from within the halves where there are three re-draws or more, moderated by the
+re-draws of the other arms of the control's family (`stats.spreads`). With two, it is the pooled mean square
+of those others at the same place, with their own degrees of freedom: a prior made of the same squares has
+nothing to add to them. A share of latents is moderated there too, for its prior is of all shares of a trial.
+
+A mean over SAE seeds of a re-draw holds all that depends on it and on the seeds jointly, and what depends on
+the seed alone cancels, so SAE seeds add no part of their own; nor do documents, for what a document and a
+re-draw do together is in the re-draws' spread.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from sae_placebo.core.errors import NotEstimable
 from sae_placebo.stats.components import MODEL_SEEDS, Component
 from sae_placebo.stats.inference import ArmNumber, Difference, DifferenceOfShares
 from sae_placebo.stats.replicates import ReplicateKey
-from sae_placebo.stats.scales import CountScale
+from sae_placebo.stats.scales import CountScale, Scale
 from sae_placebo.stats.spreads import ONE, MeanSquare, Spread, Spreads
 
 _NO_OTHERS = (
@@ -53,7 +56,7 @@ def placebo_against_placebo(
     scale = spreads.scale(control)
     y = scale.forward(control.values[:, :, 0])
     try:
-        square = _between_redraws(spreads, cell, y)
+        square = _between_redraws(spreads, cell, scale, y)
     except NotEstimable as refusal:
         return found | {"aa_reason": str(refusal)}
     sides = []
@@ -61,18 +64,18 @@ def placebo_against_placebo(
         part = Component(
             MODEL_SEEDS, max(square.value, scale.least_variance) / of_half.size, square.df
         )
-        spread = Spread(scale, float(of_half.mean()), np.empty(0), 0.0, (part,))
+        spread = Spread(scale, float(of_half.mean()), np.empty(0), 0.0, (part,), part.variance)
         sides.append(ArmNumber(float(value.mean()), spread, (part,)))
-    made: Difference | DifferenceOfShares = DifferenceOfShares(sides[0], sides[1], 0.0)
-    if not isinstance(scale, CountScale):
-        variance = sides[0].variance + sides[1].variance
-        made = Difference(effect, (Component(MODEL_SEEDS, variance, square.df),))
+    both = (Component(MODEL_SEEDS, sides[0].variance + sides[1].variance, square.df),)
+    made: Difference | DifferenceOfShares = Difference(effect, both)
+    if isinstance(scale, CountScale):
+        made = DifferenceOfShares(sides[0], sides[1], both)
     around = made.bounds(confidence)
     return found | {"aa_low": around.low, "aa_high": around.high}
 
 
 def _between_redraws(
-    spreads: Spreads, cell: ReplicateKey, y: Float[np.ndarray, "model sae_seed"]
+    spreads: Spreads, cell: ReplicateKey, scale: Scale, y: Float[np.ndarray, "model sae_seed"]
 ) -> MeanSquare:
     """Return the mean square of re-draws, without the difference between the two halves.
 
@@ -88,4 +91,6 @@ def _between_redraws(
         own = spreads.others(cell, MODEL_SEEDS)
         if not own.df:
             raise NotEstimable(_NO_OTHERS)
+        if not isinstance(scale, CountScale):
+            return own
     return spreads.moderated(cell, MODEL_SEEDS, own, without_own_arm=True)

@@ -58,9 +58,13 @@ class CountScale:
 
     def back(self, y: float) -> float:
         """Return the share, between 0 and 1, whose y it is."""
-        angle = min(max(y / (2 * math.sqrt(self.n + 0.5)), 0.0), math.pi / 2)
-        count = (self.n + 0.75) * math.sin(angle) ** 2 - 0.375
-        return min(max(count / self.n, 0.0), 1.0)
+        return float(self.shares(np.array(y)))
+
+    def shares(self, y: Float[np.ndarray, "*any"]) -> Float[np.ndarray, "*any"]:
+        """Return the share, between 0 and 1, of each y."""
+        angle = np.clip(y / (2 * math.sqrt(self.n + 0.5)), 0.0, math.pi / 2)
+        count = (self.n + 0.75) * np.sin(angle) ** 2 - 0.375
+        return np.asarray(np.clip(count / self.n, 0.0, 1.0))
 
     def slope(self, y: float) -> float:
         """Return by how much the share changes with y."""

@@ -11,6 +11,11 @@ cells of one kind: all hookpoints, SAEs and arms of a metric, and for shares of 
 metrics together, on the scale on which a count has variance 1 (`stats.scales`). Re-draws are of one
 kind only within a family of controls.
 
+Between re-draws, a metric on its own scale has few mean squares, and all hookpoints and SAEs of an arm share
+its re-draws. So there the prior of an arm is made without the arm's own, and its degrees of freedom d are put
+together with the f that the other arms of the family have at that place: 1 / (1 / d + 1 / f), which is never
+above f.
+
 The variance over documents comes from the bootstrap. What a document and a seed do together is in the
 spread between seeds already, so it is taken off: the mean, over the resamples, of the same formula applied
 to what the resample changed.
@@ -101,6 +106,7 @@ class Spread:
         replicates: The same in each resample of the documents.
         with_documents: What of the variance over documents the seeds' parts hold too.
         seeds: Parts of SAE seeds and re-draws.
+        measured: Their sum before it was raised to what as many independent latents would vary.
     """
 
     scale: Scale
@@ -108,6 +114,7 @@ class Spread:
     replicates: Float[np.ndarray, " replicate"]
     with_documents: float
     seeds: tuple[Component, ...]
+    measured: float
 
     def components(self, n_documents: int) -> tuple[Component, ...]:
         """Return all parts, that of the documents first.
@@ -132,6 +139,9 @@ class Spreads:
     shares_on_own_scale: bool = False
     _squares: dict[ReplicateKey, dict[str, MeanSquare]] = field(init=False, repr=False)
     _arms: dict[ReplicateKey, Spread] = field(init=False, repr=False, default_factory=dict)
+    _others: dict[tuple[ReplicateKey, str], MeanSquare] = field(
+        init=False, repr=False, default_factory=dict
+    )
     _priors: dict[tuple[str, str], dict[tuple[str, str], VariancePrior]] = field(
         init=False, repr=False, default_factory=dict
     )
@@ -171,23 +181,39 @@ class Spreads:
         return self.table.counted(key) > 0 and not self.shares_on_own_scale
 
     def prior(self, key: ReplicateKey, source: str, without_own_arm: bool = False) -> VariancePrior:
-        """Return what the cells like one say of a source's mean square."""
+        """Return what the cells like one say of a source's mean square.
+
+        That of re-draws of a metric on its own scale is made without the cell's own arm. Its variance is off
+        by how much true variances differ and by how few squares it is made of: both count in its df.
+        """
         kind = _COUNTS if self._counts(key) else key.metric
-        own = self.table.same_as.get(key.arm, key.arm) if without_own_arm else ""
+        few = source == MODEL_SEEDS and not self._counts(key)
+        own = self.table.same_as.get(key.arm, key.arm) if without_own_arm or few else ""
         if (kind, own) not in self._priors:
             groups = self._groups(kind, own)
             self._priors[kind, own] = variance_priors(groups)
-        return self._priors[kind, own].get(
+        found = self._priors[kind, own].get(
             self._group(key, source), VariancePrior(float("nan"), 0.0)
         )
+        if not few:
+            return found
+        df = (found.df, self.others(key, source).df)
+        return VariancePrior(found.variance, 1 / sum(1 / one for one in df) if min(df) > 0 else 0.0)
 
     def others(self, key: ReplicateKey, source: str) -> MeanSquare:
         """Return the pooled mean square of the other arms of a cell's family, at its place; df 0 for none."""
+        if (key, source) not in self._others:
+            self._others[key, source] = self._pooled(key, source)
+        return self._others[key, source]
+
+    def _pooled(self, key: ReplicateKey, source: str) -> MeanSquare:
         own, family = self.table.same_as.get(key.arm, key.arm), self.table.families.get(key.arm)
         squares: list[MeanSquare] = []
         for arm in sorted(self.table.drawn - {key.arm}):
-            same = self.table.same_as.get(arm, arm) == own
-            if same or self.table.families.get(arm) != family:
+            # an arm with another's SAEs says nothing that the other does not
+            twin = self.table.same_as.get(arm, arm)
+            counted_already = twin != arm and twin in self.table.drawn
+            if twin == own or counted_already or self.table.families.get(arm) != family:
                 continue
             with contextlib.suppress(NotEstimable):
                 found = self.table[key._replace(arm=arm)]
@@ -256,6 +282,7 @@ class Spreads:
             np.sum([part.replicates for part in parts], axis=0),
             sum(part.with_documents for part in parts),
             tuple(one for part in parts for one in part.seeds),
+            sum(part.measured for part in parts),
         )
 
     def _paired(
@@ -289,6 +316,7 @@ class Spreads:
             y[:, :, 1:].mean(axis=(0, 1)),
             _with_documents(y, drawn, n_documents),
             components_of(squares, y[:, :, 0].size, least),
+            sum(variance_of_mean(squares, y[:, :, 0].size).values()),
         )
 
 
