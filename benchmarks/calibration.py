@@ -1,6 +1,7 @@
 """How often do intervals leave the truth out? A/A trials on a small model, and planted truth.
 
     python benchmarks/calibration.py [--pools 10] [--redraws 12] [--trials 20] [--quick] [--out FILE]
+    python benchmarks/calibration.py --shares | --own-scale
 
 A pool is one trial on `pylm` with small SAEs, in which the control `redraw` is drawn many times; it is
 dealt into A/A trials of two re-draws against two (and three against three). Each pool has its own seed:
@@ -40,6 +41,7 @@ from sae_placebo.stats.calibration import (
     planted_placebo,
     rates,
 )
+from sae_placebo.stats.calibration_redraws import planted_redraws
 from sae_placebo.stats.calibration_shares import planted_shares
 from sae_placebo.trial.plan import plan_steps
 from sae_placebo.trial.results import gather
@@ -50,6 +52,8 @@ ARM = "redraw"
 EACH = (2, 3)
 PLANTED, PLANTED_PLACEBO, PLANTED_DECOYS = 2_500, 400, 400
 PLANTED_SHARES = 200
+PLANTED_REDRAWS = 1_000
+TIMES = (1.0, 2.0)
 RATES_ASKED = (0.05, 0.1, 0.2)
 SHARE_SHAPES = ((2, 2), (3, 3))
 OVERDISPERSIONS = (0.0, 0.0005, 0.003)
@@ -134,6 +138,18 @@ def share_table(trials: int) -> list[dict[str, Any]]:
     return rows
 
 
+def redraw_table(trials: int) -> list[dict[str, Any]]:
+    """Return how often planted re-draws on a metric's own scale leave 0 out, a row per group of arms."""
+    rows = []
+    for shape in SHARE_SHAPES:
+        for times in TIMES:
+            for found in planted_redraws(shape, times, trials):
+                row = found._asdict() | {"effect": found.effect._asdict()}
+                row["placebo"] = found.placebo and found.placebo._asdict()
+                rows.append({"shape": list(shape), "times": times, **row})
+    return rows
+
+
 def fdr_table(trials: int) -> list[dict[str, Any]]:
     """Return the share of false ones among targets that pass, planted, beside the rate asked for.
 
@@ -193,6 +209,24 @@ def share_markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def redraw_markdown(rows: list[dict[str, Any]]) -> str:
+    """Return the table of planted re-draws of the docs, in percent, and widths over the true spread."""
+    lines = ["| re-draws, SAE seeds | `apart` varies | arms | A/A | width | effect | width |"]
+    lines.append("|---|" + "---|" * 6)
+    for row in rows:
+        shape = ", ".join(map(str, row["shape"]))
+        cells = []
+        for kind, width in (("placebo", "placebo_width"), ("effect", "width")):
+            told = row[kind]
+            if told is None:
+                cells += ["null", "null"]
+                continue
+            cells.append(f"{100 * told['share']:.1f} ± {100 * told['se']:.1f}")
+            cells.append(f"{row[width]:.2f}")
+        lines.append(f"| {shape} | {row['times']:g}x | {row['arms']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _cell(row: dict[str, Any] | None) -> str:
     if row is None or pd.isna(row["share"]):
         return "null"
@@ -245,15 +279,12 @@ def write_validity(rows: list[dict[str, Any]], out: Path) -> None:
         validity.write(headline, found, "python benchmarks/calibration.py --shares", out)
 
 
-def only_shares(out: Path) -> None:
-    """Measure planted shares anew, beside what the file holds of everything else."""
+def only(out: Path, **measured: list[dict[str, Any]]) -> None:
+    """Write what was measured anew, beside what the file holds of everything else."""
     kept = json.loads(out.read_text(encoding="utf-8"))
-    shares = share_table(PLANTED_SHARES)
-    names = ("rates", "coverage", "placebo", "false_discoveries", "seconds")
-    results = {name: kept[name] for name in names} | {"shares": shares}
+    about = ("benchmark", "date", "machine", "settings")
+    results = {name: value for name, value in kept.items() if name not in about} | measured
     machine.save(out, "calibration", kept["settings"], results)
-    write_validity(shares, out)
-    print(share_markdown(shares))
 
 
 def main() -> None:
@@ -267,9 +298,20 @@ def main() -> None:
     parser.add_argument(
         "--shares", action="store_true", help="planted shares alone; the rest stays"
     )
+    parser.add_argument(
+        "--own-scale", action="store_true", help="planted re-draws alone; the rest stays"
+    )
     args = parser.parse_args()
     if args.shares:
-        only_shares(args.out)
+        shares = share_table(PLANTED_SHARES)
+        only(args.out, shares=shares)
+        write_validity(shares, args.out)
+        print(share_markdown(shares))
+    if args.own_scale:
+        own_scale = redraw_table(PLANTED_REDRAWS)
+        only(args.out, own_scale=own_scale)
+        print(redraw_markdown(own_scale))
+    if args.shares or args.own_scale:
         return
     if args.quick:
         args.pools, args.redraws, args.trials = 2, 6, 3
@@ -304,13 +346,15 @@ def main() -> None:
     }  # fmt: skip
     shares = share_table(10 if args.quick else PLANTED_SHARES)
     results = {"rates": found, "coverage": coverage, "placebo": placebo, "shares": shares}
-    results |= {"false_discoveries": false, "seconds": seconds}
+    own_scale = redraw_table(10 if args.quick else PLANTED_REDRAWS)
+    results |= {"own_scale": own_scale, "false_discoveries": false, "seconds": seconds}
     machine.save(args.out, "calibration", settings, results)
     if not args.quick:
         write_shown(found, args.out)
         write_validity(shares, args.out)
     print(markdown(found, coverage))
     print(share_markdown(shares))
+    print(redraw_markdown(own_scale))
 
 
 if __name__ == "__main__":

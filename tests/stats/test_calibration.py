@@ -24,6 +24,7 @@ from sae_placebo.stats.calibration import (
     planted_placebo,
     rates,
 )
+from sae_placebo.stats.calibration_redraws import APART, planted_redraws
 from sae_placebo.stats.replicates import ReplicateKey, ReplicateTable
 
 
@@ -152,6 +153,22 @@ def test_planted_placebos_leave_zero_out_seldom() -> None:
     assert TrialShare.of(5, 20) == TrialShare(0.25, (0.25 * 0.75 / 20) ** 0.5, 20)
 
 
+def test_few_redraws_on_their_own_scale_leave_zero_out_seldom() -> None:
+    """Seven arms, two re-draws by two seeds, one metric: squares of re-draws are used once."""
+    found = {one.arms: one for one in planted_redraws((2, 2), 1.0, 150)}
+    for name, most in (("alike", 0.08), (APART, 0.11)):
+        one = found[name]
+        assert one.placebo is not None
+        # it was 10 to 12% and 7% where squares were used twice; 450 and 150 trials have 1.0 and 1.8
+        assert 0.01 <= one.placebo.share <= most
+        assert 0.01 <= one.effect.share <= most
+        assert one.width <= 3.2
+        assert one.placebo_width is not None
+        assert one.placebo_width <= 3.2
+    assert found["alone"].placebo is None
+    assert found["alone"].effect.share <= 0.14
+
+
 def test_a_trial_of_re_draws_is_a_pool(tiny_model: Path, tiny_text: Path, tmp_path: Path) -> None:
     from sae_placebo.core.store import Store
     from sae_placebo.trial.plan import plan_steps
@@ -196,6 +213,9 @@ def test_the_benchmark_writes_its_tables() -> None:
     assert said.count("| x |") == 1
     assert "| 60, 2, 2 | 95.0" in said
     assert "nan" not in said
+    own_scale = module.redraw_markdown(module.redraw_table(3))
+    assert own_scale.count("\n") == 1 + 2 * 2 * 3
+    assert "| alone | null | null |" in own_scale
     # pools share no seed of a model or a SAE
     first, second = (module.protocol(seed, 12) for seed in (0, 1))
     assert not set(first["model_seeds"]) & set(second["model_seeds"])

@@ -33,6 +33,7 @@ def table(rows: list[dict[str, Any]], spec: MultiplicitySpec | None = None) -> p
     usual = {
         "metric": "coverage_token", "hookpoint": "resid_post.2", "sae": "topk",
         "arm": "trained", "control": "redraw", "unit": "share", "reason": None,
+        "arm_value": 0.6, "control_value": 0.6,
     }  # fmt: skip
     made = []
     for row in rows:
@@ -118,6 +119,27 @@ def test_four_conclusions() -> None:
     assert "differs from zero" in found["conclusion_reason"][4]
     assert (found["seoi"] == 0.05).all()
     assert (found["q"] >= found["p"]).all()
+
+
+def test_two_small_values_are_not_equivalent_because_the_size_of_interest_is_larger() -> None:
+    """R2 of 0.0009 and 0.0014 at 0.02, and 0.002 and 0.015 of a share of something else at 0.05."""
+    r2 = {"metric": "ladder_r2_position", "unit": "R2"}
+    found = conclusions(
+        [
+            r2 | {"effect": -0.0005, "se": 2e-4, "arm_value": 0.0009, "control_value": 0.0014},
+            {"effect": 0.013, "se": 1e-3, "arm_value": 0.015, "control_value": 0.002},
+            {"effect": 0.001, "se": 1e-3, "arm_value": 0.021, "control_value": 0.02},
+            r2 | {"effect": 0.0, "se": 1e-3, "arm_value": 0.0, "control_value": 0.0},
+            r2 | {"effect": 0.001, "se": 1e-3, "arm_value": 0.501, "control_value": 0.5},
+        ]
+    )
+    assert found["conclusion"].tolist() == [
+        *(INCONCLUSIVE, INCONCLUSIVE, EQUIVALENT, INCONCLUSIVE, EQUIVALENT)
+    ]
+    reasons = found["conclusion_reason"].fillna("")
+    assert reasons.str.contains("would say nothing").tolist() == [True, True, False, True, False]
+    assert np.isnan(found["equivalent_p"][3])
+    assert (found["seoi"] == [0.02, 0.05, 0.05, 0.02, 0.02]).all()
 
 
 def test_families_are_corrected_apart() -> None:

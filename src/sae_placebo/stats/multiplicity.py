@@ -12,7 +12,9 @@ the effect is beyond it, and whether it is within it on both sides (equivalence)
 inconclusive: a wide interval shows no absence.
 
 A share of latents is judged in log odds, whatever its size: from 1.5% to 0.2% is far, from 51.5% to 50.2%
-is not.
+is not. For any other metric a size that is set may be larger than both values, as 0.02 is beside an R2 of
+0.0009 and one of 0.0014, and any two such values would be equivalent. So equivalence is within the size that
+is set and within half of the larger of the two values: no value is equivalent to one that is twice as large.
 
 P values are of the effect's own interval: below 0.05 exactly where that at 95% leaves the hypothesis out
 (`stats.inference`).
@@ -45,6 +47,11 @@ SMALL = "different but small"
 EQUIVALENT = "equivalent"
 INCONCLUSIVE = "inconclusive"
 CONCLUSIONS = (ABOVE, SMALL, EQUIVALENT, INCONCLUSIVE)
+
+_SMALL_VALUES = (
+    "the smallest effect of interest is more than half of the larger value, so that equivalence within it "
+    "would say nothing; within half of that value it is not shown"
+)
 
 Size = Annotated[float, Field(gt=0)]
 
@@ -170,10 +177,11 @@ def p_values(
     """Return an effect's family and its p values: `p`, `above_p` and `equivalent_p`.
 
     `p` is of no effect, `above_p` of an effect within the smallest effect of interest `seoi`,
-    `equivalent_p` of an effect outside it. `conclusion_reason` says why there is none.
+    `equivalent_p` of an effect outside it, or outside `equivalence_margin` where that is less; that one is
+    null where both values are 0. `conclusion_reason` says why there is none.
 
     Args:
-        row: Its metric, hookpoint, sae, unit and reason are read.
+        row: Its metric, hookpoint, sae, unit, reason and the values of the two arms are read.
         found: The difference; None where it cannot be estimated.
         spec: Sizes and groups.
     """
@@ -193,8 +201,20 @@ def p_values(
         why = f"no smallest effect of interest is set for {metric} or its unit {row['unit']!r}"
         return made | {"conclusion_reason": why}
     made["above_p"] = p_of_small(found, seoi)
-    made["equivalent_p"] = p_of_large(found, seoi)
+    margin = seoi
+    if not isinstance(found, DifferenceOfShares):
+        margin = equivalence_margin(seoi, row["arm_value"], row["control_value"])
+    if margin > 0:
+        made["equivalent_p"] = p_of_large(found, margin)
     return made
+
+
+def equivalence_margin(seoi: float, arm: float, control: float) -> float:
+    """Return within what two values of a metric on its own scale are equivalent.
+
+    It is the smallest effect of interest, and at most half of the larger value in size.
+    """
+    return min(seoi, max(abs(arm), abs(control)) / 2)
 
 
 def judged(effects: pandas.DataFrame, spec: MultiplicitySpec) -> pandas.DataFrame:
@@ -205,7 +225,8 @@ def judged(effects: pandas.DataFrame, spec: MultiplicitySpec) -> pandas.DataFram
     - above the smallest effect of interest: `q` and `above_q` are small;
     - different but small: `q` and `equivalent_q` are small;
     - equivalent: `equivalent_q` is small and `q` is not;
-    - inconclusive: anything else; `conclusion_reason` says whether it differs from zero.
+    - inconclusive: anything else; `conclusion_reason` says whether it differs from zero, and whether both
+      values are too small for equivalence to mean something.
 
     The conclusion is null where there is no p value or no smallest effect of interest, and
     `conclusion_reason` says why.
@@ -220,7 +241,8 @@ def judged(effects: pandas.DataFrame, spec: MultiplicitySpec) -> pandas.DataFram
             column = made.columns.get_loc(f"{name.removesuffix('p')}q")
             p = made[name].to_numpy(np.float64)[members]
             made.iloc[members, column] = adjusted(p)
-    read = ["q", "above_q", "equivalent_q", "conclusion_reason"]
+    read = ["q", "above_q", "equivalent_q", "conclusion_reason", "seoi", "seoi_unit"]
+    read += ["arm_value", "control_value"]
     drawn = [_concluded(row, spec.level) for row in made[read].to_dict("records")]
     made["conclusion"] = _texts([conclusion for conclusion, _ in drawn])
     made["conclusion_reason"] = _texts([reason for _, reason in drawn])
@@ -241,5 +263,9 @@ def _concluded(row: Mapping[str, Any], level: float) -> tuple[str | None, str | 
         return ABOVE, None
     if row["equivalent_q"] <= level:
         return (SMALL if differs else EQUIVALENT), None
-    said = "differs from zero, but may be" if differs else "may be zero, and may be"
-    return INCONCLUSIVE, f"it {said} above or below the smallest effect of interest"
+    said = "differs from zero, but" if differs else "may be zero, and"
+    if row["seoi_unit"] != LOG_ODDS:
+        margin = equivalence_margin(row["seoi"], row["arm_value"], row["control_value"])
+        if margin < row["seoi"]:
+            return INCONCLUSIVE, f"it {said} {_SMALL_VALUES}"
+    return INCONCLUSIVE, f"it {said} may be above or below the smallest effect of interest"

@@ -74,7 +74,11 @@ EFFECTS = Table(
         Column("seoi_unit", "string", "unit of `seoi`: log odds for shares of latents"),
         Column("above_p", "float", f"{_P} that is smaller than `seoi`"),
         Column("above_q", "float", _Q),
-        Column("equivalent_p", "float", f"{_P} that is larger than `seoi`"),
+        Column(
+            "equivalent_p",
+            "float",
+            f"{_P} that is larger than `seoi`, or than half of the larger value if that is less",
+        ),
         Column("equivalent_q", "float", _Q),
         Column(
             "conclusion",
