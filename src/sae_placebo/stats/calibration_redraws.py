@@ -67,10 +67,11 @@ def planted_redraws(
         for name, arms in groups.items():
             for arm in arms:
                 cells = [ReplicateKey(one, "here", "sae", "planted") for one in ("trained", arm)]
-                found = difference(spreads, (cells[0], cells[1]))
-                around, aa = found.bounds(), placebo_against_placebo(spreads, cells[1], 0.95)
+                around = difference(spreads, (cells[0], cells[1])).bounds()
+                aa = placebo_against_placebo(spreads, cells[1], 0.95)
                 placebo = (aa["aa_effect"], aa.get("aa_low", np.nan), aa.get("aa_high", np.nan))
-                seen[name].append((found.value, *around, *placebo))
+                effect = (around.low + around.high) / 2
+                seen[name].append((effect, *around, *placebo))
     return [_coverage(name, np.array(rows)) for name, rows in seen.items()]
 
 
