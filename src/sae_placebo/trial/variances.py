@@ -227,4 +227,11 @@ def _prior_df(trial: Trial, metric: str) -> dict[str, float]:
             for field in ("value", "df")
         )
         found[name] = min(variance_prior(values, df).df, 1e6)
+    if not metric.startswith(_COUNTED):
+        # as in `stats.spreads`: re-draws on a metric's own scale count for no more than the other arms' there
+        df = np.array([square.df for square in squares[MODEL_SEEDS]], dtype=np.float64)
+        places = table.drop_duplicates(["hookpoint", "sae"])
+        others = float(df.sum() / len(places) - df.mean()) if len(df) else 0.0
+        parts = (found["redraws_df"], others)
+        found["redraws_df"] = 1 / sum(1 / part for part in parts) if min(parts) > 0 else 0.0
     return found
