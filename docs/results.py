@@ -212,7 +212,7 @@ def contrasts(page: Page) -> str:
         scale, unit = (100, "points") if row["unit"] == "share" else (1, row["unit"])
         effect = {"value": row["effect"], "low": row["low"], "high": row["high"]}
         aa = {"value": row["aa_effect"], "low": row["aa_low"], "high": row["aa_high"]}
-        digits = 2 if unit == "bits" else 1
+        digits = {"bits": 2, "F1": 3}.get(str(unit), 1)
         cells = [said(e, "", scale, digits) if pd.notna(e["value"]) else "–" for e in (effect, aa)]
         if pd.isna(row["effect"]):
             cells[0] = brief(str(row["reason"] or ""))
