@@ -163,7 +163,7 @@ def test_alone_is_as_good_as_nested_where_nothing_else_matters(
 ) -> None:
     of = NAMES.index(kind)
     nested = climbed.r2[RUNGS.index(column), of, 0]
-    assert climbed.solo[f"r2_{column}"][of, 0] == pytest.approx(nested, abs=0.02)
+    assert climbed.columns()[f"r2_{column}"][of, 0] == pytest.approx(nested, abs=0.02)
     assert climbed.columns()["r2_previous"][of, 0] < 0.5
 
 
@@ -286,8 +286,10 @@ def test_a_fold_is_the_ladder_scored_without_that_group(
     living = slice(None, -1)
     assert climbed.r2[:, living, 1 + group] == pytest.approx(without.r2[:, living, 0], abs=1e-5)
     assert climbed.whole[:, 1 + group] == pytest.approx(without.whole[:, 0], abs=1e-5)
-    for name, values in climbed.solo.items():
-        assert values[living, 1 + group] == pytest.approx(without.solo[name][living, 0], abs=1e-5)
+    for name, values in climbed.columns().items():
+        assert values[living, 1 + group] == pytest.approx(
+            without.columns()[name][living, 0], abs=1e-5
+        )
 
 
 def test_without_a_placebo_its_rungs_are_null_with_a_reason(
