@@ -195,7 +195,7 @@ def tiny_table(model: Path, text: Path, hookpoints: list[str]) -> dict[str, Any]
             **{"n_atoms": 8, "nmf_atoms": 4, "fit_tokens": 100, "ica_tokens": 100},
             **{"nmf_tokens": 100, "iterations": 1, "choose_tokens": 50, "score_tokens": 50},
             **{"sae_pursuit_tokens": 4, "coded_tokens": 4, "n_labels": 1},
-            **{"distortions": [0.2], "probe_tokens": 50},
+            **{"distortions": [0.2], "probe_tokens": 50, "most_atoms": 2},
         },
         "use": asked
         | {
