@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-smollm2 demo-prose pylm test test-portable check bench bench-quick calibration clean
+.PHONY: demo demo-smollm2 demo-prose pylm test test-architectures test-portable check bench bench-quick calibration clean
 
 demo: .venv/installed
 	$(BIN)/sae-placebo run examples/demo.toml --store runs
@@ -23,6 +23,10 @@ pylm: .venv/dev
 
 test: .venv/dev .venv/demo .venv/prose
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# trials of all 86 architectures; `make test` tries a third of them
+test-architectures: .venv/dev .venv/demo
+	SAE_PLACEBO_ARCHITECTURES=all $(BIN)/python -m pytest -n 2 --dist loadfile tests/models/test_architectures_*.py
 
 # the tests under the arithmetic of other processors, on one thread and on two: three times as long
 test-portable: .venv/dev .venv/demo .venv/prose

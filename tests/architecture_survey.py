@@ -6,6 +6,7 @@ Both the test of architectures and the page docs/reference/architectures.md are 
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 from pathlib import Path
@@ -29,6 +30,9 @@ from sae_placebo.models.loading import Reader, load_model
 from sae_placebo.trial.run import run
 
 NAMES = tuple(dict.fromkeys([*architectures.CONFIGS, *architecture_list.CONFIGS]))
+EVERY = "SAE_PLACEBO_ARCHITECTURES"
+TRIED = NAMES if os.environ.get(EVERY) == "all" else NAMES[::3]
+"""The architectures of which trials are run: a third, and all of them by `make test-architectures`."""
 LAYER = 1
 FIRST = "build, harvest, train, measure, profile, baselines"
 STAGES = (FIRST, "use", "readers", "writers", "audit")
