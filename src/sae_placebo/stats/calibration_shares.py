@@ -18,9 +18,8 @@ from sae_placebo.stats.spreads import Spreads
 EXPECTED = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 100.0)
 """Latents of a class that are expected in an SAE."""
 ARMS = ("trained", "one", "two", "three")
-MORE = "more"
-MORE_ODDS = 1.5
-"""An arm in which every class has so much larger odds: the smallest effect of interest."""
+MORE, MORE_ODDS = "more", 1.5
+"""An arm in which every class has so many times the odds: the smallest effect of interest."""
 _D_SAE, _DOCUMENTS = 1_024, 60
 # the other classes of a trial, by which these are moderated
 _OTHERS = np.exp(np.linspace(np.log(0.002), np.log(0.3), 10))
@@ -92,8 +91,7 @@ def planted_shares(
             hits[3, c] += not low <= 0 <= high
     found = []
     for c, count in enumerate(expected):
-        rates_of = (TrialShare.of(int(kind[c]), trials) for kind in hits)
-        control, effect, placebo, power = rates_of
+        control, effect, placebo, power = (TrialShare.of(int(kind[c]), trials) for kind in hits)
         width = float(np.median(ratios[:, c]))
         found.append(ShareCoverage(count, control, effect, placebo, power, width))
     return found

@@ -9,21 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from sae_placebo.core.spec import canonical, digest
 from sae_placebo.core.store import Step
 from sae_placebo.core.time_left import WorkPiece
-from sae_placebo.models.specs import ModelSize, shape_of
+from sae_placebo.models.specs import shape_of
 from sae_placebo.trial.machine import SEVERAL, Machine, side_by_side, usual_threads
-from sae_placebo.trial.plan import ArmModel, Place, Plan
-from sae_placebo.trial.question_estimates import (
-    QuestionEstimate,
-    active_latents,
-    lanes_of,
-    layer_of,
-    places_left,
-)
+from sae_placebo.trial.plan import ArmModel, Plan
+from sae_placebo.trial.question_estimates import Estimate, QuestionEstimate, lanes_of, layer_of
 from sae_placebo.trial.sizes import fit_tokens
 from sae_placebo.trial.spec import TrialSpec
 
@@ -63,28 +56,12 @@ def of_usual_machine(spec: TrialSpec, threads: int) -> Machine:
     )
 
 
-@dataclass
-class TimeEstimate:
-    """The pieces of work that are left of a trial, in the order in which they run.
-
-    Args:
-        plan: The trial's plan.
-        is_left: Returns whether a step is still to be done.
-        machine: Rates of the machine.
-    """
-
-    plan: Plan
-    is_left: Callable[[Step], bool]
-    machine: Machine
+class TimeEstimate(Estimate):
+    """The pieces of work that are left of a trial, in the order in which they run."""
 
     def __post_init__(self) -> None:
-        spec = self.spec = self.plan.spec
-        self.shape: ModelSize = shape_of(spec.model)
-        self.train, self.held = spec.text.train_tokens, spec.text.heldout_tokens
-        self.fitted = fit_tokens(spec)
-        self.context = spec.text.context_tokens
-        self.width = self.shape.width
-        self.numbers = 1 / self.machine.numbers
+        super().__post_init__()
+        self.train, self.fitted = self.spec.text.train_tokens, fit_tokens(self.spec)
         self.code = 1 / self.machine.code
         self.one_thread = self.machine.products / side_by_side(self.machine.threads)
 
@@ -177,30 +154,24 @@ class TimeEstimate:
 
     # --- what is said about SAEs -----------------------------------------------------------------
 
-    def _places(self, steps: dict[Place, Step]) -> list[Place]:
-        return places_left(steps, self.is_left)
-
-    def _active(self, label: str) -> float:
-        return active_latents(self.spec, label)
-
     def _measured(self) -> Iterator[WorkPiece]:
         readability = self.plan.readability
         if readability is not None and self.is_left(readability):
             yield WorkPiece(
                 "readability", "readability", (0.1 + 1.5e-5 * self.train) * self.numbers
             )
-        places = self._places(self.plan.measure)
+        places = self.places(self.plan.measure)
         if not places:
             return
         seconds = 0.0
         for *_, label, _ in places:
-            pairs = self.held * self._active(label)
+            pairs = self.held * self.active(label)
             encode = 2 * self.held * self.spec.saes[label].d_sae * self.width / self.one_thread
             seconds += encode + (0.25 + 0.6e-6 * pairs) * self.numbers
         yield WorkPiece("measure", "measure", seconds / self._workers(len(places)))
 
     def _encoded(self) -> Iterator[WorkPiece]:
-        places = self._places(self.plan.encode)
+        places = self.places(self.plan.encode)
         if not places:
             return
         seconds = 0.0
@@ -210,12 +181,12 @@ class TimeEstimate:
         yield WorkPiece("encode", "encode text to fit on", seconds / self._workers(len(places)))
 
     def _profiled(self) -> Iterator[WorkPiece]:
-        places = self._places(self.plan.profile)
+        places = self.places(self.plan.profile)
         if not places:
             return
         seconds = 0.0
         for *_, label, _ in places:
-            k, m = self._active(label), self.spec.saes[label].d_sae
+            k, m = self.active(label), self.spec.saes[label].d_sae
             seconds += 0.45 + 1.4e-8 * self.held * k**2 + 6e-7 * self.held * k + 2e-7 * m**2
             # the ladder at four portions of its text
             seconds += 8e-7 * (self.fitted + self.held) * k
@@ -226,7 +197,7 @@ class TimeEstimate:
         if not left:
             return
         how, saes = self.spec.baselines, self.spec.saes
-        k = how.k or sum(self._active(label) for label in saes) / len(saes)
+        k = how.k or sum(self.active(label) for label in saes) / len(saes)
         atoms = min(how.n_atoms, *(sae.d_sae for sae in saes.values()))
         fit = min(how.fit_tokens, self.fitted)
         wanted = how.choose_tokens, how.probe_tokens + how.score_tokens

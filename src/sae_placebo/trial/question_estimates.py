@@ -15,7 +15,6 @@ from sae_placebo.models.specs import ModelSize, shape_of
 from sae_placebo.trial.machine import SEVERAL, Machine, side_by_side
 from sae_placebo.trial.plan import Place, Plan
 from sae_placebo.trial.reference import asked_hookpoints
-from sae_placebo.trial.spec import TrialSpec
 
 _LANE = 0.4
 """What a further lane adds to the speed of code that computes nothing large."""
@@ -36,18 +35,6 @@ def layer_of(hookpoint: str) -> int:
     return int(hookpoint.rpartition(".")[2])
 
 
-def places_left(steps: dict[Place, Step], is_left: Callable[[Step], bool]) -> list[Place]:
-    """Return one place of every artefact of a stage that is still to be made."""
-    return list({step.key: place for place, step in steps.items() if is_left(step)}.values())
-
-
-def active_latents(spec: TrialSpec, label: str) -> float:
-    """Return how many latents of an SAE a token has, about."""
-    sae = spec.saes[label]
-    target = sae.l0_target()
-    return float(target) if target else min(32.0, sae.d_sae / 8)
-
-
 def lanes_of(plan: Plan, threads: int) -> int:
     """Return how many arms are asked side by side."""
     shape = shape_of(plan.spec.model)
@@ -56,8 +43,8 @@ def lanes_of(plan: Plan, threads: int) -> int:
 
 
 @dataclass
-class QuestionEstimate:
-    """The pieces of work that are left of what a trial asks of its models.
+class Estimate:
+    """What every estimate of a trial's work reads.
 
     Args:
         plan: The trial's plan.
@@ -76,15 +63,30 @@ class QuestionEstimate:
         self.width = self.shape.width
         self.numbers = 1 / self.machine.numbers
 
+    def places(self, steps: dict[Place, Step]) -> list[Place]:
+        """Return one place of every artefact of a stage that is still to be made."""
+        left = {step.key: place for place, step in steps.items() if self.is_left(step)}
+        return list(left.values())
+
+    def active(self, label: str) -> float:
+        """Return how many latents of an SAE a token has, about."""
+        sae = self.spec.saes[label]
+        target = sae.l0_target()
+        return float(target) if target else min(32.0, sae.d_sae / 8)
+
+
+class QuestionEstimate(Estimate):
+    """The pieces of work that are left of what a trial asks of its models."""
+
     def pieces(self) -> Iterator[WorkPiece]:
         """Yield what each arm's model is asked, each arm in a lane; the model is built first."""
         lanes = lanes_of(self.plan, self.machine.threads)
         # code of one thread adds less to the whole where another lane runs beside it
         less = 1 / (1 + _LANE * (lanes - 1))
         asked = {
-            "use": (self._use, places_left(self.plan.use, self.is_left)),
-            "ties": (self._circuits, places_left(self.plan.ties, self.is_left)),
-            "audit": (self._audit, places_left(self.plan.audit, self.is_left)),
+            "use": (self._use, self.places(self.plan.use)),
+            "ties": (self._circuits, self.places(self.plan.ties)),
+            "audit": (self._audit, self.places(self.plan.audit)),
         }
         for one in dict.fromkeys(place[0] for _, places in asked.values() for place in places):
             own = [
@@ -179,7 +181,7 @@ class QuestionEstimate:
         name, machine = f"{one.label}, {hookpoint}, {label}", self._at(hookpoint)
         numbers = self.numbers * less
         tokens = min(self.spec.circuits.readers.tokens, self.held)
-        pairs = tokens * active_latents(self.spec, label) * self._readers(hookpoint)
+        pairs = tokens * self.active(label) * self._readers(hookpoint)
         nulls = self.spec.circuits.readers.reader_nulls
         products = 4 * tokens * self._readers(hookpoint) * nulls * self.width
         read = tokens * (3 * machine.slope + 5e-5 * numbers)

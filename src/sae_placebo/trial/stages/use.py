@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,14 @@ import numpy as np
 from sae_placebo.causal.examination import Examination, confirmed, examine
 from sae_placebo.causal.use.base import Subject
 from sae_placebo.causal.use.downstream import Downstream
+from sae_placebo.core.progress import Track
 from sae_placebo.core.spec import numpy_generator
+from sae_placebo.latents.base import Encoded
 from sae_placebo.latents.passages import passages_of
 from sae_placebo.trial.artefacts import Artefacts
-from sae_placebo.trial.failures import Failures, write_refusal
+from sae_placebo.trial.failures import Failures
 from sae_placebo.trial.plan import Place
+from sae_placebo.trial.stages.answers import answer
 from sae_placebo.trial.table_files import write_table
 from sae_placebo.trial.tables.use_files import write_use
 
@@ -32,31 +34,19 @@ def ask_use(
         model: Returns the model from the SAE's hookpoint on; where it cannot, that is the answer.
         failures: Keeps what goes wrong.
     """
-    label = f"{place[0].label}, {', '.join(place[1:3])}"
-    with artefacts.store.write(artefacts.plan.use[place]) as draft:
-        work = functools.partial(_examine, artefacts, place, model, draft, label)
-        failure = failures.attempt(f"use: {label}", work)
-        if failure is not None:
-            write_refusal(draft, *failure)
 
+    def work(subject: Subject, encoded: Encoded, draft: Path, track: Track) -> None:
+        spec, kinds = artefacts.spec, _kinds(artefacts, place)
+        found = examine(subject, encoded, kinds, spec.use, spec.circuits, spec.seed, track)
+        shown = _shown(artefacts, found, kinds)
+        with track("patch readers", len(shown), "latents") as advance:
+            patched = confirmed(subject, encoded, found, shown, spec.circuits, spec.seed, advance)
+        write_use(draft, found, spec.use, spec.circuits, spec.seed)
+        passages = passages_of(encoded, shown, spec.measurement)
+        write_table(draft / "use_passages.parquet", passages)
+        write_table(draft / "patched.parquet", patched)
 
-def _examine(
-    artefacts: Artefacts, place: Place, model: Callable[[], Downstream], draft: Path, label: str
-) -> None:
-    spec, kinds, encoded = artefacts.spec, _kinds(artefacts, place), artefacts.encoded(place)
-    subject = Subject(model(), encoded.tokens, encoded.activations)
-
-    def track(what: str, total: int, unit: str) -> Any:
-        return artefacts.progress.track(f"{what}: {label}", total, unit)
-
-    found = examine(subject, encoded, kinds, spec.use, spec.circuits, spec.seed, track)
-    shown = _shown(artefacts, found, kinds)
-    with track("patch readers", len(shown), "latents") as advance:
-        patched = confirmed(subject, encoded, found, shown, spec.circuits, spec.seed, advance)
-    write_use(draft, found, spec.use, spec.circuits, spec.seed)
-    passages = passages_of(encoded, shown, spec.measurement)
-    write_table(draft / "use_passages.parquet", passages)
-    write_table(draft / "patched.parquet", patched)
+    answer(artefacts, artefacts.plan.use, place, model, failures, work)
 
 
 def _shown(artefacts: Artefacts, found: Examination, kinds: Any) -> list[int]:
