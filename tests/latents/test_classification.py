@@ -37,7 +37,18 @@ CASES: dict[str, tuple[dict[str, float], str]] = {
     "position, in bits": ({"position_bits": 0.05}, "positional"),
     "behind BOS": ({"position_bits": 0.1, "r2_previous": 0.9, "r2_token": 0.0}, "positional"),
     "covered": ({**ONE, "ngram_cover": 0.95, "top_token_recall": 0.3}, "n_gram"),
-    "both tokens": ({"r2_pair": 0.5, "r2_token": 0.4, "r2_previous": 0.3}, "n_gram"),
+    "both tokens": ({"r2_pair": 0.5, "r2_token": 0.4, "r2_previous": 0.3}, "pair_set"),
+    "a pair that tells more than a token that tells much": (
+        {"r2_pair": 0.9, "r2_token": 0.7, "r2_previous": 0.1, "r2_window": 0.9},
+        "pair_set",
+    ),
+    "a token that tells nearly all": (
+        {"r2_pair": 0.75, "r2_token": 0.7, "r2_previous": 0.1, "r2_window": 0.9},
+        "token_set",
+    ),
+    "the tokens around": ({"r2_token": 0.3, "r2_pair": 0.4, "r2_window": 0.5}, "bag_or_window"),
+    "in part": ({"r2_token": 0.3, "r2_pair": 0.2, "r2_window": 0.1}, "partly_explained"),
+    "hardly": ({"r2_token": 0.1, "r2_pair": np.nan, "r2_window": 0.29}, "unexplained"),
     "previous alone": ({"r2_pair": 0.5, "r2_token": 0.0, "r2_previous": 0.45}, "previous_token"),
     "in context": ({**ONE, "top_token_recall": 0.4, "context_gain": 0.1}, "token_in_context"),
     "by a window": (
@@ -51,18 +62,18 @@ CASES: dict[str, tuple[dict[str, float], str]] = {
     "bag": ({"r2_bag": 0.3, "r2_pair": 0.2, "r2_token": 0.09}, "context"),
     "a bag that the token tells as well": (
         {"r2_bag": 0.3, "r2_pair": 0.2, "r2_token": 0.1},
-        "other",
+        "unexplained",
     ),
     "attribute": ({"attribute_r2": 0.3}, "attribute"),
-    "attribute of a list": ({"attribute_r2": 0.3, "effective_tokens": 20.0}, "other"),
+    "attribute of a list": ({"attribute_r2": 0.3, "effective_tokens": 20.0}, "undecided"),
     "output": ({**DOMAIN, "unembedding_kurtosis": 10.1, "output_lift": 1.51}, "output"),
-    "kurtosis alone": ({"unembedding_kurtosis": 20.0, "output_lift": 1.5}, "other"),
+    "kurtosis alone": ({"unembedding_kurtosis": 20.0, "output_lift": 1.5}, "undecided"),
     "subset": (DOMAIN, "arbitrary_subset"),
-    "subset found again": ({**DOMAIN, "seed_r": 0.5}, "other"),
-    "subset, no other seed": ({**DOMAIN, "seed_r": np.nan}, "other"),
-    "most of the domain": ({**DOMAIN, "domain_recall": 0.3}, "other"),
-    "predictable subset": ({**DOMAIN, "domain_auc": 0.6}, "other"),
-    "nothing": ({}, "other"),
+    "subset found again": ({**DOMAIN, "seed_r": 0.5}, "undecided"),
+    "subset, no other seed": ({**DOMAIN, "seed_r": np.nan}, "undecided"),
+    "most of the domain": ({**DOMAIN, "domain_recall": 0.3}, "undecided"),
+    "predictable subset": ({**DOMAIN, "domain_auc": 0.6}, "undecided"),
+    "nothing": ({}, "undecided"),
 }
 EXPECTED = [answer for _, answer in CASES.values()]
 
@@ -91,7 +102,7 @@ def test_folds_are_judged_alike(table: pandas.DataFrame) -> None:
 
 
 def test_missing_columns_satisfy_no_rule(table: pandas.DataFrame) -> None:
-    simple = {"dead", "ultra_rare", "dense", "single_token", "token_family", "other"}
+    simple = {"dead", "ultra_rare", "dense", "single_token", "token_family", "undecided"}
     columns = {name: table[name].to_numpy() for name in PLAIN}
     found = {CLASS_NAMES[index] for index in decide(columns, ClassThresholds())}
     assert found == simple
@@ -106,7 +117,7 @@ def test_a_class_is_estimable_where_one_set_of_its_columns_is_known() -> None:
     columns["norm_correlation"] = np.where(np.arange(4)[:, None] == 1, 0.2, nothing)
     assert "artefact" not in not_estimable(columns)
     assert "dead" not in not_estimable(columns)
-    assert "other" not in not_estimable({})
+    assert "undecided" not in not_estimable({})
 
 
 def test_thresholds_move_the_borders(table: pandas.DataFrame) -> None:
@@ -133,5 +144,5 @@ def test_every_class_says_what_it_is_and_where_it_occurs() -> None:
     for kind in CLASSES:
         assert kind.definition
         assert kind.on_random_models
-        assert kind.needs or kind.name == "other"
+        assert kind.needs or kind.name == "undecided"
         assert kind.claimed is not bool(kind.unclaimed)

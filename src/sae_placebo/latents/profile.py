@@ -41,6 +41,7 @@ from sae_placebo.latents.metrics import Evidence, latent_table, token_statistics
 from sae_placebo.latents.metrics import structure as structure_metrics
 from sae_placebo.latents.metrics.base import Number
 from sae_placebo.latents.metrics.ladder_shares import LatentFacts, ladder_shares
+from sae_placebo.latents.metrics.replicated import crossed_shares, described_shares
 from sae_placebo.latents.metrics.structure import WITHOUT_LADDER, class_shares
 from sae_placebo.latents.metrics.tokens import token_evidence
 from sae_placebo.latents.origin.rule import ORIGINS, Verdicts, verdicts
@@ -52,6 +53,7 @@ from sae_placebo.latents.partners.partners import (
     null_has_partner,
 )
 from sae_placebo.latents.passages import passages
+from sae_placebo.latents.rules.rules import Rules, RuleText, describe
 from sae_placebo.latents.spec import StructureSpec
 
 PARTS = 4
@@ -72,7 +74,9 @@ class Around:
         unembedding: W_U of the arm's model; None where it has none.
         embedding: W_E of the trained model; None where it has none.
         domains: Recognizable contexts of the tokens.
-        reasons: Why there is no `placebo`, `sibling` or `repeats`.
+        rules: The text that rules are built and scored on; None where there is none.
+        fit: The SAE's codes on the text to fit on, CSR [token, d_sae].
+        reasons: Why there is no `placebo`, `sibling`, `repeats` or `rules`.
     """
 
     ladder: Ladder
@@ -84,6 +88,8 @@ class Around:
     unembedding: Float[torch.Tensor, "vocabulary d_in"] | None
     embedding: Float[np.ndarray, "vocabulary d_embed"] | None
     domains: Domains
+    rules: RuleText | None = None
+    fit: Any = None
     reasons: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -164,12 +170,19 @@ def profile(
     )
     advance(1)
     _add_partners(latents, in_placebo, in_sibling, around.shared)
-    by_portion = [
-        ladder_shares(facts, climbed, portion, verdict, spec.explained)
-        | class_shares(classes[portion], not_estimable(of_portions[portion], shown.thresholds))
-        for portion, verdict in enumerate(origins)
-    ]
+    rules = _rules(reading, folds, around, in_sibling, spec)
+    _add_rules(latents, rules)
+    by_portion = []
+    for portion, verdict in enumerate(origins):
+        missing = not_estimable(of_portions[portion], shown.thresholds)
+        by_portion.append(
+            ladder_shares(facts, climbed, portion, verdict, spec.explained)
+            | class_shares(classes[portion], missing)
+            | crossed_shares(classes[portion], missing, in_sibling.has, in_sibling.reason)
+        )
     numbers = structure_metrics.partner_shares(in_placebo, in_sibling) | by_portion[-1]
+    why = in_sibling.reason or (None if around.rules else around.reasons.get("rules", "not given"))
+    numbers |= described_shares(classes[-1], in_sibling.has, rules.f1, spec.rules.f1, why)
     numbers |= structure_metrics.of_sharing(around.shared, 1 + folds.n_groups, in_sibling.reason)
     measured, replicates = _measured(numbers, folds, weights, len(reading.tokens))
     curve, of_curve = _curve(by_portion, climbed, folds, weights)
@@ -269,6 +282,28 @@ def _add_partners(
         latents[f"has_{name}_partner"] = partners.column()
         latents[f"null_has_{name}_partner"] = partners.null_has
     latents["shared"] = np.nan if shared is None else shared.shared.astype(np.float64)
+
+
+def _rules(
+    reading: Encoded, folds: Folds, around: Around, in_sibling: FoundPartners, spec: StructureSpec
+) -> Rules:
+    """Return the rules of the latents that the SAE of another seed has too."""
+    n, n_folds = reading.d_sae, 1 + folds.n_groups
+    if in_sibling.has is None:
+        return Rules.none(n, n_folds, in_sibling.reason or "not known to be replicated")
+    if around.rules is None:
+        return Rules.none(n, n_folds, around.reasons.get("rules", "not given"))
+    replicated = np.flatnonzero(in_sibling.column() == 1)
+    return describe(reading.codes, around.fit, replicated, around.rules, folds, spec.rules)
+
+
+def _add_rules(latents: Any, rules: Rules) -> None:
+    """Write the rules and their scores into the table of latents."""
+    latents["rule"] = np.array(rules.text, dtype=object)
+    latents["rule_reason"] = np.array(rules.reason, dtype=object)
+    latents["rule_bits"], latents["rule_saved_bits"] = rules.bits, rules.saved
+    for name in ("precision", "recall", "f1"):
+        latents[f"rule_{name}"] = getattr(rules, name)[:, 0]
 
 
 def _partners(

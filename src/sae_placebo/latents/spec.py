@@ -8,6 +8,7 @@ from sae_placebo.core.spec import Spec
 from sae_placebo.latents.ladder.token_features import LadderSpec
 from sae_placebo.latents.partners.assignment import AssignmentSpec
 from sae_placebo.latents.partners.partners import PartnerSpec
+from sae_placebo.latents.rules.rules import RuleSpec
 
 
 class StructureSpec(Spec):
@@ -22,6 +23,7 @@ class StructureSpec(Spec):
         explained: Held-out R2 from which a latent counts as explained by a rung of the ladder.
         repeat_rows: How many rows of random repeated blocks are read, to look for latents that copy.
         repeat_block: Tokens of a block; each row holds it twice.
+        rules: How short rules of replicated latents are built.
         decoy_rate: Share of placebo latents that is allowed among what passes a score's threshold.
     """
 
@@ -32,6 +34,7 @@ class StructureSpec(Spec):
     explained: float = Field(0.5, gt=0, lt=1)
     repeat_rows: int = Field(64, ge=1)
     repeat_block: int = Field(32, ge=2)
+    rules: RuleSpec = RuleSpec()
     decoy_rate: float = Field(0.1, gt=0, lt=1)
 
     @property

@@ -130,9 +130,13 @@ class Artefacts:
         Raises:
             NotEstimable: too few documents to fit, choose and score on.
         """
-        rows, found = self.rows_to_fit_on(one), self.shared(one, hookpoint)
-        fit = TokenTable(rows, self.to_fit_on[hookpoint].places, tuple(self.materials.vocabulary))
+        fit, found = self.tokens_to_fit_on(one, hookpoint), self.shared(one, hookpoint)
         return LadderText.beside(found.tokens, found.folds, fit, self.spec.seed)
+
+    def tokens_to_fit_on(self, one: ArmModel, hookpoint: str) -> TokenTable:
+        """Return the tokens of the text to fit on as one arm reads them."""
+        rows, places = self.rows_to_fit_on(one), self.to_fit_on[hookpoint].places
+        return TokenTable(rows, places, tuple(self.materials.vocabulary))
 
     def tokens(self, one: ArmModel, hookpoint: str) -> TokenTable:
         """Return the held-out tokens as one arm reads them."""

@@ -31,7 +31,7 @@ VERSIONS = {
     "train": 5,
     "measure": 5,
     "encode": 1,
-    "profile": 5,
+    "profile": 6,
     "baselines": 3,
     "use": 7,
     "ties": 1,

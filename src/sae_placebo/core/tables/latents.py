@@ -177,6 +177,21 @@ LATENTS = Table(
             "float",
             "1: encoder and decoder rows are assigned to one latent of the sibling",
         ),
+        Column("rule", "string", "what it fires strongly on, as a [rule](../concepts/rules.md)"),
+        Column("rule_reason", "string", "why it has no rule; null where it has one"),
+        Column("rule_bits", "float", "length of the rule", "bits"),
+        Column(
+            "rule_saved_bits",
+            "float",
+            "what the rule saves on documents that it was not built on, its length paid",
+            "bits per strong firing",
+        ),
+        *alike(
+            "rule_precision rule_recall rule_f1",
+            "float",
+            "of the rule, on held-out documents",
+            "share",
+        ),
     ),
     note="""Null where the latent has no activation, where it is too rare for the statistic, or where there is
 nothing to hold it against; `evidence` and, in `partners.parquet`, `reason` say why.""",

@@ -9,15 +9,17 @@ simplest class that describes it:
    a frequent token is itself a direction of high variance.
 3. `artefact`: directions that any cloud of activations has. They come before all that is only a
    tendency, since a principal component or the norm drifts with position, domain and groups of tokens.
-4. What can be read off the position or two tokens (`positional`, `n_gram`, `previous_token`). Position
-   comes first, since the first token after BOS also has a constant previous token. An n-gram needs both of
-   its tokens and a previous-token latent only one, so that no latent meets both rules on R2.
+4. What can be read off the position or a few tokens (`positional`, `n_gram`, `previous_token`). Position
+   comes first, since the first token after BOS also has a constant previous token.
 5. One token whose context decides (`token_in_context`), then any few tokens (`token_family`), which
    takes what the stricter rules on few tokens have left.
 6. `induction`, `context` and `attribute`: these need attention, a bag of tokens, or a parse. A copy is shown
    by intervention and so comes before the two that are shown by correlation. A bag is simpler than a parse.
 7. `output`: nothing so far describes what the latent fires on, but the tokens that it promotes come next.
 8. `arbitrary_subset`: a negative result within a domain, given only after every positive one was tried.
+9. What the ladder says of the rest (`pair_set`, `token_set`, `bag_or_window`, `partly_explained`,
+   `unexplained`). A pair that tells much more than either token comes before the token. Where the ladder is
+   not known, a latent that met no rule is `undecided`.
 
 The classes are a description, not a verdict. Nearly all of them are known or expected to occur in SAEs on
 random models too, and what counts is how their shares differ between arms.
@@ -61,6 +63,7 @@ class LatentClass:
 
 
 _TOKENS = ("top_token_mass", "top_token_recall")
+_RUNGS = (("r2_token",), ("r2_pair",), ("r2_window",))
 
 CLASSES: tuple[LatentClass, ...] = (
     LatentClass(
@@ -109,10 +112,9 @@ CLASSES: tuple[LatentClass, ...] = (
     LatentClass(
         "n_gram",
         "Five n-grams cover at least ngram_cover of its active positions while it is active on less "
-        "than `recall` of its top token's occurrences; or previous and current token together "
-        "have an R2 higher by gain_r2 than either of them alone.",
+        "than `recall` of its top token's occurrences.",
         "Some by chance: random attention lets the previous token through. Not measured by anyone.",
-        (("ngram_cover", "top_token_recall"), ("r2_pair", "r2_token", "r2_previous")),
+        (("ngram_cover", "top_token_recall"),),
     ),
     LatentClass(
         "previous_token",
@@ -186,11 +188,45 @@ CLASSES: tuple[LatentClass, ...] = (
         (("domain_precision", "domain_recall", "domain_auc", "seed_r"),),
     ),
     LatentClass(
-        "other",
-        "None of the above. Where a class cannot be estimated, its latents are here, or in a class "
-        "further down.",
-        "Yes: Bricken et al. (2023) saw latents on arbitrary subsets of contexts. This class is "
-        "not evidence of anything by itself.",
+        "pair_set",
+        "Previous and current token together have an R2 of at least set_r2, and one higher by gain_r2 "
+        "than either of them alone, or the current token alone stays below set_r2.",
+        "Some by chance: random attention lets the previous token through. Not measured by anyone.",
+        (("r2_pair", "r2_token", "r2_previous"),),
+    ),
+    LatentClass(
+        "token_set",
+        "The current token alone has an R2 of at least set_r2: a table with one number per token "
+        "describes the latent, which is on too many tokens for a family.",
+        "Yes: a random direction of an embedding is one. The most frequent class there, next to "
+        "`unexplained`.",
+        (("r2_token",),),
+    ),
+    LatentClass(
+        "bag_or_window",
+        "Position, previous and current token, a decayed bag of the tokens before and the embeddings of "
+        "the last tokens have an R2 of at least set_r2 together.",
+        "Yes in principle: random attention averages embeddings.",
+        (("r2_window",),),
+    ),
+    LatentClass(
+        "partly_explained",
+        "The best of these (token, pair, bag and window) has an R2 of at least partly_r2, below set_r2.",
+        "Yes: where blocks dilute the token, most latents that are described at all are here.",
+        _RUNGS,
+    ),
+    LatentClass(
+        "unexplained",
+        "The best of these has an R2 below partly_r2. This is about simple predictors, not about the "
+        "latent's origin, and no evidence of anything by itself.",
+        "Yes: what random blocks add to the stream is hardly a function of the last tokens.",
+        _RUNGS,
+    ),
+    LatentClass(
+        "undecided",
+        "None of the above, and no R2 of the ladder is known of it: it never varies on the documents that "
+        "are scored, or the arm's text has no ladder.",
+        "It says nothing about models.",
     ),
 )
 CLASS_NAMES: tuple[str, ...] = tuple(kind.name for kind in CLASSES)
@@ -230,6 +266,7 @@ def decide(
         **_by_geometry(table, thresholds),
         **_by_ladder(table, thresholds),
         **_by_model(table, thresholds),
+        **_by_what_explains(table, thresholds),
     }
     # from the bottom of the list up, so that the first rule that holds is written last
     last = len(CLASSES) - 1
@@ -252,14 +289,10 @@ def _by_tokens(c: _RuleTable, t: ClassThresholds) -> dict[str, Any]:
     few = c["effective_tokens"] <= t.effective_tokens * (1 + _ROUNDING)
     on_one = c["top_token_mass"] >= mass
     in_context = np.fmax(c["context_gain"], c["r2_window"] - c["r2_token"]) >= t.gain_r2 - _ROUNDING
-    covered = (c["ngram_cover"] >= t.ngram_cover - _ROUNDING) & (c["top_token_recall"] < recall)
     return {
         "single_token": on_one & (c["top_token_recall"] >= recall),
-        "n_gram": covered
-        | (
-            (c["r2_pair"] - c["r2_token"] >= t.gain_r2 - _ROUNDING)
-            & (c["r2_pair"] - c["r2_previous"] >= t.gain_r2 - _ROUNDING)
-        ),
+        "n_gram": (c["ngram_cover"] >= t.ngram_cover - _ROUNDING)
+        & (c["top_token_recall"] < recall),
         "token_in_context": on_one & (c["top_token_recall"] < t.context_recall) & in_context,
         "token_family": (c["family_mass"] >= mass) | few,
     }
@@ -282,6 +315,19 @@ def _by_ladder(c: _RuleTable, t: ClassThresholds) -> dict[str, Any]:
         & (c["r2_token"] < t.bag_token_r2),
         "attribute": (c["attribute_r2"] >= t.attribute_r2)
         & (c["effective_tokens"] > t.attribute_tokens),
+    }
+
+
+def _by_what_explains(c: _RuleTable, t: ClassThresholds) -> dict[str, Any]:
+    """Return the rules on the R2 of the ladder for what is in no class above."""
+    gain = c["r2_pair"] - np.fmax(c["r2_token"], c["r2_previous"]) >= t.gain_r2 - _ROUNDING
+    best = np.fmax(np.fmax(c["r2_token"], c["r2_pair"]), c["r2_window"])
+    return {
+        "pair_set": (c["r2_pair"] >= t.set_r2) & (gain | (c["r2_token"] < t.set_r2)),
+        "token_set": c["r2_token"] >= t.set_r2,
+        "bag_or_window": c["r2_window"] >= t.set_r2,
+        "partly_explained": best >= t.partly_r2,
+        "unexplained": best < t.partly_r2,
     }
 
 

@@ -98,7 +98,10 @@ Where = Bool[np.ndarray, " token"]
 
 
 def plant(spec: PlantedSpec) -> Planted:
-    """Return planted latents, `per_class` of each class; artefacts are of three kinds in turn."""
+    """Return planted latents, `per_class` of each class; artefacts are of three kinds in turn.
+
+    None is `undecided`, which says that the ladder is not known.
+    """
     scene = _draw_text(spec)
     makers: dict[str, Callable[[_Scene, int], Where]] = {
         "dead": lambda s, i: np.zeros(len(s.tokens), dtype=bool),
@@ -120,11 +123,17 @@ def plant(spec: PlantedSpec) -> Planted:
         "arbitrary_subset": lambda s, i: (
             (s.domain == i % s.spec.domains) & (s.draw.random(len(s.tokens)) < 0.15)
         ),
-        "other": lambda s, i: s.draw.random(len(s.tokens)) < 0.01,
+        "pair_set": _pair_set,
+        "token_set": lambda s, i: np.isin(s.tokens.ids, _token_set(s, 40)),
+        "bag_or_window": _bag_or_tokens,
+        "partly_explained": lambda s, i: (
+            np.isin(s.tokens.ids, _token_set(s, 40)) & (s.draw.random(len(s.tokens)) < 0.45)
+        ),
+        "unexplained": lambda s, i: s.draw.random(len(s.tokens)) < 0.01,
     }
     where, truth = [], []
     for index, name in enumerate(CLASS_NAMES):
-        for i in range(spec.per_class):
+        for i in range(spec.per_class if name in makers else 0):
             active = makers[name](scene, i)
             where.append(active if name in ("dead", "ultra_rare") else _with_errors(scene, active))
             truth.append(index)
@@ -255,6 +264,30 @@ def _n_gram(scene: _Scene, i: int) -> Where:
     return np.asarray(pairs == names[scene.draw.choice(fits)])
 
 
+def _token_set(
+    scene: _Scene, n: int, ranks: tuple[int, int] = (20, 500)
+) -> Int64[np.ndarray, " chosen"]:
+    """Return random ids of these ranks by frequency."""
+    order = np.argsort(-np.bincount(scene.tokens.ids, minlength=len(scene.tokens.vocabulary)))
+    return scene.draw.choice(order[slice(*ranks)], n, replace=False)
+
+
+def _pair_set(scene: _Scene, i: int) -> Where:
+    """Return where one of many pairs is, neither token of which tells it."""
+    pairs = scene.tokens.previous.astype(np.int64) * len(scene.tokens.vocabulary) + scene.tokens.ids
+    names, counts = np.unique(pairs, return_counts=True)
+    frequent = names[np.argsort(-counts, kind="stable")[:150]]
+    return np.isin(pairs, scene.draw.choice(frequent, 25, replace=False))
+
+
+def _bag_or_tokens(scene: _Scene, i: int) -> Where:
+    """Return where the domain is one of some, or the token one of a set."""
+    return np.asarray(
+        (scene.domain == i % scene.spec.domains)
+        | np.isin(scene.tokens.ids, _token_set(scene, 25, (80, 200)))
+    )
+
+
 def _token_in_context(scene: _Scene, i: int) -> Where:
     chosen = scene.draw.permutation(scene.spec.domains)[: scene.spec.domains // 4]
     token = scene.frequent(scene.tokens.ids, 0, 30)
@@ -347,7 +380,7 @@ def _given(
     def of(*names: str) -> Bool[np.ndarray, " latent"]:
         return np.isin(truth, [CLASS_NAMES.index(name) for name in names])
 
-    unseen = of("arbitrary_subset", "other")
+    unseen = of("arbitrary_subset", "unexplained")
     copies = of("induction")
     return {
         "induction_d": np.where(copies, draw.normal(1.6, 0.3, n), draw.normal(0, 0.25, n)),

@@ -66,3 +66,8 @@ class ClassThresholds(Spec):
     seed_r: float = Field(0.5, gt=0, le=1)
     """Correlation at which a latent counts as found again in another SAE seed; an arbitrary subset stays
     below it. With 1 there is no such condition."""
+    set_r2: float = Field(0.5, gt=0, le=1)
+    """R2 from which the current token, the pair of tokens, or the tokens around describe a latent that is in
+    no class above."""
+    partly_r2: float = Field(0.3, gt=0, le=1)
+    """R2 from which they describe it in part."""

@@ -17,6 +17,7 @@ from jaxtyping import Int64, Integer
 
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.spec import numpy_generator
+from sae_placebo.data.labels.base import Labels
 from sae_placebo.data.rows import Rows
 from sae_placebo.latents.base import Folds, TokenTable
 
@@ -169,11 +170,15 @@ def rows_to_fit_on(rows: Rows, n_tokens: int, seed: int) -> Rows:
     index = np.full(len(sizes), -1)
     index[kept] = np.arange(n)
     chosen = np.flatnonzero(index[rows.documents] >= 0)
+    labels = rows.labels
+    if labels is not None:
+        labels = Labels(labels.names, labels.bits[chosen], labels.known[chosen])
     return Rows(
         rows.token_ids[chosen],
         rows.lengths[chosen],
         index[rows.documents[chosen]].astype(np.int32),
         tuple(rows.names[i] for i in kept),
+        labels,
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int8
 
 from sae_placebo.latents.classes.classification import CLASSES
-from sae_placebo.latents.metrics import ladder_shares
+from sae_placebo.latents.metrics import ladder_shares, replicated
 from sae_placebo.latents.metrics.base import Declared, Number, ratio
 from sae_placebo.latents.partners.assignment import Sharing
 
@@ -75,7 +75,12 @@ def _of_directions() -> Iterator[Declared]:
 
 DECLARED: dict[str, Declared] = {
     number.name: number
-    for number in (*_declared(), *ladder_shares.DECLARED.values(), *_of_directions())
+    for number in (
+        *_declared(),
+        *replicated.DECLARED.values(),
+        *ladder_shares.DECLARED.values(),
+        *_of_directions(),
+    )
 }
 """What each number of a profile is, by name."""
 

@@ -13,6 +13,7 @@ import numpy as np
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Advance
+from sae_placebo.latents.code_files import read_codes
 from sae_placebo.latents.ladder.fit_text import Stacked
 from sae_placebo.latents.ladder.ladder import NO_PLACEBO, Ladder, ladder, no_ladder, whole_ladder
 from sae_placebo.latents.ladder.predictors import Readouts
@@ -20,6 +21,7 @@ from sae_placebo.latents.ladder.token_features import TokenFeatures
 from sae_placebo.latents.metrics.ladder_shares import rates_of
 from sae_placebo.latents.partners.assignment import Sharing, sharing_of_both
 from sae_placebo.latents.profile import PARTS, Around, Profile, profile
+from sae_placebo.latents.rules.rules import RuleText
 from sae_placebo.saes import SAE
 from sae_placebo.stats.effects import document_weights
 from sae_placebo.trial.artefacts import Artefacts
@@ -105,6 +107,7 @@ class _Profiling:
         keys += [
             ("rates", hookpoint, sae, sae_seed),
             self._features_key(one, hookpoint),
+            self._rules_key(one, hookpoint),
             ("whole", one, hookpoint),
         ]
         keys.append(self._readouts_key(one, hookpoint, against))
@@ -118,6 +121,9 @@ class _Profiling:
 
     def _features_key(self, one: ArmModel, hookpoint: str) -> Hashable:
         return "features", self.artefacts.plan.text[one].key, hookpoint
+
+    def _rules_key(self, one: ArmModel, hookpoint: str) -> Hashable:
+        return "rules", self.artefacts.plan.text[one].key, hookpoint
 
     def _readouts_key(self, one: ArmModel, hookpoint: str, against: Held | None) -> Hashable:
         model = None if against is None else against.one
@@ -204,8 +210,22 @@ class _Profiling:
             self.artefacts.head(one, "unembedding"),
             self.artefacts.embedding,
             self.artefacts.shared(one, hookpoint).domains,
+            self._rule_text(one, hookpoint),
+            read_codes(self.artefacts.store.path(self.artefacts.plan.encode[place])),
             reasons,
         )
+
+    def _rule_text(self, one: ArmModel, hookpoint: str) -> RuleText:
+        """Return the text of rules, made once for all arms that read it."""
+
+        def make() -> RuleText:
+            fit, held = (
+                self.artefacts.tokens_to_fit_on(one, hookpoint),
+                self.artefacts.shared(one, hookpoint),
+            )
+            return RuleText.of(held.tokens, fit, self.spec.structure.rules, self.spec.seed)
+
+        return self.artefacts.shelf.get(self._rules_key(one, hookpoint), make)
 
     def _rates(self, place: Place) -> Any:
         """Return the bins of how often the trained arm's latents fire, of the SAE of the same seed."""

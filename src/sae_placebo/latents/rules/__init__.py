@@ -1,0 +1,1 @@
+"""Short descriptions by rule of what latents fire on."""
