@@ -111,7 +111,8 @@ def test_planted_rules_are_found(found: tuple[list[Plan], Rules]) -> None:
             frozenset(one.in_words(VOCABULARY) for one in clause) for clause in planned[i].clauses
         }
         text = rules.text[i]
-        assert text is not None and rules.reason[i] is None
+        assert text is not None
+        assert rules.reason[i] is None
         said += wanted <= {frozenset(clause.split(" & ")) for clause in text.split(" | ")}
     assert said >= 0.9 * len(planted)
 
@@ -149,7 +150,8 @@ def test_only_those_asked_about_have_rules() -> None:
     whole = describe(held, fit, np.arange(6), TEXT, FOLDS, SPEC)
     part = describe(held, fit, np.array([1, 5]), TEXT, FOLDS, SPEC)
     assert [part.text[i] for i in (1, 5)] == [whole.text[i] for i in (1, 5)]
-    assert part.text[0] is None and "another seed" in str(part.reason[0])
+    assert part.text[0] is None
+    assert "another seed" in str(part.reason[0])
 
 
 def test_a_latent_that_never_fires_has_a_reason() -> None:
@@ -192,6 +194,7 @@ def test_token_texts_are_quoted() -> None:
 
 def test_code_lengths_and_packed_counts() -> None:
     assert code_length(8, 4) == pytest.approx(8)
-    assert code_length(8, 0) == 0 and code_length(0, 0) == 0
+    assert code_length(8, 0) == 0
+    assert code_length(0, 0) == 0
     marks = np.random.default_rng(0).random((3, 131)) < 0.4
     assert (count(packed(marks)) == marks.sum(1)).all()

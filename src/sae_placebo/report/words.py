@@ -113,6 +113,11 @@ WORDS: tuple[Term, ...] = (
          source="`latents.columns.domains`.", page="classes"),
     Term("attribute", "A yes-or-no property of the current token: its spelling, or a label of the text.",
          "", "", "Gurnee et al. 2024 (arXiv 2401.12181); the list is ours.", "classes"),
+    Term("rule", "A short list of clauses over the current and the previous token (which, how spelled, under "
+         "which label) that says where a latent fires strongly. P and R are its precision and recall on "
+         "held-out documents.", "", "the same procedure on placebo latents", "`latents.rules`.", "rules"),
+    Term("replicated", "Of a latent: the SAE of another seed has a partner of it.",
+         source="`latents.partners.partners`.", page="partners"),
     Term("label", "What is known of a token of the text, such as “inside a loop”.", page="coverage"),
     Term("coverage", "F1 of the best latent and threshold for a label, chosen on some documents and scored "
          "on others.", "F1", "what predictors without a model reach",
@@ -136,8 +141,8 @@ WORDS: tuple[Term, ...] = (
          "its gain is 0", "`latents.ladder`.", "ladder"),
     Term("withheld", "Measured, and not told, since twice the text to fit on still moves it by a tenth of "
          "itself or more, its standard error counted in.", "", "", "`stats.convergence`.", "ladder"),
-    Term("stable", "Of a latent: it has a partner in the SAE of another seed. Shares given stable are of "
-         "such latents alone, as if they fired as often as the trained arm's.", "share of stable latents",
+    Term("stable", "Of a latent: it is replicated. Shares given stable are of such latents alone, as if "
+         "they fired as often as the trained arm's.", "share of stable latents",
          "the same share in the placebo arms", "`latents.metrics.ladder_shares`.", "origin"),
     Term("left over", "1 − R² of the ladder up to the placebo's activations: what no token "
          "and no untrained model accounts for.", _R2,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int8
@@ -12,21 +11,20 @@ from sae_placebo.latents.classes.classification import CLASS_NAMES
 from sae_placebo.latents.metrics.base import Declared, Number, ratio
 
 CROSSED = ("pair_set", "token_set", "bag_or_window", "partly_explained", "unexplained")
-"""Classes of which it is also counted how many latents are in them and replicated."""
+"""Classes whose share of the replicated latents is counted beside their share of all."""
 _PLACEBO = "none: the share in the placebo arms is the comparison"
 
 
 def _declared() -> Iterator[Declared]:
     for name in CROSSED:
         yield Declared(
-            name=f"share_{name}_replicated",
+            name=f"replicated_{name}",
             unit="share",
             better="neither",
             null=_PLACEBO,
-            definition=f"share of all latents in class {name!r} that have a partner in the "
-            "SAE of another seed",
+            definition="share, of the latents with a partner in the SAE of another seed, of those in class "
+            f"{name!r}",
             source="This package; see `classification`.",
-            counts_latents=True,
         )
     yield Declared(
         name="replicated_with_rule",
@@ -57,7 +55,7 @@ def crossed_shares(
     replicated: Bool[np.ndarray, "latent fold"] | None,
     reason: str | None,
 ) -> dict[str, Number]:
-    """Return the share of all latents in each class of `CROSSED` that are replicated.
+    """Return the share of each class of `CROSSED` among the replicated latents.
 
     Args:
         classes: Class of each latent.
@@ -68,11 +66,20 @@ def crossed_shares(
     made = {}
     for name in CROSSED:
         why = missing.get(name) or (reason if replicated is None else None)
-        share = None
-        if why is None:
-            share = ((classes == CLASS_NAMES.index(name)) & replicated).mean(axis=0)
-        made[f"share_{name}_replicated"] = Number(share, None, why)
+        number = Number(None, None, why)
+        if why is None and replicated is not None:
+            number = _share(classes == CLASS_NAMES.index(name), replicated)
+        made[f"replicated_{name}"] = number
     return made
+
+
+def _share(
+    of: Bool[np.ndarray, "latent fold"], replicated: Bool[np.ndarray, "latent fold"]
+) -> Number:
+    """Return the share of replicated latents of which something holds."""
+    n = replicated.sum(axis=0, dtype=np.float64)
+    held = (of & replicated).sum(axis=0, dtype=np.float64)
+    return Number(ratio(held, n), None, "no latent is replicated")
 
 
 def described_shares(
@@ -98,16 +105,7 @@ def described_shares(
         }
     described = f1 >= least_f1
     open_ = np.isin(classes, [CLASS_NAMES.index(name) for name in ("unexplained", "undecided")])
-    n = replicated.sum(axis=0, dtype=np.float64)
-
-    def share(of: Any) -> Number:
-        return Number(
-            ratio((of & replicated).sum(axis=0, dtype=np.float64), n),
-            None,
-            "no latent is replicated",
-        )
-
     return {
-        "replicated_with_rule": share(described),
-        "replicated_unnamed": share(open_ & ~described),
+        "replicated_with_rule": _share(described, replicated),
+        "replicated_unnamed": _share(open_ & ~described, replicated),
     }

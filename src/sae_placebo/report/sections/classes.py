@@ -23,6 +23,8 @@ _MANY = 6
 """Number of arms above which they are the table's rows, so that it needs no scrolling."""
 STARRED = ("single_token", "arbitrary_subset")
 """The classes that Bricken et al. (2023) saw in a model with random weights."""
+_REPLICATED = "replicated_"
+_AMONG_REPLICATED = {"with_rule": "described by a rule", "unnamed": "unexplained, and no rule"}
 _SMALL = 0.01
 """Share that a class must reach in some arm to be drawn; the table holds the others too."""
 _FEW = 8
@@ -151,6 +153,7 @@ def build(view: View) -> Content:
                     {"kind": kind, "drawn": kind in drawn, "cells": cells[kind]} for kind in kinds
                 ],
                 "starred": _starred(known, arms, totals, view),
+                "replicated": _replicated(view, place, arms),
                 "sensitivity": _sensitivity(view, place),
             }
         )
@@ -193,6 +196,19 @@ def _starred(
             cells.append({"share": share_cell(share, _latents(total)), "count": counted})
         rows.append(arm_of(view, arm) | {"cells": cells})
     return rows
+
+
+def _replicated(view: View, place: Place, arms: list[str]) -> dict[str, Any] | None:
+    """Return what the replicated latents of each arm are: their classes, and whether a rule describes them."""
+    known = arm_shares(view, place, _REPLICATED)
+    kinds = list(dict.fromkeys(kind for _, kind in known))
+    if not kinds:
+        return None
+    cells = {a: [share_cell(known.get((a, k)), "latents not counted") for k in kinds] for a in arms}
+    return {
+        "kinds": [_AMONG_REPLICATED.get(kind, kind.replace("_", " ")) for kind in kinds],
+        "rows": [arm_of(view, arm) | {"cells": cells[arm]} for arm in arms],
+    }
 
 
 def _sensitivity(view: View, place: Place) -> dict[str, Any] | None:

@@ -24,8 +24,9 @@ SHOWN = {
     "origin_not_explained": "not explained",
     "stable_not_explained": "not explained, given stable",
     "explained_up_to_window": "explained by tokens and their embeddings",
-    "share_n_gram": "in the class n_gram",
-    "share_other": "in no class",
+    "share_pair_set": "in the class pair_set",
+    "share_token_set": "in the class token_set",
+    "share_unexplained": "in the class unexplained",
     "ladder_r2_window": "R² of tokens and their embeddings, mean of latents",
     "ladder_r2_placebo_readout": "R² up to the placebo's activations, mean of latents",
 }

@@ -88,10 +88,22 @@ def _card(latent: dict[str, Any], passages: list[dict[str, Any]]) -> dict[str, A
         "recall": _share(latent["top_token_recall"]),
         "n_active": count(latent["n_active"]),
         "n_tokens": count(latent["n_tokens"]),
+        "rule": _rule(latent),
         "max_activation": number(finite(latent["max_activation"])),
         "open": shown[:_OPEN_PASSAGES],
         "folded": shown[_OPEN_PASSAGES:],
     }
+
+
+def _rule(latent: dict[str, Any]) -> dict[str, str] | None:
+    """Return a latent's rule with its held-out scores, or why it has none; None where nothing is recorded."""
+    text, reason = latent.get("rule"), latent.get("rule_reason")
+    if text is None or text != text:
+        return None if reason is None or reason != reason else {"text": "", "reason": str(reason)}
+    names = ("precision", "recall", "f1")
+    scores = {name: number(finite(latent[f"rule_{name}"]), 2) for name in names}
+    bits = number(finite(latent["rule_bits"]), 0)
+    return {"text": visible(text), "reason": "", "bits": bits} | scores
 
 
 def _known(value: Any) -> float:
