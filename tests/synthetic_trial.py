@@ -104,7 +104,7 @@ Level = tuple[str, str, str, str, float, float, float]
 _MIX = {
     **{"dead": (0.05, 0.07, 0.03), "ultra_rare": (0.03, 0.02, 0.02), "dense": (0.02, 0.05, 0.01)},
     **{"single_token": (0.22, 0.58, 0.05), "token_family": (0.13, 0.06, 0.03)},
-    "other": (0.44, 0.11, 0.05),
+    "unexplained": (0.44, 0.11, 0.05),
 }
 _LEFT = 0.11 / (len(CLASS_NAMES) - len(_MIX))
 SHARES = {name: _MIX.get(name, (_LEFT, _LEFT, 0.01)) for name in CLASS_NAMES}

@@ -87,7 +87,7 @@ def ties_table(arms: tuple[str, ...]) -> pd.DataFrame:
         for i, arm in enumerate(arms)
         for measure, kind, n, of_all in (
             ("tied", "all", 200, 60), ("written", "all", 200, 80), ("read", "all", 200, 90),
-            ("tied", "other", 150, 40), ("tied", "n_gram", 9, 3),
+            ("tied", "unexplained", 150, 40), ("tied", "n_gram", 9, 3),
         )
         for hits in [of_all // (1 + 20 * i)]
     }  # fmt: skip

@@ -38,7 +38,7 @@ def reading_at(rows: Rows, places: np.ndarray) -> Encoded:
     return Encoded(sae, tokens, csr_matrix(sae.encode(x).dense().numpy()), x)
 
 
-def latents_of(reading: Encoded, classes: str = "other") -> pd.DataFrame:
+def latents_of(reading: Encoded, classes: str = "unexplained") -> pd.DataFrame:
     active = np.diff(reading.by_latent.indptr)
     return pd.DataFrame({"latent": np.arange(reading.d_sae), "n_active": active, "class": classes})
 
@@ -72,12 +72,12 @@ def test_a_masked_position_is_shown_without_an_activation(rows: Rows) -> None:
 def test_so_many_latents_are_drawn_of_each_class_and_none_that_is_silent(rows: Rows) -> None:
     reading = reading_at(rows, np.argwhere(rows.usable()))
     table = latents_of(reading)
-    table["class"] = ["rare" if i % 2 else "other" for i in range(len(table))]
+    table["class"] = ["rare" if i % 2 else "unexplained" for i in range(len(table))]
     table.loc[:3, "n_active"] = 0
     spec = MeasurementSpec(shown_per_class=2)
     shown = passages(reading, table, spec, seed=0)
     drawn = table.set_index("latent").loc[shown["latent"].unique()]
-    assert drawn["class"].value_counts().to_dict() == {"rare": 2, "other": 2}
+    assert drawn["class"].value_counts().to_dict() == {"rare": 2, "unexplained": 2}
     assert (drawn["n_active"] > 0).all()
     assert shown.equals(passages(reading, table, spec, seed=0))
     others = [set(passages(reading, table, spec, seed=s)["latent"]) for s in range(1, 6)]

@@ -117,7 +117,7 @@ def test_planted_latents_are_in_their_class(found: Profile) -> None:
     classes = found.latents["class"].tolist()
     assert classes[: TOKEN + 1] == ["dead", "ultra_rare", "dense", "single_token"]
     assert set(classes) <= set(CLASS_NAMES)
-    assert (found.latents["class"][ALONE:] == "other").mean() > 0.9
+    assert (found.latents["class"][ALONE:] == "unexplained").mean() > 0.9
 
 
 def test_planted_latents_have_their_verdict_and_its_evidence(found: Profile) -> None:

@@ -26,7 +26,7 @@ def test_the_latents_near_a_threshold_are_counted() -> None:
     # a mass of .72 takes three in; one of 1.08 stops at 1
     down, up = rows["mass", -0.2], rows["mass", 0.2]
     assert (down.n_latents, down.n_moved, down.share_moved) == (10, 3, 0.3)
-    assert down.most_moved == "other > single_token"
+    assert down.most_moved == "undecided > single_token"
     assert (up.moved_to, up.n_moved) == (1.0, 0)
     assert pandas.isna(up.most_moved)
     # none of the other thresholds has a latent near it

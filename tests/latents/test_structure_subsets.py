@@ -260,7 +260,7 @@ def test_predictions_are_told_with_their_numbers():
     latents = pd.DataFrame(
         {
             "arm": "redraw",
-            "class": ["single_token"] * n + ["other"] * n,
+            "class": ["single_token"] * n + ["unexplained"] * n,
             "is_arbitrary": [False] * n + [True] * n,
             "seed_r": np.r_[draw.uniform(0.5, 1, n), draw.uniform(0, 0.6, n)],
             "linear_auc": 0.52,

@@ -817,12 +817,12 @@ def test_the_filter_hides_other_classes(browser: Browser, full: Path) -> None:
     browser.open(build_report(full), 1280)
     choose = """(() => {
       const select = document.querySelector("#latent-filter select[name=class]");
-      select.value = "other";
+      select.value = "unexplained";
       select.dispatchEvent(new Event("change"));
       return Array.from(document.querySelectorAll("[data-class]"))
         .filter((group) => group.offsetHeight > 0).map((group) => group.dataset.class);
     })()"""
-    assert browser.js(choose) == ["other"]
+    assert browser.js(choose) == ["unexplained"]
 
 
 def test_definitions_are_the_ones_that_the_trial_recorded(tmp_path: Path) -> None:

@@ -74,9 +74,9 @@ def test_sensitivity_is_shown_most_first(tables):
     place = dict(zip(("hookpoint", "sae"), tables.places[0], strict=True))
     row = {**place, "arm": "trained", "value": 0.9, "moved_to": 0.72, "n_latents": 200}
     rows = [
-        {**row, "threshold": "mass", "change": -0.2, "n_moved": 4, "most_moved": "other > n_gram"},
+        {**row, "threshold": "mass", "change": -0.2, "n_moved": 4, "most_moved": "unexplained > n_gram"},
         {**row, "threshold": "mass", "change": 0.2, "n_moved": 0, "most_moved": None},
-        {**row, "threshold": "recall", "change": -0.2, "n_moved": 9, "most_moved": "other > dead"},
+        {**row, "threshold": "recall", "change": -0.2, "n_moved": 9, "most_moved": "unexplained > dead"},
         {**row, "threshold": "pc_cosine", "change": 0.2, "n_moved": 0, "most_moved": None},
     ]
     table = pd.DataFrame([{**one, "share_moved": 0.0, "reason": None} for one in rows])
@@ -84,7 +84,7 @@ def test_sensitivity_is_shown_most_first(tables):
     found = SECTIONS["classes"].build(view).values["blocks"][0]["sensitivity"]
     assert [one["threshold"] for one in found["rows"]] == ["recall", "mass"]
     assert found["rows"][1]["cells"][0]["share"].value == "2.0%"
-    assert found["rows"][1]["cells"][0]["most"] == "other → n gram"
+    assert found["rows"][1]["cells"][0]["most"] == "unexplained → n gram"
     assert found["still"] == ["pc_cosine"]
     assert "No latent changes class with: pc_cosine." in render_section(SECTIONS["classes"], view)
 

@@ -284,7 +284,7 @@ def _bag_or_tokens(scene: _Scene, i: int) -> Where:
     """Return where the domain is one of some, or the token one of a set."""
     return np.asarray(
         (scene.domain == i % scene.spec.domains)
-        | np.isin(scene.tokens.ids, _token_set(scene, 25, (80, 200)))
+        | np.isin(scene.tokens.ids, _token_set(scene, 17, (80, 200)))
     )
 
 

@@ -199,7 +199,7 @@ def _starred(
 
 
 def _replicated(view: View, place: Place, arms: list[str]) -> dict[str, Any] | None:
-    """Return what the replicated latents of each arm are: their classes, and whether a rule describes them."""
+    """Return what each arm's replicated latents are: their classes, and whether a rule describes them."""
     known = arm_shares(view, place, _REPLICATED)
     kinds = list(dict.fromkeys(kind for _, kind in known))
     if not kinds:
