@@ -74,9 +74,21 @@ def test_sensitivity_is_shown_most_first(tables):
     place = dict(zip(("hookpoint", "sae"), tables.places[0], strict=True))
     row = {**place, "arm": "trained", "value": 0.9, "moved_to": 0.72, "n_latents": 200}
     rows = [
-        {**row, "threshold": "mass", "change": -0.2, "n_moved": 4, "most_moved": "unexplained > n_gram"},
+        {
+            **row,
+            "threshold": "mass",
+            "change": -0.2,
+            "n_moved": 4,
+            "most_moved": "unexplained > n_gram",
+        },
         {**row, "threshold": "mass", "change": 0.2, "n_moved": 0, "most_moved": None},
-        {**row, "threshold": "recall", "change": -0.2, "n_moved": 9, "most_moved": "unexplained > dead"},
+        {
+            **row,
+            "threshold": "recall",
+            "change": -0.2,
+            "n_moved": 9,
+            "most_moved": "unexplained > dead",
+        },
         {**row, "threshold": "pc_cosine", "change": 0.2, "n_moved": 0, "most_moved": None},
     ]
     table = pd.DataFrame([{**one, "share_moved": 0.0, "reason": None} for one in rows])

@@ -42,6 +42,7 @@ class Tables:
     measurements: pandas.DataFrame
     passages: pandas.DataFrame
     missing: tuple[str, ...] = ()
+    claims: pandas.DataFrame = field(default_factory=lambda: _empty("claims"))
     coverage: pandas.DataFrame = field(default_factory=lambda: _empty("coverage"))
     interactions: pandas.DataFrame = field(default_factory=lambda: _empty("interactions"))
     matching: pandas.DataFrame = field(default_factory=lambda: _empty("matching"))

@@ -58,6 +58,13 @@ class ArmSpec(Spec):
         return self.control.draws or self.draws_data
 
     @property
+    def is_fair(self) -> bool:
+        """Return whether the arm is a placebo that headlines are claimed against; see `stats.claims`."""
+        if self.dictionary is not None:
+            return False
+        return self.data.is_fair if self.data is not None else self.control.is_fair
+
+    @property
     def family(self) -> str:
         """Return in a word what is drawn: arms of one family are taken to vary alike between re-draws."""
         if self.control.draws:

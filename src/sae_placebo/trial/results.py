@@ -33,6 +33,7 @@ from sae_placebo.latents.measurement import held_out
 from sae_placebo.latents.metrics.sparsity import l0_matches
 from sae_placebo.models.activation_files import outliers, read_calibrations
 from sae_placebo.report import build_report
+from sae_placebo.stats.claims import claims
 from sae_placebo.stats.designs import quads
 from sae_placebo.stats.effects import effects
 from sae_placebo.stats.failed_fits import failed_fits
@@ -142,6 +143,7 @@ class Trial:
             check_table(self.folder, name, record)
 
     effects = _table_of("effects")
+    claims = _table_of("claims")
     interactions = _table_of("interactions")
     matching = _table_of("matching")
     coverage = _table_of("coverage")
@@ -276,6 +278,8 @@ def _write_results(plan: Plan, store: Store, folder: Path) -> None:
     curves.withhold(replicates, plan.spec.compared, four.values())
     joined["fit_curve"] = curves.rows(CONFIDENCE)
     joined["effects"] = effects(replicates, plan.spec.compared, EVERY_METRIC, CONFIDENCE)
+    fair = [arm for arm, one in plan.spec.arms.items() if one.is_fair]
+    joined["claims"] = claims(joined["effects"], plan.spec.trained_arm, fair)
     joined["interactions"] = interactions(replicates, four, EVERY_METRIC, CONFIDENCE)
     least = plan.spec.measurement.thresholds.min_firings
     calibrations = read_calibrations(store.path(plan.harvests[0]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sae_placebo.core.tables.audits import AUDIT_LATENTS, AUDITS
 from sae_placebo.core.tables.base import Column, Table
 from sae_placebo.core.tables.baselines import BASELINES, MARGINAL
-from sae_placebo.core.tables.effects import EFFECTS, INTERACTIONS, MATCHING, MEASUREMENTS
+from sae_placebo.core.tables.effects import CLAIMS, EFFECTS, INTERACTIONS, MATCHING, MEASUREMENTS
 from sae_placebo.core.tables.keys import KEYS, MODEL_KEYS
 from sae_placebo.core.tables.labels import COVERAGE
 from sae_placebo.core.tables.latents import LATENTS, PASSAGES, SENSITIVITY, USE_PASSAGES
@@ -15,7 +15,18 @@ from sae_placebo.core.tables.use import DIRECTIONS, PATCHED, READERS, TIES, USE,
 __all__ = ["KEYS", "MODEL_KEYS", "SCHEMAS", "Column", "Table"]
 
 _ALL = (
-    *(EFFECTS, INTERACTIONS, MATCHING, COVERAGE, LATENTS, PARTNERS, LADDER, FIT_CURVE, DECOYS),
+    *(
+        EFFECTS,
+        CLAIMS,
+        INTERACTIONS,
+        MATCHING,
+        COVERAGE,
+        LATENTS,
+        PARTNERS,
+        LADDER,
+        FIT_CURVE,
+        DECOYS,
+    ),
     *(SENSITIVITY, BASELINES, MARGINAL, MECHANISM, MEASUREMENTS, PASSAGES),
     *(USE, READERS, WRITERS, DIRECTIONS, PATCHED, USE_PASSAGES, TIES),
     *(AUDITS, AUDIT_LATENTS),

@@ -94,6 +94,36 @@ behind A/A is borrowed from other arms of the same family (controls that re-draw
 each data control is its own); with none, `aa_reason` says so.""",
 )
 
+CLAIMS = Table(
+    "claims",
+    "metric × hookpoint × SAE",
+    (
+        _METRIC,
+        HOOKPOINT,
+        SAE,
+        Column("arm", "string", "the trained arm", nullable=False),
+        Column(
+            "against",
+            "string",
+            "the fair placebo from which it differs least, or against which nothing can be said",
+            nullable=False,
+        ),
+        Column("effect", "float", "the arm minus that placebo; null with a reason", "`unit`"),
+        *alike("low high", "float", _ENDS, "`unit`"),
+        Column("null", "float", _NONE, "`unit`", nullable=False),
+        _UNIT,
+        Column(
+            "claimed",
+            "bool",
+            "the intervals against all fair placebos leave the null out on one side",
+            nullable=False,
+        ),
+        Column("reason", "string", "why it is not claimed"),
+        Column("placebos", "strings", "the fair placebos that were compared", nullable=False),
+    ),
+    only="trials that have a fair placebo",
+)
+
 INTERACTIONS = Table(
     "interactions",
     "complete 2 × 2 of arms × hookpoint × SAE × metric",

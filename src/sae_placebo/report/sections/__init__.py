@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sae_placebo.report.sections import (  # isort: skip
     arms as arms,
+    claims as claims,
     headline as headline,
     matching as matching,
     effects as effects,

@@ -1,0 +1,73 @@
+"""The section that says what may be claimed of the trained arm: what differs from every fair placebo."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import Any
+
+from sae_placebo.report.sections.base import SECTIONS, Content, Section, View, arm_of
+from sae_placebo.report.sections.contrasts import Row, bounds, in_percent, scaled
+from sae_placebo.report.tables import at, records
+from sae_placebo.report.wording import (
+    Estimate,
+    counted,
+    difference_unit,
+    estimated,
+    finite,
+    metric_title,
+)
+
+FIRST = (
+    *("mean_token_entropy_bits", "explained_variance_above_gaussian"),
+    *("origin_explained", "origin_not_explained", "stable_not_explained"),
+    *("marginal_structure_envelope", "replicated_with_rule", "replicated_unnamed"),
+    "share_*",
+)
+"""Patterns of the metrics that are shown first; the others are folded."""
+
+
+def build(view: View) -> Content:
+    """Return, per hookpoint and SAE, each metric's smallest effect against the fair placebos."""
+    blocks = []
+    for place in view.tables.places:
+        rows = [_row(view, row) for row in records(at(view.tables.claims, place))]
+        if not rows:
+            continue
+        first = [row for row in rows if row["first"]]
+        known = {name for row in rows for name in row["placebos"]}
+        blocks.append(
+            {
+                "name": ", ".join(place),
+                "rows": sorted(first, key=lambda row: not row["claimed"]),
+                "others": [row for row in rows if not row["first"]],
+                "placebos": [arm_of(view, arm) for arm in view.arms if arm in known],
+                "n": counted(len(rows), "number"),
+                "n_claimed": sum(row["claimed"] for row in rows),
+            }
+        )
+    return Content({"blocks": blocks, "n_places": len(view.tables.places)}, {})
+
+
+def _row(view: View, row: Row) -> dict[str, Any]:
+    shown, metric = scaled(row), str(row["metric"])
+    unit = str(shown["unit"])
+    return {
+        "metric": metric,
+        "title": metric_title(metric, unit),
+        "first": any(fnmatchcase(metric, pattern) for pattern in FIRST),
+        "claimed": bool(row["claimed"]),
+        "effect": _effect(shown),
+        "unit": difference_unit(unit) if in_percent(metric, row["unit"]) else unit,
+        "against": arm_of(view, str(row["against"])),
+        "reason": "" if row["claimed"] else str(row["reason"]),
+        "placebos": list(row["placebos"]),
+    }
+
+
+def _effect(row: Row) -> Estimate:
+    sample = f"{counted(len(row['placebos']), 'fair placebo')}"
+    reason = str(row["reason"] or "no reason recorded")
+    return estimated(finite(row["effect"]), *bounds(row), sample, reason, signed=True)
+
+
+SECTIONS.add(Section("claims", "What may be claimed", ("claims",), build))
