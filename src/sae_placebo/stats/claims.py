@@ -1,7 +1,7 @@
-"""What may be claimed of an arm: what differs from every fair placebo, and how much from the nearest of them.
+"""What may be claimed of an arm: what differs from every fair placebo, and by how much from the nearest.
 
-An arm that is told from an easy placebo may not be told from a fair one. So an effect is a claim only where the
-intervals against all fair placebos leave the null out on one side; its size is that of the smallest effect.
+An arm that is told from an easy placebo may not be told from a fair one. So an effect is a claim only where
+the intervals against all fair placebos leave the null out on one side; its size is that of the smallest.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _OF_EFFECT = ("effect", "low", "high", "null", "unit")
 def claims(effects: pandas.DataFrame, arm: str, fair: Sequence[str]) -> pandas.DataFrame:
     """Return one row per metric, hookpoint and SAE: whether `arm` differs from every fair placebo.
 
-    The row has the effect that is smallest in size, with its interval and the placebo (`against`); where an effect
-    is not estimable, that of which this is so. `claimed` is whether all intervals leave the null out on the same
-    side, and `reason` says why not.
+    The row has the effect that is smallest in size, with its interval and the placebo (`against`); where one
+    is not estimable, that one. `claimed` is whether all intervals leave the null out on the same side, and
+    `reason` says why not.
 
     Args:
         effects: Columns of `stats.effects.COLUMNS`; rows of other arms are not read.
