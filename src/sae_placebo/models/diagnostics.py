@@ -70,7 +70,7 @@ def card(
     cards: dict[str, dict[str, dict[str, Any]]] = {}
     for place in places:
         every = activations[place.name]
-        kept = _ordinary(every, outlier_ratio)
+        kept = ordinary(every, outlier_ratio)
         x, entered = every[kept], embedding[kept]
         added = x if place.site in ("attn_out", "mlp_out") else x - entered
         cards[place.name] = {
@@ -84,7 +84,7 @@ def card(
     return cards
 
 
-def _ordinary(x: torch.Tensor, outlier_ratio: float) -> torch.Tensor:
+def ordinary(x: torch.Tensor, outlier_ratio: float) -> torch.Tensor:
     """Return which tokens are no norm outliers: bool [token]."""
     norms = x.norm(dim=1)
     if len(x) == 0 or math.isinf(outlier_ratio):
