@@ -1,4 +1,4 @@
-"""How much of activations a key explains, such as the current token: the between-key component of variance."""
+"""How much of activations a key explains, such as the current token: the component between keys."""
 
 from __future__ import annotations
 
@@ -41,11 +41,12 @@ def between_component(
     independently, since no token is paired with itself or with its own document, so what a document's tokens
     have in common is not taken for something that the key explains.
 
-    The error is that of a ratio of U-statistics, linearized over documents. The set of keys is taken as given.
+    The error is that of a ratio of U-statistics, linearized over documents. The set of keys is taken as
+    given.
 
     Args:
         x: Activations in model units.
-        keys: What is asked to explain them; see `pair_keys` for pairs of tokens.
+        keys: What is asked to explain them; see `with_previous` for pairs of tokens.
         documents: The document of each token.
 
     Raises:
@@ -82,12 +83,15 @@ def between_component(
     return Component(value, error, len(x))
 
 
-def pair_keys(
-    previous: Int64[torch.Tensor, " token"], current: Int64[torch.Tensor, " token"]
-) -> Int64[torch.Tensor, " token"]:
-    """Return one key for each pair of the previous and the current token."""
-    width = int(current.max()) + 1 if len(current) else 1
-    return previous * width + current
+def with_previous(token_ids: Int64[torch.Tensor, "row pos"]) -> Int64[torch.Tensor, "row pos"]:
+    """Return one key for each pair of the previous and the current token of a row.
+
+    The first token of a row has no previous one; its key is that of token id 0 before it.
+    """
+    width = int(token_ids.max()) + 1 if token_ids.numel() else 1
+    keys = token_ids.clone()
+    keys[:, 1:] += token_ids[:, :-1] * width
+    return keys
 
 
 def _in_other_documents(

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, SerializeAsAny, field_validator
 
 from sae_placebo.controls.model.attention_outputs import silence_attention
-from sae_placebo.controls.model.base import CONTROLS, Control, Record, parse_control, SampleText
+from sae_placebo.controls.model.base import CONTROLS, Control, Record, SampleText, parse_control
 from sae_placebo.controls.model.tensors import storage, tensors
 from sae_placebo.controls.model.trained import Trained
 from sae_placebo.core.errors import SpecError
@@ -73,9 +73,9 @@ class AblateAttention(Control):
         return True
 
     @property
-    def reads_text(self) -> bool:
-        """Return whether the control to which it is added reads text."""
-        return self.of.reads_text
+    def text_tokens(self) -> int:
+        """Return how many tokens the control to which it is added is measured on."""
+        return self.of.text_tokens
 
     def shared_models(
         self, reference: torch.nn.Module, text: SampleText

@@ -76,9 +76,9 @@ class Control(Spec, ABC):
         return False
 
     @property
-    def reads_text(self) -> bool:
-        """Return whether the model that is made depends on a sample of the text."""
-        return False
+    def text_tokens(self) -> int:
+        """Return how many tokens of the training text the model that is made is measured on; 0 for none."""
+        return 0
 
     def shared_models(
         self, reference: torch.nn.Module, text: SampleText
@@ -150,7 +150,7 @@ class Control(Spec, ABC):
             seed: The trial's seed.
             model_seed: The seed of the re-draw.
             source: What the reference was loaded from, for controls that load another checkpoint of it.
-            text: The text and the hookpoints that the model is for, for controls that read text.
+            text: The text and the hookpoints that the model is for, for controls with `text_tokens`.
         """
 
 
@@ -272,7 +272,7 @@ def build(
         seed: The trial's seed.
         model_seed: The seed of the re-draw; without effect where the control draws nothing.
         source: What the reference was loaded from. Control `revision` needs it unless it names a source.
-        text: The text and the hookpoints that the model is for. A control whose `reads_text` is set needs it.
+        text: The text and the hookpoints that the model is for. A control with `text_tokens` needs it.
 
     Raises:
         ModelError: the control cannot be applied to this model.

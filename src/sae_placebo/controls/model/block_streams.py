@@ -9,7 +9,7 @@ from typing import Any
 from sae_placebo.controls.model.base import SampleText
 from sae_placebo.core.errors import ModelError
 from sae_placebo.core.lazy import torch
-from sae_placebo.models.components import Component, between_component
+from sae_placebo.models.components import Component, between_component, with_previous
 from sae_placebo.models.diagnostics import ordinary
 from sae_placebo.models.forward_pass import Stopped, own_code, run_until_stopped
 from sae_placebo.models.sites import decoder_layers, first_tensor, input_tensor, with_input
@@ -71,7 +71,10 @@ class BlockStreams:
 
         def entering(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if not calls:
-                self.entered.append(input_tensor(args, kwargs).clone())
+                entered = input_tensor(args, kwargs)
+                if entered.shape[:-1] != token_ids.shape:  # XLNet's rows come second
+                    raise _apart(model)
+                self.entered.append(entered.clone())
             # the stream itself is not kept: each block is given another one
             calls.append(with_input(args, kwargs, torch.empty(0)))
 
@@ -98,10 +101,14 @@ class BlockStreams:
         for block in range(len(self._layers)):
             stream = [self._run(block, 0, stream[0])]
         if not (stream[0] - left[0]).norm() <= _ROUNDING * left[0].norm():
-            raise ModelError(
-                f"blocks of {type(model).__name__} depend on more than the residual stream, so that they "
-                "cannot be calibrated one by one; leave out the arms that calibrate."
-            )
+            raise _apart(model)
+
+
+def _apart(model: torch.nn.Module) -> ModelError:
+    return ModelError(
+        f"blocks of {type(model).__name__} depend on more than the residual stream, so that they cannot be "
+        "calibrated one by one; leave out the arms that calibrate."
+    )
 
 
 def component_of(x: torch.Tensor, text: SampleText, previous: bool = False) -> Component:
@@ -116,12 +123,9 @@ def component_of(x: torch.Tensor, text: SampleText, previous: bool = False) -> C
         NotEstimable: as `between_component`.
     """
     kept = ordinary(x, text.outlier_ratio)
-    rows, places = text.mask.nonzero()[kept].unbind(1)
-    keys = text.token_ids[rows, places]
-    if previous:
-        before = text.token_ids[rows, (places - 1).clamp_min(0)]
-        keys = before * (int(text.token_ids.max()) + 1) + keys
-    return between_component(x[kept], keys, text.documents[rows])
+    keys = with_previous(text.token_ids) if previous else text.token_ids
+    rows = text.mask.nonzero()[kept, 0]
+    return between_component(x[kept], keys[text.mask][kept], text.documents[rows])
 
 
 Measure = Callable[[float], float]

@@ -1,4 +1,4 @@
-"""Gains of blocks for which the current token explains as much of a drawn model's stream as of the trained one's."""
+"""Gains of blocks with which the current token explains as much of the stream as in the trained model."""
 
 from __future__ import annotations
 
@@ -114,7 +114,9 @@ class Calibration:
         profile = stream_profile(trained, text, n_blocks)
         found = read(trained, text, [name for name in text.hookpoints if not is_on_stream(name)])
         targets = {
-            name: component_of(found[name], text) if name in found else profile[n_blocks_before(name)]
+            name: component_of(found[name], text)
+            if name in found
+            else profile[n_blocks_before(name)]
             for name in text.hookpoints
         }
         return cls(text, targets, least_majorant([one.value for one in profile]), tolerance)

@@ -6,7 +6,14 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from sae_placebo.controls.model.base import CONTROLS, INVARIANTS, Control, Record, change_all, SampleText
+from sae_placebo.controls.model.base import (
+    CONTROLS,
+    INVARIANTS,
+    Control,
+    Record,
+    SampleText,
+    change_all,
+)
 from sae_placebo.controls.model.redraw import redraw
 from sae_placebo.controls.model.tensors import storage, tensors, tie_notes
 from sae_placebo.core.errors import SpecError

@@ -1,8 +1,9 @@
 """One gain for what a block adds to the residual stream, set in the block's own weights.
 
-The weights that attention or MLP writes with are scaled: its last matrix with bias, every expert's alike, or the
-norm that stands between it and the stream. Which these are is measured: on a few tokens, what the module adds
-has to be halved when they are. So what is made is an ordinary model, and there is no table of architectures.
+The weights that attention or MLP writes with are scaled: its last matrix with bias, every expert's alike, or
+the norm that stands between it and the stream. Which these are is measured: on a few tokens, what the module
+adds has to be halved when they are. So what is made is an ordinary model, and there is no table of
+architectures.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _REFUSED = "so that what its blocks add cannot be calibrated; leave out the arms
 
 @dataclass(frozen=True)
 class _Scaled:
-    """A parameter that is scaled, as it was drawn; `offset` is what the model adds to it (Gemma's norms: 1)."""
+    """A parameter that is scaled, as it was drawn; the model adds `offset` to it (Gemma's norms: 1)."""
 
     parameter: torch.nn.Parameter
     drawn: torch.Tensor
@@ -61,16 +62,18 @@ def block_gains(model: torch.nn.Module, n_blocks: int) -> list[BlockGain]:
     """Return what scales each of the first blocks of a model; its weights count as gain 1.
 
     Raises:
-        ModelError: a block does more than add an attention's and an MLP's output to the stream, two blocks share
-            weights, or no weights are found that scale what is added.
+        ModelError: a block does more than add an attention's and an MLP's output to the stream, two blocks
+            share weights, or no weights are found that scale what is added.
     """
     name = type(model).__name__
-    places = [Hookpoint(site, i) for i in range(n_blocks) for site in ("attn_out", "mlp_out")]  # type: ignore[arg-type]
+    places = [Hookpoint(site, i) for i in range(n_blocks) for site in ("attn_out", "mlp_out")]
     try:
         terms = resolve(model, places).terms
     except ModelError as error:
-        cause = str(error).partition(": ")[2].partition(" Use resid")[0] or str(error)
-        raise ModelError(f"what blocks of {name} add cannot be told apart ({cause}), {_REFUSED}") from error
+        cause = str(error).partition(": ")[2].partition(" Use resid")[0].rstrip(".") or str(error)
+        raise ModelError(
+            f"what blocks of {name} add cannot be told apart ({cause}), {_REFUSED}"
+        ) from error
     found = _writers(model, [terms[place] for place in places], places)
     blocks = [BlockGain((*a, *b)) for a, b in zip(found[::2], found[1::2], strict=True)]
     owners: dict[Any, int] = {}
@@ -107,7 +110,8 @@ def _candidates(
         own = dict(module.named_parameters(recurse=False))
         for offset in (0.0, 1.0):
             yield tuple(
-                _Scaled(p, p.clone(), offset if name == "weight" else 0.0) for name, p in own.items()
+                _Scaled(p, p.clone(), offset if name == "weight" else 0.0)
+                for name, p in own.items()
             )
         return
     by_leaf: dict[str, list[torch.nn.Parameter]] = {}

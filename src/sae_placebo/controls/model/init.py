@@ -5,7 +5,14 @@ from __future__ import annotations
 import copy
 from typing import Any, ClassVar, Literal
 
-from sae_placebo.controls.model.base import CONTROLS, INVARIANTS, Control, Record, change_all, SampleText
+from sae_placebo.controls.model.base import (
+    CONTROLS,
+    INVARIANTS,
+    Control,
+    Record,
+    SampleText,
+    change_all,
+)
 from sae_placebo.controls.model.tensors import Tensor, tensors, tie_notes
 from sae_placebo.core.lazy import torch, transformers
 from sae_placebo.core.spec import generator

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import field_validator
 
-from sae_placebo.controls.model.base import GROUPS, Control, Group, Record, change_all, SampleText
+from sae_placebo.controls.model.base import GROUPS, Control, Group, Record, SampleText, change_all
 from sae_placebo.controls.model.tensors import Tensor, tensors, tie_notes
 from sae_placebo.core.lazy import torch
 from sae_placebo.models.specs import ModelSpec

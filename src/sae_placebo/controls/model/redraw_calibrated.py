@@ -40,18 +40,19 @@ class RedrawCalibrated(Control):
     front by bisection, so that the share of the residual stream's variance that lies between tokens
     (`models.components.between_component`) is that of the trained model on the same text. The gain multiplies
     what attention and MLP add to the stream, in the block's own weights: the last matrix of each with its
-    bias, or the norm that stands between it and the stream. So what is made is an ordinary model. Blocks behind
-    the last hookpoint of a model stay as they were drawn.
+    bias, or the norm that stands between it and the stream. So what is made is an ordinary model. Blocks
+    behind the last hookpoint of a model stay as they were drawn.
 
     Gains only dilute. Blocks on the way to a hookpoint are therefore calibrated to the least sequence that
     never rises, lies nowhere below the trained model's, and ends at the hookpoint's own share. A hookpoint
     that lies below that of a deeper one has a calibrated model of its own. What one module adds (`attn_out`,
-    `mlp_out`) is scaled by no gain of its own, so its share is sought by a common factor of all gains before it,
-    in a model of its own. Where a block cannot reach its target, the nearest gain is taken and the search goes
-    on. Where a hookpoint is missed by more than the tolerance, the recipe gives the reason, and no trial reads it.
+    `mlp_out`) is scaled by no gain of its own, so its share is sought by a common factor of all gains before
+    it, in a model of its own. Where a block cannot reach its target, the nearest gain is taken and the search
+    goes on. Where a hookpoint is missed by more than the tolerance, the recipe gives the reason, and no trial
+    reads it.
 
-    A block's gain is at most 64; a search ends within a tenth of the tolerance, or after 14 halvings. Targets and
-    gains are measured on the first rows of the training text, outliers of the norm left out.
+    A block's gain is at most 64; a search ends within a tenth of the tolerance, or after 14 halvings. Targets
+    and gains are measured on the first rows of the training text, outliers of the norm left out.
 
     Source: none known. The diagnosis that arms differ in it is ours; see docs/reference/controls.md.
     """
@@ -70,12 +71,14 @@ class RedrawCalibrated(Control):
     @field_validator("of")
     @classmethod
     def _draws_every_layer(cls, of: Control) -> Control:
-        if of.reads_text:
-            raise SpecError("blocks are calibrated twice; let `of` name a control that draws weights.")
+        if of.text_tokens:
+            raise SpecError(
+                "blocks are calibrated twice; let `of` name a control that draws weights."
+            )
         if not (of.draws and {"block_weights", "other_layers"} <= of.drawn.destroyed()):
             raise SpecError(
-                f"{of.drawn.kind!r} does not draw the weights of every layer, so there is nothing to calibrate; "
-                "let `of` name a control that does, such as redraw, init, permute or spectrum."
+                f"{of.drawn.kind!r} does not draw the weights of every layer, so there is nothing to "
+                "calibrate; let `of` name a control that does, such as redraw, init, permute or spectrum."
             )
         return of
 
@@ -95,9 +98,9 @@ class RedrawCalibrated(Control):
         return True
 
     @property
-    def reads_text(self) -> bool:
-        """Return True: gains are measured on text."""
-        return True
+    def text_tokens(self) -> int:
+        """Return how many tokens gains are measured on."""
+        return self.tokens
 
     def shared_models(
         self, reference: torch.nn.Module, text: SampleText
@@ -153,7 +156,9 @@ class RedrawCalibrated(Control):
             SpecError: no text was given.
         """
         if text is None:
-            raise SpecError("control 'redraw_calibrated' is calibrated on text: give `text` to build.")
+            raise SpecError(
+                "control 'redraw_calibrated' is calibrated on text: give `text` to build."
+            )
         before = {tensor.name: tensor.parameter.clone() for tensor in tensors(model)}
         try:
             sought = None
@@ -191,6 +196,6 @@ def _count_as_touched(
 
 def _too_little(error: NotEstimable) -> ModelError:
     return ModelError(
-        f"what the current token explains cannot be estimated on the text that gains are sought on ({error}); "
-        "raise text.train_tokens, or leave out the arms that calibrate."
+        f"what the current token explains cannot be estimated on the text that gains are sought on "
+        f"({error}); raise text.train_tokens, or leave out the arms that calibrate."
     )

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from sae_placebo.controls.model.base import CONTROLS, INVARIANTS, Control, Record, change_all, SampleText
+from sae_placebo.controls.model.base import (
+    CONTROLS,
+    INVARIANTS,
+    Control,
+    Record,
+    SampleText,
+    change_all,
+)
 from sae_placebo.controls.model.redraw import draw
 from sae_placebo.controls.model.tensors import Tensor, tensors, tie_notes
 from sae_placebo.core.errors import ModelError
