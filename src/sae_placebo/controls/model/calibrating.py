@@ -25,9 +25,9 @@ _SHARED = 0.25
 
 
 def n_blocks_before(hookpoint: str) -> int:
-    """Return how many blocks, counted from the front, decide what is read at a hookpoint."""
+    """Return how many blocks, counted from the front, have a gain for what is read at a hookpoint."""
     place = parse_hookpoint(hookpoint)
-    return place.layer + (place.site in ("resid_post", "mlp_out"))
+    return place.layer + (place.site == "resid_post")
 
 
 def is_on_stream(hookpoint: str) -> bool:
