@@ -35,7 +35,11 @@ CALIBRATED = ArmModel("calibrated", 0)
 def table(tiny_model: Path, tiny_text: Path) -> dict[str, Any]:
     arms = {"trained": {"control": "trained"}, "calibrated": ARM}
     changes: dict[str, Any] = {"hookpoints": HOOKPOINTS, "model_seeds": [0], "arms": arms}
-    return trial_table(tiny_model, tiny_text, name="calibrated", **changes)
+    made = trial_table(tiny_model, tiny_text, name="calibrated", **changes)
+    made["sae_seeds"] = [0]
+    made["audit"] |= {"arms": []}
+    made["use"] |= {"latents": 4}
+    return made
 
 
 @pytest.fixture(scope="module")
