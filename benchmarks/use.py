@@ -68,7 +68,7 @@ from sae_placebo.trial.artefacts import Artefacts
 from sae_placebo.trial.plan import Place, plan_steps
 from sae_placebo.trial.run import run
 from sae_placebo.trial.spec import load_trial
-from sae_placebo.trial.stages.build import arm_model
+from sae_placebo.trial.stages.arm_models import arm_model
 
 TRIAL: dict[str, Any] = {
     "name": "use",
@@ -201,7 +201,7 @@ def sites(arguments: argparse.Namespace) -> list[tuple[str, Subject, Directions]
     for arm in ("trained", "placebo"):
         place: Place = next(p for p in artefacts.plan.measure if p[0].arm == arm)
         encoded = artefacts.encoded(place)
-        model, _ = arm_model(artefacts, place[0])
+        model, _ = arm_model(artefacts, place[0], [place[1]])
         model.config._attn_implementation = "eager"
         subject = Subject(Downstream(model, place[1]), encoded.tokens, encoded.activations)
         found.append((arm, subject, latent_directions(encoded)))

@@ -98,13 +98,13 @@ def test_what_fails_is_told_kept_apart_and_tried_again(
             raise ModelError("it has no such place")
         return behind(asked, hookpoint)
 
-    built, arm_model = list[str](), questions.arm_model
+    built, models_asked = list[str](), questions.models_asked
 
-    def counted(artefacts: Any, one: Any) -> Any:
+    def counted(artefacts: Any, one: Any, hookpoints: Any) -> Any:
         built.append(one.label)
-        return arm_model(artefacts, one)
+        return models_asked(artefacts, one, hookpoints)
 
-    monkeypatch.setattr(questions, "arm_model", counted)
+    monkeypatch.setattr(questions, "models_asked", counted)
     monkeypatch.setattr(questions._Asked, "behind", once)
     monkeypatch.setattr(uses, "examine", raises(NotEstimable("no latent fires")))
     again = sp.run(table, store)

@@ -38,6 +38,11 @@ ARMS: dict[str, Any] = {
     "cascade": {"control": "cascade", "last": 2},
     "occurrence": {"control": "noise_embeddings", "per": "occurrence"},
     "unattending": {"control": "ablate_attention", "of": {"control": "redraw"}},
+    "calibrated": {
+        "control": "redraw_calibrated",
+        "of": {"control": "redraw", "keep": ["embeddings"]},
+        "tokens": 4_000,
+    },
     "shuffle": {"data": "shuffle_tokens"},
     "redraw_shuffle": {"control": "redraw", "data": "shuffle_tokens"},
     "unigram": {"data": "unigram"},

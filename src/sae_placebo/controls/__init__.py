@@ -10,6 +10,7 @@ from sae_placebo.controls.model.base import (
     Control,
     Recipe,
     Record,
+    SampleText,
     build,
     parse_control,
 )
@@ -18,6 +19,7 @@ from sae_placebo.controls.model.init import Init
 from sae_placebo.controls.model.noise_embeddings import NoiseEmbeddings
 from sae_placebo.controls.model.permute import Permute
 from sae_placebo.controls.model.redraw import Redraw
+from sae_placebo.controls.model.redraw_calibrated import RedrawCalibrated
 from sae_placebo.controls.model.redraw_embeddings import RedrawEmbeddings
 from sae_placebo.controls.model.revision import Revision
 from sae_placebo.controls.model.spectrum import Spectrum
@@ -37,8 +39,10 @@ __all__ = [
     "Recipe",
     "Record",
     "Redraw",
+    "RedrawCalibrated",
     "RedrawEmbeddings",
     "Revision",
+    "SampleText",
     "Spectrum",
     "Trained",
     "build",

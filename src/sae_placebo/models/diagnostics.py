@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int64
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.precision import ROUNDING_ENERGY
+from sae_placebo.models.components import between_component, with_previous
 from sae_placebo.models.forward_pass import Stopped, eager_attention, own_code, run_until_stopped
 from sae_placebo.models.hookpoints import Hookpoint, parse_hookpoint
 from sae_placebo.models.loading import Reader
@@ -31,6 +32,7 @@ def card(
     token_ids: Int64[torch.Tensor, "row pos"],
     mask: Bool[torch.Tensor, "row pos"],
     outlier_ratio: float = math.inf,
+    documents: Int64[torch.Tensor, " row"] | None = None,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Return the diagnostics of each hookpoint, ready for JSON: `value`, `unit`, `n`, `reason`.
 
@@ -44,6 +46,9 @@ def card(
       enters the first layer (token and learned position embeddings). Added is the residual stream
       less what enters the first layer; at `attn_out` and `mlp_out` it is that one term.
     - `token_r2`: share of variance that the current token explains; see `r2_of_token`.
+    - `token_component`, `pair_component`: share of variance between current tokens, and between pairs of
+      previous and current token, from occurrences in different documents; see
+      `models.components.between_component`. Only where the documents are given.
     - `participation_ratio`: see `participation_ratio`.
     - `attention_entropy`: mean over heads and positions, for the last attention that can have reached
       the hookpoint, on the first few rows; `attention_entropy_max` is what uniform attention over
@@ -55,6 +60,7 @@ def card(
         token_ids: Rows of tokens, padded on the right.
         mask: True where a token counts. All tokens are read, also as context.
         outlier_ratio: See above; no token is an outlier by default.
+        documents: Which document each row is of.
 
     Raises:
         SpecError: an unknown hookpoint, or a layer past the last.
@@ -70,7 +76,7 @@ def card(
     cards: dict[str, dict[str, dict[str, Any]]] = {}
     for place in places:
         every = activations[place.name]
-        kept = _ordinary(every, outlier_ratio)
+        kept = ordinary(every, outlier_ratio)
         x, entered = every[kept], embedding[kept]
         added = x if place.site in ("attn_out", "mlp_out") else x - entered
         cards[place.name] = {
@@ -78,14 +84,15 @@ def card(
             "residual_norm": _row("model units", len(x), partial(_mean_norm, x)),
             "block_to_embedding_ratio": _row("ratio", len(x), partial(_ratio, added, entered)),
             "token_r2": _r2_row(x, tokens[kept]),
+            **_component_rows(x, token_ids, mask, documents, kept),
             "participation_ratio": _row("dimensions", len(x), partial(participation_ratio, x)),
             **_entropy_rows(place, entropies),
         }
     return cards
 
 
-def _ordinary(x: torch.Tensor, outlier_ratio: float) -> torch.Tensor:
-    """Return which tokens are no norm outliers: bool [token]."""
+def ordinary(x: Float[torch.Tensor, "token d_in"], outlier_ratio: float) -> torch.Tensor:
+    """Return which tokens are no norm outliers, above so many medians: bool [token]."""
     norms = x.norm(dim=1)
     if len(x) == 0 or math.isinf(outlier_ratio):
         return torch.ones_like(norms, dtype=torch.bool)
@@ -145,6 +152,32 @@ def _r2_row(x: torch.Tensor, tokens: torch.Tensor) -> dict[str, Any]:
     return _row(
         "share of variance", int((counts[which] >= 2).sum()), partial(r2_of_token, x, tokens)
     )
+
+
+def _component_rows(
+    x: torch.Tensor,
+    token_ids: torch.Tensor,
+    mask: torch.Tensor,
+    documents: torch.Tensor | None,
+    kept: torch.Tensor,
+) -> dict[str, dict[str, Any]]:
+    """Return what lies between current tokens, and between pairs, where the documents are known."""
+    if documents is None:
+        return {}
+    owners, rows = documents.cpu(), mask.cpu().nonzero()[kept, 0]
+    current, pairs = (k.cpu()[mask.cpu()][kept] for k in (token_ids, with_previous(token_ids)))
+    found = {}
+    for name, keys in (("token_component", current), ("pair_component", pairs)):
+        sizes: list[int] = []
+
+        def value(keys: torch.Tensor = keys, sizes: list[int] = sizes) -> float:
+            component = between_component(x, keys, owners[rows])
+            sizes.append(component.n)
+            return component.value
+
+        row = _row("share of variance", 0, value)
+        found[name] = row | {"n": sizes[0] if sizes else 0}
+    return found
 
 
 def _occurrences(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

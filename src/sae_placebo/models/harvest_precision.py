@@ -6,7 +6,7 @@ import copy
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from sae_placebo.core.lazy import torch
 from sae_placebo.core.store import read_json, write_json
 from sae_placebo.data.rows import Rows
 from sae_placebo.models.activations import HarvestSpec, blocks, row_order
-from sae_placebo.models.reading import Reader
+from sae_placebo.models.reading import JoinedReader, Reader
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,47 @@ def arm_reader(
     if decision.used == "fp32":
         return reader, decision
     return Reader(_rounded(model), hookpoints, fast=True), decision
+
+
+def joined_reader(
+    models: Sequence[tuple[Sequence[str], torch.nn.Module]],
+    names: Sequence[str],
+    rows: Rows,
+    spec: HarvestSpec,
+    seed: int,
+    decided: HarvestPrecision | None = None,
+) -> tuple[Reader | JoinedReader, HarvestPrecision]:
+    """Return what reads an arm whose hookpoints may have several models, and the one precision of all.
+
+    Where `arm_reader` would decide on float32 for one of them, all run in it.
+
+    Args:
+        models: The hookpoints of each model, and the model.
+        names: Every hookpoint, in the order in which results carry them.
+        rows: As for `arm_reader`.
+        spec: As for `arm_reader`.
+        seed: As for `arm_reader`.
+        decided: As for `arm_reader`.
+
+    Raises:
+        ModelError: as `arm_reader`.
+    """
+    if len(models) == 1:
+        return arm_reader(models[0][1], names, rows, spec, seed, decided)
+    found = [arm_reader(model, of, rows, spec, seed, decided) for of, model in models]
+    decisions = [decision for _, decision in found]
+    joined = next((one for one in decisions if one.used == "fp32"), decisions[0])
+    errors: dict[str, float] = {}
+    for one in decisions:
+        errors |= one.errors or {}
+    joined = replace(joined, errors=errors or None)
+    readers = [
+        reader
+        if decision.used == joined.used
+        else arm_reader(model, of, rows, spec, seed, joined)[0]
+        for (reader, decision), (of, model) in zip(found, models, strict=True)
+    ]
+    return JoinedReader(readers, names), joined
 
 
 def _decide(reader: Reader, rows: Rows, spec: HarvestSpec, seed: int) -> HarvestPrecision:

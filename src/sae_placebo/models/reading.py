@@ -192,6 +192,49 @@ class Reader:
             ) from error
 
 
+class JoinedReader:
+    """Reads hookpoints of which each has a model of its own, or shares one, as `Reader` reads one model's.
+
+    Args:
+        readers: What reads each model; no hookpoint is read by two.
+        names: Every hookpoint, in the order in which results carry them.
+    """
+
+    def __init__(self, readers: Sequence[Reader], names: Sequence[str]) -> None:
+        self.readers = tuple(readers)
+        self.names = tuple(names)
+        self.d_in = readers[0].d_in
+
+    @property
+    def device(self) -> torch.device:
+        """Return the device that the models are on."""
+        return self.readers[0].device
+
+    def read(
+        self, token_ids: Int64[torch.Tensor, "row pos"]
+    ) -> dict[str, Float[torch.Tensor, "row pos d_in"]]:
+        """Return the activations by canonical name; see `Reader.read`."""
+        found: dict[str, torch.Tensor] = {}
+        for reader in self.readers:
+            found |= reader.read(token_ids)
+        return {name: found[name] for name in self.names}
+
+    def read_into(
+        self,
+        token_ids: Int64[torch.Tensor, "row pos"],
+        places: Int64[torch.Tensor, " token"],
+        out: Mapping[str, Float[torch.Tensor, "token d_in"]],
+    ) -> None:
+        """Write the activations of some positions into `out`; see `Reader.read_into`."""
+        for reader in self.readers:
+            reader.read_into(token_ids, places, {name: out[name] for name in reader.names})
+
+    def settled(self) -> None:
+        """Wait until what was read has arrived."""
+        for reader in self.readers:
+            reader.settled()
+
+
 def check_finite(name: str, value: torch.Tensor) -> None:
     """Refuse activations that hold an infinity or NaN, or whose squares do; one wait for an accelerator.
 

@@ -359,6 +359,8 @@ CONTROLS: tuple[Term, ...] = tuple(
          "another control.", "controls"),
         ("redraw", "Each parameter's entries replaced by Gaussian ones of the tensor's own mean and "
          "variance; groups of tensors can be kept.", "controls"),
+        ("redraw_calibrated", "A re-draw of the weights in which each block adds so much that the current "
+         "token explains as much of the activations as in the trained model.", "controls"),
         ("cascade", "The last decoder layers, or one of them, re-drawn.", "controls"),
         ("init", "The model as its class makes it from its config, before any training.", "controls"),
         ("noise_embeddings", "A random vector in the place of each token's embedding; every tensor stays "

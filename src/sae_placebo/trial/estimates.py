@@ -115,7 +115,9 @@ class TimeEstimate(Estimate):
         )
         built = [one for one in group if self.is_left(plan.build[one])]
         for one in built or ([first] if unread else []):
-            seconds = self.machine.build + (self._card() if self.is_left(plan.build[one]) else 0.0)
+            seconds = self.machine.build
+            if self.is_left(plan.build[one]):
+                seconds += self._card() + self._measured_on_text(one)
             yield WorkPiece("build", f"build {one.label}", seconds)
         n_places = len(self.spec.hookpoints)
         if self.is_left(plan.harvest[first]):
@@ -131,6 +133,13 @@ class TimeEstimate(Estimate):
             yield WorkPiece("fit_text", label, 0.1 + seconds)
         if trained:
             yield from self._trained(first, list(trained.values()))
+
+    def _measured_on_text(self, one: ArmModel) -> float:
+        """Return what it takes to seek the gains of blocks, about nine for each, where a control has them."""
+        tokens = min(self.spec.arms[one.arm].control.text_tokens, self.train)
+        n_blocks = 1 + max(layer_of(name) for name in self.spec.hookpoints)
+        shares = 1e-7 * self.width * n_blocks * 10 * self.numbers
+        return tokens * (14 * self.machine.reading + shares)
 
     def _card(self) -> float:
         """Return what a model's diagnostics card takes, and writing its heads."""

@@ -22,7 +22,7 @@ from sae_placebo.trial.artefacts import Artefacts
 from sae_placebo.trial.plan import ArmModel, Place, plan_steps
 from sae_placebo.trial.recipes import read_hash
 from sae_placebo.trial.spec import TrialSpec, load_trial
-from sae_placebo.trial.stages.build import arm_model
+from sae_placebo.trial.stages.arm_models import arm_model
 
 if TYPE_CHECKING:
     from sae_placebo.trial.results import Trial
@@ -164,7 +164,7 @@ def open_inputs(trial: Trial, choice: GraphChoice, prompt: str, progress: Progre
     tokenizer = load_tokenizer(artefacts.materials.source, spec.model.revision)
     token_ids(prompt, tokenizer, spec.text)
     with progress.track(f"build {one.label} again", 1, "model") as advance:
-        model, recipe = arm_model(artefacts, one)
+        model, recipe = arm_model(artefacts, one, [place[1] for place in places])
         advance(1)
     if recipe["read_hash"] != read_hash(store.path(train)):
         raise ModelError(

@@ -39,7 +39,7 @@ from sae_placebo.trial.results import (
 from sae_placebo.trial.sizes import check_sizes
 from sae_placebo.trial.spec import TrialSpec, load_trial
 from sae_placebo.trial.stages.baselines import fit_baselines
-from sae_placebo.trial.stages.build import build_arms
+from sae_placebo.trial.stages.build import build_arms, build_measured
 from sae_placebo.trial.stages.encode import encode_saes
 from sae_placebo.trial.stages.harvest import harvest_arms
 from sae_placebo.trial.stages.measure import measure_saes
@@ -99,12 +99,15 @@ def run(
         artefacts = Artefacts(plan, place, progress)
         _check(artefacts)
         _ = artefacts.materials.tokens  # too little text should be told before a model is built
+        build_measured(
+            artefacts
+        )  # a model that cannot be had should be told before any is trained on
         for arms in plan.groups:  # arms that read the same activations
-            model = build_arms(artefacts, arms)
-            if model is not None:
-                reader = harvest_arms(artefacts, arms, model)
+            models = build_arms(artefacts, arms)
+            if models is not None:
+                reader = harvest_arms(artefacts, arms, models)
                 train_arms(artefacts, arms, reader)
-                del model, reader
+                del models, reader
             memory.give_back()
         measure_saes(artefacts)
         encode_saes(artefacts)

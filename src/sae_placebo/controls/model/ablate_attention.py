@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, SerializeAsAny, field_validator
 
 from sae_placebo.controls.model.attention_outputs import silence_attention
-from sae_placebo.controls.model.base import CONTROLS, Control, Record, parse_control
+from sae_placebo.controls.model.base import CONTROLS, Control, Record, SampleText, parse_control
 from sae_placebo.controls.model.tensors import storage, tensors
 from sae_placebo.controls.model.trained import Trained
 from sae_placebo.core.errors import SpecError
@@ -22,7 +22,8 @@ _OUTPUTS = frozenset(
 )
 
 
-def _parsed(value: Any) -> Any:
+def parsed(value: Any) -> Any:
+    """Return the control that a setting `of` gives: a name, a table with `control`, or a control."""
     if isinstance(value, Control):
         return value
     return parse_control({"control": value} if isinstance(value, str) else value)
@@ -43,7 +44,7 @@ class AblateAttention(Control):
     """
 
     kind: Literal["ablate_attention"] = "ablate_attention"
-    of: Annotated[SerializeAsAny[Control], BeforeValidator(_parsed)] = Trained()
+    of: Annotated[SerializeAsAny[Control], BeforeValidator(parsed)] = Trained()
     """The control of the model to which it is added: a name, or a table with `control` and its settings."""
 
     preserves: ClassVar[frozenset[str]] = frozenset({"shapes"})
@@ -71,6 +72,17 @@ class AblateAttention(Control):
         """Return True."""
         return True
 
+    @property
+    def text_tokens(self) -> int:
+        """Return how many tokens the control to which it is added is measured on."""
+        return self.of.text_tokens
+
+    def shared_models(
+        self, reference: torch.nn.Module, text: SampleText
+    ) -> tuple[tuple[str, ...], ...]:
+        """Return the groups of the control to which it is added; see the base class."""
+        return self.of.shared_models(reference, text)
+
     def preserved(self) -> frozenset[str]:
         """Return what the other control preserves, without what attention's outputs are part of."""
         return self.of.preserved() - self.destroys
@@ -96,7 +108,12 @@ class AblateAttention(Control):
         return self.model_copy(update={"of": self.of.seen_at_hookpoints(tied)})
 
     def apply(
-        self, model: torch.nn.Module, seed: int, model_seed: int, source: ModelSpec | None = None
+        self,
+        model: torch.nn.Module,
+        seed: int,
+        model_seed: int,
+        source: ModelSpec | None = None,
+        text: SampleText | None = None,
     ) -> Record:
         """Apply the other control, then set attention's outputs to zero; see the base class.
 
@@ -105,7 +122,7 @@ class AblateAttention(Control):
         """
         found = tensors(model)
         zero = {tensor.name for tensor in found if not bool(tensor.parameter.any())}
-        record = self.of.apply(model, seed, model_seed, source)
+        record = self.of.apply(model, seed, model_seed, source, text)
         names = {storage(tensor.parameter): tensor.name for tensor in tensors(model)}
         silenced = [names[storage(parameter)] for parameter in silence_attention(model)]
         for name in silenced:

@@ -11,9 +11,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from sae_placebo.controls.model.outputs import last_matrices, loose_biases, run_few_tokens
 from sae_placebo.core.errors import ModelError
 from sae_placebo.core.lazy import torch
-from sae_placebo.models.forward_pass import own_code, run_until_stopped
 from sae_placebo.models.hookpoints import Hookpoint
 from sae_placebo.models.sites import (
     attention_module,
@@ -24,7 +24,6 @@ from sae_placebo.models.sites import (
     text_config,
 )
 
-_N_TOKENS = 8
 _ROUNDING = 1e-4
 """Activations that differ by no more than this share of the largest entry are the same."""
 
@@ -44,7 +43,7 @@ def silence_attention(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     with torch.no_grad():
         silenced = [p for last in _last_matrices(model, attentions) for p in _zeroed(last)]
         width = int(text_config(model).hidden_size)
-        silenced += [bias.zero_() for a in attentions for bias in _loose_biases(a, width)]  # type: ignore[misc]
+        silenced += [bias.zero_() for a in attentions for bias in loose_biases(a, width)]  # type: ignore[misc]
         left = _what_is_left(model, layers, attentions)
         if left.norms:
             silenced += [_zero_bias(norm) for norm in left.norms]
@@ -90,52 +89,18 @@ def _last_matrices(
     Raises:
         ModelError: an attention calls none.
     """
-    last: dict[int, torch.nn.Module] = {}
-
-    def note(index: int) -> Callable[..., None]:
-        def hook(module: torch.nn.Module, *_: Any) -> None:
-            last[index] = module
-
-        return hook
-
-    with ExitStack() as stack:
-        for index, attention in enumerate(attentions):
-            for module in filter(_is_matrix, attention.modules()):
-                stack.callback(module.register_forward_hook(note(index)).remove)
-        _run(model)
-    without = [index for index in range(len(attentions)) if index not in last]
-    if without:
+    found = last_matrices(model, attentions)
+    if None in found:
         raise ModelError(
-            f"attention of layer {without[0]} of {type(model).__name__} has no module for its output "
+            f"attention of layer {found.index(None)} of {type(model).__name__} has no module for its output "
             "projection, so that it cannot be ablated; leave out the arms that ablate attention."
         )
-    return [last[index] for index in range(len(attentions))]
-
-
-def _is_matrix(module: torch.nn.Module) -> bool:
-    """Return whether a module multiplies by a matrix that it owns."""
-    weight = getattr(module, "weight", None)
-    known = isinstance(weight, torch.nn.Parameter) and weight.ndim >= 2
-    return known and not isinstance(module, torch.nn.Embedding)
+    return [module for module in found if module is not None]
 
 
 def _zeroed(module: torch.nn.Module) -> list[torch.nn.Parameter]:
     """Set a module's own parameters to zero, and return them."""
     return [parameter.zero_() for parameter in module.parameters(recurse=False)]  # type: ignore[misc]
-
-
-def _loose_biases(attention: torch.nn.Module, width: int) -> list[torch.nn.Parameter]:
-    """Return biases as wide as the residual stream that no matrix or norm adds to its own output.
-
-    GPT-NeoX-Japanese and JetMoE add such a bias to what attention returns.
-    """
-    return [
-        parameter
-        for module in attention.modules()
-        if not _is_matrix(module) and "Norm" not in type(module).__name__
-        for name, parameter in module.named_parameters(recurse=False)
-        if name.endswith("bias") and parameter.shape == (width,)
-    ]
 
 
 def _zero_bias(norm: torch.nn.Module) -> torch.nn.Parameter:
@@ -192,7 +157,7 @@ def _what_is_left(
                 if "Norm" in type(child).__name__:
                     norm = child.register_forward_hook(of_norm(index), with_kwargs=True)
                     stack.callback(norm.remove)
-        _run(model)
+        run_few_tokens(model)
     return left
 
 
@@ -210,15 +175,8 @@ def _mixes(model: torch.nn.Module, layers: torch.nn.ModuleList) -> bool:
 
     with ExitStack() as stack:
         stack.callback(layers[-1].register_forward_hook(keep).remove)
-        _run(model)
+        run_few_tokens(model)
         stack.enter_context(resolve(model, [entry]).hooked({entry: swapped}))
-        _run(model)
+        run_few_tokens(model)
     plain, other = seen
     return not float((plain - other).abs().max()) <= _ROUNDING * float(plain.abs().max())
-
-
-def _run(model: torch.nn.Module) -> None:
-    """Run the model on a few tokens, for its hooks."""
-    ids = (torch.arange(_N_TOKENS) * 7 + 3).remainder(text_config(model).vocab_size)
-    with own_code(model):
-        run_until_stopped(model, ids[None])

@@ -7,10 +7,13 @@ tests check both. `build` applies a control to a copy of the reference and recor
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
+
+from jaxtyping import Bool, Int64
 
 from sae_placebo.controls.model.tensors import Tensor, hashes, in_parallel, tensors
 from sae_placebo.controls.settings import validated
@@ -67,6 +70,29 @@ class Control(Spec, ABC):
         """Return whether attention writes nothing in the model that is made."""
         return False
 
+    @property
+    def is_fair(self) -> bool:
+        """Return whether the current token explains as much of activations as in the trained model."""
+        return False
+
+    @property
+    def text_tokens(self) -> int:
+        """Return how many tokens of the training text the model that is made is measured on; 0 for none."""
+        return 0
+
+    def shared_models(
+        self, reference: torch.nn.Module, text: SampleText
+    ) -> tuple[tuple[str, ...], ...]:
+        """Return the hookpoints of the text in groups, each of which is read from one model.
+
+        There is one group, with every hookpoint, unless hookpoints have models of their own.
+
+        Args:
+            reference: The trained model.
+            text: The text, with every hookpoint of the trial.
+        """
+        return (text.hookpoints,)
+
     def preserved(self) -> frozenset[str]:
         """Return what this control leaves as it was with its settings."""
         return self.preserves
@@ -108,7 +134,12 @@ class Control(Spec, ABC):
 
     @abstractmethod
     def apply(
-        self, model: torch.nn.Module, seed: int, model_seed: int, source: ModelSpec | None = None
+        self,
+        model: torch.nn.Module,
+        seed: int,
+        model_seed: int,
+        source: ModelSpec | None = None,
+        text: SampleText | None = None,
     ) -> Record:
         """Change `model` in place and return what was touched and what was kept.
 
@@ -119,7 +150,29 @@ class Control(Spec, ABC):
             seed: The trial's seed.
             model_seed: The seed of the re-draw.
             source: What the reference was loaded from, for controls that load another checkpoint of it.
+            text: The text and the hookpoints that the model is for, for controls with `text_tokens`.
         """
+
+
+@dataclass(frozen=True)
+class SampleText:
+    """The text that a control may measure models on, and the hookpoints that its model is for.
+
+    Attributes:
+        token_ids: Rows of tokens, padded on the right.
+        mask: True where a token counts. All tokens are read, also as context.
+        documents: Which document each row is of.
+        hookpoints: Canonical names of where the model that is made will be read.
+        outlier_ratio: A token whose norm exceeds this multiple of the median does not count.
+        known: What an earlier build of the same model recorded, which is then made again from it.
+    """
+
+    token_ids: Int64[torch.Tensor, "row pos"]
+    mask: Bool[torch.Tensor, "row pos"]
+    documents: Int64[torch.Tensor, " row"]
+    hookpoints: tuple[str, ...]
+    outlier_ratio: float = math.inf
+    known: Mapping[str, Any] | None = None
 
 
 @dataclass
@@ -130,6 +183,8 @@ class Record:
     kept: dict[str, str] = field(default_factory=dict)
     """Why each other tensor was kept, by its name: a group that the settings name, or a reason."""
     notes: list[str] = field(default_factory=list)
+    calibration: dict[str, Any] | None = None
+    """What was measured on text to make the model, as JSON; None where nothing was."""
 
 
 def change_all(
@@ -167,6 +222,8 @@ class Recipe(Spec):
     """SHA-256 over the names, shapes, dtypes and bytes of the model's tensors."""
     read_hash: str
     """The same without what only the output head holds; activations can depend on nothing else."""
+    calibration: dict[str, Any] | None = None
+    """What was measured on text to make the model; None where nothing was."""
 
 
 def _declared(cls: type[Control]) -> None:
@@ -203,6 +260,7 @@ def build(
     seed: int,
     model_seed: int,
     source: ModelSpec | None = None,
+    text: SampleText | None = None,
 ) -> tuple[Any, Recipe]:
     """Return a controlled copy of `reference`, and the recipe that it was made by.
 
@@ -214,6 +272,7 @@ def build(
         seed: The trial's seed.
         model_seed: The seed of the re-draw; without effect where the control draws nothing.
         source: What the reference was loaded from. Control `revision` needs it unless it names a source.
+        text: The text and the hookpoints that the model is for. A control with `text_tokens` needs it.
 
     Raises:
         ModelError: the control cannot be applied to this model.
@@ -221,7 +280,7 @@ def build(
     """
     model = _copy(reference)
     with torch.no_grad():
-        record = control.apply(model, seed, model_seed, source)
+        record = control.apply(model, seed, model_seed, source, text)
     found = hashes(model)
     recipe = Recipe(
         control=control.model_dump(mode="json"),
@@ -232,6 +291,7 @@ def build(
         notes=tuple(record.notes),
         weight_hash=found.weight,
         read_hash=found.read,
+        calibration=record.calibration,
     )
     return model, recipe
 

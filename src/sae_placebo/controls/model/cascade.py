@@ -6,7 +6,14 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from sae_placebo.controls.model.base import CONTROLS, INVARIANTS, Control, Record, change_all
+from sae_placebo.controls.model.base import (
+    CONTROLS,
+    INVARIANTS,
+    Control,
+    Record,
+    SampleText,
+    change_all,
+)
 from sae_placebo.controls.model.redraw import redraw
 from sae_placebo.controls.model.tensors import storage, tensors, tie_notes
 from sae_placebo.core.errors import SpecError
@@ -77,7 +84,12 @@ class Cascade(Control):
         return range(n_layers - (self.last or 0), n_layers)
 
     def apply(
-        self, model: torch.nn.Module, seed: int, model_seed: int, source: ModelSpec | None = None
+        self,
+        model: torch.nn.Module,
+        seed: int,
+        model_seed: int,
+        source: ModelSpec | None = None,
+        text: SampleText | None = None,
     ) -> Record:
         """Re-draw the layers in place; see the base class."""
         layers = decoder_layers(model)

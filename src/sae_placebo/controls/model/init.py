@@ -5,7 +5,14 @@ from __future__ import annotations
 import copy
 from typing import Any, ClassVar, Literal
 
-from sae_placebo.controls.model.base import CONTROLS, INVARIANTS, Control, Record, change_all
+from sae_placebo.controls.model.base import (
+    CONTROLS,
+    INVARIANTS,
+    Control,
+    Record,
+    SampleText,
+    change_all,
+)
 from sae_placebo.controls.model.tensors import Tensor, tensors, tie_notes
 from sae_placebo.core.lazy import torch, transformers
 from sae_placebo.core.spec import generator
@@ -36,7 +43,12 @@ class Init(Control):
     destroys: ClassVar[frozenset[str]] = frozenset(INVARIANTS) - {"shapes", "token_identity"}
 
     def apply(
-        self, model: torch.nn.Module, seed: int, model_seed: int, source: ModelSpec | None = None
+        self,
+        model: torch.nn.Module,
+        seed: int,
+        model_seed: int,
+        source: ModelSpec | None = None,
+        text: SampleText | None = None,
     ) -> Record:
         """Draw all parameters anew, in place; see the base class."""
         found = tensors(model)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import field_validator
 
-from sae_placebo.controls.model.base import GROUPS, Control, Group, Record, change_all
+from sae_placebo.controls.model.base import GROUPS, Control, Group, Record, SampleText, change_all
 from sae_placebo.controls.model.tensors import Tensor, tensors, tie_notes
 from sae_placebo.core.lazy import torch
 from sae_placebo.models.specs import ModelSpec
@@ -53,7 +53,12 @@ class Keeping(Control):
         return self.model_copy(update={"keep": tuple(g for g in self.keep if g != "unembedding")})
 
     def apply(
-        self, model: torch.nn.Module, seed: int, model_seed: int, source: ModelSpec | None = None
+        self,
+        model: torch.nn.Module,
+        seed: int,
+        model_seed: int,
+        source: ModelSpec | None = None,
+        text: SampleText | None = None,
     ) -> Record:
         """Change every tensor that is not kept, in place; see the base class."""
         found = tensors(model)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float, Int64
 
-from sae_placebo.controls.model.base import CONTROLS, INVARIANTS, Control, Record
+from sae_placebo.controls.model.base import CONTROLS, INVARIANTS, Control, Record, SampleText
 from sae_placebo.controls.model.redraw import draw
 from sae_placebo.controls.model.tensors import (
     NOISE_ATTRIBUTE,
@@ -66,7 +66,12 @@ class NoiseEmbeddings(Control):
         return self.destroys | (_IDENTITY if self.per == "occurrence" else frozenset())
 
     def apply(
-        self, model: torch.nn.Module, seed: int, model_seed: int, source: ModelSpec | None = None
+        self,
+        model: torch.nn.Module,
+        seed: int,
+        model_seed: int,
+        source: ModelSpec | None = None,
+        text: SampleText | None = None,
     ) -> Record:
         """Put the noise behind the model's embedding module; no tensor is changed. See the base class."""
         found = tensors(model)

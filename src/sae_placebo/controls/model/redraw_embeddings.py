@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from sae_placebo.controls.model.base import CONTROLS, INVARIANTS, Control, Record, change_all
+from sae_placebo.controls.model.base import (
+    CONTROLS,
+    INVARIANTS,
+    Control,
+    Record,
+    SampleText,
+    change_all,
+)
 from sae_placebo.controls.model.redraw import draw
 from sae_placebo.controls.model.tensors import Tensor, tensors, tie_notes
 from sae_placebo.core.errors import ModelError
@@ -50,7 +57,12 @@ class RedrawEmbeddings(Control):
     destroys: ClassVar[frozenset[str]] = _DESTROYS
 
     def apply(
-        self, model: torch.nn.Module, seed: int, model_seed: int, source: ModelSpec | None = None
+        self,
+        model: torch.nn.Module,
+        seed: int,
+        model_seed: int,
+        source: ModelSpec | None = None,
+        text: SampleText | None = None,
     ) -> Record:
         """Re-draw W_E in place; see the base class."""
         found = tensors(model)

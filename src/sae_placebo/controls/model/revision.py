@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from sae_placebo.controls.model.base import CONTROLS, INVARIANTS, Control, Record
+from sae_placebo.controls.model.base import CONTROLS, INVARIANTS, Control, Record, SampleText
 from sae_placebo.controls.model.tensors import tensors, tie_notes
 from sae_placebo.core.errors import ModelError, SpecError
 from sae_placebo.core.lazy import torch
@@ -101,7 +101,12 @@ class Revision(Control):
         check_weights_of(self.other(model))
 
     def apply(
-        self, model: torch.nn.Module, seed: int, model_seed: int, source: ModelSpec | None = None
+        self,
+        model: torch.nn.Module,
+        seed: int,
+        model_seed: int,
+        source: ModelSpec | None = None,
+        text: SampleText | None = None,
     ) -> Record:
         """Copy the other checkpoint's tensors into `model`; see the base class.
 

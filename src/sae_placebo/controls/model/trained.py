@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from sae_placebo.controls.model.base import CONTROLS, INVARIANTS, Control, Record
+from sae_placebo.controls.model.base import CONTROLS, INVARIANTS, Control, Record, SampleText
 from sae_placebo.controls.model.tensors import tensors, tie_notes
 from sae_placebo.core.lazy import torch
 from sae_placebo.models.specs import ModelSpec
@@ -25,7 +25,12 @@ class Trained(Control):
         return False
 
     def apply(
-        self, model: torch.nn.Module, seed: int, model_seed: int, source: ModelSpec | None = None
+        self,
+        model: torch.nn.Module,
+        seed: int,
+        model_seed: int,
+        source: ModelSpec | None = None,
+        text: SampleText | None = None,
     ) -> Record:
         """Change nothing, and record every tensor as trained."""
         found = tensors(model)

@@ -34,6 +34,10 @@ CONTROLS_IN_WORDS = {
     "permute": ("every tensor", " shuffled: its own entries in random order"),
     "spectrum": ("every matrix", " with its own singular values and random singular vectors"),
     "ablate_attention": ("attention", " ablated: it writes zero to the residual stream"),
+    "redraw_calibrated": (
+        "what blocks add",
+        " scaled until the current token explains as much as in the trained model",
+    ),
     "cascade": ("the last blocks, or one alone,", " re-drawn as Gaussian noise"),
     "noise_embeddings": ("token embeddings", " replaced by noise of their scale"),
 }

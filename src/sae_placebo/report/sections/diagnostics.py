@@ -18,6 +18,8 @@ DIAGNOSTICS = {
     "block_output_to_embedding_ratio": "Block output / embedding",
     "token_r2": "R² on current token",
     "r2_on_current_token": "R² on current token",
+    "token_component": "Between tokens, other documents",
+    "pair_component": "Between pairs with the previous token, other documents",
     "participation_ratio": "Participation ratio",
     "attention_entropy": "Attention entropy",
     "attention_entropy_max": "Attention entropy, possible",

@@ -32,7 +32,7 @@ from sae_placebo.trial.artefacts import Artefacts
 from sae_placebo.trial.recipes import read_hash
 from sae_placebo.trial.spec import TrialSpec
 from sae_placebo.trial.spikes.planning import Subject
-from sae_placebo.trial.stages.build import arm_model
+from sae_placebo.trial.stages.arm_models import arm_models
 from sae_placebo.trial.stages.explained_variance_null import placed
 from sae_placebo.trial.stages.harvest import harvest_arms
 from sae_placebo.trial.stages.stream import TrainingStream
@@ -134,14 +134,14 @@ def read_activations(artefacts: Artefacts, subject: Subject) -> ArmActivations:
     rows = artefacts.materials.rows_of(one)
     _check_memory(int(rows["train"].usable().sum()), len(calibration.mean))
     with artefacts.progress.track(f"build {one.label}", 1, "model") as advance:
-        model, recipe = arm_model(artefacts, one)
+        made = arm_models(artefacts, one)
         advance(1)
-    if recipe["read_hash"] != read_hash(harvested):
+    if made.recipe["read_hash"] != read_hash(harvested):
         raise ModelError(
             f"arm {one.label}: other weights than behind the store's activations (another torch?); go back "
             "to its versions, or run the trial in another --store"
         )
-    reader = harvest_arms(artefacts, [one], model)
+    reader = harvest_arms(artefacts, [one], made)
     stream = TrainingStream(spec, reader, rows["train"], read_calibrations(harvested))
     with artefacts.progress.track(f"read {one.label}", stream.n_tokens) as advance:
         x, keys, batches = _in_training_order(stream, hookpoint, advance)

@@ -24,32 +24,34 @@ from sae_placebo.models.activations import Calibration, HarvestSpec, blocks
 from sae_placebo.models.gaussian import GaussianReader
 from sae_placebo.models.harvest_precision import (
     HarvestPrecision,
-    arm_reader,
+    joined_reader,
     read_precision,
     write_precision,
 )
-from sae_placebo.models.reading import Reader
+from sae_placebo.models.reading import JoinedReader, Reader
 from sae_placebo.trial.artefacts import Artefacts
 from sae_placebo.trial.plan import ArmModel
 from sae_placebo.trial.recipes import copy_recipe, read_hash
-from sae_placebo.trial.stages.build import named
+from sae_placebo.trial.stages.arm_models import MadeModels, named
 from sae_placebo.trial.stages.stream import AnyReader, calibrated, in_its_place
 
 
-def harvest_arms(artefacts: Artefacts, arms: Sequence[ArmModel], model: Any) -> AnyReader:
+def harvest_arms(artefacts: Artefacts, arms: Sequence[ArmModel], made: MadeModels) -> AnyReader:
     """Return what reads the activations of arms that share them.
 
     Those of the held-out text are kept, and those of the text that ladders are fitted on.
 
     Args:
         artefacts: Of the trial.
-        arms: Arms that read the same activations, the first of which `model` is of.
-        model: Is cut behind the last hookpoint.
+        arms: Arms that read the same activations.
+        made: The models of the first of them, each of which is cut behind its last hookpoint.
     """
     first, spec = arms[0], artefacts.spec
     with named(first):
-        models.truncate(model, spec.hookpoints)
-        reader, used = _reader(artefacts, arms, model.to(spec.device))
+        for hookpoints, model in made.models:
+            models.truncate(model, hookpoints)
+            model.to(spec.device)
+        reader, used = _reader(artefacts, arms, made)
         _harvest(artefacts, first, reader, used)
         _read_text_to_fit_on(artefacts, first, reader)
     return reader
@@ -75,14 +77,15 @@ def untrained(artefacts: Artefacts, arms: Sequence[ArmModel]) -> list[ArmModel]:
 
 
 def _reader(
-    artefacts: Artefacts, arms: Sequence[ArmModel], model: Any
+    artefacts: Artefacts, arms: Sequence[ArmModel], made: MadeModels
 ) -> tuple[AnyReader, HarvestPrecision]:
     """Return what reads an arm's activations, its model or a Gaussian in its place; the precision."""
     one, spec = arms[0], artefacts.spec
     data, rows = spec.arms[one.arm].data, artefacts.materials.rows_of(one)["train"]
     known = artefacts.store.find(artefacts.plan.harvest[one])
     decided = read_precision(known) if known else None
-    reader, used = arm_reader(model, spec.hookpoints, rows, spec.harvest, spec.seed, decided)
+    how = rows, spec.harvest, spec.seed, decided
+    reader, used = joined_reader(made.models, spec.hookpoints, *how)
     if data is None or not data.of_activations:
         return reader, used
     track = functools.partial(artefacts.progress.track, f"moments {one.label}")
@@ -126,14 +129,14 @@ def _repeats(artefacts: Artefacts, reader: AnyReader, rows: Rows) -> dict[str, A
     n, block = spec.structure.repeats
     # BOS and two blocks: rows are no longer than the text's, which the model is known to read
     block = min(block, (spec.text.context_tokens - 1) // 2)
-    if not isinstance(reader, Reader):
+    if isinstance(reader, GaussianReader):
         return {}
     fresh, repeated = (random_rows(rows, n, block, spec.seed, again) for again in (False, True))
     return harvest_repeats(reader, fresh, repeated, block)
 
 
 def harvest(
-    reader: Reader | GaussianReader,
+    reader: AnyReader,
     rows: Mapping[str, Rows],
     spec: HarvestSpec,
     seed: int,
@@ -183,7 +186,7 @@ def random_rows(rows: Rows, n: int, block: int, seed: int, repeated: bool) -> Ro
 
 
 def harvest_repeats(
-    reader: Reader, fresh: Rows, repeated: Rows, block: int
+    reader: Reader | JoinedReader, fresh: Rows, repeated: Rows, block: int
 ) -> dict[str, Float[torch.Tensor, "token d_in"]]:
     """Return the activations on the last `block` - 1 tokens of each row, by hookpoint and kind.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +16,8 @@ from sae_placebo.core.store import Step, Store
 from sae_placebo.trial.artefacts import Artefacts
 from sae_placebo.trial.failures import Failures, is_fault
 from sae_placebo.trial.plan import ArmModel, Place
+from sae_placebo.trial.stages.arm_models import models_asked
 from sae_placebo.trial.stages.audit import audit_sae
-from sae_placebo.trial.stages.build import arm_model
 from sae_placebo.trial.stages.ties import ask_ties
 from sae_placebo.trial.stages.use import ask_use
 
@@ -47,8 +47,11 @@ def ask_arms(artefacts: Artefacts, failures: Failures) -> None:
 
     def job(one: ArmModel) -> None:
         questions = [(ask_use, used), (ask_ties, tied), (audit_sae, audited)]
+        hookpoints = {p[1] for p in (*used, *tied, *audited) if p[0] == one}
         with building:
-            model = _built(artefacts, one)
+            model = _built(
+                artefacts, one, [n for n in artefacts.spec.hookpoints if n in hookpoints]
+            )
         with artefacts.shelf.serving(keys[one]):
             for ask, places in questions:
                 for place in (place for place in places if place[0] == one):
@@ -62,27 +65,29 @@ def ask_arms(artefacts: Artefacts, failures: Failures) -> None:
 
 @dataclass
 class _Asked:
-    """An arm's model while it is asked, and its parts behind hookpoints."""
+    """An arm's models while it is asked, by hookpoint, and their parts behind hookpoints."""
 
-    model: Any
+    models: Mapping[str, Any]
     parts: dict[str, Downstream] = field(default_factory=dict)
 
     def behind(self, hookpoint: str) -> Downstream:
         """Return the model from a hookpoint on, made when it is first needed."""
         if hookpoint not in self.parts:
-            self.parts[hookpoint] = Downstream(self.model, hookpoint)
+            self.parts[hookpoint] = Downstream(self.models[hookpoint], hookpoint)
         return self.parts[hookpoint]
 
 
-def _built(artefacts: Artefacts, one: ArmModel) -> _Asked:
+def _built(artefacts: Artefacts, one: ArmModel, hookpoints: Sequence[str]) -> _Asked:
     device = artefacts.spec.device
     with artefacts.progress.track(f"build {one.label} again", 1, "model") as advance:
-        model, _ = arm_model(artefacts, one)
-        if device == "cpu":
-            # few queries on many keys: the one-by-one form is up to 1.7 times as fast, with equal values
-            model.config._attn_implementation = "eager"
+        models = models_asked(artefacts, one, hookpoints)
+        for model in models.values():
+            if device == "cpu":
+                # few queries on many keys: the one-by-one form is up to 1.7 times as fast, with equal values
+                model.config._attn_implementation = "eager"
+            model.to(device)
         advance(1)
-    return _Asked(model.to(device))
+    return _Asked(models)
 
 
 def _left(store: Store, steps: Mapping[Place, Step]) -> list[Place]:

@@ -28,9 +28,10 @@ from sae_placebo.models.activations import (
 )
 from sae_placebo.models.gaussian import GaussianReader, SecondMoments
 from sae_placebo.models.loading import Reader
+from sae_placebo.models.reading import JoinedReader
 from sae_placebo.trial.spec import TrialSpec
 
-AnyReader: TypeAlias = Reader | GaussianReader
+AnyReader: TypeAlias = Reader | JoinedReader | GaussianReader
 """Activations are read with one of these."""
 
 Track: TypeAlias = Callable[..., AbstractContextManager[Advance]]
@@ -126,7 +127,12 @@ class MomentsPass:
 
 
 def in_its_place(
-    reader: Reader, spec: TrialSpec, rows: Rows, model_seed: int, work: Work, track: Track
+    reader: Reader | JoinedReader,
+    spec: TrialSpec,
+    rows: Rows,
+    model_seed: int,
+    work: Work,
+    track: Track,
 ) -> GaussianReader:
     """Return a reader of Gaussian draws with the mean and covariance of what `reader` reads.
 
@@ -147,7 +153,7 @@ def in_its_place(
 
 
 def calibrated(
-    reader: Reader | GaussianReader, rows: Rows, spec: HarvestSpec, seed: int
+    reader: AnyReader, rows: Rows, spec: HarvestSpec, seed: int
 ) -> dict[str, Calibration]:
     """Return each hookpoint's calibration on the first rows of the training stream."""
     sample = row_order(len(rows.lengths), seed)[: spec.calibration_rows]
