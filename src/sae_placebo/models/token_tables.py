@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int32, Int64
+from jaxtyping import Bool, Float, Int, Int64
 
 from sae_placebo.core.errors import TextError
 from sae_placebo.core.lazy import torch
@@ -71,7 +71,7 @@ class Entries:
         return np.searchsorted(self.tokens, self.pairs & 0xFFFFFFFF)
 
     def find(
-        self, previous: Int32[np.ndarray, "*place"], current: Int32[np.ndarray, "*place"]
+        self, previous: Int[np.ndarray, "*place"], current: Int[np.ndarray, "*place"]
     ) -> Int64[np.ndarray, "*place"]:
         """Return the entry of each token: its pair's, else its own; `len(self)` where it has none."""
         found = _place(self.tokens, current.astype(np.int64), len(self))
