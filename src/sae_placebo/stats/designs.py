@@ -24,17 +24,21 @@ class ArmParts:
         control: The model control's dump: its `kind` and its settings.
         data: The data control's kind; None where the text is the trial's own.
         dictionary: The dictionary control's kind; None where the SAEs are trained as usual.
+        data_settings: The data control's other settings, by name.
     """
 
     control: Mapping[str, Any]
     data: str | None = None
     dictionary: str | None = None
+    data_settings: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
     def of(cls, control: Any, data: Any = None, dictionary: Any = None) -> ArmParts:
         """Return the parts of an arm whose controls are given as tables, kinds or None."""
         known = control if isinstance(control, Mapping) else {"kind": control or TRAINED}
-        return cls(known, _kind(data), _kind(dictionary))
+        others = data.items() if isinstance(data, Mapping) else ()
+        settings = tuple(sorted((str(k), _fixed(v)) for k, v in others if k != "kind"))
+        return cls(known, _kind(data), _kind(dictionary), settings)
 
     @property
     def kind(self) -> str:
@@ -65,6 +69,11 @@ def _kind(value: Any) -> str | None:
     if isinstance(value, Mapping):
         value = value.get("kind")
     return None if value in (None, "", "none") else str(value)
+
+
+def _fixed(value: Any) -> Any:
+    """Return a setting as a value that can be a key."""
+    return tuple(map(_fixed, value)) if isinstance(value, list | tuple) else value
 
 
 class Factor(NamedTuple):
@@ -237,17 +246,33 @@ def _other_difference(
 
 def _model_by_data(arms: Mapping[str, ArmParts]) -> list[Design]:
     usual = {name: parts for name, parts in arms.items() if parts.dictionary is None}
-    kinds = dict.fromkeys(parts.data for parts in usual.values() if parts.data is not None)
+    changed = {_data(parts) for parts in usual.values() if parts.data is not None}
     found = []
-    for data in kinds:
-        on = {name: parts for name, parts in usual.items() if parts.data == data}
+    for data in dict.fromkeys(_data(parts) for parts in usual.values() if parts.data is not None):
+        on = {name: parts for name, parts in usual.items() if _data(parts) == data}
+        kind, values = data
+        same_kind = sum(other == kind for other, _ in changed) > 1
+        label = ".".join([kind, *(str(v) for _, v in values)]) if same_kind else kind
         rewritten = next((name for name, parts in on.items() if parts.kind == TRAINED), None)
         placebos = {
             parts.settings(): parts.control for parts in on.values() if parts.kind != TRAINED
         }
         for settings, control in (placebos or _first_placebo(usual)).items():
-            found.append(_one_model_by_data(arms, usual, data, rewritten, settings, control))
+            found.append(_one_model_by_data(arms, usual, data, label, rewritten, settings, control))
     return found
+
+
+def _data(parts: ArmParts) -> tuple[str, tuple[tuple[str, Any], ...]]:
+    """Return the kind and settings of an arm's data control; the kind is empty where it has none."""
+    return parts.data or "", parts.data_settings
+
+
+def _data_toml(parts: ArmParts) -> str:
+    """Return an arm's data control as a trial file writes it."""
+    if not parts.data_settings:
+        return f'data = "{parts.data}"'
+    written = [f"{k} = {_toml_value(v)}" for k, v in (("kind", parts.data), *parts.data_settings)]
+    return f"data = {{{', '.join(written)}}}"
 
 
 def _first_placebo(
@@ -262,28 +287,30 @@ def _first_placebo(
 def _one_model_by_data(
     arms: Mapping[str, ArmParts],
     usual: Mapping[str, ArmParts],
-    data: str,
+    data: tuple[str, tuple[tuple[str, Any], ...]],
+    label: str,
     rewritten: str | None,
     settings: tuple[tuple[str, str], ...],
     control: Mapping[str, Any],
 ) -> Design:
     alike = {name: parts for name, parts in usual.items() if parts.settings() == settings}
     plain = next((name for name, parts in alike.items() if parts.data is None), None)
-    both = next((name for name, parts in alike.items() if parts.data == data), None)
+    both = next((name for name, parts in alike.items() if _data(parts) == data), None)
+    written = _data_toml(next(parts for parts in usual.values() if _data(parts) == data))
     kind = str(control.get("kind"))
     line = _toml(control)
     placebo = plain or both or kind
     cells = (
         DesignCell((TRAINED, "as it is"), _trained(arms), 'trained = {control = "trained"}'),
-        DesignCell((TRAINED, data), rewritten, f'{data} = {{data = "{data}"}}'),
+        DesignCell((TRAINED, label), rewritten, f"{data[0]} = {{{written}}}"),
         DesignCell((placebo, "as it is"), plain, f"{kind} = {{{line}}}"),
-        DesignCell((placebo, data), both, f'{plain or kind}_{data} = {{{line}, data = "{data}"}}'),
+        DesignCell((placebo, label), both, f"{plain or kind}_{data[0]} = {{{line}, {written}}}"),
     )
     return Design(
-        f"model_x_data.{data}.{placebo}",
+        f"model_x_data.{label}.{placebo}",
         "model_x_data",
-        f"Model × data: {data.replace('_', ' ')}, with {placebo} as the placebo",
-        (Factor("model", (TRAINED, placebo)), Factor("text", ("as it is", data))),
+        f"Model × data: {label.replace('_', ' ')}, with {placebo} as the placebo",
+        (Factor("model", (TRAINED, placebo)), Factor("text", ("as it is", label))),
         cells,
     )
 
@@ -342,7 +369,7 @@ def _dictionaries(arms: Mapping[str, ArmParts]) -> list[Design]:
     """Return, for each model and text, the SAE trained as usual and its dictionary controls."""
     groups: dict[tuple[Any, ...], dict[str, ArmParts]] = {}
     for name, parts in arms.items():
-        groups.setdefault((parts.settings(), parts.data), {})[name] = parts
+        groups.setdefault((parts.settings(), _data(parts)), {})[name] = parts
     found = []
     for members in groups.values():
         usual = _first(name for name, parts in members.items() if parts.dictionary is None)
@@ -350,7 +377,7 @@ def _dictionaries(arms: Mapping[str, ArmParts]) -> list[Design]:
         if not controls:
             continue
         one = members[controls[0]]
-        data = "" if one.data is None else f', data = "{one.data}"'
+        data = "" if one.data is None else f", {_data_toml(one)}"
         cells = [
             DesignCell(("trained SAE",), usual, f"{one.kind} = {{{_toml(one.control)}{data}}}")
         ]
