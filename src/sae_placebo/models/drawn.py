@@ -31,6 +31,7 @@ class DrawnReader(Protocol):
         """Return what the draws' law is like, by hookpoint, in the form of `diagnostics.card`."""
 
 
+@runtime_checkable
 class Counting(Protocol):
     """What is counted of a model's activations, in one pass, to draw others in their place."""
 
