@@ -8,7 +8,7 @@ design is said as a line for the trial file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -244,27 +244,42 @@ def _other_difference(
 # --- model x data
 
 
+_Data = tuple[str, tuple[tuple[str, Any], ...]]
+"""The kind of a data control and its settings; the kind is empty where the text is the trial's own."""
+
+
 def _model_by_data(arms: Mapping[str, ArmParts]) -> list[Design]:
     usual = {name: parts for name, parts in arms.items() if parts.dictionary is None}
-    changed = {_data(parts) for parts in usual.values() if parts.data is not None}
+    data = {name: one for name, one in _data_of(arms).items() if name in usual}
+    changed = dict.fromkeys(one for one in data.values() if one[0])
     found = []
-    for data in dict.fromkeys(_data(parts) for parts in usual.values() if parts.data is not None):
-        on = {name: parts for name, parts in usual.items() if _data(parts) == data}
-        kind, values = data
-        same_kind = sum(other == kind for other, _ in changed) > 1
-        label = ".".join([kind, *(str(v) for _, v in values)]) if same_kind else kind
+    for one in changed:
+        on = {name: parts for name, parts in usual.items() if data[name] == one}
         rewritten = next((name for name, parts in on.items() if parts.kind == TRAINED), None)
         placebos = {
             parts.settings(): parts.control for parts in on.values() if parts.kind != TRAINED
         }
+        same_kind = sum(kind == one[0] for kind, _ in changed) > 1
+        label = ".".join([one[0], *(str(v) for _, v in one[1])]) if same_kind else one[0]
         for settings, control in (placebos or _first_placebo(usual)).items():
-            found.append(_one_model_by_data(arms, usual, data, label, rewritten, settings, control))
+            design = _one_model_by_data(arms, list(on), label, rewritten, settings, control)
+            found.append(design)
     return found
 
 
-def _data(parts: ArmParts) -> tuple[str, tuple[tuple[str, Any], ...]]:
-    """Return the kind and settings of an arm's data control; the kind is empty where it has none."""
-    return parts.data or "", parts.data_settings
+def _data_of(arms: Mapping[str, ArmParts]) -> dict[str, _Data]:
+    """Return each arm's data control, with the settings that every arm with one of its kind has."""
+    named: dict[str, set[str]] = {}
+    for parts in arms.values():
+        names = {name for name, _ in parts.data_settings}
+        named[parts.data or ""] = named.get(parts.data or "", names) & names
+    return {
+        arm: (
+            kind := parts.data or "",
+            tuple(s for s in parts.data_settings if s[0] in named[kind]),
+        )
+        for arm, parts in arms.items()
+    }
 
 
 def _data_toml(parts: ArmParts) -> str:
@@ -286,25 +301,25 @@ def _first_placebo(
 
 def _one_model_by_data(
     arms: Mapping[str, ArmParts],
-    usual: Mapping[str, ArmParts],
-    data: tuple[str, tuple[tuple[str, Any], ...]],
+    on: Sequence[str],
     label: str,
     rewritten: str | None,
     settings: tuple[tuple[str, str], ...],
     control: Mapping[str, Any],
 ) -> Design:
+    usual = {name: parts for name, parts in arms.items() if parts.dictionary is None}
     alike = {name: parts for name, parts in usual.items() if parts.settings() == settings}
     plain = next((name for name, parts in alike.items() if parts.data is None), None)
-    both = next((name for name, parts in alike.items() if _data(parts) == data), None)
-    written = _data_toml(next(parts for parts in usual.values() if _data(parts) == data))
+    both = next((name for name in alike if name in on), None)
+    data, written = arms[on[0]].data, _data_toml(arms[on[0]])
     kind = str(control.get("kind"))
     line = _toml(control)
     placebo = plain or both or kind
     cells = (
         DesignCell((TRAINED, "as it is"), _trained(arms), 'trained = {control = "trained"}'),
-        DesignCell((TRAINED, label), rewritten, f"{data[0]} = {{{written}}}"),
+        DesignCell((TRAINED, label), rewritten, f"{data} = {{{written}}}"),
         DesignCell((placebo, "as it is"), plain, f"{kind} = {{{line}}}"),
-        DesignCell((placebo, label), both, f"{plain or kind}_{data[0]} = {{{line}, {written}}}"),
+        DesignCell((placebo, label), both, f"{plain or kind}_{data} = {{{line}, {written}}}"),
     )
     return Design(
         f"model_x_data.{label}.{placebo}",
@@ -368,8 +383,9 @@ def _cascades(arms: Mapping[str, ArmParts]) -> list[Design]:
 def _dictionaries(arms: Mapping[str, ArmParts]) -> list[Design]:
     """Return, for each model and text, the SAE trained as usual and its dictionary controls."""
     groups: dict[tuple[Any, ...], dict[str, ArmParts]] = {}
+    data_of = _data_of(arms)
     for name, parts in arms.items():
-        groups.setdefault((parts.settings(), _data(parts)), {})[name] = parts
+        groups.setdefault((parts.settings(), data_of[name]), {})[name] = parts
     found = []
     for members in groups.values():
         usual = _first(name for name, parts in members.items() if parts.dictionary is None)
