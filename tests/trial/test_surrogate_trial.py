@@ -66,7 +66,7 @@ def test_its_card_says_what_was_estimated_and_what_is_off(
         assert not any(name.startswith("surrogate") for name in card)
     step = artefacts.plan.harvest[ArmModel("surrogate", 0)]
     assert read_drawn(artefacts.store.path(step))[PLACE].items() <= card_of(finished).items()
-    report = (finished.folder / "report.html").read_text(encoding="utf-8")
+    report = finished.report.read_text(encoding="utf-8")
     assert "Surrogate: variance between tokens" in report
 
 
@@ -104,11 +104,3 @@ def test_its_latents_have_ladders_partners_and_classes(finished: sp.Trial) -> No
 def test_what_needs_a_model_is_null_with_a_reason(finished: sp.Trial) -> None:
     own = finished.latents.query("arm in @SURROGATES")
     assert own["induction_d"].isna().all()
-
-
-def test_a_model_crossed_with_the_same_surrogate_alone_is_an_interaction(
-    finished: sp.Trial,
-) -> None:
-    names = set(finished.interactions["design"])
-    assert "model_x_data.surrogate.token.redraw" in names
-    assert not any(name.startswith("model_x_data.surrogate.pair") for name in names)
