@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -14,21 +16,29 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import architectures
 from sae_placebo.controls.data import (
     DATA_CONTROLS,
     DATA_INVARIANTS,
+    ActivationControl,
     DataControl,
     parse_data,
 )
 from sae_placebo.core.errors import SpecError, TextError
 from sae_placebo.data.text import Rows, TextSpec, tokenize
-from sae_placebo.models.activations import blocks
-from sae_placebo.models.gaussian import GaussianReader, SecondMoments
+from sae_placebo.models.activations import Calibration, TokenMeans, blocks
+from sae_placebo.models.diagnostics import r2_of_token
+from sae_placebo.models.gaussian import SecondMoments
 from sae_placebo.models.loading import Reader, load_model
 
 Splits = dict[str, Rows]
-KINDS = ["shuffle_tokens", "unigram", "markov", "gaussian"]
+KINDS = ["shuffle_tokens", "unigram", "markov", "gaussian", "surrogate"]
 TEXT_KINDS = KINDS[:3]
+# tied and untied; rotary, learned and ALiBi positions; experts; an embedding that scales its output
+ARCHITECTURES = [
+    *("llama", "llama_untied", "qwen3_moe", "gemma2", "gemma3", "phi", "phi3", "gpt2", "gpt_neox"),
+    *("opt", "bloom", "mpt", "falcon_alibi"),
+]
 
 
 @pytest.fixture(params=KINDS)
@@ -167,7 +177,9 @@ def test_every_registered_control_is_under_contract_and_sorts_every_word() -> No
     for cls in DATA_CONTROLS.entries.values():
         assert cls.preserves | cls.destroys == set(DATA_INVARIANTS)
         assert not cls.preserves & cls.destroys
-    assert [k for k in KINDS if parse_data(k).of_activations] == ["gaussian"]
+    assert [k for k in KINDS if parse_data(k).of_activations] == ["gaussian", "surrogate"]
+    assert [k for k in KINDS if parse_data(k).is_fair] == ["surrogate"]
+    assert [k for k in KINDS if not parse_data(k).follows_tokens] == ["gaussian"]
 
 
 def test_a_control_that_leaves_a_word_out_is_not_registered() -> None:
@@ -194,8 +206,9 @@ def test_a_name_a_table_and_a_dump_are_read_alike(kind: str) -> None:
     ("value", "message"),
     [
         ("shufle_tokens", "no data control is called 'shufle_tokens'. Did you mean 'shuffle_tok"),
-        ({"kind": "bigram"}, "Known: gaussian, markov, shuffle_tokens, unigram"),
+        ({"kind": "bigram"}, "Known: gaussian, markov, shuffle_tokens, surrogate, unigram"),
         ({"kind": "markov", "odrer": 2}, "no setting of data control 'markov' is called 'odrer'"),
+        ({"kind": "surrogate", "key": "bigram"}, "key"),
         ({"order": 2}, "names its kind"),
         ({"kind": 3}, "names its kind"),
         (3, "found 3"),
@@ -234,7 +247,7 @@ def test_labels_are_dropped_where_rows_have_them(
     for kind in KINDS:
         found = parse_data(kind).rewrite({"train": rows}, 0, 0)["train"]
         assert isinstance(found, Labelled)
-        assert found.labels == ("of the text as it was" if kind == "gaussian" else None)
+        assert found.labels == (None if kind in TEXT_KINDS else "of the text as it was")
 
 
 @pytest.mark.parametrize("kind", TEXT_KINDS)
@@ -302,37 +315,65 @@ def reader(tiny_model: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def original(reader: Any, real: Splits) -> SecondMoments:
+def original(reader: Any, real: Splits) -> tuple[SecondMoments, TokenMeans]:
     return _moments(reader, real["train"])
+
+
+def drawn_by(control: DataControl, reader: Any, rows: Rows) -> list[Any]:
+    """Return readers of two re-draws of what a control puts in the place of what `reader` reads."""
+    assert isinstance(control, ActivationControl)
+    center = torch.zeros(reader.d_in)
+    whole = {n: Calibration(center, 1.0, 1.0, 1.0, math.inf, 1, 0) for n in reader.names}
+    counting = control.counting(rows, whole, 0)
+    for block in blocks(reader, rows, np.arange(len(rows.lengths)), 256):
+        counting.add(block)
+    return [counting.reader(0, model_seed) for model_seed in (0, 1)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_control_declares_about_activations_holds(
-    real: Splits, kind: str, reader: Any, original: SecondMoments
+    real: Splits, kind: str, reader: Any, original: tuple[SecondMoments, TokenMeans]
 ) -> None:
-    control, name = parse_data(kind), reader.names[0]
-    readers: list[Any] = [reader, reader]
-    rows = [real["train"]] * 2
+    control = parse_data(kind)
+    readers, rows = [reader, reader], [real["train"]] * 2
     if control.of_activations:
-        draws = {name: original.sampler()}
-        readers = [GaussianReader(draws, reader.d_in, 0, model_seed) for model_seed in (0, 1)]
+        readers = drawn_by(control, reader, real["train"])
     else:
         rows = [splits["train"] for splits in both_draws(real, kind)]
     found = [_moments(r, one) for r, one in zip(readers, rows, strict=True)]
-    away = _spread(original, found[0], original), _spread(original, found[1], original)
-    apart = _spread(found[0], found[1], original)
-    if "mean_and_covariance" in control.preserves:
-        assert sum(away) / 2 < 0.9 * apart
-    else:
-        assert sum(away) / 2 > 1.15 * apart
+    unit, own = original
+    spreads = {
+        "mean_and_covariance": lambda a, b: _spread(a[0], b[0], unit),
+        "token_means": lambda a, b: _apart(a[1], b[1], own),
+    }
+    for word, spread in spreads.items():
+        away = sum(spread(original, one) for one in found) / 2
+        apart = spread(*found)
+        if word in control.preserves:
+            assert away < 0.9 * apart, (word, away, apart)
+        else:
+            assert away > 1.15 * apart, (word, away, apart)
     assert _follows_tokens(readers[0]) == ("token_identity" in control.preserves)
 
 
-def _moments(reader: Any, rows: Rows) -> SecondMoments:
-    moments = SecondMoments(torch.zeros(reader.d_in))
+def _moments(reader: Any, rows: Rows) -> tuple[SecondMoments, TokenMeans]:
+    moments, means = (
+        SecondMoments(torch.zeros(reader.d_in)),
+        TokenMeans(600, torch.zeros(reader.d_in)),
+    )
     for block in blocks(reader, rows, np.arange(len(rows.lengths)), 256):
-        moments.add(block.activations[reader.names[0]])
-    return moments
+        x = block.activations[reader.names[0]]
+        moments.add(x)
+        means.add(block.token_ids, x)
+    return moments, means
+
+
+def _apart(a: TokenMeans, b: TokenMeans, of: TokenMeans) -> float:
+    """Distance of the mean activations of the tokens that are common in a text, by how common they are."""
+    common = torch.stack([one.counts for one in (a, b, of)]).amin(0) >= 100
+    means = [one.sums[common] / one.counts[common, None] for one in (a, b)]
+    squares = (means[0] - means[1]).square().sum(1)
+    return float((of.counts[common] * squares).sum() / of.counts[common].sum()) ** 0.5
 
 
 def _spread(a: SecondMoments, b: SecondMoments, unit: SecondMoments) -> float:
@@ -349,6 +390,41 @@ def _follows_tokens(reader: Any) -> bool:
     rows[1, 8:] = 3
     one, other = reader.read(rows)[reader.names[0]]
     return torch.allclose(one[:8], other[:8], atol=1e-4)
+
+
+# --- a surrogate of any model ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["token", "pair"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_surrogate_has_a_models_moments_and_what_its_tokens_explain(name: str, key: str) -> None:
+    random = np.random.default_rng(0)
+    n, width = 240, 24
+    ids = random.zipf(1.3, (n, width)).clip(max=architectures.VOCABULARY - 3) + 2
+    documents = (np.arange(n) // 4).astype(np.int32)
+    rows = Rows(
+        ids.astype(np.int32), np.full(n, width, np.int32), documents, tuple(map(str, range(60)))
+    )
+    with architectures.one_thread():
+        reader = Reader(architectures.build(name), ["resid_post.1", "resid_post.2"])
+        control = parse_data({"kind": "surrogate", "key": key})
+        first, second = drawn_by(control, reader, rows)
+        assert first.names == reader.names
+        assert first.d_in == reader.d_in
+        diagnostics = first.diagnostics(rows)
+        for place in reader.names:
+            assert diagnostics[place]["surrogate_moment_error"]["value"] < 0.01
+            assert diagnostics[place]["surrogate_unseen_share"]["value"] == 0.0
+            json.dumps(diagnostics[place], allow_nan=False)
+        own, drawn, again = (
+            next(blocks(one, rows, np.arange(n), n)) for one in (reader, first, second)
+        )
+    for place in reader.names:
+        x, y, z = (one.activations[place] for one in (own, drawn, again))
+        assert not torch.equal(y, z)
+        assert r2_of_token(y, own.token_ids) > r2_of_token(x, own.token_ids) - 0.05
+        if key == "token":
+            assert r2_of_token(y, own.token_ids) < r2_of_token(x, own.token_ids) + 0.05
 
 
 # --- made-up rows -----------------------------------------------------------------------------------

@@ -97,6 +97,23 @@ def test_model_by_data() -> None:
     assert only(arms, "embeddings_x_blocks").quad == quads(FACTORIAL)["embeddings_x_blocks"]
 
 
+def test_data_controls_of_one_kind_with_other_settings_are_not_crossed() -> None:
+    token, pair = ({"kind": "surrogate", "key": key} for key in ("token", "pair"))
+    arms = FACTORIAL | parts(
+        by_token={"data": token},
+        by_pair={"data": pair},
+        noise_by_pair={"control": "redraw", "keep": [], "data": pair},
+    )
+    lacking, complete = [d for d in designs(arms) if d.family == "model_x_data"]
+    assert complete.name == "model_x_data.surrogate.pair.noise"
+    assert complete.quad == Quad("real", "by_pair", "noise", "noise_by_pair")
+    assert lacking.name == "model_x_data.surrogate.token.noise"
+    (cell,) = lacking.lacking
+    assert tomllib.loads(cell.add) == {"noise_surrogate": {"control": "redraw", "data": token}}
+    alone = FACTORIAL | parts(by_pair={"data": pair})
+    assert only(alone, "model_x_data").name == "model_x_data.surrogate.noise"
+
+
 def test_a_placebo_alone_on_rewritten_text() -> None:
     arms = parts(a={}, b={"control": "permute"}, c={"control": "permute", "data": "unigram"})
     found = only(arms, "model_x_data")

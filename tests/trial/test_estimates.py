@@ -103,6 +103,17 @@ def test_a_control_of_the_dictionary_reads_no_activations_of_its_own(planned: Pl
     assert without["train"] < beside["train"] < 2 * without["train"]
 
 
+def test_draws_are_fitted_to_the_training_tokens_before_they_are_read(planned: Planner) -> None:
+    models = {arm: ARMS[arm] for arm in ("trained", "redraw")}
+    drawn = {kind: models | {kind: {"data": kind}} for kind in ("gaussian", "surrogate")}
+    machine = replace(of_usual_machine(planned().spec, 1), reading=1e-2)  # the model takes longest
+    for arms in drawn.values():
+        few, many = (seconds(planned(arms=one, model_seeds=[0]), machine) for one in (models, arms))
+        # the moments' pass reads 6,000 tokens; held-out tokens and those to train on are drawn
+        assert many["harvest"] - few["harvest"] == pytest.approx(60, rel=0.2)
+        assert many["train"] - few["train"] < 30
+
+
 def test_more_threads_take_less(planned: Planner) -> None:
     plan = planned()
     one, four = (seconds(plan, of_usual_machine(plan.spec, n)) for n in (1, 4))

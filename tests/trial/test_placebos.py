@@ -22,6 +22,8 @@ ARMS = {
     "embeddings": {"control": "redraw_embeddings"},
     "shuffled": {"control": "trained", "data": {"kind": "shuffle_tokens"}},
     "gaussian": {"control": "trained", "data": {"kind": "gaussian"}},
+    "surrogate": {"control": "trained", "data": {"kind": "surrogate"}},
+    "redraw_surrogate": {"control": "redraw", "data": {"kind": "surrogate"}},
     "unattending": {"control": "ablate_attention", "of": "redraw"},
     "deaf": {"control": "ablate_attention"},
     "frozen": {"control": "trained", "dictionary": {"kind": "frozen_decoder"}},
@@ -64,7 +66,9 @@ def test_an_ablated_redraw_shares_bits_with_the_redraw(table: dict[str, Any]) ->
         placebo_of(spec, ArmModel("unattending", 3), 1)
 
 
-@pytest.mark.parametrize("arm", ["embeddings", "shuffled", "gaussian", "frozen", "redraw_frozen"])
+@pytest.mark.parametrize(
+    "arm", ["embeddings", "shuffled", "gaussian", "surrogate", "frozen", "redraw_frozen"]
+)
 def test_what_does_not_redraw_the_weights_of_the_model_alone_cannot_serve(
     table: dict[str, Any], arm: str
 ) -> None:
@@ -105,6 +109,19 @@ def test_an_arm_that_reads_other_tokens_or_none_has_no_placebo(spec: TrialSpec) 
     with pytest.raises(NotEstimable, match="activations are drawn"):
         placebo_of(spec, ArmModel("gaussian", 3), 1)
     assert placebo_of(spec, ArmModel("frozen", None), 1).one == ArmModel("kept", 3)
+
+
+@pytest.mark.parametrize("arm", ["surrogate", "redraw_surrogate"])
+def test_a_surrogate_follows_its_tokens_and_has_a_placebo(
+    table: dict[str, Any], spec: TrialSpec, arm: str
+) -> None:
+    assert placebo_of(spec, ArmModel(arm, 3), 1) == Held(ArmModel("kept", 5), 4)
+    alone = among(table, "trained", "kept", arm, model_seeds=[3])
+    if arm == "surrogate":
+        assert placebo_of(alone, ArmModel(arm, 3), 1).one == ArmModel("kept", 3)
+    else:  # its moments are those of the same weights
+        with pytest.raises(NotEstimable, match="shares bits"):
+            placebo_of(alone, ArmModel(arm, 3), 1)
 
 
 def test_one_redraw_is_no_placebo_of_itself_and_one_seed_no_sibling(table: dict[str, Any]) -> None:

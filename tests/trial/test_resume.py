@@ -24,6 +24,7 @@ from sae_placebo.core.progress import Progress
 from sae_placebo.core.sealing import read_json, sealed, write_json
 from sae_placebo.core.store import MANIFEST, Store
 from sae_placebo.data.token_files import read_rows
+from sae_placebo.models.surrogate import SurrogateCounting
 from sae_placebo.saes.training import Fit
 from sae_placebo.trial.artefacts import Artefacts
 from sae_placebo.trial.plan import ArmModel, plan_steps
@@ -42,6 +43,7 @@ ARMS: dict[str, Any] = {
     "frozen": {"dictionary": {"kind": "frozen_decoder", "init": "cov"}},
     "soft_frozen": {"dictionary": "soft_frozen"},
     "gaussian": {"data": "gaussian"},
+    "surrogate": {"data": {"kind": "surrogate", "key": "pair"}},
 }
 
 
@@ -121,10 +123,14 @@ def content(store: Path) -> dict[str, bytes]:
 
 
 def stop_at(
-    monkeypatch: pytest.MonkeyPatch, n: int, stop: Callable[[], None], of: type = Fit
+    monkeypatch: pytest.MonkeyPatch,
+    n: int,
+    stop: Callable[[], None],
+    of: type = Fit,
+    name: str = "step",
 ) -> None:
-    """Call `stop` in the n-th optimizer step from here on, before it is taken."""
-    taken, step = 0, of.step  # type: ignore[attr-defined]
+    """Call `stop` in the n-th step from here on, of an optimizer or another, before it is taken."""
+    taken, step = 0, getattr(of, name)
 
     def counted(self: Any, *arguments: Any, **named: Any) -> Any:
         nonlocal taken
@@ -133,7 +139,7 @@ def stop_at(
             stop()
         return step(self, *arguments, **named)
 
-    monkeypatch.setattr(of, "step", counted)
+    monkeypatch.setattr(of, name, counted)
 
 
 def interrupt() -> None:
@@ -154,6 +160,7 @@ KILLED = """
 import os, signal, sys
 from sae_placebo.cli import main as cli
 from sae_placebo.core import checkpoints
+from sae_placebo.models.surrogate import SurrogateCounting
 from sae_placebo.saes.training import Fit
 
 checkpoints.CHECKPOINT_SECONDS = float(sys.argv.pop(1))
@@ -262,6 +269,7 @@ def test_arms_that_read_the_same_activations_share_one_pass(
         ["trained", "pca", "frozen", "soft_frozen"],
         ["redraw"],
         ["gaussian"],
+        ["surrogate"],
     ]
     read, blocks = [0], stream.TrainingStream.blocks
 
@@ -280,7 +288,8 @@ def test_arms_that_read_the_same_activations_share_one_pass(
     n_rows, added = _training_rows(alone, plan), read[0]
     assert added == 2 * n_rows  # once for moments, once for training
     train(table, alone)
-    assert read[0] - added == 4 * n_rows  # two more arms, and gaussian: each moments and one pass
+    # two more arms; gaussian and surrogate, each once to fit what is drawn and once for training
+    assert read[0] - added == 6 * n_rows
     assert before.items() <= content(alone).items()
     assert content(alone) == content(finished)
 
@@ -418,6 +427,27 @@ def test_a_store_that_takes_no_checkpoint_does_not_stop_the_work(
     assert spy.notes
     assert all("no checkpoint was written" in note for note in spy.notes)
     assert content(tmp_path / "store").items() <= content(finished).items()
+
+
+@pytest.mark.usefixtures("always")
+def test_a_surrogate_is_fitted_to_the_same_bits_after_a_stop(
+    table: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    alone = table | {"arms": {arm: ARMS[arm] for arm in ("trained", "surrogate")}}
+    train(table | {"arms": {"trained": ARMS["trained"]}}, tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 2, interrupt, SurrogateCounting, "add")
+        with pytest.raises(KeyboardInterrupt):
+            train(alone, tmp_path)
+    assert list(tmp_path.glob("checkpoints/*/source-*"))
+    assert not list(tmp_path.glob("harvest/surrogate-*"))
+    spy = Spy()
+    train(alone, tmp_path, spy)
+    assert 0 < spy.before["moments surrogate-0"] < spy.total["moments surrogate-0"]
+    assert content(tmp_path).items() <= content(finished).items()
+    (drawn,) = tmp_path.glob("harvest/surrogate-*/drawn.json")
+    (whole,) = finished.glob("harvest/surrogate-*/drawn.json")
+    assert drawn.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.usefixtures("always")

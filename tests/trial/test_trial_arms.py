@@ -48,6 +48,7 @@ ARMS: dict[str, Any] = {
     "unigram": {"data": "unigram"},
     "markov": {"data": "markov"},
     "gaussian": {"data": "gaussian"},
+    "surrogate": {"data": "surrogate"},
     "frozen_decoder": {"dictionary": {"kind": "frozen_decoder", "init": "cov"}},
     "frozen_encoder": {"dictionary": "frozen_encoder"},
     "soft_frozen": {"dictionary": "soft_frozen"},
@@ -188,7 +189,7 @@ def test_rewritten_text_keeps_its_layout_and_has_no_labels(
 
 def test_coverage_is_there_where_labels_are_and_says_why_where_not(finished: sp.Trial) -> None:
     found = finished.measurements.query("metric == 'coverage_context'").set_index("arm")
-    assert found.loc[["trained", "redraw", "gaussian", "pca"], "value"].notna().all()
+    assert found.loc[["trained", "redraw", "gaussian", "surrogate", "pca"], "value"].notna().all()
     assert found.loc[["shuffle", "markov"], "value"].isna().all()
     assert found.loc["shuffle", "reason"].str.contains("a control of the data rewrote it").all()
     assert set(finished.coverage["arm"]) == set(ARMS) - {

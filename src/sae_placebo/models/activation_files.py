@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,6 +58,18 @@ def outliers(folder: Path, hookpoint: str) -> np.ndarray:
     limit = read_calibrations(folder)[hookpoint].norm_limit
     norms = load_file(folder / "norms.safetensors")[hookpoint]
     return np.asarray((norms > limit).numpy())
+
+
+def write_drawn(folder: Path, diagnostics: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write what the law of activations that were drawn is like, by hookpoint."""
+    write_json(folder / "drawn.json", diagnostics)
+
+
+def read_drawn(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return what `write_drawn` wrote; nothing where a model was read."""
+    path = folder / "drawn.json"
+    found: dict[str, dict[str, Any]] = read_json(path) if path.exists() else {}
+    return found
 
 
 def write_repeats(folder: Path, repeats: Mapping[str, torch.Tensor]) -> None:

@@ -243,6 +243,19 @@ def calibrate(block: ActivationBlock, outlier_ratio: float) -> dict[str, Calibra
     return result
 
 
+def within_limits(
+    block: ActivationBlock, calibrations: Mapping[str, Calibration]
+) -> Iterator[tuple[str, Bool[torch.Tensor, " token"], Float[torch.Tensor, "kept d_in"]]]:
+    """Yield each hookpoint, which tokens of a block are no outliers there, and their activations.
+
+    The activations are on the CPU, and views of the block's where no token is left out.
+    """
+    for name, values in block.activations.items():
+        x = values.cpu()
+        kept = calibrations[name].keeps(x)
+        yield name, kept, x if bool(kept.all()) else x[kept]
+
+
 def batches(
     block: ActivationBlock,
     calibrations: Mapping[str, Calibration],

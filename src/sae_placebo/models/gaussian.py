@@ -7,16 +7,17 @@ activations' mean and covariance owes nothing to sparse structure, so only what 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int64
 
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
-from sae_placebo.models.activations import Calibration
+from sae_placebo.data.rows import Rows
+from sae_placebo.models.activations import ActivationBlock, Calibration, within_limits
 from sae_placebo.saes import SAE
 
 
@@ -77,6 +78,17 @@ class SecondMoments:
         mean = self.total / self.n
         return self.center + mean, self.products / self.n - torch.outer(mean, mean)
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return what was counted, as tensors that `restore` takes."""
+        n = torch.tensor(self.n, dtype=torch.int64)
+        return {"total": self.total, "products": self.products, "n": n}
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on counting from `state`."""
+        self.total.copy_(state["total"])
+        self.products.copy_(state["products"])
+        self.n = int(state["n"])
+
     def sampler(self, calibration: Calibration | None = None) -> GaussianDraw:
         """Return a function (n, generator) -> n Gaussian draws; see `gaussian_draws`."""
         return gaussian_draws(*self.mean_and_covariance(), calibration)
@@ -126,14 +138,21 @@ class GaussianReader:
         d_in: Width of the activations.
         seed: The trial's seed.
         model_seed: The arm's model seed; another one gives other draws.
+        purpose: What the draws are for; another purpose gives other draws.
     """
 
     def __init__(
-        self, draws: Mapping[str, GaussianDraw], d_in: int, seed: int, model_seed: int
+        self,
+        draws: Mapping[str, GaussianDraw],
+        d_in: int,
+        seed: int,
+        model_seed: int,
+        purpose: str = "gaussian activations",
     ) -> None:
         self._draws = dict(draws)
         self.d_in = d_in
         self._seeds = (seed, model_seed)
+        self._purpose = purpose
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -151,9 +170,46 @@ class GaussianReader:
             key = hashlib.sha256(row.tobytes()).hexdigest()
             for name, draw in self._draws.items():
                 # one row at a time: a product's bits may depend on how many rows it has
-                random = generator(seed, "gaussian activations", model_seed, name, key)
+                random = generator(seed, self._purpose, model_seed, name, key)
                 found[name][i] = draw(n, random)
         return found
+
+    def diagnostics(self, heldout: Rows) -> dict[str, dict[str, Any]]:
+        """Return nothing: the law is the mean and the covariance, and both are kept."""
+        return {}
+
+
+class GaussianCounting:
+    """Counts the mean and covariance of activations, to draw Gaussian ones in their place.
+
+    Args:
+        calibrations: How activations are masked and centered, by hookpoint.
+    """
+
+    def __init__(self, calibrations: Mapping[str, Calibration]) -> None:
+        self._calibrations = calibrations
+        self.moments = {name: SecondMoments(one.mean) for name, one in calibrations.items()}
+
+    def add(self, block: ActivationBlock) -> None:
+        """Count a block of training tokens, norm outliers left out."""
+        for name, _, x in within_limits(block, self._calibrations):
+            self.moments[name].add(x)
+
+    def state(self) -> Iterator[tuple[str, Mapping[str, torch.Tensor]]]:
+        """Yield the moments of each hookpoint."""
+        for name, one in self.moments.items():
+            yield name, one.state()
+
+    def restore(self, part: Callable[[str], Mapping[str, torch.Tensor]]) -> None:
+        """Go on counting from a checkpoint's parts."""
+        for name, one in self.moments.items():
+            one.restore(part(name))
+
+    def reader(self, seed: int, model_seed: int) -> GaussianReader:
+        """Return what reads Gaussian draws with these means and covariances."""
+        draws = {name: one.sampler() for name, one in self.moments.items()}
+        d_in = len(next(iter(self.moments.values())).center)
+        return GaussianReader(draws, d_in, seed, model_seed)
 
 
 def score(sae: SAE, draw: GaussianDraw, seed: int) -> GaussianNull:

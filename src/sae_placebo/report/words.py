@@ -372,6 +372,8 @@ CONTROLS: tuple[Term, ...] = tuple(
         ("spectrum", "Singular values kept, singular vectors drawn anew.", "controls"),
         ("gaussian", "Activations replaced by Gaussian draws with the mean and covariance of the arm's "
          "own.", "controls-data"),
+        ("surrogate", "Activations replaced by the mean of their token, or of the pair of it and the token "
+         "before, and a Gaussian draw: mean and covariance are the arm's own.", "controls-data"),
         ("markov", "Text drawn from a chain of token pairs.", "controls-data"),
         ("shuffle_tokens", "Tokens permuted within each document.", "controls-data"),
         ("unigram", "Every token drawn independently, by how often it occurs.", "controls-data"),

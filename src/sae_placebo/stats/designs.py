@@ -8,7 +8,7 @@ design is said as a line for the trial file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,17 +24,21 @@ class ArmParts:
         control: The model control's dump: its `kind` and its settings.
         data: The data control's kind; None where the text is the trial's own.
         dictionary: The dictionary control's kind; None where the SAEs are trained as usual.
+        data_settings: The data control's other settings, by name.
     """
 
     control: Mapping[str, Any]
     data: str | None = None
     dictionary: str | None = None
+    data_settings: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
     def of(cls, control: Any, data: Any = None, dictionary: Any = None) -> ArmParts:
         """Return the parts of an arm whose controls are given as tables, kinds or None."""
         known = control if isinstance(control, Mapping) else {"kind": control or TRAINED}
-        return cls(known, _kind(data), _kind(dictionary))
+        others = data.items() if isinstance(data, Mapping) else ()
+        settings = tuple(sorted((str(k), _fixed(v)) for k, v in others if k != "kind"))
+        return cls(known, _kind(data), _kind(dictionary), settings)
 
     @property
     def kind(self) -> str:
@@ -65,6 +69,11 @@ def _kind(value: Any) -> str | None:
     if isinstance(value, Mapping):
         value = value.get("kind")
     return None if value in (None, "", "none") else str(value)
+
+
+def _fixed(value: Any) -> Any:
+    """Return a setting as a value that can be a key."""
+    return tuple(map(_fixed, value)) if isinstance(value, list | tuple) else value
 
 
 class Factor(NamedTuple):
@@ -235,19 +244,50 @@ def _other_difference(
 # --- model x data
 
 
+_Data = tuple[str, tuple[tuple[str, Any], ...]]
+"""The kind of a data control and its settings; the kind is empty where the text is the trial's own."""
+
+
 def _model_by_data(arms: Mapping[str, ArmParts]) -> list[Design]:
     usual = {name: parts for name, parts in arms.items() if parts.dictionary is None}
-    kinds = dict.fromkeys(parts.data for parts in usual.values() if parts.data is not None)
+    data = {name: one for name, one in _data_of(arms).items() if name in usual}
+    changed = dict.fromkeys(one for one in data.values() if one[0])
     found = []
-    for data in kinds:
-        on = {name: parts for name, parts in usual.items() if parts.data == data}
+    for one in changed:
+        on = {name: parts for name, parts in usual.items() if data[name] == one}
         rewritten = next((name for name, parts in on.items() if parts.kind == TRAINED), None)
         placebos = {
             parts.settings(): parts.control for parts in on.values() if parts.kind != TRAINED
         }
+        same_kind = sum(kind == one[0] for kind, _ in changed) > 1
+        label = ".".join([one[0], *(str(v) for _, v in one[1])]) if same_kind else one[0]
         for settings, control in (placebos or _first_placebo(usual)).items():
-            found.append(_one_model_by_data(arms, usual, data, rewritten, settings, control))
+            design = _one_model_by_data(arms, list(on), label, rewritten, settings, control)
+            found.append(design)
     return found
+
+
+def _data_of(arms: Mapping[str, ArmParts]) -> dict[str, _Data]:
+    """Return each arm's data control, with the settings that every arm with one of its kind has."""
+    named: dict[str, set[str]] = {}
+    for parts in arms.values():
+        names = {name for name, _ in parts.data_settings}
+        named[parts.data or ""] = named.get(parts.data or "", names) & names
+    return {
+        arm: (
+            kind := parts.data or "",
+            tuple(s for s in parts.data_settings if s[0] in named[kind]),
+        )
+        for arm, parts in arms.items()
+    }
+
+
+def _data_toml(parts: ArmParts) -> str:
+    """Return an arm's data control as a trial file writes it."""
+    if not parts.data_settings:
+        return f'data = "{parts.data}"'
+    written = [f"{k} = {_toml_value(v)}" for k, v in (("kind", parts.data), *parts.data_settings)]
+    return f"data = {{{', '.join(written)}}}"
 
 
 def _first_placebo(
@@ -261,29 +301,31 @@ def _first_placebo(
 
 def _one_model_by_data(
     arms: Mapping[str, ArmParts],
-    usual: Mapping[str, ArmParts],
-    data: str,
+    on: Sequence[str],
+    label: str,
     rewritten: str | None,
     settings: tuple[tuple[str, str], ...],
     control: Mapping[str, Any],
 ) -> Design:
+    usual = {name: parts for name, parts in arms.items() if parts.dictionary is None}
     alike = {name: parts for name, parts in usual.items() if parts.settings() == settings}
     plain = next((name for name, parts in alike.items() if parts.data is None), None)
-    both = next((name for name, parts in alike.items() if parts.data == data), None)
+    both = next((name for name in alike if name in on), None)
+    data, written = arms[on[0]].data, _data_toml(arms[on[0]])
     kind = str(control.get("kind"))
     line = _toml(control)
     placebo = plain or both or kind
     cells = (
         DesignCell((TRAINED, "as it is"), _trained(arms), 'trained = {control = "trained"}'),
-        DesignCell((TRAINED, data), rewritten, f'{data} = {{data = "{data}"}}'),
+        DesignCell((TRAINED, label), rewritten, f"{data} = {{{written}}}"),
         DesignCell((placebo, "as it is"), plain, f"{kind} = {{{line}}}"),
-        DesignCell((placebo, data), both, f'{plain or kind}_{data} = {{{line}, data = "{data}"}}'),
+        DesignCell((placebo, label), both, f"{plain or kind}_{data} = {{{line}, {written}}}"),
     )
     return Design(
-        f"model_x_data.{data}.{placebo}",
+        f"model_x_data.{label}.{placebo}",
         "model_x_data",
-        f"Model × data: {data.replace('_', ' ')}, with {placebo} as the placebo",
-        (Factor("model", (TRAINED, placebo)), Factor("text", ("as it is", data))),
+        f"Model × data: {label.replace('_', ' ')}, with {placebo} as the placebo",
+        (Factor("model", (TRAINED, placebo)), Factor("text", ("as it is", label))),
         cells,
     )
 
@@ -341,8 +383,9 @@ def _cascades(arms: Mapping[str, ArmParts]) -> list[Design]:
 def _dictionaries(arms: Mapping[str, ArmParts]) -> list[Design]:
     """Return, for each model and text, the SAE trained as usual and its dictionary controls."""
     groups: dict[tuple[Any, ...], dict[str, ArmParts]] = {}
+    data_of = _data_of(arms)
     for name, parts in arms.items():
-        groups.setdefault((parts.settings(), parts.data), {})[name] = parts
+        groups.setdefault((parts.settings(), data_of[name]), {})[name] = parts
     found = []
     for members in groups.values():
         usual = _first(name for name, parts in members.items() if parts.dictionary is None)
@@ -350,7 +393,7 @@ def _dictionaries(arms: Mapping[str, ArmParts]) -> list[Design]:
         if not controls:
             continue
         one = members[controls[0]]
-        data = "" if one.data is None else f', data = "{one.data}"'
+        data = "" if one.data is None else f", {_data_toml(one)}"
         cells = [
             DesignCell(("trained SAE",), usual, f"{one.kind} = {{{_toml(one.control)}{data}}}")
         ]

@@ -4,7 +4,7 @@
 |---|---|
 | tokenize | rows.safetensors, names.json, labels.json where text is Python, text.json, vocabulary.json |
 | build | recipe.json, card.json, heads.safetensors (harvest and train keep a copy of the recipe) |
-| harvest | activations, norms, repeats.safetensors, calibration.safetensors and .json, precision.json |
+| harvest | activations, norms, repeats.safetensors, calibration.safetensors and .json, precision, drawn |
 | fit_text | activations, norms.safetensors, calibration.safetensors and .json, of the text to fit on |
 | train | <hookpoint>/<sae>/seed-<n>/ (SAELens 6), lookup.safetensors, gaussian.json, log.parquet |
 | measure | measurements, coverage.parquet, replicates and codes.safetensors |

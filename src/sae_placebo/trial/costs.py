@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from sae_placebo.core.devices import describe_device, settings
@@ -68,6 +68,8 @@ def plan_table(
     for stage, steps in _by_stage(plan):
         waiting = [step for step in steps if step.key in left]
         tokens, passes = _tokens(spec, stage) * _readings(waiting), _passes(spec, stage)
+        if stage == "harvest":
+            tokens += _fitted_draws(plan, left) * spec.text.train_tokens
         done = f"{len(steps) - len(waiting)}/{len(steps)}"
         lines.append(
             f"{stage:<12} {done:>9}  {tokens:>14,}  {passes * len(waiting):>7,}  "
@@ -144,6 +146,16 @@ def _tokens(spec: TrialSpec, stage: str) -> int:
         "fit_text": fitted,
         "encode": fitted,
     }.get(stage, 0)
+
+
+def _fitted_draws(plan: Plan, left: Collection[str]) -> int:
+    """Return how many harvests are left that read the training tokens to fit draws to them."""
+    drawn = {
+        step.key
+        for one, step in plan.harvest.items()
+        if (data := plan.spec.arms[one.arm].data) is not None and data.of_activations
+    }
+    return len(drawn & set(left))
 
 
 def _readings(steps: Sequence[Step]) -> int:

@@ -120,15 +120,18 @@ class TimeEstimate(Estimate):
                 seconds += self._card() + self._measured_on_text(one)
             yield WorkPiece("build", f"build {one.label}", seconds)
         n_places = len(self.spec.hookpoints)
+        if unread and self._is_drawn(first):  # what is drawn is fitted to the training tokens first
+            seconds = self.train * self.machine.reading + self._moments()
+            yield WorkPiece("harvest", f"moments {first.label}", seconds)
         if self.is_left(plan.harvest[first]):
             rows = self.spec.harvest.calibration_rows + 2 * self.spec.structure.repeat_rows
             tokens = self.held + rows * self.context
             bytes_ = 4 * self.held * self.width * n_places
-            seconds = tokens * self.machine.reading + 2 * bytes_ / self.machine.disk
+            seconds = tokens * self._reading(first) + 2 * bytes_ / self.machine.disk
             yield WorkPiece("harvest", f"harvest {first.label}", 0.1 + seconds)
         if self.is_left(plan.fit_text[first]):
             bytes_ = 4 * self.fitted * self.width * n_places
-            seconds = self.fitted * self.machine.reading + 2 * bytes_ / self.machine.disk
+            seconds = self.fitted * self._reading(first) + 2 * bytes_ / self.machine.disk
             label = f"read text to fit on {first.label}"
             yield WorkPiece("fit_text", label, 0.1 + seconds)
         if trained:
@@ -141,6 +144,20 @@ class TimeEstimate(Estimate):
         shares = 1e-7 * self.width * n_blocks * 10 * self.numbers
         return tokens * (14 * self.machine.reading + shares)
 
+    def _is_drawn(self, one: ArmModel) -> bool:
+        """Return whether draws stand in the place of an arm's activations."""
+        data = self.spec.arms[one.arm].data
+        return data is not None and data.of_activations
+
+    def _reading(self, one: ArmModel) -> float:
+        """Return the seconds that reading a token takes; a draw is a product with a root of a covariance."""
+        return self._moments() / self.train if self._is_drawn(one) else self.machine.reading
+
+    def _moments(self) -> float:
+        """Return what the products take that the training tokens' second moments are, or their draws."""
+        places = len(self.spec.hookpoints)
+        return 2 * self.train * places * self.width**2 / self.machine.products
+
     def _card(self) -> float:
         """Return what a model's diagnostics card takes, and writing its heads."""
         tokens = min(self.spec.harvest.card_rows * self.context, self.held)
@@ -150,8 +167,7 @@ class TimeEstimate(Estimate):
     def _trained(self, first: ArmModel, arms: list[ArmModel]) -> Iterator[WorkPiece]:
         spec, machine, name = self.spec, self.machine, first.label
         places = len(spec.hookpoints)
-        read = self.train * machine.reading
-        moments = 2 * self.train * places * self.width**2 / machine.products
+        read, moments = self.train * self._reading(first), self._moments()
         steps = self.train * places * len(arms) * sum(machine.sae.values())
         controls = [spec.arms[one.arm].dictionary for one in arms]
         if any(one is not None and one.needs_moments for one in controls):

@@ -6,6 +6,9 @@ placebo's SAE of the next SAE seed (initial bits are shared between arms, and a 
 match latents by itself), in the first re-draw; an arm that is drawn itself, against the next re-draw,
 since two arms of one re-draw share the bits of their blocks. So a placebo's own scores are those of
 placebo against placebo: A/A.
+
+Where activations are drawn, an SAE is compared if they belong to the tokens, as a surrogate's do: the placebo
+read the same ones.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ def placebo_of(spec: TrialSpec, one: ArmModel, sae_seed: int) -> Held:
     arm, placebo = spec.arms[one.arm], reference_placebo(spec)
     if arm.rewrites_text:
         raise NotEstimable("its text is rewritten, and no placebo reads the same tokens")
-    if arm.data is not None:
+    if arm.data is not None and not arm.data.follows_tokens:
         raise NotEstimable("its activations are drawn, so they belong to no token")
     seeds = spec.model_seeds
     if one.model_seed is None:

@@ -15,7 +15,7 @@ from sae_placebo.latents.metrics import METRICS
 from sae_placebo.latents.metrics import structure as structure_metrics
 from sae_placebo.latents.metrics.base import Declared
 from sae_placebo.models import loading as models
-from sae_placebo.models.activation_files import outliers, read_calibrations
+from sae_placebo.models.activation_files import outliers, read_calibrations, read_drawn
 from sae_placebo.trial.plan import ArmModel, Plan
 from sae_placebo.trial.spec import TrialSpec
 from sae_placebo.trial.table_files import read_table
@@ -105,10 +105,13 @@ def _described(metric: Declared) -> dict[str, str]:
 def _arm_record(plan: Plan, store: Store, one: ArmModel) -> dict[str, Any]:
     folder = store.path(plan.build[one])
     calibrations = read_calibrations(store.path(plan.harvest[one]))
+    drawn = read_drawn(store.path(plan.harvest[one]))
+    card = read_json(folder / "card.json")
     return {
         "model_seed": one.model_seed,
         "recipe": read_json(folder / "recipe.json"),
-        "diagnostics": read_json(folder / "card.json"),
+        # the card is of the arm's model; what was drawn in its place is described beside it
+        "diagnostics": {name: {**entries, **drawn.get(name, {})} for name, entries in card.items()},
         "calibration": {name: c.record() for name, c in calibrations.items()},
         "gaussian_null": read_json(store.path(plan.train[one]) / "gaussian.json"),
     }

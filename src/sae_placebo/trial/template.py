@@ -36,7 +36,7 @@ control = "redraw"
 keep = ["embeddings"]                # also unembedding, positions, norms, biases
 
 [arms.shuffle_tokens]                # the trained model on shuffled text
-data = "shuffle_tokens"              # also unigram, markov, gaussian
+data = "shuffle_tokens"              # also unigram, markov, gaussian, surrogate
 
 [arms.frozen_decoder]                # the trained model, random directions
 dictionary = "frozen_decoder"        # also frozen_encoder, soft_frozen, untrained, pca

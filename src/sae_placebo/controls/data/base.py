@@ -1,7 +1,7 @@
 """What a data control is: a change to what the model reads, or to what is read from it.
 
-A data control leaves the model alone. It rewrites the rows of tokens, or (`of_activations`) has the
-activations replaced while the text stays. Each declares what it preserves and what it destroys, in the
+A data control leaves the model alone. It rewrites the rows of tokens, or, as an `ActivationControl`, has
+the activations replaced while the text stays. Each declares what it preserves and what it destroys, in the
 words of `DATA_INVARIANTS`, and the contract tests check both.
 
 The first position of a row is never rewritten: it is BOS, or, without BOS, a token that the model reads
@@ -22,6 +22,8 @@ from sae_placebo.controls.settings import validated
 from sae_placebo.core.errors import SpecError, TextError
 from sae_placebo.core.spec import Registry, Spec, numpy_generator
 from sae_placebo.data.text import Rows
+from sae_placebo.models.activations import Calibration
+from sae_placebo.models.drawn import Counting
 
 DATA_INVARIANTS: Mapping[str, str] = {
     "layout": "row lengths, documents and their names, each row's first position, padding",
@@ -30,9 +32,10 @@ DATA_INVARIANTS: Mapping[str, str] = {
     "bigrams": "the training split's frequencies of adjacent pairs, up to sampling error",
     "order": "how tokens depend on others further back than the one before",
     "mean_and_covariance": "the activations' mean and covariance, up to sampling error",
+    "token_means": "the mean activation of each common token, up to sampling error",
     "token_identity": "that an activation is the model's answer to its token and what precedes it",
 }
-"""What a control may keep. The first five are about the rows of tokens, the last two about activations."""
+"""What a control may keep. The first five are about the rows of tokens, the last three about activations."""
 
 
 class DataControl(Spec, ABC):
@@ -47,7 +50,17 @@ class DataControl(Spec, ABC):
     draws: ClassVar[bool] = True
     """Whether another model seed gives other data."""
     of_activations: ClassVar[bool] = False
-    """Whether the text stays as it is and the activations are replaced; see `gaussian.GaussianReader`."""
+    """Whether the text stays as it is and the activations are replaced; see `ActivationControl`."""
+    is_fair: ClassVar[bool] = False
+    """Whether it leaves an SAE as much to explain as the token explains of the model's activations.
+
+    A control that differs in that differs in explained variance whatever else it destroys.
+    """
+
+    @property
+    def follows_tokens(self) -> bool:
+        """Return whether an activation belongs to its token: it holds something of it."""
+        return not self.preserves.isdisjoint({"token_means", "token_identity"})
 
     @abstractmethod
     def rewrite(self, splits: Mapping[str, Rows], seed: int, model_seed: int) -> dict[str, Rows]:
@@ -66,6 +79,26 @@ class DataControl(Spec, ABC):
     def random(self, seed: int, model_seed: int, split: str) -> np.random.Generator:
         """Return the generator that controls of this kind rewrite `split` with."""
         return numpy_generator(seed, "data", self.kind, model_seed, split)
+
+
+class ActivationControl(DataControl, ABC):
+    """A control that leaves the text as it is and puts draws in the place of the model's activations."""
+
+    of_activations: ClassVar[bool] = True
+
+    def rewrite(self, splits: Mapping[str, Rows], seed: int, model_seed: int) -> dict[str, Rows]:
+        """Return the splits as they are."""
+        return dict(splits)
+
+    @abstractmethod
+    def counting(self, rows: Rows, calibrations: Mapping[str, Calibration], seed: int) -> Counting:
+        """Return what counts the training activations of a model, to draw others in their place.
+
+        Args:
+            rows: The training rows, all of which are counted.
+            calibrations: How activations are masked and centered, by hookpoint.
+            seed: The trial's seed.
+        """
 
 
 def _sorted(cls: type[DataControl]) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from sae_placebo.controls.data.base import DATA_CONTROLS, DataControl
+from sae_placebo.controls.data.base import DATA_CONTROLS, ActivationControl
 from sae_placebo.data.text import Rows
+from sae_placebo.models.activations import Calibration
+from sae_placebo.models.gaussian import GaussianCounting
 
 
 @DATA_CONTROLS.add
-class GaussianActivations(DataControl):
+class GaussianActivations(ActivationControl):
     """It replaces activations by Gaussian draws with the mean and covariance of the arm's own.
 
     The rows keep their tokens and labels, so that every metric can be computed, but the draws know
@@ -26,9 +28,10 @@ class GaussianActivations(DataControl):
     preserves: ClassVar[frozenset[str]] = frozenset(
         {"layout", "document_unigrams", "unigrams", "bigrams", "order", "mean_and_covariance"}
     )
-    destroys: ClassVar[frozenset[str]] = frozenset({"token_identity"})
-    of_activations: ClassVar[bool] = True
+    destroys: ClassVar[frozenset[str]] = frozenset({"token_means", "token_identity"})
 
-    def rewrite(self, splits: Mapping[str, Rows], seed: int, model_seed: int) -> dict[str, Rows]:
-        """Return the splits as they are."""
-        return dict(splits)
+    def counting(
+        self, rows: Rows, calibrations: Mapping[str, Calibration], seed: int
+    ) -> GaussianCounting:
+        """Return what counts the activations' mean and covariance."""
+        return GaussianCounting(calibrations)

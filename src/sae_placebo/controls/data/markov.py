@@ -41,7 +41,7 @@ class Markov(DataControl):
         {"layout", "unigrams", "bigrams", "token_identity"}
     )
     destroys: ClassVar[frozenset[str]] = frozenset(
-        {"document_unigrams", "order", "mean_and_covariance"}
+        {"document_unigrams", "order", "mean_and_covariance", "token_means"}
     )
 
     def rewrite(self, splits: Mapping[str, Rows], seed: int, model_seed: int) -> dict[str, Rows]:

@@ -29,7 +29,9 @@ class ShuffleTokens(DataControl):
     preserves: ClassVar[frozenset[str]] = frozenset(
         {"layout", "document_unigrams", "unigrams", "token_identity"}
     )
-    destroys: ClassVar[frozenset[str]] = frozenset({"bigrams", "order", "mean_and_covariance"})
+    destroys: ClassVar[frozenset[str]] = frozenset(
+        {"bigrams", "order", "mean_and_covariance", "token_means"}
+    )
 
     def rewrite(self, splits: Mapping[str, Rows], seed: int, model_seed: int) -> dict[str, Rows]:
         """Return the splits with each document shuffled; see the class."""

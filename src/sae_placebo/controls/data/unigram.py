@@ -29,7 +29,7 @@ class Unigram(DataControl):
 
     preserves: ClassVar[frozenset[str]] = frozenset({"layout", "unigrams", "token_identity"})
     destroys: ClassVar[frozenset[str]] = frozenset(
-        {"document_unigrams", "bigrams", "order", "mean_and_covariance"}
+        {"document_unigrams", "bigrams", "order", "mean_and_covariance", "token_means"}
     )
 
     def rewrite(self, splits: Mapping[str, Rows], seed: int, model_seed: int) -> dict[str, Rows]:

@@ -26,6 +26,15 @@ DIAGNOSTICS = {
     "attention_entropy_bits": "Attention entropy (bits)",
     "attention_entropy_nats": "Attention entropy (nats)",
     "outlier_share": "Norm outliers",
+    "surrogate_token_variance": "Surrogate: variance between tokens",
+    "surrogate_token_shrinkage": "Surrogate: shrinkage of tokens",
+    "surrogate_pair_variance": "Surrogate: variance between pairs",
+    "surrogate_pair_shrinkage": "Surrogate: shrinkage of pairs",
+    "surrogate_direction_error": "Surrogate: table off by direction",
+    "surrogate_clipped_share": "Surrogate: variance clipped",
+    "surrogate_moment_error": "Surrogate: moments off by up to",
+    "surrogate_unseen_share": "Surrogate: held-out tokens without a mean",
+    "surrogate_unpaired_share": "Surrogate: held-out tokens without a pair's mean",
 }
 # the two diagnostics that say most about what kind of placebo an arm is, each by all of its names
 TELLING = (("token_r2", "r2_on_current_token"), ("participation_ratio",))

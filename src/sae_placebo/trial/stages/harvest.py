@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from sae_placebo.controls.data import ActivationControl
 from sae_placebo.core.checkpoints import Work
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Advance
@@ -17,11 +19,11 @@ from sae_placebo.latents.columns.repeats import repeat_rows
 from sae_placebo.models import loading as models
 from sae_placebo.models.activation_files import (
     read_calibrations,
+    write_drawn,
     write_harvest,
     write_repeats,
 )
 from sae_placebo.models.activations import Calibration, HarvestSpec, blocks
-from sae_placebo.models.gaussian import GaussianReader
 from sae_placebo.models.harvest_precision import (
     HarvestPrecision,
     joined_reader,
@@ -79,18 +81,18 @@ def untrained(artefacts: Artefacts, arms: Sequence[ArmModel]) -> list[ArmModel]:
 def _reader(
     artefacts: Artefacts, arms: Sequence[ArmModel], made: MadeModels
 ) -> tuple[AnyReader, HarvestPrecision]:
-    """Return what reads an arm's activations, its model or a Gaussian in its place; the precision."""
+    """Return what reads an arm's activations, its model or draws in its place; the precision."""
     one, spec = arms[0], artefacts.spec
     data, rows = spec.arms[one.arm].data, artefacts.materials.rows_of(one)["train"]
     known = artefacts.store.find(artefacts.plan.harvest[one])
     decided = read_precision(known) if known else None
     how = rows, spec.harvest, spec.seed, decided
     reader, used = joined_reader(made.models, spec.hookpoints, *how)
-    if data is None or not data.of_activations:
+    if not isinstance(data, ActivationControl):
         return reader, used
     track = functools.partial(artefacts.progress.track, f"moments {one.label}")
     seed, work = one.model_seed or 0, work_of(artefacts, arms)
-    return in_its_place(reader, spec, rows, seed, work, track), used
+    return in_its_place(reader, data, spec, rows, seed, work, track), used
 
 
 def _harvest(
@@ -107,7 +109,20 @@ def _harvest(
         write_harvest(draft, *found)
         write_precision(draft, used)
         copy_recipe(store.path(plan.build[one]), draft)
+        _keep_diagnostics(artefacts, one, reader, draft)
         write_repeats(draft, _repeats(artefacts, reader, rows["heldout"]))
+
+
+def _keep_diagnostics(artefacts: Artefacts, one: ArmModel, reader: AnyReader, draft: Path) -> None:
+    """Keep what the law of drawn activations is like; a number that should be small and is not is noted."""
+    if isinstance(reader, Reader):
+        return
+    found = reader.diagnostics(artefacts.materials.rows_of(one)["heldout"])
+    write_drawn(draft, found)
+    for hookpoint, entries in found.items():
+        for entry in entries.values():
+            if entry["reason"] is not None:
+                artefacts.progress.note(f"{one.label} at {hookpoint}: {entry['reason']}")
 
 
 def _read_text_to_fit_on(artefacts: Artefacts, one: ArmModel, reader: AnyReader) -> None:

@@ -10,8 +10,9 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Generic, TypeAlias, TypeVar
 
+from sae_placebo.controls.data import ActivationControl
 from sae_placebo.core.checkpoints import Checkpoint, State, Work
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Advance
@@ -25,14 +26,18 @@ from sae_placebo.models.activations import (
     blocks,
     calibrate,
     row_order,
+    within_limits,
 )
-from sae_placebo.models.gaussian import GaussianReader, SecondMoments
+from sae_placebo.models.drawn import Counting, DrawnReader
+from sae_placebo.models.gaussian import SecondMoments
 from sae_placebo.models.loading import Reader
 from sae_placebo.models.reading import JoinedReader
 from sae_placebo.trial.spec import TrialSpec
 
-AnyReader: TypeAlias = Reader | JoinedReader | GaussianReader
+AnyReader: TypeAlias = Reader | JoinedReader | DrawnReader
 """Activations are read with one of these."""
+
+C = TypeVar("C", bound=Counting)
 
 Track: TypeAlias = Callable[..., AbstractContextManager[Advance]]
 """A function of this type is `Progress.track` with its label given."""
@@ -68,11 +73,9 @@ class TrainingStream:
 
     def kept(self, block: ActivationBlock) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
         """Yield each hookpoint, ids and activations of a block's tokens, outliers left out, on the CPU."""
-        for name, values in block.activations.items():
-            x = values.cpu()
-            kept = self.calibrations[name].keeps(x)
-            whole = bool(kept.all())
-            yield (name, block.token_ids, x) if whole else (name, block.token_ids[kept], x[kept])
+        for name, kept, x in within_limits(block, self.calibrations):
+            whole = len(x) == len(kept)
+            yield name, block.token_ids if whole else block.token_ids[kept], x
 
     def batches(
         self, index: int, block: ActivationBlock
@@ -87,12 +90,20 @@ class TrainingStream:
 
 
 @dataclass
-class MomentsPass:
-    """One pass over a stream that only counts second moments."""
+class CountingPass(Generic[C]):
+    """One pass over a stream that only counts.
+
+    Args:
+        stream: The stream.
+        begin: Returns what counts, with nothing counted.
+        work: Where checkpoints are kept.
+        phase: The pass's name among them.
+    """
 
     stream: TrainingStream
+    begin: Callable[[], C]
     work: Work
-    phase: str = "moments"
+    phase: str
 
     def __post_init__(self) -> None:
         self._reset()
@@ -101,7 +112,7 @@ class MomentsPass:
             self._reset()
 
     def _reset(self) -> None:
-        self.moments = self.stream.moments()
+        self.counting = self.begin()
         self.done, self._blocks = 0, 0
 
     def run(self, advance: Advance) -> None:
@@ -109,47 +120,47 @@ class MomentsPass:
         with self.work.during(self.phase, self._state) as checkpoint:
             for index, block in self.stream.blocks(self._blocks):
                 with self.work.step():
-                    for name, _, x in self.stream.kept(block):
-                        self.moments[name].add(x)
+                    self.counting.add(block)
                     self._blocks = index + 1
                     self.done += len(block.token_ids)
                 advance(len(block.token_ids))
                 checkpoint()
 
     def _state(self) -> State:
-        parts = ((name, moments_state(one)) for name, one in self.moments.items())
-        return State(self.done, {"blocks": self._blocks}, parts)
+        return State(self.done, {"blocks": self._blocks}, self.counting.state())
 
     def _restore(self, saved: Checkpoint) -> None:
-        for name, one in self.moments.items():
-            restore_moments(one, saved.part(name))
+        self.counting.restore(saved.part)
         self.done, self._blocks = saved.done, int(saved.record["blocks"])
 
 
 def in_its_place(
     reader: Reader | JoinedReader,
+    data: ActivationControl,
     spec: TrialSpec,
     rows: Rows,
     model_seed: int,
     work: Work,
     track: Track,
-) -> GaussianReader:
-    """Return a reader of Gaussian draws with the mean and covariance of what `reader` reads.
+) -> DrawnReader:
+    """Return a reader of draws that `data` puts in the place of what `reader` reads.
 
     Args:
         reader: Reads the model.
+        data: The control of the activations, whose draws are fitted to what `reader` reads.
         spec: The trial's protocol.
         rows: Training rows, outliers of which are left out.
         model_seed: The arm's model seed.
         work: Where checkpoints are kept.
         track: Shows the progress.
     """
-    stream = TrainingStream(spec, reader, rows, calibrated(reader, rows, spec.harvest, spec.seed))
-    counting = MomentsPass(stream, work, "source")
-    with track(stream.n_tokens, before=counting.done) as advance:
-        counting.run(advance)
-    draws = {name: found.sampler() for name, found in counting.moments.items()}
-    return GaussianReader(draws, reader.d_in, spec.seed, model_seed)
+    calibrations = calibrated(reader, rows, spec.harvest, spec.seed)
+    stream = TrainingStream(spec, reader, rows, calibrations)
+    begin = functools.partial(data.counting, rows, calibrations, spec.seed)
+    counted = CountingPass(stream, begin, work, "source")
+    with track(stream.n_tokens, before=counted.done) as advance:
+        counted.run(advance)
+    return counted.counting.reader(spec.seed, model_seed)
 
 
 def calibrated(
@@ -158,19 +169,6 @@ def calibrated(
     """Return each hookpoint's calibration on the first rows of the training stream."""
     sample = row_order(len(rows.lengths), seed)[: spec.calibration_rows]
     return calibrate(next(blocks(reader, rows, sample, len(sample))), spec.outlier_ratio)
-
-
-def moments_state(moments: SecondMoments) -> dict[str, torch.Tensor]:
-    """Return what was counted, as tensors that `restore_moments` takes."""
-    n = torch.tensor(moments.n, dtype=torch.int64)
-    return {"total": moments.total, "products": moments.products, "n": n}
-
-
-def restore_moments(moments: SecondMoments, state: Mapping[str, torch.Tensor]) -> None:
-    """Go on counting from `state`."""
-    moments.total.copy_(state["total"])
-    moments.products.copy_(state["products"])
-    moments.n = int(state["n"])
 
 
 def means_state(means: TokenMeans) -> dict[str, torch.Tensor]:

@@ -22,7 +22,7 @@ from sae_placebo.core.progress import Progress
 from sae_placebo.core.store import write_json
 from sae_placebo.models.activation_files import read_calibrations, write_lookup
 from sae_placebo.models.activations import ActivationBlock, Calibration, TokenMeans
-from sae_placebo.models.gaussian import SecondMoments
+from sae_placebo.models.gaussian import GaussianCounting, SecondMoments
 from sae_placebo.models.loading import parse_hookpoint
 from sae_placebo.saes import SAE
 from sae_placebo.saes.formats import saelens
@@ -36,12 +36,10 @@ from sae_placebo.trial.stages.explained_variance_null import Member, Nulls, plac
 from sae_placebo.trial.stages.harvest import untrained
 from sae_placebo.trial.stages.stream import (
     AnyReader,
-    MomentsPass,
+    CountingPass,
     TrainingStream,
     means_state,
-    moments_state,
     restore_means,
-    restore_moments,
 )
 from sae_placebo.trial.table_files import write_records
 
@@ -121,12 +119,14 @@ class Matched:
     def count(self, name: str, progress: Progress) -> None:
         """Count the stream's moments where a control of the dictionary starts from them."""
         if any(control is not None and control.needs_moments for control in self.controls.values()):
-            counting = MomentsPass(self.stream, self.work)
-            total, done = self.stream.n_tokens, counting.done
+            begin = functools.partial(GaussianCounting, self.calibrations)
+            counted = CountingPass(self.stream, begin, self.work, "moments")
+            total, done = self.stream.n_tokens, counted.done
             with progress.track(f"moments {name}", total, before=done) as advance:
-                counting.run(advance)
+                counted.run(advance)
             by = self.calibrations
-            self._before = {n: scaled_moments(one, by[n]) for n, one in counting.moments.items()}
+            moments = counted.counting.moments
+            self._before = {n: scaled_moments(one, by[n]) for n, one in moments.items()}
 
     @functools.cached_property
     def _nulls(self) -> Nulls:
@@ -217,7 +217,7 @@ class Matched:
             yield "steps", {"sizes": steps}
             for name in names:
                 yield f"means {name}", means_state(self._means[name])
-                yield f"moments {name}", moments_state(self._moments[name])
+                yield f"moments {name}", self._moments[name].state()
             for key, fit in self._fits.items():
                 yield _part(key), fit.state()
 
@@ -231,7 +231,7 @@ class Matched:
         ]
         for name in names:
             restore_means(self._means[name], saved.part(f"means {name}"))
-            restore_moments(self._moments[name], saved.part(f"moments {name}"))
+            self._moments[name].restore(saved.part(f"moments {name}"))
         for key, fit in self._fits.items():
             fit.restore(saved.part(_part(key)))
         self._done, self._place = saved.done, Place(*saved.record["place"])
