@@ -77,7 +77,9 @@ class LiteralTable:
         if literal.kind % AFTER_TOKEN == TOKEN:
             return np.asarray(self._ids(literal.kind) == literal.value)
         found = self._properties(literal.kind)
-        return found[:, literal.value] if found.size else np.zeros(len(self), dtype=bool)
+        if not found.size:
+            return np.zeros(len(self), dtype=bool)
+        return np.asarray(found[:, literal.value])
 
     def _ids(self, kind: int) -> Int32[np.ndarray, " token"]:
         return self.tokens.ids if kind == TOKEN else self.tokens.previous

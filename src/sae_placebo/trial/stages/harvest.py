@@ -24,6 +24,7 @@ from sae_placebo.models.activation_files import (
     write_repeats,
 )
 from sae_placebo.models.activations import Calibration, HarvestSpec, blocks
+from sae_placebo.models.drawn import DrawnReader
 from sae_placebo.models.harvest_precision import (
     HarvestPrecision,
     joined_reader,
@@ -115,7 +116,7 @@ def _harvest(
 
 def _keep_diagnostics(artefacts: Artefacts, one: ArmModel, reader: AnyReader, draft: Path) -> None:
     """Keep what the law of drawn activations is like; a number that should be small and is not is noted."""
-    if isinstance(reader, Reader):
+    if not isinstance(reader, DrawnReader):
         return
     found = reader.diagnostics(artefacts.materials.rows_of(one)["heldout"])
     write_drawn(draft, found)
@@ -144,7 +145,7 @@ def _repeats(artefacts: Artefacts, reader: AnyReader, rows: Rows) -> dict[str, A
     n, block = spec.structure.repeats
     # BOS and two blocks: rows are no longer than the text's, which the model is known to read
     block = min(block, (spec.text.context_tokens - 1) // 2)
-    if isinstance(reader, GaussianReader):
+    if isinstance(reader, DrawnReader):
         return {}
     fresh, repeated = (random_rows(rows, n, block, spec.seed, again) for again in (False, True))
     return harvest_repeats(reader, fresh, repeated, block)
