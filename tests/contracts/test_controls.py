@@ -45,7 +45,7 @@ ARCHITECTURES = [
     "falcon_alibi",
 ]
 BEHIND_NORMS = ("gemma2", "gemma3", "olmo2")
-"""Those with a norm between a module and the stream, in which a block's gain is set, and not in its matrices."""
+"""Those with a norm between a module and the stream, in which a block's gain is set."""
 SETTINGS: list[dict[str, Any]] = [
     {"control": "trained"},
     {"control": "redraw"},
