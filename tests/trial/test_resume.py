@@ -434,7 +434,6 @@ def test_a_surrogate_is_fitted_to_the_same_bits_after_a_stop(
     table: dict[str, Any], finished: Path, tmp_path: Path
 ) -> None:
     alone = table | {"arms": {arm: ARMS[arm] for arm in ("trained", "surrogate")}}
-    train(table | {"arms": {"trained": ARMS["trained"]}}, tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         stop_at(patch, 2, interrupt, SurrogateCounting, "add")
         with pytest.raises(KeyboardInterrupt):
