@@ -15,8 +15,8 @@ class StructureSpec(Spec):
     """Settings of how latents are compared with placebos, and of what counts as explained.
 
     Attributes:
-        placebo: Arm that latents are compared with. Where none is given, it is a re-draw of the weights that
-            keeps the embeddings or, where there is none, any re-draw.
+        placebo: Arm that latents are compared with. Where none is given, it is a re-draw of the weights: a
+            calibrated one, where there is one, and one that keeps the embeddings.
         partners: When two latents are partners.
         assignment: When two latents of one model's SAEs are the same by their directions.
         ladder: How the rungs of the ladder are fitted.

@@ -1,7 +1,7 @@
 """Each SAE is compared, latent by latent, with one placebo SAE and with one sibling; they are chosen here.
 
-One arm is the trial's **reference placebo**: a re-draw of the weights with the embeddings kept, where
-there is one, since it is the harder one to beat. An SAE of any arm is held against the reference
+One arm is the trial's **reference placebo**: a calibrated re-draw of the weights, where there is one, and one
+with the embeddings kept, since these are harder to beat. An SAE of any arm is held against the reference
 placebo's SAE of the next SAE seed (initial bits are shared between arms, and a shared start could
 match latents by itself), in the first re-draw; an arm that is drawn itself, against the next re-draw,
 since two arms of one re-draw share the bits of their blocks. So a placebo's own scores are those of

@@ -69,11 +69,12 @@ def reference_placebo(spec: Asking) -> str:
     if not able:
         raise NotEstimable("no arm re-draws the weights of the model alone")
 
-    def rank(arm: str) -> tuple[bool, bool, bool]:
+    def rank(arm: str) -> tuple[bool, bool, bool, bool]:
         control = spec.arms[arm].control
         drawn = control.drawn
         kept = getattr(drawn, "keep", ())
-        return control.ablates_attention, drawn.kind != "redraw", _EMBEDDINGS not in kept
+        easy = not control.is_fair
+        return control.ablates_attention, easy, drawn.kind != "redraw", _EMBEDDINGS not in kept
 
     return min(able, key=rank)
 

@@ -35,6 +35,15 @@ control = "redraw"
 control = "redraw"
 keep = ["embeddings"]                # also unembedding, positions, norms, biases
 
+# The two fair placebos, in which the current token explains as much as in the trained model; what
+# differs from both may be claimed.
+[arms.redraw_calibrated]             # what each block adds is scaled
+control = "redraw_calibrated"
+of = { control = "redraw", keep = ["embeddings"] }
+
+[arms.surrogate]                     # the mean of each token, and a Gaussian
+data = "surrogate"
+
 [arms.shuffle_tokens]                # the trained model on shuffled text
 data = "shuffle_tokens"              # also unigram, markov, gaussian, surrogate
 
