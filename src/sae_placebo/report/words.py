@@ -50,8 +50,8 @@ WORDS: tuple[Term, ...] = (
     Term("placebo", "An arm in which the learning in question has been destroyed. What an SAE shows "
          "there is no evidence of learning."),
     Term("reference placebo", "The one arm that single latents are held against: a re-draw of the weights, "
-         "calibrated and with the embeddings kept, where there is one. An SAE is held against its SAE of another seed, and "
-         "a placebo against another re-draw.", source="`placebos`.", page="partners"),
+         "calibrated and with the embeddings kept, where there is one. An SAE is held against its SAE of "
+         "another seed, and a placebo against another re-draw.", source="`placebos`.", page="partners"),
     Term("contrast", "Two arms that are compared, the first minus the second."),
     Term("factorial", "Arms that cross two things, each real or random. They say which of the two an "
          "effect is owed to."),
