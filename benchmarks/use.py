@@ -329,7 +329,7 @@ def verdicts(arguments: argparse.Namespace) -> None:
             answer = ask(subject, directions, which, spec, seed)
             verdict, measured = answer.verdicts.verdict, answer.measured
             found.append(verdict)
-            if arm != "trained":
+            if arm != "trained" and seed == arguments.seeds[0]:
                 called[0] += int((verdict == USED).sum())
                 called[1] += len(verdict)
             shares = {name: int((verdict == i).sum()) for i, name in enumerate(USES)}
@@ -349,7 +349,7 @@ def verdicts(arguments: argparse.Namespace) -> None:
         if len(found) > 1:
             print(f"{arm}: kappa of used or not {kappa(found[0] == USED, found[1] == USED):.2f}, of all "
                   f"three verdicts {kappa(found[0], found[1]):.2f}")  # fmt: skip
-    wrong = validity.rate(*called, "latents of a re-draw of `pylm` called used")
+    wrong = validity.rate(*called, "latents of two re-draws of `pylm` called used")
     where = arguments.results / "use.json"
     validity.write("used", {"aa": wrong}, "python benchmarks/use.py verdicts", where)
 
