@@ -3,7 +3,7 @@
 python benchmarks/use.py redundancy [--worlds 200] [--densities .5 .05 .005 .0005]
 python benchmarks/use.py bounds [--latents 24] [--many 300]
 python benchmarks/use.py pseudo [--latents 200]
-python benchmarks/use.py verdicts [--latents 150] [--controls 80] [--seeds 0 1]
+python benchmarks/use.py verdicts [--latents 150] [--controls 80] [--seeds 0 1] [--arms trained placebo]
 
 `redundancy`: worlds in which either of two directions suffices, at several densities; how often both, or one,
 are called not used. The other three train SAEs on `pylm` and on a re-draw of it (kept under --work).
@@ -65,7 +65,7 @@ from sae_placebo.data.rows import Rows as TokenRows
 from sae_placebo.latents.base import TokenTable
 from sae_placebo.stats.clustered_shares import Bounded, difference
 from sae_placebo.trial.artefacts import Artefacts
-from sae_placebo.trial.plan import Place, plan_steps
+from sae_placebo.trial.plan import plan_steps
 from sae_placebo.trial.run import run
 from sae_placebo.trial.spec import load_trial
 from sae_placebo.trial.stages.arm_models import arm_model
@@ -83,6 +83,7 @@ TRIAL: dict[str, Any] = {
         "placebo": {"control": "redraw", "keep": ["embeddings", "unembedding"]},
     },
     "saes": {"topk": {"kind": "topk", "d_sae": 1024, "k": 24}},
+    "model_seeds": [0, 1],
     "use": {"arms": []},
     "audit": {"arms": []},
 }
@@ -192,14 +193,16 @@ def redundancy(arguments: argparse.Namespace) -> None:
 
 
 def sites(arguments: argparse.Namespace) -> list[tuple[str, Subject, Directions]]:
-    """Return the name, the model behind the hookpoint, and the latents of each arm's SAE."""
+    """Return the name, the model behind the hookpoint, and the latents of each SAE that is asked for."""
     progress = for_terminal() if arguments.progress else Progress()
-    run(TRIAL, arguments.work, progress=progress)
+    run(TRIAL, arguments.work, progress=progress, replace=True)
     store = Store(arguments.work, progress.note, {})
     artefacts = Artefacts(plan_steps(load_trial(TRIAL)), store, progress)
     found = []
-    for arm in ("trained", "placebo"):
-        place: Place = next(p for p in artefacts.plan.measure if p[0].arm == arm)
+    for place in artefacts.plan.measure:
+        arm = place[0].label
+        if place[0].arm not in arguments.arms or place[3] != 0:
+            continue
         encoded = artefacts.encoded(place)
         model, _ = arm_model(artefacts, place[0], [place[1]])
         model.config._attn_implementation = "eager"
@@ -326,7 +329,7 @@ def verdicts(arguments: argparse.Namespace) -> None:
             answer = ask(subject, directions, which, spec, seed)
             verdict, measured = answer.verdicts.verdict, answer.measured
             found.append(verdict)
-            if arm == "placebo":
+            if arm != "trained" and seed == arguments.seeds[0]:
                 called[0] += int((verdict == USED).sum())
                 called[1] += len(verdict)
             shares = {name: int((verdict == i).sum()) for i, name in enumerate(USES)}
@@ -346,7 +349,7 @@ def verdicts(arguments: argparse.Namespace) -> None:
         if len(found) > 1:
             print(f"{arm}: kappa of used or not {kappa(found[0] == USED, found[1] == USED):.2f}, of all "
                   f"three verdicts {kappa(found[0], found[1]):.2f}")  # fmt: skip
-    wrong = validity.rate(*called, "latents of a re-draw of `pylm` called used")
+    wrong = validity.rate(*called, "latents of two re-draws of `pylm` called used")
     where = arguments.results / "use.json"
     validity.write("used", {"aa": wrong}, "python benchmarks/use.py verdicts", where)
 
@@ -365,6 +368,7 @@ def main() -> None:
     parser.add_argument("--worlds", type=int, default=200)
     parser.add_argument("--densities", nargs="+", type=float, default=[0.5, 0.05, 0.005, 0.0005])
     parser.add_argument("--latents", type=int, default=150)
+    parser.add_argument("--arms", nargs="+", default=["trained", "placebo"])
     parser.add_argument("--controls", type=int, default=80)
     parser.add_argument("--many", type=int, default=300)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])

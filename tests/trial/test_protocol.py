@@ -151,7 +151,7 @@ def test_a_name_of_thousands_of_letters_is_one_short_sentence(
 
 def test_a_default_part_of_a_small_whole_is_all_of_it(table: dict[str, Any]) -> None:
     spec = load_trial(table, overrides=["use.nulls=3", "use.firings=2"])
-    assert (spec.use.firings, spec.use.null_firings) == (2, 16)
+    assert (spec.use.firings, spec.use.null_firings) == (2, 32)
     assert load_trial(spec.model_dump(mode="json")) == spec
 
 

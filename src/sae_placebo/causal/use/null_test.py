@@ -1,7 +1,7 @@
 """The test whether ablating something costs more than ablating its null directions.
 
 The cost of a set of directions and those of its null directions are brought to one scale: the logarithm, less
-the mean over its nulls, over their spread. With two dozen nulls a spread is known poorly, so it is drawn
+the mean over its nulls, over their spread. With a dozen nulls a spread is known poorly, so it is drawn
 towards the spreads of other sets. Then each null direction of each set is compared with the other nulls of
 that set in the same way. All of these together are the null distribution, so it takes no formula for its
 tail, and a p-value can be as small as all nulls together allow.
