@@ -11,7 +11,7 @@ import torch
 
 import sae_placebo as sp
 from conftest import trial_table
-from sae_placebo.core.errors import ModelError, SpecError
+from sae_placebo.core.errors import SpecError
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.store import Store
 from sae_placebo.models.activation_files import read_activations
@@ -135,13 +135,18 @@ def test_other_text_or_hookpoints_are_another_model(table: dict[str, Any]) -> No
         assert plan_steps(load_trial(other)).build[CALIBRATED].key != step.key
 
 
-def test_what_cannot_be_reached_is_told_before_any_training(
+def test_what_cannot_be_reached_is_null_with_the_reason(
     table: dict[str, Any], tmp_path: Path
 ) -> None:
     arms = table["arms"] | {"calibrated": ARM | {"tolerance": 1e-9}}
-    with pytest.raises(
-        ModelError,
-        match=r"arm calibrated-0: no gains .* at resid_post.1: 0\.\d+ is sought, .*leave out",
-    ):
-        sp.run(table | {"arms": arms}, tmp_path)
-    assert not list(tmp_path.glob("train/*"))
+    fewer = {"hookpoints": HOOKPOINTS[:1], "use": {"arms": []}, "arms": arms}
+    trial = sp.run(table | fewer, tmp_path)
+    why = r"no gains .* at resid_post.1: 0\.\d+ is sought, 0\.\d+ is the nearest"
+    own = trial.measurements[trial.measurements["arm"] == "calibrated"]
+    assert own["value"].isna().all()
+    assert own["reason"].str.contains(why).all()
+    assert trial.effects["effect"].isna().all()
+    assert trial.effects["reason"].str.contains(why).all()
+    assert trial.effects["arm_value"].notna().any()
+    assert not trial.claims["claimed"].any()
+    assert trial.claims["reason"].str.contains("not estimable against calibrated").all()

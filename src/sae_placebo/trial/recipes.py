@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,22 @@ from sae_placebo.trial.spec import TrialSpec
 def copy_recipe(build: Path, folder: Path) -> None:
     """Copy the recipe of the arm's model to what was made with it."""
     write_json(folder / "recipe.json", read_json(build / "recipe.json"))
+
+
+def missed(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """Return the hookpoints at which an arm's model is not what its control seeks, each with the reason."""
+    values = [model["values"] for model in recipe.get("models", ())]
+    return {
+        name: found["reason"]
+        for by_hookpoint in values
+        for name, found in by_hookpoint.items()
+        if found["reason"] is not None
+    }
+
+
+def read_missed(folder: Path) -> dict[str, str]:
+    """Return the same of a build artefact."""
+    return missed(read_json(folder / "recipe.json"))
 
 
 def read_hash(folder: Path) -> str:

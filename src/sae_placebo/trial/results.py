@@ -41,6 +41,7 @@ from sae_placebo.stats.interactions import interactions
 from sae_placebo.stats.replicates import ReplicateKey, ReplicateTable
 from sae_placebo.trial.plan import Place, Plan
 from sae_placebo.trial.publishing import publish
+from sae_placebo.trial.recipes import read_missed
 from sae_placebo.trial.record import CONFIDENCE, EVERY_METRIC, record
 from sae_placebo.trial.result_folders import written_beside
 from sae_placebo.trial.spec import TrialSpec
@@ -308,10 +309,17 @@ class _Measured(NamedTuple):
 def _measured(plan: Plan, store: Store) -> list[_Measured]:
     """Return what every stage measured about every SAE; each file is read once."""
     found = []
+    reasons = {one: read_missed(store.path(step)) for one, step in plan.build.items()}
+
+    def add(place: Place, table: Any, values: Mapping[str, np.ndarray]) -> None:
+        why = reasons[place[0]].get(place[1])
+        if why is not None:  # the arm's model is not what its control seeks there
+            table, values = table.assign(value=np.nan, reason=why), {}
+        found.append(_Measured(place, table, values))
+
     for place, step in (*plan.measure.items(), *plan.profile.items()):
         folder = store.path(step)
-        table = read_table(folder / "measurements.parquet")
-        found.append(_Measured(place, table, read_replicates(folder)))
+        add(place, read_table(folder / "measurements.parquet"), read_replicates(folder))
     for (one, hookpoint), step in plan.baselines.items():
         folder = store.path(step)
         table, values = read_table(folder / "measurements.parquet"), read_replicates(folder)
@@ -319,7 +327,7 @@ def _measured(plan: Plan, store: Store) -> list[_Measured]:
             own = part.drop(columns=["sae", "sae_seed"]).reset_index(drop=True)
             before = f"{sae}/{sae_seed}/"
             drawn = {n.removeprefix(before): v for n, v in values.items() if n.startswith(before)}
-            found.append(_Measured((one, hookpoint, sae, int(sae_seed)), own, drawn))
+            add((one, hookpoint, sae, int(sae_seed)), own, drawn)
     return found
 
 

@@ -14,17 +14,12 @@ from sae_placebo.models.diagnostics import card
 from sae_placebo.models.embeddings import embedding, unembedding
 from sae_placebo.trial.artefacts import Artefacts
 from sae_placebo.trial.plan import ArmModel
-from sae_placebo.trial.recipes import read_hash
+from sae_placebo.trial.recipes import missed, read_hash
 from sae_placebo.trial.stages.arm_models import MadeModels, arm_models, named
 
 
 def build_measured(artefacts: Artefacts) -> None:
-    """Build the arms whose models are measured on text, so that one that misses is told before any training.
-
-    Raises:
-        ModelError: at a hookpoint of an arm, no model is what its control seeks; the message says how near it
-            came.
-    """
+    """Build the arms whose models are measured on text, so that what one misses is told before training."""
     plan, spec = artefacts.plan, artefacts.spec
     for one, step in plan.build.items():
         if spec.arms[one.arm].control.text_tokens and artefacts.store.find(step) is None:
@@ -53,24 +48,13 @@ def _build(artefacts: Artefacts, one: ArmModel) -> MadeModels:
     with artefacts.progress.track(f"build {one.label}", 1, "model") as advance:
         made = arm_models(artefacts, one)
         with named(one):
-            _check_reached(made.recipe)
             _keep(artefacts, one, made)
+            for hookpoint, why in missed(made.recipe).items():
+                artefacts.progress.note(
+                    f"{one.label} has no value at {hookpoint}: {why}; raise the arm's tolerance to count it"
+                )
         advance(1)
     return made
-
-
-def _check_reached(recipe: dict[str, Any]) -> None:
-    """Refuse an arm with a hookpoint at which its model is not what its control seeks.
-
-    Raises:
-        ModelError: the hookpoint, what was sought there, and how near it came.
-    """
-    for model in recipe.get("models", ()):
-        for found in model["values"].values():
-            if found["reason"] is not None:
-                raise ModelError(
-                    f"{found['reason']}; leave out the hookpoint or the arm, or raise the arm's tolerance"
-                )
 
 
 def _keep(artefacts: Artefacts, one: ArmModel, made: MadeModels) -> None:

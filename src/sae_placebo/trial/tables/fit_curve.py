@@ -25,6 +25,7 @@ from sae_placebo.stats.interactions import SIGNS
 from sae_placebo.stats.replicates import ReplicateKey, Replicates, ReplicateTable
 from sae_placebo.stats.spreads import Spreads
 from sae_placebo.trial.plan import Plan
+from sae_placebo.trial.recipes import read_missed
 from sae_placebo.trial.table_files import read_replicates, read_table
 
 _ABOUT_HALF = 0.6
@@ -64,6 +65,9 @@ class FitCurves:
         for (one, hookpoint, sae, sae_seed), step in plan.profile.items():
             folder = store.path(step)
             rows, values = read_table(folder / "curve.parquet"), read_replicates(folder)
+            why = read_missed(store.path(plan.build[one])).get(hookpoint)
+            if why is not None:
+                rows, values = rows.assign(value=np.nan, reason=why), {}
             by_portion = rows.drop_duplicates("portion").sort_values("portion")
             found = list(zip(by_portion["fit_tokens"], by_portion["fit_documents"], strict=True))
             sizes[hookpoint] = max(sizes.get(hookpoint, []), found, key=len)
