@@ -349,6 +349,8 @@ def verdicts(arguments: argparse.Namespace) -> None:
         if len(found) > 1:
             print(f"{arm}: kappa of used or not {kappa(found[0] == USED, found[1] == USED):.2f}, of all "
                   f"three verdicts {kappa(found[0], found[1]):.2f}")  # fmt: skip
+    if not called[1]:
+        return
     wrong = validity.rate(*called, "latents of two re-draws of `pylm` called used")
     where = arguments.results / "use.json"
     validity.write("used", {"aa": wrong}, "python benchmarks/use.py verdicts", where)

@@ -196,7 +196,8 @@ def bits(page: Page) -> str:
 
 CONTRASTS = [
     *("coverage_context", "coverage_token", "mean_token_entropy_bits"),
-    *("explained_variance_above_gaussian", "marginal_structure_above_gaussian"),
+    *("explained_variance_above_gaussian", "bits_added_by_latents"),
+    "marginal_structure_above_gaussian",
     *("origin_not_explained", "origin_explained", "stable_not_explained", "has_seed_partner"),
     *("has_placebo_partner", "share_n_gram", "share_single_token", "share_arbitrary_subset"),
 ]

@@ -72,6 +72,7 @@ def marginal_table(arms: list[str], place: tuple[str, str]) -> pd.DataFrame:
                 "n_saes": 4,
                 "n_atoms": 2048.0,
                 "bits_pca": 275.7,
+                "bits_halved": 160.1,
                 "bits_doubled": 148.3,
                 "bits_joined": 148.3 - gain,
                 "gain": gain,

@@ -211,12 +211,12 @@ def test_the_envelope_is_of_the_saes_of_a_seed_and_chosen_on_other_documents() -
     # the second recipe promises fewer bits and keeps it; the third would keep more than it promises
     joined = {"a/0": (9.0, 8.0), "b/0": (6.0, 5.0), "c/0": (2.0, 7.0), "b/1": (1.0, 1.0)}
     gains = {
-        (name, "kmeans"): Gain("kmeans", 4, dense, priced(10, 9), priced(*bits))
+        (name, "kmeans"): Gain("kmeans", 4, dense, priced(12, 12), priced(10, 9), priced(*bits))
         for name, bits in joined.items()
     }
     kmeans = Choice("kmeans", 4)
     chance: dict[tuple[str, str], Gain | str] = {
-        (name, "kmeans"): Gain("kmeans", 4, dense, priced(20, 20), priced(19, 19))
+        (name, "kmeans"): Gain("kmeans", 4, dense, priced(22, 22), priced(20, 20), priced(19, 19))
         for name in joined
     }
     found = BaselinesResult(methods_frame([]), {}, Marginal(gains, kmeans, kmeans, chance), 2, 3)
@@ -225,6 +225,7 @@ def test_the_envelope_is_of_the_saes_of_a_seed_and_chosen_on_other_documents() -
         table, drawn = saved(found, name, weights, SPEC)
         values = table.set_index("metric")
         assert values.loc["marginal_structure_envelope", "value"] == 10 - 6
+        assert values.loc["bits_added_by_latents", "value"] == 12 - joined[name][0]
         assert values.loc["marginal_structure_above_gaussian", "value"] == 9 - joined[name][0]
         np.testing.assert_allclose(drawn["marginal_structure_share"], (10 - joined[name][0]) / 20)
         assert values.loc["sae_bits", "reason"] == "its bits cannot be counted: it was not coded"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from sae_placebo.core.errors import SpecError
+from sae_placebo.latents.origin.decoy_scores import decoy_table
 from sae_placebo.latents.origin.decoys import decoys
 
 
@@ -91,3 +93,37 @@ def test_what_is_refused() -> None:
         decoys(np.ones(3), np.ones(0))
     with pytest.raises(SpecError, match="one for each"):
         decoys(np.ones(3), np.ones(3), 0.1, np.zeros(2, int))
+
+
+def scored(**lifts: np.ndarray) -> pd.DataFrame:
+    """Return latents of some arms with these lifts, and attributes that are as large as the lifts."""
+    parts = [
+        pd.DataFrame({"arm": arm, "output_lift": lift, "attribute_r2": lift / 10})
+        for arm, lift in lifts.items()
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    return table.assign(hookpoint="resid_post.0", sae="topk", model_seed=pd.NA, sae_seed=0)
+
+
+def passing(latents: pd.DataFrame, *same_model: str) -> pd.DataFrame:
+    table = decoy_table(latents, "trained", "redraw", same_model, None, 0.1, 0, {})
+    return table.set_index("score")
+
+
+def test_of_several_kinds_of_decoys_the_harder_one_counts() -> None:
+    random = np.random.default_rng(0)
+    trained, frozen = random.normal(2, 0.3, 400), random.normal(2, 0.3, 400)
+    latents = scored(trained=trained, redraw=random.normal(1, 0.1, 400), frozen=frozen)
+    alone, both = passing(latents), passing(latents, "frozen")
+    # a re-draw promotes nothing, so that nearly all of the trained model's directions pass
+    assert alone.loc["attribute_r2", "passing"] > 350
+    assert alone.loc["attribute_r2", "placebo"] == "redraw"
+    assert "of the same model" in alone.loc["output_lift", "reason"]
+    for name in ("attribute_r2", "output_lift"):
+        assert both.loc[name, "placebo"] == "frozen"
+        assert pd.isna(both.loc[name, "passing"]) or both.loc[name, "passing"] < 40
+    easy = passing(
+        latents.assign(output_lift=lambda t: t["output_lift"].where(t["arm"] != "frozen", 0)),
+        "frozen",
+    )
+    assert easy.loc["output_lift", "passing"] == 400

@@ -101,7 +101,10 @@ def test_partners_carry_each_comparisons_own_numbers(spec: TrialSpec) -> None:
 def test_decoys_are_the_reference_placebos(spec: TrialSpec) -> None:
     found = decoys_of(spec, latents(spec), ReplicateTable({}, {}, frozenset()))
     assert len(found) == len(PLACES) * len(SCORES)
-    assert set(found["placebo"]) == {"kept"}
+    of_model = found["score"].map(lambda name: SCORES[name].of_model)
+    assert set(found.loc[~of_model, "placebo"]) == {"kept"}
+    assert found.loc[of_model, "placebo"].isna().all()
+    assert found.loc[of_model, "reason"].str.contains("must be of the same model").all()
     rows = found[found["score"] == "attribute_r2"]
     assert (rows["n_targets"] == 2 * N).all()
     assert (rows["n_decoys"] == 4 * N).all()
@@ -127,7 +130,9 @@ def test_without_a_placebo_decoys_say_why(table: dict[str, Any]) -> None:
     spec = load_trial(table | {"arms": arms})
     found = decoys_of(spec, latents(spec), ReplicateTable({}, {}, frozenset()))
     assert found["passing"].isna().all()
-    assert found["reason"].str.contains("no arm re-draws").all()
+    of_model = found["score"].map(lambda name: SCORES[name].of_model)
+    assert found.loc[~of_model, "reason"].str.contains("no arm re-draws").all()
+    assert found.loc[of_model, "reason"].str.contains("must be of the same model").all()
     assert (found["n_decoys"] == 0).all()
     partners = partners_of(spec, latents(spec))
     assert partners.loc[partners["comparison"] == "placebo", "other"].isna().all()

@@ -132,6 +132,7 @@ def test_the_tables_behind_the_sections_are_there(trial: sp.Trial) -> None:
     assert {"pca", "kmeans", "best"} <= set(marginal["baseline"])
     known = marginal.dropna(subset="gain")
     assert len(known) > 0
+    assert known["bits_halved"].notna().all()
     saved = known["bits_doubled"] - known["bits_joined"]
     np.testing.assert_allclose(saved, known["gain"], atol=1e-9)
     assert (known["gain_low"].isna() | (known["gain_low"] <= known["gain"])).all()

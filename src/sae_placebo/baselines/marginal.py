@@ -16,6 +16,13 @@ No dictionary gets shorter codes by its size alone, since both have the same. Wh
 computed: G of the same dictionaries on Gaussian vectors with the same means and covariances, where no
 direction is better than the principal components but for what a quantizer of many directions gains.
 
+G is what latents add to m atoms of the method, less what m more of its atoms add:
+
+    G = (min(R(PCA), R(B_m)) - min(R(PCA), R(B_m and SAE_m))) - (min(R(PCA), R(B_m)) - min(R(PCA), R(B_2m))).
+
+In an arm whose latents add nothing, G is minus the second term and says nothing of the SAE. So the first term
+(`Gain.added`) is told as well, and it is what arms are compared by.
+
 G beyond one method and G beyond another are different numbers. So arms are compared beyond a `common` method:
 the one that is best in the trained arm, with as many atoms in every arm.
 """
@@ -65,6 +72,7 @@ class Gain:
         method: The existing method.
         size: Atoms of each of the two dictionaries.
         dense: Bits of the dense code, R(PCA).
+        halved: Bits of the existing method with half of these atoms.
         doubled: Bits of the existing method with all of these atoms.
         joined: Bits of the existing method with half of them, and as many latents.
     """
@@ -72,8 +80,18 @@ class Gain:
     method: str
     size: int
     dense: DocumentBits
+    halved: Priced
     doubled: Priced
     joined: Priced
+
+    def added(
+        self, weights: Num[np.ndarray, "document replicate"]
+    ) -> Float[np.ndarray, " replicate"]:
+        """Return the bits per token that m latents save beside m atoms, under each column of weights.
+
+        Null 0: latents add nothing. Where the shorter code has the latents alone, it is what that saves.
+        """
+        return self.halved.documents.less(self.joined.documents).per_token(weights)
 
     def bits(
         self, weights: Num[np.ndarray, "document replicate"]
@@ -93,11 +111,19 @@ class Gain:
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """An existing method with m atoms and with 2m."""
+    """An existing method with m atoms and with 2m.
+
+    Attributes:
+        method: Its name.
+        small: Directions of m atoms.
+        large: Directions of 2m.
+        is_whole: Whether the m atoms are all that the method was fitted with.
+    """
 
     method: str
     small: Float32[np.ndarray, "atom d_in"]
     large: Float32[np.ndarray, "twice d_in"]
+    is_whole: bool = False
 
 
 def pairs(material: Material, fitted: Mapping[str, Dictionary]) -> Iterator[Pair]:
@@ -118,7 +144,7 @@ def pairs(material: Material, fitted: Mapping[str, Dictionary]) -> Iterator[Pair
             twice = dataclasses.replace(material, n_atoms=2 * n)
             large = BASELINES.entries[name].fit(twice).directions
             if len(large) == 2 * n:
-                yield Pair(name, rows, large)
+                yield Pair(name, rows, large, is_whole=True)
                 continue
         spread = np.einsum("ad,ad->a", rows @ second, rows, dtype=np.float64)
         large = rows[np.argsort(-spread, kind="stable")[: 2 * (n // 2)]]
@@ -223,14 +249,25 @@ class CodedArm:
             alone: Bits of so many latents without any method, by SAE and number; they are added to it.
         """
         found: dict[str, Gain | str] = {}
+        try:
+            halved = self._halved(pair, vectors)
+        except NotEstimable as refusal:
+            return dict.fromkeys(self.latents, f"{pair.method} with half of its atoms: {refusal}")
         for name in self.latents:
             try:
                 joined = self._joined(name, pair, doubled, vectors, alone)
             except NotEstimable as refusal:
                 found[name] = f"{pair.method} with latents: {refusal}"
                 continue
-            found[name] = Gain(pair.method, len(pair.large), self.dense, doubled, joined)
+            found[name] = Gain(pair.method, len(pair.large), self.dense, halved, doubled, joined)
         return found
+
+    def _halved(self, pair: Pair, vectors: Vectors) -> Priced:
+        """Return the bits of m atoms of a method, which may have been counted already."""
+        known = self.whole.get(pair.method)
+        if known is not None and vectors is self.sample.vectors and pair.is_whole:
+            return known
+        return self.price(pair.small, vectors)
 
     def _joined(
         self, name: str, pair: Pair, doubled: Priced, vectors: Vectors, alone: Alone

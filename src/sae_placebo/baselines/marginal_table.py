@@ -14,7 +14,10 @@ from sae_placebo.stats.effects import arm_bounds
 from sae_placebo.stats.replicates import ReplicateKey, ReplicateTable
 from sae_placebo.stats.spreads import Spreads
 
-_MEANS = ("n_atoms", "bits_pca", "bits_doubled", "bits_joined", "atoms_doubled", "atoms_joined")
+_MEANS = (
+    *("n_atoms", "bits_pca", "bits_halved", "bits_doubled", "bits_joined"),
+    *("atoms_doubled", "atoms_joined"),
+)
 _NUMBERS = tuple(one.name for one in MARGINAL.columns if one.kind == "float")
 
 

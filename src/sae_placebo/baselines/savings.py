@@ -33,6 +33,15 @@ DECLARED: dict[str, Declared] = {
             source=_SOURCE,
         ),
         Declared(
+            name="bits_added_by_latents",
+            unit="bits/token",
+            better="higher",
+            null="0: the SAE's latents add nothing to the existing method",
+            definition="bits per token at the headline distortion with m atoms of an existing method, the "
+            "one that is best in the trained arm, minus those with these and m latents of the SAE",
+            source=_SOURCE,
+        ),
+        Declared(
             name="marginal_structure_share",
             unit="share of dense PCA's bits",
             better="higher",
@@ -73,7 +82,7 @@ DECLARED: dict[str, Declared] = {
 """The declarations of the metrics that `saved` returns, by name."""
 
 ABOUT_ONE = (
-    *("baseline", "method", "n_atoms", "bits_pca", "bits_doubled", "bits_joined"),
+    *("baseline", "method", "n_atoms", "bits_pca", "bits_halved", "bits_doubled", "bits_joined"),
     *("atoms_doubled", "atoms_joined", "reason"),
 )
 """Columns of the rows that `beyond_methods` returns."""
@@ -110,6 +119,7 @@ def saved(
             found.marginal.gain(reading).bits(weights)
             - found.marginal.gain(reading, by_chance=True).bits(weights)
         ),
+        "bits_added_by_latents": lambda: found.marginal.gain(reading).added(weights),
         "marginal_structure_share": lambda: found.marginal.gain(reading).share(weights),
         "marginal_structure_envelope": lambda: found.marginal.gain(_shortest(found, reading)).bits(
             weights
@@ -169,6 +179,7 @@ def beyond_methods(
                 "method": gain.method,
                 "n_atoms": gain.size,
                 "bits_pca": float(gain.dense.per_token(ones)[0]),
+                "bits_halved": float(gain.halved.documents.per_token(ones)[0]),
                 "bits_doubled": float(gain.doubled.documents.per_token(ones)[0]),
                 "bits_joined": float(gain.joined.documents.per_token(ones)[0]),
                 "atoms_doubled": gain.doubled.n_atoms,

@@ -32,8 +32,8 @@ VERSIONS = {
     "measure": 5,
     "encode": 1,
     "profile": 6,
-    "baselines": 3,
-    "use": 7,
+    "baselines": 4,
+    "use": 8,
     "ties": 1,
     "audit": 5,
 }

@@ -6,18 +6,21 @@ the rest of the space, so a direction that merely lies in it costs more as well,
 dictionary was trained. Two kinds of directions lie there and mean nothing:
 
 - **covariance**: drawn from the activations' covariance, with the tokens and amounts of latents;
-- **untrained**: drawn likewise, each firing on its own top tokens, as many as a latent fires on, as much as
-  they project beyond the mean. This is a dictionary that nobody trained.
+- **untrained**: drawn likewise, each firing on its own top tokens, as many as a latent fires on and as much:
+  the token that projects the most has the latent's largest amount, and so on. This is a dictionary that
+  nobody trained. Its own projections are no measure of amounts, since a direction takes all of its
+  projection and a latent one of k shares: ablating them costs several times as much.
 
 What an SAE adds is what its latents have beyond the untrained dictionary on the same model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Float, Float32, Float64, Int64
 
 from sae_placebo.causal.use.base import Directions, Subject
 from sae_placebo.core.lazy import torch
@@ -50,19 +53,24 @@ def untrained_directions(subject: Subject, like: Directions, seed: int, n: int) 
     """Return an untrained dictionary: directions of the activations' covariance that fire on top tokens.
 
     Each fires on the tokens that project on it the most beyond the mean activation, as many as one of the
-    given directions fires on, and its amount is that projection. None fires below the mean.
+    given directions fires on, with that direction's amounts in the order of the projections. None fires below
+    the mean.
 
     Args:
         subject: The model behind the hookpoint, and the tokens whose activations have the covariance.
-        like: The directions whose numbers of firings are taken over; each is taken over at most once.
+        like: The directions whose numbers of firings, and amounts, are taken over; each at most once.
         seed: The seed of the draw.
         n: How many are wanted. There are fewer where fewer directions are held.
     """
     random = numpy_generator(seed, "untrained directions")
-    counts = like.n_active[_chosen(random, like, n)]
+    held = like.by_direction
+    amounts = [
+        np.sort(held.data[held.indptr[i] : held.indptr[i + 1]])[::-1]
+        for i in _chosen(random, like, n)
+    ]
     mean, covariance = _moments(subject)
-    vectors = _drawn(random, covariance, len(counts))
-    return Directions(vectors, _top_tokens(subject, mean, vectors, counts))
+    vectors = _drawn(random, covariance, len(amounts))
+    return Directions(vectors, _top_tokens(subject, mean, vectors, amounts))
 
 
 def _chosen(random: Any, like: Directions, n: int) -> Int64[np.ndarray, " chosen"]:
@@ -103,20 +111,28 @@ def _top_tokens(
     subject: Subject,
     mean: Float64[np.ndarray, " d_in"],
     vectors: Float32[np.ndarray, "direction d_in"],
-    counts: Int64[np.ndarray, " direction"],
+    amounts: Sequence[Float[np.ndarray, "_"]],
 ) -> Any:
-    """Return, as scipy CSR [token, direction], the largest projections beyond the mean, so many of each."""
+    """Return, as scipy CSR [token, direction], amounts at the tokens that project beyond the mean the most.
+
+    Args:
+        subject: The tokens' activations.
+        mean: Of these.
+        vectors: The directions.
+        amounts: Of each direction, the largest first; as many tokens are taken as there are amounts.
+    """
     from scipy.sparse import csr_matrix
 
     x, center = subject.activations.float().cpu(), torch.from_numpy(mean.astype(np.float32))
-    tokens, columns, amounts = [], [], []
+    tokens, columns, held = [], [], []
     for start in range(0, len(vectors), _DIRECTIONS_AT_ONCE):
         some = torch.from_numpy(vectors[start : start + _DIRECTIONS_AT_ONCE]).T
         projected = x @ some - center @ some
-        for column, count in enumerate(counts[start : start + _DIRECTIONS_AT_ONCE]):
-            values, at = projected[:, column].topk(int(count))
-            tokens.append(at[values > 0].numpy())
-            amounts.append(values[values > 0].numpy())
+        for column, largest in enumerate(amounts[start : start + _DIRECTIONS_AT_ONCE]):
+            values, at = projected[:, column].topk(len(largest))
+            above = (values > 0).numpy()
+            tokens.append(at.numpy()[above])
+            held.append(largest[above])
             columns.append(np.full(len(tokens[-1]), start + column))
     placed = (np.concatenate(tokens), np.concatenate(columns))
-    return csr_matrix((np.concatenate(amounts), placed), shape=(len(x), len(vectors)))
+    return csr_matrix((np.concatenate(held), placed), shape=(len(x), len(vectors)))

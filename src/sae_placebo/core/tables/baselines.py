@@ -120,6 +120,7 @@ MARGINAL = Table(
         ),
         Column("n_atoms", "float", "atoms of each of the two dictionaries, 2m", "atoms"),
         Column("bits_pca", "float", "dense PCA, R(PCA)", "bits/token"),
+        Column("bits_halved", "float", "the method with m atoms", "bits/token"),
         Column("bits_doubled", "float", "the method with 2m atoms", "bits/token"),
         Column("bits_joined", "float", "m of its atoms and m latents", "bits/token"),
         *alike(

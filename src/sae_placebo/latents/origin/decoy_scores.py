@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,11 +20,14 @@ class DecoyScore(NamedTuple):
         definition: What it is, in words.
         of: Returns it for each row of a table of latents.
         hangs_on: The share of the ladder with which it is withheld.
+        of_model: Whether it reads what the model computes. Any direction of a trained model may then score
+            high, so that decoys must be directions of the same model.
     """
 
     definition: str
     of: Callable[[Any], Float[np.ndarray, " latent"]]
     hangs_on: str | None = None
+    of_model: bool = False
 
 
 def _column(name: str) -> Callable[[Any], Float[np.ndarray, " latent"]]:
@@ -60,10 +63,12 @@ SCORES: Mapping[str, DecoyScore] = {
     "induction_d": DecoyScore(
         "how much more it fires on repeated than on fresh random blocks, in standard deviations",
         _column("induction_d"),
+        of_model=True,
     ),
     "output_lift": DecoyScore(
         "how much more often its promoted tokens come next than after the same current token",
         _column("output_lift"),
+        of_model=True,
     ),
     "token_entropy_bits": DecoyScore(
         "token entropy in bits: how many different tokens it is active on",
@@ -75,10 +80,17 @@ SCORES: Mapping[str, DecoyScore] = {
 COLUMNS = DECOYS.names
 
 
+_NOT_OF_MODEL = (
+    "any direction of a trained model may score high, so decoys must be of the same model: it takes an arm "
+    'such as {dictionary = "frozen_decoder"}'
+)
+
+
 def decoy_table(
     latents: Any,
     trained: str,
     placebo: str | None,
+    same_model: Sequence[str],
     why: str | None,
     rate: float,
     seed: int,
@@ -86,11 +98,15 @@ def decoy_table(
 ) -> pandas.DataFrame:
     """Return how many trained latents pass each score's threshold, by hookpoint and SAE.
 
+    Decoys are the latents of the placebo, or of a dictionary of the trained model whose directions no
+    training chose; of several kinds, those with which the fewest latents pass.
+
     Args:
         latents: All arms' latents. A latent that fires too rarely to be judged has null scores, and passes
             no threshold.
         trained: The arm whose latents are targets.
-        placebo: The arm whose latents are decoys; None where there is none.
+        placebo: The arm of another model whose latents are decoys; None where there is none.
+        same_model: Arms of the trained model whose latents are decoys.
         why: Why there is no placebo.
         rate: Share of decoys that is allowed among what passes.
         seed: It names the draws of the intervals.
@@ -98,26 +114,57 @@ def decoy_table(
     """
     rows: list[dict[str, Any]] = []
     for (hookpoint, sae), part in latents.groupby(["hookpoint", "sae"], sort=False):
-        targets, others = part[part["arm"] == trained], part[part["arm"] == placebo]
         for name, score in SCORES.items():
-            row: dict[str, Any] = {"hookpoint": hookpoint, "sae": sae, "arm": trained}
-            row |= {"placebo": placebo, "score": name, "rate": rate, "n_targets": len(targets)}
-            moves = withheld.get((str(hookpoint), str(sae), score.hangs_on or ""))
-            if moves is not None:
-                rows.append(row | {"n_decoys": len(others), "reason": moves})
-                continue
-            scores = [score.of(side).astype(np.float64) for side in (targets, others)]
-            if not len(others):
-                rows.append(row | {"n_decoys": 0, "reason": why or "no placebo's latents"})
-                continue
-            if not all(np.isfinite(values).any() for values in scores):
-                reason = "no trained latent, or no decoy, has this score"
-                rows.append(row | {"n_decoys": len(others), "reason": reason})
-                continue
-            seeds = [_sae_of(side) for side in (targets, others)]
-            passed = decoys(scores[0], scores[1], rate, seeds[0], seeds[1], seed)
-            rows.append(row | {c: getattr(passed, c) for c in COLUMNS if hasattr(passed, c)})
+            kinds: list[str | None] = [*same_model]
+            if placebo is not None and not score.of_model:
+                kinds.insert(0, placebo)
+            reason = withheld.get((str(hookpoint), str(sae), score.hangs_on or ""))
+            if not same_model and score.of_model:
+                reason = _NOT_OF_MODEL
+            elif placebo is None and not same_model:
+                reason = why or "no placebo's latents"
+            row = {"hookpoint": hookpoint, "sae": sae, "arm": trained, "score": name, "rate": rate}
+            found = [
+                row | _passing(part, score, trained, kind, reason, rate, seed)
+                for kind in kinds or [None]
+            ]
+            known = [one for one in found if one.get("reason") is None]
+            rows.append(_fewest(found, known))
     return pandas.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _fewest(found: Sequence[dict[str, Any]], known: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return, of the rows by kind of decoys, the one with which the fewest latents pass.
+
+    A kind at no score of which few enough are decoys lets none pass.
+    """
+    none_pass = [one for one in found if one.get("no_threshold")]
+    return (none_pass or sorted(known, key=lambda one: one["passing"]) or [*found])[0]
+
+
+def _passing(
+    part: Any,
+    score: DecoyScore,
+    trained: str,
+    kind: str | None,
+    reason: str | None,
+    rate: float,
+    seed: int,
+) -> dict[str, Any]:
+    """Return what passes with the latents of one arm as decoys, or why nothing can be said."""
+    targets, others = part[part["arm"] == trained], part[part["arm"] == kind]
+    row: dict[str, Any] = {"placebo": kind, "n_targets": len(targets), "n_decoys": len(others)}
+    if reason is None and not len(others):
+        reason = "no placebo's latents"
+    if reason is not None:
+        return row | {"reason": reason}
+    scores = [score.of(side).astype(np.float64) for side in (targets, others)]
+    if not all(np.isfinite(values).any() for values in scores):
+        return row | {"reason": "no trained latent, or no decoy, has this score"}
+    seeds = [_sae_of(side) for side in (targets, others)]
+    passed = decoys(scores[0], scores[1], rate, seeds[0], seeds[1], seed)
+    told = {c: getattr(passed, c) for c in COLUMNS if hasattr(passed, c)}
+    return row | told | {"no_threshold": passed.threshold is None}
 
 
 def _sae_of(latents: Any) -> np.ndarray:

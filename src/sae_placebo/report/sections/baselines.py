@@ -203,7 +203,7 @@ def _beyond(view: View, row: Row) -> dict[str, Any]:
         "n_atoms": number(finite(row["n_atoms"]), 0),
         **{
             bits: number(finite(row[bits]), 1)
-            for bits in ("bits_pca", "bits_doubled", "bits_joined")
+            for bits in ("bits_pca", "bits_halved", "bits_doubled", "bits_joined")
         },
         "gain": shown("gain"),
         "share": shown("share", 100.0, "%"),

@@ -52,7 +52,7 @@ HEADLINES: Mapping[str, Headline] = {
     "not_used": Headline("Not used", table="use"),
     "tied": Headline("Tied to circuitry", table="ties"),
     "marginal_structure": Headline(
-        "Marginal structure", ("marginal_structure_above_gaussian", "marginal_structure_envelope")
+        "Marginal structure", ("bits_added_by_latents", "marginal_structure_*")
     ),
     "classes": Headline("Shares of classes", ("share_*",)),
 }

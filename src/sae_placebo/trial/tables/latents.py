@@ -14,6 +14,7 @@ from sae_placebo.latents.classes.classification import ClassThresholds
 from sae_placebo.latents.columns.mechanism import mechanism_predictions
 from sae_placebo.latents.origin.decoy_scores import decoy_table
 from sae_placebo.stats.replicates import ReplicateTable
+from sae_placebo.trial.arms import ArmSpec
 from sae_placebo.trial.placebos import Held, placebo_of, sibling_of
 from sae_placebo.trial.plan import ArmModel
 from sae_placebo.trial.reference import reference_placebo
@@ -21,6 +22,10 @@ from sae_placebo.trial.spec import TrialSpec
 
 _KEYS = ["arm", "model_seed", "sae_seed", "hookpoint", "sae"]
 _RATIO = "block_to_embedding_ratio"
+
+
+_UNCHOSEN = ("frozen_decoder", "untrained")
+"""Controls of the dictionary that leave its directions as they were drawn."""
 
 
 def decoys_of(spec: TrialSpec, latents: Any, measured: ReplicateTable) -> Any:
@@ -42,7 +47,14 @@ def decoys_of(spec: TrialSpec, latents: Any, measured: ReplicateTable) -> Any:
         for cells, moves in measured.withheld.items()
         if len(cells) == 1 and cells[0].arm in (spec.trained_arm, placebo)
     }
-    return decoy_table(latents, spec.trained_arm, placebo, why, rate, spec.seed, withheld)
+    same = [arm for arm, one in spec.arms.items() if _is_of_trained_model(one)]
+    return decoy_table(latents, spec.trained_arm, placebo, same, why, rate, spec.seed, withheld)
+
+
+def _is_of_trained_model(arm: ArmSpec) -> bool:
+    """Return whether an arm is a dictionary of the trained model whose directions no training chose."""
+    untouched = arm.control.kind == "trained" and arm.data is None
+    return untouched and arm.dictionary is not None and arm.dictionary.kind in _UNCHOSEN
 
 
 def partners_of(spec: TrialSpec, latents: Any) -> Any:
