@@ -110,7 +110,9 @@ def decoy_table(
     rows: list[dict[str, Any]] = []
     for (hookpoint, sae), part in latents.groupby(["hookpoint", "sae"], sort=False):
         for name, score in SCORES.items():
-            kinds = [*([placebo] if placebo is not None else []), *same_model]
+            kinds: list[str | None] = (
+                [placebo, *same_model] if placebo is not None else [*same_model]
+            )
             reason = withheld.get((str(hookpoint), str(sae), score.hangs_on or ""))
             if not same_model:
                 reason = reason or (why if placebo is None else None) or _NOT_OF_MODEL
