@@ -176,9 +176,6 @@ def redundancy(arguments: argparse.Namespace) -> None:
     )
     jobs = {(d, seed): (d, seed) for seed in range(arguments.worlds) for d in arguments.densities}
     run_remaining(rows, redundancy_rows, jobs)
-    told = sum(int(row["passengers_not_used"]) for row in rows.rows)
-    power = validity.rate(told, len(PASSENGERS) * len(rows.rows), "passengers of planted worlds")
-    validity.write("not_used", {"power": power}, "python benchmarks/use.py redundancy", path)
     for density in arguments.densities:
         here = [row for row in rows.rows if row["density"] == density]
         told = {name: sum(row[name] >= n for row in here) for name, n in (("in_joint_set", 2),)}

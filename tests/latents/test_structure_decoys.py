@@ -115,9 +115,8 @@ def test_of_several_kinds_of_decoys_the_harder_one_counts() -> None:
     trained, frozen = random.normal(2, 0.3, 400), random.normal(2, 0.3, 400)
     latents = scored(trained=trained, redraw=random.normal(1, 0.1, 400), frozen=frozen)
     alone, both = passing(latents), passing(latents, "frozen")
-    # a re-draw promotes nothing, so that nearly all of the trained model's directions pass
-    assert alone.loc["attribute_r2", "passing"] > 350
-    assert alone.loc["attribute_r2", "placebo"] == "redraw"
+    # with decoys of a re-draw, which promotes nothing, nearly all directions would pass
+    assert alone["passing"].isna().all()
     assert "of the same model" in alone.loc["output_lift", "reason"]
     for name in ("attribute_r2", "output_lift"):
         assert both.loc[name, "placebo"] == "frozen"
@@ -126,4 +125,4 @@ def test_of_several_kinds_of_decoys_the_harder_one_counts() -> None:
         latents.assign(output_lift=lambda t: t["output_lift"].where(t["arm"] != "frozen", 0)),
         "frozen",
     )
-    assert easy.loc["output_lift", "passing"] == 400
+    assert easy.loc["output_lift", "passing"] > 350

@@ -21,7 +21,7 @@ G is what latents add to m atoms of the method, less what m more of its atoms ad
     G = (min(R(PCA), R(B_m)) - min(R(PCA), R(B_m and SAE_m))) - (min(R(PCA), R(B_m)) - min(R(PCA), R(B_2m))).
 
 In an arm whose latents add nothing, G is minus the second term and says nothing of the SAE. So the first term
-(`Gain.added`) is told as well, and it is what arms are compared by.
+(`Gain.added`) is told as well, and arms are compared by it too.
 
 G beyond one method and G beyond another are different numbers. So arms are compared beyond a `common` method:
 the one that is best in the trained arm, with as many atoms in every arm.

@@ -133,7 +133,8 @@ WORDS: tuple[Term, ...] = (
     Term("shared", "A latent whose encoder and decoder rows are both assigned to one latent of the sibling, "
          "with cosines of .7 or more.", "share of latents", "the same of random directions",
          "Paulo and Belrose 2025 (arXiv 2501.16615). `latents.partners.assignment`.", "partners"),
-    Term("decoy", "A latent of the reference placebo, scored like a trained one: decoys that pass a "
+    Term("decoy", "A latent of the reference placebo, or of a dictionary of the trained model whose rows no "
+         "training chose, scored like a trained one: decoys that pass a "
          "threshold tell how many trained latents pass with nothing to them.", "latents",
          "as many trained latents as decoys pass",
          "Target-decoy estimation (Elias and Gygi 2007). `latents.origin.decoys`.", "partners"),

@@ -20,14 +20,11 @@ class DecoyScore(NamedTuple):
         definition: What it is, in words.
         of: Returns it for each row of a table of latents.
         hangs_on: The share of the ladder with which it is withheld.
-        of_model: Whether it reads what the model computes. Any direction of a trained model may then score
-            high, so that decoys must be directions of the same model.
     """
 
     definition: str
     of: Callable[[Any], Float[np.ndarray, " latent"]]
     hangs_on: str | None = None
-    of_model: bool = False
 
 
 def _column(name: str) -> Callable[[Any], Float[np.ndarray, " latent"]]:
@@ -63,12 +60,10 @@ SCORES: Mapping[str, DecoyScore] = {
     "induction_d": DecoyScore(
         "how much more it fires on repeated than on fresh random blocks, in standard deviations",
         _column("induction_d"),
-        of_model=True,
     ),
     "output_lift": DecoyScore(
         "how much more often its promoted tokens come next than after the same current token",
         _column("output_lift"),
-        of_model=True,
     ),
     "token_entropy_bits": DecoyScore(
         "token entropy in bits: how many different tokens it is active on",
@@ -81,8 +76,8 @@ COLUMNS = DECOYS.names
 
 
 _NOT_OF_MODEL = (
-    "any direction of a trained model may score high, so decoys must be of the same model: it takes an arm "
-    'such as {dictionary = "frozen_decoder"}'
+    "directions of a trained model may score higher than a placebo's whatever was learned, so some decoys "
+    'must be of the same model: it takes an arm such as {dictionary = "frozen_decoder"}'
 )
 
 
@@ -98,8 +93,8 @@ def decoy_table(
 ) -> pandas.DataFrame:
     """Return how many trained latents pass each score's threshold, by hookpoint and SAE.
 
-    Decoys are the latents of the placebo, or of a dictionary of the trained model whose directions no
-    training chose; of several kinds, those with which the fewest latents pass.
+    Decoys are the latents of the placebo, and of dictionaries of the trained model whose decoder rows no
+    training chose, of which there must be one; of these kinds, those count with which the fewest pass.
 
     Args:
         latents: All arms' latents. A latent that fires too rarely to be judged has null scores, and passes
@@ -115,14 +110,12 @@ def decoy_table(
     rows: list[dict[str, Any]] = []
     for (hookpoint, sae), part in latents.groupby(["hookpoint", "sae"], sort=False):
         for name, score in SCORES.items():
-            kinds: list[str | None] = [*same_model]
-            if placebo is not None and not score.of_model:
-                kinds.insert(0, placebo)
+            kinds: list[str | None] = (
+                [placebo, *same_model] if placebo is not None else [*same_model]
+            )
             reason = withheld.get((str(hookpoint), str(sae), score.hangs_on or ""))
-            if not same_model and score.of_model:
-                reason = _NOT_OF_MODEL
-            elif placebo is None and not same_model:
-                reason = why or "no placebo's latents"
+            if not same_model:
+                reason = reason or (why if placebo is None else None) or _NOT_OF_MODEL
             row = {"hookpoint": hookpoint, "sae": sae, "arm": trained, "score": name, "rate": rate}
             found = [
                 row | _passing(part, score, trained, kind, reason, rate, seed)
