@@ -231,6 +231,23 @@ def test_the_envelope_is_of_the_saes_of_a_seed_and_chosen_on_other_documents() -
         assert values.loc["sae_bits", "reason"] == "its bits cannot be counted: it was not coded"
 
 
+def test_a_method_without_a_code_of_half_its_atoms_still_has_a_gain() -> None:
+    dense = DocumentBits(np.full(3, 20.0), np.ones(3))
+    gain = Gain("kmeans", 4, dense, "kmeans with half: no optimum", priced(10, 9), priced(7, 7))
+    kmeans = Choice("kmeans", 4)
+    one = ("a/0", "kmeans")
+    marginal = Marginal({one: gain}, kmeans, kmeans, {one: gain})
+    found = BaselinesResult(methods_frame([]), {}, marginal, 2, 3)
+    values = saved(found, "a/0", np.ones((3, 1)), SPEC)[0].set_index("metric")
+    assert np.isnan(values.loc["bits_added_by_latents", "value"])
+    assert values.loc["bits_added_by_latents", "reason"] == "kmeans with half: no optimum"
+    assert values.loc["marginal_structure_share", "value"] == (10 - 7) / 20
+    row = beyond_methods(found, "a/0", np.ones((3, 1)))[0][0]
+    assert row["reason"] == "kmeans with half: no optimum"
+    assert "bits_halved" not in row
+    assert row["bits_doubled"] - row["bits_joined"] == 3
+
+
 def test_arms_are_compared_beyond_one_method_of_one_size(
     arms: tuple[BaselinesResult, BaselinesResult],
 ) -> None:

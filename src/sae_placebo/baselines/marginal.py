@@ -72,7 +72,7 @@ class Gain:
         method: The existing method.
         size: Atoms of each of the two dictionaries.
         dense: Bits of the dense code, R(PCA).
-        halved: Bits of the existing method with half of these atoms.
+        halved: Bits of the existing method with half of these atoms, or the reason why there are none.
         doubled: Bits of the existing method with all of these atoms.
         joined: Bits of the existing method with half of them, and as many latents.
     """
@@ -80,7 +80,7 @@ class Gain:
     method: str
     size: int
     dense: DocumentBits
-    halved: Priced
+    halved: Priced | str
     doubled: Priced
     joined: Priced
 
@@ -90,7 +90,12 @@ class Gain:
         """Return the bits per token that m latents save beside m atoms, under each column of weights.
 
         Null 0: latents add nothing. Where the shorter code has the latents alone, it is what that saves.
+
+        Raises:
+            NotEstimable: the method has no bits with half of these atoms; the message says why.
         """
+        if isinstance(self.halved, str):
+            raise NotEstimable(self.halved)
         return self.halved.documents.less(self.joined.documents).per_token(weights)
 
     def bits(
@@ -117,13 +122,13 @@ class Pair:
         method: Its name.
         small: Directions of m atoms.
         large: Directions of 2m.
-        is_whole: Whether the m atoms are all that the method was fitted with.
+        n_fitted: How many atoms it has as it was fitted.
     """
 
     method: str
     small: Float32[np.ndarray, "atom d_in"]
     large: Float32[np.ndarray, "twice d_in"]
-    is_whole: bool = False
+    n_fitted: int
 
 
 def pairs(material: Material, fitted: Mapping[str, Dictionary]) -> Iterator[Pair]:
@@ -144,11 +149,11 @@ def pairs(material: Material, fitted: Mapping[str, Dictionary]) -> Iterator[Pair
             twice = dataclasses.replace(material, n_atoms=2 * n)
             large = BASELINES.entries[name].fit(twice).directions
             if len(large) == 2 * n:
-                yield Pair(name, rows, large, is_whole=True)
+                yield Pair(name, rows, large, n)
                 continue
         spread = np.einsum("ad,ad->a", rows @ second, rows, dtype=np.float64)
         large = rows[np.argsort(-spread, kind="stable")[: 2 * (n // 2)]]
-        yield Pair(name, large[: n // 2], large)
+        yield Pair(name, large[: n // 2], large, n)
 
 
 Alone = dict[tuple[str, int], Priced]
@@ -238,21 +243,18 @@ class CodedArm:
     spec: BaselinesSpec
 
     def gains(
-        self, pair: Pair, doubled: Priced, vectors: Vectors, alone: Alone
+        self, pair: Pair, halved: Priced | str, doubled: Priced, vectors: Vectors, alone: Alone
     ) -> dict[str, Gain | str]:
         """Return the gain beyond one method, or the reason why there is none, by SAE.
 
         Args:
             pair: The method.
+            halved: Its bits with m atoms, or the reason why there are none.
             doubled: Its bits with 2m atoms.
             vectors: What is coded.
             alone: Bits of so many latents without any method, by SAE and number; they are added to it.
         """
         found: dict[str, Gain | str] = {}
-        try:
-            halved = self._halved(pair, vectors)
-        except NotEstimable as refusal:
-            return dict.fromkeys(self.latents, f"{pair.method} with half of its atoms: {refusal}")
         for name in self.latents:
             try:
                 joined = self._joined(name, pair, doubled, vectors, alone)
@@ -262,12 +264,22 @@ class CodedArm:
             found[name] = Gain(pair.method, len(pair.large), self.dense, halved, doubled, joined)
         return found
 
-    def _halved(self, pair: Pair, vectors: Vectors) -> Priced:
-        """Return the bits of m atoms of a method, which may have been counted already."""
-        known = self.whole.get(pair.method)
-        if known is not None and vectors is self.sample.vectors and pair.is_whole:
-            return known
-        return self.price(pair.small, vectors)
+    def of_method(self, pair: Pair, rows: Float32[np.ndarray, "atom d_in"]) -> Priced:
+        """Return the bits of so many atoms of a method, which were counted already if they are all it has.
+
+        Raises:
+            NotEstimable: the best settings lie on the edge of the largest grid that is allowed.
+        """
+        if pair.method in self.whole and len(rows) == pair.n_fitted:
+            return self.whole[pair.method]
+        return self.price(rows, self.sample.vectors)
+
+    def halved(self, pair: Pair) -> Priced | str:
+        """Return the bits of m atoms of a method, or the reason why there are none."""
+        try:
+            return self.of_method(pair, pair.small)
+        except NotEstimable as refusal:
+            return f"{pair.method} with half of its atoms: {refusal}"
 
     def _joined(
         self, name: str, pair: Pair, doubled: Priced, vectors: Vectors, alone: Alone
@@ -322,12 +334,12 @@ def marginal(
     reason = None
     for pair in pairs(material, fitted) if arm.latents else ():
         try:
-            doubled = _doubled(pair, fitted, arm)
+            doubled = arm.of_method(pair, pair.large)
         except NotEstimable as refusal:
             reason = f"{pair.method}: {refusal}"
             gains |= {(name, pair.method): reason for name in arm.latents}
             continue
-        found = arm.gains(pair, doubled, vectors, alone)
+        found = arm.gains(pair, arm.halved(pair), doubled, vectors, alone)
         gains |= {(name, pair.method): gain for name, gain in found.items()}
         chosen[pair.method] = doubled.chosen_bits, pair
         advance(1)
@@ -343,21 +355,11 @@ def marginal(
     return Marginal(gains, best, common, chance)
 
 
-def _doubled(pair: Pair, fitted: Mapping[str, Dictionary], arm: CodedArm) -> Priced:
-    """Return the bits of a method with 2m atoms, which may be all that were coded already.
-
-    Raises:
-        NotEstimable: the best settings lie on the edge of the largest grid that is allowed.
-    """
-    if pair.method in arm.whole and len(pair.large) == len(fitted[pair.method].directions):
-        return arm.whole[pair.method]
-    return arm.price(pair.large, arm.sample.vectors)
-
-
 def _by_chance(pair: Pair, arm: CodedArm, seed: int) -> dict[str, Gain | str]:
     """Return the gain beyond one method on Gaussian vectors, or the reason why there is none, by SAE."""
     chance = arm.sample.vectors.gaussian(seed)
     try:
-        return arm.gains(pair, arm.price(pair.large, chance), chance, {})
+        doubled = arm.price(pair.large, chance)
     except NotEstimable as refusal:
         return dict.fromkeys(arm.latents, f"{pair.method} on a Gaussian: {refusal}")
+    return arm.gains(pair, "not counted on Gaussian vectors", doubled, chance, {})

@@ -179,12 +179,15 @@ def beyond_methods(
                 "method": gain.method,
                 "n_atoms": gain.size,
                 "bits_pca": float(gain.dense.per_token(ones)[0]),
-                "bits_halved": float(gain.halved.documents.per_token(ones)[0]),
                 "bits_doubled": float(gain.doubled.documents.per_token(ones)[0]),
                 "bits_joined": float(gain.joined.documents.per_token(ones)[0]),
                 "atoms_doubled": gain.doubled.n_atoms,
                 "atoms_joined": gain.joined.n_atoms,
             }
+            if isinstance(gain.halved, str):
+                row["reason"] = gain.halved
+            else:
+                row["bits_halved"] = float(gain.halved.documents.per_token(ones)[0])
             if method in (BEST, COMMON):
                 chance = found.marginal.gain(reading, method, by_chance=True)
                 replicates[f"{method}/gaussian"] = chance.bits(weights)

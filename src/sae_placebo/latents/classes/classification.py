@@ -161,7 +161,7 @@ CLASSES: tuple[LatentClass, ...] = (
         "Yes in principle: random attention averages embeddings. It is no evidence of a model.",
         (("r2_bag", "r2_token", "r2_pair"),),
         "of planted latents 95 of 100 were found on 203,200 tokens (interval down to .89), 67 of 75 on "
-        "half of them; the rest were in 'other', so it is undercounted on little text",
+        "half of them; the rest were unexplained, so it is undercounted on little text",
     ),
     LatentClass(
         "attribute",

@@ -121,17 +121,17 @@ def decoy_table(
                 row | _passing(part, score, trained, kind, reason, rate, seed)
                 for kind in kinds or [None]
             ]
-            known = [one for one in found if one.get("reason") is None]
-            rows.append(_fewest(found, known))
+            rows.append(_fewest(found))
     return pandas.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _fewest(found: Sequence[dict[str, Any]], known: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _fewest(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return, of the rows by kind of decoys, the one with which the fewest latents pass.
 
-    A kind at no score of which few enough are decoys lets none pass.
+    A kind at no score of which few enough are decoys has no threshold and lets none pass.
     """
-    none_pass = [one for one in found if one.get("no_threshold")]
+    known = [one for one in found if one.get("reason") is None]
+    none_pass = [one for one in known if one["threshold"] is None]
     return (none_pass or sorted(known, key=lambda one: one["passing"]) or [*found])[0]
 
 
@@ -156,8 +156,7 @@ def _passing(
         return row | {"reason": "no trained latent, or no decoy, has this score"}
     seeds = [_sae_of(side) for side in (targets, others)]
     passed = decoys(scores[0], scores[1], rate, seeds[0], seeds[1], seed)
-    told = {c: getattr(passed, c) for c in COLUMNS if hasattr(passed, c)}
-    return row | told | {"no_threshold": passed.threshold is None}
+    return row | {c: getattr(passed, c) for c in COLUMNS if hasattr(passed, c)}
 
 
 def _sae_of(latents: Any) -> np.ndarray:
