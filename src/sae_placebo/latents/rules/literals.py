@@ -63,7 +63,10 @@ class LiteralTable:
 
     def clause(self, clause: Clause) -> Bool[np.ndarray, " token"]:
         """Return the tokens at which every literal of a clause holds."""
-        return np.stack([self._holds(literal) for literal in clause]).all(axis=0)
+        all_hold: Bool[np.ndarray, " token"] = np.logical_and.reduce(
+            [self._holds(one) for one in clause]
+        )
+        return all_hold
 
     def true(self, kind: int) -> tuple[Int64[np.ndarray, " held"], Int64[np.ndarray, " held"]]:
         """Return the token and the value of every literal of one kind that holds, tokens ascending."""
