@@ -130,8 +130,8 @@ def _fewest(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     A kind at no score of which few enough are decoys has no threshold and lets none pass.
     """
+    none_pass = [one for one in found if "threshold" in one and one["threshold"] is None]
     known = [one for one in found if one.get("reason") is None]
-    none_pass = [one for one in known if one["threshold"] is None]
     return (none_pass or sorted(known, key=lambda one: one["passing"]) or [*found])[0]
 
 
