@@ -22,7 +22,7 @@ from tokenizers import models as token_models
 
 import architecture_list
 import architectures
-from sae_placebo.controls import CONTROLS, build, parse_control
+from sae_placebo.controls import CONTROLS, SampleText, build, parse_control
 from sae_placebo.core.errors import ModelError
 from sae_placebo.core.store import read_json
 from sae_placebo.models.hookpoints import SITES
@@ -48,6 +48,7 @@ CONTROLLED: tuple[dict[str, Any], ...] = (
     {"control": "noise_embeddings", "per": "type"},
     {"control": "noise_embeddings", "per": "occurrence"},
     {"control": "ablate_attention"},
+    {"control": "redraw_calibrated"},
 )
 """Controls that change the weights; a revision is another folder of the same kind."""
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "architectures.md"
@@ -96,13 +97,23 @@ def _check_controls(reference: Any) -> None:
     ids = architectures.token_ids()
     for control in CONTROLLED:
         try:
-            model, _ = build(reference, parse_control(dict(control)), seed=0, model_seed=0)
-        except ModelError:  # of all controls, this one is not for every architecture
-            assert control["control"] == "ablate_attention"
+            model, _ = build(
+                reference, parse_control(dict(control)), seed=0, model_seed=0, text=_sample_text()
+            )
+        except ModelError:  # of all controls, these are not for every architecture
+            assert control["control"] in ("ablate_attention", "redraw_calibrated")
             continue
         Reader(model, [f"resid_post.{LAYER}"], fast=True).read(ids)
         with torch.inference_mode():
             assert model(input_ids=ids, use_cache=False).logits.isfinite().all(), control
+
+
+def _sample_text() -> SampleText:
+    """Return text that a control may measure models on: a few tokens recur in many documents."""
+    ids = torch.randint(3, 20, (16, 20), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[:, 0] = False
+    return SampleText(ids, mask, torch.arange(16) // 2, (f"resid_post.{LAYER}",))
 
 
 def _check_refused(model: Path, folder: Path, found: Row) -> None:

@@ -242,7 +242,7 @@ def test_classes_are_found_where_they_were_planted() -> None:
         "dense": np.flatnonzero(draw.random(n) < 0.2),
         "single_token": np.flatnonzero(tokens == 0),
         "token_family": np.flatnonzero((tokens == 1) | (tokens == 2)),
-        "other": draw.choice(n, 60, replace=False),
+        "undecided": draw.choice(n, 60, replace=False),
     }
     codes: Codes = [
         (int(position), latent, float(draw.lognormal()))

@@ -99,7 +99,17 @@ def page(full: Path) -> Page:
 def test_all_sections_are_there_in_order(page: Page) -> None:
     anchors = [attrs["id"] for tag, attrs in page.elements if tag == "section"]
     assert anchors == [
-        *("arms", "headline", "matching", "effects", "designs", "dose", "data", "coverage"),
+        *(
+            "arms",
+            "headline",
+            "claims",
+            "matching",
+            "effects",
+            "designs",
+            "dose",
+            "data",
+            "coverage",
+        ),
         *("classes", "origin", "fit_curve", "use", "circuits", "partners", "ladder", "baselines"),
         *(
             "spikes",

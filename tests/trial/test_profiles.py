@@ -13,7 +13,7 @@ import sae_placebo as sp
 from conftest import trial_table
 from sae_placebo.latents.classes.classification import CLASS_NAMES
 from sae_placebo.latents.ladder.fitting import RUNGS
-from sae_placebo.latents.metrics import ladder_shares
+from sae_placebo.latents.metrics import ladder_shares, replicated
 from sae_placebo.latents.metrics.structure import WITHOUT_LADDER
 from sae_placebo.latents.origin.rule import ORIGINS
 from sae_placebo.trial.results import EVERY_METRIC
@@ -82,7 +82,8 @@ def test_every_share_of_the_ladder_has_its_curve_and_what_moves_is_withheld(
 ) -> None:
     curve = trial.fit_curve
     classes = {f"share_{name}" for name in CLASS_NAMES} - set(WITHOUT_LADDER)
-    hang = set(ladder_shares.DECLARED) | classes
+    hang = set(ladder_shares.DECLARED) | classes | set(replicated.DECLARED)
+    hang.remove("replicated_with_rule")
     assert "share_n_gram" in classes
     assert "share_single_token" not in classes
     assert set(curve["metric"]) == hang

@@ -25,8 +25,8 @@ from sae_placebo.trial.results import TABLES
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 HAS_TEXT = importlib.util.find_spec("sae_probes") is not None
-WITHOUT_ROWS = {"coverage", "interactions"}
-"""Tables that are empty here: no token has a label, and the arms make no 2 x 2."""
+WITHOUT_ROWS = {"coverage", "interactions", "claims"}
+"""Tables that are empty here: no token has a label, the arms make no 2 x 2, and none is a fair placebo."""
 
 ASKED = {"trained", "redraw_keep_embeddings"}
 """The trained arm and the placebo that latents are held against."""

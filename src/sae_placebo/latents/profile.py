@@ -41,7 +41,11 @@ from sae_placebo.latents.metrics import Evidence, latent_table, token_statistics
 from sae_placebo.latents.metrics import structure as structure_metrics
 from sae_placebo.latents.metrics.base import Number
 from sae_placebo.latents.metrics.ladder_shares import LatentFacts, ladder_shares
-from sae_placebo.latents.metrics.replicated import crossed_shares, described_shares
+from sae_placebo.latents.metrics.replicated import (
+    crossed_shares,
+    described_share,
+    named_shares,
+)
 from sae_placebo.latents.metrics.structure import WITHOUT_LADDER, class_shares
 from sae_placebo.latents.metrics.tokens import token_evidence
 from sae_placebo.latents.origin.rule import ORIGINS, Verdicts, verdicts
@@ -172,6 +176,8 @@ def profile(
     _add_partners(latents, in_placebo, in_sibling, around.shared)
     rules = _rules(reading, folds, around, in_sibling, spec)
     _add_rules(latents, rules)
+    described = rules.f1 >= spec.rules.f1
+    why = in_sibling.reason or (None if around.rules else around.reasons.get("rules", "not given"))
     by_portion = []
     for portion, verdict in enumerate(origins):
         missing = not_estimable(of_portions[portion], shown.thresholds)
@@ -179,10 +185,10 @@ def profile(
             ladder_shares(facts, climbed, portion, verdict, spec.explained)
             | class_shares(classes[portion], missing)
             | crossed_shares(classes[portion], missing, in_sibling.has, in_sibling.reason)
+            | named_shares(classes[portion], missing, in_sibling.has, described, why)
         )
     numbers = structure_metrics.partner_shares(in_placebo, in_sibling) | by_portion[-1]
-    why = in_sibling.reason or (None if around.rules else around.reasons.get("rules", "not given"))
-    numbers |= described_shares(classes[-1], in_sibling.has, rules.f1, spec.rules.f1, why)
+    numbers |= described_share(in_sibling.has, described, why)
     numbers |= structure_metrics.of_sharing(around.shared, 1 + folds.n_groups, in_sibling.reason)
     measured, replicates = _measured(numbers, folds, weights, len(reading.tokens))
     curve, of_curve = _curve(by_portion, climbed, folds, weights)

@@ -80,7 +80,7 @@ WORDS: tuple[Term, ...] = (
     Term("SAE seed", "One initialization of the SAE, the same in every arm."),
     Term("fair placebo", "A placebo in which the current token explains as much as in the trained model: a "
          "calibrated re-draw, or a surrogate. Headlines are claimed against all of them.",
-         source="`stats.claims`.", page="controls"),
+         source="`stats.claims`.", page="statistics"),
     Term("sibling", "The SAE of another SAE seed on the same activations.", source="`placebos`.",
          page="partners"),
     Term("hookpoint", "Where in the model activations are read: resid_post.3 is the residual stream "

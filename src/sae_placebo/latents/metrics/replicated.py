@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Bool, Float, Int8
+from jaxtyping import Bool, Int8
 
 from sae_placebo.latents.classes.classification import CLASS_NAMES
 from sae_placebo.latents.metrics.base import Declared, Number, ratio
@@ -82,30 +82,35 @@ def _share(
     return Number(ratio(held, n), None, "no latent is replicated")
 
 
-def described_shares(
+def named_shares(
     classes: Int8[np.ndarray, "latent fold"],
+    missing: dict[str, str],
     replicated: Bool[np.ndarray, "latent fold"] | None,
-    f1: Float[np.ndarray, "latent fold"],
-    least_f1: float,
+    described: Bool[np.ndarray, "latent fold"],
     reason: str | None,
 ) -> dict[str, Number]:
-    """Return how many replicated latents a rule describes, and how many nothing names.
+    """Return how many replicated latents neither a class nor a rule says anything of.
 
     Args:
         classes: Class of each latent.
+        missing: Why a class cannot be decided for this SAE, by class.
         replicated: Whether the SAE of another seed has a partner; None where that cannot be decided.
-        f1: Held-out F1 of each latent's rule; NaN where it has none.
-        least_f1: F1 from which a rule describes a latent.
+        described: Whether a rule describes a latent.
         reason: Why there are no rules, or no SAE of another seed.
     """
+    why = reason or missing.get("unexplained")
+    if replicated is None or why is not None:
+        return {"replicated_unnamed": Number(None, None, why)}
+    unnamed = np.isin(classes, [CLASS_NAMES.index(name) for name in ("unexplained", "undecided")])
+    return {"replicated_unnamed": _share(unnamed & ~described, replicated)}
+
+
+def described_share(
+    replicated: Bool[np.ndarray, "latent fold"] | None,
+    described: Bool[np.ndarray, "latent fold"],
+    reason: str | None,
+) -> dict[str, Number]:
+    """Return how many replicated latents a rule describes; arguments are those of `named_shares`."""
     if replicated is None or reason is not None:
-        return {
-            name: Number(None, None, reason)
-            for name in ("replicated_with_rule", "replicated_unnamed")
-        }
-    described = f1 >= least_f1
-    open_ = np.isin(classes, [CLASS_NAMES.index(name) for name in ("unexplained", "undecided")])
-    return {
-        "replicated_with_rule": _share(described, replicated),
-        "replicated_unnamed": _share(open_ & ~described, replicated),
-    }
+        return {"replicated_with_rule": Number(None, None, reason)}
+    return {"replicated_with_rule": _share(described, replicated)}

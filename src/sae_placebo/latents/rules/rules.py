@@ -44,7 +44,7 @@ class RuleSpec(Spec):
     """
 
     tokens: int = Field(200_000, ge=1)
-    strong: float = Field(0.5, ge=0)
+    strong: float = Field(0.5, gt=0)
     clauses: int = Field(12, ge=1)
     shortlist: int = Field(96, ge=1)
     least: int = Field(8, ge=1)

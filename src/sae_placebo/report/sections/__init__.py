@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from sae_placebo.report.sections import (  # isort: skip
     arms as arms,
-    claims as claims,
     headline as headline,
+    claims as claims,
     matching as matching,
     effects as effects,
     designs as designs,
