@@ -52,14 +52,9 @@ def fold_whitening(
     inverse: Float[torch.Tensor, "d_in d_in"],
 ) -> None:
     """Make an SAE of `(x - mean) matrix` one of x; `inverse` is the inverse of `matrix`."""
-    wide = matrix.double()
-    for start in range(0, params["W_enc"].shape[1], _ROWS):
-        columns = params["W_enc"][:, start : start + _ROWS]
-        columns.copy_(wide @ columns.double())
     back = inverse.double()
-    for start in range(0, len(params["W_dec"]), _ROWS):
-        rows = params["W_dec"][start : start + _ROWS]
-        rows.copy_(rows.double() @ back)
+    _multiply(params["W_enc"].t(), matrix.double().t())
+    _multiply(params["W_dec"], back)
     params["b_dec"].copy_(params["b_dec"].double() @ back + mean.double())
 
 
@@ -78,8 +73,23 @@ def product(
     vector: Float[torch.Tensor, "d_in"], matrix: Float[torch.Tensor, "d_in d_sae"]
 ) -> Float[torch.Tensor, "d_sae"]:
     """Return `vector matrix` in float64, which never holds more than a part of the matrix so."""
-    parts = [
-        vector.double() @ matrix[:, start : start + _ROWS].double()
-        for start in range(0, matrix.shape[1], _ROWS)
-    ]
-    return torch.cat(parts)
+    rows, factor = matrix.t(), vector.double()
+    out = torch.empty(len(rows), dtype=torch.float64)
+    # one buffer for all parts: between freed ones small results would settle, and the heap would grow
+    buffer = torch.empty((_ROWS, len(factor)), dtype=torch.float64)
+    for start in range(0, len(rows), _ROWS):
+        part = rows[start : start + _ROWS]
+        wide = buffer[: len(part)].copy_(part)
+        torch.mv(wide, factor, out=out[start : start + len(part)])
+    return out
+
+
+def _multiply(
+    rows: Float[torch.Tensor, "row d_in"], matrix: Float[torch.Tensor, "d_in d_in"]
+) -> None:
+    """Replace `rows` by `rows matrix`, a part at a time in float64."""
+    buffers = torch.empty((2, _ROWS, len(matrix)), dtype=torch.float64)
+    for start in range(0, len(rows), _ROWS):
+        part = rows[start : start + _ROWS]
+        wide, found = buffers[:, : len(part)]
+        part.copy_(torch.mm(wide.copy_(part), matrix, out=found))

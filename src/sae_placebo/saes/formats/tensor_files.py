@@ -105,12 +105,15 @@ class TensorFile(ABC):
         """Return those of `names` that are stored in 16 bits."""
         return [name for name in names if self.types.get(name) in _HALF]
 
-    def read(self, name: str, transposed: bool = False) -> Float[torch.Tensor, "..."]:
+    def read(
+        self, name: str, transposed: bool = False, finite: bool = True
+    ) -> Float[torch.Tensor, "..."]:
         """Return a tensor as float32, in memory of its own, row after row.
 
         Args:
             name: One of `names`.
             transposed: Whether the transpose of a matrix is returned, itself row after row.
+            finite: Whether NaN and infinity are refused.
 
         Raises:
             StoreError: a value is NaN or infinite, or the file is damaged.
@@ -121,7 +124,8 @@ class TensorFile(ABC):
         start = 0
         rows = max(1, _BLOCK_BYTES // (4 * max(1, math.prod(shape[1:]))))
         for block in self._blocks(name, rows):
-            if block.is_floating_point() and not bool(torch.isfinite(block).all()):
+            checked = finite and block.is_floating_point()
+            if checked and not bool(torch.isfinite(block).all()):
                 raise StoreError(f"{self.path}: {name} holds NaN or infinite values")
             if not shape:
                 out.copy_(block)
@@ -319,8 +323,8 @@ class PtFile(TensorFile):
     def _tensor(self, name: str) -> torch.Tensor:
         table = self._table()
         inner = table["ae"] if "ae" in self.values else table
-        found = inner.get(name)
-        return inner[self._COMPILED + name] if found is None else found
+        found: torch.Tensor = inner[name if name in inner else self._COMPILED + name]
+        return found
 
     def _blocks(self, name: str, rows: int) -> Iterator[torch.Tensor]:
         shape = self.shapes[name]
