@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-smollm2 demo-prose pylm test test-architectures test-portable check bench bench-quick calibration clean
+.PHONY: demo demo-smollm2 demo-prose pylm test test-architectures test-portable check interop bench bench-quick calibration clean
 
 demo: .venv/installed
 	$(BIN)/sae-placebo run examples/demo.toml --store runs
@@ -50,6 +50,12 @@ bench: .venv/demo .venv/dev
 	-$(BIN)/python benchmarks/recovery.py --peer-python .venv-bench/sae-lens/bin/python --out benchmarks/results/recovery.json
 	$(BIN)/python benchmarks/plot.py
 	$(BIN)/python benchmarks/table.py --into docs/benchmarks.md
+
+# SAEs that pinned peers train, each in an environment of its own, read and compared with the peers' own codes;
+# `benchmarks/interop.py --fixtures` makes those in tests/saes/given
+interop: .venv/dev
+	$(BIN)/python benchmarks/environments.py
+	$(BIN)/python benchmarks/interop.py
 
 # the same scripts on small sizes; shows that they work, measures nothing
 calibration: .venv/installed

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sae_placebo.models.loading import Reader, load_model, load_tokenizer
     from sae_placebo.report import build_report
     from sae_placebo.saes import SAE, SAES
+    from sae_placebo.saes.formats import Given, read_sae
     from sae_placebo.trial.results import Trial
     from sae_placebo.trial.run import run
     from sae_placebo.trial.spec import TrialSpec, load_trial
@@ -33,6 +34,7 @@ _HOMES = {
     "SAE": "saes",
     "SAES": "saes",
     "Control": "controls",
+    "Given": "saes.formats",
     "Metric": "latents.metrics",
     "PlaceboError": "core.errors",
     "Reader": "models.loading",
@@ -42,6 +44,7 @@ _HOMES = {
     "load_model": "models.loading",
     "load_tokenizer": "models.loading",
     "load_trial": "trial.spec",
+    "read_sae": "saes.formats",
     "run": "trial.run",
     "spikes": "trial.spikes.run",
 }
@@ -52,6 +55,7 @@ __all__ = [
     "SAE",
     "SAES",
     "Control",
+    "Given",
     "Metric",
     "PlaceboError",
     "Reader",
@@ -61,6 +65,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "load_trial",
+    "read_sae",
     "run",
     "spikes",
 ]

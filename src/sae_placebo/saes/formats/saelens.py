@@ -29,6 +29,7 @@ from jaxtyping import Float
 from sae_placebo.core.errors import SpecError, StoreError
 from sae_placebo.core.lazy import torch
 from sae_placebo.saes.base import SAE, SAESpec, parse_sae
+from sae_placebo.saes.formats.tensor_files import SafetensorsFile
 from sae_placebo.saes.topk import TopKSpec
 
 SCHEMA_VERSION = "6.0.0"
@@ -143,19 +144,14 @@ def read(folder: Path) -> SAE:
         StoreError: a file is missing or unreadable, or the SAE is of a kind or setting that this
             package does not compute.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-        tensors = load_file(folder / _WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as problem:
+        weights = SafetensorsFile(folder / _WEIGHTS)
+    except (OSError, ValueError, StoreError) as problem:
         raise StoreError(f"cannot read an SAE from {folder}: {problem}") from problem
     _refuse_unknown(config, folder)
-    if "W_dec" not in tensors:
-        raise StoreError(f"{folder / _WEIGHTS} lacks W_dec")
-    spec = _spec(config, len(tensors["W_dec"]), folder)
-    params = _params(spec, tensors, folder)
+    spec = _spec(config, weights.matrix("W_dec")[0], folder)
+    params = _params(spec, weights)
     aside = config.get("metadata", {}).get(_ASIDE, {})
     if missing := [name for name in spec.parameters if name not in {**params, **aside}]:
         raise StoreError(f"{folder / _CONFIG} lacks {', '.join(missing)} in its metadata")
@@ -181,31 +177,25 @@ def _spec(config: Mapping[str, Any], d_sae: int, folder: Path) -> SAESpec:
     return spec
 
 
-def _params(
-    spec: SAESpec, tensors: Mapping[str, torch.Tensor], folder: Path
-) -> dict[str, torch.Tensor]:
+def _params(spec: SAESpec, weights: SafetensorsFile) -> dict[str, torch.Tensor]:
     """Return the tensors under our names, of the right shapes."""
     names = _FORMATS[spec.kind].stored(spec)
-    if missing := [theirs for theirs in names.values() if theirs not in tensors]:
-        raise StoreError(f"{folder / _WEIGHTS} lacks {', '.join(missing)}")
-    params = {name: tensors[theirs].float() for name, theirs in names.items()}
-    d_sae, d_in = params["W_dec"].shape
+    d_sae, d_in = weights.matrix("W_dec")
     shapes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
-    for name, tensor in params.items():
-        shape = shapes.get(name, (d_sae,))
-        if tensor.shape != shape:
-            raise StoreError(
-                f"{folder / _WEIGHTS}: {names[name]} is {list(tensor.shape)}, but W_dec "
-                f"{[d_sae, d_in]} needs {list(shape)}"
-            )
+    weights.need({theirs: shapes.get(name, (d_sae,)) for name, theirs in names.items()})
+    # as it was written, whatever that is: a trial says itself what is wrong with an SAE of its own
+    params = {
+        name: weights.read(theirs, transposed=name == "W_enc", finite=False)
+        for name, theirs in names.items()
+    }
+    params["W_enc"] = params["W_enc"].t()
     for name in spec.buffers & set(names):
         if bool((params[name] != params[name][0]).any()):
             raise StoreError(
-                f"{folder / _WEIGHTS}: {name} differs between latents, but an SAE of kind "
-                f"{spec.kind!r} has one for all"
+                f"{weights.path}: {name} differs between latents, but an SAE of kind {spec.kind!r} has one "
+                "for all"
             )
         params[name] = params[name][0].clone()
-    params["W_enc"] = params["W_enc"].t().contiguous().t()
     return params
 
 
