@@ -143,12 +143,8 @@ def lens_name(hookpoint: Hookpoint) -> str:
     return f"blocks.{hookpoint.layer}.{hook}"
 
 
-def check_on_stream(place: Hookpoint, what: str) -> None:
-    """Refuse what needs the coordinates of the residual stream at a place that has others.
-
-    Args:
-        place: The hookpoint.
-        what: What is refused, in the plural.
+def check_on_stream(place: Hookpoint) -> None:
+    """Refuse to look for readers and writers at a place that is no part of the residual stream.
 
     Raises:
         ModelError: the input of a module is read there.
@@ -156,8 +152,8 @@ def check_on_stream(place: Hookpoint, what: str) -> None:
     if place.site in MODULE_INPUTS:
         allowed = ", ".join(f"{site}.N" for site in SITES if site not in MODULE_INPUTS)
         raise ModelError(
-            f"{place.name} is the input of a module and no part of the residual stream, so {what} are not "
-            f"looked for there; they are at {allowed}."
+            f"{place.name} is the input of a module and no part of the residual stream, so its readers and "
+            f"writers are not looked for; they are at {allowed}."
         )
 
 

@@ -119,7 +119,7 @@ def find_output_projection(
 
 
 def _innermost(layer: torch.nn.Module) -> torch.nn.Module | None:
-    """Return the attention of a layer that holds no other one (Zamba's also holds an MLP); None without one."""
+    """Return the attention of a layer that holds no other (Zamba2's outer one holds an MLP); None without."""
     found = attention_module(layer)
     while found is not None:
         inner = attention_module(found)

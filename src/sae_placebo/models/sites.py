@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from sae_placebo.core.errors import ModelError
 from sae_placebo.core.lazy import torch
 from sae_placebo.models.hookpoints import Hookpoint, check_layer
 from sae_placebo.models.layers import (
@@ -136,4 +137,23 @@ def resolve(model: torch.nn.Module, hookpoints: list[Hookpoint]) -> HookedModule
     for place in (h for h in dict.fromkeys(hookpoints) if h.site in ("z", "mlp_in")):
         find = find_output_projection if place.site == "z" else find_mlp_input
         sites.inputs[place] = find(model, layers[place.layer], place.layer)
+        _check_owned(sites, place)
     return sites
+
+
+def _check_owned(sites: HookedModules, place: Hookpoint) -> None:
+    """Refuse a module that several layers call (Zamba2): its hooks cannot tell whose input they get.
+
+    Raises:
+        ModelError: several layers have it.
+    """
+    module = sites.inputs[place].module
+    owners = [
+        i for i, layer in enumerate(sites.layers) if any(m is module for m in layer.modules())
+    ]
+    if len(owners) > 1:
+        raise ModelError(
+            f"{place.name} cannot be read from {type(sites.model).__name__}: its {type(module).__name__} is "
+            f"shared by layers {', '.join(map(str, owners))}. Use resid_pre.{place.layer} or "
+            f"resid_post.{place.layer}."
+        )

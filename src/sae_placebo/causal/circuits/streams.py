@@ -83,7 +83,7 @@ class StreamReader:
         self.subject = subject
         self.model: Any = subject.downstream.model
         place = subject.downstream.hookpoint
-        check_on_stream(place, "writers")
+        check_on_stream(place)
         stop = place.layer + (place.site == "resid_post")
         whole = place.site in ON_STREAM
         self.attentions: dict[int, Attention] = {}

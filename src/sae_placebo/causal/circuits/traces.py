@@ -68,7 +68,7 @@ def branches(behind: Downstream) -> list[Branch]:
         ModelError: a layer behind the hookpoint is not understood, or the hookpoint is a module's input.
     """
     readers: list[Branch] = []
-    check_on_stream(behind.hookpoint, "readers")
+    check_on_stream(behind.hookpoint)
     parts = layer_parts(behind.model, behind.first) if behind.first < len(behind.layers) else []
     for part in parts:
         site = behind.hookpoint.site if part.index == behind.hookpoint.layer else "resid_pre"

@@ -59,7 +59,7 @@ def weight_capability(
     Circuits". Differs: scores are norms of single directions, not of pairs of heads.
     """
     behind = subject.downstream
-    check_on_stream(behind.hookpoint, "readers by weights")
+    check_on_stream(behind.hookpoint)
     parts = layer_parts(behind.model, behind.first) if behind.first < len(behind.layers) else []
     given = torch.from_numpy(directions.vectors).to(behind.device)
     random = _covariant(subject.activations.float().cpu(), n_random, seed).to(behind.device)
