@@ -7,7 +7,7 @@ residual stream stays as it is, whatever else the layer reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -232,13 +232,12 @@ def _decides(
     def keep(_: Any, args: tuple[Any, ...], output: Any) -> None:
         terms.append(term.value(args, first_tensor(output)).cpu().double().clone())
 
-    moves: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (torch.clone, _moved)
     ends: dict[str, torch.Tensor] = {}
-    for moved in moves:
+    for moved in (None, _moved):
         before = module.register_forward_pre_hook(note, with_kwargs=True)
         after = term.module.register_forward_hook(keep)
         run_layer(model, layer, (before, after), ends, moved)
-    if len(terms) != len(moves):  # a module that is called more than once
+    if len(terms) != 2:  # a module that is called more than once
         return False
     size = terms[0].norm()
     if term.subtract is not None:

@@ -73,7 +73,7 @@ def run_layer(
     layer: torch.nn.Module,
     handles: Sequence[Any],
     ends: dict[str, torch.Tensor],
-    moved: Callable[[torch.Tensor], torch.Tensor] = torch.clone,
+    moved: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> None:
     """Run one layer on eight tokens, with hooks that are removed afterwards.
 
@@ -85,13 +85,13 @@ def run_layer(
         layer: The layer.
         handles: Of the hooks, which are registered already.
         ends: A table that is filled with what enters the layer, `pre`, and what leaves it, `post`.
-        moved: What is done to the scaled input before the layer reads it.
+        moved: What is done to the scaled input before the layer reads it; None for nothing.
     """
 
     def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         value = input_tensor(args, kwargs)
         value = value / value.pow(2).mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
-        value = moved(value)
+        value = value if moved is None else moved(value)
         ends["pre"] = value.clone()
         return with_input(args, kwargs, value)
 
