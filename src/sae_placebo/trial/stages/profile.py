@@ -22,7 +22,6 @@ from sae_placebo.latents.metrics.ladder_shares import rates_of
 from sae_placebo.latents.partners.assignment import Sharing, sharing_of_both
 from sae_placebo.latents.profile import PARTS, Around, Profile, profile
 from sae_placebo.latents.rules.rules import RuleText
-from sae_placebo.models.hookpoints import MODULE_INPUTS, parse_hookpoint
 from sae_placebo.saes import SAE
 from sae_placebo.stats.effects import document_weights
 from sae_placebo.trial.artefacts import Artefacts
@@ -208,19 +207,13 @@ class _Profiling:
             else self.artefacts.codes((one, hookpoint, label, sibling.sae_seed)),
             None if sibling is None else self._sharing(place, sibling.sae_seed),
             self._repeats(one, hookpoint, sae, reasons),
-            self._unembedding(one, hookpoint),
+            self.artefacts.directions(one, "unembedding", hookpoint),
             self.artefacts.embedding,
             self.artefacts.shared(one, hookpoint).domains,
             self._rule_text(one, hookpoint),
             read_codes(self.artefacts.store.path(self.artefacts.plan.encode[place])),
             reasons,
         )
-
-    def _unembedding(self, one: ArmModel, hookpoint: str) -> Any:
-        """Return W_U of an arm's model; None also at the input of a module, which W_U does not read."""
-        if parse_hookpoint(hookpoint).site in MODULE_INPUTS:
-            return None
-        return self.artefacts.head(one, "unembedding")
 
     def _rule_text(self, one: ArmModel, hookpoint: str) -> RuleText:
         """Return the text of rules, made once for all arms that read it."""
