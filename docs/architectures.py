@@ -25,7 +25,7 @@ def text(page: str, rows: dict[str, Row]) -> str:
     """Return the page with its table and sentences as `rows` are."""
     sentences: list[str] = []
     lines = [line(name, rows[name], sentences) for name in NAMES if name in rows]
-    head = f"| model | type | {' | '.join(f'`{site}`' for site in SITES)} |\n|---|---|{'---|' * 4}"
+    head = f"| model | type | {' | '.join(f'`{site}`' for site in SITES)} |\n|---|---|{'---|' * len(SITES)}"
     said = "\n".join(f"{n}. {sentence}" for n, sentence in enumerate(sentences, 1))
     table = "\n".join([head, *lines]) + f"\n\nThe sentences:\n\n{said}"
     before, rest = page.split(_START)

@@ -258,11 +258,9 @@ def read_page(page: str) -> dict[str, Row]:
     """Return what the page says of every architecture."""
     sentences = dict(re.findall(r"^(\d+)\. (.+)$", page, flags=re.MULTILINE))
     found: dict[str, Row] = {}
-    for name, *cells in re.findall(
-        r"^\| (\w+) \| `[\w-]+` \| (.+) \| (.+) \| (.+) \| (.+) \|$", page, flags=re.MULTILINE
-    ):
+    for name, cells in re.findall(r"^\| (\w+) \| `[\w-]+` \| (.+) \|$", page, flags=re.MULTILINE):
         found[name] = {}
-        for site, cell in zip(SITES, cells, strict=True):
+        for site, cell in zip(SITES, cells.split(" | "), strict=True):
             row = found[name][site] = dict.fromkeys(STAGES, WORKS)
             for stage, mark in re.findall(r"no (?:(\w+) )?\[(\d+)\]", cell):
                 row |= dict.fromkeys([stage] if stage else STAGES, sentences[mark])

@@ -342,7 +342,8 @@ def test_what_cannot_be_had_is_said() -> None:
     x, _ = planted(table, True)
     folds = Folds.of(table.documents, table.n_documents, 0)
     found = compare_baselines(x, table, folds, {}, Given(), 0, SPEC).table.set_index("baseline")
-    assert found.loc["embeddings", "reason"] == "the rows of W_E are not known for this arm"
+    reason = found.loc["embeddings", "reason"]
+    assert reason.startswith("the rows of W_E are not known for this arm")
     assert np.isnan(found.loc["embeddings", "bits"])
     assert found.loc["pca", "probe_reason"].startswith("the text has no labels")
     few = TokenTable(table.rows, table.places[:60], table.vocabulary)

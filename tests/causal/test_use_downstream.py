@@ -40,7 +40,14 @@ def _by_hooks(model: torch.nn.Module, hookpoint: str, delta: torch.Tensor) -> to
 def test_an_edit_costs_what_a_whole_forward_says(name: str) -> None:
     model = build(name)
     deltas = torch.randn(3, D_IN, generator=torch.Generator().manual_seed(0))
-    for hookpoint in ("resid_pre.0", "resid_post.0", "mlp_out.1", "resid_post.2"):
+    for hookpoint in (
+        "resid_pre.0",
+        "resid_post.0",
+        "z.1",
+        "mlp_in.1",
+        "mlp_out.1",
+        "resid_post.2",
+    ):
         try:
             behind = Downstream(model, hookpoint)
         except ModelError:
@@ -69,6 +76,18 @@ def test_an_edit_costs_the_same_in_other_kinds_of_layers(name: str) -> None:
         expected = torch.stack([_by_hooks(model, hookpoint, delta) for delta in deltas])
         assert torch.allclose(found.double(), expected, rtol=2e-3, atol=1e-6), hookpoint
         assert (expected > 1e-4).any()
+
+
+def test_an_edit_of_heads_that_are_wider_than_the_stream() -> None:
+    model = build("llama_wide_heads")
+    deltas = torch.randn(2, 2 * D_IN, generator=torch.Generator().manual_seed(0))
+    behind = Downstream(model, "z.1")
+    row = behind.read(_ids())
+    assert (row.site.shape[1], row.entering.shape[1]) == (2 * D_IN, D_IN)
+    found = behind.kl_of_edits(row, POSITION, deltas, WINDOW)
+    expected = torch.stack([_by_hooks(model, "z.1", delta) for delta in deltas])
+    assert torch.allclose(found.double(), expected, rtol=2e-3, atol=1e-6)
+    assert (expected > 1e-4).any()
 
 
 def test_what_is_changed_between_layers_is_told() -> None:

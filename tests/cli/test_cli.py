@@ -257,3 +257,12 @@ def test_an_interrupt_says_how_to_go_on(
     monkeypatch.setattr("sae_placebo.trial.run.run", interrupt)
     assert call(monkeypatch, "run", trial, "--store", tmp_path / "store") == 130
     assert "run the same command again to go on" in capsys.readouterr().err
+
+
+def test_check_says_what_is_not_looked_for_at_the_input_of_a_module(
+    trial: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "check", trial, "--set", 'hookpoints=["resid_post.1"]') == 0
+    assert "input of a module" not in capsys.readouterr().err
+    assert call(monkeypatch, "check", trial, "--set", 'hookpoints=["z.1", "resid_post.1"]') == 0
+    assert "note: z.1 is the input of a module" in capsys.readouterr().err

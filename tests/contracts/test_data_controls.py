@@ -322,8 +322,10 @@ def original(reader: Any, real: Splits) -> tuple[SecondMoments, TokenMeans]:
 def drawn_by(control: DataControl, reader: Any, rows: Rows) -> list[Any]:
     """Return readers of two re-draws of what a control puts in the place of what `reader` reads."""
     assert isinstance(control, ActivationControl)
-    center = torch.zeros(reader.d_in)
-    whole = {n: Calibration(center, 1.0, 1.0, 1.0, math.inf, 1, 0) for n in reader.names}
+    whole = {
+        n: Calibration(torch.zeros(width), 1.0, 1.0, 1.0, math.inf, 1, 0)
+        for n, width in reader.widths.items()
+    }
     counting = control.counting(rows, whole, 0)
     for block in blocks(reader, rows, np.arange(len(rows.lengths)), 256):
         counting.add(block)
@@ -357,10 +359,8 @@ def test_what_a_control_declares_about_activations_holds(
 
 
 def _moments(reader: Any, rows: Rows) -> tuple[SecondMoments, TokenMeans]:
-    moments, means = (
-        SecondMoments(torch.zeros(reader.d_in)),
-        TokenMeans(600, torch.zeros(reader.d_in)),
-    )
+    center = torch.zeros(reader.widths[reader.names[0]])
+    moments, means = SecondMoments(center), TokenMeans(600, center)
     for block in blocks(reader, rows, np.arange(len(rows.lengths)), 256):
         x = block.activations[reader.names[0]]
         moments.add(x)
@@ -406,11 +406,11 @@ def test_a_surrogate_has_a_models_moments_and_what_its_tokens_explain(name: str,
         ids.astype(np.int32), np.full(n, width, np.int32), documents, tuple(map(str, range(60)))
     )
     with architectures.one_thread():
-        reader = Reader(architectures.build(name), ["resid_post.1", "resid_post.2"])
+        reader = Reader(architectures.build(name), ["resid_post.1", "resid_post.2", "z.2"])
         control = parse_data({"kind": "surrogate", "key": key})
         first, second = drawn_by(control, reader, rows)
         assert first.names == reader.names
-        assert first.d_in == reader.d_in
+        assert first.widths == reader.widths
         diagnostics = first.diagnostics(rows)
         for place in reader.names:
             assert diagnostics[place]["surrogate_moment_error"]["value"] < 0.01

@@ -157,11 +157,12 @@ def test_the_least_majorant() -> None:
 
 def test_hookpoints_share_a_model_where_its_path_passes_by_their_targets() -> None:
     profile = [1.0, 0.60, 0.70, 0.53]
-    names = ("resid_post.0", "resid_post.1", "resid_post.2", "resid_pre.2", "mlp_out.1")
+    names = ("resid_post.0", "resid_post.1", "resid_post.2", "resid_pre.2", "mlp_out.1", "z.1")
     assert shared_hookpoints(names, profile, 0.02) == (
         ("resid_post.1", "resid_post.2", "resid_pre.2"),
         ("resid_post.0",),
         ("mlp_out.1",),
+        ("z.1",),
     )
     assert shared_hookpoints(names[:3], [1.0, 0.7, 0.6, 0.5], 0.02) == (names[:3],)
 
@@ -221,11 +222,15 @@ def test_the_search() -> None:
     assert seek(lambda gain: 0.4, 0.4, 0.4, 1e-3, 64.0, 20)[0] == 1.0
 
 
-def test_what_one_module_adds_is_sought_by_a_common_factor() -> None:
-    reference, text = architectures.build("llama"), sample("mlp_out.2")
+# the heads of BLOOM's last layer have much of the token in them, those of Llama's next to nothing
+@pytest.mark.parametrize(
+    ("name", "place"), [("llama", "mlp_out.2"), ("llama", "mlp_in.2"), ("bloom", "z.2")]
+)
+def test_what_one_module_reads_or_adds_is_sought_by_a_common_factor(name: str, place: str) -> None:
+    reference, text = architectures.build(name), sample(place)
     _, recipe = build(reference, KEPT, 0, 0, text=text)
     assert recipe.calibration is not None
-    found = recipe.calibration["values"]["mlp_out.2"]
+    found = recipe.calibration["values"][place]
     assert recipe.calibration["factor"] != 1.0
     assert found["reached"] == pytest.approx(found["target"], abs=0.02)
 

@@ -31,9 +31,14 @@ def rows() -> Rows:
     )
 
 
+def width_of(reader: Reader) -> int:
+    """Return the width of the residual stream, where spikes are planted."""
+    return int(reader.model.config.hidden_size)
+
+
 def upstream(tiny_model: Path, at: str, read: list[str], scale: float = 1.0) -> Upstream:
     reader = Reader(models.load_model(tiny_model), read)
-    return Upstream(reader, Planting.of(SPIKES, 0, reader.d_in, scale), at, block_rows=16)
+    return Upstream(reader, Planting.of(SPIKES, 0, width_of(reader), scale), at, block_rows=16)
 
 
 def test_what_is_planted_where_it_is_read_arrives_as_it_is(tiny_model: Path, rows: Rows) -> None:
@@ -62,7 +67,9 @@ def test_the_difference_is_the_mean_difference_with_and_without(
     tiny_model: Path, rows: Rows
 ) -> None:
     one = upstream(tiny_model, "resid_pre.1", ["resid_post.2"], scale=2.0)
-    alone = Upstream(one.reader, Planting.of(SPIKES[:1], 0, one.reader.d_in, 2.0), one.hookpoint)
+    alone = Upstream(
+        one.reader, Planting.of(SPIKES[:1], 0, width_of(one.reader), 2.0), one.hookpoint
+    )
     told = became(alone, rows, np.arange(40), "resid_post.2")
     (planted, keys), (plain, _) = (alone.block(rows, np.arange(40), p) for p in (True, False))
     (on,) = alone.plan.active(keys)

@@ -160,6 +160,8 @@ def test_read_and_write_sets() -> None:
     assert found.is_present("previous", "resid_post.0")
     assert found.is_present("previous", "attn_out.0")
     assert not found.is_present("previous", "mlp_out.0")
+    assert found.is_present("previous", "z.0")
+    assert found.is_present("previous", "mlp_in.0")
     with pytest.raises(NotEstimable, match="nothing has written"):
         variable_truth(found, "resid_pre.0", "previous")
     with pytest.raises(NotEstimable, match="Did you mean 'previous'"):

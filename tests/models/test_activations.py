@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ class Echo:
     """A reader whose activation at each place says which token and place it is."""
 
     names = ("resid_post.0",)
-    d_in = 3
+    widths: ClassVar = {"resid_post.0": 3}
 
     def read(self, token_ids: torch.Tensor) -> Mapping[str, torch.Tensor]:
         place = torch.arange(token_ids.shape[1]).expand_as(token_ids)

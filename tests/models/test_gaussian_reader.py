@@ -31,7 +31,7 @@ MOMENTS = {name: _moments(i) for i, name in enumerate(NAMES)}
 
 def reader(seed: int = 0, model_seed: int = 0) -> GaussianReader:
     draws = {name: one.sampler() for name, one in MOMENTS.items()}
-    return GaussianReader(draws, D_IN, seed, model_seed)
+    return GaussianReader(draws, dict.fromkeys(NAMES, D_IN), seed, model_seed)
 
 
 def rows(n: int, width: int = 16) -> torch.Tensor:
@@ -41,7 +41,7 @@ def rows(n: int, width: int = 16) -> torch.Tensor:
 def test_the_interface_is_that_of_a_models_reader() -> None:
     one = reader()
     assert one.names == NAMES
-    assert one.d_in == D_IN
+    assert one.widths == dict.fromkeys(NAMES, D_IN)
     found = one.read(rows(3))
     assert tuple(found) == NAMES
     assert {(x.shape, x.dtype) for x in found.values()} == {((3, 16, D_IN), torch.float32)}
@@ -72,7 +72,7 @@ def test_rows_hookpoints_and_seeds_draw_independently() -> None:
         assert not torch.equal(other.read(ids)[NAMES[0]], base[NAMES[0]])
     # with the same law at two hookpoints, the draws still differ
     draw = MOMENTS[NAMES[0]].sampler()
-    twins = GaussianReader({"a": draw, "b": draw}, D_IN, 0, 0).read(ids)
+    twins = GaussianReader({"a": draw, "b": draw}, {"a": D_IN, "b": D_IN}, 0, 0).read(ids)
     assert not torch.equal(twins["a"], twins["b"])
     changed = ids.clone()
     changed[0, 5] += 1

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from sae_placebo.core.errors import SpecError
-from sae_placebo.models.hookpoints import SITES, Hookpoint, check_layer, parse_hookpoint
+from sae_placebo.models.hookpoints import SITES, Hookpoint, check_layer, lens_name, parse_hookpoint
 
 
 @pytest.mark.parametrize("site", SITES)
@@ -21,6 +21,9 @@ def test_canonical_names_round_trip(site: str) -> None:
         ("blocks.5.hook_resid_pre", "resid_pre.5"),
         ("blocks.12.hook_mlp_out", "mlp_out.12"),
         ("blocks.0.hook_attn_out", "attn_out.0"),
+        ("blocks.3.attn.hook_z", "z.3"),
+        ("blocks.3.ln2.hook_normalized", "mlp_in.3"),
+        ("blocks.3.mlp.hook_in", "mlp_in.3"),
         ("model.layers.5", "resid_post.5"),
         ("model.layers.5.mlp", "mlp_out.5"),
         ("model.layers.5.self_attn", "attn_out.5"),
@@ -48,6 +51,9 @@ def test_aliases(alias: str, name: str) -> None:
         "resid_post.x",
         "resid_mid.3",
         "blocks.5.hook_resid_mid",
+        "blocks.5.hook_z",
+        "blocks.5.ln1.hook_normalized",
+        "model.layers.5.self_attn.o_proj",
         "model.layers.5.input_layernorm",
         "model.layers.5.mlp.down_proj",
         "5",
@@ -57,6 +63,18 @@ def test_aliases(alias: str, name: str) -> None:
 def test_unknown_names_say_what_is_allowed(text: str) -> None:
     with pytest.raises(SpecError, match=r"resid_post\.N.*TransformerLens"):
         parse_hookpoint(text)
+
+
+def test_transformer_lens_names_are_those_of_saelens() -> None:
+    for site in SITES:
+        assert parse_hookpoint(lens_name(Hookpoint(site, 3))) == Hookpoint(site, 3)
+    assert lens_name(Hookpoint("resid_post", 2)) == "blocks.2.hook_resid_post"
+    assert lens_name(Hookpoint("z", 2)) == "blocks.2.attn.hook_z"
+
+
+def test_what_transformer_lens_reads_before_the_norm_is_no_mlp_in() -> None:
+    with pytest.raises(SpecError, match=r"before the norm.*mlp_in\.5 is the MLP's own input"):
+        parse_hookpoint("blocks.5.hook_mlp_in")
 
 
 def test_the_nearest_name_is_offered() -> None:

@@ -33,6 +33,7 @@ from sae_placebo.models.loading import (
 )
 
 EVERYWHERE = [f"{site}.{layer}" for layer in range(architectures.N_LAYERS) for site in SITES]
+ADDED = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 NAMES = list(architectures.CONFIGS)
 
 
@@ -76,7 +77,7 @@ def _fits(norm: torch.nn.Module) -> bool:
 def test_the_terms_add_up_to_the_residual(model: Any) -> None:
     found = Reader(model, EVERYWHERE).read(architectures.token_ids())
     for layer in range(architectures.N_LAYERS):
-        pre, attention, mlp, post = (found[f"{site}.{layer}"] for site in SITES)
+        pre, attention, mlp, post = (found[f"{site}.{layer}"] for site in ADDED)
         torch.testing.assert_close(pre + attention + mlp, post, rtol=1e-5, atol=1e-5)
         # and they are two terms: attention alone mixes positions into the first of the two
         assert attention.norm() > 0
@@ -252,7 +253,7 @@ def test_reading_takes_aliases_once_and_gives_ordinary_tensors() -> None:
     model = architectures.build("gpt2")
     reader = Reader(model, ["transformer.h.1", "resid_post.1", "blocks.0.hook_mlp_out"])
     assert reader.names == ("resid_post.1", "mlp_out.0")
-    assert reader.d_in == architectures.D_IN
+    assert reader.widths == {"resid_post.1": architectures.D_IN, "mlp_out.0": architectures.D_IN}
     value = reader.read(architectures.token_ids())["resid_post.1"]
     assert value.shape == (2, 11, architectures.D_IN)
     assert not value.is_inference()

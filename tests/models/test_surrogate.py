@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ class Planted:
     It reads rows by their first id, which names the row; so tokens stand from the second position on.
     """
 
-    d_in = D_IN
+    widths: ClassVar = {NAME: D_IN}
     names = (NAME,)
 
     def __init__(

@@ -54,7 +54,7 @@ class Slow:
     """A reader that offers nothing but `read`."""
 
     def __init__(self, reader: Reader) -> None:
-        self.names, self.d_in, self.read = reader.names, reader.d_in, reader.read
+        self.names, self.widths, self.read = reader.names, reader.widths, reader.read
 
 
 def test_reading_into_buffers_gives_the_bits_of_reading(model: Any, rows: Rows) -> None:

@@ -23,7 +23,10 @@ def fit_embeddings(material: Material) -> Dictionary:
     table = material.embeddings
     d_in = material.activations.shape[1]
     if table is None:
-        raise NotEstimable("the rows of W_E are not known for this arm")
+        raise NotEstimable(
+            "the rows of W_E are not known for this arm, or are no directions at this hookpoint, where the "
+            "input of a module is read"
+        )
     if table.shape[1] != d_in:
         raise NotEstimable(f"the rows of W_E have {table.shape[1]} numbers, the activations {d_in}")
     ids, seen = np.unique(material.token_ids, return_counts=True)

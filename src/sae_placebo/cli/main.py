@@ -55,6 +55,7 @@ def check(trial: TrialFile, store: StoreFolder = Path("runs"), overrides: Overri
     """
     from sae_placebo.core.refusals import check_writable
     from sae_placebo.models.specs import check_folder, is_hub_id
+    from sae_placebo.trial.reference import module_inputs
     from sae_placebo.trial.sizes import check_sizes
     from sae_placebo.trial.spec import load_trial
 
@@ -64,6 +65,12 @@ def check(trial: TrialFile, store: StoreFolder = Path("runs"), overrides: Overri
     check_folder(spec.model)
     resolved = {**spec.model_dump(mode="json"), "device": spec.device}
     typer.echo(json.dumps(resolved, indent=2, ensure_ascii=False))
+    if off := module_inputs(spec.hookpoints):
+        sys.stderr.write(
+            f"note: {', '.join(off)} is the input of a module and no part of the residual stream: readers "
+            "and writers of its latents, their ties to circuitry and the tokens that they promote are not "
+            "looked for, and are empty in the tables\n"
+        )
     if is_hub_id(spec.model):
         sys.stderr.write(
             f"note: {spec.model.id!r} is no folder here, so it is taken for a model's id on the hub; "

@@ -123,7 +123,7 @@ def blocks(
     """Yield the activations of `rows`, taken in `order`, `block_rows` at a time.
 
     Args:
-        reader: `models.reading.Reader`: `names`, `d_in` and `read(token_ids) -> {name: [row pos d_in]}`; a
+        reader: `models.reading.Reader`: `widths` by name and `read(token_ids) -> {name: [row pos d_in]}`; a
             `read_into` is used where there is one.
         rows: What to read.
         order: Indices of the rows, in reading order.
@@ -166,9 +166,11 @@ def _read_blocks(
     kept: list[dict[str, torch.Tensor]] = []
     for index, first in enumerate(range(0, len(order), block_rows)):
         if len(kept) < n_buffers:
-            shape = (capacity, reader.d_in)
             kept.append(
-                {n: torch.empty(shape, device=device, pin_memory=pinned) for n in reader.names}
+                {
+                    n: torch.empty((capacity, width), device=device, pin_memory=pinned)
+                    for n, width in reader.widths.items()
+                }
             )
         buffers = kept[index % n_buffers]
         chosen = order[first : first + block_rows]

@@ -18,7 +18,7 @@ from sae_placebo.core.lazy import torch
 from sae_placebo.core.precision import ROUNDING_ENERGY
 from sae_placebo.models.components import between_component, with_previous
 from sae_placebo.models.forward_pass import Stopped, eager_attention, own_code, run_until_stopped
-from sae_placebo.models.hookpoints import Hookpoint, parse_hookpoint
+from sae_placebo.models.hookpoints import MODULE_INPUTS, TERMS, Hookpoint, parse_hookpoint
 from sae_placebo.models.loading import Reader
 from sae_placebo.models.sites import attention_module, decoder_layers
 
@@ -44,7 +44,8 @@ def card(
     - `residual_norm`: mean L2 norm of the activation.
     - `block_to_embedding_ratio`: mean norm of what the blocks have added, over the mean norm of what
       enters the first layer (token and learned position embeddings). Added is the residual stream
-      less what enters the first layer; at `attn_out` and `mlp_out` it is that one term.
+      less what enters the first layer; at `attn_out` and `mlp_out` it is that one term. It is None at
+      `z` and `mlp_in`, where nothing that blocks have added is read.
     - `token_r2`: share of variance that the current token explains; see `r2_of_token`.
     - `token_component`, `pair_component`: share of variance between current tokens, and between pairs of
       previous and current token, from occurrences in different documents; see
@@ -78,11 +79,10 @@ def card(
         every = activations[place.name]
         kept = ordinary(every, outlier_ratio)
         x, entered = every[kept], embedding[kept]
-        added = x if place.site in ("attn_out", "mlp_out") else x - entered
         cards[place.name] = {
             "outlier_share": _row("share", len(every), partial(_share, ~kept)),
             "residual_norm": _row("model units", len(x), partial(_mean_norm, x)),
-            "block_to_embedding_ratio": _row("ratio", len(x), partial(_ratio, added, entered)),
+            "block_to_embedding_ratio": _row("ratio", len(x), partial(_added, place, x, entered)),
             "token_r2": _r2_row(x, tokens[kept]),
             **_component_rows(x, token_ids, mask, documents, kept),
             "participation_ratio": _row("dimensions", len(x), partial(participation_ratio, x)),
@@ -98,6 +98,15 @@ def ordinary(x: Float[torch.Tensor, "token d_in"], outlier_ratio: float) -> torc
         return torch.ones_like(norms, dtype=torch.bool)
     ordinary: torch.Tensor = norms <= outlier_ratio * norms.median()
     return ordinary
+
+
+def _added(place: Hookpoint, x: torch.Tensor, entered: torch.Tensor) -> float:
+    """Return the mean norm of what blocks have added at a place, over that of what entered the first."""
+    if place.site in MODULE_INPUTS:
+        raise NotEstimable(
+            f"{place.name} is the input of a module, not what blocks have added to the residual stream"
+        )
+    return _ratio(x if place.site in TERMS else x - entered, entered)
 
 
 def _share(flags: torch.Tensor) -> float:

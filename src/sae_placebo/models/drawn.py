@@ -16,7 +16,8 @@ from sae_placebo.models.activations import ActivationBlock
 class DrawnReader(Protocol):
     """Reads draws where a model's activations would be read; it needs no model."""
 
-    d_in: int
+    widths: dict[str, int]
+    """The width of the activations at each hookpoint, by canonical name."""
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -135,7 +135,7 @@ class GaussianReader:
         draws: Canonical hookpoint name -> draws in model units, from `SecondMoments.sampler` or
             `gaussian_draws` without a calibration. With moments of the tokens that are no norm
             outliers, as training counts them, outliers have no counterpart among the draws.
-        d_in: Width of the activations.
+        widths: Width of the activations, by hookpoint.
         seed: The trial's seed.
         model_seed: The arm's model seed; another one gives other draws.
         purpose: What the draws are for; another purpose gives other draws.
@@ -144,13 +144,13 @@ class GaussianReader:
     def __init__(
         self,
         draws: Mapping[str, GaussianDraw],
-        d_in: int,
+        widths: Mapping[str, int],
         seed: int,
         model_seed: int,
         purpose: str = "gaussian activations",
     ) -> None:
         self._draws = dict(draws)
-        self.d_in = d_in
+        self.widths = {name: widths[name] for name in self._draws}
         self._seeds = (seed, model_seed)
         self._purpose = purpose
 
@@ -164,7 +164,7 @@ class GaussianReader:
     ) -> dict[str, Float[torch.Tensor, "row pos d_in"]]:
         """Return draws by hookpoint, in model units, on the CPU; padding gets draws as well."""
         rows, n = token_ids.shape
-        found = {name: torch.empty(rows, n, self.d_in) for name in self._draws}
+        found = {name: torch.empty(rows, n, self.widths[name]) for name in self._draws}
         seed, model_seed = self._seeds
         for i, row in enumerate(token_ids.cpu().contiguous().numpy()):
             key = hashlib.sha256(row.tobytes()).hexdigest()
@@ -208,8 +208,8 @@ class GaussianCounting:
     def reader(self, seed: int, model_seed: int) -> GaussianReader:
         """Return what reads Gaussian draws with these means and covariances."""
         draws = {name: one.sampler() for name, one in self.moments.items()}
-        d_in = len(next(iter(self.moments.values())).center)
-        return GaussianReader(draws, d_in, seed, model_seed)
+        widths = {name: len(one.center) for name, one in self.moments.items()}
+        return GaussianReader(draws, widths, seed, model_seed)
 
 
 def score(sae: SAE, draw: GaussianDraw, seed: int) -> GaussianNull:

@@ -32,6 +32,9 @@ class Reader:
     Raises:
         SpecError: an unknown hookpoint, or a layer past the last.
         ModelError: the model has no such place.
+
+    Attributes:
+        widths: The width of the activations at each hookpoint, by canonical name.
     """
 
     def __init__(
@@ -42,8 +45,8 @@ class Reader:
         self.model = model
         embedding: Any = model
         self._n_ids: int = embedding.get_input_embeddings().weight.shape[0]
-        self.d_in: int = text_config(model).hidden_size
         self._sites: HookedModules = resolve(model, list(self.hookpoints))
+        self.widths: dict[str, int] = {h.name: self._sites.width(h) for h in self.hookpoints}
         self._forms: FastForms | None = self._checked_forms() if fast else None
 
     @property
@@ -198,12 +201,16 @@ class JoinedReader:
     Args:
         readers: What reads each model; no hookpoint is read by two.
         names: Every hookpoint, in the order in which results carry them.
+
+    Attributes:
+        widths: The width of the activations at each hookpoint, by canonical name.
     """
 
     def __init__(self, readers: Sequence[Reader], names: Sequence[str]) -> None:
         self.readers = tuple(readers)
         self.names = tuple(names)
-        self.d_in = readers[0].d_in
+        widths = {name: width for reader in readers for name, width in reader.widths.items()}
+        self.widths = {name: widths[name] for name in names}
 
     @property
     def device(self) -> torch.device:

@@ -17,6 +17,7 @@ from pydantic import Field, field_validator
 from sae_placebo.core.errors import MissingExtra, ModelError, SpecError
 from sae_placebo.core.file_names import name_fault, shown_name
 from sae_placebo.core.spec import Spec
+from sae_placebo.models.hookpoints import parse_hookpoint
 from sae_placebo.models.saved_weights import check_weights, config_parts, weight_files
 
 PACKAGED = "smollm2-135m"
@@ -164,6 +165,24 @@ def width(spec: ModelSpec) -> int | None:
         return _PACKAGED_WIDTH
     path = config_path(spec)
     return None if path is None else _setting(path, "hidden_size", "n_embd", "d_model")
+
+
+def width_at(spec: ModelSpec, hookpoint: str) -> int | None:
+    """Return the width of the activations at a hookpoint, without torch; None where that is unknown.
+
+    At `z` it is the number of heads times the width of a head's value, as far as the config says both.
+
+    Raises:
+        ModelError: the folder is missing or its config cannot be read.
+        SpecError: there is no such hookpoint.
+    """
+    path = None if spec.id == PACKAGED else config_path(spec)
+    if parse_hookpoint(hookpoint).site == "z" and path is not None:
+        heads = _setting(path, "num_attention_heads", "n_head", "n_heads", "num_heads")
+        each = _setting(path, "v_head_dim") or _setting(path, "head_dim")
+        if heads and each:
+            return heads * each
+    return width(spec)
 
 
 def vocabulary_size(spec: ModelSpec) -> int | None:

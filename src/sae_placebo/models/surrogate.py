@@ -282,8 +282,8 @@ class SurrogateReader:
             name: gaussian_draws(torch.zeros(len(law.residual)), law.residual)
             for name, law in laws.items()
         }
-        self.d_in = len(next(iter(laws.values())).residual)
-        self._noise = GaussianReader(draws, self.d_in, seed, model_seed, "surrogate")
+        self.widths = {name: len(law.residual) for name, law in laws.items()}
+        self._noise = GaussianReader(draws, self.widths, seed, model_seed, "surrogate")
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -84,7 +84,7 @@ WORDS: tuple[Term, ...] = (
     Term("sibling", "The SAE of another SAE seed on the same activations.", source="`placebos`.",
          page="partners"),
     Term("hookpoint", "Where in the model activations are read: resid_post.3 is the residual stream "
-         "after block 3."),
+         "after block 3, z.3 are the heads of its attention, mlp_in.3 is what its MLP reads."),
     Term("fold", "One group of documents left out. What costs too much to resample is computed once with "
          "each of 20 groups left out, and bootstrap replicates are made from that.", "", "",
          "`latents.base`; the delete-a-group jackknife, Kott 2001.", "statistics"),

@@ -38,6 +38,7 @@ from sae_placebo.latents.columns.domains import Domains, domains_of
 from sae_placebo.latents.ladder.fit_text import LadderText, Stacked, rows_to_fit_on
 from sae_placebo.latents.measurement import HeldOut, held_out
 from sae_placebo.models import activation_files
+from sae_placebo.models.hookpoints import MODULE_INPUTS, parse_hookpoint
 from sae_placebo.saes import SAE
 from sae_placebo.saes.formats import saelens
 from sae_placebo.trial.plan import ArmModel, Place, Plan
@@ -158,6 +159,12 @@ class Artefacts:
     def head(self, one: ArmModel, name: str) -> torch.Tensor | None:
         """Return `embedding` or `unembedding` of an arm's model, if it has it: [vocabulary, width]."""
         return activation_files.read_head(self.store.path(self.plan.build[one]), name)
+
+    def directions(self, one: ArmModel, name: str, hookpoint: str) -> torch.Tensor | None:
+        """Return what `head` does; None where a module's input is read: its rows are no directions there."""
+        if parse_hookpoint(hookpoint).site in MODULE_INPUTS:
+            return None
+        return self.head(one, name)
 
     @functools.cached_property
     def embedding(self) -> Any:

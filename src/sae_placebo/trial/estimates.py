@@ -16,7 +16,13 @@ from sae_placebo.core.time_left import WorkPiece
 from sae_placebo.models.specs import shape_of
 from sae_placebo.trial.machine import SEVERAL, Machine, side_by_side, usual_threads
 from sae_placebo.trial.plan import ArmModel, Plan
-from sae_placebo.trial.question_estimates import Estimate, QuestionEstimate, lanes_of, layer_of
+from sae_placebo.trial.question_estimates import (
+    Estimate,
+    QuestionEstimate,
+    lanes_of,
+    layer_of,
+    widths_of,
+)
 from sae_placebo.trial.sizes import fit_tokens
 from sae_placebo.trial.spec import TrialSpec
 
@@ -38,6 +44,7 @@ def of_usual_machine(spec: TrialSpec, threads: int) -> Machine:
     weights = shape.layer_weights * shape.layers + shape.width * shape.vocabulary
     edit = (behind / 0.5 + 100 * shape.vocabulary) / products
     start = 4e-4 * (1 + shape.layers - before)
+    d_in = max(widths_of(spec).values())
     alone = 1.2 * edit * (1 + spec.use.window)  # threads share its products
     return Machine(
         threads=threads,
@@ -50,7 +57,7 @@ def of_usual_machine(spec: TrialSpec, threads: int) -> Machine:
         several=start + SEVERAL * alone,
         behind=(behind / 0.6 + 100 * shape.vocabulary) / products,
         slope=(3 * behind / 0.6 + 300 * shape.vocabulary) / products,
-        sae={label: 3 * 2 * sae.d_sae * shape.width / products for label, sae in spec.saes.items()},
+        sae={label: 6 * sae.d_sae * d_in / products for label, sae in spec.saes.items()},
         build=0.3 + 2e-8 * weights,
         load=0.5 + 5e-9 * weights,
     )
@@ -119,18 +126,18 @@ class TimeEstimate(Estimate):
             if self.is_left(plan.build[one]):
                 seconds += self._card() + self._measured_on_text(one)
             yield WorkPiece("build", f"build {one.label}", seconds)
-        n_places = len(self.spec.hookpoints)
+        together = sum(self.widths.values())
         if unread and self._is_drawn(first):  # what is drawn is fitted to the training tokens first
             seconds = self.train * self.machine.reading + self._moments()
             yield WorkPiece("harvest", f"moments {first.label}", seconds)
         if self.is_left(plan.harvest[first]):
             rows = self.spec.harvest.calibration_rows + 2 * self.spec.structure.repeat_rows
             tokens = self.held + rows * self.context
-            bytes_ = 4 * self.held * self.width * n_places
+            bytes_ = 4 * self.held * together
             seconds = tokens * self._reading(first) + 2 * bytes_ / self.machine.disk
             yield WorkPiece("harvest", f"harvest {first.label}", 0.1 + seconds)
         if self.is_left(plan.fit_text[first]):
-            bytes_ = 4 * self.fitted * self.width * n_places
+            bytes_ = 4 * self.fitted * together
             seconds = self.fitted * self._reading(first) + 2 * bytes_ / self.machine.disk
             label = f"read text to fit on {first.label}"
             yield WorkPiece("fit_text", label, 0.1 + seconds)
@@ -155,8 +162,8 @@ class TimeEstimate(Estimate):
 
     def _moments(self) -> float:
         """Return what the products take that the training tokens' second moments are, or their draws."""
-        places = len(self.spec.hookpoints)
-        return 2 * self.train * places * self.width**2 / self.machine.products
+        squares = sum(width**2 for width in self.widths.values())
+        return 2 * self.train * squares / self.machine.products
 
     def _card(self) -> float:
         """Return what a model's diagnostics card takes, and writing its heads."""
@@ -189,9 +196,10 @@ class TimeEstimate(Estimate):
         if not places:
             return
         seconds = 0.0
-        for *_, label, _ in places:
+        for _, hookpoint, label, _ in places:
             pairs = self.held * self.active(label)
-            encode = 2 * self.held * self.spec.saes[label].d_sae * self.width / self.one_thread
+            numbers = self.held * self.spec.saes[label].d_sae * self.widths[hookpoint]
+            encode = 2 * numbers / self.one_thread
             seconds += encode + (0.25 + 0.6e-6 * pairs) * self.numbers
         yield WorkPiece("measure", "measure", seconds / self._workers(len(places)))
 
@@ -200,8 +208,8 @@ class TimeEstimate(Estimate):
         if not places:
             return
         seconds = 0.0
-        for *_, label, _ in places:
-            products = 2 * self.fitted * self.spec.saes[label].d_sae * self.width
+        for _, hookpoint, label, _ in places:
+            products = 2 * self.fitted * self.spec.saes[label].d_sae * self.widths[hookpoint]
             seconds += products / self.one_thread
         yield WorkPiece("encode", "encode text to fit on", seconds / self._workers(len(places)))
 
@@ -227,7 +235,7 @@ class TimeEstimate(Estimate):
         fit = min(how.fit_tokens, self.fitted)
         wanted = how.choose_tokens, how.probe_tokens + how.score_tokens
         chosen, coded = (min(n, self.held / 4) for n in wanted)
-        d, n_saes = self.width, len(saes) * len(self.spec.sae_seeds)
+        d, n_saes = max(self.widths.values()), len(saes) * len(self.spec.sae_seeds)
         # fits of k-means with m and 2m atoms, of ICA and of the non-negative dictionary
         fits = 7e-11 * min(8 * fit, _VISITS) * atoms * d + 1e-10 * fit * d**2
         fits += 1.1e-10 * how.iterations * min(how.ica_tokens, fit) * d**2

@@ -76,7 +76,9 @@ def probe(
         reader = models.Reader(model, spec.hookpoints, fast=True)
         ids = _ids(spec, model, FORWARD_ROWS)
         reading = timed(lambda: reader.read(ids), ids.numel())
-        saes = {label: timed(*_steps(spec, label, reader.d_in)) for label in spec.saes}
+        # the widest hookpoint: steps at the others take no longer
+        d_in = max(reader.widths.values())
+        saes = {label: timed(*_steps(spec, label, d_in)) for label in spec.saes}
     return Machine(
         threads=torch.get_num_threads(),
         products=products,

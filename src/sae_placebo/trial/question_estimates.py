@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from sae_placebo.audits import AUDITS
+from sae_placebo.core.errors import ModelError
 from sae_placebo.core.store import Step
 from sae_placebo.core.time_left import WorkPiece
-from sae_placebo.models.specs import ModelSize, shape_of
+from sae_placebo.models.specs import ModelSize, shape_of, width_at
 from sae_placebo.trial.machine import SEVERAL, Machine, side_by_side
 from sae_placebo.trial.plan import Place, Plan
 from sae_placebo.trial.reference import asked_hookpoints
+from sae_placebo.trial.spec import TrialSpec
 
 _LANE = 0.4
 """What a further lane adds to the speed of code that computes nothing large."""
@@ -33,6 +35,18 @@ Pieces = Iterator[tuple[str, float]]
 def layer_of(hookpoint: str) -> int:
     """Return the number in a hookpoint's name."""
     return int(hookpoint.rpartition(".")[2])
+
+
+def widths_of(spec: TrialSpec) -> dict[str, int]:
+    """Return the width of the activations at each hookpoint; that of a usual model where it is not known."""
+    found = {}
+    for name in spec.hookpoints:
+        try:
+            known = width_at(spec.model, name)
+        except ModelError:
+            known = None
+        found[name] = known or shape_of(spec.model).width
+    return found
 
 
 def lanes_of(plan: Plan, threads: int) -> int:
@@ -61,6 +75,7 @@ class Estimate:
         self.shape: ModelSize = shape_of(spec.model)
         self.held, self.context = spec.text.heldout_tokens, spec.text.context_tokens
         self.width = self.shape.width
+        self.widths = widths_of(spec)
         self.numbers = 1 / self.machine.numbers
 
     def places(self, steps: dict[Place, Step]) -> list[Place]:
@@ -183,7 +198,7 @@ class QuestionEstimate(Estimate):
         tokens = min(self.spec.circuits.readers.tokens, self.held)
         pairs = tokens * self.active(label) * self._readers(hookpoint)
         nulls = self.spec.circuits.readers.reader_nulls
-        products = 4 * tokens * self._readers(hookpoint) * nulls * self.width
+        products = 4 * tokens * self._readers(hookpoint) * nulls * self.widths[hookpoint]
         read = tokens * (3 * machine.slope + 5e-5 * numbers)
         yield (
             f"find readers: {name}",
@@ -213,7 +228,7 @@ class QuestionEstimate(Estimate):
     def _audit(self, place: Place, less: float) -> Pieces:
         one, hookpoint, label, _ = place
         how, machine, m = self.spec.audit, self._at(hookpoint), self.spec.saes[label].d_sae
-        d, n, numbers = self.width, min(how.tokens, self.held), self.numbers * less
+        d, n, numbers = self.widths[hookpoint], min(how.tokens, self.held), self.numbers * less
         lanes = lanes_of(self.plan, machine.threads)
         # the clean rows are read by the first audit that asks for them
         rows = self._rows(float(n)) * machine.row * side_by_side(machine.threads) / lanes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 from sae_placebo.audits.spec import AuditSpec
@@ -10,6 +10,7 @@ from sae_placebo.causal.circuits.spec import CircuitSpec
 from sae_placebo.causal.use.spec import UseSpec
 from sae_placebo.core.errors import NotEstimable, SpecError, unknown_name
 from sae_placebo.latents.spec import StructureSpec
+from sae_placebo.models.hookpoints import MODULE_INPUTS, parse_hookpoint
 from sae_placebo.trial.arms import ArmSpec
 
 _EMBEDDINGS = "embeddings"
@@ -145,6 +146,11 @@ def checked(spec: Asking, table: str, asked: tuple[str, ...]) -> tuple[str, ...]
                 "leave it out"
             )
     return tuple(dict.fromkeys(asked))
+
+
+def module_inputs(hookpoints: Sequence[str]) -> tuple[str, ...]:
+    """Return the hookpoints at which a module's input is read, which is no part of the residual stream."""
+    return tuple(name for name in hookpoints if parse_hookpoint(name).site in MODULE_INPUTS)
 
 
 def asked_hookpoints(spec: Asking, table: Literal["use", "audit"]) -> tuple[str, ...]:

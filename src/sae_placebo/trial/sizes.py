@@ -17,7 +17,7 @@ from sae_placebo.core.errors import SpecError, StoreError, TextError
 from sae_placebo.core.memory import shown_bytes, total_memory
 from sae_placebo.core.spec import canonical
 from sae_placebo.data.text import library_files, paths
-from sae_placebo.models.specs import ties_embeddings, vocabulary_size, width
+from sae_placebo.models.specs import ties_embeddings, vocabulary_size, width, width_at
 from sae_placebo.trial.spec import TrialSpec
 
 _NUMBER, _HALF = 4, 2
@@ -102,19 +102,20 @@ def memory_needs(spec: TrialSpec) -> Iterator[Need]:
 
     Where the width of the model is not known before a download, it is taken for 1.
     """
-    d_in, places = width(spec.model) or 1, len(spec.hookpoints)
+    widths = _widths(spec)
+    least, most, together = min(widths), max(widths), sum(widths)
     text, use, circuits = spec.text, spec.use, spec.circuits
     label, d_sae = max(((name, sae.d_sae) for name, sae in spec.saes.items()), key=lambda s: s[1])
-    n_saes = len(spec.sae_seeds) * places
-    in_training = sum(sae.d_sae for sae in spec.saes.values()) * n_saes * 2 * d_in
+    n_saes = len(spec.sae_seeds) * len(widths)
+    in_training = sum(sae.d_sae for sae in spec.saes.values()) * len(spec.sae_seeds) * 2 * together
     of_saes = f"the {len(spec.saes) * n_saes} SAEs that are trained at once, with their optimizer,"
     copies = _COPIES if spec.device == "cpu" else 1  # elsewhere the optimizer is on the accelerator
     yield Need(f"saes.{label}.d_sae", d_sae, of_saes, in_training * copies * _NUMBER)
-    kept = text.heldout_tokens * d_in * places * _NUMBER
+    kept = text.heldout_tokens * together * _NUMBER
     yield Need("text.heldout_tokens", text.heldout_tokens, "the held-out activations", kept)
     yield Need("text.train_tokens", text.train_tokens, "the training tokens", text.train_tokens * 4)
     rows = min(spec.harvest.block_rows, -(-text.train_tokens // text.context_tokens))
-    block = rows * text.context_tokens * d_in * places * _NUMBER
+    block = rows * text.context_tokens * together * _NUMBER
     yield Need("harvest.block_rows", spec.harvest.block_rows, "the activations of a block", block)
     documents = -(-text.heldout_tokens // (text.max_document_tokens or text.heldout_tokens))
     n = spec.measurement.replicates
@@ -130,23 +131,29 @@ def memory_needs(spec: TrialSpec) -> Iterator[Need]:
         ("circuits.writers.pseudo", circuits.writers.pseudo),
         ("circuits.patch.nulls", circuits.patch.nulls),
     ):
-        yield Need(setting, n, "the null directions", n * d_in * _NUMBER)
+        yield Need(setting, n, "the null directions", n * least * _NUMBER)
     n = spec.audit.hedging_latents
-    yield Need("audit.hedging_latents", n, "the added latents", n * 2 * d_in * _COPIES * _NUMBER)
+    yield Need("audit.hedging_latents", n, "the added latents", n * 2 * least * _COPIES * _NUMBER)
     n, block_tokens = spec.structure.repeat_rows, min(spec.structure.repeat_block, 4)
-    repeats = n * 2 * block_tokens * d_in * places * _NUMBER
+    repeats = n * 2 * block_tokens * together * _NUMBER
     yield Need("structure.repeat_rows", n, "the activations on repeated blocks", repeats)
     n = min(spec.baselines.fit_tokens, fit_tokens(spec))
     what = "the activations that existing methods are fitted on"
-    yield Need("baselines.fit_tokens", n, what, n * d_in * _NUMBER)
+    yield Need("baselines.fit_tokens", n, what, n * most * _NUMBER)
     yield from _ladder_needs(spec, d_sae)
+
+
+def _widths(spec: TrialSpec) -> list[int]:
+    """Return the width of the activations at each hookpoint; 1 where it is not known before a download."""
+    return [width_at(spec.model, name) or 1 for name in spec.hookpoints]
 
 
 def _ladder_needs(spec: TrialSpec, d_sae: int) -> Iterator[Need]:
     ladder, assignment = spec.structure.ladder, spec.structure.assignment
-    n, d_in = fit_tokens(spec), width(spec.model) or 1
+    n, widths = fit_tokens(spec), _widths(spec)
+    d_in = max(widths)
     # of every hookpoint, while a model is read; or of two models at one, with what is read of the placebo's
-    each = max(len(spec.hookpoints) * d_in, 2 * d_in + min(ladder.readout, d_in)) * _NUMBER
+    each = max(sum(widths), 2 * d_in + min(ladder.readout, d_in)) * _NUMBER
     yield Need("structure.ladder.fit_tokens", n, "activations of the text to fit on", n * each)
     n = ladder.bag
     yield Need(
@@ -172,7 +179,7 @@ def disk_needs(spec: TrialSpec) -> Iterator[Need]:
 
     Arms that share an artefact are counted once.
     """
-    d_in, places, text = width(spec.model) or 1, len(spec.hookpoints), spec.text
+    together, text = sum(_widths(spec)), spec.text
     tied = ties_embeddings(spec.model)
     models, harvests, trainings = set(), set(), set()
     for arm in spec.arms.values():
@@ -182,16 +189,16 @@ def disk_needs(spec: TrialSpec) -> Iterator[Need]:
             models.add(canonical([arm.control, drawn]))
             harvests.add(canonical([seen, arm.data, seed]))
             trainings.add(canonical([seen, arm.data, seed, arm.dictionary]))
-    kept = len(harvests) * text.heldout_tokens * d_in * places * _NUMBER
+    kept = len(harvests) * text.heldout_tokens * together * _NUMBER
     yield Need("text.heldout_tokens", text.heldout_tokens, "held-out activations", kept)
-    read = len(harvests) * fit_tokens(spec) * d_in * places * _NUMBER
+    read = len(harvests) * fit_tokens(spec) * together * _NUMBER
     what = "activations of the text to fit on"
     yield Need("structure.ladder.fit_tokens", fit_tokens(spec), what, read)
     label, d_sae = max(((name, sae.d_sae) for name, sae in spec.saes.items()), key=lambda s: s[1])
-    numbers = sum(sae.d_sae for sae in spec.saes.values()) * 2 * d_in
-    trained = len(trainings) * len(spec.sae_seeds) * places * numbers * _NUMBER
+    numbers = sum(sae.d_sae for sae in spec.saes.values()) * 2 * together
+    trained = len(trainings) * len(spec.sae_seeds) * numbers * _NUMBER
     yield Need(f"saes.{label}.d_sae", d_sae, "trained SAEs", trained)
-    heads = len(models) * (vocabulary_size(spec.model) or 0) * d_in * _HALF
+    heads = len(models) * (vocabulary_size(spec.model) or 0) * (width(spec.model) or 1) * _HALF
     yield Need("model_seeds", len(spec.model_seeds), "embeddings of the models", heads)
 
 

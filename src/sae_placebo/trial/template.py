@@ -5,7 +5,7 @@ TEMPLATE = """\
 # `sae-placebo check` prints all of them.
 name = "my-trial"                    # results: <store>/trials/my-trial/
 seed = 0                             # all randomness is drawn from it, by name
-hookpoints = ["resid_post.2"]        # also resid_pre.N, mlp_out.N, attn_out.N
+hookpoints = ["resid_post.2"]        # also resid_pre.N, z.N, attn_out.N, mlp_in.N, mlp_out.N
 model_seeds = [0, 1]                 # re-draws of every control; one gives no interval
 sae_seeds = [0, 1]                   # initialisations of every SAE; one gives no interval
 # contrasts = [["trained", "redraw"]]  # default: trained minus every other arm, and the margins of

@@ -16,16 +16,18 @@ from jaxtyping import Float, Int64
 
 from sae_placebo.causal.circuits.head_layout import N_TOKENS, HeadLayout, head_layout
 from sae_placebo.causal.circuits.matrices import is_matrix, matrices_in, matrix, offset
-from sae_placebo.causal.circuits.norms import Norm, is_norm, read_norm
+from sae_placebo.causal.circuits.norms import Norm, read_norm
 from sae_placebo.core.errors import ModelError
 from sae_placebo.core.lazy import torch
 from sae_placebo.models.forward_pass import base_model
 from sae_placebo.models.hookpoints import Hookpoint
+from sae_placebo.models.module_inputs import LayerCall, branch_entry
 from sae_placebo.models.sites import (
     StreamTerm,
     attention_module,
     decoder_layers,
     input_tensor,
+    is_norm,
     resolve,
     text_config,
 )
@@ -259,33 +261,13 @@ def _run(model: torch.nn.Module) -> None:
 # --- what reads what ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class _PartCall:
-    """One call of a layer's child, or of the layer itself, with the very tensors of the forward pass."""
-
-    module: torch.nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: Any
-
-    @property
-    def read(self) -> Any:
-        """The hidden states that it was given."""
-        return self.args[0] if self.args else self.kwargs.get("hidden_states")
-
-    @property
-    def gave(self) -> Any:
-        """The hidden states that it returned."""
-        return self.output[0] if isinstance(self.output, (tuple, list)) else self.output
-
-
-def _record(model: torch.nn.Module, first: int) -> dict[int, list[_PartCall]]:
+def _record(model: torch.nn.Module, first: int) -> dict[int, list[LayerCall]]:
     """Return, by layer, the calls of its children in order, with the layer's own call last."""
-    calls: dict[int, list[_PartCall]] = {}
+    calls: dict[int, list[LayerCall]] = {}
 
     def note(i: int) -> Callable[..., None]:
         def hook(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            calls.setdefault(i, []).append(_PartCall(module, args, kwargs, output))
+            calls.setdefault(i, []).append(LayerCall(module, args, kwargs, output))
 
         return hook
 
@@ -298,26 +280,6 @@ def _record(model: torch.nn.Module, first: int) -> dict[int, list[_PartCall]]:
     return calls
 
 
-def _entry(
-    calls: list[_PartCall], last: torch.nn.Module
-) -> tuple[torch.nn.Module | None, _PartCall]:
-    """Return the norm at the start of the branch that ends in `last`, and the first call behind that norm.
-
-    The branch is followed back from call to call, by the tensor that each was given. The norm is None where
-    the branch reads the stream itself.
-    """
-    at = max(i for i, call in enumerate(calls) if call.module is last)
-    entry, inside = calls[at], not is_norm(last)
-    for call in reversed(calls[:at]):
-        if call.gave is None or entry.read is not call.gave:
-            continue
-        if inside and is_norm(call.module):
-            return call.module, entry
-        if not isinstance(call.module, torch.nn.Dropout):
-            entry, inside = call, inside or not is_norm(call.module)
-    return None, entry
-
-
 def _same_place(a: Any, b: Any) -> bool:
     """Return whether two tensors share their memory."""
     return isinstance(a, torch.Tensor) and a.data_ptr() == b.data_ptr()
@@ -328,14 +290,14 @@ def _parts(
     layer: torch.nn.Module,
     attention: torch.nn.Module,
     terms: dict[Hookpoint, StreamTerm],
-    calls: list[_PartCall],
+    calls: list[LayerCall],
     layout: HeadLayout,
 ) -> LayerParts:
     """Return the parts of a layer, from the calls of one forward pass and the layout of its heads."""
     width = int(calls[-1].read.shape[-1])
-    attention_norm, _ = _entry(calls[:-1], attention)
+    attention_norm, _ = branch_entry(calls[:-1], attention)
     mlp_term = terms[Hookpoint("mlp_out", index)]
-    mlp_norm, mlp = _entry(calls[:-1], mlp_term.module)
+    mlp_norm, mlp = branch_entry(calls[:-1], mlp_term.module)
     source = next((c.read for c in calls if c.module is mlp_norm), mlp.read)
     named = dict(attention.named_modules())
     query, key, value = (

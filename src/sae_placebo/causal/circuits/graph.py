@@ -21,7 +21,7 @@ from sae_placebo.causal.circuits.streams import later_than
 from sae_placebo.core.errors import NotEstimable, SpecError
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import Spec
-from sae_placebo.models.hookpoints import Hookpoint, parse_hookpoint
+from sae_placebo.models.hookpoints import ON_STREAM, Hookpoint, parse_hookpoint
 from sae_placebo.models.sites import resolve
 from sae_placebo.saes import SAE
 
@@ -169,7 +169,7 @@ def attribution_graph(
 
 def _check(places: list[Hookpoint]) -> None:
     """Refuse hookpoints that are off the residual stream or out of order."""
-    off = [p.name for p in places if p.site not in ("resid_pre", "resid_post")]
+    off = [p.name for p in places if p.site not in ON_STREAM]
     if not places or off:
         raise SpecError(
             f"a graph was asked for at {', '.join(off) or 'no hookpoint'}; one or more of resid_pre and "

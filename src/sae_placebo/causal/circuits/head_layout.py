@@ -16,11 +16,10 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from sae_placebo.causal.circuits.matrices import matrices_in, matrix
-from sae_placebo.causal.circuits.norms import is_norm
 from sae_placebo.core.errors import ModelError
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
-from sae_placebo.models.sites import input_tensor, text_config
+from sae_placebo.models.sites import input_tensor, is_norm, text_config
 
 N_TOKENS = 3
 """The forward passes by which parts are found have this many tokens."""

@@ -75,11 +75,6 @@ class Norm:
         return (pulled - unit * along) / spread
 
 
-def is_norm(module: torch.nn.Module) -> bool:
-    """Return whether a module is a norm by its name, or an identity in the place of one."""
-    return isinstance(module, torch.nn.Identity) or "Norm" in type(module).__name__
-
-
 def read_norm(module: torch.nn.Module | None, width: int) -> Norm:
     """Return the formula of a norm, found from the module's outputs and checked on them.
 

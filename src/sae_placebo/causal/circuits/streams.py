@@ -18,7 +18,7 @@ from sae_placebo.causal.circuits.components import Attention, layer_parts
 from sae_placebo.causal.use.base import Subject
 from sae_placebo.core.lazy import torch
 from sae_placebo.models.forward_pass import Stopped, run_until_stopped
-from sae_placebo.models.hookpoints import Hookpoint, Site
+from sae_placebo.models.hookpoints import ON_STREAM, Hookpoint, Site, check_on_stream
 from sae_placebo.models.sites import resolve
 
 _ROWS = 16
@@ -76,15 +76,16 @@ class StreamReader:
 
     Raises:
         ModelError: the model's layers do not add attention and MLP to a stream, or its attention does not
-            split into heads.
+            split into heads; or the hookpoint is a module's input.
     """
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         self.model: Any = subject.downstream.model
         place = subject.downstream.hookpoint
+        check_on_stream(place)
         stop = place.layer + (place.site == "resid_post")
-        whole = place.site in ("resid_pre", "resid_post")
+        whole = place.site in ON_STREAM
         self.attentions: dict[int, Attention] = {}
         if stop and place.site != "mlp_out":
             layers = range(stop) if whole else range(place.layer, place.layer + 1)

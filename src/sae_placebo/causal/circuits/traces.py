@@ -20,6 +20,7 @@ from sae_placebo.causal.circuits.norms import Norm
 from sae_placebo.causal.use.downstream import Downstream
 from sae_placebo.core.errors import ModelError
 from sae_placebo.core.lazy import torch
+from sae_placebo.models.hookpoints import check_on_stream
 from sae_placebo.models.sites import first_tensor, input_tensor, with_first, with_input
 
 Kind = Literal["unembedding", "qk", "ov", "mlp"]
@@ -64,9 +65,10 @@ def branches(behind: Downstream) -> list[Branch]:
     """Return the branches of all readers behind a hookpoint except the unembedding.
 
     Raises:
-        ModelError: a layer behind the hookpoint is not understood.
+        ModelError: a layer behind the hookpoint is not understood, or the hookpoint is a module's input.
     """
     readers: list[Branch] = []
+    check_on_stream(behind.hookpoint)
     parts = layer_parts(behind.model, behind.first) if behind.first < len(behind.layers) else []
     for part in parts:
         site = behind.hookpoint.site if part.index == behind.hookpoint.layer else "resid_pre"

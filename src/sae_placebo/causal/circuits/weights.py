@@ -18,6 +18,7 @@ from sae_placebo.causal.use.base import Directions, Subject
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.spec import generator
 from sae_placebo.models.embeddings import output_weight
+from sae_placebo.models.hookpoints import check_on_stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +53,13 @@ def weight_capability(
         n_random: How many random directions there are.
 
     Raises:
-        ModelError: a layer behind the hookpoint is not understood.
+        ModelError: a layer behind the hookpoint is not understood, or the hookpoint is a module's input.
 
     Source: the matrices are those of Elhage et al. 2021, "A Mathematical Framework for Transformer
     Circuits". Differs: scores are norms of single directions, not of pairs of heads.
     """
     behind = subject.downstream
+    check_on_stream(behind.hookpoint)
     parts = layer_parts(behind.model, behind.first) if behind.first < len(behind.layers) else []
     given = torch.from_numpy(directions.vectors).to(behind.device)
     random = _covariant(subject.activations.float().cpu(), n_random, seed).to(behind.device)

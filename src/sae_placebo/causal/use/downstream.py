@@ -17,7 +17,7 @@ from jaxtyping import Float, Int64
 
 from sae_placebo.core.errors import ModelError
 from sae_placebo.core.lazy import torch, transformers
-from sae_placebo.models.hookpoints import Hookpoint, parse_hookpoint
+from sae_placebo.models.hookpoints import ON_STREAM, Hookpoint, parse_hookpoint
 from sae_placebo.models.sites import (
     decoder_layers,
     first_tensor,
@@ -86,7 +86,7 @@ class Downstream:
         self.layers = decoder_layers(model)
         self._sites = resolve(model, [place])
         self.first = place.layer + 1 if place.site == "resid_post" else place.layer
-        self._is_stream = place.site in ("resid_pre", "resid_post")
+        self._is_stream = place.site in ON_STREAM
         # by layer that returns a tuple: which arguments it hands back beside its hidden states
         self._beside: dict[int, tuple[str | int | None, ...]] = {}
         self._copies: list[Downstream] = []

@@ -13,7 +13,7 @@ from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.lazy import torch
 from sae_placebo.models.components import Component
 from sae_placebo.models.diagnostics import ordinary, participation_ratio
-from sae_placebo.models.hookpoints import parse_hookpoint
+from sae_placebo.models.hookpoints import ON_STREAM, parse_hookpoint
 from sae_placebo.models.reading import Reader
 
 _ROWS = 16
@@ -31,8 +31,8 @@ def n_blocks_before(hookpoint: str) -> int:
 
 
 def is_on_stream(hookpoint: str) -> bool:
-    """Return whether the residual stream itself is read, and not what one module adds to it."""
-    return parse_hookpoint(hookpoint).site.startswith("resid")
+    """Return whether the residual stream itself is read, and not what one module reads or adds."""
+    return parse_hookpoint(hookpoint).site in ON_STREAM
 
 
 def stream_profile(model: torch.nn.Module, text: SampleText, n_blocks: int) -> list[Component]:
@@ -64,7 +64,7 @@ def shared_hookpoints(
 
     A model's path is the least majorant of the trained profile that ends at its deepest hookpoint. It serves
     an earlier one on the stream where the path passes by its target, within a quarter of the tolerance. What
-    one module adds has a model of its own.
+    one module reads or adds has a model of its own.
 
     Args:
         hookpoints: Canonical names.

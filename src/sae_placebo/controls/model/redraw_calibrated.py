@@ -45,11 +45,11 @@ class RedrawCalibrated(Control):
 
     Gains only dilute. Blocks on the way to a hookpoint are therefore calibrated to the least sequence that
     never rises, lies nowhere below the trained model's, and ends at the hookpoint's own share. A hookpoint
-    that lies below that of a deeper one has a calibrated model of its own. What one module adds (`attn_out`,
-    `mlp_out`) is scaled by no gain of its own, so its share is sought by a common factor of all gains before
-    it, in a model of its own. Where a block cannot reach its target, the nearest gain is taken and the search
-    goes on. Where a hookpoint is missed by more than the tolerance, the recipe gives the reason, and no trial
-    reads it.
+    that lies below that of a deeper one has a calibrated model of its own. What one module reads or adds
+    (`z`, `attn_out`, `mlp_in`, `mlp_out`) is scaled by no gain of its own, so its share is sought by a common
+    factor of the gains of all blocks before its own, in a model of its own. Where a block cannot reach its
+    target, the nearest gain is taken and the search goes on. Where a hookpoint is missed by more than the
+    tolerance, the recipe gives the reason, and no trial reads it.
 
     A block's gain is at most 64; a search ends within a tenth of the tolerance, or after 14 halvings. Targets
     and gains are measured on the first rows of the training text, outliers of the norm left out.

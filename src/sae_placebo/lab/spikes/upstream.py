@@ -25,7 +25,7 @@ from sae_placebo.lab.generators.base import compose
 from sae_placebo.lab.spikes.keys import TokenKeys
 from sae_placebo.lab.spikes.planting import Planting
 from sae_placebo.models.activations import FORWARD_ROWS, ActivationBlock
-from sae_placebo.models.hookpoints import parse_hookpoint
+from sae_placebo.models.hookpoints import ON_STREAM, SITES, parse_hookpoint
 from sae_placebo.models.reading import Reader, replaced
 
 
@@ -107,15 +107,14 @@ class Upstream:
             return self.reader.read(ids)
 
     def _check(self) -> None:
-        order = ("resid_pre", "attn_out", "mlp_out", "resid_post")
         place = parse_hookpoint(self.hookpoint)
-        if place.site not in ("resid_pre", "resid_post"):
+        if place.site not in ON_STREAM:
             raise SpecError(
                 f"spikes are planted in the residual stream, not at {self.hookpoint!r}: give a "
                 "resid_pre or resid_post"
             )
         for read in self.reader.hookpoints:
-            if (read.layer, order.index(read.site)) < (place.layer, order.index(place.site)):
+            if (read.layer, SITES.index(read.site)) < (place.layer, SITES.index(place.site)):
                 raise SpecError(
                     f"{read.name} lies before {self.hookpoint}, where spikes would be planted: "
                     "plant earlier or read later"
@@ -167,7 +166,7 @@ def became(
     """
     upstream._check()
     n = len(upstream.plan.dictionary)
-    gram, products = np.zeros((n, n)), np.zeros((n, upstream.reader.d_in))
+    gram, products = np.zeros((n, n)), np.zeros((n, upstream.reader.widths[hookpoint]))
     energy, outside = 0.0, 0.0
     kept: list[tuple[np.ndarray, np.ndarray]] = []
     for first in range(0, len(order), upstream.block_rows):

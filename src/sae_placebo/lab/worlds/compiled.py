@@ -32,7 +32,7 @@ from sae_placebo.lab.worlds.programs import (
     Program,
     assemble,
 )
-from sae_placebo.models.hookpoints import parse_hookpoint
+from sae_placebo.models.hookpoints import ON_STREAM, parse_hookpoint
 
 _AGREE = 5e-4
 """Largest difference from Tracr's own residual stream of a model that is not compressed with loss.
@@ -86,7 +86,8 @@ class CompiledWorld(World):
     def is_present(self, variable: str, hookpoint: str) -> bool:
         """Return whether the variable has been written by the time the model reaches a hookpoint.
 
-        At the output of an attention or MLP layer this says whether that layer itself writes it.
+        At the output of an attention or MLP layer, and at attention's heads (`z`), this says whether that
+        layer itself writes it.
 
         Raises:
             NotEstimable: there is no such variable.
@@ -95,9 +96,15 @@ class CompiledWorld(World):
         if variable not in self.directions:
             raise NotEstimable(unknown_name("variable", variable, self.directions))
         place = parse_hookpoint(hookpoint)
-        if place.site in ("attn_out", "mlp_out"):
+        if place.site not in ON_STREAM:
             writers = self.access[place.layer].writes.get(variable, ())
-            return any((writer == "mlp") == (place.site == "mlp_out") for writer in writers)
+            by_heads = any(writer != "mlp" for writer in writers)
+            if place.site in ("z", "attn_out"):
+                return by_heads
+            if place.site == "mlp_out":
+                return "mlp" in writers
+            if by_heads:
+                return True
         before = self.access[: place.layer + (place.site == "resid_post")]
         return variable in self.embedded or any(variable in layer.writes for layer in before)
 

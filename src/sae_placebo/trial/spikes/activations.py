@@ -156,7 +156,7 @@ def _in_training_order(
 ) -> tuple[Float[torch.Tensor, "token d_in"], TokenKeys, tuple[tuple[int, int], ...]]:
     """Return the stream's activations as batches take them, their keys, and the sizes of batches."""
     spec, by = stream.spec, stream.calibrations[hookpoint]
-    x = torch.empty(stream.n_tokens, stream.reader.d_in)
+    x = torch.empty(stream.n_tokens, stream.reader.widths[hookpoint])
     places, batches, done = [], [], 0
     for index, block in stream.blocks():
         values = block.activations[hookpoint].cpu()

@@ -57,7 +57,7 @@ def _compare(artefacts: Artefacts, one: ArmModel, hookpoint: str, advance: Advan
     }
     is_trained = one == ArmModel(spec.trained_arm, None)
     given = Given(
-        artefacts.head(one, "embedding"),
+        artefacts.directions(one, "embedding", hookpoint),
         artefacts.text_to_fit_on(one, hookpoint),
         None if is_trained else artefacts.chosen_method(hookpoint),
     )

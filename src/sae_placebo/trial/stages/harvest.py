@@ -171,7 +171,7 @@ def activations_of(
 ) -> dict[str, Float[torch.Tensor, "token d_in"]]:
     """Return the activations of all tokens of some rows in reading order, in model units."""
     total = int(rows.usable().sum())
-    kept = {name: torch.empty(total, reader.d_in) for name in reader.names}
+    kept = {name: torch.empty(total, width) for name, width in reader.widths.items()}
     done = 0
     for block in blocks(reader, rows, np.arange(len(rows.lengths)), block_rows):
         n = len(block.token_ids)

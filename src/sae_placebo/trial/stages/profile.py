@@ -207,7 +207,7 @@ class _Profiling:
             else self.artefacts.codes((one, hookpoint, label, sibling.sae_seed)),
             None if sibling is None else self._sharing(place, sibling.sae_seed),
             self._repeats(one, hookpoint, sae, reasons),
-            self.artefacts.head(one, "unembedding"),
+            self.artefacts.directions(one, "unembedding", hookpoint),
             self.artefacts.embedding,
             self.artefacts.shared(one, hookpoint).domains,
             self._rule_text(one, hookpoint),

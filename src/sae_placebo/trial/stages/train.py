@@ -23,7 +23,7 @@ from sae_placebo.core.store import write_json
 from sae_placebo.models.activation_files import read_calibrations, write_lookup
 from sae_placebo.models.activations import ActivationBlock, Calibration, TokenMeans
 from sae_placebo.models.gaussian import GaussianCounting, SecondMoments
-from sae_placebo.models.loading import parse_hookpoint
+from sae_placebo.models.hookpoints import lens_name, parse_hookpoint
 from sae_placebo.saes import SAE
 from sae_placebo.saes.formats import saelens
 from sae_placebo.saes.kernels import Workspace
@@ -138,7 +138,7 @@ class Matched:
         for key, control in self.controls.items():
             for label, sae in spec.saes.items():
                 for seed in seeds:
-                    start = sae.create(self.stream.reader.d_in, seed)
+                    start = sae.create(self.stream.reader.widths[hookpoint], seed)
                     moments, n = self._before.get(hookpoint), self.stream.n_tokens
                     fits[key, label, seed] = begin(spec, start, seed, n, control, moments)
         return fits
@@ -306,5 +306,4 @@ def scaled_moments(counted: SecondMoments, by: Calibration) -> StreamMoments:
 
 def _hook_names(hookpoint: str) -> dict[str, str]:
     """Return a hookpoint under our name and, as SAELens asks, under TransformerLens's."""
-    place = parse_hookpoint(hookpoint)
-    return {"hookpoint": hookpoint, "hook_name": f"blocks.{place.layer}.hook_{place.site}"}
+    return {"hookpoint": hookpoint, "hook_name": lens_name(parse_hookpoint(hookpoint))}
