@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sae_placebo.report import build_report
     from sae_placebo.saes import SAE, SAES
     from sae_placebo.saes.formats import Given, read_sae
+    from sae_placebo.trial.examine import examine
     from sae_placebo.trial.results import Trial
     from sae_placebo.trial.run import run
     from sae_placebo.trial.spec import TrialSpec, load_trial
@@ -41,6 +42,7 @@ _HOMES = {
     "Trial": "trial.results",
     "TrialSpec": "trial.spec",
     "build_report": "report",
+    "examine": "trial.examine",
     "load_model": "models.loading",
     "load_tokenizer": "models.loading",
     "load_trial": "trial.spec",
@@ -62,6 +64,7 @@ __all__ = [
     "Trial",
     "TrialSpec",
     "build_report",
+    "examine",
     "load_model",
     "load_tokenizer",
     "load_trial",

@@ -26,7 +26,7 @@ def effects(*rows: tuple[str, float, float, float]) -> pd.DataFrame:
 
 
 def only(*rows: tuple[str, float, float, float]) -> dict[str, Any]:
-    (found,) = claims(effects(*rows), "trained", FAIR).to_dict("records")
+    (found,) = claims(effects(*rows), ["trained"], FAIR).to_dict("records")
     return found
 
 
@@ -59,5 +59,5 @@ def test_what_does_not_hold_against_one_is_not_claimed(second: Any, reason: str)
 
 
 def test_without_a_fair_placebo_nothing_is_claimed() -> None:
-    assert len(claims(effects(("redraw", 0.3, 0.2, 0.4)), "trained", ())) == 0
-    assert len(claims(effects(("redraw", 0.3, 0.2, 0.4)), "trained", FAIR)) == 0
+    assert len(claims(effects(("redraw", 0.3, 0.2, 0.4)), ["trained"], ())) == 0
+    assert len(claims(effects(("redraw", 0.3, 0.2, 0.4)), ["trained"], FAIR)) == 0

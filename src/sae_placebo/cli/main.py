@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from sae_placebo.cli.examine import examine
 from sae_placebo.cli.options import Device, Overrides, Replace, StoreFolder, TrialFile, Wait
 from sae_placebo.cli.spikes import spikes
 from sae_placebo.cli.toy import toy
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(toy, name="toy")
 app.command()(spikes)
+app.command()(examine)
 app.add_typer(world, name="world")
 
 

@@ -15,8 +15,10 @@ _KEYS = ["metric", "hookpoint", "sae"]
 _OF_EFFECT = ("effect", "low", "high", "null", "unit")
 
 
-def claims(effects: pandas.DataFrame, arm: str, fair: Sequence[str]) -> pandas.DataFrame:
-    """Return one row per metric, hookpoint and SAE: whether `arm` differs from every fair placebo.
+def claims(
+    effects: pandas.DataFrame, arms: Sequence[str], fair: Sequence[str]
+) -> pandas.DataFrame:
+    """Return one row per arm, metric, hookpoint and SAE: whether the arm differs from every fair placebo.
 
     The row has the effect that is smallest in size, with its interval and the placebo (`against`); where one
     is not estimable, that one. `claimed` is whether all intervals leave the null out on the same side, and
@@ -24,14 +26,15 @@ def claims(effects: pandas.DataFrame, arm: str, fair: Sequence[str]) -> pandas.D
 
     Args:
         effects: Columns of `stats.effects.COLUMNS`; rows of other arms are not read.
-        arm: The arm of which something is claimed.
+        arms: The arms of which something is claimed.
         fair: The fair placebos; without any there are no rows.
     """
-    own = effects[(effects["arm"] == arm) & effects["control"].isin(list(fair))]
     rows = []
-    for names, part in own.groupby(_KEYS, sort=False):
-        found = _claim(part.to_dict("records"), fair)
-        rows.append({**dict(zip(_KEYS, names, strict=True)), "arm": arm, **found})
+    for arm in arms:
+        own = effects[(effects["arm"] == arm) & effects["control"].isin(list(fair))]
+        for names, part in own.groupby(_KEYS, sort=False):
+            found = _claim(part.to_dict("records"), fair)
+            rows.append({**dict(zip(_KEYS, names, strict=True)), "arm": arm, **found})
     columns = [*_KEYS, "arm", "against", *_OF_EFFECT, "claimed", "reason", "placebos"]
     return pandas.DataFrame(rows, columns=columns)
 

@@ -78,6 +78,7 @@ class ReplicateTable:
         families: What is drawn in each arm, in a word: re-draws of one family are taken to vary
             alike. Arms that are not named here are of one family.
         same_as: Arms whose SAEs are another arm's, and that arm.
+        given: The arms and SAEs that are given, and are no draw: another seed of them is not asked about.
         withheld: Why a number is not told though it was measured, by the cells that it is made of: one arm's,
             both of an effect, or all four of an interaction.
     """
@@ -87,6 +88,7 @@ class ReplicateTable:
     drawn: frozenset[str]
     families: Mapping[str, str] = field(default_factory=dict)
     same_as: Mapping[str, str] = field(default_factory=dict)
+    given: frozenset[tuple[str, str]] = frozenset()
     withheld: dict[tuple[ReplicateKey, ...], str] = field(default_factory=dict, init=False)
     _values: dict[ReplicateKey, dict[tuple[int, int], Float[np.ndarray, " replicate"]]] = field(
         default_factory=dict, init=False, repr=False
@@ -124,6 +126,10 @@ class ReplicateTable:
             for s, sae_seed in enumerate(found.sae_seeds):
                 values = found.values[m, s]
                 self.add(cell, model_seed, sae_seed, values, counted=found.counted)
+
+    def is_given(self, cell: ReplicateKey) -> bool:
+        """Return whether the SAEs of a cell are given."""
+        return (cell.arm, cell.sae) in self.given
 
     def counted(self, cell: ReplicateKey) -> int:
         """Return how many things the metric of a cell is a share of; 0 where it counts none."""

@@ -261,19 +261,22 @@ class Spreads:
 
         Where all seeds go by the same names, the sum is taken seed by seed, so that what the arms share
         there cancels; it is drawn towards what it would be if they shared nothing. Where names differ, the
-        arms' parts are added up.
+        arms' parts are added up. An SAE that is given is no draw: one is enough, and where there are several, their
+        spread counts.
 
         Raises:
             NotEstimable: as `of`.
         """
         arms = {key: self.table[key] for key in signs}
-        for found in arms.values():
-            if len(found.sae_seeds) < 2:
+        given = [key for key in arms if self.table.is_given(key)]
+        for key, found in arms.items():
+            if len(found.sae_seeds) < 2 and key not in given:
                 raise NotEstimable(ONE[SAE_SEEDS])
             if found.drawn and len(found.model_seeds) < 2:
                 raise NotEstimable(ONE[MODEL_SEEDS])
         drawn = {found.model_seeds for found in arms.values() if found.drawn}
-        if len({found.sae_seeds for found in arms.values()}) == 1 and len(drawn) <= 1:
+        of_one_name = len({found.sae_seeds for found in arms.values()}) == 1 and len(drawn) <= 1
+        if of_one_name and (not given or len(arms) == 1):
             return self._paired(signs, arms)
         parts = [self._paired({key: sign}, {key: arms[key]}) for key, sign in signs.items()]
         return Spread(

@@ -203,7 +203,7 @@ class Artefacts:
                 self.store.path(self.plan.encode[one, hookpoint, sae, seed])
             )
             for sae in spec.saes
-            for seed in spec.sae_seeds
+            for seed in spec.sae_seeds_of(one.arm, sae)
         }
         # mapped, so that no copy of the whole is made
         folder = self.store.path(self.plan.fit_text[one])

@@ -28,8 +28,8 @@ class Held(NamedTuple):
     sae_seed: int
 
 
-def placebo_of(spec: TrialSpec, one: ArmModel, sae_seed: int) -> Held:
-    """Return the placebo SAE with which an SAE of `one` is compared.
+def placebo_of(spec: TrialSpec, one: ArmModel, sae: str, sae_seed: int) -> Held:
+    """Return the placebo SAE with which the SAE called `sae` of `one` is compared.
 
     Raises:
         NotEstimable: there is none that read the same tokens; the message says why.
@@ -50,19 +50,24 @@ def placebo_of(spec: TrialSpec, one: ArmModel, sae_seed: int) -> Held:
         raise NotEstimable(
             "it has one re-draw, which shares bits with the placebo's; give at least two model_seeds"
         )
-    return Held(ArmModel(placebo, drawn), _next(spec.sae_seeds, sae_seed))
+    return Held(ArmModel(placebo, drawn), _next(spec.sae_seeds_of(placebo, sae), sae_seed))
 
 
-def sibling_of(spec: TrialSpec, one: ArmModel, sae_seed: int) -> Held:
+def sibling_of(spec: TrialSpec, one: ArmModel, sae: str, sae_seed: int) -> Held:
     """Return the SAE of the next seed on the same activations.
 
     Raises:
         NotEstimable: there is one SAE seed.
     """
-    if len(spec.sae_seeds) < 2:
+    seeds = spec.sae_seeds_of(one.arm, sae)
+    if len(seeds) < 2 <= len(spec.sae_seeds):
+        raise NotEstimable("one SAE is given of this arm; give one of another seed too")
+    if len(seeds) < 2:
         raise NotEstimable("one SAE seed; give at least two sae_seeds")
-    return Held(one, _next(spec.sae_seeds, sae_seed))
+    return Held(one, _next(seeds, sae_seed))
 
 
 def _next(seeds: tuple[int, ...], seed: int) -> int:
+    if seed not in seeds:
+        return seeds[0]
     return seeds[(seeds.index(seed) + 1) % len(seeds)]

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sae_placebo.controls import Control
+from sae_placebo.controls.dictionary import Retrained
 from sae_placebo.core.lanes import n_lanes
 from sae_placebo.core.store import Step
 from sae_placebo.data import text
 from sae_placebo.models.loading import identify, ties_embeddings
 from sae_placebo.models.specs import check_weights_of
 from sae_placebo.trial.arms import ArmSpec, arm_label
+from sae_placebo.trial.given import identity
 from sae_placebo.trial.reference import asked_arms, asked_hookpoints, tie_arms
 from sae_placebo.trial.sizes import fit_tokens
 from sae_placebo.trial.spec import TrialSpec
@@ -271,7 +273,15 @@ class _Planner:
         )
         n = fit_tokens(spec)
         fit_text = self.step("fit_text", one.label, [n, spec.seed], harvest)
-        recipe = [spec.saes, list(spec.sae_seeds), spec.training, controls.dictionary]
+        retrained = isinstance(controls.dictionary, Retrained)
+        dictionary = None if retrained else controls.dictionary
+        recipe = [spec.saes, list(spec.sae_seeds), spec.training, dictionary]
+        given = {
+            label: [identity(path) for path in by_arm[one.arm]]
+            for label, by_arm in spec.given.items()
+            if one.arm in by_arm
+        }
+        recipe += [given] if given else []
         train = self.step("train", one.label, recipe, harvest)
         made = {"text": words, "build": build, "harvest": harvest}
         return made | {"fit_text": fit_text, "train": train}
@@ -289,7 +299,7 @@ class _Planner:
         for one in train:
             for hookpoint in spec.hookpoints:
                 for sae in spec.saes:
-                    for sae_seed in spec.sae_seeds:
+                    for sae_seed in spec.sae_seeds_of(one.arm, sae):
                         found[one, hookpoint, sae, sae_seed] = self.step(
                             "measure",
                             f"{one.label}-{hookpoint}-{sae}-{sae_seed}",

@@ -16,6 +16,7 @@ from sae_placebo.latents.metrics import structure as structure_metrics
 from sae_placebo.latents.metrics.base import Declared
 from sae_placebo.models import loading as models
 from sae_placebo.models.activation_files import outliers, read_calibrations, read_drawn
+from sae_placebo.trial.given import read_given
 from sae_placebo.trial.plan import ArmModel, Plan
 from sae_placebo.trial.spec import TrialSpec
 from sae_placebo.trial.table_files import read_table
@@ -114,6 +115,7 @@ def _arm_record(plan: Plan, store: Store, one: ArmModel) -> dict[str, Any]:
         "diagnostics": {name: {**entries, **drawn.get(name, {})} for name, entries in card.items()},
         "calibration": {name: c.record() for name, c in calibrations.items()},
         "gaussian_null": read_json(store.path(plan.train[one]) / "gaussian.json"),
+        "given": read_given(store.path(plan.train[one])),
     }
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from sae_placebo.baselines.marginal_table import marginal_table
+from sae_placebo.controls.dictionary import Retrained
 from sae_placebo.core import precision
 from sae_placebo.core.errors import StoreError
 from sae_placebo.core.file_names import name_fault, shown_name
@@ -280,7 +281,7 @@ def _write_results(plan: Plan, store: Store, folder: Path) -> None:
     joined["fit_curve"] = curves.rows(CONFIDENCE)
     joined["effects"] = effects(replicates, plan.spec.compared, EVERY_METRIC, CONFIDENCE)
     fair = [arm for arm, one in plan.spec.arms.items() if one.is_fair]
-    joined["claims"] = claims(joined["effects"], plan.spec.trained_arm, fair)
+    joined["claims"] = claims(joined["effects"], claimed_of(plan.spec), fair)
     joined["interactions"] = interactions(replicates, four, EVERY_METRIC, CONFIDENCE)
     least = plan.spec.measurement.thresholds.min_firings
     calibrations = read_calibrations(store.path(plan.harvests[0]))
@@ -345,6 +346,14 @@ def _join(plan: Plan, store: Store, measured: Sequence[_Measured]) -> dict[str, 
     return {name: joined_table(name, parts) for name, parts in tables.items()}
 
 
+def claimed_of(spec: TrialSpec) -> list[str]:
+    """Return the arms of which something may be claimed: the trained one, and where its SAE was given that of
+    the same recipe.
+    """
+    retrained = [arm for arm, one in spec.arms.items() if isinstance(one.dictionary, Retrained)]
+    return [spec.trained_arm, *(retrained if spec.given else ())]
+
+
 def gather(plan: Plan, store: Store) -> ReplicateTable:
     """Return every metric of every SAE under all document weights, read from the artefacts."""
     return _gathered(plan, store, _measured(plan, store))
@@ -361,7 +370,10 @@ def _gathered(plan: Plan, store: Store, measured: Sequence[_Measured]) -> Replic
         documents[hookpoint] = len(np.unique(kept.documents))
         tokens[hookpoint] = len(kept.places)
     families = {arm: one.family for arm, one in plan.spec.arms.items()}
-    table = ReplicateTable(documents, tokens, drawn, families, plan.same_as())
+    given = frozenset(
+        (arm, label) for label, by_arm in plan.spec.given.items() for arm in by_arm
+    )
+    table = ReplicateTable(documents, tokens, drawn, families, plan.same_as(), given)
     for place, rows_of_metrics, values in measured:
         for row in rows_of_metrics.itertuples():
             _add(table, plan, place, row, values.get(row.metric))
@@ -370,7 +382,9 @@ def _gathered(plan: Plan, store: Store, measured: Sequence[_Measured]) -> Replic
 
 def _marginal(plan: Plan, store: Store, of_metrics: ReplicateTable) -> Any:
     """Return what the latents of every arm save beyond every existing method."""
-    table = ReplicateTable(of_metrics.n_documents, of_metrics.n_tokens, of_metrics.drawn)
+    table = ReplicateTable(
+        of_metrics.n_documents, of_metrics.n_tokens, of_metrics.drawn, given=of_metrics.given
+    )
     parts = []
     for (one, hookpoint), step in plan.baselines.items():
         folder = store.path(step)

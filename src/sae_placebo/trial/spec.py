@@ -39,6 +39,7 @@ from sae_placebo.saes import SAESpec, parse_sae
 from sae_placebo.saes.training import TrainingSpec
 from sae_placebo.stats.designs import ArmParts, designs
 from sae_placebo.trial.arms import ArmSpec, arm_label, parse_arm
+from sae_placebo.trial.given import with_given
 from sae_placebo.trial.overriding import parse_overrides, set_value
 from sae_placebo.trial.reference import asked_arms, asked_hookpoints, reference_placebo, tie_arms
 
@@ -63,6 +64,8 @@ class TrialSpec(Spec):
             trained, with none of them.
         model_seeds: Re-draws of every control that draws.
         saes: Label -> SAE.
+        given: SAE label -> arm -> where SAEs lie that are read instead of trained, one for each SAE seed;
+            written as `given` in the SAE's own table. See `trial.given`.
         sae_seeds: Initialisations of every SAE, the same bits in every arm.
         training: How SAEs are trained.
         harvest: How activations are read and masked.
@@ -89,6 +92,7 @@ class TrialSpec(Spec):
         dict[Label, Annotated[SerializeAsAny[SAESpec], BeforeValidator(_sae)]],
         Field(min_length=1),
     ]
+    given: dict[Label, dict[Label, Annotated[tuple[str, ...], Field(min_length=1)]]] = {}
     sae_seeds: Seeds = (0, 1)
     training: TrainingSpec = TrainingSpec()
     harvest: HarvestSpec = HarvestSpec()
@@ -100,6 +104,43 @@ class TrialSpec(Spec):
     audit: AuditSpec = AuditSpec()
     contrasts: tuple[tuple[str, str], ...] = ()
     device: Annotated[str, AfterValidator(check_device)] = Field("cpu", exclude=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _given_stands_apart(cls, table: Any) -> Any:
+        return with_given(table) if isinstance(table, Mapping) else table
+
+    @model_validator(mode="after")
+    def _given_saes_have_a_place(self) -> TrialSpec:
+        for label, by_arm in self.given.items():
+            if label not in self.saes:
+                raise SpecError(f"given: {unknown_name('SAE', label, self.saes)}")
+            if len(self.hookpoints) > 1:
+                raise SpecError(
+                    f"saes.{label} is given, and an SAE reads one place; the trial has {len(self.hookpoints)} "
+                    "hookpoints: leave one"
+                )
+            for arm, paths in by_arm.items():
+                self._can_be_given(label, arm, len(paths))
+        return self
+
+    def _can_be_given(self, label: str, arm: str, n: int) -> None:
+        if arm not in self.arms:
+            raise SpecError(f"saes.{label}.given: {unknown_name('arm', arm, self.arms)}")
+        if len(self.seeds_of(arm)) > 1:
+            raise SpecError(
+                f"saes.{label}.given names arm {arm!r}, whose model is drawn {len(self.model_seeds)} times, and an "
+                "SAE was trained on one of them: give one model_seed"
+            )
+        if self.arms[arm].dictionary is not None:
+            raise SpecError(
+                f"saes.{label}.given names arm {arm!r}, whose SAEs are what its dictionary control makes"
+            )
+        if n > len(self.sae_seeds):
+            raise SpecError(
+                f"saes.{label}.given has {n} SAEs of arm {arm!r}, and there are {len(self.sae_seeds)} sae_seeds: "
+                "give as many"
+            )
 
     @model_validator(mode="after")
     def _arms_make_a_trial(self) -> TrialSpec:
@@ -227,6 +268,11 @@ class TrialSpec(Spec):
         pairs = [(trained, arm) for arm in self.arms if arm != trained]
         pairs += [pair for design in designs(parts) for pair in design.contrasts(parts)]
         return tuple(dict.fromkeys(pairs))
+
+    def sae_seeds_of(self, arm: str, label: str) -> tuple[int, ...]:
+        """Return the SAE seeds of an arm: as many as SAEs are given, or all where it trains its own."""
+        given = self.given.get(label, {}).get(arm)
+        return self.sae_seeds if given is None else self.sae_seeds[: len(given)]
 
     def seeds_of(self, arm: str) -> tuple[int | None, ...]:
         """Return the model seeds of an arm: one None where the control draws nothing."""

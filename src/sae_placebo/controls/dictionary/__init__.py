@@ -12,6 +12,7 @@ from sae_placebo.controls.dictionary.base import (
 from sae_placebo.controls.dictionary.frozen_decoder import FrozenDecoder
 from sae_placebo.controls.dictionary.frozen_encoder import FrozenEncoder
 from sae_placebo.controls.dictionary.pca import PCA
+from sae_placebo.controls.dictionary.retrained import Retrained
 from sae_placebo.controls.dictionary.soft_frozen import SoftFrozen
 from sae_placebo.controls.dictionary.untrained import Untrained
 
@@ -22,6 +23,7 @@ __all__ = [
     "DictionaryControl",
     "FrozenDecoder",
     "FrozenEncoder",
+    "Retrained",
     "SoftFrozen",
     "StreamMoments",
     "Untrained",

@@ -6,6 +6,7 @@ from sae_placebo.report.sections import (  # isort: skip
     arms as arms,
     headline as headline,
     claims as claims,
+    given as given,
     matching as matching,
     effects as effects,
     designs as designs,

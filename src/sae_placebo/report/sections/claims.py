@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -20,7 +21,8 @@ from sae_placebo.report.wording import (
 FIRST = (
     *("mean_token_entropy_bits", "explained_variance_above_gaussian"),
     *("origin_explained", "origin_not_explained", "stable_not_explained"),
-    *("marginal_structure_envelope", "replicated_with_rule", "replicated_unnamed"),
+    *("bits_added_by_latents", "marginal_structure_above_gaussian", "marginal_structure_envelope"),
+    *("has_seed_partner", "coverage_context", "replicated_with_rule", "replicated_unnamed"),
     "share_*",
 )
 """Patterns of the metrics that are shown first; the others are folded."""
@@ -28,9 +30,11 @@ FIRST = (
 
 def build(view: View) -> Content:
     """Return, per hookpoint and SAE, each metric's smallest effect against the fair placebos."""
-    blocks = []
-    for place in view.tables.places:
-        rows = [_row(view, row) for row in records(at(view.tables.claims, place))]
+    blocks, table = [], view.tables.claims
+    claimants = [arm for arm in view.arms if arm in set(table["arm"])]
+    for place, arm in itertools.product(view.tables.places, claimants):
+        here = at(table, place)
+        rows = [_row(view, row) for row in records(here[here["arm"] == arm])]
         if not rows:
             continue
         first = [row for row in rows if row["first"]]
@@ -38,6 +42,7 @@ def build(view: View) -> Content:
         blocks.append(
             {
                 "name": ", ".join(place),
+                "arm": arm_of(view, arm),
                 "rows": sorted(first, key=lambda row: not row["claimed"]),
                 "others": [row for row in rows if not row["first"]],
                 "placebos": [arm_of(view, arm) for arm in view.arms if arm in known],
@@ -45,7 +50,8 @@ def build(view: View) -> Content:
                 "n_claimed": sum(row["claimed"] for row in rows),
             }
         )
-    return Content({"blocks": blocks, "n_places": len(view.tables.places)}, {})
+    several = len(view.tables.places) * len(claimants) > 1
+    return Content({"blocks": blocks, "several": several}, {})
 
 
 def _row(view: View, row: Row) -> dict[str, Any]:

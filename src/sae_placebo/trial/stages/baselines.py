@@ -53,7 +53,7 @@ def _compare(artefacts: Artefacts, one: ArmModel, hookpoint: str, advance: Advan
     saes = {
         (label, seed): artefacts.encoded((one, hookpoint, label, seed))
         for label in spec.saes
-        for seed in spec.sae_seeds
+        for seed in spec.sae_seeds_of(one.arm, label)
     }
     is_trained = one == ArmModel(spec.trained_arm, None)
     given = Given(

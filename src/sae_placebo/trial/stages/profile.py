@@ -85,8 +85,8 @@ class _Profiling:
             models.setdefault(at[:2], []).append(at)
         batches: dict[Hashable, list[list[Place]]] = {}
         for own in models.values():
-            one, hookpoint, _, sae_seed = own[0]
-            key = self._readouts_key(one, hookpoint, self._held(one, sae_seed).against)
+            one, hookpoint = own[0][:2]
+            key = self._readouts_key(one, hookpoint, self._held(own[0]).against)
             lanes = batches.setdefault(key, [[] for _ in range(torch.get_num_threads())])
             min(lanes, key=len).extend(own)
         return [
@@ -99,7 +99,7 @@ class _Profiling:
     def used(self, place: Place) -> list[Hashable]:
         """Return the shelf's keys of all that an SAE's profile shares with others."""
         one, hookpoint, sae, sae_seed = place
-        held = self._held(one, sae_seed)
+        held = self._held(place)
         against = held.against
         models = [one] if against is None else [one, against.one]
         keys = [self.artefacts.activations_key(model, hookpoint) for model in models]
@@ -129,13 +129,14 @@ class _Profiling:
         model = None if against is None else against.one
         return "readouts", self.artefacts.plan.text[one].key, hookpoint, model
 
-    def _held(self, one: ArmModel, sae_seed: int) -> _Held:
+    def _held(self, place: Place) -> _Held:
         """Return what an SAE is held against."""
+        one, _, sae, sae_seed = place
         reasons: dict[str, str] = {}
 
         def held(name: str, find: Callable[..., Held]) -> Held | None:
             try:
-                return find(self.spec, one, sae_seed)
+                return find(self.spec, one, sae, sae_seed)
             except NotEstimable as refusal:
                 reasons[name] = str(refusal)
                 return None
@@ -176,7 +177,7 @@ class _Profiling:
     def _climbed(self, place: Place) -> Ladder:
         """Return the ladder of an SAE's latents."""
         one, hookpoint, label, sae_seed = place
-        against, _, reasons = self._held(one, sae_seed)
+        against, _, reasons = self._held(place)
         readouts = self._readouts(one, hookpoint, against)
         if readouts is None:
             n_groups = self.artefacts.shared(one, hookpoint).folds.n_groups
@@ -194,7 +195,7 @@ class _Profiling:
 
     def _around(self, place: Place, sae: SAE, climbed: Ladder) -> Around:
         one, hookpoint, label, sae_seed = place
-        against, sibling, reasons = self._held(one, sae_seed)
+        against, sibling, reasons = self._held(place)
         placebo = None
         if against is not None:
             placebo = self.artefacts.codes((against.one, hookpoint, label, against.sae_seed))
@@ -231,10 +232,12 @@ class _Profiling:
         """Return the bins of how often the trained arm's latents fire, of the SAE of the same seed."""
         _, hookpoint, label, sae_seed = place
         trained = ArmModel(self.spec.trained_arm, None)
+        seeds = self.spec.sae_seeds_of(trained.arm, label)
+        own = sae_seed if sae_seed in seeds else seeds[0]
         least = self.spec.measurement.thresholds.min_firings
 
         def make() -> Any:
-            codes = self.artefacts.codes((trained, hookpoint, label, sae_seed))
+            codes = self.artefacts.codes((trained, hookpoint, label, own))
             return rates_of(np.asarray(codes.getnnz(axis=0), dtype=np.int64), least)
 
         return self.artefacts.shelf.get(("rates", hookpoint, label, sae_seed), make)

@@ -20,7 +20,11 @@ from sae_placebo.core.checkpoints import Checkpoint, State, Work
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.store import write_json
-from sae_placebo.models.activation_files import read_calibrations, write_lookup
+from sae_placebo.models.activation_files import (
+    read_activations,
+    read_calibrations,
+    write_lookup,
+)
 from sae_placebo.models.activations import ActivationBlock, Calibration, TokenMeans
 from sae_placebo.models.gaussian import GaussianCounting, SecondMoments
 from sae_placebo.models.hookpoints import lens_name, parse_hookpoint
@@ -29,6 +33,7 @@ from sae_placebo.saes.formats import saelens
 from sae_placebo.saes.kernels import Workspace
 from sae_placebo.saes.training import Fit, step_all
 from sae_placebo.trial.artefacts import Artefacts, sae_folder
+from sae_placebo.trial.given import GivenSAE, write_given
 from sae_placebo.trial.plan import ArmModel
 from sae_placebo.trial.recipes import copy_recipe, provenance, read_hash
 from sae_placebo.trial.spec import TrialSpec
@@ -60,7 +65,8 @@ def train_arms(artefacts: Artefacts, arms: Sequence[ArmModel], reader: AnyReader
         work = Work(store, together, read_hash(store.path(plan.build[first])))
         stream = TrainingStream(spec, reader, rows, read_calibrations(harvested))
         controls = {plan.train[one].key: spec.arms[one.arm].dictionary for one in some}
-        matched = Matched(stream, harvested, vocabulary, controls, work)
+        given = {plan.train[one].key: read for one in some if (read := _given(spec, one, harvested))}
+        matched = Matched(stream, harvested, vocabulary, controls, work, given)
         name = first.label + (f" and {len(some) - 1} more" if len(some) > 1 else "")
         matched.count(name, artefacts.progress)
         matched.train(name, artefacts.progress)
@@ -91,6 +97,7 @@ class Matched:
         controls: By the key of an arm's training, what is done to its dictionaries; None: they are
             trained in full.
         work: Where checkpoints are kept.
+        given: By the key of an arm's training, the SAEs that are read instead, by label and seed.
     """
 
     stream: TrainingStream
@@ -98,6 +105,7 @@ class Matched:
     vocabulary_size: int
     controls: Mapping[str, DictionaryControl | None]
     work: Work
+    given: Mapping[str, Mapping[tuple[str, int], GivenSAE]] = field(default_factory=dict)
     trained: dict[tuple[str, Member], tuple[SAE, list[Any]]] = field(default_factory=dict)
     lookups: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     steps: list[tuple[int, dict[str, int]]] = field(default_factory=list)
@@ -133,7 +141,7 @@ class Matched:
         return Nulls(self.spec, self.harvest, self.calibrations, self._starts, self.work)
 
     def _starts(self, hookpoint: str, seeds: Sequence[int]) -> dict[Member, Fit]:
-        """Return new fits of every arm and SAE at one hookpoint."""
+        """Return new fits of every arm and SAE at one hookpoint, those that are given included."""
         spec, fits = self.spec, {}
         for key, control in self.controls.items():
             for label, sae in spec.saes.items():
@@ -156,6 +164,7 @@ class Matched:
             (hookpoint, member): fit
             for hookpoint in self.spec.hookpoints
             for member, fit in self._starts(hookpoint, self.spec.sae_seeds).items()
+            if member[1] not in {label for label, _ in self.given.get(member[0], ())}
         }
 
     def train(self, name: str, progress: Progress) -> None:
@@ -261,9 +270,34 @@ class Matched:
                 {**made_of, **_hook_names(hookpoint), "sae_seed": seed},
             )
             logs += [keys | row for row in log]
+        for (label, seed), one_given in self.given.get(key, {}).items():
+            saelens.write(
+                one_given.sae,
+                sae_folder(folder, one_given.hookpoint, label, seed),
+                {**made_of, **_hook_names(one_given.hookpoint), "sae_seed": seed},
+            )
+        if key in self.given:
+            write_given(folder, self.given[key].values())
         write_json(folder / "gaussian.json", self._nulls.scores[key])
         write_lookup(folder, self.lookups)
         write_records(folder / "log.parquet", logs)
+
+
+def _given(spec: TrialSpec, one: ArmModel, harvest: Path) -> dict[tuple[str, int], GivenSAE]:
+    """Return the SAEs of an arm that are read instead of trained, by label and seed.
+
+    Raises:
+        SpecError: one does not fit the place that the trial reads; the message says which and why.
+        StoreError: one cannot be read.
+    """
+    hookpoint, found = spec.hookpoints[0], {}
+    for label, by_arm in spec.given.items():
+        paths = by_arm.get(one.arm, ())
+        for seed, path in zip(spec.sae_seeds, paths, strict=False):
+            x = read_activations(harvest, hookpoint)
+            calibration = read_calibrations(harvest)[hookpoint]
+            found[label, seed] = GivenSAE.read(label, seed, path, hookpoint, x[calibration.keeps(x)])
+    return found
 
 
 def begin(

@@ -71,11 +71,13 @@ def partners_of(spec: TrialSpec, latents: Any) -> Any:
             part = own[[*_KEYS, "latent", "class"]].copy()
             part["comparison"] = "aa" if name == "placebo" and arm == placebo else name
             part["other"], part["reason"] = None, None
-            try:
-                held = find(spec, one, int(sae_seed))
-                part["other"] = f"{held.one.label}, SAE seed {held.sae_seed}"
-            except NotEstimable as refusal:
-                part["reason"] = str(refusal)
+            for sae in part["sae"].unique():
+                here = part["sae"] == sae
+                try:
+                    held = find(spec, one, str(sae), int(sae_seed))
+                    part.loc[here, "other"] = f"{held.one.label}, SAE seed {held.sae_seed}"
+                except NotEstimable as refusal:
+                    part.loc[here, "reason"] = str(refusal)
             part["correlation"], part["null_correlation"] = own[f"{name}_r"], own[f"{name}_null_r"]
             part["has_partner"] = own[f"has_{name}_partner"]
             part["null_has_partner"] = own[f"null_has_{name}_partner"]

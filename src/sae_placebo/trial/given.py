@@ -1,0 +1,289 @@
+"""SAEs that were trained elsewhere, in the place of those that an arm of the trial would train.
+
+A trial file names them beside a recipe, `[saes.mine] given = "path"`: the trained arm's SAEs are then read,
+one folder for each SAE seed, and every other arm trains its own by the recipe. `given = {arm = "path"}`
+gives those of any arm whose model is not drawn.
+
+A given SAE has usually seen many more tokens than the trial offers, of another text. So an arm with
+`dictionary = "retrained"` trains the recipe on the trained model: given minus retrained is tokens, text and
+recipe, retrained minus a placebo is the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_placebo.core.errors import SpecError
+from sae_placebo.core.lazy import torch
+from sae_placebo.core.sealing import file_hash
+from sae_placebo.core.store import read_json, write_json
+from sae_placebo.saes.base import SAE
+
+if TYPE_CHECKING:
+    from sae_placebo.saes.formats import Given
+
+Paths = dict[str, dict[str, tuple[str, ...]]]
+"""By SAE label and arm: where each SAE seed's is."""
+
+_FILE = "given.json"
+_FREE_ROWS = ("relu", "jumprelu", "gated")
+"""Kinds of which a latent's codes and row may be rescaled without another latent taking its place."""
+_TRIED = 16_384
+"""Held-out tokens that an SAE is tried on before anything is measured."""
+_UNIT = 1e-3
+"""Rows this near to unit norm are taken as they are."""
+
+
+def with_given(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a trial's table in which `given` stands apart from the recipes of `[saes.*]`.
+
+    Where a recipe is not written out, it is the given SAE's own, as far as its file tells it.
+
+    Raises:
+        SpecError: `given` is neither a path, nor several, nor a table of them by arm; or an SAE's recipe
+            cannot be told from its file.
+    """
+    made, saes = dict(table), table.get("saes")
+    if not isinstance(saes, Mapping):
+        return made
+    trained = _trained_arm(table.get("arms"))
+    paths: dict[str, Any] = {**(table.get("given") or {})}
+    recipes: dict[str, Any] = {}
+    for label, recipe in saes.items():
+        if isinstance(recipe, Mapping) and "given" in recipe:
+            recipe = dict(recipe)
+            paths[label] = _by_arm(label, recipe.pop("given"), trained)
+            if "kind" not in recipe:
+                recipe = _recipe(next(iter(paths[label].values()))[0]) | recipe
+        recipes[label] = recipe
+    return made | {"saes": recipes, "given": paths}
+
+
+def _trained_arm(arms: Any) -> str:
+    """Return the label of the arm that is the reference model itself, as far as tables tell it."""
+    for arm, one in arms.items() if isinstance(arms, Mapping) else ():
+        settings = one if isinstance(one, Mapping) else {}
+        changed = any(settings.get(name) is not None for name in ("data", "dictionary"))
+        control = settings.get("control", "trained")
+        kind = control.get("control") if isinstance(control, Mapping) else control
+        if not changed and kind == "trained":
+            return str(arm)
+    return "trained"
+
+
+def _by_arm(label: str, value: Any, trained: str) -> dict[str, tuple[str, ...]]:
+    given = value if isinstance(value, Mapping) else {trained: value}
+    found = {}
+    for arm, paths in given.items():
+        several = [paths] if isinstance(paths, str | Path) else paths
+        if not isinstance(several, list | tuple) or not several:
+            raise SpecError(
+                f"saes.{label}.given is the path of an SAE, a list of paths, one for each SAE seed, or a table "
+                f"of these by arm; found {value!r:.80}"
+            )
+        found[str(arm)] = tuple(str(path) for path in several)
+    return found
+
+
+def _recipe(path: str) -> dict[str, Any]:
+    """Return the settings of an SAE of the same kind and size as a given one.
+
+    Raises:
+        SpecError: it has no fixed number of active latents, and its file names none to aim at.
+    """
+    from sae_placebo.saes.formats import read_sae
+
+    given = read_sae(path)
+    recipe: dict[str, Any] = {"kind": given.sae.spec.kind, "d_sae": given.d_sae}
+    if given.sae.spec.l0_target() is not None:
+        return recipe | {"k": getattr(given.sae.spec, "k", None)}
+    if given.site.l0 is None:
+        raise SpecError(
+            f"the SAE in {path} is of kind {recipe['kind']!r}, and its file does not say how many latents are "
+            f"active on a token: write the recipe, such as kind = {recipe['kind']!r}, d_sae = "
+            f"{given.d_sae}, l0 = 40; `sae-placebo examine` measures it"
+        )
+    return recipe | {"l0": given.site.l0}
+
+
+def identity(path: str) -> dict[str, str]:
+    """Return JSON facts that change when a given SAE does: a hash of each of its files.
+
+    Raises:
+        SpecError: there is no such file or folder.
+    """
+    place = Path(path)
+    if place.is_file():
+        return {place.name: file_hash(place)}
+    if not place.is_dir():
+        raise SpecError(f"there is no SAE at {path}: give the folder that holds it, or its file")
+    files = sorted(file for file in place.iterdir() if file.is_file())
+    return {file.name: file_hash(file) for file in files}
+
+
+def ready(given: Given, x: Any, hookpoint: str) -> tuple[SAE, list[str]]:
+    """Return a given SAE with decoder rows of unit norm, in model units, and what to say of it.
+
+    Args:
+        given: The SAE, as read.
+        x: [token, d_in] some of the activations that it is to read, for a factor that its file lacks.
+        hookpoint: Where they come from.
+
+    Raises:
+        SpecError: it reads another width, or another place by its own metadata; or a trial cannot compute
+            with it: it normalizes every token, or is a TopK SAE whose rows have other norms.
+    """
+    site = given.site.hookpoint
+    if site is not None and site != hookpoint:
+        raise SpecError(
+            f"the given SAE was trained at {given.site.hook} ({site}), and the trial reads {hookpoint}: set "
+            f'hookpoints = ["{site}"]'
+        )
+    if given.d_in != x.shape[1]:
+        raise SpecError(
+            f"the given SAE reads activations of width {given.d_in}, and those at {hookpoint} have "
+            f"{x.shape[1]}: it belongs to another model or place"
+        )
+    if given.normalization == "missing_factor":
+        given = given.estimated(x)
+    if given.normalization != "none":
+        raise SpecError(
+            f"the given SAE normalizes every token by itself ({given.normalization}), so its codes are in no "
+            "unit that a trial can compare; such an SAE is read (read_sae), and not examined"
+        )
+    return _unit_rows(given.sae), [*given.notes, *given.warnings]
+
+
+def _unit_rows(sae: SAE) -> SAE:
+    """Return the same SAE with decoder rows of unit norm, whose codes have taken their lengths.
+
+    Raises:
+        SpecError: the largest codes are kept, and rows of other norms would make others the largest.
+    """
+    norms = torch.linalg.vector_norm(sae.params["W_dec"], dim=1)
+    norms = torch.where(norms > 0, norms, torch.ones_like(norms))
+    if bool(((norms - 1).abs() <= _UNIT).all()):
+        return sae
+    if sae.spec.kind not in _FREE_ROWS:
+        raise SpecError(
+            f"the given SAE keeps the largest codes of a token ({sae.spec.kind}), and its decoder rows have norms "
+            f"from {float(norms.min()):.3g} to {float(norms.max()):.3g}: which are the largest would change "
+            "with rows of unit norm, which a trial needs"
+        )
+    params = dict(sae.params) | {"W_dec": sae.params["W_dec"] / norms[:, None]}
+    if sae.spec.kind == "gated":  # the gate stays; the magnitude is what grows
+        params["r_mag"] = params["r_mag"] + norms.log()
+        params["b_mag"] = params["b_mag"] * norms
+        return SAE(sae.spec, params)
+    params["W_enc"] = (params["W_enc"].t() * norms[:, None]).t()
+    for name in sae.spec.in_activation_units:
+        params[name] = params[name] * norms
+    return SAE(sae.spec, params)
+
+
+@dataclass(frozen=True)
+class GivenSAE:
+    """One given SAE in the form that a trial computes with, and what is said of it.
+
+    Attributes:
+        label: Its label in the trial.
+        sae_seed: The seed whose place it takes.
+        path: Where it was read from.
+        hookpoint: What it reads.
+        sae: The SAE, with decoder rows of unit norm, in model units.
+        given: It as it was read.
+        notes: What was changed in reading, and what may be wrong with it.
+        l0: Mean number of active latents on the activations it was tried on.
+        explained_variance: The share of their variance that it explains; below 0 it is worse than the mean.
+    """
+
+    label: str
+    sae_seed: int
+    path: str
+    hookpoint: str
+    sae: SAE
+    given: Given
+    notes: tuple[str, ...]
+    l0: float
+    explained_variance: float
+
+    @classmethod
+    def read(cls, label: str, sae_seed: int, path: str, hookpoint: str, x: Any) -> GivenSAE:
+        """Return the SAE at a path, tried on some activations [token, d_in].
+
+        Raises:
+            SpecError: it does not fit; see `ready`.
+            StoreError: it cannot be read.
+        """
+        from sae_placebo.saes.formats import read_sae
+
+        given = read_sae(path)
+        sae, notes = ready(given, x[:_TRIED], hookpoint)
+        codes = sae.encode(x[:_TRIED])
+        error = (x[:_TRIED] - sae.decode(codes)).double().square().sum()
+        spread = (x[:_TRIED] - x[:_TRIED].mean(0)).double().square().sum()
+        l0, explained = len(codes.values) / len(x[:_TRIED]), float(1 - error / spread)
+        notes += _doubts(given, l0, explained)
+        return cls(label, sae_seed, path, hookpoint, sae, given, tuple(notes), l0, explained)
+
+    def record(self) -> dict[str, Any]:
+        """Return what is said of it, as JSON."""
+        site = self.given.site
+        return {
+            "sae": self.label,
+            "sae_seed": self.sae_seed,
+            "path": self.path,
+            "format": self.given.format,
+            "kind": self.sae.spec.kind,
+            "d_sae": self.sae.d_sae,
+            "hookpoint": self.hookpoint,
+            "hook": site.hook,
+            "model": site.model,
+            "prepend_bos": site.prepend_bos,
+            "context_tokens": site.context_tokens,
+            "positions": None if site.positions is None else list(site.positions),
+            "excluded_tokens": _plain(site.excluded_tokens),
+            "model_arguments": dict(site.model_arguments),
+            "l0_stated": site.l0,
+            "l0": self.l0,
+            "explained_variance": self.explained_variance,
+            "notes": list(self.notes),
+        }
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _doubts(given: Given, l0: float, explained: float) -> list[str]:
+    """Return why an SAE may not be where it belongs, one sentence each."""
+    found, stated = [], given.site.l0
+    if explained < 0:
+        found.append(
+            f"It explains less than the mean does ({explained:.2f} of the variance): it was probably trained at "
+            "another place, on another model, or on activations of another scale."
+        )
+    if stated and not 0.5 <= l0 / stated <= 2:
+        found.append(
+            f"Its file says that {stated:g} latents are active on a token, and here {l0:.1f} are: text, place or "
+            "scale may be others."
+        )
+    if given.site.positions is not None or given.site.excluded_tokens:
+        found.append(
+            "In its training some positions or tokens were left out, and here they are read like all others."
+        )
+    return found
+
+
+def write_given(folder: Path, saes: Iterable[GivenSAE]) -> None:
+    """Write what is said of given SAEs into a train artefact."""
+    write_json(folder / _FILE, [one.record() for one in saes])
+
+
+def read_given(folder: Path) -> list[dict[str, Any]]:
+    """Return what is said of the given SAEs of a train artefact; nothing where none was given."""
+    path = folder / _FILE
+    return list(read_json(path)) if path.is_file() else []
