@@ -221,7 +221,8 @@ def _numbers(
     k = int(weights.number("k")) if "k" in weights.names else trainer["k"]
     if trainer.get("k", k) != k:
         raise remarks.refuse(f"{CONFIG} gives k {trainer['k']!r:.80}, but the tensors {k}")
-    settings: dict[str, Any] = {"k": k if layout.kind == "topk" else float(k)}
+    on_average = layout.kind != "topk" and isinstance(k, int)
+    settings: dict[str, Any] = {"k": float(k) if on_average else k}
     if layout.kind == "matryoshka":
         if len(weights.shapes.get("group_sizes", (0, 0))) != 1:
             weights.need({"group_sizes": (len(trainer.get("group_sizes", [])),)})
