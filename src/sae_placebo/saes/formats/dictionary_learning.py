@@ -146,13 +146,13 @@ def _class_name(trainer: Mapping[str, Any], weights: TensorFile, remarks: Remark
     Raises:
         StoreError: the class is not read, or two have these tensors.
     """
-    named = trainer.get("dict_class")
-    if named in _REFUSED:
-        raise remarks.refuse(f"the class {named} is not read: {_REFUSED[named]}")
-    if named is not None:
+    if trainer.get("dict_class") is not None:
+        named = str(trainer["dict_class"])
+        if named in _REFUSED:
+            raise remarks.refuse(f"the class {named} is not read: {_REFUSED[named]}")
         if named not in _CLASSES:
             raise remarks.refuse(f"the class {named!r:.80} is not read; {', '.join(_CLASSES)} are")
-        return str(named)
+        return named
     fitting = [name for name, layout in _CLASSES.items() if set(_names(layout)) == weights.names]
     if len(fitting) == 1:
         remarks.note(
