@@ -96,12 +96,21 @@ def gemma_scope(folder: Path, tensors: dict[str, Any]) -> None:
     np.savez(folder / "params.npz", **{name: array.numpy() for name, array in arrays.items()})
 
 
+def ours(folder: Path, tensors: dict[str, Any]) -> None:
+    from sae_placebo.saes import SAE, parse_sae
+    from sae_placebo.saes.formats import saelens
+
+    spec = parse_sae({"kind": "relu", "d_sae": len(tensors["b_enc"]), "l0": 8.0})
+    saelens.write(SAE(spec, tensors), folder, {})
+
+
 WRITERS: dict[str, Callable[[Path, dict[str, Any]], None]] = {
     "saelens": saelens,
     "saelens, all that is folded": saelens_folded,
     "sparsify": sparsify,
     "dictionary_learning": dictionary_learning,
     "gemma_scope": gemma_scope,
+    "ours": ours,
 }
 
 

@@ -166,6 +166,7 @@ def test_shards_are_joined_and_a_missing_one_is_named(name: str, tmp_path: Path)
     [
         ({"architecture": "transcoder"}, "architecture 'transcoder' is not read"),
         ({"architecture": "abstopk"}, "signed"),
+        ({"architecture": ["topk"]}, "topk']"),
         ({"architecture": "mystery"}, "architecture is 'mystery'"),
         ({"normalize_activations": "by_moonlight"}, "normalize_activations is 'by_moonlight'"),
         ({"reshape_activations": "hook_q"}, "reshape_activations is 'hook_q'"),
@@ -192,11 +193,12 @@ def test_activation_functions_of_old_saelens(tmp_path: Path) -> None:
     assert "k is not given" in said(folder)
 
 
-def test_a_scaling_factor_that_nothing_says_is_used(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tensor", ["scaling_factor", "finetuning_scaling_factor"])
+def test_a_scaling_factor_that_nothing_says_is_used(tensor: str, tmp_path: Path) -> None:
     folder = copied("saelens/v3-standard", tmp_path)
     factors = torch.linspace(0.5, 2.0, 48)
-    change(folder / "sae_weights.safetensors", lambda t: t.update(scaling_factor=factors))
-    assert "finetuning_scaling_factor" in said(folder)
+    change(folder / "sae_weights.safetensors", lambda t: t.update({tensor: factors}))
+    assert "setting finetuning_scaling_factor" in said(folder)
     settings(folder, "cfg.json", finetuning_scaling_factor=True)
     scaled, plain = read_sae(folder).sae, read_sae(HERE / "saelens/v3-standard").sae
     torch.testing.assert_close(scaled.params["W_dec"], plain.params["W_dec"] * factors[:, None])
@@ -259,6 +261,7 @@ def test_an_unset_threshold_of_dictionary_learning(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"dict_class": ["BatchTopKSAE"]}, "is not read"),
         ({"dict_class": "MysteryDict"}, "'MysteryDict' is not read"),
         ({"dict_class": "CrossCoder"}, "several layers"),
         ({"dict_class": "GatedAutoEncoder"}, "lacks decoder_bias"),

@@ -177,6 +177,36 @@ def test_sixteen_bits_are_cast_and_a_threshold_in_them_is_warned_of(tmp_path: Pa
     assert half.sae.params["threshold"].dtype == torch.float32
 
 
+def test_old_exports_of_rescaled_batchtopk_are_warned_of(tmp_path: Path) -> None:
+    assert not case("saelens/batchtopk-rescaled-average")[0].warnings
+    for name, warned in (("batchtopk-rescaled-average", True), ("batchtopk", False)):
+        folder = tmp_path / name
+        shutil.copytree(HERE / "saelens" / name, folder)
+        path = folder / "cfg.json"
+        path.write_text(path.read_text().replace("6.54.12", "6.20.1"))
+        found = read_sae(folder).warnings
+        assert any("mended in 6.54.9" in sentence for sentence in found) == warned
+
+
+def test_logarithms_of_thresholds_are_undone(tmp_path: Path) -> None:
+    folder = tmp_path / "logarithms"
+    shutil.copytree(HERE / "saelens" / "jumprelu", folder)
+    path = folder / "sae_weights.safetensors"
+    tensors = load_file(path)
+    wanted = tensors.pop("threshold")
+    save_file(tensors | {"log_threshold": wanted.log()}, path)
+    torch.testing.assert_close(read_sae(folder).sae.params["threshold"], wanted)
+
+
+def test_thresholds_that_differ_are_jumprelu_whatever_it_was_trained_as(tmp_path: Path) -> None:
+    folder = tmp_path / "uneven"
+    shutil.copytree(HERE / "saelens" / "batchtopk", folder)
+    path = folder / "sae_weights.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"threshold": torch.linspace(1, 2, len(tensors["threshold"]))}, path)
+    assert read_sae(folder).sae.spec.kind == "jumprelu"
+
+
 def test_a_file_can_be_named_itself() -> None:
     folder = HERE / "saelens" / "topk"
     for file in (folder / "sae_weights.safetensors", folder):

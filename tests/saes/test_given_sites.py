@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from sae_placebo.core.errors import StoreError
 from sae_placebo.models.hookpoints import parse_hookpoint
 from sae_placebo.saes import SAE, parse_sae
 from sae_placebo.saes.formats import folding, hookpoint_of, read_sae, saelens
@@ -155,6 +156,60 @@ def test_a_tensor_is_read_a_few_rows_at_a_time(
         assert torch.equal(turned, wide.t())
         assert torch.equal(file.read("half"), half)
         assert file.number("one") == 2.5
+
+
+def test_a_backup_of_a_compiled_sae_with_its_factor_as_a_tensor(tmp_path: Path) -> None:
+    source = HERE / "dictionary_learning" / "jumprelu-backup"
+    shutil.copytree(source, tmp_path / "backup")
+    path = tmp_path / "backup" / "ae.pt"
+    table = torch.load(path, weights_only=True)
+    table["norm_factor"] = torch.tensor(table["norm_factor"])
+    table["ae"] = {f"_orig_mod.{name}": tensor for name, tensor in table["ae"].items()}
+    torch.save(table, path)
+    found, wanted = read_sae(path).sae, read_sae(source).sae
+    for name in wanted.params:
+        close(found.params[name], wanted.params[name])
+    del table["norm_factor"]  # then its activations were not normalized, and biases stay
+    torch.save(table, path)
+    assert any("without norm_factor" in note for note in read_sae(path).notes)
+    torch.testing.assert_close(
+        read_sae(path).sae.params["b_dec"], table["ae"]["_orig_mod.b_dec"], rtol=0, atol=0
+    )
+
+
+def test_activations_of_another_type_are_cast() -> None:
+    given = read_sae(HERE / "saelens" / "topk")
+    x = torch.randn(5, given.d_in, generator=torch.Generator().manual_seed(0))
+    codes = given.encode(x.double())
+    assert torch.equal(codes.dense(), given.encode(x).dense())
+    assert given.decode(codes, x.double()).dtype == torch.float32
+
+
+def test_norms_of_the_decoder_are_noted_where_they_are_not_one() -> None:
+    assert any("norms from" in note for note in read_sae(HERE / "saelens" / "topk").notes)
+    rescaled = read_sae(HERE / "saelens" / "topk-rescaled")
+    assert not any("norms from" in note for note in rescaled.notes)
+
+
+def test_a_folder_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked: list[dict[str, object]] = []
+
+    def snapshot(repository: str, **options: object) -> str:
+        asked.append({"repository": repository, **options})
+        return str(HERE)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    given = read_sae("nobody-here/saes/saelens/topk", revision="abc")
+    assert given.sae.spec.kind == "topk"
+    assert asked[0]["repository"] == "nobody-here/saes"
+    assert asked[0]["revision"] == "abc"
+    patterns = asked[0]["allow_patterns"]
+    assert "saelens/topk/*.safetensors" in patterns  # type: ignore[operator]
+    assert not any(p.endswith((".bin", "*.pt", ".pkl")) for p in patterns)  # type: ignore[attr-defined]
+    with pytest.raises(StoreError, match="holds no folder 'saelens/nothing'"):
+        read_sae("nobody-here/saes/saelens/nothing")
 
 
 def test_names_of_repositories() -> None:

@@ -146,13 +146,13 @@ def _class_name(trainer: Mapping[str, Any], weights: TensorFile, remarks: Remark
     Raises:
         StoreError: the class is not read, or two have these tensors.
     """
-    named = trainer.get("dict_class")
-    if named in _REFUSED:
-        raise remarks.refuse(f"the class {named} is not read: {_REFUSED[named]}")
-    if named is not None:
+    if trainer.get("dict_class") is not None:
+        named = str(trainer["dict_class"])
+        if named in _REFUSED:
+            raise remarks.refuse(f"the class {named} is not read: {_REFUSED[named]}")
         if named not in _CLASSES:
             raise remarks.refuse(f"the class {named!r:.80} is not read; {', '.join(_CLASSES)} are")
-        return str(named)
+        return named
     fitting = [name for name, layout in _CLASSES.items() if set(_names(layout)) == weights.names]
     if len(fitting) == 1:
         remarks.note(
@@ -221,7 +221,8 @@ def _numbers(
     k = int(weights.number("k")) if "k" in weights.names else trainer["k"]
     if trainer.get("k", k) != k:
         raise remarks.refuse(f"{CONFIG} gives k {trainer['k']!r:.80}, but the tensors {k}")
-    settings: dict[str, Any] = {"k": k if layout.kind == "topk" else float(k)}
+    on_average = layout.kind != "topk" and isinstance(k, int)
+    settings: dict[str, Any] = {"k": float(k) if on_average else k}
     if layout.kind == "matryoshka":
         if len(weights.shapes.get("group_sizes", (0, 0))) != 1:
             weights.need({"group_sizes": (len(trainer.get("group_sizes", [])),)})

@@ -137,7 +137,7 @@ class Given:
         if x.ndim != 2 or x.shape[1] != self.d_in:
             allowed = f"[token, {self.d_in}]" + (" or [token, head, d_head]" * self.heads)
             raise SpecError(f"the SAE reads activations of shape {allowed}, not {list(x.shape)}")
-        return x
+        return x.to(self.sae.params["b_dec"])  # its type and its device
 
     def _per_token(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return what is taken from each token, what the rest is multiplied by, and what undoes that."""

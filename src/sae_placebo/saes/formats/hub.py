@@ -32,7 +32,12 @@ def fetched(source: str, revision: str | None) -> Path:
         StoreError: there is no such repository or folder, or the hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    unreachable = (
+        f"{source!r} is no file or folder here, and the Hugging Face hub cannot be reached; give a folder, "
+        "or fetch it first where there is a network."
+    )
 
     owner, name, *rest = source.split("/")
     folder = "/".join(rest)
@@ -47,16 +52,15 @@ def fetched(source: str, revision: str | None) -> Path:
                 local_files_only=not answers(),
             )
         )
+    except LocalEntryNotFoundError as problem:
+        raise StoreError(unreachable) from problem
     except HfHubHTTPError as problem:
         raise StoreError(
             f"{source!r} is no folder here, and the Hugging Face hub does not give it "
             f"({' '.join(str(problem).split())[:200]})"
         ) from problem
     except (OSError, ValueError) as problem:
-        raise StoreError(
-            f"{source!r} is no file or folder here, and the Hugging Face hub cannot be reached; give a "
-            "folder, or fetch it first where there is a network."
-        ) from problem
+        raise StoreError(unreachable) from problem
     found = root / folder
     if not found.is_dir():
         raise StoreError(f"the repository {owner}/{name} holds no folder {folder!r}")

@@ -103,6 +103,8 @@ _NORMALIZATIONS = (
     "layer_norm",
     "covariance_whitening",
 )
+_FINETUNED = ("scaling_factor", "finetuning_scaling_factor")
+"""Names of what versions 3 to 5 multiply codes by when they decode them."""
 _THRESHOLD_MENDED = (6, 54, 9)
 """The version from which on the threshold of a rescaled BatchTopK is divided by the factor too."""
 
@@ -147,7 +149,7 @@ def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check(config: Mapping[str, Any], remarks: Remarks) -> None:
     """Refuse what would be computed wrongly, by name."""
-    architecture = config.get("architecture")
+    architecture = str(config.get("architecture"))
     if architecture in _REFUSED:
         raise remarks.refuse(f"architecture {architecture!r} is not read: {_REFUSED[architecture]}")
     if architecture not in _KINDS:
@@ -182,7 +184,7 @@ def _sae(config: Mapping[str, Any], weights: TensorFile, remarks: Remarks) -> SA
     shapes = {"W_enc": (d_in, d_sae), "b_dec": (d_in,)}
     shapes |= dict.fromkeys(names.values(), (d_sae,)) | ({"topk_threshold": ()} if batch else {})
     weights.need(shapes)
-    extra = weights.names - set(shapes) - {"W_dec", "scaling_factor"}
+    extra = weights.names - set(shapes) - {"W_dec", *_FINETUNED}
     if extra:
         raise remarks.refuse(
             f"{weights.path.name} has tensors that no SAE of this architecture has: "
@@ -270,19 +272,20 @@ def _fold(
         remarks.note(
             "The decoder's norms are written into the encoder (rescale_acts_by_decoder_norm)."
         )
-    if "scaling_factor" in weights.names:
-        weights.need({"scaling_factor": (len(params["W_dec"]),)})
-        factors = weights.read("scaling_factor")
-        if bool((factors - 1).abs().max() > 1e-5):
-            if not config.get("finetuning_scaling_factor"):
-                raise remarks.refuse(
-                    "the weights hold a scaling_factor that is not 1, and finetuning_scaling_factor, "
-                    "which says whether it is used, is not true"
-                )
-            params["W_dec"].mul_(factors[:, None])
-            remarks.note(
-                "Decoder rows are multiplied by scaling_factor (finetuning_scaling_factor)."
+    for name in weights.names.intersection(_FINETUNED):
+        weights.need({name: (len(params["W_dec"]),)})
+        factors = weights.read(name)
+        if float((factors - 1).abs().max()) <= 1e-5:
+            continue
+        if not config.get("finetuning_scaling_factor"):
+            raise remarks.refuse(
+                f"the weights hold a {name} that is not 1, and the setting finetuning_scaling_factor, which "
+                "says whether it is used, is not true"
             )
+        params["W_dec"].mul_(factors[:, None])
+        remarks.note(
+            f"Decoder rows are multiplied by {name}, which codes are when they are decoded."
+        )
     if not config.get("apply_b_dec_to_input", True):
         folding.subtract_b_dec(params)
         remarks.note("The encoder's bias holds b_dec W_enc (apply_b_dec_to_input is false).")

@@ -290,9 +290,11 @@ class PtFile(TensorFile):
         table = self._table()
         inner = table.get("ae")
         if isinstance(inner, dict):
-            self.values = {
-                key: value for key, value in table.items() if isinstance(value, int | float | str)
-            }
+            for key, value in table.items():
+                if isinstance(value, torch.Tensor) and value.ndim == 0:
+                    value = value.item()
+                if isinstance(value, int | float | str):
+                    self.values[key] = value
             self.values["ae"] = True
         for name, value in (inner if isinstance(inner, dict) else table).items():
             if not isinstance(value, torch.Tensor):
