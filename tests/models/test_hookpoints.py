@@ -70,6 +70,7 @@ def test_transformer_lens_names_are_those_of_saelens() -> None:
         assert parse_hookpoint(lens_name(Hookpoint(site, 3))) == Hookpoint(site, 3)
     assert lens_name(Hookpoint("resid_post", 2)) == "blocks.2.hook_resid_post"
     assert lens_name(Hookpoint("z", 2)) == "blocks.2.attn.hook_z"
+    assert lens_name(Hookpoint("mlp_in", 2)) == "blocks.2.mlp.hook_in"
 
 
 def test_what_transformer_lens_reads_before_the_norm_is_no_mlp_in() -> None:

@@ -44,7 +44,7 @@ def test_every_stage_is_run_at_the_hookpoints_own_width(result: Path, folder: Pa
     saved = sorted((folder / "store").glob("train/*/**/cfg.json"))
     names = {
         "blocks.1.attn.hook_z": 64,
-        "blocks.1.ln2.hook_normalized": 32,
+        "blocks.1.mlp.hook_in": 32,
         "blocks.1.hook_resid_post": 32,
     }
     found = []

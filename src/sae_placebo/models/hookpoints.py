@@ -31,8 +31,8 @@ _LENS_SITES: Mapping[str, Site] = {
     "hook_resid_pre": "resid_pre",
     "attn.hook_z": "z",
     "hook_attn_out": "attn_out",
-    "ln2.hook_normalized": "mlp_in",
     "mlp.hook_in": "mlp_in",
+    "ln2.hook_normalized": "mlp_in",
     "hook_mlp_out": "mlp_out",
     "hook_resid_post": "resid_post",
 }
@@ -75,8 +75,8 @@ def parse_hookpoint(text: str) -> Hookpoint:
     path (`transformer.h.5.mlp`) means the term which that module adds to the residual stream.
 
     TransformerLens's `hook_mlp_in` is before the norm, so it is no name of `mlp_in`. Its
-    `ln2.hook_normalized` is taken for `mlp_in`, which is behind the gain; TransformerLens itself puts the
-    gain of an RMSNorm behind that hook, unless it has been folded into the weights.
+    `ln2.hook_normalized` is taken for `mlp_in`, which is behind gain and bias; TransformerLens has that hook
+    behind them in its LayerNorm, and before them in its RMSNorm and in its bridge to Hugging Face models.
 
     Raises:
         SpecError: `text` names no such place.
@@ -138,7 +138,10 @@ def _hint(text: str) -> str:
 
 
 def lens_name(hookpoint: Hookpoint) -> str:
-    """Return the name that TransformerLens, and with it SAELens, has for a hookpoint."""
+    """Return the name that TransformerLens, and with it SAELens, has for a hookpoint.
+
+    That of `mlp_in` is `mlp.hook_in`, which is the input of the MLP whatever is folded into the norm.
+    """
     hook = next(hook for hook, site in _LENS_SITES.items() if site == hookpoint.site)
     return f"blocks.{hookpoint.layer}.{hook}"
 
