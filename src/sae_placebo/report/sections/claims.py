@@ -20,7 +20,8 @@ from sae_placebo.report.wording import (
 FIRST = (
     *("mean_token_entropy_bits", "explained_variance_above_gaussian"),
     *("origin_explained", "origin_not_explained", "stable_not_explained"),
-    *("marginal_structure_envelope", "replicated_with_rule", "replicated_unnamed"),
+    *("bits_added_by_latents", "marginal_structure_above_gaussian", "marginal_structure_envelope"),
+    *("has_seed_partner", "coverage_context", "replicated_with_rule", "replicated_unnamed"),
     "share_*",
 )
 """Patterns of the metrics that are shown first; the others are folded."""
