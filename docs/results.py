@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from results_use import markdown
 
 from sae_placebo.latents.classes.classification import CLASS_NAMES
 from sae_placebo.latents.ladder.fitting import RUNGS
+from sae_placebo.latents.metrics.replicated import CROSSED
 from sae_placebo.latents.origin.rule import ORIGINS
+from sae_placebo.report.sections.claims import FIRST
 
 LEAST = 0.005
 """Share that a class must reach in some arm to have a row."""
@@ -51,6 +54,12 @@ class Page:
             for row in own[own[side] == arm].to_dict("records"):
                 if pd.notna(row[f"{side}_value"]):
                     return said(row, f"{side}_", scale, digits)
+        curve = self.table("fit_curve") if (self.folder / "fit_curve.parquet").exists() else None
+        if curve is not None:
+            here = curve[(curve["arm"] == arm) & (curve["hookpoint"] == hookpoint)]
+            withheld = here[here["metric"] == metric].sort_values("portion")["withheld"].dropna()
+            if len(withheld):
+                return brief(f"withheld: {withheld.iloc[-1]}")
         reasons = own[(own["arm"] == arm) | (own["control"] == arm)]["reason"].dropna()
         mine = [why.split(": ", 1)[1] for why in reasons if why.startswith(f"{arm}: ")]
         why = mine[0] if mine else next(iter(reasons), "")
@@ -224,6 +233,33 @@ def contrasts(page: Page) -> str:
     )
 
 
+def claims(page: Page) -> str:
+    rows = []
+    for row in page.table("claims").to_dict("records"):
+        if not any(fnmatchcase(row["metric"], pattern) for pattern in FIRST):
+            continue
+        scale, unit = (100, "points") if row["unit"] == "share" else (1, row["unit"])
+        effect = {"value": row["effect"], "low": row["low"], "high": row["high"]}
+        digits = {"bits": 2, "F1": 3}.get(str(unit), 1)
+        shown = "–" if pd.isna(row["effect"]) else said(effect, "", scale, digits)
+        why = "" if row["claimed"] else str(row["reason"])
+        why = why.split(": withheld")[0] + ": withheld" if ": withheld" in why else why[:90]
+        rows.append([row["metric"], row["hookpoint"], row["against"], shown, unit, why])
+    claimed = [[*row[:5], "yes"] for row in rows if not row[5]]
+    head = ["metric", "hookpoint", "nearest fair placebo", "smallest effect", "unit", "claimed"]
+    return markdown(head, claimed + [[*row[:5], f"no: {row[5]}"] for row in rows if row[5]])
+
+
+def replicated(page: Page) -> str:
+    names = {name: f"replicated_{name}" for name in CROSSED}
+    names |= {"with a rule": "replicated_with_rule", "unnamed": "replicated_unnamed"}
+    text = by_arm(page, list(names), names.__getitem__)
+    latents = page.table("latents")
+    own = latents[latents["has_seed_partner"] == 1]
+    n = ", ".join(f"{arm} {count:,}" for arm, count in own.groupby("arm").size().items())
+    return f"{text}\n\nPercent of the latents that another seed has too, 95% interval. n: {n}."
+
+
 def decoys(page: Page) -> str:
     rows = []
     for row in page.table("decoys").to_dict("records"):
@@ -250,7 +286,9 @@ def mechanism(page: Page) -> str:
 
 TABLES: dict[str, Callable[[Page], str]] = {
     "contrasts": contrasts,
+    "claims": claims,
     "classes": classes,
+    "replicated": replicated,
     "verdicts": verdicts,
     "partners": partners,
     "ladder by fitted text": fit_curve,
