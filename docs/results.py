@@ -68,7 +68,7 @@ class Page:
 
 def brief(why: str) -> str:
     """Return a reason in few words: how far twice the text moves what is withheld, or its beginning."""
-    moved = re.search(r"withheld: .*moved it by (\S+ ± [\d.]+)", why)
+    moved = re.search(r"withheld: .*moved it by (\S+ ± [\d.e-]+)", why)
     if moved:
         return f"withheld ({moved[1]})"
     return "withheld" if "withheld" in why else f"– ({why[:80]})"

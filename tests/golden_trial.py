@@ -71,7 +71,11 @@ TABLE: dict[str, Any] = {
     },
 }
 
-# numbers that are no counts, and hang neither on steps of a quantizer (bits), nor on tokens drawn from
+LOOSE = "use: use "
+"""Numbers that begin so hang on which firings are drawn, by importance that is read off tokens drawn from
+predictions: rounding draws others, and they are held to no more than their size."""
+
+# the other numbers are no counts, and hang neither on steps of a quantizer (bits), nor on tokens drawn from
 # predictions (screen, readers), nor on an order of nearly equal values (ranks)
 LATENTS = (
     *("density", "token_entropy_bits", "token_entropy_null_bits", "mean_activation"),
@@ -132,6 +136,8 @@ def numbers(trial: sp.Trial) -> dict[str, float]:
         own = baselines[baselines["baseline"] == name]
         add("baselines", name, own, ("explained_variance", "lookup_relative_ev"))
     add("use", "use", table("use"), ("effect", "null_effect"))
+    for one in trial.record["use"]:
+        found[f"use: full swap, {one['arm']}"] = float(one["full_swap_nats"])
     add("use", "writers", table("writers"), ("share",))
     audits = table("audits")
     for name in AUDITS:

@@ -258,8 +258,8 @@ def test_a_target_out_of_reach_is_null_with_its_reason() -> None:
     found = recipe.calibration["values"]["resid_pre.0"]
     assert found["reached"] is None
     assert abs(found["nearest"] - found["target"]) > 0.02
-    assert "at resid_pre.0" in found["reason"]
-    assert f"{found['target']:.3f} is sought" in found["reason"]
+    assert "no block lies before resid_pre.0" in found["reason"]
+    assert f"{found['target']:.3f} in the trained model" in found["reason"]
 
 
 # --- refusals ------------------------------------------------------------------------------------------

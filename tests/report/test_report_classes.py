@@ -44,7 +44,9 @@ def test_small_classes_are_in_the_table_alone(tables):
     figure = SECTIONS["classes"].build(view).figures[block["figure"]]
     assert figure["layout"]["height"] < 16 * (24 + 17 * 6) + 200
     page = render_section(SECTIONS["classes"], view)
-    assert "Not drawn, below 1% in every arm: induction." in page
+    assert (
+        "Not drawn, below 1% in every arm that has a share, or withheld in all: induction." in page
+    )
 
 
 def test_starred_classes_are_counted_per_arm(tables):

@@ -121,3 +121,22 @@ def test_the_covariance_is_at_most_what_it_can_be_source_by_source() -> None:
     assert found.components[0].variance == pytest.approx(found.arm.components[0].variance)
     seeds = [sum(p.variance for p in side.components[1:]) for side in (found.arm, found.control)]
     assert abs(found.covariance) <= math.sqrt(seeds[0] * seeds[1]) + 1e-12
+
+
+def test_a_share_of_some_latents_stays_between_0_and_1() -> None:
+    """Of how many differs between SAEs, so it is on its own scale; of R2 below 0 nothing is cut."""
+    for name, whole in (("share of some", (0.0, 1.0)), ("R2", (-math.inf, math.inf))):
+        shares = frozenset({name} if whole[0] == 0 else ())
+        table = ReplicateTable({"here": 60}, {"here": 600}, frozenset(), shares=shares)
+        random = numpy_generator(0, "share of some")
+        for arm, values in (("low", (0.0, 0.02)), ("high", (0.97, 1.0))):
+            cell = ReplicateKey(arm, "here", "sae", name)
+            for seed, value in enumerate(values):
+                table.add(cell, 0, seed, value + np.r_[0, random.normal(0, 0.01, 100)])
+        low, high = (
+            ArmNumber.of(Spreads(table), ReplicateKey(arm, "here", "sae", name)).bounds()
+            for arm in ("low", "high")
+        )
+        assert (low.low == 0.0) == (whole[0] == 0)
+        assert (high.high == 1.0) == (whole[0] == 0)
+        assert min(low.high, high.low) > 0

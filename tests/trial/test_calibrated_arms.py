@@ -16,7 +16,9 @@ from sae_placebo.core.progress import Progress
 from sae_placebo.core.store import Store
 from sae_placebo.models.activation_files import read_activations
 from sae_placebo.models.loading import Reader
+from sae_placebo.trial.arms import parse_arm
 from sae_placebo.trial.artefacts import Artefacts
+from sae_placebo.trial.costs import plan_table
 from sae_placebo.trial.plan import ArmModel, plan_steps
 from sae_placebo.trial.spec import load_trial
 from sae_placebo.trial.stages import questions
@@ -150,3 +152,41 @@ def test_what_cannot_be_reached_is_null_with_the_reason(
     assert trial.effects["arm_value"].notna().any()
     assert not trial.claims["claimed"].any()
     assert trial.claims["reason"].str.contains("not estimable against calibrated").all()
+
+
+@pytest.mark.parametrize(
+    ("arm", "fair"),
+    [
+        (ARM, True),
+        ({"data": "surrogate"}, True),
+        (ARM | {"data": "surrogate"}, True),
+        # a surrogate's token explains what it explains in the model that the surrogate is of
+        ({"control": "redraw", "data": "surrogate"}, False),
+        ({"control": "ablate_attention", "data": "surrogate"}, False),
+        (ARM | {"data": "shuffle_tokens"}, False),
+        ({"control": "redraw"}, False),
+        ({"dictionary": "frozen_decoder"}, False),
+    ],
+)
+def test_a_fair_placebo_has_the_trained_models_token(arm: dict[str, Any], fair: bool) -> None:
+    assert parse_arm(arm).is_fair == fair
+
+
+def test_a_trial_whose_first_placebo_is_calibrated_is_planned(
+    table: dict[str, Any], tmp_path: Path
+) -> None:
+    # JSON's values are TOML's too
+    lines = [f"{key} = {json.dumps(value)}" for key, value in _flat(table)]
+    (tmp_path / "trial.toml").write_text("\n".join(lines) + "\n")
+    said = plan_table(
+        tmp_path / "trial.toml", tmp_path, overrides=[], probe=True, progress=Progress()
+    )
+    assert "minutes" in said
+
+
+def _flat(table: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in table.items():
+        name = f"{before}{json.dumps(key)}"
+        found += _flat(value, f"{name}.") if isinstance(value, dict) else [(name, value)]
+    return found

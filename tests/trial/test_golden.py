@@ -24,7 +24,8 @@ def test_no_number_moves_without_a_version(tmp_path: Path) -> None:
     moved = {
         name: (value, found[name])
         for name, value in committed["numbers"].items()
-        if found[name] != pytest.approx(value, rel=1e-4, abs=1e-6)
+        if found[name]
+        != pytest.approx(value, rel=0.3 if name.startswith(golden_trial.LOOSE) else 1e-4, abs=1e-6)
     }
     assert not moved, (
         f"raise the stage's version in `trial.plan.VERSIONS`, or find out why: {moved}"

@@ -84,8 +84,8 @@ def change(
     if abs(by) + ONE_SIDED * se < ROOM * abs(share):
         return Change(by, se, share, None)
     what = "what it leaves" if is_rest and len(wholes) == 1 else "it"
-    moves = f"twice the text to fit on moved it by {by:+.3f} ± {ONE_SIDED * se:.3f}"
-    why = f"withheld: {moves}; a tenth of {what} is {ROOM * abs(share):.3f}"
+    moves = f"twice the text to fit on moved it by {by:+.2g} ± {ONE_SIDED * se:.2g}"
+    why = f"withheld: {moves}; a tenth of {what} is {ROOM * abs(share):.2g}"
     return Change(by, se, share, why)
 
 

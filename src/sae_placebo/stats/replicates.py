@@ -33,6 +33,7 @@ class Replicates:
         drawn: Whether another re-draw could have been made. False for a model that is given, such
             as the trained one: it is no source of variation.
         counted: How many things the metric is a share of, such as d_sae latents; 0 where it counts none.
+        is_share: Whether it is a share of things whose number differs between SAEs.
         null_value: The metric's own null, averaged over the seeds; None where it has no number.
     """
 
@@ -42,6 +43,7 @@ class Replicates:
     drawn: bool
     null_value: float | None = None
     counted: int = 0
+    is_share: bool = False
 
     @property
     def point(self) -> float:
@@ -79,6 +81,7 @@ class ReplicateTable:
             alike. Arms that are not named here are of one family.
         same_as: Arms whose SAEs are another arm's, and that arm.
         given: The arms and SAEs that are given, and are no draw: another seed of them is not asked about.
+        shares: Metrics that are shares of things whose number differs between SAEs.
         withheld: Why a number is not told though it was measured, by the cells that it is made of: one arm's,
             both of an effect, or all four of an interaction.
     """
@@ -89,6 +92,7 @@ class ReplicateTable:
     families: Mapping[str, str] = field(default_factory=dict)
     same_as: Mapping[str, str] = field(default_factory=dict)
     given: frozenset[tuple[str, str]] = frozenset()
+    shares: frozenset[str] = frozenset()
     withheld: dict[tuple[ReplicateKey, ...], str] = field(default_factory=dict, init=False)
     _values: dict[ReplicateKey, dict[tuple[int, int], Float[np.ndarray, " replicate"]]] = field(
         default_factory=dict, init=False, repr=False
@@ -168,5 +172,6 @@ class ReplicateTable:
             sae_seeds=sae_seeds,
             drawn=cell.arm in self.drawn,
             counted=self.counted(cell),
+            is_share=cell.metric in self.shares,
             null_value=float(np.mean(nulls)) if len(nulls) == len(values) else None,
         )

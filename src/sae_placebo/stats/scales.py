@@ -15,9 +15,11 @@ class OwnScale:
     """The scale of the metric itself.
 
     Attributes:
+        is_share: Whether it is a share, so that bounds are cut at 0 and 1.
         least_variance: What one value varies by at least: nothing is known.
     """
 
+    is_share: bool = False
     least_variance: ClassVar[float] = 0.0
 
     def forward(self, values: Float[np.ndarray, "*any"]) -> Float[np.ndarray, "*any"]:
@@ -25,8 +27,8 @@ class OwnScale:
         return values
 
     def back(self, y: float) -> float:
-        """Return the value as it is."""
-        return y
+        """Return the value as it is, a share between 0 and 1."""
+        return min(max(y, 0.0), 1.0) if self.is_share else y
 
     def slope(self, y: float) -> float:
         """Return by how much the value changes with y: 1."""

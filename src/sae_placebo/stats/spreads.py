@@ -175,7 +175,7 @@ class Spreads:
         """Return the scale on which an arm's seeds are averaged."""
         if found.counted and not self.shares_on_own_scale:
             return CountScale(found.counted)
-        return OwnScale()
+        return OwnScale(found.is_share)
 
     def _counts(self, key: ReplicateKey) -> bool:
         return self.table.counted(key) > 0 and not self.shares_on_own_scale

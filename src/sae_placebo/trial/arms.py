@@ -62,7 +62,8 @@ class ArmSpec(Spec):
         """Return whether the arm is a placebo that headlines are claimed against; see `stats.claims`."""
         if self.dictionary is not None:
             return False
-        return self.data.is_fair if self.data is not None else self.control.is_fair
+        model = self.control.kind == "trained" or self.control.is_fair
+        return model and (self.control.is_fair if self.data is None else self.data.is_fair)
 
     @property
     def family(self) -> str:

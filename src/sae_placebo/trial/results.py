@@ -370,10 +370,11 @@ def _gathered(plan: Plan, store: Store, measured: Sequence[_Measured]) -> Replic
         documents[hookpoint] = len(np.unique(kept.documents))
         tokens[hookpoint] = len(kept.places)
     families = {arm: one.family for arm, one in plan.spec.arms.items()}
-    given = frozenset(
-        (arm, label) for label, by_arm in plan.spec.given.items() for arm in by_arm
+    given = frozenset((arm, label) for label, by_arm in plan.spec.given.items() for arm in by_arm)
+    shares = frozenset(name for name, metric in EVERY_METRIC.items() if metric.share_of)
+    table = ReplicateTable(
+        documents, tokens, drawn, families, plan.same_as(), given=given, shares=shares
     )
-    table = ReplicateTable(documents, tokens, drawn, families, plan.same_as(), given)
     for place, rows_of_metrics, values in measured:
         for row in rows_of_metrics.itertuples():
             _add(table, plan, place, row, values.get(row.metric))

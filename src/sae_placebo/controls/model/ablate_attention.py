@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import BeforeValidator, SerializeAsAny, field_validator
+from pydantic import field_validator
 
+from sae_placebo.controls.model.added import Added, Other
 from sae_placebo.controls.model.attention_outputs import silence_attention
-from sae_placebo.controls.model.base import CONTROLS, Control, Record, SampleText, parse_control
+from sae_placebo.controls.model.base import CONTROLS, Control, Record, SampleText
 from sae_placebo.controls.model.tensors import storage, tensors
 from sae_placebo.controls.model.trained import Trained
 from sae_placebo.core.errors import SpecError
@@ -22,15 +23,8 @@ _OUTPUTS = frozenset(
 )
 
 
-def parsed(value: Any) -> Any:
-    """Return the control that a setting `of` gives: a name, a table with `control`, or a control."""
-    if isinstance(value, Control):
-        return value
-    return parse_control({"control": value} if isinstance(value, str) else value)
-
-
 @CONTROLS.add
-class AblateAttention(Control):
+class AblateAttention(Added):
     """It has the attention of every layer write zero to the residual stream, on top of another control.
 
     `of` is the control of the model on which it is made, the trained model unless given. So an arm and the
@@ -44,7 +38,7 @@ class AblateAttention(Control):
     """
 
     kind: Literal["ablate_attention"] = "ablate_attention"
-    of: Annotated[SerializeAsAny[Control], BeforeValidator(parsed)] = Trained()
+    of: Other = Trained()
     """The control of the model to which it is added: a name, or a table with `control` and its settings."""
 
     preserves: ClassVar[frozenset[str]] = frozenset({"shapes"})
@@ -82,30 +76,6 @@ class AblateAttention(Control):
     ) -> tuple[tuple[str, ...], ...]:
         """Return the groups of the control to which it is added; see the base class."""
         return self.of.shared_models(reference, text)
-
-    def preserved(self) -> frozenset[str]:
-        """Return what the other control preserves, without what attention's outputs are part of."""
-        return self.of.preserved() - self.destroys
-
-    def destroyed(self) -> frozenset[str]:
-        """Return what the other control destroys, together with what attention's outputs are part of."""
-        return self.of.destroyed() | self.destroys
-
-    def identity(self, model: ModelSpec) -> Any:
-        """Return what the other control depends on beside its settings; see the base class."""
-        return self.of.identity(model)
-
-    def check_layers(self, n_layers: int) -> None:
-        """Refuse layers that the other control names and the model lacks; see the base class."""
-        self.of.check_layers(n_layers)
-
-    def check_source(self, model: ModelSpec) -> None:
-        """Refuse a checkpoint that the other control names and the model lacks; see the base class."""
-        self.of.check_source(model)
-
-    def seen_at_hookpoints(self, tied: bool) -> Control:
-        """Return the ablation of what hookpoints see of the other control; see the base class."""
-        return self.model_copy(update={"of": self.of.seen_at_hookpoints(tied)})
 
     def apply(
         self,

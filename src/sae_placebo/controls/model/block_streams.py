@@ -129,7 +129,7 @@ def component_of(x: torch.Tensor, text: SampleText, previous: bool = False) -> C
 
 
 Measure = Callable[[float], float]
-"""What is measured with a gain."""
+"""This is what is measured with a gain."""
 
 
 def seek(

@@ -258,6 +258,11 @@ def _or_none(x: torch.Tensor, text: SampleText) -> float | None:
 
 
 def _missed(name: str, target: float, nearest: float) -> str:
+    if not n_blocks_before(name):
+        return (
+            f"no block lies before {name}, so there is nothing to scale: the current token explains "
+            f"{nearest:.3f} there and {target:.3f} in the trained model; leave the hookpoint out"
+        )
     return (
         f"no gains of its blocks make the current token explain as much as in the trained model at {name}: "
         f"{target:.3f} is sought, {nearest:.3f} is the nearest that was found"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator
+from pydantic import Field, field_validator
 
-from sae_placebo.controls.model.ablate_attention import parsed
+from sae_placebo.controls.model.added import Added, Other
 from sae_placebo.controls.model.base import CONTROLS, Control, Record, SampleText
 from sae_placebo.controls.model.calibrating import (
     Calibration,
@@ -32,7 +32,7 @@ _SCALED = frozenset(
 
 
 @CONTROLS.add
-class RedrawCalibrated(Control):
+class RedrawCalibrated(Added):
     """It draws the weights as another control does, and scales what each block adds to the stream.
 
     How much the current token explains of an activation decides how well a dictionary does on it, and drawn
@@ -58,7 +58,7 @@ class RedrawCalibrated(Control):
     """
 
     kind: Literal["redraw_calibrated"] = "redraw_calibrated"
-    of: Annotated[SerializeAsAny[Control], BeforeValidator(parsed)] = Redraw()
+    of: Other = Redraw()
     """The control that draws the weights: a name, or a table with `control` and its settings."""
     tokens: int = Field(16_384, ge=256)
     """Training tokens that are read; 16,384 of Python leave an error of the share of about .005."""
@@ -116,30 +116,6 @@ class RedrawCalibrated(Control):
             raise _too_little(error) from error
         values = [component.value for component in profile]
         return shared_hookpoints(text.hookpoints, values, self.tolerance)
-
-    def preserved(self) -> frozenset[str]:
-        """Return what the other control preserves, without what is scaled."""
-        return self.of.preserved() - self.destroys
-
-    def destroyed(self) -> frozenset[str]:
-        """Return what the other control destroys, together with what is scaled."""
-        return self.of.destroyed() | self.destroys
-
-    def identity(self, model: ModelSpec) -> Any:
-        """Return what the other control depends on beside its settings; see the base class."""
-        return self.of.identity(model)
-
-    def check_layers(self, n_layers: int) -> None:
-        """Refuse layers that the other control names and the model lacks; see the base class."""
-        self.of.check_layers(n_layers)
-
-    def check_source(self, model: ModelSpec) -> None:
-        """Refuse a checkpoint that the other control names and the model lacks; see the base class."""
-        self.of.check_source(model)
-
-    def seen_at_hookpoints(self, tied: bool) -> Control:
-        """Return the calibration of what hookpoints see of the other control; see the base class."""
-        return self.model_copy(update={"of": self.of.seen_at_hookpoints(tied)})
 
     def apply(
         self,

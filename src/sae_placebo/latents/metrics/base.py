@@ -150,6 +150,8 @@ class Declared:
         definition: The formula in words.
         source: Paper and every deviation from it.
         counts_latents: Whether it is a share of latents, and so changes in steps of one over d_sae.
+        share_of: What it is a share of, where that is some of the latents, whose number differs from SAE to
+            SAE; its bounds are cut at 0 and 1. Empty where it is of all, or no share.
         reads: What of the model it depends on: `activations` at a hookpoint, which W_U cannot change
             unless it is W_E, or `outputs`, which depend on W_U too. It decides which cells of the
             W_E x W_U factorial can differ.
@@ -162,6 +164,7 @@ class Declared:
     definition: str
     source: str
     counts_latents: bool = False
+    share_of: str = ""
     reads: Literal["activations", "outputs"] = "activations"
 
 

@@ -52,6 +52,7 @@ def _declared() -> Iterator[Declared]:
             f"those {words}; as if they fired as often as the trained arm's",
             source="This package; direct standardisation over four bins of the firing rate (Rothman, "
             "Greenland and Lash 2008, chapter 3).",
+            share_of="replicated latents",
         )
     for rung in RUNGS[1:]:
         yield Declared(

@@ -12,6 +12,7 @@ from sae_placebo.latents.metrics.base import Declared, Number, ratio
 
 CROSSED = ("pair_set", "token_set", "bag_or_window", "partly_explained", "unexplained")
 """Classes whose share of the replicated latents is counted beside their share of all."""
+_OF = "replicated latents"
 _PLACEBO = "none: the share in the placebo arms is the comparison"
 
 
@@ -25,6 +26,7 @@ def _declared() -> Iterator[Declared]:
             definition="share, of the latents with a partner in the SAE of another seed, of those in class "
             f"{name!r}",
             source="This package; see `classification`.",
+            share_of=_OF,
         )
     yield Declared(
         name="replicated_with_rule",
@@ -34,6 +36,7 @@ def _declared() -> Iterator[Declared]:
         definition="share, of the latents with a partner in the SAE of another seed, that a short rule over "
         "tokens, spelling and labels describes: held-out F1 of at least structure.rules.f1",
         source="This package; see `latents.rules`.",
+        share_of=_OF,
     )
     yield Declared(
         name="replicated_unnamed",
@@ -43,6 +46,7 @@ def _declared() -> Iterator[Declared]:
         definition="share, of the latents with a partner in the SAE of another seed, that are in class "
         "'unexplained' or 'undecided' and that no such rule describes",
         source="This package; see `latents.rules`.",
+        share_of=_OF,
     )
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float64, Int64, UInt64
 from sae_placebo.latents.rules.candidates import Candidates
 
 Packed = UInt64[np.ndarray, "... word"]
-"""Which tokens, 64 to a word."""
+"""It says which tokens are meant, 64 to a word."""
 
 
 def packed(tokens: np.ndarray) -> Packed:

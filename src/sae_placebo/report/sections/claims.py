@@ -65,15 +65,22 @@ def _row(view: View, row: Row) -> dict[str, Any]:
         "effect": _effect(shown),
         "unit": difference_unit(unit) if in_percent(metric, row["unit"]) else unit,
         "against": arm_of(view, str(row["against"])),
-        "reason": "" if row["claimed"] else str(row["reason"]),
+        "reason": "" if row["claimed"] else _why_not(row),
         "placebos": list(row["placebos"]),
     }
 
 
+def _why_not(row: Row) -> str:
+    """Return why an effect is not claimed; by how much the text moves it stands where it is withheld."""
+    reason = str(row["reason"])
+    if "withheld" in reason:
+        return f"withheld against {row['against']}: twice the text to fit on still moves it"
+    return reason
+
+
 def _effect(row: Row) -> Estimate:
     sample = f"{counted(len(row['placebos']), 'fair placebo')}"
-    reason = str(row["reason"] or "no reason recorded")
-    return estimated(finite(row["effect"]), *bounds(row), sample, reason, signed=True)
+    return estimated(finite(row["effect"]), *bounds(row), sample, "none: see why not", signed=True)
 
 
 SECTIONS.add(Section("claims", "What may be claimed", ("claims",), build))

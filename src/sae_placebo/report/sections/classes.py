@@ -65,10 +65,16 @@ def arm_shares(view: View, place: Place, prefix: str) -> ArmShares:
                 "value": value,
                 "low": low,
                 "high": high,
-                "reason": None if low is not None else str(row["reason"] or "no reason recorded"),
+                "reason": None if low is not None else _own_reason(row, at_kind[0]),
                 "n": sample(row),
             }
     return recorded
+
+
+def _own_reason(row: Mapping[str, Any], arm: str) -> str:
+    """Return why one arm of an effect has no share; an effect's reason names the arm of each part."""
+    said, before = str(row["reason"] or "no reason recorded"), f"{arm}: "
+    return next((p.removeprefix(before) for p in said.split("; ") if p.startswith(before)), said)
 
 
 def share_figure(view: View, known: ArmShares, arms: Sequence[str], kinds: Sequence[str]) -> Figure:
