@@ -311,7 +311,8 @@ class Spreads:
             variance = sum(prior.variance for prior in priors)
             df = min(prior.df for prior in priors)
             squares[source] = _drawn_towards(own, VariancePrior(variance, df))
-        least = scale.least_variance if len(signs) == 1 else 0.0
+        # one given SAE is no draw: its latents are not taken as some of many
+        least = scale.least_variance if len(signs) == 1 and squares else 0.0
         n_documents = self.table.n_documents[next(iter(signs)).hookpoint]
         return Spread(
             scale,
@@ -319,7 +320,7 @@ class Spreads:
             y[:, :, 1:].mean(axis=(0, 1)),
             _with_documents(y, drawn, n_documents),
             components_of(squares, y[:, :, 0].size, least),
-            sum(variance_of_mean(squares, y[:, :, 0].size).values()),
+            float(sum(variance_of_mean(squares, y[:, :, 0].size).values())),
         )
 
 
@@ -354,11 +355,12 @@ def _with_documents(
     changed = y[:, :, known] - y[:, :, :1]
     n_models, n_seeds, n_draws = changed.shape
     n = n_models * n_seeds
-    by_source = {
-        SAE_SEEDS: n_models * changed.mean(axis=0).var(axis=0, ddof=1).mean(),
-    }
+    by_source = {}
+    if n_seeds > 1:
+        by_source[SAE_SEEDS] = n_models * changed.mean(axis=0).var(axis=0, ddof=1).mean()
     if drawn and n_models > 1:
         by_source[MODEL_SEEDS] = n_seeds * changed.mean(axis=1).var(axis=0, ddof=1).mean()
+    if drawn and n_models > 1 and n_seeds > 1:
         rows, columns = changed.mean(axis=0), changed.mean(axis=1)[:, None]
         left = changed - rows - columns + changed.mean(axis=(0, 1))
         by_source[JOINT] = (left**2).sum() / ((n_models - 1) * (n_seeds - 1)) / n_draws

@@ -46,11 +46,11 @@ def with_given(table: Mapping[str, Any]) -> dict[str, Any]:
         SpecError: `given` is neither a path, nor several, nor a table of them by arm; or an SAE's recipe
             cannot be told from its file.
     """
-    made, saes = dict(table), table.get("saes")
-    if not isinstance(saes, Mapping):
+    made, saes, apart = dict(table), table.get("saes"), table.get("given") or {}
+    if not isinstance(saes, Mapping) or not isinstance(apart, Mapping):
         return made
     trained = _trained_arm(table.get("arms"))
-    paths: dict[str, Any] = {**(table.get("given") or {})}
+    paths = {label: _by_arm(label, value, trained) for label, value in apart.items()}
     recipes: dict[str, Any] = {}
     for label, recipe in saes.items():
         if isinstance(recipe, Mapping) and "given" in recipe:

@@ -139,6 +139,8 @@ def _masks(plan: Plan, store: Store, rows: Any, split: str) -> dict[str, Any]:
         total = int(rows.usable().sum())
         for one, step in plan.train.items():
             log = read_table(store.path(step) / "log.parquet")
+            if log.empty:
+                continue  # all of its SAEs are given
             for hookpoint, seen in log.groupby("hookpoint")["tokens"].max().items():
                 counts[f"outlier_norm {hookpoint} {one.label}"] = total - int(seen)
     return counts
