@@ -1,4 +1,4 @@
-"""A trial whose trained arm's SAE is given: read from a folder, and held against placebos of its own recipe."""
+"""A trial whose trained arm's SAE is given: read from a folder, held against placebos of its recipe."""
 
 from __future__ import annotations
 
@@ -177,6 +177,19 @@ def test_what_does_not_fit_is_refused(
 
 def test_topk_rows_of_other_lengths_are_refused_by_name(folder: Path) -> None:
     sae = read_sae(folder).sae
-    params = dict(sae.params) | {"W_dec": sae.params["W_dec"] * 2}
-    with pytest.raises(SpecError, match="keeps the largest codes .* norms from 2 to 2"):
+    lengths = torch.linspace(1, 2, sae.d_sae)[:, None]
+    params = dict(sae.params) | {"W_dec": sae.params["W_dec"] * lengths}
+    with pytest.raises(SpecError, match=r"keeps the largest codes .* norms from 1 to 2"):
         _unit_rows(type(sae)(sae.spec, params))
+
+
+def test_topk_rows_of_one_length_are_scaled_with_their_codes(folder: Path) -> None:
+    sae = read_sae(folder).sae
+    params = dict(sae.params) | {"W_dec": sae.params["W_dec"] * 3}
+    unit = _unit_rows(type(sae)(sae.spec, params))
+    x = torch.randn(50, sae.d_in, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        unit.decode(unit.encode(x)),
+        type(sae)(sae.spec, params).decode(type(sae)(sae.spec, params).encode(x)),
+    )
+    torch.testing.assert_close(unit.encode(x).values, 3 * sae.encode(x).values)

@@ -15,9 +15,7 @@ _KEYS = ["metric", "hookpoint", "sae"]
 _OF_EFFECT = ("effect", "low", "high", "null", "unit")
 
 
-def claims(
-    effects: pandas.DataFrame, arms: Sequence[str], fair: Sequence[str]
-) -> pandas.DataFrame:
+def claims(effects: pandas.DataFrame, arms: Sequence[str], fair: Sequence[str]) -> pandas.DataFrame:
     """Return one row per arm, metric, hookpoint and SAE: whether the arm differs from every fair placebo.
 
     The row has the effect that is smallest in size, with its interval and the placebo (`against`); where one

@@ -261,8 +261,8 @@ class Spreads:
 
         Where all seeds go by the same names, the sum is taken seed by seed, so that what the arms share
         there cancels; it is drawn towards what it would be if they shared nothing. Where names differ, the
-        arms' parts are added up. An SAE that is given is no draw: one is enough, and where there are several, their
-        spread counts.
+        arms' parts are added up. An SAE that is given is no draw: one is enough, and where there are
+        several, their spread counts.
 
         Raises:
             NotEstimable: as `of`.

@@ -81,8 +81,8 @@ def _by_arm(label: str, value: Any, trained: str) -> dict[str, tuple[str, ...]]:
         several = [paths] if isinstance(paths, str | Path) else paths
         if not isinstance(several, list | tuple) or not several:
             raise SpecError(
-                f"saes.{label}.given is the path of an SAE, a list of paths, one for each SAE seed, or a table "
-                f"of these by arm; found {value!r:.80}"
+                f"saes.{label}.given is the path of an SAE, a list of paths, one for each SAE seed, or a "
+                f"table of these by arm; found {value!r:.80}"
             )
         found[str(arm)] = tuple(str(path) for path in several)
     return found
@@ -102,8 +102,8 @@ def _recipe(path: str) -> dict[str, Any]:
         return recipe | {"k": getattr(given.sae.spec, "k", None)}
     if given.site.l0 is None:
         raise SpecError(
-            f"the SAE in {path} is of kind {recipe['kind']!r}, and its file does not say how many latents are "
-            f"active on a token: write the recipe, such as kind = {recipe['kind']!r}, d_sae = "
+            f"the SAE in {path} is of kind {recipe['kind']!r}, and its file does not say how many latents "
+            f"are active on a token: write the recipe, such as kind = {recipe['kind']!r}, d_sae = "
             f"{given.d_sae}, l0 = 40; `sae-placebo examine` measures it"
         )
     return recipe | {"l0": given.site.l0}
@@ -114,10 +114,15 @@ def identity(path: str) -> dict[str, str]:
 
     Raises:
         SpecError: there is no such file or folder.
+        StoreError: it is a name on the hub, which cannot be reached.
     """
+    from sae_placebo.saes.formats import hub
+
     place = Path(path)
     if place.is_file():
         return {place.name: file_hash(place)}
+    if not place.exists() and hub.is_hub_id(path):
+        place = hub.fetched(path, None)
     if not place.is_dir():
         raise SpecError(f"there is no SAE at {path}: give the folder that holds it, or its file")
     files = sorted(file for file in place.iterdir() if file.is_file())
@@ -167,11 +172,12 @@ def _unit_rows(sae: SAE) -> SAE:
     norms = torch.where(norms > 0, norms, torch.ones_like(norms))
     if bool(((norms - 1).abs() <= _UNIT).all()):
         return sae
-    if sae.spec.kind not in _FREE_ROWS:
+    alike = bool((norms / norms.mean() - 1).abs().max() <= _UNIT)
+    if sae.spec.kind not in _FREE_ROWS and not alike:
         raise SpecError(
-            f"the given SAE keeps the largest codes of a token ({sae.spec.kind}), and its decoder rows have norms "
-            f"from {float(norms.min()):.3g} to {float(norms.max()):.3g}: which are the largest would change "
-            "with rows of unit norm, which a trial needs"
+            f"the given SAE keeps the largest codes of a token ({sae.spec.kind}), and its decoder rows have "
+            f"norms from {float(norms.min()):.3g} to {float(norms.max()):.3g}: which are the largest would "
+            "change with rows of unit norm, which a trial needs"
         )
     params = dict(sae.params) | {"W_dec": sae.params["W_dec"] / norms[:, None]}
     if sae.spec.kind == "gated":  # the gate stays; the magnitude is what grows
@@ -263,13 +269,13 @@ def _doubts(given: Given, l0: float, explained: float) -> list[str]:
     found, stated = [], given.site.l0
     if explained < 0:
         found.append(
-            f"It explains less than the mean does ({explained:.2f} of the variance): it was probably trained at "
-            "another place, on another model, or on activations of another scale."
+            f"It explains less than the mean does ({explained:.2f} of the variance): it was probably trained "
+            "at another place, on another model, or on activations of another scale."
         )
     if stated and not 0.5 <= l0 / stated <= 2:
         found.append(
-            f"Its file says that {stated:g} latents are active on a token, and here {l0:.1f} are: text, place or "
-            "scale may be others."
+            f"Its file says that {stated:g} latents are active on a token, and here {l0:.1f} are: text, "
+            "place or scale may be others."
         )
     if given.site.positions is not None or given.site.excluded_tokens:
         found.append(

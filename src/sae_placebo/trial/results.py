@@ -347,9 +347,7 @@ def _join(plan: Plan, store: Store, measured: Sequence[_Measured]) -> dict[str, 
 
 
 def claimed_of(spec: TrialSpec) -> list[str]:
-    """Return the arms of which something may be claimed: the trained one, and where its SAE was given that of
-    the same recipe.
-    """
+    """Return the arms of which something may be claimed: the trained one, and what is retrained beside it."""
     retrained = [arm for arm, one in spec.arms.items() if isinstance(one.dictionary, Retrained)]
     return [spec.trained_arm, *(retrained if spec.given else ())]
 

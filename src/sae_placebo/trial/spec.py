@@ -92,7 +92,9 @@ class TrialSpec(Spec):
         dict[Label, Annotated[SerializeAsAny[SAESpec], BeforeValidator(_sae)]],
         Field(min_length=1),
     ]
-    given: dict[Label, dict[Label, Annotated[tuple[str, ...], Field(min_length=1)]]] = {}
+    given: dict[Label, dict[Label, Annotated[tuple[str, ...], Field(min_length=1)]]] = Field(
+        default_factory=dict
+    )
     sae_seeds: Seeds = (0, 1)
     training: TrainingSpec = TrainingSpec()
     harvest: HarvestSpec = HarvestSpec()
@@ -117,8 +119,8 @@ class TrialSpec(Spec):
                 raise SpecError(f"given: {unknown_name('SAE', label, self.saes)}")
             if len(self.hookpoints) > 1:
                 raise SpecError(
-                    f"saes.{label} is given, and an SAE reads one place; the trial has {len(self.hookpoints)} "
-                    "hookpoints: leave one"
+                    f"saes.{label} is given, and an SAE reads one place; the trial has "
+                    f"{len(self.hookpoints)} hookpoints: leave one"
                 )
             for arm, paths in by_arm.items():
                 self._can_be_given(label, arm, len(paths))
@@ -129,8 +131,8 @@ class TrialSpec(Spec):
             raise SpecError(f"saes.{label}.given: {unknown_name('arm', arm, self.arms)}")
         if len(self.seeds_of(arm)) > 1:
             raise SpecError(
-                f"saes.{label}.given names arm {arm!r}, whose model is drawn {len(self.model_seeds)} times, and an "
-                "SAE was trained on one of them: give one model_seed"
+                f"saes.{label}.given names arm {arm!r}, whose model is drawn {len(self.model_seeds)} times, "
+                "and an SAE was trained on one of them: give one model_seed"
             )
         if self.arms[arm].dictionary is not None:
             raise SpecError(
@@ -138,8 +140,8 @@ class TrialSpec(Spec):
             )
         if n > len(self.sae_seeds):
             raise SpecError(
-                f"saes.{label}.given has {n} SAEs of arm {arm!r}, and there are {len(self.sae_seeds)} sae_seeds: "
-                "give as many"
+                f"saes.{label}.given has {n} SAEs of arm {arm!r}, and there are {len(self.sae_seeds)} "
+                "sae_seeds: give as many"
             )
 
     @model_validator(mode="after")

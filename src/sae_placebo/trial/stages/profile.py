@@ -176,7 +176,7 @@ class _Profiling:
 
     def _climbed(self, place: Place) -> Ladder:
         """Return the ladder of an SAE's latents."""
-        one, hookpoint, label, sae_seed = place
+        one, hookpoint, label, _ = place
         against, _, reasons = self._held(place)
         readouts = self._readouts(one, hookpoint, against)
         if readouts is None:
@@ -194,7 +194,7 @@ class _Profiling:
         return dataclasses.replace(climbed, reasons=better)
 
     def _around(self, place: Place, sae: SAE, climbed: Ladder) -> Around:
-        one, hookpoint, label, sae_seed = place
+        one, hookpoint, label, _ = place
         against, sibling, reasons = self._held(place)
         placebo = None
         if against is not None:

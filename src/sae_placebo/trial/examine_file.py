@@ -1,0 +1,273 @@
+"""The file of an examination's trial: what is written for an SAE, a model and some text."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sae_placebo.core.errors import SpecError, StoreError
+from sae_placebo.core.lazy import torch
+from sae_placebo.core.progress import Progress
+from sae_placebo.saes.formats import Given, read_sae
+from sae_placebo.saes.formats.objects import is_object, save_object
+
+GIVEN, RETRAINED = "given", "retrained"
+"""Labels of the arms of the trained model."""
+CALIBRATED, SURROGATE = "redraw_calibrated", "surrogate"
+"""Labels of the placebos."""
+_LABEL = "mine"
+_TRIED_TOKENS = 4_096
+"""Held-out tokens on which an SAE's L0 is measured, and an object is compared with what was saved of it."""
+_OUTLIERS = 3.0
+"""Activations longer than so many medians are left out, as in a trial."""
+_L0_TOLERANCE = 0.03
+"""Largest difference of L0, relative to the given SAE's, at which an arm is called matched."""
+
+
+@dataclass(frozen=True)
+class ExamineSpec:
+    """The settings of an examination.
+
+    Attributes:
+        train_tokens: Tokens that the placebos' SAEs and the retrained one are trained on.
+        heldout_tokens: Tokens that all are measured on.
+        latents: How many latents of the given and of the retrained SAE are asked for use and circuitry.
+        name: Name of the trial; made of the SAE's where it is None.
+    """
+
+    train_tokens: int = 120_000
+    heldout_tokens: int = 50_000
+    latents: int = 200
+    name: str | None = None
+
+
+def write_trial(
+    sae: Any,
+    model: str,
+    text: str | Path | Sequence[str | Path],
+    store: str | Path,
+    hookpoint: str | None,
+    settings: ExamineSpec,
+    progress: Progress | None = None,
+) -> Path:
+    """Write the trial of an examination to `<store>/<name>.toml` and return its path; see `examine`.
+
+    A file of the same content is left as it is; one of another is replaced.
+    """
+    name = settings.name or _name(sae)
+    progress, folder = progress or Progress(), Path(store)
+    given = list(sae) if isinstance(sae, list | tuple) else [sae]
+    if not given:
+        raise SpecError("no SAE is given to examine: give its folder, or several of other seeds")
+    source = _source(text)
+    tried = _Tried(model, source, settings, progress)
+    paths = _written(given, folder / "given" / name, hookpoint, tried)
+    read = read_sae(paths[0])
+    place = _hookpoint(read, paths[0], hookpoint)
+    table = _table(read, paths, model, source, place, name, settings)
+    if "l0" in table["saes"][_LABEL]:
+        table["saes"][_LABEL]["l0"] = _measured_l0(read, tried.at(place))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{table['name']}.toml"
+        path.write_text(as_toml(table), encoding="utf-8")
+    except OSError as problem:
+        raise StoreError(f"the trial file cannot be written to {folder}: {problem}") from problem
+    return path
+
+
+def _written(given: Sequence[Any], folder: Path, hookpoint: str | None, tried: _Tried) -> list[str]:
+    """Return where each SAE lies; those that are objects are written below `folder` first.
+
+    Raises:
+        SpecError: an SAE is neither a path nor an object with `encode` and `decode`.
+    """
+    paths = []
+    for i, one in enumerate(given):
+        if isinstance(one, str | os.PathLike):
+            paths.append(str(one))
+            continue
+        if not is_object(one):
+            raise SpecError(
+                f"an SAE is the path of its folder, or an object with encode, decode and W_dec; found "
+                f"{type(one).__name__}"
+            )
+        place = folder / f"sae-{i}"
+        save_object(one, place, lambda: tried.at(hookpoint))
+        paths.append(str(place))
+    return paths
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A little held-out text, and the model's activations on it."""
+
+    model: str
+    source: str
+    settings: ExamineSpec
+    progress: Progress
+
+    def at(self, hookpoint: str | None) -> torch.Tensor:
+        """Return activations [token, d_in] at a hookpoint, BOS and outliers left out.
+
+        Raises:
+            SpecError: no hookpoint is known.
+        """
+        from sae_placebo.data.text import TextSpec, tokenize
+        from sae_placebo.models.loading import Reader, load_model, load_tokenizer
+
+        if hookpoint is None:
+            raise SpecError(
+                'where an SAE object reads is not known: name the place, such as hookpoint="resid_post.6"'
+            )
+        text = TextSpec(
+            source=self.source,
+            train_tokens=1,
+            heldout_tokens=min(_TRIED_TOKENS, self.settings.heldout_tokens),
+        )
+        with self.progress.track("try the given SAE", 1, "text") as advance:
+            rows = tokenize(text, load_tokenizer(self.model), 0)["heldout"]
+            reader = Reader(load_model(self.model), [hookpoint])
+            (found,) = reader.read(torch.from_numpy(rows.token_ids).long()).values()
+            x = found[torch.from_numpy(rows.usable())]
+            norms = torch.linalg.vector_norm(x, dim=1)
+            advance(1)
+        return x[norms <= _OUTLIERS * norms.median()]
+
+
+def _place(path: str) -> str:
+    """Return the whole path of an SAE that lies here; a name on the hub stays as it is."""
+    return str(Path(path).absolute()) if Path(path).exists() else path
+
+
+def _hookpoint(given: Given, path: str, asked: str | None) -> str:
+    """Return where an SAE reads.
+
+    Raises:
+        SpecError: neither its file nor the caller says so, or they say different things.
+    """
+    known = given.site.hookpoint
+    if asked is None and known is None:
+        said = f"its file says {given.site.hook!r}" if given.site.hook else "its file does not say"
+        raise SpecError(
+            f"where the SAE in {path} reads is not known here ({said}): name the place, such as "
+            "--hookpoint resid_post.6"
+        )
+    if asked is not None and known is not None and asked != known:
+        raise SpecError(
+            f"the SAE in {path} was trained at {given.site.hook} ({known}), and {asked} is asked for: leave "
+            "--hookpoint out"
+        )
+    return str(asked or known)
+
+
+def _name(sae: Any) -> str:
+    """Return the name of a trial, made of the first SAE's."""
+    first = sae[0] if isinstance(sae, list | tuple) and sae else sae
+    path = first if isinstance(first, str | os.PathLike) else type(first).__name__
+    parts = [part for part in Path(path).resolve().parts[-2:] if part not in ("/", "")]
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join(parts)).strip("-.")
+    return ("examine-" + name)[:60].rstrip("-.")
+
+
+def _source(text: str | Path | Sequence[str | Path]) -> str:
+    """Return the one name of a text: a file, a folder or a pattern.
+
+    Raises:
+        SpecError: several files are given that no pattern names without others.
+    """
+    if isinstance(text, str | os.PathLike):
+        return str(text)
+    files = [Path(one) for one in text]
+    if len(files) == 1:
+        return str(files[0])
+    folders, endings = {one.parent for one in files}, {"".join(one.suffixes) for one in files}
+    if len(folders) == 1 and len(endings) == 1:
+        pattern = next(iter(folders)) / f"*{next(iter(endings))}"
+        if set(pattern.parent.glob(pattern.name)) == set(files):
+            return str(pattern)
+    raise SpecError(
+        f"{len(files)} files are given as text, and no pattern names just these: put them into a folder of "
+        "their own and name the folder"
+    )
+
+
+def _table(
+    given: Given,
+    paths: Sequence[str],
+    model: str,
+    source: str,
+    hookpoint: str,
+    name: str,
+    settings: ExamineSpec,
+) -> dict[str, Any]:
+    """Return the tables of the trial file."""
+    site, spec = given.site, given.sae.spec
+    text: dict[str, Any] = {
+        "source": source,
+        "train_tokens": settings.train_tokens,
+        "heldout_tokens": settings.heldout_tokens,
+        "context_tokens": max(8, site.context_tokens or 128),
+    }
+    if site.prepend_bos is False:
+        text["bos"] = "none"
+    recipe: dict[str, Any] = {"kind": spec.kind, "d_sae": given.d_sae}
+    k = getattr(spec, "k", None)
+    recipe |= {"l0": 0.0} if k is None else {"k": k}
+    asked = [GIVEN, RETRAINED, CALIBRATED]
+    contrasts = [[GIVEN, RETRAINED]]
+    contrasts += [
+        [own, placebo] for own in (RETRAINED, GIVEN) for placebo in (CALIBRATED, SURROGATE)
+    ]
+    return {
+        "name": name,
+        "hookpoints": [hookpoint],
+        "sae_seeds": list(range(max(2, len(paths)))),
+        "contrasts": contrasts,
+        "model": {"id": model},
+        "text": text,
+        "arms": {
+            GIVEN: {"control": "trained"},
+            RETRAINED: {"dictionary": "retrained"},
+            CALIBRATED: {
+                "control": "redraw_calibrated",
+                "of": {"control": "redraw", "keep": ["embeddings", "unembedding"]},
+            },
+            SURROGATE: {"data": "surrogate"},
+        },
+        "saes": {_LABEL: recipe | {"given": [_place(path) for path in paths]}},
+        "use": {"arms": asked, "latents": settings.latents},
+        "measurement": {"l0_tolerance": _L0_TOLERANCE},
+        "audit": {"arms": [GIVEN, RETRAINED]},
+        "circuits": {"arms": asked},
+    }
+
+
+def _measured_l0(given: Given, x: torch.Tensor) -> float:
+    """Return the mean number of active latents of an SAE on some activations."""
+    if given.normalization == "missing_factor":
+        given = given.estimated(x)
+    codes = given.encode(x)
+    return round(len(codes.values) / len(x), 2)
+
+
+def as_toml(table: Mapping[str, Any]) -> str:
+    """Return tables as TOML: values first, then a heading for each table in them."""
+
+    def lines(part: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
+        values = {key: value for key, value in part.items() if not isinstance(value, Mapping)}
+        found = [f"[{'.'.join(names)}]"] if names and (values or not part) else []
+        found += [
+            f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()
+        ]
+        for key, value in part.items():
+            if isinstance(value, Mapping):
+                found += ["", *lines(value, (*names, key))]
+        return found
+
+    return "\n".join(lines(table, ())) + "\n"
