@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sae_placebo.report import build_report
     from sae_placebo.saes import SAE, SAES
     from sae_placebo.saes.formats import Given, read_sae
-    from sae_placebo.trial.examine import examine
+    from sae_placebo.trial.examine import Examined, ExamineSpec, examine
     from sae_placebo.trial.results import Trial
     from sae_placebo.trial.run import run
     from sae_placebo.trial.spec import TrialSpec, load_trial
@@ -35,6 +35,8 @@ _HOMES = {
     "SAE": "saes",
     "SAES": "saes",
     "Control": "controls",
+    "ExamineSpec": "trial.examine",
+    "Examined": "trial.examine",
     "Given": "saes.formats",
     "Metric": "latents.metrics",
     "PlaceboError": "core.errors",
@@ -57,6 +59,8 @@ __all__ = [
     "SAE",
     "SAES",
     "Control",
+    "ExamineSpec",
+    "Examined",
     "Given",
     "Metric",
     "PlaceboError",

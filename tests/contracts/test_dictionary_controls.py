@@ -39,6 +39,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"kind": "soft_frozen", "init": "cov", "cosine": 0.9},
     {"kind": "untrained"},
     {"kind": "pca"},
+    {"kind": "retrained"},
 ]
 
 

@@ -54,6 +54,7 @@ ARMS: dict[str, Any] = {
     "soft_frozen": {"dictionary": "soft_frozen"},
     "untrained": {"dictionary": "untrained"},
     "pca": {"dictionary": "pca"},
+    "retrained": {"dictionary": "retrained"},
 }
 
 

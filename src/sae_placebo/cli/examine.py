@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sae_placebo.cli.options import Replace, StoreFolder
+from sae_placebo.cli.options import Overrides, Replace, StoreFolder
 from sae_placebo.core.progress import for_terminal
 
 
@@ -32,6 +32,7 @@ def examine(
         bool, typer.Option("--plan", help="Write the trial file and print the plan, and stop.")
     ] = False,
     replace: Replace = False,
+    overrides: Overrides = None,
 ) -> None:
     """Examine an SAE that you have: which of its latents are no better than a placebo's?"""
     from sae_placebo.data.documents import suffix
@@ -41,7 +42,8 @@ def examine(
     # an unquoted pattern leaves all files but the first among the SAEs
     more = [one for one in sae if suffix(Path(one))]
     sae, text = [one for one in sae if one not in more], [*text, *more]
-    settings = ExamineSpec(train_tokens, heldout_tokens, latents, name)
+    changed = tuple(overrides or ())
+    settings = ExamineSpec(train_tokens, heldout_tokens, latents, name, changed)
     path = write_trial(sae, model, text, store, hookpoint, settings, for_terminal())
     typer.echo(f"the trial: {path}")
     typer.echo(plan_table(path, store, overrides=[], probe=plan_only, progress=for_terminal()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Progress
 from sae_placebo.saes.formats import Given, read_sae
 from sae_placebo.saes.formats.objects import is_object, save_object
+from sae_placebo.trial.overriding import parse_overrides, set_value
+from sae_placebo.trial.spec import TrialSpec, load_trial
 
 GIVEN, RETRAINED = "given", "retrained"
 """Labels of the arms of the trained model."""
@@ -23,8 +25,8 @@ CALIBRATED, SURROGATE = "redraw_calibrated", "surrogate"
 _LABEL = "mine"
 _TRIED_TOKENS = 4_096
 """Held-out tokens on which an SAE's L0 is measured, and an object is compared with what was saved of it."""
-_OUTLIERS = 3.0
-"""Activations longer than so many medians are left out, as in a trial."""
+_UNKNOWN = 1.0
+"""In the place of an L0 that has yet to be measured."""
 _L0_TOLERANCE = 0.03
 """Largest difference of L0, relative to the given SAE's, at which an arm is called matched."""
 
@@ -38,12 +40,14 @@ class ExamineSpec:
         heldout_tokens: Tokens that all are measured on.
         latents: How many latents of the given and of the retrained SAE are asked for use and circuitry.
         name: Name of the trial; made of the SAE's where it is None.
+        overrides: `dotted.key=value` settings of the trial that replace what would be written.
     """
 
     train_tokens: int = 120_000
     heldout_tokens: int = 50_000
     latents: int = 200
     name: str | None = None
+    overrides: tuple[str, ...] = ()
 
 
 def write_trial(
@@ -59,19 +63,21 @@ def write_trial(
 
     A file of the same content is left as it is; one of another is replaced.
     """
-    name = settings.name or _name(sae)
     progress, folder = progress or Progress(), Path(store)
     given = list(sae) if isinstance(sae, list | tuple) else [sae]
     if not given:
         raise SpecError("no SAE is given to examine: give its folder, or several of other seeds")
-    source = _source(text)
-    tried = _Tried(model, source, settings, progress)
-    paths = _written(given, folder / "given" / name, hookpoint, tried)
+    name = settings.name or _name(given[0])
+    first = _changed({"model": {"id": model}, "text": _text(text, settings)}, settings.overrides)
+    paths = _written(
+        given, folder / "given" / name, lambda: _tried(_bare(first, hookpoint), progress)
+    )
     read = read_sae(paths[0])
-    place = _hookpoint(read, paths[0], hookpoint)
-    table = _table(read, paths, model, source, place, name, settings)
-    if "l0" in table["saes"][_LABEL]:
-        table["saes"][_LABEL]["l0"] = _measured_l0(read, tried.at(place))
+    table = _table(read, paths, first, _hookpoint(read, paths[0], hookpoint), settings)
+    table = _changed({"name": name} | table, settings.overrides)
+    spec, recipe = load_trial(table), table["saes"][_LABEL]
+    if recipe.get("l0") == _UNKNOWN:
+        recipe["l0"] = _measured_l0(read, _tried(spec, progress))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{table['name']}.toml"
@@ -81,7 +87,16 @@ def write_trial(
     return path
 
 
-def _written(given: Sequence[Any], folder: Path, hookpoint: str | None, tried: _Tried) -> list[str]:
+def _changed(table: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return tables in which some settings are replaced."""
+    for place, value in parse_overrides(list(overrides)):
+        set_value(table, place, value)
+    return table
+
+
+def _written(
+    given: Sequence[Any], folder: Path, activations: Callable[[], torch.Tensor]
+) -> list[str]:
     """Return where each SAE lies; those that are objects are written below `folder` first.
 
     Raises:
@@ -94,50 +109,47 @@ def _written(given: Sequence[Any], folder: Path, hookpoint: str | None, tried: _
             continue
         if not is_object(one):
             raise SpecError(
-                f"an SAE is the path of its folder, or an object with encode, decode and W_dec; found "
+                "an SAE is the path of its folder, or an object with encode, decode and W_dec; found "
                 f"{type(one).__name__}"
             )
-        place = folder / f"sae-{i}"
-        save_object(one, place, lambda: tried.at(hookpoint))
-        paths.append(str(place))
+        save_object(one, folder / f"sae-{i}", activations)
+        paths.append(str(folder / f"sae-{i}"))
     return paths
 
 
-@dataclass(frozen=True)
-class _Tried:
-    """A little held-out text, and the model's activations on it."""
+def _bare(first: Mapping[str, Any], hookpoint: str | None) -> TrialSpec:
+    """Return a trial of a model, a text and a place, before anything is known of its SAE.
 
-    model: str
-    source: str
-    settings: ExamineSpec
-    progress: Progress
-
-    def at(self, hookpoint: str | None) -> torch.Tensor:
-        """Return activations [token, d_in] at a hookpoint, BOS and outliers left out.
-
-        Raises:
-            SpecError: no hookpoint is known.
-        """
-        from sae_placebo.data.text import TextSpec, tokenize
-        from sae_placebo.models.loading import Reader, load_model, load_tokenizer
-
-        if hookpoint is None:
-            raise SpecError(
-                'where an SAE object reads is not known: name the place, such as hookpoint="resid_post.6"'
-            )
-        text = TextSpec(
-            source=self.source,
-            train_tokens=1,
-            heldout_tokens=min(_TRIED_TOKENS, self.settings.heldout_tokens),
+    Raises:
+        SpecError: no hookpoint is known, or a setting is wrong.
+    """
+    if hookpoint is None:
+        raise SpecError(
+            'where an SAE object reads is not known: name the place, such as hookpoint="resid_post.6"'
         )
-        with self.progress.track("try the given SAE", 1, "text") as advance:
-            rows = tokenize(text, load_tokenizer(self.model), 0)["heldout"]
-            reader = Reader(load_model(self.model), [hookpoint])
-            (found,) = reader.read(torch.from_numpy(rows.token_ids).long()).values()
-            x = found[torch.from_numpy(rows.usable())]
-            norms = torch.linalg.vector_norm(x, dim=1)
-            advance(1)
-        return x[norms <= _OUTLIERS * norms.median()]
+    sae = {"kind": "topk", "d_sae": 1, "k": 1}
+    arms = {GIVEN: {"control": "trained"}, SURROGATE: {"data": "surrogate"}}
+    return load_trial(
+        {"name": "bare", "hookpoints": [hookpoint], "arms": arms, "saes": {_LABEL: sae}, **first}
+    )
+
+
+def _tried(spec: TrialSpec, progress: Progress) -> torch.Tensor:
+    """Return some of a trial's held-out activations [token, d_in], BOS and outliers left out."""
+    from sae_placebo.data.text import tokenize
+    from sae_placebo.models.loading import Reader, load_model, load_tokenizer
+
+    few = min(_TRIED_TOKENS, spec.text.heldout_tokens)
+    text = spec.text.model_copy(update={"train_tokens": 1, "heldout_tokens": few})
+    with progress.track("try the given SAE", 1, "text") as advance:
+        tokenizer = load_tokenizer(spec.model.id, spec.model.revision)
+        rows = tokenize(text, tokenizer, spec.seed)["heldout"]
+        reader = Reader(load_model(spec.model.id, spec.model.revision), list(spec.hookpoints))
+        (found,) = reader.read(torch.from_numpy(rows.token_ids).long()).values()
+        x = found[torch.from_numpy(rows.usable())]
+        norms = torch.linalg.vector_norm(x, dim=1)
+        advance(1)
+    return x[norms <= spec.harvest.outlier_ratio * norms.median()]
 
 
 def _place(path: str) -> str:
@@ -167,9 +179,8 @@ def _hookpoint(given: Given, path: str, asked: str | None) -> str:
 
 
 def _name(sae: Any) -> str:
-    """Return the name of a trial, made of the first SAE's."""
-    first = sae[0] if isinstance(sae, list | tuple) and sae else sae
-    path = first if isinstance(first, str | os.PathLike) else type(first).__name__
+    """Return the name of a trial, made of its SAE's."""
+    path = sae if isinstance(sae, str | os.PathLike) else type(sae).__name__
     parts = [part for part in Path(path).resolve().parts[-2:] if part not in ("/", "")]
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join(parts)).strip("-.")
     return ("examine-" + name)[:60].rstrip("-.")
@@ -197,39 +208,40 @@ def _source(text: str | Path | Sequence[str | Path]) -> str:
     )
 
 
+def _text(text: str | Path | Sequence[str | Path], settings: ExamineSpec) -> dict[str, Any]:
+    """Return the table of the text."""
+    return {
+        "source": _source(text),
+        "train_tokens": settings.train_tokens,
+        "heldout_tokens": settings.heldout_tokens,
+    }
+
+
 def _table(
     given: Given,
     paths: Sequence[str],
-    model: str,
-    source: str,
+    first: Mapping[str, Any],
     hookpoint: str,
-    name: str,
     settings: ExamineSpec,
 ) -> dict[str, Any]:
-    """Return the tables of the trial file."""
+    """Return the tables of the trial file; `first` are those of the model and the text."""
     site, spec = given.site, given.sae.spec
-    text: dict[str, Any] = {
-        "source": source,
-        "train_tokens": settings.train_tokens,
-        "heldout_tokens": settings.heldout_tokens,
-        "context_tokens": max(8, site.context_tokens or 128),
-    }
+    text = {"context_tokens": max(8, site.context_tokens or 128)} | first["text"]
     if site.prepend_bos is False:
-        text["bos"] = "none"
+        text = {"bos": "none"} | text
     recipe: dict[str, Any] = {"kind": spec.kind, "d_sae": given.d_sae}
     k = getattr(spec, "k", None)
-    recipe |= {"l0": 0.0} if k is None else {"k": k}
+    recipe |= {"l0": _UNKNOWN} if k is None else {"k": k}
     asked = [GIVEN, RETRAINED, CALIBRATED]
     contrasts = [[GIVEN, RETRAINED]]
     contrasts += [
         [own, placebo] for own in (RETRAINED, GIVEN) for placebo in (CALIBRATED, SURROGATE)
     ]
     return {
-        "name": name,
         "hookpoints": [hookpoint],
         "sae_seeds": list(range(max(2, len(paths)))),
         "contrasts": contrasts,
-        "model": {"id": model},
+        "model": first["model"],
         "text": text,
         "arms": {
             GIVEN: {"control": "trained"},

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from sae_placebo.core.lazy import pandas
+from sae_placebo.report.wording import counted
 from sae_placebo.trial.examine_file import CALIBRATED, GIVEN, RETRAINED
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 NO_BETTER, BETTER, CANNOT_TELL = "no better", "better", "cannot tell"
 """What is said of a latent beside a placebo's."""
-_KEYS = ["arm", "sae_seed", "latent"]
+_KEYS = ["arm", "model_seed", "sae_seed", "latent"]
 _OF_LATENT = (
     *("class", "rule", "rule_precision", "rule_recall", "rule_reason", "origin", "evidence"),
     *("has_placebo_partner", "placebo_partner", "placebo_r", "has_seed_partner", "seed_r"),
@@ -33,7 +34,7 @@ def latents_of(trial: Trial) -> Any:
     ladder explains it and another seed has it too. Else it *cannot* be told. `flags` name what else a reader
     should know. Use and circuitry are `null` where a latent was not asked, and `use_reason` says so.
     """
-    return _rows(trial, (GIVEN, RETRAINED))
+    return _rows(trial, (GIVEN, RETRAINED)).drop(columns="model_seed")
 
 
 def _rows(trial: Trial, arms: tuple[str, ...]) -> Any:
@@ -102,12 +103,13 @@ def _flags(row: dict[str, Any]) -> str:
 def summary_of(trial: Trial) -> str:
     """Return, of each SAE, how many latents are no better than a placebo's, for a terminal.
 
-    The last lines say what the same rule makes of the calibrated placebo's own latents: its false alarms.
+    The calibrated placebo's rows are what the same rule makes of a placebo's own latents: its false alarms.
     """
     lines = []
     table = _rows(trial, (GIVEN, RETRAINED, CALIBRATED))
-    for (arm, seed), part in table.groupby(["arm", "sae_seed"], sort=False):
-        lines.append(f"{arm}, seed {seed}: {len(part):,} latents")
+    for arm, part in table.groupby("arm", sort=False):
+        n = len(part[["model_seed", "sae_seed"]].drop_duplicates())
+        lines.append(f"{arm}: {len(part):,} latents of {counted(n, 'SAE')}")
         for verdict in (NO_BETTER, BETTER, CANNOT_TELL):
             own = part[part["placebo"] == verdict]
             share = len(own) / len(part)
