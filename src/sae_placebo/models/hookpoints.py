@@ -19,6 +19,8 @@ ON_STREAM: frozenset[Site] = frozenset({"resid_pre", "resid_post"})
 """Sites at which the residual stream itself is read."""
 TERMS: frozenset[Site] = frozenset({"attn_out", "mlp_out"})
 """Sites at which what one module adds to the residual stream is read."""
+WRITTEN: frozenset[Site] = ON_STREAM | TERMS
+"""Sites at which the residual stream is read, or what is added to it."""
 MODULE_INPUTS: frozenset[Site] = frozenset({"z", "mlp_in"})
 """Sites at which the input of a module is read, whose entries are no coordinates of the residual stream."""
 
