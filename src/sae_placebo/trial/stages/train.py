@@ -65,7 +65,9 @@ def train_arms(artefacts: Artefacts, arms: Sequence[ArmModel], reader: AnyReader
         work = Work(store, together, read_hash(store.path(plan.build[first])))
         stream = TrainingStream(spec, reader, rows, read_calibrations(harvested))
         controls = {plan.train[one].key: spec.arms[one.arm].dictionary for one in some}
-        given = {plan.train[one].key: read for one in some if (read := _given(spec, one, harvested))}
+        given = {
+            plan.train[one].key: read for one in some if (read := _given(spec, one, harvested))
+        }
         matched = Matched(stream, harvested, vocabulary, controls, work, given)
         name = first.label + (f" and {len(some) - 1} more" if len(some) > 1 else "")
         matched.count(name, artefacts.progress)
@@ -296,7 +298,8 @@ def _given(spec: TrialSpec, one: ArmModel, harvest: Path) -> dict[tuple[str, int
         for seed, path in zip(spec.sae_seeds, paths, strict=False):
             x = read_activations(harvest, hookpoint)
             calibration = read_calibrations(harvest)[hookpoint]
-            found[label, seed] = GivenSAE.read(label, seed, path, hookpoint, x[calibration.keeps(x)])
+            kept = x[calibration.keeps(x)]
+            found[label, seed] = GivenSAE.read(label, seed, path, hookpoint, kept, spec.model)
     return found
 
 
