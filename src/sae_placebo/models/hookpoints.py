@@ -77,8 +77,9 @@ def parse_hookpoint(text: str) -> Hookpoint:
     path (`transformer.h.5.mlp`) means the term which that module adds to the residual stream.
 
     TransformerLens's `hook_mlp_in` is before the norm, so it is no name of `mlp_in`. Its
-    `ln2.hook_normalized` is taken for `mlp_in`, which is behind gain and bias; TransformerLens has that hook
-    behind them in its LayerNorm, and before them in its RMSNorm and in its bridge to Hugging Face models.
+    `ln2.hook_normalized` is taken for `mlp_in`, which is behind gain and bias; TransformerLens 1 and 2 have
+    that hook behind them in their LayerNorm. It is before them since 3.0 (pull request 770), in every RMSNorm
+    and in the bridge to Hugging Face models.
 
     Raises:
         SpecError: `text` names no such place.
