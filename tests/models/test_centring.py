@@ -12,7 +12,7 @@ import torch
 import architectures
 from sae_placebo.causal.use.downstream import Downstream
 from sae_placebo.core.errors import ModelError, SpecError
-from sae_placebo.models.centring import centre, is_centred, moved_by_mean
+from sae_placebo.models.centring import centre, is_centred, moved_by_mean, without_mean
 from sae_placebo.models.embeddings import embedding
 from sae_placebo.models.reading import Reader, replaced
 from sae_placebo.models.specs import ModelSpec, check_centred
@@ -138,6 +138,54 @@ def test_heads_and_bias_sum_to_what_is_read(centred: Any) -> None:
     read = Reader(centred, ["z.1", "attn_out.1"]).read(ids)
     heads, bias = layer_parts(centred, 1, 2)[0].attention.head_outputs(read["z.1"])
     assert torch.allclose(heads.sum(-2) + bias, read["attn_out.1"], atol=1e-5)
+
+
+def test_graphs_are_those_of_the_model_centred_by_hand(reference: Any, centred: Any) -> None:
+    from sae_placebo.causal.circuits.graph import GraphSpec, attribution_graph
+    from sae_placebo.saes import SAE
+    from sae_placebo.saes.topk import TopKSpec
+
+    saes = []
+    for layer in (0, 1):
+        made = TopKSpec(d_sae=40, k=4).create(architectures.D_IN, layer)
+        # a direction with a mean would be carried on by the other model, and read again
+        rows = {"W_enc": without_mean(made.params["W_enc"].t()).t()}
+        rows["W_dec"] = without_mean(made.params["W_dec"])
+        saes.append((f"resid_post.{layer}", SAE(made.spec, dict(made.params) | rows)))
+    words, ids = [f"w{i}" for i in range(architectures.VOCABULARY)], architectures.token_ids()[0]
+    settings = GraphSpec(expand=10, least=1e-4, least_edge=1e-6, edges=5000)
+    found, expected = (
+        {
+            (str(graph.nodes[edge.source]), str(graph.nodes[edge.target])): edge.weight
+            for edge in graph.edges
+        }
+        for graph in (
+            attribution_graph(model, ids, saes, words, settings)
+            for model in (copy.deepcopy(centred).double(), by_hand(reference).double())
+        )
+    )
+    assert len(found) == len(expected) > 100
+    weights = zip(sorted(found.values()), sorted(expected.values()), strict=True)
+    assert all(one == pytest.approx(other, rel=1e-3, abs=1e-5) for one, other in weights)
+
+
+def test_calibration_aims_at_what_the_model_centred_by_hand_has(
+    reference: Any, centred: Any
+) -> None:
+    from sae_placebo.controls import SampleText
+    from sae_placebo.controls.model.calibrating import stream_profile
+
+    drawn = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 33, (24, 24), generator=drawn)
+    text = SampleText(
+        ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(24) // 2, ("resid_post.1",), 3.0
+    )
+    found, expected, plain = (
+        torch.tensor([one.value for one in stream_profile(model, text, 2)])
+        for model in (centred, by_hand(reference), reference)
+    )
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert not torch.allclose(found, plain, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neo", "gpt_neox", "phi", "opt", "gptj"])
