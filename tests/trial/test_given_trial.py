@@ -158,6 +158,7 @@ def test_unit_rows_change_no_reconstruction(folder: Path) -> None:
         ({"given": 3}, "path of an SAE, a list of paths"),
         ({"given": []}, "path of an SAE, a list of paths"),
         ({"given": "nowhere"}, "nowhere"),
+        ({"d_sae": 96}, "has 64 latents, and saes.topk.d_sae is 96"),
     ],
 )
 def test_what_does_not_fit_is_refused(
@@ -170,7 +171,8 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     made = table_of(tiny_model, tiny_text, "wrong")
     (label,) = made["saes"]
-    made["saes"][label] |= {"given": change.pop("given", str(folder))}
+    width = {"d_sae": change.pop("d_sae", 64)}
+    made["saes"][label] |= {"given": change.pop("given", str(folder)), **width}
     with pytest.raises(PlaceboError, match=message):
         sp.run(made | change, tmp_path)
 

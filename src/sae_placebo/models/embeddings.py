@@ -8,6 +8,7 @@ from typing import Any
 from jaxtyping import Float
 
 from sae_placebo.core.lazy import torch
+from sae_placebo.models.centring import is_centred, without_mean
 from sae_placebo.models.sites import decoder_layers, text_config
 
 
@@ -15,7 +16,7 @@ def embedding(model: torch.nn.Module) -> Float[torch.Tensor, "vocabulary d_embed
     """Return W_E, the vector as which each token id enters the model: a copy in float16.
 
     Where a matrix stands between the embedding and the residual stream (OPT's `project_in`), it is
-    multiplied in.
+    multiplied in. Each row is without its mean where the stream is read without; see `centring`.
     """
     model_any: Any = model
     weight: torch.Tensor = model_any.get_input_embeddings().weight.detach().to("cpu")
@@ -23,6 +24,8 @@ def embedding(model: torch.nn.Module) -> Float[torch.Tensor, "vocabulary d_embed
     between = _projection(model, (hidden, weight.shape[1]))
     if between is not None:
         weight = weight.float() @ between.float().T
+    if is_centred(model):
+        weight = without_mean(weight)
     return weight.to(torch.float16)
 
 

@@ -19,6 +19,8 @@ ON_STREAM: frozenset[Site] = frozenset({"resid_pre", "resid_post"})
 """Sites at which the residual stream itself is read."""
 TERMS: frozenset[Site] = frozenset({"attn_out", "mlp_out"})
 """Sites at which what one module adds to the residual stream is read."""
+WRITTEN: frozenset[Site] = ON_STREAM | TERMS
+"""Sites at which the residual stream is read, or what is added to it."""
 MODULE_INPUTS: frozenset[Site] = frozenset({"z", "mlp_in"})
 """Sites at which the input of a module is read, whose entries are no coordinates of the residual stream."""
 
@@ -75,8 +77,9 @@ def parse_hookpoint(text: str) -> Hookpoint:
     path (`transformer.h.5.mlp`) means the term which that module adds to the residual stream.
 
     TransformerLens's `hook_mlp_in` is before the norm, so it is no name of `mlp_in`. Its
-    `ln2.hook_normalized` is taken for `mlp_in`, which is behind gain and bias; TransformerLens has that hook
-    behind them in its LayerNorm, and before them in its RMSNorm and in its bridge to Hugging Face models.
+    `ln2.hook_normalized` is taken for `mlp_in`, which is behind gain and bias; TransformerLens 1 and 2 have
+    that hook behind them in their LayerNorm. It is before them since 3.0 (pull request 770), in every RMSNorm
+    and in the bridge to Hugging Face models.
 
     Raises:
         SpecError: `text` names no such place.

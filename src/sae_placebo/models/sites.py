@@ -14,7 +14,8 @@ from typing import Any
 
 from sae_placebo.core.errors import ModelError
 from sae_placebo.core.lazy import torch
-from sae_placebo.models.hookpoints import Hookpoint, check_layer
+from sae_placebo.models.centring import about_mean, is_centred, without_mean
+from sae_placebo.models.hookpoints import WRITTEN, Hookpoint, check_layer
 from sae_placebo.models.layers import (
     attention_module,
     decoder_layers,
@@ -45,12 +46,21 @@ __all__ = [
 
 @dataclass
 class HookedModules:
-    """The modules behind the hookpoints of one model."""
+    """The modules behind the hookpoints of one model.
+
+    Attributes:
+        model: The model.
+        layers: Its decoder layers.
+        terms: What adds to the residual stream, at hookpoints where that is read.
+        inputs: The modules whose input is read.
+        centred: Whether activations of the stream are read without each token's mean; see `centring`.
+    """
 
     model: torch.nn.Module
     layers: torch.nn.ModuleList
     terms: dict[Hookpoint, StreamTerm] = field(default_factory=dict)
     inputs: dict[Hookpoint, ModuleInput] = field(default_factory=dict)
+    centred: bool = False
 
     def width(self, hookpoint: Hookpoint) -> int:
         """Return the width of the activations at a hookpoint: that of the stream, or of a module's input."""
@@ -58,18 +68,34 @@ class HookedModules:
             return self.inputs[hookpoint].width
         return int(text_config(self.model).hidden_size)
 
+    def as_read(self, hookpoint: Hookpoint, value: torch.Tensor) -> torch.Tensor:
+        """Return what is read where the model has `value`: the same, or it without its mean."""
+        return without_mean(value) if self._centres(hookpoint) else value
+
+    def _centres(self, hookpoint: Hookpoint) -> bool:
+        return self.centred and hookpoint.site in WRITTEN
+
     @contextmanager
     def hooked(
-        self, actions: Mapping[Hookpoint, Callable[[torch.Tensor], torch.Tensor | None]]
+        self,
+        actions: Mapping[Hookpoint, Callable[[torch.Tensor], torch.Tensor | None]],
+        whole: bool = False,
     ) -> Iterator[None]:
         """Call each action with its hookpoint's value [row pos d_in] in every forward inside.
 
         A tensor that an action returns takes the value's place in the rest of the forward; `None`
         leaves it. Inputs (`resid_pre`, `z`, `mlp_in`) are hooked as inputs of their module, everything
         else as outputs. The hooks are removed at the end, whatever happens.
+
+        Args:
+            actions: By hookpoint.
+            whole: Whether actions are given what the model has, its mean included, also where the stream is
+                read without.
         """
         with ExitStack() as stack:
             for hookpoint, action in actions.items():
+                if not whole and self._centres(hookpoint):
+                    action = about_mean(action)
                 for handle in self._register(hookpoint, action):
                     stack.callback(handle.remove)
             yield
@@ -127,7 +153,7 @@ def resolve(model: torch.nn.Module, hookpoints: list[Hookpoint]) -> HookedModule
         ModelError: no layers are found, or a hookpoint has no meaning in this model.
     """
     layers = decoder_layers(model)
-    sites = HookedModules(model, layers)
+    sites = HookedModules(model, layers, centred=is_centred(model))
     for hookpoint in hookpoints:
         check_layer(hookpoint, len(layers))
     for index in sorted({h.layer for h in hookpoints if h.site in ("attn_out", "mlp_out")}):

@@ -39,6 +39,9 @@ class ModelSpec(Spec):
     revision: str | None = Field(None, min_length=1)
     """Branch, tag or commit of a hub id (commits alone never change), or the name of a folder under
     `revisions/` in the folder of a saved model."""
+    centred: bool = False
+    """Whether the residual stream, and what attention and MLP add to it, is read without each token's mean
+    over dimensions, as TransformerLens's `center_writing_weights` has it; models with LayerNorm alone."""
 
     @field_validator("id")
     @classmethod
@@ -51,6 +54,34 @@ class ModelSpec(Spec):
     def is_packaged(self) -> bool:
         """Return whether the weights come inside an installed package and are converted before use."""
         return self.id == PACKAGED
+
+
+def check_centred(spec: ModelSpec) -> None:
+    """Refuse to centre a model whose config says that its norms read the stream's mean.
+
+    What a config does not say is found when the model is loaded; see `centring`.
+
+    Raises:
+        SpecError: `centred` is set, and the norms are RMSNorms.
+        ModelError: the folder is missing or its config cannot be read.
+    """
+    if spec.centred and has_rms_norms(spec):
+        raise SpecError(
+            f"model.centred is true, and {spec.id} has RMSNorms, which read the mean of the residual stream; "
+            "TransformerLens does not centre such a model either: set [model] centred = false"
+        )
+
+
+def has_rms_norms(spec: ModelSpec) -> bool:
+    """Return whether the model's config tells of RMSNorms; false where it has not been fetched.
+
+    Raises:
+        ModelError: the folder is missing or its config cannot be read.
+    """
+    path = None if spec.id == PACKAGED else config_path(spec)
+    if path is None:
+        return spec.id == PACKAGED
+    return any(part.get("rms_norm_eps") is not None for part in config_parts(path))
 
 
 def is_hub_id(spec: ModelSpec) -> bool:

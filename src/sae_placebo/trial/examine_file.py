@@ -13,8 +13,11 @@ from typing import Any
 from sae_placebo.core.errors import SpecError, StoreError
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Progress
+from sae_placebo.models.hookpoints import WRITTEN, parse_hookpoint
+from sae_placebo.models.specs import ModelSpec, has_rms_norms
 from sae_placebo.saes.formats import Given, read_sae
 from sae_placebo.saes.formats.objects import is_object, save_object
+from sae_placebo.saes.formats.processing import processing
 from sae_placebo.trial.overriding import parse_overrides, set_value
 from sae_placebo.trial.spec import TrialSpec, load_trial
 
@@ -137,6 +140,7 @@ def _bare(first: Mapping[str, Any], hookpoint: str | None) -> TrialSpec:
 def _tried(spec: TrialSpec, progress: Progress) -> torch.Tensor:
     """Return some of a trial's held-out activations [token, d_in], BOS and outliers left out."""
     from sae_placebo.data.text import tokenize
+    from sae_placebo.models.centring import centre
     from sae_placebo.models.loading import Reader, load_model, load_tokenizer
 
     few = min(_TRIED_TOKENS, spec.text.heldout_tokens)
@@ -144,7 +148,10 @@ def _tried(spec: TrialSpec, progress: Progress) -> torch.Tensor:
     with progress.track("try the given SAE", 1, "text") as advance:
         tokenizer = load_tokenizer(spec.model.id, spec.model.revision)
         rows = tokenize(text, tokenizer, spec.seed)["heldout"]
-        reader = Reader(load_model(spec.model.id, spec.model.revision), list(spec.hookpoints))
+        model = load_model(spec.model.id, spec.model.revision)
+        if spec.model.centred:
+            centre(model)
+        reader = Reader(model, list(spec.hookpoints))
         (found,) = reader.read(torch.from_numpy(rows.token_ids).long()).values()
         x = found[torch.from_numpy(rows.usable())]
         norms = torch.linalg.vector_norm(x, dim=1)
@@ -241,7 +248,7 @@ def _table(
         "hookpoints": [hookpoint],
         "sae_seeds": list(range(max(2, len(paths)))),
         "contrasts": contrasts,
-        "model": first["model"],
+        "model": _centred(given, hookpoint, first["model"]) | first["model"],
         "text": text,
         "arms": {
             GIVEN: {"control": "trained"},
@@ -258,6 +265,19 @@ def _table(
         "audit": {"arms": [GIVEN, RETRAINED]},
         "circuits": {"arms": asked},
     }
+
+
+def _centred(given: Given, hookpoint: str, model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the setting by which the model is read as it was in the SAE's training; none where as it is.
+
+    Raises:
+        SpecError: the model was loaded there in a way that reading it does not follow.
+    """
+    asked = processing(given.site.model_arguments, hookpoint).centred
+    written = parse_hookpoint(hookpoint).site in WRITTEN
+    if not (asked and written) or has_rms_norms(ModelSpec.model_validate(model)):
+        return {}
+    return {"centred": True}
 
 
 def _measured_l0(given: Given, x: torch.Tensor) -> float:

@@ -20,6 +20,8 @@ from sae_placebo.core.errors import SpecError
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.sealing import file_hash
 from sae_placebo.core.store import read_json, write_json
+from sae_placebo.models.hookpoints import WRITTEN, parse_hookpoint
+from sae_placebo.models.specs import ModelSpec, has_rms_norms
 from sae_placebo.saes.base import SAE
 
 if TYPE_CHECKING:
@@ -129,17 +131,21 @@ def identity(path: str) -> dict[str, str]:
     return {file.name: file_hash(file) for file in files}
 
 
-def ready(given: Given, x: Any, hookpoint: str) -> tuple[SAE, list[str]]:
+def ready(
+    given: Given, x: Any, hookpoint: str, model: ModelSpec | None = None
+) -> tuple[SAE, list[str]]:
     """Return a given SAE with decoder rows of unit norm, in model units, and what to say of it.
 
     Args:
         given: The SAE, as read.
         x: [token, d_in] some of the activations that it is to read, for a factor that its file lacks.
         hookpoint: Where they come from.
+        model: The model that they come from; None for one that is read as it is.
 
     Raises:
-        SpecError: it reads another width, or another place by its own metadata; or a trial cannot compute
-            with it: it normalizes every token, or is a TopK SAE whose rows have other norms.
+        SpecError: it reads another width, or another place or other activations of it by its own metadata; or
+            a trial cannot compute with it: it normalizes every token, or is a TopK SAE whose rows have other
+            norms.
     """
     site = given.site.hookpoint
     if site is not None and site != hookpoint:
@@ -147,6 +153,7 @@ def ready(given: Given, x: Any, hookpoint: str) -> tuple[SAE, list[str]]:
             f"the given SAE was trained at {given.site.hook} ({site}), and the trial reads {hookpoint}: set "
             f'hookpoints = ["{site}"]'
         )
+    loaded = _of_the_same_activations(given, hookpoint, model)
     if given.d_in != x.shape[1]:
         raise SpecError(
             f"the given SAE reads activations of width {given.d_in}, and those at {hookpoint} have "
@@ -159,7 +166,41 @@ def ready(given: Given, x: Any, hookpoint: str) -> tuple[SAE, list[str]]:
             f"the given SAE normalizes every token by itself ({given.normalization}), so its codes are in no "
             "unit that a trial can compare; such an SAE is read (read_sae), and not examined"
         )
-    return _unit_rows(given.sae), [*given.notes, *given.warnings]
+    return _unit_rows(given.sae), [*given.notes, *given.warnings, *loaded]
+
+
+def _of_the_same_activations(
+    given: Given, hookpoint: str, model: ModelSpec | None
+) -> tuple[str, ...]:
+    """Return what is to be said of how the model was loaded on which a given SAE was trained.
+
+    Raises:
+        SpecError: the activations of its training are not those that the trial reads.
+    """
+    from sae_placebo.saes.formats.processing import processing
+
+    found = processing(given.site.model_arguments, hookpoint)
+    if parse_hookpoint(hookpoint).site not in WRITTEN:
+        return found.notes
+    centred = model is not None and model.centred
+    if found.centred and not centred:
+        if model is not None and has_rms_norms(model):
+            return (
+                *found.notes,
+                "Its file asks for center_writing_weights, which TransformerLens does not do to RMSNorms.",
+            )
+        raise SpecError(
+            f"the given SAE was trained on activations at {hookpoint} without each token's mean over "
+            "dimensions (center_writing_weights in its model_from_pretrained_kwargs): set "
+            "[model] centred = true"
+        )
+    if centred and not found.centred:
+        return (
+            *found.notes,
+            "Its file does not ask for center_writing_weights, and the trial reads activations without each "
+            "token's mean (model.centred).",
+        )
+    return found.notes
 
 
 def _unit_rows(sae: SAE) -> SAE:
@@ -217,8 +258,16 @@ class GivenSAE:
     explained_variance: float
 
     @classmethod
-    def read(cls, label: str, sae_seed: int, path: str, hookpoint: str, x: Any) -> GivenSAE:
-        """Return the SAE at a path, tried on some activations [token, d_in].
+    def read(
+        cls,
+        label: str,
+        sae_seed: int,
+        path: str,
+        hookpoint: str,
+        x: Any,
+        model: ModelSpec | None = None,
+    ) -> GivenSAE:
+        """Return the SAE at a path, tried on some activations [token, d_in] of a model.
 
         Raises:
             SpecError: it does not fit; see `ready`.
@@ -227,7 +276,7 @@ class GivenSAE:
         from sae_placebo.saes.formats import read_sae
 
         given = read_sae(path)
-        sae, notes = ready(given, x[:_TRIED], hookpoint)
+        sae, notes = ready(given, x[:_TRIED], hookpoint, model)
         codes = sae.encode(x[:_TRIED])
         error = (x[:_TRIED] - sae.decode(codes)).double().square().sum()
         spread = (x[:_TRIED] - x[:_TRIED].mean(0)).double().square().sum()

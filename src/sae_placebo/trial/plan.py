@@ -208,6 +208,9 @@ class _Planner:
         readability = None
         if labelled:
             readability = self.step("readability", tokenize.name, spec.seed, tokenize)
+        read = model
+        if spec.model.centred:  # the text is the same; what is read of it is not
+            read = self.step("model", model_name, identify(spec.model) | {"centred": True})
         tied = ties_embeddings(spec.model) is not False
         parts: dict[str, dict[ArmModel, Step]] = {
             s: {} for s in ("text", "build", "harvest", "fit_text", "train")
@@ -215,7 +218,7 @@ class _Planner:
         for arm, controls in spec.arms.items():
             for model_seed in spec.seeds_of(arm):
                 one = ArmModel(arm, model_seed)
-                for stage, made in self._arm(one, controls, tied, model, tokenize).items():
+                for stage, made in self._arm(one, controls, tied, read, tokenize).items():
                     parts[stage][one] = made
         measure = self._measure(parts["train"], parts["harvest"], readability)
         encode = self._encode(measure, parts)

@@ -35,6 +35,7 @@ from sae_placebo.latents.spec import StructureSpec
 from sae_placebo.models.activations import HarvestSpec
 from sae_placebo.models.hookpoints import HookpointNames
 from sae_placebo.models.loading import ModelSpec, layer_count, parse_hookpoint, position_limit
+from sae_placebo.models.specs import check_centred
 from sae_placebo.saes import SAESpec, parse_sae
 from sae_placebo.saes.training import TrainingSpec
 from sae_placebo.stats.designs import ArmParts, designs
@@ -239,6 +240,11 @@ class TrialSpec(Spec):
                     f"hookpoint {name!r} is past the last layer: {self.model.id} has {layers} layers, so "
                     f"0 to {layers - 1} are allowed"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _mean_can_be_left_out(self) -> TrialSpec:
+        check_centred(self.model)
         return self
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from sae_placebo.causal.circuits.matrices import is_matrix, matrices_in, matrix,
 from sae_placebo.causal.circuits.norms import Norm, read_norm
 from sae_placebo.core.errors import ModelError
 from sae_placebo.core.lazy import torch
+from sae_placebo.models.centring import is_centred
 from sae_placebo.models.forward_pass import base_model
 from sae_placebo.models.hookpoints import Hookpoint
 from sae_placebo.models.module_inputs import LayerCall, branch_entry
@@ -73,6 +74,7 @@ class Attention:
             what attention adds to the stream.
         group: Which key and value each head takes.
         term: The module whose output is added to the stream, and what the layer multiplies that by.
+        centred: Whether what it adds is read without its mean over dimensions; see `models.centring`.
     """
 
     module: torch.nn.Module
@@ -82,6 +84,7 @@ class Attention:
     output: torch.nn.Module
     group: Int64[np.ndarray, " head"]
     term: StreamTerm
+    centred: bool = False
 
     @property
     def n_heads(self) -> int:
@@ -96,6 +99,8 @@ class Attention:
     def output_weight(self) -> Float[torch.Tensor, "head d_model head_dim"]:
         """Return W_O, where W_O[h] z_h is the output of head h before any norm, with z_h its mixed value."""
         weight = matrix(self.output)
+        if self.centred:
+            weight = weight - weight.mean(0)
         return weight.reshape(len(weight), self.n_heads, self.head_dim).transpose(0, 1)
 
     def head_outputs(
@@ -115,6 +120,8 @@ class Attention:
         split = mixed.reshape(*mixed.shape[:-1], self.n_heads, self.head_dim)
         heads = torch.einsum("...he,hde->...hd", split, self.output_weight())
         bias = offset(self.output)
+        if self.centred:
+            bias = bias - bias.mean()
         whole = heads.sum(-2) + bias
         norm = self.norm_behind()
         factor = torch.full_like(whole, self.term.scale)
@@ -193,7 +200,10 @@ def layer_parts(
         if signature not in layouts:
             call = next(c for c in calls[i] if c.module is attention)
             layouts[signature] = head_layout(model, attention, call.args, call.kwargs)
-        parts.append(_parts(i, layers[i], attention, terms, calls[i], layouts[signature]))
+        found = _parts(i, layers[i], attention, terms, calls[i], layouts[signature])
+        if is_centred(model):
+            found = replace(found, attention=replace(found.attention, centred=True))
+        parts.append(found)
     return parts
 
 

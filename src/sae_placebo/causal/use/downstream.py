@@ -218,12 +218,14 @@ class Downstream:
             note("entering", input_tensor(args, kwargs))
 
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self._sites.hooked({self.hookpoint: lambda x: note("site", x)}))
+            noting = {self.hookpoint: lambda x: note("site", x)}
+            stack.enter_context(self._sites.hooked(noting, whole=True))
             if self.first < len(self.layers):
                 layer = self.layers[self.first]
                 stack.enter_context(layer.register_forward_pre_hook(enter, with_kwargs=True))
             yield seen
         seen.setdefault("entering", seen["site"])
+        seen["site"] = self._sites.as_read(self.hookpoint, seen["site"])
 
     @contextlib.contextmanager
     def _skipped(self, entering: torch.Tensor) -> Iterator[None]:
@@ -336,7 +338,8 @@ class Downstream:
             raise ModelError(
                 f"{name} gives logits that are not finite, so no edit of it can be told."
             )
-        if self._is_stream and not torch.equal(row.site, row.entering):
+        entering = self._sites.as_read(self.hookpoint, row.entering)
+        if self._is_stream and not torch.equal(row.site, entering):
             raise ModelError(
                 f"{name} changes what leaves layer {self.first - 1} before layer {self.first} reads it, so "
                 f"an edit at {place} is not one of what is read; use resid_pre.{self.first}."

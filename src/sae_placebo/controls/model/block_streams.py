@@ -9,6 +9,7 @@ from typing import Any
 from sae_placebo.controls.model.base import SampleText
 from sae_placebo.core.errors import ModelError
 from sae_placebo.core.lazy import torch
+from sae_placebo.models.centring import is_centred, without_mean
 from sae_placebo.models.components import Component, between_component, with_previous
 from sae_placebo.models.diagnostics import ordinary
 from sae_placebo.models.forward_pass import Stopped, own_code, run_until_stopped
@@ -38,6 +39,7 @@ class BlockStreams:
         self.text = text
         self.n_passes = 0
         self._layers = decoder_layers(model)[:n_blocks]
+        self._centred = is_centred(model)
         self._calls: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = []
         self.entered: Stream = []
         left: list[torch.Tensor] = []
@@ -62,7 +64,8 @@ class BlockStreams:
         text, parts = self.text, []
         for start, x in zip(range(0, len(text.token_ids), _ROWS), stream, strict=True):
             parts.append(x[text.mask[start : start + _ROWS].to(x.device)].cpu())
-        return component_of(torch.cat(parts), text)
+        whole = torch.cat(parts)
+        return component_of(without_mean(whole) if self._centred else whole, text)
 
     def _forward(self, model: torch.nn.Module, token_ids: torch.Tensor) -> torch.Tensor:
         """Run the model on one batch; keep what enters the first block, and what else each is given."""

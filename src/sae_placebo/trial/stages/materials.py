@@ -13,6 +13,7 @@ from sae_placebo.core.store import Store
 from sae_placebo.data import copies, text, token_files
 from sae_placebo.data.readability import PREDICTORS, Readability, readability
 from sae_placebo.models import loading as models
+from sae_placebo.models.centring import centre
 from sae_placebo.trial.plan import ArmModel, Plan
 from sae_placebo.trial.spec import TrialSpec
 
@@ -49,6 +50,8 @@ class Materials:
         source = self.source
         with self.progress.track("load the model", 1, "model") as advance:
             model = models.load_model(source, self.spec.model.revision)
+            if self.spec.model.centred:
+                centre(model)
             advance(1)
         return model
 
