@@ -423,7 +423,7 @@ def test_null_and_empty_records_of_a_dataset_are_counted(monkeypatch: pytest.Mon
     [
         (["a", "b"], "'text' is a list, not text"),
         (b"x", "'text' is bytes, not text"),
-        (0, "'text' is int, not text"),
+        (0, "'text' is a number, not text"),
         ("\ud800", "half of a surrogate pair"),
     ],
 )
