@@ -13,6 +13,7 @@ from sae_placebo.core.store import Store
 from sae_placebo.data import copies, text, token_files
 from sae_placebo.data.readability import PREDICTORS, Readability, readability
 from sae_placebo.models import loading as models
+from sae_placebo.models.specs import no_tokenizer, vocabulary_size
 from sae_placebo.trial.plan import ArmModel, Plan
 from sae_placebo.trial.spec import TrialSpec
 
@@ -62,18 +63,34 @@ class Materials:
                 self.progress.track("tokenize", wanted) as advance,
                 self.store.write(step) as draft,
             ):
-                tokenizer = models.load_tokenizer(source, self.spec.model.revision)
-                found = text.cut(spec, tokenizer, self.spec.seed, advance)
+                tokenizer, n_ids = self._tokenizer(source)
+                found = text.cut(spec, tokenizer, self.spec.seed, advance, n_ids)
                 if text.identify(spec) != step.settings["content"]:
                     raise TextError(
                         f"files of text.source {spec.source!r} changed while they were read; run again"
                     )
                 token_files.write_rows(draft, found.splits)
                 token_files.write_text_facts(draft, found.skipped, found.shared)
-                token_files.write_vocabulary(draft, text.vocabulary(tokenizer))
+                given = found.ids_were_given
+                words = text.vocabulary(tokenizer, n_ids if given else None)
+                token_files.write_vocabulary(draft, words)
             if (repeated := copies.warning(found.shared)) is not None:
                 self.progress.note(f"text: {repeated}")
         return self.store.path(step)
+
+    def _tokenizer(self, source: str) -> tuple[Any, int | None]:
+        """Return the model's tokenizer, or what stands for none, and how many token ids the model has.
+
+        Raises:
+            ModelError: there is none, and the text is no token ids.
+        """
+        model = self.spec.model
+        missing = no_tokenizer(model)
+        # a dataset is not asked beforehand; it is refused where its first record is text
+        if missing is not None and text.holds_ids(self.spec.text) is not False:
+            return missing, missing.n_ids
+        tokenizer = models.load_tokenizer(source, model.revision)
+        return tokenizer, vocabulary_size(model)
 
     @functools.cached_property
     def rows(self) -> dict[str, text.Rows]:
