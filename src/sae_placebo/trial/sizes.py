@@ -114,8 +114,9 @@ def memory_needs(spec: TrialSpec) -> Iterator[Need]:
     kept = text.heldout_tokens * together * _NUMBER
     yield Need("text.heldout_tokens", text.heldout_tokens, "the held-out activations", kept)
     yield Need("text.train_tokens", text.train_tokens, "the training tokens", text.train_tokens * 4)
-    rows = min(spec.harvest.block_rows, -(-text.train_tokens // text.context_tokens))
-    block = rows * text.context_tokens * together * _NUMBER
+    per_row = text.context_tokens if text.positions is None else text.row_tokens
+    rows = min(spec.harvest.block_rows, -(-text.train_tokens // per_row))
+    block = rows * per_row * together * _NUMBER
     yield Need("harvest.block_rows", spec.harvest.block_rows, "the activations of a block", block)
     documents = -(-text.heldout_tokens // (text.max_document_tokens or text.heldout_tokens))
     n = spec.measurement.replicates
