@@ -67,9 +67,11 @@ def test_a_model_without_a_tokenizer_is_tried_on_ids(trial: sp.Trial) -> None:
     assert len(tops)
     assert tops.str.fullmatch(r"#\d+").all()
     assert len(set(latents["class"])) > 1
-    shares = trial.measurements.query("metric == 'class_attribute'")
-    assert shares["value"].isna().all()
-    assert shares["reason"].str.contains("attribute_r2").all()
+    for share, column in (("attribute", "attribute_r2"), ("token_family", "family_mass")):
+        shares = trial.measurements.query(f"metric == 'share_{share}'")
+        assert len(shares)
+        assert shares["value"].isna().all()
+        assert shares["reason"].str.contains(column).all()
     rules = latents["rule"].dropna()
     assert len(rules)
     assert not rules.str.contains("spelling").any()

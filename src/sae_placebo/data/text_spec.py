@@ -70,6 +70,11 @@ class TextSpec(Spec):
         """Return how many tokens of a full row count, at most."""
         return int(usable_positions(self.positions, self.context_tokens).sum())
 
+    @property
+    def read_per_token(self) -> float:
+        """Return how many tokens of a full row the model reads for each that counts, the first left out."""
+        return 1.0 if self.positions is None else (self.context_tokens - 1) / self.row_tokens
+
     @model_validator(mode="after")
     def _positions_make_sense(self) -> TextSpec:
         if self.positions is not None:

@@ -144,7 +144,7 @@ CLASSES: tuple[LatentClass, ...] = (
         "Not reported anywhere; plausible where the embeddings are the trained ones. With re-drawn "
         "embeddings, families "
         "of more than one token can arise by chance alone.",
-        (("family_mass",), ("effective_tokens",)),
+        (("family_mass", "effective_tokens"),),
     ),
     LatentClass(
         "induction",
