@@ -113,6 +113,12 @@ def test_the_command_line_takes_ids(
         error = capsys.readouterr().err
         assert "no tokenizer" in error
         assert "token ids in the place of text" in error
+    table = trial_table(bare_model, id_text)
+    for excluded, words in ((True, "says which tokens are special"), ([512], "holds 512")):
+        table["text"]["exclude_tokens"] = excluded
+        file = write_toml(tmp_path / "excluded.toml", table)
+        assert call(monkeypatch, "check", file, "--store", tmp_path / "new") == 1
+        assert words in capsys.readouterr().err
     with pytest.raises(ModelError, match=r"no tokenizer.*text\.field"):
         sp.load_tokenizer(str(bare_model))
 
