@@ -17,6 +17,7 @@ import pytest
 from pydantic import ValidationError
 
 from sae_placebo.core.errors import SpecError, TextError
+from sae_placebo.data.documents import stream_documents
 from sae_placebo.data.text import TextSpec, documents, identify, may_have_labels, paths
 
 RIVER = "the river rose in spring, and the mill stood still until June. "
@@ -418,12 +419,22 @@ def test_null_and_empty_records_of_a_dataset_are_counted(monkeypatch: pytest.Mon
     assert skipped == {"empty": 2}
 
 
+def test_a_dataset_may_hold_token_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve(monkeypatch, [{"input_ids": [3, 4]}, {"input_ids": []}, {"input_ids": [5]}])
+    found = list(stream_documents("hf:some/set", "text", "train", 6))
+    assert [list(one.ids or []) for one in found] == [[3, 4], [], [5]]
+    with pytest.raises(
+        TextError, match="record 2 of dataset 'some/set': 'input_ids' has 5 as item 1"
+    ):
+        list(stream_documents("hf:some/set", "text", "train", 5))
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [
         (["a", "b"], "'text' is a list, not text"),
         (b"x", "'text' is bytes, not text"),
-        (0, "'text' is int, not text"),
+        (0, "'text' is a number, not text"),
         ("\ud800", "half of a surrogate pair"),
     ],
 )

@@ -13,6 +13,7 @@ import torch
 import architectures
 from sae_placebo.core.errors import ModelError
 from sae_placebo.data.rows import Rows
+from sae_placebo.data.usable import usable_positions
 from sae_placebo.models import activations, harvest_precision
 from sae_placebo.models.activations import HarvestSpec, blocks
 from sae_placebo.models.harvest_precision import HarvestPrecision, arm_reader, bf16_errors
@@ -216,6 +217,19 @@ def test_random_rows_repeat_a_block_of_ids_that_occur(bos: int | None) -> None:
     assert (fresh.token_ids[:, first] == again[:, first]).mean() < 0.2
     np.testing.assert_array_equal(random_rows(text, 6, 9, 3, True).token_ids, again)
     assert (random_rows(text, 6, 9, 4, True).token_ids != again).any()
+
+
+def test_repeats_are_read_at_the_positions_that_count(model: Any) -> None:
+    text = text_rows(1)
+    fresh, repeated = (random_rows(text, 6, 9, 3, again) for again in (False, True))
+    reader = Reader(model, PLACES)
+    every = harvest_repeats(reader, fresh, repeated, 9)
+    # rows are BOS and two blocks of 9: the repeated tokens read are those at 11 to 18
+    some = harvest_repeats(reader, fresh, repeated, 9, usable_positions((0, 16, 2), 24))
+    for name, x in some.items():
+        by_row = every[name].reshape(6, 8, -1)
+        torch.testing.assert_close(x.reshape(6, -1, by_row.shape[2]), by_row[:, [1, 3]])
+    assert harvest_repeats(reader, fresh, repeated, 9, usable_positions((0, 11), 24)) == {}
 
 
 @pytest.mark.parametrize("bos", [1, None])

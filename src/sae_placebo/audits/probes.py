@@ -11,6 +11,7 @@ from sae_placebo.audits.base import Case
 from sae_placebo.core.errors import NotEstimable
 from sae_placebo.core.spec import numpy_generator
 from sae_placebo.data.labels.truth import NO_LABELS
+from sae_placebo.data.tokenizing import NO_WORDS, is_numbered
 from sae_placebo.latents.base import TokenTable
 from sae_placebo.stats.fits import Logistic, fit_logistic
 from sae_placebo.stats.ranking import auroc
@@ -92,8 +93,10 @@ def letter_tasks(case: Case) -> Tasks:
     Letters are those of any script. Marks of white space in front do not count, and neither does case.
 
     Raises:
-        NotEstimable: no letter begins enough tokens.
+        NotEstimable: no letter begins enough tokens, or no tokenizer says with what they begin.
     """
+    if is_numbered(case.reading.tokens.vocabulary):
+        raise NotEstimable(NO_WORDS)
     return _chosen(first_letters(case.reading.tokens), case, "first letter")
 
 

@@ -53,9 +53,10 @@ def check(trial: TrialFile, store: StoreFolder = Path("runs"), overrides: Overri
     """Resolve a trial file and print it, or say what is wrong and where.
 
     Whether this machine's memory and the store's disk can hold the trial, whether the store can be written,
-    and whether the model's folder has weights and a tokenizer is checked as well.
+    and whether the model's folder has weights and a tokenizer, which token ids need not, is checked as well.
     """
     from sae_placebo.core.refusals import check_writable
+    from sae_placebo.data.text import holds_ids
     from sae_placebo.models.specs import check_folder, is_hub_id
     from sae_placebo.trial.reference import module_inputs
     from sae_placebo.trial.sizes import check_sizes
@@ -64,7 +65,7 @@ def check(trial: TrialFile, store: StoreFolder = Path("runs"), overrides: Overri
     spec = load_trial(trial, overrides=overrides or [])
     check_writable(store)
     check_sizes(spec, store)
-    check_folder(spec.model)
+    check_folder(spec.model, needs_tokenizer=not holds_ids(spec.text))
     resolved = {**spec.model_dump(mode="json"), "device": spec.device}
     typer.echo(json.dumps(resolved, indent=2, ensure_ascii=False))
     if off := module_inputs(spec.hookpoints):

@@ -4,7 +4,8 @@ What was trained on a document knows it by heart, so a held-out document that is
 training documents makes every measurement look better than it is, and the documents are fewer than
 the intervals assume. Three things are counted, each over all held-out documents or tokens:
 
-- A **copy** has the same text, character by character, as a training document.
+- A **copy** has the same text, character by character, as a training document, or the same token ids where
+  documents are given as these.
 - A **near copy** has a resemblance of at least 0.8 with a training document and is no copy. The
   resemblance of two documents is the number of distinct 5-grams of token ids that both hold, over the
   number that either holds. It is estimated from each document's 128 least hashes of 5-grams (standard
@@ -50,21 +51,24 @@ Tokens = Sequence[int]
 
 @dataclass(frozen=True)
 class Sketch:
-    """A sketch of a whole document: a hash of its text, and its least hashes of 5-grams, sorted."""
+    """A sketch of a whole document: a hash of its text, and its least hashes of 5-grams, sorted.
+
+    Of a document that is given as token ids, the hash is of these.
+    """
 
     text: bytes
     least: UInt64[np.ndarray, " hash"]
 
 
-def sketches(texts: Sequence[str], ids: Sequence[Tokens]) -> list[Sketch]:
-    """Return the sketch of each document, given as text and as token ids."""
+def sketches(texts: Sequence[str | None], ids: Sequence[Tokens]) -> list[Sketch]:
+    """Return the sketch of each document, given as text, None where it has none, and as token ids."""
     hashes, starts = _hashes(ids, SHINGLE)
     found = []
     for text, tokens, start in zip(texts, ids, starts, strict=True):
         # a document of fewer tokens is one 5-gram, with nothing behind it
         own = hashes[start : start + max(len(tokens) - SHINGLE + 1, 1)]
-        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-        found.append(Sketch(digest, _least(own)))
+        whole = np.asarray(tokens, dtype="<i8").tobytes() if text is None else text.encode()
+        found.append(Sketch(hashlib.blake2b(whole, digest_size=16).digest(), _least(own)))
     return found
 
 

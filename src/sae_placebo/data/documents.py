@@ -5,55 +5,63 @@
 
 from __future__ import annotations
 
-import codecs
 import glob
 import hashlib
 import io
-import json
 import os
 import stat
 import sysconfig
 import tokenize
 import zlib
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sae_placebo.core.errors import MissingExtra, SpecError, TextError
+from sae_placebo.data.contents import COMPRESSED, bytes_of, decoded, reason, sound, unreadable
+from sae_placebo.data.records import Value, column, held_by, lines, value_of
 
 LIBRARY = "python-stdlib"
 _TABLES = (".jsonl", ".parquet")
-_COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 SUFFIXES = (".txt", ".md", ".rst", ".py", *_TABLES)
 ALLOWED = f"{', '.join(SUFFIXES)}, all but .parquet also with .gz or .zst behind"
 # the interpreter's own library without its test folders and without what was installed later
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-# UTF-32's little-endian mark begins with UTF-16's
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
-_MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"PAR1\x15": ".parquet"}
-_JSON_KINDS = {float: "a number", bool: "true or false", list: "a list", dict: "an object"}
 
 
 @dataclass(frozen=True)
 class Document:
-    """One document: a name that a reader can find it by, its text, whether it is a .py file."""
+    """One document: a name that a reader can find it by, and its text, or the ids of its tokens.
+
+    Attributes:
+        name: Its file, or its file and line or row.
+        text: Empty where ids are given.
+        python: Whether it is a .py file.
+        ids: Token ids, which are taken as they are; None where there is text.
+    """
 
     name: str
     text: str
     python: bool = False
+    ids: array[int] | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Return whether it holds nothing."""
+        return not (self.text if self.ids is None else self.ids)
+
+
+def _document(name: str, value: Value) -> Document:
+    return (
+        Document(name, "", ids=value) if isinstance(value, array) else Document(name, value or "")
+    )
 
 
 def suffix(path: Path) -> str:
     """Return the kind of a file as one of `SUFFIXES`, compressed or not; empty where it is none."""
     last = path.suffix.lower()
-    inner = Path(path.stem).suffix.lower() if last in _COMPRESSED else last
+    inner = Path(path.stem).suffix.lower() if last in COMPRESSED else last
     if inner not in SUFFIXES or (inner == ".parquet" and last != inner):
         return ""
     return inner
@@ -89,7 +97,7 @@ def _walk(root: str) -> Iterator[Path]:
     """Yield what lies in a folder and its folders; links to folders are not followed."""
 
     def refuse(error: OSError) -> None:
-        raise _unreadable(error.filename, error, SpecError)
+        raise unreadable(error.filename, error, SpecError)
 
     for folder, _, names in os.walk(root, onerror=refuse):
         yield from (Path(folder, name) for name in names)
@@ -102,7 +110,7 @@ def _files(candidates: Iterable[Path]) -> list[Path]:
         try:
             facts = path.stat()
         except PermissionError as error:
-            raise _unreadable(path, error, SpecError) from None
+            raise unreadable(path, error, SpecError) from None
         except OSError:  # a link to nothing, or to itself
             continue
         if stat.S_ISREG(facts.st_mode):
@@ -142,7 +150,7 @@ def identify_files(files: Iterable[tuple[str, Path]]) -> str:
             with path.open("rb") as stream:
                 held = hashlib.file_digest(stream, "sha256").digest()
         except OSError as error:
-            raise _unreadable(path, error) from None
+            raise unreadable(path, error) from None
         content.update(name.encode(errors="surrogateescape") + b"\0" + held)
     return content.hexdigest()
 
@@ -152,8 +160,16 @@ def is_table(path: Path) -> bool:
     return suffix(path) in _TABLES
 
 
-def read_documents(name: str, path: Path, field: str) -> Iterator[Document]:
+def read_documents(
+    name: str, path: Path, field: str, n_ids: int | None = None
+) -> Iterator[Document]:
     """Yield the documents of a file; null and empty ones too, as empty text.
+
+    Args:
+        name: What the file is called.
+        path: Where it lies.
+        field: Key or column that holds the text, or the token ids.
+        n_ids: How many token ids the model has; None where that is not known.
 
     Raises:
         TextError: the file or a record cannot be read, or is not text; says which and what to do.
@@ -161,18 +177,18 @@ def read_documents(name: str, path: Path, field: str) -> Iterator[Document]:
     name = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
     kind = suffix(path)
     if kind in _TABLES:
-        texts = _column(path, field) if kind == ".parquet" else _lines(path, field)
-        for number, text in texts:
-            yield Document(f"{name}:{number}", text or "")
+        read = column if kind == ".parquet" else lines
+        for number, value in read(path, field, n_ids):
+            yield _document(f"{name}:{number}", value)
     else:
         yield Document(name, _whole(path), python=kind == ".py")
 
 
 def _whole(path: Path) -> str:
-    content = _content(path)
+    content = bytes_of(path)
     fallback = _declared(content) if suffix(path) == ".py" else "utf-8"
-    text = _decoded(path, content, fallback)
-    return _sound(text.replace("\r\n", "\n").replace("\r", "\n"), repr(str(path)))
+    text = decoded(path, content, fallback)
+    return sound(text.replace("\r\n", "\n").replace("\r", "\n"), repr(str(path)))
 
 
 def _declared(content: bytes) -> str:
@@ -185,174 +201,9 @@ def _declared(content: bytes) -> str:
     return encoding
 
 
-def _content(path: Path) -> bytes:
-    """Return what a file holds, decompressed if it is named as compressed."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    codec = _COMPRESSED.get(path.suffix.lower())
-    if codec is None:
-        _check_magic(path, content)
-        return content
-    import pyarrow as pa
-
-    try:
-        if not content:
-            raise EOFError("the file is empty")
-        with pa.input_stream(pa.BufferReader(content), compression=codec) as stream:
-            return bytes(stream.read())
-    except (pa.ArrowException, OSError, EOFError) as error:
-        raise TextError(
-            f"{str(path)!r} cannot be decompressed as {codec} ({_reason(error)}); replace it or leave it "
-            "out of text.source"
-        ) from None
-
-
-def _check_magic(path: Path, content: bytes) -> None:
-    """Refuse a file whose first bytes are those of another kind than its name says."""
-    for magic, other in _MAGIC.items():
-        if content.startswith(magic) and path.suffix.lower() != other:
-            raise TextError(
-                f"{str(path)!r} is not what its name says: its first bytes are those of a {other} file; "
-                "mend the name or the file, or leave it out of text.source"
-            )
-
-
-def _decoded(path: Path, content: bytes, encoding: str = "utf-8") -> str:
-    """Return the text that bytes stand for; a byte order mark decides over `encoding`, and is left out."""
-    for mark, marked in _MARKS:
-        if content.startswith(mark):
-            content, encoding = content[len(mark) :], marked
-            break
-    try:
-        text = content.decode(encoding)
-    except UnicodeError as error:
-        where = ""
-        if isinstance(error, UnicodeDecodeError):
-            where = f" (byte {error.start}: {error.object[error.start]:#04x})"
-        raise TextError(
-            f"{str(path)!r} is not {encoding.upper()}{where}; convert it to UTF-8 or leave it out of "
-            "text.source"
-        ) from None
-    if text.count("\0") * 8 > len(text):
-        raise TextError(
-            f"{str(path)!r} is UTF-16 or UTF-32 without a byte order mark, or no text: "
-            f"{text.count(chr(0)):,} of its {len(text):,} characters are null; convert it to UTF-8 or leave "
-            "it out of text.source"
-        )
-    return text
-
-
-def _sound(text: str, where: str) -> str:
-    """Return `text`, which must be whole characters: half of a surrogate pair is none."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise TextError(
-            f"{where} holds half of a surrogate pair (U+{ord(text[error.start]):04X}, character "
-            f"{error.start + 1} of the text), which is no character; mend it or leave it out of text.source"
-        ) from None
-    return text
-
-
-def _lines(path: Path, field: str) -> Iterator[tuple[int, str | None]]:
-    """Yield line number and text of each record; only a line feed ends a line."""
-    for number, line in enumerate(_decoded(path, _content(path)).split("\n"), start=1):
-        record = line.removeprefix("\ufeff")  # where files with marks were joined
-        if record.strip():
-            yield number, _field(record, field, repr(f"{path}:{number}"))
-
-
-def _field(line: str, field: str, where: str) -> str | None:
-    """Return the text of one record; None where it is null.
-
-    Control characters within strings are read as they are. Numbers are not needed, and a long one
-    would be refused as an integer.
-    """
-    outermost: list[tuple[str, Any]] = []
-
-    def kept(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        outermost[:] = pairs  # objects are ended from within, so the line's own comes last
-        return dict(pairs)
-
-    try:
-        record = json.loads(line, strict=False, parse_int=float, object_pairs_hook=kept)
-    except RecursionError:
-        raise TextError(
-            f"{where} is nested too deeply to be read; flatten the record or leave it out"
-        ) from None
-    except json.JSONDecodeError as error:
-        raise TextError(
-            f"{where} is not a JSON object ({error.msg}, column {error.colno}); mend the line or leave it "
-            "out"
-        ) from None
-    if not isinstance(record, dict):
-        kind = _JSON_KINDS.get(type(record), "text or null")
-        raise TextError(
-            f"{where} is not a JSON object but {kind}; write an object with a {field!r} key per line"
-        )
-    if field not in record:
-        keys = ", ".join(map(repr, list(record)[:10])) or "none"
-        raise TextError(f"{where} has no {field!r} key (its keys: {keys}); set text.field")
-    if [name for name, _ in outermost].count(field) > 1:  # of two values a dict has the last
-        raise TextError(f"{where} has the key {field!r} twice; leave one of them out")
-    return _text_of(record[field], field, where)
-
-
-def _text_of(value: Any, field: str, where: str) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        kind = _JSON_KINDS.get(type(value), type(value).__name__)
-        raise TextError(f"{where}: {field!r} is {kind}, not text; set text.field")
-    return _sound(value, where)
-
-
-def _column(path: Path, field: str) -> Iterator[tuple[int, str | None]]:
-    """Yield record number and text of each record."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    before = 0
-    try:
-        with path.open("rb") as stream:
-            _check_magic(path, stream.read(8))
-            with pq.ParquetFile(stream) as table:
-                _check_column(path, table.schema_arrow, field)
-                for batch in table.iter_batches(columns=[field]):
-                    texts = batch.column(0).to_pylist()
-                    yield from enumerate(texts, start=before + 1)
-                    before += len(texts)
-    except UnicodeDecodeError:
-        raise TextError(
-            f"{str(path)!r}: {field!r} holds bytes that are not UTF-8 behind record {before:,}; write the "
-            "file anew or leave it out of text.source"
-        ) from None
-    except (pa.ArrowException, OSError) as error:
-        raise TextError(
-            f"{str(path)!r} cannot be read as parquet ({_reason(error)}); replace it or leave it out of "
-            "text.source"
-        ) from None
-
-
-def _check_column(path: Path, schema: Any, field: str) -> None:
-    """Refuse a column that is missing, there twice, or not text; one of nulls alone may be text."""
-    import pyarrow as pa
-
-    if schema.names.count(field) != 1:
-        found = "two columns" if field in schema.names else "no column"
-        raise TextError(
-            f"{str(path)!r} has {found} {field!r}; it has {', '.join(schema.names)}: set text.field"
-        )
-    kind = schema.field(field).type
-    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
-    is_text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
-    if not any(each(plain) for each in is_text) and str(plain) != "string_view":
-        raise TextError(f"{str(path)!r}: {field!r} is {kind}, not text; set text.field")
-
-
-def stream_documents(source: str, field: str, split: str) -> Iterator[Document]:
+def stream_documents(
+    source: str, field: str, split: str, n_ids: int | None = None
+) -> Iterator[Document]:
     """Yield the documents of a Hugging Face dataset in its order; null ones as empty text."""
     try:
         import datasets
@@ -364,27 +215,16 @@ def stream_documents(source: str, field: str, split: str) -> Iterator[Document]:
     try:
         records = datasets.load_dataset(name, config or None, split=split, streaming=True)
         for number, record in enumerate(records):
-            if field not in record:
+            key = held_by(record, field)
+            if key not in record:
                 raise TextError(
-                    f"dataset {name!r} has no column {field!r}; it has {', '.join(record)}: set "
+                    f"dataset {name!r} has no column {key!r}; it has {', '.join(record)}: set "
                     "text.field"
                 )
-            text = _text_of(record[field], field, f"record {number} of dataset {name!r}")
-            yield Document(f"{name}:{number}", text or "")
+            where = f"record {number} of dataset {name!r}"
+            yield _document(f"{name}:{number}", value_of(record[key], key, where, n_ids))
     except (OSError, ValueError, EOFError, zlib.error, NotImplementedError) as error:
         raise TextError(
-            f"dataset {name!r} cannot be streamed ({_reason(error)}); check the name and the network, or "
+            f"dataset {name!r} cannot be streamed ({reason(error)}); check the name and the network, or "
             "give text.source a local file"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _unreadable(
-    path: object, error: OSError, kind: type[SpecError] | type[TextError] = TextError
-) -> SpecError | TextError:
-    return kind(
-        f"{str(path)!r} cannot be read ({error.strerror}); make it readable or leave it out of text.source"
-    )

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, model_validator
+import numpy as np
 
-from sae_placebo.core.errors import SpecError, TextError
+from sae_placebo.core.errors import TextError
 from sae_placebo.core.progress import Advance, unheard
-from sae_placebo.core.spec import Spec, numpy_generator
+from sae_placebo.core.spec import numpy_generator
 from sae_placebo.data.copies import Overlap, Sketch, sketches
 from sae_placebo.data.documents import (
     LIBRARY,
@@ -30,56 +30,16 @@ from sae_placebo.data.documents import (
 )
 from sae_placebo.data.labels.align import label_tokens
 from sae_placebo.data.rows import Rows, RowsBuilder, TokenRun
-from sae_placebo.data.tokenizing import Encoder, vocabulary
+from sae_placebo.data.text_spec import TextSpec
+from sae_placebo.data.tokenizing import GIVE_IDS, Encoder, NoTokenizer, vocabulary
+from sae_placebo.data.usable import UsableTokens, excluded_ids, usable_positions
 
 __all__ = [
-    "Document", "Rows", "TextSpec", "Tokenized", "cut", "documents", "identify", "library_files",
-    "may_have_labels", "paths", "tokenize", "vocabulary",
+    "Document", "Rows", "TextSpec", "Tokenized", "cut", "documents", "holds_ids", "identify",
+    "library_files", "may_have_labels", "paths", "tokenize", "vocabulary",
 ]  # fmt: skip
 
 _TOKENIZED_AT_ONCE = 32
-
-
-class TextSpec(Spec):
-    """The settings of the text: where it comes from and how it is cut.
-
-    Attributes:
-        source: `python-stdlib` (the running interpreter's own library), a file, a folder or a glob
-            of .txt, .md, .rst, .py, .jsonl and .parquet files, all but the last also with .gz or .zst
-            behind, or `hf:NAME[:CONFIG]` for a Hugging Face dataset, streamed
-            (`pip install "sae-placebo[hub]"`).
-        field: Column that holds the text in .jsonl, .parquet and datasets.
-        split: Split of a Hugging Face dataset.
-        context_tokens: Tokens in a row, BOS included.
-        train_tokens: Tokens to train on, BOS and padding not counted.
-        heldout_tokens: Tokens to measure on, from other documents.
-        max_document_tokens: Most tokens taken from one document, so that there are many documents to
-            resample; a longer document gives a run of rows from a random start. None: all.
-        bos: `auto` puts the tokenizer's BOS in front of each row where it has one; `none` never does.
-        special_tokens: Whether a special token that is written out in a document, such as
-            `<|endoftext|>`, is read as that token; otherwise it is text like any other.
-    """
-
-    source: str = Field("python-stdlib", min_length=1)
-    field: str = Field("text", min_length=1)
-    split: str = Field("train", min_length=1)
-    context_tokens: int = Field(128, ge=8)
-    train_tokens: int = Field(ge=1)
-    heldout_tokens: int = Field(ge=1)
-    max_document_tokens: int | None = Field(1_016, ge=8)
-    bos: Literal["auto", "none"] = "auto"
-    special_tokens: bool = False
-
-    @model_validator(mode="after")
-    def _local_source_exists(self) -> TextSpec:
-        if self.source.startswith("hf:"):
-            if not self.source.removeprefix("hf:").partition(":")[0].strip():
-                raise SpecError(
-                    f"text.source {self.source!r} names no dataset: write hf:NAME or hf:NAME:CONFIG"
-                )
-        elif self.source != LIBRARY:
-            paths(self.source)
-        return self
 
 
 def may_have_labels(spec: TextSpec) -> bool:
@@ -103,34 +63,78 @@ def identify(spec: TextSpec) -> dict[str, Any]:
     return {"files": len(files), "sha256": identify_files(files)}
 
 
-def documents(spec: TextSpec, seed: int, skipped: Counter[str] | None = None) -> Iterator[Document]:
+def holds_ids(spec: TextSpec) -> bool | None:
+    """Return whether the text is given as token ids; None for a dataset, which is not asked.
+
+    Only the first record that holds anything is read.
+
+    Raises:
+        TextError: a file up to that record cannot be read.
+    """
+    if spec.source.startswith("hf:"):
+        return None
+    for name, path in named_files(spec.source):
+        if not is_table(path):
+            return False
+        for document in read_documents(name, path, spec.field):
+            if not document.is_empty:
+                return document.ids is not None
+    return False
+
+
+def documents(
+    spec: TextSpec, seed: int, skipped: Counter[str] | None = None, n_ids: int | None = None
+) -> Iterator[Document]:
     """Yield documents in a random order fixed by `seed` (datasets: in their own order).
 
     Records that are null or empty are left out, and counted in `skipped` as `empty`; a file that is
     empty is yielded.
+
+    Args:
+        spec: The settings of the text.
+        seed: The trial's.
+        skipped: Where documents that are left out are counted.
+        n_ids: How many token ids the model has; None where that is not known.
+
+    Raises:
+        TextError: a file or record cannot be read, or some hold text and others token ids.
     """
-    skipped = Counter() if skipped is None else skipped
+    first: Document | None = None
+    for document in _read(spec, seed, Counter() if skipped is None else skipped, n_ids):
+        first = first or document
+        if (first.ids is None) != (document.ids is None):
+            text, ids = (document, first) if document.ids is None else (first, document)
+            raise TextError(
+                f"text.source {spec.source!r} mixes text ({text.name!r}) and token ids ({ids.name!r}); give "
+                "one of the two"
+            )
+        yield document
+
+
+def _read(
+    spec: TextSpec, seed: int, skipped: Counter[str], n_ids: int | None
+) -> Iterator[Document]:
     if spec.source.startswith("hf:"):
-        for document in stream_documents(spec.source, spec.field, spec.split):
-            if document.text:
-                yield document
-            else:
+        for document in stream_documents(spec.source, spec.field, spec.split, n_ids):
+            if document.is_empty:
                 skipped["empty"] += 1
+            else:
+                yield document
         return
     files = named_files(spec.source)
     order = numpy_generator(seed, "documents")
     if not any(is_table(path) for _, path in files):
         for i in order.permutation(len(files)):  # read one by one: most are never needed
             name, path = files[i]
-            yield from read_documents(name, path, spec.field)
+            yield from read_documents(name, path, spec.field, n_ids)
         return
     found = []
     for name, path in files:
-        for document in read_documents(name, path, spec.field):
-            if document.text or not is_table(path):
-                found.append(document)
-            else:
+        for document in read_documents(name, path, spec.field, n_ids):
+            if document.is_empty and is_table(path):
                 skipped["empty"] += 1
+            else:
+                found.append(document)
     for i in order.permutation(len(found)):
         yield found[i]
 
@@ -141,14 +145,16 @@ class Tokenized:
 
     Attributes:
         splits: Rows of `heldout` and `train`.
-        skipped: Documents left out, of those that were read: `empty` ones, and `one_token` ones, of
-            which no row has two tokens.
+        skipped: Documents left out, of those that were read: `empty` ones, `one_token` ones, of
+            which no row has two tokens, and, where some tokens do not count, `no_usable_token` ones.
         shared: What the held-out text shares with the training text; see `overlap`.
+        ids_were_given: Whether the documents were given as token ids.
     """
 
     splits: dict[str, Rows]
     skipped: dict[str, int]
     shared: dict[str, int | float]
+    ids_were_given: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,40 +171,52 @@ def tokenize(spec: TextSpec, tokenizer: Any, seed: int) -> dict[str, Rows]:
     return cut(spec, tokenizer, seed).splits
 
 
-def cut(spec: TextSpec, tokenizer: Any, seed: int, advance: Advance = unheard) -> Tokenized:
+def cut(
+    spec: TextSpec,
+    tokenizer: Any,
+    seed: int,
+    advance: Advance = unheard,
+    n_ids: int | None = None,
+) -> Tokenized:
     """Return the text as rows of the splits `heldout` and `train`; no document is in both.
 
     Documents come in an order fixed by `seed`; held-out rows are filled first, then training rows,
     each to exactly the tokens asked for. Two documents may have the same text: that is counted.
-    `advance` is told how many tokens of a document were taken.
+
+    Args:
+        spec: The settings of the text.
+        tokenizer: Of the model; `NoTokenizer` where it has none and the text is token ids.
+        seed: The trial's.
+        advance: It is told how many tokens of a document were taken.
+        n_ids: How many token ids the model has; None where that is not known.
 
     Raises:
         TextError: the text cannot be read, or holds fewer tokens than were asked for, or none.
     """
     bos = tokenizer.bos_token_id if spec.bos == "auto" else None
     skipped: Counter[str] = Counter(empty=0, one_token=0)
-    stream = _tokenized(spec, tokenizer, seed, skipped)
-    heldout, held = RowsBuilder(), list[tuple[Sketch, list[int]]]()
-    train = RowsBuilder()
-    for sketch, piece in _fill(heldout, stream, spec.heldout_tokens, bos, advance):
-        held.append((sketch, piece))
-    if heldout.n_tokens(bos) == spec.heldout_tokens:
+    rule = UsableTokens(
+        usable_positions(spec.positions, spec.context_tokens),
+        excluded_ids(spec.exclude_tokens, tokenizer, n_ids),
+    )
+    heldout, train = RowsBuilder(bos, rule), RowsBuilder(bos, rule)
+    cutter = _Cutter(spec, tokenizer, heldout, n_ids)
+    stream = _tokenized(spec, cutter, seed, skipped)
+    held = list(_fill(heldout, stream, spec.heldout_tokens, advance))
+    if heldout.n_tokens == spec.heldout_tokens:
         overlap = Overlap(*zip(*held, strict=True))
-        for sketch, piece in _fill(train, stream, spec.train_tokens, bos, advance):
+        for sketch, piece in _fill(train, stream, spec.train_tokens, advance):
             overlap.add(sketch, piece)
-    if train.n_tokens(bos) < spec.train_tokens:
-        found = [one.n_tokens(bos) for one in (heldout, train)]
-        raise _too_short(spec, sum(found), len(heldout.names) + len(train.names), skipped)
+    if train.n_tokens < spec.train_tokens:
+        n_documents = len(heldout.names) + len(train.names)
+        raise _too_short(spec, heldout.n_tokens + train.n_tokens, n_documents, skipped)
     labelled = heldout.labelled() or train.labelled()
-    splits = {
-        name: one.build(spec.context_tokens, bos, labelled)
-        for name, one in (("heldout", heldout), ("train", train))
-    }
-    return Tokenized(splits, dict(skipped), overlap.counts())
+    splits = {"heldout": heldout.build(labelled), "train": train.build(labelled)}
+    return Tokenized(splits, dict(skipped), overlap.counts(), cutter.ids_were_given)
 
 
 def _fill(
-    filled: RowsBuilder, stream: Iterator[_Drawn], target: int, bos: int | None, advance: Advance
+    filled: RowsBuilder, stream: Iterator[_Drawn], target: int, advance: Advance
 ) -> Iterator[tuple[Sketch, list[int]]]:
     """Fill rows to exactly the tokens asked for; yield each document's sketch and tokens in rows."""
     have = 0
@@ -211,10 +229,8 @@ def _fill(
         for piece in document.rows:
             if have == target:
                 break
-            # without BOS, the row's first token is read by the model but not by us
-            kept = piece[: target - have + (bos is None)]
-            filled.add(kept)
-            have += len(kept.ids) - (bos is None)
+            kept = filled.add(piece, target - have)
+            have += filled.sizes[-1]
             taken += kept.ids
         filled.names.append(document.name)
         advance(have - before)
@@ -223,56 +239,101 @@ def _fill(
 
 def _too_short(spec: TextSpec, tokens: int, n_documents: int, skipped: Counter[str]) -> TextError:
     left_out = f"{skipped['empty']:,} documents are empty, {skipped['one_token']:,} have one token"
+    unused = skipped["no_usable_token"]
+    if unused:
+        left_out += f", {unused:,} have none that counts (text.positions, text.exclude_tokens)"
     if n_documents == 0:
-        why = (
-            f"{left_out}, and a row takes two"
-            if skipped["one_token"]
-            else "every document is empty"
-        )
+        why = "every document is empty"
+        if skipped["one_token"] or unused:
+            why = f"{left_out}, and a row takes two"
         return TextError(f"text.source {spec.source!r} holds no text to read: {why}")
     cap = spec.max_document_tokens
     limit = "" if cap is None else f" (at most {cap:,} from each: text.max_document_tokens)"
     more = f"; {left_out}" if skipped.total() else ""
+    kind = "tokens" if spec.positions is None and spec.exclude_tokens is False else "usable tokens"
     return TextError(
-        f"text.source {spec.source!r} holds {tokens:,} tokens in {n_documents:,} documents{limit}{more}, "
+        f"text.source {spec.source!r} holds {tokens:,} {kind} in {n_documents:,} documents{limit}{more}, "
         f"and train_tokens + heldout_tokens asks for {spec.train_tokens + spec.heldout_tokens:,}; ask for "
         "fewer or add text"
     )
 
 
+class _Cutter:
+    """Makes documents into token ids, and these into rows.
+
+    Args:
+        spec: The settings of the text.
+        tokenizer: Of the model.
+        rows: Any rows of the text, which say what counts and what BOS is.
+        n_ids: How many token ids the model has.
+    """
+
+    def __init__(
+        self, spec: TextSpec, tokenizer: Any, rows: RowsBuilder, n_ids: int | None
+    ) -> None:
+        self.spec, self.tokenizer, self.rows, self.n_ids = spec, tokenizer, rows, n_ids
+        self.encoder = Encoder(tokenizer, spec.special_tokens)
+        body = spec.context_tokens - (rows.bos is not None)
+        cap = spec.max_document_tokens
+        self.body = body if cap is None else min(body, cap)
+        self.ids_were_given = False
+
+    def encode(self, pending: list[Document]) -> list[tuple[Any, Any]]:
+        """Return the token ids of documents, and what each covers; ids that are given are taken as they are.
+
+        BOS in front of a document is taken off where it is put in front of every row.
+        """
+        if pending[0].ids is not None:
+            self.ids_were_given, bos = True, self.rows.bos
+            ids: list[Any] = [document.ids or [] for document in pending]
+            return [(one[1:] if one and one[0] == bos else one, None) for one in ids]
+        if isinstance(self.tokenizer, NoTokenizer):
+            raise TextError(
+                f"text.source {self.spec.source!r} is text, and the model has no tokenizer; {GIVE_IDS}"
+            )
+        python = any(document.python for document in pending)
+        return list(self.encoder.encode([one.text for one in pending], spans=python))
+
+    def rows_of(
+        self, document: Document, tokens: Any, places: Any, start: np.random.Generator
+    ) -> tuple[list[TokenRun], str]:
+        """Return the rows of a document that have a token that counts, and why where there are none."""
+        body, cap = self.body, self.spec.max_document_tokens
+        n_rows = -(-len(tokens) // body)
+        most = n_rows if cap is None else cap // body
+        first = int(start.integers(0, max(1, n_rows - most + 1)))
+        begin, end = first * body, min((first + most) * body, len(tokens))
+        labels = None
+        if document.python and places is not None and end > begin:
+            labels = label_tokens(document.text, places, begin, end)
+        run = TokenRun(list(tokens[begin:end]), labels)
+        rows = [run[i : i + body] for i in range(0, end - begin, body)]
+        long = [row for row in rows if len(row.ids) > 1]
+        if not long:
+            return [], "one_token" if len(tokens) else "empty"
+        return [row for row in long if self.rows.usable(row).any()], "no_usable_token"
+
+
 def _tokenized(
-    spec: TextSpec, tokenizer: Any, seed: int, skipped: Counter[str]
+    spec: TextSpec, cutter: _Cutter, seed: int, skipped: Counter[str]
 ) -> Iterator[_Drawn]:
     """Yield each document that gives a row of two tokens, BOS not included, or more."""
-    body = spec.context_tokens - (spec.bos == "auto" and tokenizer.bos_token_id is not None)
-    cap = spec.max_document_tokens
-    body = body if cap is None else min(body, cap)
     start = numpy_generator(seed, "document starts")
-    encoder = Encoder(tokenizer, spec.special_tokens)
     pending: list[Document] = []
 
     def cut_pending() -> Iterator[_Drawn]:
-        texts = [document.text for document in pending]
-        encoded = encoder.encode(texts, spans=any(document.python for document in pending))
+        encoded = cutter.encode(pending)
+        texts = [document.text if document.ids is None else None for document in pending]
         found = sketches(texts, [ids for ids, _ in encoded])
         for document, (tokens, places), sketch in zip(pending, encoded, found, strict=True):
-            n_rows = -(-len(tokens) // body)
-            most = n_rows if cap is None else cap // body
-            first = int(start.integers(0, max(1, n_rows - most + 1)))
-            begin, end = first * body, min((first + most) * body, len(tokens))
-            labels = None
-            if document.python and places is not None and end > begin:
-                labels = label_tokens(document.text, places, begin, end)
-            run = TokenRun(tokens[begin:end], labels)
-            rows = [run[i : i + body] for i in range(0, end - begin, body)]
-            kept = [row for row in rows if len(row.ids) > 1]
+            kept, why = cutter.rows_of(document, tokens, places, start)
             if kept:
                 yield _Drawn(document.name, kept, sketch)
             else:
-                skipped["one_token" if tokens else "empty"] += 1
+                skipped[why] += 1
         pending.clear()
 
-    for document in documents(spec, seed, skipped):
+    for document in documents(spec, seed, skipped, cutter.n_ids):
         pending.append(document)
         if len(pending) == _TOKENIZED_AT_ONCE:
             yield from cut_pending()

@@ -21,6 +21,8 @@ def write_rows(folder: Path, splits: Mapping[str, Rows]) -> None:
         arrays[f"{split}.token_ids"] = rows.token_ids
         arrays[f"{split}.lengths"] = rows.lengths
         arrays[f"{split}.documents"] = rows.documents
+        if rows.left_out is not None:
+            arrays[f"{split}.left_out"] = rows.left_out
         if rows.labels is not None:
             arrays[f"{split}.labels"] = rows.labels.bits
             arrays[f"{split}.labels_known"] = rows.labels.known
@@ -51,6 +53,7 @@ def read_rows(folder: Path) -> dict[str, Rows]:
             )
             if split in label_names
             else None,
+            arrays.get(f"{split}.left_out"),
         )
         for split in names
     }

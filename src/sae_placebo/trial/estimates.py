@@ -105,7 +105,7 @@ class TimeEstimate(Estimate):
         if self.is_left(plan.tokenize):
             labelled = plan.readability is not None
             each = 1.5e-5 if labelled else 7e-6
-            tokens = self.train + self.held
+            tokens = (self.train + self.held) * self.spec.text.read_per_token
             yield WorkPiece("tokenize", "tokenize", (0.6 + each * tokens) * self.code)
         if any_left:
             yield WorkPiece("build", "load the model", self.machine.load)
@@ -128,7 +128,8 @@ class TimeEstimate(Estimate):
             yield WorkPiece("build", f"build {one.label}", seconds)
         together = sum(self.widths.values())
         if unread and self._is_drawn(first):  # what is drawn is fitted to the training tokens first
-            seconds = self.train * self.machine.reading + self._moments()
+            read = self.machine.reading * self.spec.text.read_per_token
+            seconds = self.train * read + self._moments()
             yield WorkPiece("harvest", f"moments {first.label}", seconds)
         if self.is_left(plan.harvest[first]):
             rows = self.spec.harvest.calibration_rows + 2 * self.spec.structure.repeat_rows
@@ -158,7 +159,9 @@ class TimeEstimate(Estimate):
 
     def _reading(self, one: ArmModel) -> float:
         """Return the seconds that reading a token takes; a draw is a product with a root of a covariance."""
-        return self._moments() / self.train if self._is_drawn(one) else self.machine.reading
+        if self._is_drawn(one):
+            return self._moments() / self.train
+        return self.machine.reading * self.spec.text.read_per_token
 
     def _moments(self) -> float:
         """Return what the products take that the training tokens' second moments are, or their draws."""

@@ -15,7 +15,7 @@ from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Progress
 from sae_placebo.models.hookpoints import WRITTEN, parse_hookpoint
 from sae_placebo.models.specs import ModelSpec, has_rms_norms
-from sae_placebo.saes.formats import Given, read_sae
+from sae_placebo.saes.formats import Given, Site, read_sae
 from sae_placebo.saes.formats.objects import is_object, save_object
 from sae_placebo.saes.formats.processing import processing
 from sae_placebo.trial.overriding import parse_overrides, set_value
@@ -30,6 +30,8 @@ _TRIED_TOKENS = 4_096
 """Held-out tokens on which an SAE's L0 is measured, and an object is compared with what was saved of it."""
 _UNKNOWN = 1.0
 """In the place of an L0 that has yet to be measured."""
+_CONTEXT = 128
+"""Tokens of a context where the SAE's file does not say how many."""
 _L0_TOLERANCE = 0.03
 """Largest difference of L0, relative to the given SAE's, at which an arm is called matched."""
 
@@ -139,15 +141,16 @@ def _bare(first: Mapping[str, Any], hookpoint: str | None) -> TrialSpec:
 
 def _tried(spec: TrialSpec, progress: Progress) -> torch.Tensor:
     """Return some of a trial's held-out activations [token, d_in], BOS and outliers left out."""
-    from sae_placebo.data.text import tokenize
+    from sae_placebo.data.text import cut
     from sae_placebo.models.centring import centre
-    from sae_placebo.models.loading import Reader, load_model, load_tokenizer
+    from sae_placebo.models.loading import Reader, load_model
+    from sae_placebo.trial.stages.materials import tokenizer_of
 
     few = min(_TRIED_TOKENS, spec.text.heldout_tokens)
     text = spec.text.model_copy(update={"train_tokens": 1, "heldout_tokens": few})
     with progress.track("try the given SAE", 1, "text") as advance:
-        tokenizer = load_tokenizer(spec.model.id, spec.model.revision)
-        rows = tokenize(text, tokenizer, spec.seed)["heldout"]
+        tokenizer, n_ids = tokenizer_of(spec, spec.model.id)
+        rows = cut(text, tokenizer, spec.seed, n_ids=n_ids).splits["heldout"]
         model = load_model(spec.model.id, spec.model.revision)
         if spec.model.centred:
             centre(model)
@@ -233,7 +236,8 @@ def _table(
 ) -> dict[str, Any]:
     """Return the tables of the trial file; `first` are those of the model and the text."""
     site, spec = given.site, given.sae.spec
-    text = {"context_tokens": max(8, site.context_tokens or 128)} | first["text"]
+    text = {"context_tokens": max(8, site.context_tokens or _CONTEXT)} | first["text"]
+    text = _read_alike(site) | text
     if site.prepend_bos is False:
         text = {"bos": "none"} | text
     recipe: dict[str, Any] = {"kind": spec.kind, "d_sae": given.d_sae}
@@ -265,6 +269,19 @@ def _table(
         "audit": {"arms": [GIVEN, RETRAINED]},
         "circuits": {"arms": asked},
     }
+
+
+def _read_alike(site: Site) -> dict[str, Any]:
+    """Return the settings of the text by which positions and tokens count that counted in training."""
+    found: dict[str, Any] = {}
+    if site.positions is not None:
+        start, stop, step = (*site.positions, None, None, None)[:3]
+        most = site.context_tokens or _CONTEXT
+        slices = [start or 0] + ([] if stop is step is None else [most if stop is None else stop])
+        found["positions"] = slices + ([] if step is None else [step])
+    if excluded := site.excluded_tokens:
+        found["exclude_tokens"] = True if excluded is True else list(excluded)
+    return found
 
 
 def _centred(given: Given, hookpoint: str, model: Mapping[str, Any]) -> dict[str, Any]:

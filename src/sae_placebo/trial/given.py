@@ -25,7 +25,9 @@ from sae_placebo.models.specs import ModelSpec, has_rms_norms
 from sae_placebo.saes.base import SAE
 
 if TYPE_CHECKING:
-    from sae_placebo.saes.formats import Given
+    from sae_placebo.data.text import TextSpec
+    from sae_placebo.saes.formats import Given, Site
+    from sae_placebo.trial.spec import TrialSpec
 
 Paths = dict[str, dict[str, tuple[str, ...]]]
 """By SAE label and arm: where each SAE seed's is."""
@@ -263,11 +265,10 @@ class GivenSAE:
         label: str,
         sae_seed: int,
         path: str,
-        hookpoint: str,
         x: Any,
-        model: ModelSpec | None = None,
+        spec: TrialSpec,
     ) -> GivenSAE:
-        """Return the SAE at a path, tried on some activations [token, d_in] of a model.
+        """Return the SAE at a path, tried on some activations [token, d_in] of a trial.
 
         Raises:
             SpecError: it does not fit; see `ready`.
@@ -276,12 +277,13 @@ class GivenSAE:
         from sae_placebo.saes.formats import read_sae
 
         given = read_sae(path)
-        sae, notes = ready(given, x[:_TRIED], hookpoint, model)
+        (hookpoint,) = spec.hookpoints
+        sae, notes = ready(given, x[:_TRIED], hookpoint, spec.model)
         codes = sae.encode(x[:_TRIED])
         error = (x[:_TRIED] - sae.decode(codes)).double().square().sum()
         spread = (x[:_TRIED] - x[:_TRIED].mean(0)).double().square().sum()
         l0, explained = len(codes.values) / len(x[:_TRIED]), float(1 - error / spread)
-        notes += _doubts(given, l0, explained)
+        notes += [*_doubts(given, l0, explained), *_left_out(given.site, spec.text)]
         return cls(label, sae_seed, path, hookpoint, sae, given, tuple(notes), l0, explained)
 
     def record(self) -> dict[str, Any]:
@@ -326,9 +328,20 @@ def _doubts(given: Given, l0: float, explained: float) -> list[str]:
             f"Its file says that {stated:g} latents are active on a token, and here {l0:.1f} are: text, "
             "place or scale may be others."
         )
-    if given.site.positions is not None or given.site.excluded_tokens:
+    return found
+
+
+def _left_out(site: Site, text: TextSpec) -> list[str]:
+    """Return which positions and tokens were left out of its training that count in a trial."""
+    found = []
+    if site.positions is not None and text.positions is None:
         found.append(
-            "In its training some positions or tokens were left out, and here they are read like all others."
+            f"Its training used positions {list(site.positions)} of a context alone (start, stop, step), "
+            "and here all count: set text.positions."
+        )
+    if site.excluded_tokens and not text.exclude_tokens:
+        found.append(
+            "Its training left some tokens out, and here they count: set text.exclude_tokens."
         )
     return found
 

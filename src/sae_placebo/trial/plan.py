@@ -200,7 +200,7 @@ class _Planner:
         model_name = spec.model.id.strip("/").split("/")[-1][:_LONGEST_NAME]
         model = self.step("model", model_name, identify(spec.model))
         labelled = text.may_have_labels(spec.text)
-        content = {"text": spec.text, "content": text.identify(spec.text), "seed": spec.seed}
+        content = {"text": spec.text.key, "content": text.identify(spec.text), "seed": spec.seed}
         if labelled:  # labels are what this interpreter's grammar says
             content["python"] = list(sys.version_info[:2])
         name = Path(spec.text.source).name.strip("*.")[:_LONGEST_NAME] or "text"

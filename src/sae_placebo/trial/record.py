@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,10 @@ import numpy as np
 from sae_placebo.baselines import savings
 from sae_placebo.core import precision
 from sae_placebo.core.store import Store, read_json
+from sae_placebo.data.rows import Rows
+from sae_placebo.data.text import TextSpec
 from sae_placebo.data.token_files import read_rows, read_text_facts
+from sae_placebo.data.usable import usable_positions
 from sae_placebo.latents.metrics import METRICS
 from sae_placebo.latents.metrics import structure as structure_metrics
 from sae_placebo.latents.metrics.base import Declared
@@ -119,6 +123,31 @@ def _arm_record(plan: Plan, store: Store, one: ArmModel) -> dict[str, Any]:
     }
 
 
+def _told(text: TextSpec) -> str:
+    """Return in words which tokens the settings of the text leave out."""
+    told = []
+    if text.positions is not None:
+        told.append(f"positions outside text.positions = {list(text.positions)}")
+    if text.exclude_tokens is not False:
+        ids = "every special token"
+        if text.exclude_tokens is not True:
+            ids = f"the token ids {', '.join(map(str, text.exclude_tokens))}"
+        told.append(f"{ids} (text.exclude_tokens)")
+    return "; ".join(told)
+
+
+def _left_out(text: TextSpec, rows: Rows) -> dict[str, int]:
+    """Return how many tokens the settings of the text leave out; nothing where they leave out none."""
+    if rows.left_out is None:
+        return {}
+    real = dataclasses.replace(rows, left_out=None).usable() & rows.left_out
+    inside = usable_positions(text.positions, rows.token_ids.shape[1])
+    return {
+        "outside_positions": int(real[:, ~inside].sum()),
+        "excluded_tokens": int(real[:, inside].sum()),
+    }
+
+
 def _masks(plan: Plan, store: Store, rows: Any, split: str) -> dict[str, Any]:
     """Return how many positions of a split each rule leaves out, and the rules in words."""
     counts: dict[str, Any] = {
@@ -126,7 +155,10 @@ def _masks(plan: Plan, store: Store, rows: Any, split: str) -> dict[str, Any]:
         f"{plan.spec.harvest.outlier_ratio:g} x the arm's median",
         "position_0": len(rows.lengths),
         "padding": int(rows.token_ids.size - rows.lengths.sum()),
+        **_left_out(plan.spec.text, rows),
     }
+    if rows.left_out is not None:
+        counts["rule"] = f"{_told(plan.spec.text)}; {counts['rule']}"
     if split == "heldout":
         folders = {one.label: store.path(step) for one, step in plan.harvest.items()}
         for hookpoint in plan.spec.hookpoints:

@@ -17,7 +17,14 @@ from sae_placebo.core.errors import SpecError, StoreError, TextError
 from sae_placebo.core.memory import shown_bytes, total_memory
 from sae_placebo.core.spec import canonical
 from sae_placebo.data.text import library_files, paths
-from sae_placebo.models.specs import ties_embeddings, vocabulary_size, width, width_at
+from sae_placebo.data.usable import excluded_ids
+from sae_placebo.models.specs import (
+    no_tokenizer,
+    ties_embeddings,
+    vocabulary_size,
+    width,
+    width_at,
+)
 from sae_placebo.trial.spec import TrialSpec
 
 _NUMBER, _HALF = 4, 2
@@ -58,7 +65,7 @@ def check_sizes(spec: TrialSpec, store: str | Path) -> None:
     Raises:
         SpecError: one piece of work needs more than all memory, or the artefacts more than the disk.
         StoreError: the file system keeps nothing.
-        TextError: the text cannot hold as many tokens as are asked for.
+        TextError: the text cannot hold as many tokens as are asked for, or tokens are excluded that are none.
     """
     memory = total_memory()
     largest = max(memory_needs(spec), key=lambda need: need.n_bytes)
@@ -80,7 +87,13 @@ def check_sizes(spec: TrialSpec, store: str | Path) -> None:
 
 
 def _check_text(spec: TrialSpec) -> None:
-    """Refuse more tokens than the bytes of the text can make, where these can be counted at once."""
+    """Refuse more tokens than the bytes of the text can make, where these can be counted at once.
+
+    Ids that are excluded and that the model lacks are refused too, and special ones that nobody knows.
+    """
+    missing, excluded = no_tokenizer(spec.model), spec.text.exclude_tokens
+    if excluded is not True or missing is not None:
+        excluded_ids(excluded, missing, vocabulary_size(spec.model))
     wanted = spec.text.train_tokens + spec.text.heldout_tokens
     if spec.text.source.startswith("hf:"):
         return
@@ -114,8 +127,9 @@ def memory_needs(spec: TrialSpec) -> Iterator[Need]:
     kept = text.heldout_tokens * together * _NUMBER
     yield Need("text.heldout_tokens", text.heldout_tokens, "the held-out activations", kept)
     yield Need("text.train_tokens", text.train_tokens, "the training tokens", text.train_tokens * 4)
-    rows = min(spec.harvest.block_rows, -(-text.train_tokens // text.context_tokens))
-    block = rows * text.context_tokens * together * _NUMBER
+    per_row = text.context_tokens if text.positions is None else text.row_tokens
+    rows = min(spec.harvest.block_rows, -(-text.train_tokens // per_row))
+    block = rows * per_row * together * _NUMBER
     yield Need("harvest.block_rows", spec.harvest.block_rows, "the activations of a block", block)
     documents = -(-text.heldout_tokens // (text.max_document_tokens or text.heldout_tokens))
     n = spec.measurement.replicates

@@ -144,7 +144,7 @@ CLASSES: tuple[LatentClass, ...] = (
         "Not reported anywhere; plausible where the embeddings are the trained ones. With re-drawn "
         "embeddings, families "
         "of more than one token can arise by chance alone.",
-        (("family_mass",), ("effective_tokens",)),
+        (("family_mass", "effective_tokens"),),
     ),
     LatentClass(
         "induction",
@@ -294,7 +294,8 @@ def _by_tokens(c: _RuleTable, t: ClassThresholds) -> dict[str, Any]:
         "n_gram": (c["ngram_cover"] >= t.ngram_cover - _ROUNDING)
         & (c["top_token_recall"] < recall),
         "token_in_context": on_one & (c["top_token_recall"] < t.context_recall) & in_context,
-        "token_family": (c["family_mass"] >= mass) | few,
+        # a token is of its own family where nobody knows of others
+        "token_family": (np.fmax(c["family_mass"], c["top_token_mass"]) >= mass) | few,
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt8
 
+from sae_placebo.data.tokenizing import is_numbered
 from sae_placebo.latents.base import Columns, Encoded, Folds, TokenTable
 from sae_placebo.latents.latent_blocks import LatentBlock, latent_blocks, leave_out, token_groups
 
@@ -82,8 +83,11 @@ def spelling(
     """Return which properties of `SPELLING` each token id has.
 
     White space at either end, and what tokenizers write for it, does not count towards case, length and
-    suffix. Only words of four letters or more have a suffix.
+    suffix. Only words of four letters or more have a suffix. Where no tokenizer says how tokens are spelled,
+    none has any.
     """
+    if is_numbered(vocabulary):
+        return np.zeros((len(ids), len(SPELLING)), dtype=bool)
     return np.array([_spelled(vocabulary[i]) for i in ids], dtype=bool).reshape(len(ids), -1)
 
 

@@ -135,6 +135,12 @@ def induction(codes_first: Any, codes_second: Any, folds: Folds) -> Columns:
     }
 
 
+def no_induction(d_sae: int, folds: Folds) -> Columns:
+    """Return the columns of `induction` where no repeated block was read: NaN."""
+    nothing = on_every_fold(np.full(d_sae, np.nan), folds)
+    return {"induction_d": nothing, "induction_active_d": nothing}
+
+
 def _moments(
     codes: Any,
 ) -> tuple[

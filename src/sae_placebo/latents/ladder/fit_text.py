@@ -179,6 +179,7 @@ def rows_to_fit_on(rows: Rows, n_tokens: int, seed: int) -> Rows:
         index[rows.documents[chosen]].astype(np.int32),
         tuple(rows.names[i] for i in kept),
         labels,
+        None if rows.left_out is None else rows.left_out[chosen],
     )
 
 
@@ -190,6 +191,9 @@ def _joined(held: TokenTable, fit: TokenTable) -> TokenTable:
         np.concatenate([first.lengths, second.lengths]),
         np.concatenate([first.documents, second.documents + len(first.names)]).astype(np.int32),
         (*first.names, *second.names),
+        left_out=None
+        if first.left_out is None or second.left_out is None
+        else np.concatenate([first.left_out, second.left_out]),
     )
     places = np.concatenate([held.places, fit.places + np.array([len(first.lengths), 0])])
     return TokenTable(rows, places, held.vocabulary)

@@ -9,6 +9,8 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Int64
 
+from sae_placebo.data.tokenizing import is_numbered
+
 # what tokenizers write for a leading space (byte-level BPE, SentencePiece), for a newline, and for
 # a piece inside a word (WordPiece)
 _MARKERS = re.compile("^(?:[\\sĠ▁Ċ]|##)+|[\\sĠ▁Ċ]+$")
@@ -55,8 +57,11 @@ def token_families(
     """Return the index of each token's family; tokens of one family have the same number.
 
     A token with a piece of a character in it is a family of its own, since all pieces have the same text, and
-    a script whose characters take several tokens each would otherwise be one family.
+    a script whose characters take several tokens each would otherwise be one family. So is each token
+    where no tokenizer says how it is spelled.
     """
+    if is_numbered(vocabulary):
+        return np.arange(len(token_ids), dtype=np.int64)
     numbers: dict[str | int, int] = {}
     texts = [(int(token), vocabulary[token]) for token in token_ids]
     names = [token if PIECE in text else fold(text) for token, text in texts]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64, Integer
 
+from sae_placebo.data.tokenizing import is_numbered
 from sae_placebo.latents.base import Columns, Encoded
 from sae_placebo.latents.classes.thresholds import ClassThresholds
 from sae_placebo.latents.metrics.base import Evidence, ratio
@@ -172,6 +173,7 @@ class _Groups:
     families: Integer[np.ndarray, " group"]
     mass: Any  # CSR [group, document], float32
     counts: Any  # CSR [group, document], float32
+    no_words: bool  # whether nobody knows which tokens are one family
 
 
 def _groups(evidence: Evidence) -> _Groups:
@@ -210,6 +212,7 @@ def _groups(evidence: Evidence) -> _Groups:
         families=families[types],
         mass=csr_matrix((mass.astype(np.float32), document, pointers), shape=shape),
         counts=csr_matrix((counts, document, pointers), shape=shape),
+        no_words=is_numbered(evidence.vocabulary),
     )
 
 
@@ -324,7 +327,8 @@ def _fill(
     into.top[latents] = top_types
     into.top_mass[latents] = np.where(silent, np.nan, np.minimum(top_mass, 1))
     into.recall[latents] = np.where(silent, np.nan, recall)
-    into.family_mass[latents] = np.where(silent, np.nan, np.minimum(family_mass, 1))
+    unknown = silent | groups.no_words
+    into.family_mass[latents] = np.where(unknown, np.nan, np.minimum(family_mass, 1))
 
 
 def _segment_sums(

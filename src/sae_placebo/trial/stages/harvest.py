@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from sae_placebo.controls.data import ActivationControl
 from sae_placebo.core.checkpoints import Work
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Advance
 from sae_placebo.data.rows import Rows
+from sae_placebo.data.usable import usable_positions
 from sae_placebo.latents.columns.repeats import repeat_rows
 from sae_placebo.models import loading as models
 from sae_placebo.models.activation_files import (
@@ -148,7 +149,8 @@ def _repeats(artefacts: Artefacts, reader: AnyReader, rows: Rows) -> dict[str, A
     if isinstance(reader, DrawnReader):
         return {}
     fresh, repeated = (random_rows(rows, n, block, spec.seed, again) for again in (False, True))
-    return harvest_repeats(reader, fresh, repeated, block)
+    counted = usable_positions(spec.text.positions, spec.text.context_tokens)
+    return harvest_repeats(reader, fresh, repeated, block, counted)
 
 
 def harvest(
@@ -202,7 +204,11 @@ def random_rows(rows: Rows, n: int, block: int, seed: int, repeated: bool) -> Ro
 
 
 def harvest_repeats(
-    reader: Reader | JoinedReader, fresh: Rows, repeated: Rows, block: int
+    reader: Reader | JoinedReader,
+    fresh: Rows,
+    repeated: Rows,
+    block: int,
+    counted: Bool[np.ndarray, " pos"] | None = None,
 ) -> dict[str, Float[torch.Tensor, "token d_in"]]:
     """Return the activations on the last `block` - 1 tokens of each row, by hookpoint and kind.
 
@@ -215,12 +221,19 @@ def harvest_repeats(
         fresh: Rows that end in a block which has not been there before.
         repeated: Rows that end in the same blocks, each for the second time.
         block: Tokens of a block.
+        counted: Which positions count; None for all. Where none of the repeated
+            ones does, nothing is returned.
     """
     found: dict[str, torch.Tensor] = {}
+    width = fresh.token_ids.shape[1]
+    kept = np.ones(width, dtype=bool) if counted is None else counted[:width]
+    columns = torch.from_numpy(np.flatnonzero(kept[width - block + 1 :]))
+    if not len(columns):
+        return found
     for kind, rows in (("fresh", fresh), ("repeated", repeated)):
         n = len(rows.lengths)
         for one in blocks(reader, rows, np.arange(n), n):
             for name, x in one.activations.items():
-                by_row = x.reshape(n, -1, x.shape[1])[:, 1 - block :]
+                by_row = x.reshape(n, -1, x.shape[1])[:, 1 - block :][:, columns.to(x.device)]
                 found[f"{name}.{kind}"] = by_row.reshape(-1, x.shape[1]).clone()
     return found

@@ -14,6 +14,7 @@ from sae_placebo.data import copies, text, token_files
 from sae_placebo.data.readability import PREDICTORS, Readability, readability
 from sae_placebo.models import loading as models
 from sae_placebo.models.centring import centre
+from sae_placebo.models.specs import no_tokenizer, vocabulary_size
 from sae_placebo.trial.plan import ArmModel, Plan
 from sae_placebo.trial.spec import TrialSpec
 
@@ -65,15 +66,17 @@ class Materials:
                 self.progress.track("tokenize", wanted) as advance,
                 self.store.write(step) as draft,
             ):
-                tokenizer = models.load_tokenizer(source, self.spec.model.revision)
-                found = text.cut(spec, tokenizer, self.spec.seed, advance)
+                tokenizer, n_ids = tokenizer_of(self.spec, source)
+                found = text.cut(spec, tokenizer, self.spec.seed, advance, n_ids)
                 if text.identify(spec) != step.settings["content"]:
                     raise TextError(
                         f"files of text.source {spec.source!r} changed while they were read; run again"
                     )
                 token_files.write_rows(draft, found.splits)
                 token_files.write_text_facts(draft, found.skipped, found.shared)
-                token_files.write_vocabulary(draft, text.vocabulary(tokenizer))
+                given = found.ids_were_given
+                words = text.vocabulary(tokenizer, n_ids if given else None)
+                token_files.write_vocabulary(draft, words)
             if (repeated := copies.warning(found.shared)) is not None:
                 self.progress.note(f"text: {repeated}")
         return self.store.path(step)
@@ -119,3 +122,21 @@ class Materials:
     def vocabulary(self) -> list[str]:
         """Return the text of each token id."""
         return token_files.read_vocabulary(self.tokens)
+
+
+def tokenizer_of(spec: TrialSpec, source: str) -> tuple[Any, int | None]:
+    """Return the model's tokenizer, or what stands for none, and how many token ids the model has.
+
+    Args:
+        spec: The trial.
+        source: Where the model is loaded from.
+
+    Raises:
+        ModelError: there is none, and the text is no token ids.
+    """
+    missing = no_tokenizer(spec.model)
+    # a dataset is not asked beforehand; it is refused where its first record is text
+    if missing is not None and text.holds_ids(spec.text) is not False:
+        return missing, missing.n_ids
+    tokenizer = models.load_tokenizer(source, spec.model.revision)
+    return tokenizer, vocabulary_size(spec.model)

@@ -307,7 +307,13 @@ class _Profiling:
     ) -> tuple[Any, Any] | None:
         read = self.artefacts.repeats(one, hookpoint)
         if read is None:
-            reasons["repeats"] = "its activations are drawn: no model reads repeated blocks"
+            data = self.spec.arms[one.arm].data
+            drawn = data is not None and data.of_activations
+            reasons["repeats"] = (
+                "its activations are drawn: no model reads repeated blocks"
+                if drawn
+                else "text.positions leaves out every position at which a random block is repeated"
+            )
             return None
         fresh, repeated = (_csr(sae, x) for x in read)
         return fresh, repeated

@@ -300,7 +300,7 @@ def _given(spec: TrialSpec, one: ArmModel, harvest: Path) -> dict[tuple[str, int
             x = read_activations(harvest, hookpoint)
             calibration = read_calibrations(harvest)[hookpoint]
             kept = x[calibration.keeps(x)]
-            read = GivenSAE.read(label, seed, path, hookpoint, kept, spec.model)
+            read = GivenSAE.read(label, seed, path, kept, spec)
             if read.sae.d_sae != spec.saes[label].d_sae:
                 raise SpecError(
                     f"the SAE in {path} has {read.sae.d_sae:,} latents, and saes.{label}.d_sae is "
