@@ -271,3 +271,41 @@ def test_the_command_writes_the_trial_and_prints_its_plan(
     assert "minutes are left" in done.output
     assert load_trial(store / "mine.toml").text.source == str(tmp_path / "*.jsonl")
     assert not (store / "trials").exists()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "table", "expected"),
+    [
+        ({"prepend_bos": False}, "text", {"bos": "none"}),
+        ({"context_size": 16}, "text", {"context_tokens": 16}),
+        ({"context_size": 32, "seqpos_slice": [2]}, "text", {"positions": (2,)}),
+        ({"context_size": 32, "seqpos_slice": [2, 20]}, "text", {"positions": (2, 20)}),
+        ({"context_size": 32, "seqpos_slice": [None, None, 2]}, "text", {"positions": (0, 32, 2)}),
+        ({"exclude_special_tokens": True}, "text", {"exclude_tokens": True}),
+        ({"exclude_special_tokens": [1, 3]}, "text", {"exclude_tokens": (1, 3)}),
+        # the tiny model has RMSNorms, which TransformerLens does not centre
+        (
+            {"model_from_pretrained_kwargs": {"center_writing_weights": True}},
+            "model",
+            {"centred": False},
+        ),
+    ],
+)
+def test_what_its_file_says_of_its_training_is_followed(
+    metadata: dict[str, Any],
+    table: str,
+    expected: dict[str, Any],
+    sae: Path,
+    tiny_model: Path,
+    tiny_text: Path,
+    tmp_path: Path,
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(sae, other)
+    config = json.loads((other / "cfg.json").read_text())
+    config["metadata"] |= metadata
+    (other / "cfg.json").write_text(json.dumps(config))
+    settings = ExamineSpec(2_000, 800, 4, "mine", ("text.max_document_tokens=310",))
+    spec = load_trial(write_trial(other, str(tiny_model), tiny_text, tmp_path, None, settings))
+    found = getattr(spec, table)
+    assert {name: getattr(found, name) for name in expected} == expected

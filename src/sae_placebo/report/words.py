@@ -52,6 +52,8 @@ WORDS: tuple[Term, ...] = (
     Term("reference placebo", "The one arm that single latents are held against: a re-draw of the weights, "
          "calibrated and with the embeddings kept, where there is one. An SAE is held against its SAE of "
          "another seed, and a placebo against another re-draw.", source="`placebos`.", page="partners"),
+    Term("given", "Of an SAE: read from a file instead of trained by the trial. Given minus retrained is "
+         "tokens, text and recipe together; retrained minus a placebo is the model.", page="given"),
     Term("contrast", "Two arms that are compared, the first minus the second."),
     Term("factorial", "Arms that cross two things, each real or random. They say which of the two an "
          "effect is owed to."),
@@ -383,6 +385,8 @@ CONTROLS: tuple[Term, ...] = tuple(
         ("frozen_encoder", "Encoder rows stay at random directions; all else is trained.",
          "controls-dictionary"),
         ("pca", "Latents are the principal directions of the activations, plus and minus.",
+         "controls-dictionary"),
+        ("retrained", "The trained SAE, by the recipe of one that is given: it controls nothing.",
          "controls-dictionary"),
         ("soft_frozen", "Each decoder row stays within an angle of its random start.",
          "controls-dictionary"),

@@ -279,8 +279,10 @@ def _read_alike(site: Site) -> dict[str, Any]:
         most = site.context_tokens or _CONTEXT
         slices = [start or 0] + ([] if stop is step is None else [most if stop is None else stop])
         found["positions"] = slices + ([] if step is None else [step])
-    if excluded := site.excluded_tokens:
-        found["exclude_tokens"] = True if excluded is True else list(excluded)
+    if site.excluded_tokens is True:
+        found["exclude_tokens"] = True
+    elif site.excluded_tokens:
+        found["exclude_tokens"] = list(site.excluded_tokens)
     return found
 
 
