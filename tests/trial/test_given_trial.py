@@ -29,6 +29,7 @@ def table_of(model: Path, text: Path, name: str, **changes: Any) -> dict[str, An
         "redraw": {"control": "redraw"},
     }
     made = trial_table(model, text, name=name, hookpoints=[PLACE], arms=arms, **changes)
+    made["contrasts"] = [["trained", "retrained"], ["retrained", "redraw"], ["trained", "redraw"]]
     made["audit"] |= {"arms": ["trained"]}
     made["use"] |= {"latents": 4, "arms": ["trained", "redraw"]}
     return made
@@ -109,6 +110,10 @@ def test_the_record_and_the_page_say_what_was_given(given: sp.Trial, folder: Pat
     assert said["hook"] == "blocks.1.hook_resid_post"
     assert said["explained_variance"] > 0
     page = given.report.read_text()
+    # every contrast says which of the two it is
+    assert "what the model makes: recipe and tokens are the same" in page
+    assert "what the model and the given SAE&#39;s training make together" in page
+    assert "what tokens, text and recipe of the given SAE&#39;s training make together" in page
     assert "SAEs that were given" in page
     assert "given minus it" in page
 

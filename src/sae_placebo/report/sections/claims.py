@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from sae_placebo.report.sections.base import SECTIONS, Content, Section, View, arm_of
-from sae_placebo.report.sections.contrasts import Row, bounds, in_percent, scaled
+from sae_placebo.report.sections.contrasts import Row, asks_of_given, bounds, in_percent, scaled
 from sae_placebo.report.tables import at, records
 from sae_placebo.report.wording import (
     Estimate,
@@ -43,6 +43,7 @@ def build(view: View) -> Content:
             {
                 "name": ", ".join(place),
                 "arm": arm_of(view, arm),
+                "asks": asks_of_given(view, arm, next(iter(known), "")),
                 "rows": sorted(first, key=lambda row: not row["claimed"]),
                 "others": [row for row in rows if not row["first"]],
                 "placebos": [arm_of(view, arm) for arm in view.arms if arm in known],

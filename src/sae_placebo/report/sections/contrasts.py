@@ -8,7 +8,7 @@ from typing import Any
 
 from sae_placebo.report.dots import DotRow
 from sae_placebo.report.sections.base import View
-from sae_placebo.report.tables import at, records
+from sae_placebo.report.tables import at, mapping, records
 from sae_placebo.report.wording import (
     Estimate,
     counted,
@@ -68,6 +68,29 @@ def contrasts(view: View) -> list[Contrast]:
             chosen.sort(key=lambda row: str(row["metric"]).startswith("share_"))
             every.append(Contrast(arm, control, *place, tuple(chosen)))
     return every
+
+
+def has_given(view: View, arm: str) -> bool:
+    """Return whether SAEs of an arm were read from files instead of trained."""
+    facts = mapping(mapping(view.tables.trial.get("arms")).get(arm))
+    return any(mapping(one).get("given") for one in facts.get("records") or ())
+
+
+def asks_of_given(view: View, arm: str, control: str) -> str:
+    """Return what a contrast asks in a trial whose SAE is given; empty where it asks nothing of that."""
+    arms = mapping(view.tables.trial.get("arms"))
+    retrained = [
+        mapping(mapping(arms.get(name)).get("dictionary")).get("kind") == "retrained"
+        for name in (arm, control)
+    ]
+    given = [has_given(view, name) for name in (arm, control)]
+    if given[0] and retrained[1]:
+        return "what tokens, text and recipe of the given SAE's training make together, on the same model"
+    if given[0] and not given[1]:
+        return "what the model and the given SAE's training make together"
+    if retrained[0] and not given[1] and any(has_given(view, name) for name in view.arms):
+        return "what the model makes: recipe and tokens are the same"
+    return ""
 
 
 def bounds(row: Row, prefix: str = "") -> tuple[float | None, float | None]:

@@ -14,6 +14,7 @@ from sae_placebo.report.sections.contrasts import (
     Contrast,
     Row,
     aa_estimate,
+    asks_of_given,
     bounds,
     contrasts,
     decimals,
@@ -140,6 +141,7 @@ def _shown(contrast: Contrast, view: View, figures: dict[str, Figure]) -> dict[s
         "rows": [_table_row(row) for row in contrast.rows],
         "aa_controls": list(names),
         "concluded": _concluded(contrast),
+        "asks": asks_of_given(view, contrast.arm, contrast.control),
     }
 
 

@@ -11,6 +11,7 @@ from sae_placebo.report.sections.contrasts import (
     Contrast,
     Row,
     aa_estimate,
+    asks_of_given,
     contrasts,
     covers_null,
     effect_estimate,
@@ -215,8 +216,10 @@ def _full_stop(text: str) -> str:
 def question(contrast: Contrast, view: View) -> str:
     """Return the question that a contrast with a re-draw answers; empty where the records do not say.
 
-    It follows from the groups of tensors that the two arms keep as trained.
+    It follows from the groups of tensors that the two arms keep as trained, or from whether an SAE was given.
     """
+    if of_given := asks_of_given(view, contrast.arm, contrast.control):
+        return of_given
     parts = [view.parts.get(name) for name in (contrast.arm, contrast.control)]
     if any(part is not None and not part.model_only for part in parts):
         # a control of the data or the dictionary changes more than the model, which the question is about
