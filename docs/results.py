@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 from results_audits import TABLES as AUDIT_TABLES
+from results_given import TABLES as GIVEN_TABLES
 from results_use import TABLES as USE_TABLES
 from results_use import markdown
 
@@ -306,7 +307,7 @@ def main() -> None:
     parser.add_argument("page", type=Path)
     arguments = parser.parse_args()
     text, page = arguments.page.read_text(encoding="utf-8"), Page(arguments.trial)
-    of_folder = USE_TABLES | AUDIT_TABLES
+    of_folder = USE_TABLES | AUDIT_TABLES | GIVEN_TABLES
     others = {name: lambda page, make=make: make(page.folder) for name, make in of_folder.items()}
     for name, make in (TABLES | others).items():
         opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"

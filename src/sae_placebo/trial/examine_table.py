@@ -34,10 +34,11 @@ def latents_of(trial: Trial) -> Any:
     ladder explains it and another seed has it too. Else it *cannot* be told. `flags` name what else a reader
     should know. Use and circuitry are `null` where a latent was not asked, and `use_reason` says so.
     """
-    return _rows(trial, (GIVEN, RETRAINED)).drop(columns="model_seed")
+    return rows_of(trial, (GIVEN, RETRAINED)).drop(columns="model_seed")
 
 
-def _rows(trial: Trial, arms: tuple[str, ...]) -> Any:
+def rows_of(trial: Trial, arms: tuple[str, ...]) -> Any:
+    """Return the table of some arms, with the seed of the model; see `latents_of`."""
     latents = trial.latents
     latents = latents[latents["arm"].isin(arms)]
     made = latents[[*_KEYS, *(name for name in _OF_LATENT if name in latents)]].copy()
@@ -100,20 +101,27 @@ def _flags(row: dict[str, Any]) -> str:
     return "; ".join(found)
 
 
+def asked_of(rows: Any) -> Any:
+    """Return the latents of the SAEs of which use and circuitry were asked; all where none was."""
+    known = (rows["use"].notna() | rows["tied"].notna()).rename("known")
+    asked = known.groupby([rows[name] for name in _KEYS[:-1]], dropna=False).transform("any")
+    return rows[asked] if asked.any() else rows
+
+
 def summary_of(trial: Trial) -> str:
     """Return, of each SAE, how many latents are no better than a placebo's, for a terminal.
 
     The calibrated placebo's rows are what the same rule makes of a placebo's own latents: its false alarms.
     """
     lines = []
-    table = _rows(trial, (GIVEN, RETRAINED, CALIBRATED))
+    table = asked_of(rows_of(trial, (GIVEN, RETRAINED, CALIBRATED)))
     for arm, part in table.groupby("arm", sort=False):
         n = len(part[["model_seed", "sae_seed"]].drop_duplicates())
         lines.append(f"{arm}: {len(part):,} latents of {counted(n, 'SAE')}")
         for verdict in (NO_BETTER, BETTER, CANNOT_TELL):
             own = part[part["placebo"] == verdict]
             share = len(own) / len(part)
-            most = own["why"].value_counts().head(3)
+            most = own["why"].str.split("; use: ").str[0].value_counts().head(3)
             why = "; ".join(f"{n:,}: {reason}" for reason, n in most.items())
             lines.append(
                 f"  {verdict}: {len(own):,} ({share:.1%})"
