@@ -278,6 +278,7 @@ def test_the_command_writes_the_trial_and_prints_its_plan(
     [
         ({"prepend_bos": False}, "text", {"bos": "none"}),
         ({"context_size": 16}, "text", {"context_tokens": 16}),
+        ({"context_size": 32, "seqpos_slice": [None]}, "text", {"positions": None}),
         ({"context_size": 32, "seqpos_slice": [2]}, "text", {"positions": (2,)}),
         ({"context_size": 32, "seqpos_slice": [2, 20]}, "text", {"positions": (2, 20)}),
         ({"context_size": 32, "seqpos_slice": [None, None, 2]}, "text", {"positions": (0, 32, 2)}),

@@ -347,7 +347,7 @@ def _site(metadata: Mapping[str, Any]) -> Site:
         head=number_of(metadata, "hook_head_index"),
         prepend_bos=bos if isinstance(bos, bool) else None,
         context_tokens=number_of(metadata, "context_size"),
-        positions=tuple(positions) if isinstance(positions, list | tuple) else None,
+        positions=_positions(positions),
         excluded_tokens=tuple(excluded) if isinstance(excluded, list) else excluded,
         model_arguments=dict(arguments) if isinstance(arguments, dict) else {},
         l0=float(l0) if isinstance(l0, int | float) else None,
@@ -356,3 +356,10 @@ def _site(metadata: Mapping[str, Any]) -> Site:
 
 
 FORMATS.add(Format("saelens", "SAELens 3 to 6", recognises, read))
+
+
+def _positions(value: Any) -> tuple[int | None, ...] | None:
+    """Return start, stop and step of the positions that were used; None where all were, `[null]` by default."""
+    if not isinstance(value, list | tuple) or all(part is None for part in value):
+        return None
+    return tuple(value)
