@@ -359,7 +359,7 @@ FORMATS.add(Format("saelens", "SAELens 3 to 6", recognises, read))
 
 
 def _positions(value: Any) -> tuple[int | None, ...] | None:
-    """Return start, stop and step of the positions that were used; None where all were, `[null]` by default."""
+    """Return start, stop and step of the positions that were used; None where all were (`[null]`)."""
     if not isinstance(value, list | tuple) or all(part is None for part in value):
         return None
     return tuple(value)
