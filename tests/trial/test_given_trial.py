@@ -17,6 +17,7 @@ from conftest import trial_table
 from sae_placebo.core.errors import PlaceboError, SpecError
 from sae_placebo.saes.formats import read_sae, saelens
 from sae_placebo.trial.given import _unit_rows
+from sae_placebo.trial.sizes import check_sizes
 from sae_placebo.trial.spec import load_trial
 
 PLACE = "resid_post.1"
@@ -179,7 +180,22 @@ def test_what_does_not_fit_is_refused(
     width = {"d_sae": change.pop("d_sae", 64)}
     made["saes"][label] |= {"given": change.pop("given", str(folder)), **width}
     with pytest.raises(PlaceboError, match=message):
+        check_sizes(load_trial(made | change), tmp_path)
+    with pytest.raises(PlaceboError, match=message):
         sp.run(made | change, tmp_path)
+    assert not (tmp_path / "harvest").exists()
+
+
+def test_an_sae_of_another_model_is_refused_before_anything_runs(
+    tiny_model: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    spec = saelens.parse_sae({"kind": "topk", "d_sae": 64, "k": 4})
+    saelens.write(spec.create(48, 0), tmp_path / "other", {})
+    made = table_of(tiny_model, tiny_text, "wrong")
+    (label,) = made["saes"]
+    made["saes"][label] |= {"given": str(tmp_path / "other")}
+    with pytest.raises(SpecError, match=r"width 48, and those at resid_post\.1 have 32"):
+        check_sizes(load_trial(made), tmp_path)
 
 
 def test_topk_rows_of_other_lengths_are_refused_by_name(folder: Path) -> None:

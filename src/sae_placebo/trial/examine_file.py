@@ -18,6 +18,7 @@ from sae_placebo.models.specs import ModelSpec, has_rms_norms
 from sae_placebo.saes.formats import Given, Site, read_sae
 from sae_placebo.saes.formats.objects import is_object, save_object
 from sae_placebo.saes.formats.processing import processing
+from sae_placebo.trial.given import check_given
 from sae_placebo.trial.overriding import parse_overrides, set_value
 from sae_placebo.trial.spec import TrialSpec, load_trial
 
@@ -81,6 +82,7 @@ def write_trial(
     table = _table(read, paths, first, _hookpoint(read, paths[0], hookpoint), settings)
     table = _changed({"name": name} | table, settings.overrides)
     spec, recipe = load_trial(table), table["saes"][_LABEL]
+    check_given(spec)
     if recipe.get("l0") == _UNKNOWN:
         recipe["l0"] = _measured_l0(read, _tried(spec, progress))
     try:

@@ -21,7 +21,7 @@ from sae_placebo.core.lazy import torch
 from sae_placebo.core.sealing import file_hash
 from sae_placebo.core.store import read_json, write_json
 from sae_placebo.models.hookpoints import WRITTEN, parse_hookpoint
-from sae_placebo.models.specs import ModelSpec, has_rms_norms
+from sae_placebo.models.specs import ModelSpec, has_rms_norms, width_at
 from sae_placebo.saes.base import SAE
 
 if TYPE_CHECKING:
@@ -133,6 +133,63 @@ def identity(path: str) -> dict[str, str]:
     return {file.name: file_hash(file) for file in files}
 
 
+def check_given(spec: TrialSpec) -> None:
+    """Refuse given SAEs that do not fit the trial, before anything runs.
+
+    Raises:
+        SpecError: there is none, or see `fitting`; or it has another number of latents than the recipe.
+        StoreError: it cannot be read.
+    """
+    from sae_placebo.saes.formats import read_sae
+
+    for label, by_arm in spec.given.items():
+        for path in (path for paths in by_arm.values() for path in paths):
+            identity(path)
+            given, (hookpoint,) = read_sae(path), spec.hookpoints
+            fitting(given, hookpoint, width_at(spec.model, hookpoint), spec.model)
+            _unit_rows(given.sae)
+            if given.d_sae != spec.saes[label].d_sae:
+                raise SpecError(
+                    f"the SAE in {path} has {given.d_sae:,} latents, and saes.{label}.d_sae is "
+                    f"{spec.saes[label].d_sae:,}: placebos are of the same width, so make them equal"
+                )
+
+
+def fitting(
+    given: Given, hookpoint: str, width: int | None, model: ModelSpec | None = None
+) -> tuple[str, ...]:
+    """Return what is to be said of a given SAE at a place of a model.
+
+    Args:
+        given: The SAE, as read.
+        hookpoint: The place.
+        width: Of the activations there; None where it is not known.
+        model: The model; None for one that is read as it is.
+
+    Raises:
+        SpecError: it reads another width, or another place or other activations of it by its own metadata; or
+            it normalizes every token.
+    """
+    site = given.site.hookpoint
+    if site is not None and site != hookpoint:
+        raise SpecError(
+            f"the given SAE was trained at {given.site.hook} ({site}), and the trial reads {hookpoint}: set "
+            f'hookpoints = ["{site}"]'
+        )
+    loaded = _of_the_same_activations(given, hookpoint, model)
+    if width is not None and given.d_in != width:
+        raise SpecError(
+            f"the given SAE reads activations of width {given.d_in}, and those at {hookpoint} have "
+            f"{width}: it belongs to another model or place"
+        )
+    if given.normalization not in ("none", "missing_factor"):
+        raise SpecError(
+            f"the given SAE normalizes every token by itself ({given.normalization}), so its codes are in no "
+            "unit that a trial can compare; such an SAE is read (read_sae), and not examined"
+        )
+    return loaded
+
+
 def ready(
     given: Given, x: Any, hookpoint: str, model: ModelSpec | None = None
 ) -> tuple[SAE, list[str]]:
@@ -145,29 +202,11 @@ def ready(
         model: The model that they come from; None for one that is read as it is.
 
     Raises:
-        SpecError: it reads another width, or another place or other activations of it by its own metadata; or
-            a trial cannot compute with it: it normalizes every token, or is a TopK SAE whose rows have other
-            norms.
+        SpecError: see `fitting`; or it is a TopK SAE whose rows have other norms.
     """
-    site = given.site.hookpoint
-    if site is not None and site != hookpoint:
-        raise SpecError(
-            f"the given SAE was trained at {given.site.hook} ({site}), and the trial reads {hookpoint}: set "
-            f'hookpoints = ["{site}"]'
-        )
-    loaded = _of_the_same_activations(given, hookpoint, model)
-    if given.d_in != x.shape[1]:
-        raise SpecError(
-            f"the given SAE reads activations of width {given.d_in}, and those at {hookpoint} have "
-            f"{x.shape[1]}: it belongs to another model or place"
-        )
+    loaded = fitting(given, hookpoint, x.shape[1], model)
     if given.normalization == "missing_factor":
         given = given.estimated(x)
-    if given.normalization != "none":
-        raise SpecError(
-            f"the given SAE normalizes every token by itself ({given.normalization}), so its codes are in no "
-            "unit that a trial can compare; such an SAE is read (read_sae), and not examined"
-        )
     return _unit_rows(given.sae), [*given.notes, *given.warnings, *loaded]
 
 

@@ -25,6 +25,7 @@ from sae_placebo.models.specs import (
     width,
     width_at,
 )
+from sae_placebo.trial.given import check_given
 from sae_placebo.trial.spec import TrialSpec
 
 _NUMBER, _HALF = 4, 2
@@ -55,7 +56,7 @@ class Need:
 
 
 def check_sizes(spec: TrialSpec, store: str | Path) -> None:
-    """Refuse a trial that this machine can never hold, whatever else runs on it.
+    """Refuse a trial that this machine can never hold, or whose text or given SAEs do not fit it.
 
     Args:
         spec: The protocol.
@@ -63,8 +64,9 @@ def check_sizes(spec: TrialSpec, store: str | Path) -> None:
             free, since it may be this trial's own.
 
     Raises:
-        SpecError: one piece of work needs more than all memory, or the artefacts more than the disk.
-        StoreError: the file system keeps nothing.
+        SpecError: one piece of work needs more than all memory, or the artefacts more than the disk; or a
+            given SAE does not fit.
+        StoreError: the file system keeps nothing, or a given SAE cannot be read.
         TextError: the text cannot hold as many tokens as are asked for, or tokens are excluded that are none.
     """
     memory = total_memory()
@@ -84,6 +86,7 @@ def check_sizes(spec: TrialSpec, store: str | Path) -> None:
             f"{largest.setting} ({largest.value:,}), or choose a --store on another disk"
         )
     _check_text(spec)
+    check_given(spec)
 
 
 def _check_text(spec: TrialSpec) -> None:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 from sae_placebo.controls.dictionary import DictionaryControl, StreamMoments
 from sae_placebo.core import checkpoints
 from sae_placebo.core.checkpoints import Checkpoint, State, Work
-from sae_placebo.core.errors import SpecError
 from sae_placebo.core.lazy import torch
 from sae_placebo.core.progress import Progress
 from sae_placebo.core.store import write_json
@@ -300,13 +299,7 @@ def _given(spec: TrialSpec, one: ArmModel, harvest: Path) -> dict[tuple[str, int
             x = read_activations(harvest, hookpoint)
             calibration = read_calibrations(harvest)[hookpoint]
             kept = x[calibration.keeps(x)]
-            read = GivenSAE.read(label, seed, path, kept, spec)
-            if read.sae.d_sae != spec.saes[label].d_sae:
-                raise SpecError(
-                    f"the SAE in {path} has {read.sae.d_sae:,} latents, and saes.{label}.d_sae is "
-                    f"{spec.saes[label].d_sae:,}: placebos are of the same width, so make them equal"
-                )
-            found[label, seed] = read
+            found[label, seed] = GivenSAE.read(label, seed, path, kept, spec)
     return found
 
 
