@@ -74,6 +74,7 @@ LEGAL: dict[tuple[str, Any], str] = {
         )
     },
     ("use.worst.rounds", 0): "the set is tried, and nothing leaves it",
+    **{("text.positions.element", value): "a slice from there" for value in (-1, 0)},
     ("contrasts", ()): "none given: the default contrasts",
     **{
         (f"arms.other.{kind}.keep", value): "a set: nothing kept, or one group"
@@ -105,7 +106,7 @@ def settings_of(spec: type[Spec], above: str = "") -> Iterator[Setting]:
     for name, field in spec.model_fields.items():
         place = f"{above}{name}"
         inner = _spec_in(field.annotation)
-        if place in ("arms", "saes") or name == "kind":
+        if place in ("arms", "saes", "given") or name == "kind":
             continue
         if inner is not None:
             yield from settings_of(inner, f"{place}.")
@@ -185,6 +186,7 @@ def tried(place: str, kind: str, element: Any, given: Any) -> Iterator[tuple[Any
 
 
 GIVEN = {
+    "text.positions": 2,
     "hookpoints": "resid_post.1",
     "use.hookpoints": "resid_post.1",
     "audit.hookpoints": "resid_post.1",
