@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import sae_placebo as sp
@@ -24,6 +26,7 @@ from sae_placebo.trial.examine_file import ExamineSpec, write_trial
 from sae_placebo.trial.spec import load_trial
 
 PLACE = "resid_post.1"
+FORMATS = Path(__file__).parents[1] / "saes" / "given"
 
 
 def small(model: Path, text: Path) -> tuple[str, ...]:
@@ -107,7 +110,7 @@ def test_every_latent_has_what_is_said_of_it_and_why(found: sp.Examined) -> None
 def test_the_summary_has_the_placebos_own_rows(found: sp.Examined) -> None:
     said = found.summary()
     assert "given: 64 latents of 1 SAE\n" in said
-    assert "redraw_calibrated: 256 latents of 4 SAEs" in said
+    assert "redraw_calibrated: 64 latents of 1 SAE" in said
     assert "no better" in said
 
 
@@ -310,3 +313,88 @@ def test_what_its_file_says_of_its_training_is_followed(
     spec = load_trial(write_trial(other, str(tiny_model), tiny_text, tmp_path, None, settings))
     found = getattr(spec, table)
     assert {name: getattr(found, name) for name in expected} == expected
+
+
+def _truncated(folder: Path) -> None:
+    path = folder / "sae_weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _tensors(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
+    def corrupt(folder: Path) -> None:
+        path = folder / "sae_weights.safetensors"
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path)
+
+    return corrupt
+
+
+def _settings(**changes: Any) -> Callable[[Path], None]:
+    def corrupt(folder: Path) -> None:
+        path = folder / "cfg.json"
+        config = json.loads(path.read_text())
+        for name, value in changes.items():
+            (config["metadata"] if name in config["metadata"] else config)[name] = value
+        path.write_text(json.dumps(config))
+
+    return corrupt
+
+
+def _second_format(folder: Path) -> None:
+    shutil.copy(FORMATS / "sparsify" / "topk" / "layers.2" / "sae.safetensors", folder)
+
+
+def _pickle(folder: Path) -> None:
+    (folder / "sae_weights.safetensors").unlink()
+    torch.save({"W_enc": torch.zeros(2)}, folder / "ae.pt")
+    (folder / "cfg.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("corrupt", "message"),
+    [
+        (_truncated, "sae_weights.safetensors"),
+        (_tensors(lambda t: t.pop("W_enc")), "W_enc"),
+        (_tensors(lambda t: t.update(b_enc=torch.zeros(7))), "b_enc"),
+        (_tensors(lambda t: t["W_dec"].fill_(float("nan"))), "W_dec"),
+        (_settings(architecture="lattice"), "lattice"),
+        (
+            _settings(hook_name="blocks.9.hook_resid_post"),
+            r"resid_post\.9' is past the last layer.* 0 to 2 are allowed",
+        ),
+        (_settings(hook_name="blocks.1.attn.hook_pattern"), r"--hookpoint resid_post"),
+        (_settings(apply_b_dec_to_input="perhaps"), "apply_b_dec_to_input"),
+        (_second_format, "more than one SAE"),
+        (_pickle, "name the file itself"),
+    ],
+)
+def test_what_is_wrong_with_the_sae_is_one_sentence(
+    corrupt: Callable[[Path], None],
+    message: str,
+    sae: Path,
+    tiny_model: Path,
+    tiny_text: Path,
+    tmp_path: Path,
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(sae, other)
+    corrupt(other)
+    given = ["examine", str(other), "--model", str(tiny_model), "--text", str(tiny_text)]
+    sets = [part for one in small(tiny_model, tiny_text) for part in ("--set", one)]
+    done = CliRunner().invoke(app, [*given, "--store", str(tmp_path / "store"), *sets])
+    assert isinstance(done.exception, PlaceboError), done.output
+    said = str(done.exception)
+    assert re.search(message, said), said
+    assert "\n" not in said
+    assert not (tmp_path / "store" / "trials").exists()
+
+
+def test_too_little_text_is_said_with_what_there_is(
+    sae: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "little.jsonl"
+    text.write_text("".join(json.dumps({"text": f"one line, {i}"}) + "\n" for i in range(9)))
+    with pytest.raises(PlaceboError, match=r"tokens") as refusal:
+        sp.examine(sae, str(tiny_model), text, tmp_path / "store")
+    assert "170,000" in str(refusal.value)

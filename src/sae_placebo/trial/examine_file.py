@@ -148,17 +148,17 @@ def _tried(spec: TrialSpec, progress: Progress) -> torch.Tensor:
     from sae_placebo.models.loading import Reader, load_model
     from sae_placebo.trial.stages.materials import tokenizer_of
 
-    few = min(_TRIED_TOKENS, spec.text.heldout_tokens)
-    text = spec.text.model_copy(update={"train_tokens": 1, "heldout_tokens": few})
     with progress.track("try the given SAE", 1, "text") as advance:
         tokenizer, n_ids = tokenizer_of(spec, spec.model.id)
-        rows = cut(text, tokenizer, spec.seed, n_ids=n_ids).splits["heldout"]
+        # the whole text, so that too little of it is said now
+        rows = cut(spec.text, tokenizer, spec.seed, n_ids=n_ids).splits["heldout"]
+        n = -(-_TRIED_TOKENS // rows.token_ids.shape[1])
         model = load_model(spec.model.id, spec.model.revision)
         if spec.model.centred:
             centre(model)
         reader = Reader(model, list(spec.hookpoints))
-        (found,) = reader.read(torch.from_numpy(rows.token_ids).long()).values()
-        x = found[torch.from_numpy(rows.usable())]
+        (found,) = reader.read(torch.from_numpy(rows.token_ids[:n]).long()).values()
+        x = found[torch.from_numpy(rows.usable()[:n])]
         norms = torch.linalg.vector_norm(x, dim=1)
         advance(1)
     return x[norms <= spec.harvest.outlier_ratio * norms.median()]
