@@ -60,9 +60,10 @@ def test_it_is_what_a_model_with_centred_writing_weights_gives(
     found = Reader(centred, STREAM + INPUTS).read(ids)
     plain = Reader(reference, STREAM + INPUTS).read(ids)
     for name in STREAM + INPUTS:
-        assert torch.allclose(found[name], expected[name], atol=1e-5), name
+        # 32-bit sums in another order: what centring changes is 500 times larger
+        assert torch.allclose(found[name], expected[name], rtol=0, atol=2e-4), name
     for name in STREAM:
-        assert float(found[name].mean(-1).abs().max()) < 1e-5
+        assert float(found[name].mean(-1).abs().max()) < 1e-4
         assert float((plain[name] - found[name]).abs().max()) > 0.05, name
     for name in INPUTS:
         assert torch.equal(plain[name], found[name])

@@ -103,6 +103,7 @@ def test_all_sections_are_there_in_order(page: Page) -> None:
             "arms",
             "headline",
             "claims",
+            "given",
             "matching",
             "effects",
             "designs",

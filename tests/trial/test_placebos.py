@@ -30,6 +30,9 @@ ARMS = {
     "redraw_frozen": {"control": "redraw", "dictionary": {"kind": "frozen_decoder"}},
 }
 
+SAE = "topk"
+"""Label of the one SAE in `conftest.trial_table`."""
+
 
 @pytest.fixture
 def table(tiny_model: Path, tiny_text: Path) -> dict[str, Any]:
@@ -63,7 +66,7 @@ def test_a_placebo_without_attention_is_the_last_choice(table: dict[str, Any]) -
 def test_an_ablated_redraw_shares_bits_with_the_redraw(table: dict[str, Any]) -> None:
     spec = among(table, "trained", "redraw", "unattending", model_seeds=[3])
     with pytest.raises(NotEstimable, match="shares bits"):
-        placebo_of(spec, ArmModel("unattending", 3), 1)
+        placebo_of(spec, ArmModel("unattending", 3), SAE, 1)
 
 
 @pytest.mark.parametrize(
@@ -89,8 +92,8 @@ def test_the_sae_seed_is_the_next_one_and_goes_round(
     spec: TrialSpec, seed: int, following: int
 ) -> None:
     trained = ArmModel("trained", None)
-    assert placebo_of(spec, trained, seed) == Held(ArmModel("kept", 3), following)
-    assert sibling_of(spec, trained, seed) == Held(trained, following)
+    assert placebo_of(spec, trained, SAE, seed) == Held(ArmModel("kept", 3), following)
+    assert sibling_of(spec, trained, SAE, seed) == Held(trained, following)
 
 
 @pytest.mark.parametrize("arm", ["kept", "redraw", "init", "embeddings", "redraw_frozen"])
@@ -98,43 +101,43 @@ def test_the_sae_seed_is_the_next_one_and_goes_round(
 def test_a_drawn_arm_is_held_against_the_next_redraw(
     spec: TrialSpec, arm: str, seed: int, following: int
 ) -> None:
-    held = placebo_of(spec, ArmModel(arm, seed), 1)
+    held = placebo_of(spec, ArmModel(arm, seed), SAE, 1)
     assert held == Held(ArmModel("kept", following), 4)
-    assert sibling_of(spec, ArmModel(arm, seed), 1) == Held(ArmModel(arm, seed), 4)
+    assert sibling_of(spec, ArmModel(arm, seed), SAE, 1) == Held(ArmModel(arm, seed), 4)
 
 
 def test_an_arm_that_reads_other_tokens_or_none_has_no_placebo(spec: TrialSpec) -> None:
     with pytest.raises(NotEstimable, match="text is rewritten"):
-        placebo_of(spec, ArmModel("shuffled", 3), 1)
+        placebo_of(spec, ArmModel("shuffled", 3), SAE, 1)
     with pytest.raises(NotEstimable, match="activations are drawn"):
-        placebo_of(spec, ArmModel("gaussian", 3), 1)
-    assert placebo_of(spec, ArmModel("frozen", None), 1).one == ArmModel("kept", 3)
+        placebo_of(spec, ArmModel("gaussian", 3), SAE, 1)
+    assert placebo_of(spec, ArmModel("frozen", None), SAE, 1).one == ArmModel("kept", 3)
 
 
 @pytest.mark.parametrize("arm", ["surrogate", "redraw_surrogate"])
 def test_a_surrogate_follows_its_tokens_and_has_a_placebo(
     table: dict[str, Any], spec: TrialSpec, arm: str
 ) -> None:
-    assert placebo_of(spec, ArmModel(arm, 3), 1) == Held(ArmModel("kept", 5), 4)
+    assert placebo_of(spec, ArmModel(arm, 3), SAE, 1) == Held(ArmModel("kept", 5), 4)
     alone = among(table, "trained", "kept", arm, model_seeds=[3])
     if arm == "surrogate":
-        assert placebo_of(alone, ArmModel(arm, 3), 1).one == ArmModel("kept", 3)
+        assert placebo_of(alone, ArmModel(arm, 3), SAE, 1).one == ArmModel("kept", 3)
     else:  # its moments are those of the same weights
         with pytest.raises(NotEstimable, match="shares bits"):
-            placebo_of(alone, ArmModel(arm, 3), 1)
+            placebo_of(alone, ArmModel(arm, 3), SAE, 1)
 
 
 def test_one_redraw_is_no_placebo_of_itself_and_one_seed_no_sibling(table: dict[str, Any]) -> None:
     spec = load_trial(table | {"model_seeds": [3], "sae_seeds": [1]})
     with pytest.raises(NotEstimable, match="at least two model_seeds"):
-        placebo_of(spec, ArmModel("kept", 3), 1)
+        placebo_of(spec, ArmModel("kept", 3), SAE, 1)
     with pytest.raises(NotEstimable, match="shares bits"):
-        placebo_of(spec, ArmModel("redraw", 3), 1)
+        placebo_of(spec, ArmModel("redraw", 3), SAE, 1)
     other = table | {"arms": table["arms"] | {"init": {"control": "init"}}, "model_seeds": [3]}
-    held = placebo_of(load_trial(other | {"sae_seeds": [1]}), ArmModel("init", 3), 1)
+    held = placebo_of(load_trial(other | {"sae_seeds": [1]}), ArmModel("init", 3), SAE, 1)
     assert held == Held(ArmModel("kept", 3), 1)
     with pytest.raises(NotEstimable, match="at least two sae_seeds"):
-        sibling_of(spec, ArmModel("trained", None), 1)
+        sibling_of(spec, ArmModel("trained", None), SAE, 1)
 
 
 def test_an_arm_that_reads_the_placebos_only_redraw_is_not_held_against_itself(
@@ -144,9 +147,9 @@ def test_an_arm_that_reads_the_placebos_only_redraw_is_not_held_against_itself(
     spec = among(table, "trained", "redraw", "redraw_frozen", **one_seed)
     assert reference_placebo(spec) == "redraw"
     with pytest.raises(NotEstimable, match="at least two model_seeds"):
-        placebo_of(spec, ArmModel("redraw_frozen", 3), 1)
+        placebo_of(spec, ArmModel("redraw_frozen", 3), SAE, 1)
     spec = among(table, "trained", "redraw", "redraw_frozen")
-    assert placebo_of(spec, ArmModel("redraw_frozen", 3), 1).one == ArmModel("redraw", 5)
+    assert placebo_of(spec, ArmModel("redraw_frozen", 3), SAE, 1).one == ArmModel("redraw", 5)
 
 
 def test_a_kept_head_behind_the_hookpoints_makes_no_other_placebo(
@@ -159,4 +162,4 @@ def test_a_kept_head_behind_the_hookpoints_makes_no_other_placebo(
     spec = load_trial(table | {"arms": arms, "model_seeds": [3], "model": {"id": str(tmp_path)}})
     assert reference_placebo(spec) == "kept"
     with pytest.raises(NotEstimable, match="at least two model_seeds"):
-        placebo_of(spec, ArmModel("both", 3), 1)
+        placebo_of(spec, ArmModel("both", 3), SAE, 1)

@@ -98,9 +98,10 @@ def test_w_u_lies_behind_every_hookpoint_so_its_arm_is_not_trained_twice(
     table: dict[str, Any], finished: sp.Trial
 ) -> None:
     plan = plan_steps(load_trial(table))
-    assert plan.same_as() == {"keep_both": "keep_W_E"}
-    (shared,) = finished.record["shared"]
-    assert (shared["arm"], shared["same_as"]) == ("keep_both", "keep_W_E")
+    # nor is the recipe's own arm, where no SAE is given
+    same = {"keep_both": "keep_W_E", "retrained": "trained"}
+    assert plan.same_as() == same
+    assert {one["arm"]: one["same_as"] for one in finished.record["shared"]} == same
     # what a latent promotes is read off W_U, and decides only from the class `output` downwards
     below = CLASS_NAMES[CLASS_NAMES.index("output") :]
     of_heads = {f"share_{name}" for name in below}
@@ -119,7 +120,7 @@ def test_w_u_lies_behind_every_hookpoint_so_its_arm_is_not_trained_twice(
         assert a[name].reset_index(drop=True).equals(b[name].reset_index(drop=True)), name
     assert not np.allclose(a["unembedding_kurtosis"], b["unembedding_kurtosis"], equal_nan=True)
     trained = len(list(finished.folder.parents[1].glob("train/*")))
-    assert trained == len(ARMS) - 1
+    assert trained == len(ARMS) - len(same)
 
 
 def test_only_an_untied_head_is_behind_the_hookpoints(
@@ -149,7 +150,7 @@ def test_every_sae_says_what_was_controlled(table: dict[str, Any], finished: sp.
     for one, step in plan.train.items():
         folder = sae_folder(store.path(step), "resid_post.1", "topk", 0)
         text = (folder / "cfg.json").read_text()
-        controls = spec.arms["keep_W_E" if one.arm == "keep_both" else one.arm]
+        controls = spec.arms[plan.same_as().get(one.arm, one.arm)]
         for part in (controls.control, controls.data, controls.dictionary):
             assert part is None or f'"{part.kind}"' in text, one
 
